@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws the README's figures over time, for every run with committed results: docs/pictures/history.png.
+"""Draws the figures of docs/performance.md over time, for every run with committed results: docs/pictures/history.png.
 
     python benchmarks/history.py
 

@@ -2,7 +2,7 @@
 """Compares operations with the machine's limits: a roofline (Williams, Waterman and Patterson 2009) of one core.
 
     python benchmarks/roofline.py           measures, four minutes: results/<processor>-roofline.json
-    python benchmarks/roofline.py --draw    draws the file of docs/performance.md: docs/pictures/roofline.png
+    python benchmarks/roofline.py --draw    draws the file of docs/measurements.md: docs/pictures/roofline.png
 
 It needs Linux on x86-64, and a C compiler. It counts arithmetic instructions of vectors by single steps (count.c):
 exactly, as the difference between calls of two sizes. It also measures the roofs: a copy's bytes per second, and the

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of figures in README.md and docs/performance.md, from the files in results/:
+"""The tables of figures in docs/performance.md, docs/measurements.md and docs/compare.md, from the files in results/:
 
     python benchmarks/tables.py    writes them between their markers
 
@@ -44,7 +44,7 @@ THREADS = ("", ", 2 threads")
 STEPS = ("ddpm", "ddim", "dpmpp_2m", "unipc")
 
 FIGURES = [
-    Row("`q_sample`, 256 x 3 x 128 x 128, over the NumPy one-liner above", "", "images, over naive{name}", THREADS),
+    Row("`q_sample`, 256 x 3 x 128 x 128, over the NumPy one-liner", "", "images, over naive{name}", THREADS),
     Row("the same, of the time of `np.copyto`, two threads", "", "images, of np.copyto, 2 threads"),
     Row("`q_sample`, 2^26 elements, over the NumPy one-liner", "", "2^26, over naive{name}", THREADS),
     Row("the same, of the time of `np.copyto`, two threads", "", "2^26, of np.copyto, 2 threads"),
@@ -158,6 +158,12 @@ def rivals_table() -> str:
     return table(heads, rows)
 
 
+def machine() -> str:
+    """Returns the machine of the rivals' figures, and the day."""
+    where = json.loads((RESULTS / f"{MACHINES[RIVALS_ON]}.json").read_text())["machine"]
+    return f"{RIVALS_ON}, {where['cpu'].replace('(R)', '')}, {where['isa'].upper()}, {where['date']}"
+
+
 def roofline() -> dict[str, Any]:
     """Returns the measurements of roofline.py."""
     return dict(json.loads((RESULTS / f"{MACHINES[ROOFLINE_OF]}-roofline.json").read_text()))
@@ -181,8 +187,9 @@ def roofline_table() -> str:
 
 
 TABLES = {
-    "README.md": {"figures": figures_table, "rivals": rivals_table},
-    "docs/performance.md": {"roofline": roofline_table},
+    "docs/compare.md": {"rivals": rivals_table},
+    "docs/measurements.md": {"roofline": roofline_table},
+    "docs/performance.md": {"figures": figures_table},
 }
 
 

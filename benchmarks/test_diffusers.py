@@ -46,6 +46,8 @@ def run(name: str, library: Any, config: dict[str, Any], options: dict[str, Any]
     x, m = torch().randn(2, *shape)
     scheduler.set_timesteps(STEPS)
     scheduler.is_scale_input_called = True
+    if library is module():
+        scheduler.noise = NOISE  # for the classes whose steps take no generator
     first, *times = scheduler.timesteps
     scheduler.step(m, first, x, **options)
     state = dict(vars(scheduler))
@@ -111,6 +113,13 @@ SMALL: tuple[tuple[str, dict[str, Any], float], ...] = (
     ("DPMSolverMultistepScheduler", {}, 15),
     ("UniPCMultistepScheduler", {}, 50),
 )
+# Cheap steps, an integral, and paths of torchsde, of which a Noise needs none.
+OTHERS = (
+    "FlowMatchEulerDiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "CosineDPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
+)
 LARGE: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("DDPMScheduler", {}, {}),
     ("DDIMScheduler", {}, {"eta": 1.0}),
@@ -141,6 +150,7 @@ FIGURES = [
         Figure(f"{ACTION}, {name}", ">=", target, partial(pair, name, config, {}, ACTION))
         for name, config, target in SMALL
     ),
+    *(Figure(f"{ACTION}, {name}", ">=", 2, partial(pair, name, {}, {}, ACTION)) for name in OTHERS),
     *(
         Figure(
             f"{LATENTS}, {name}{' of an SDE' * bool(config)}{', eta = 1' * bool(options)}",

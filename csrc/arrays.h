@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The fast path's view of an array, without a copy. This file reads NumPy's arrays through NumPy's C API.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
 #include "core/call.h"
+#include "interrupts.h"
+#include "layouts.h"
 #include "python.h"
 
 namespace nf {
@@ -53,7 +56,8 @@ struct Made {
     int ndim;
     const int64_t* shape;
     int64_t count;
-    PyArray_Descr* descriptor;  // the array's; borrowed
+    PyArray_Descr* descriptor;   // the array's; borrowed
+    bool channels_last = false;  // whether a tensor's axis 1 is the fastest in memory
 
     bool fits(const View& v) const {
         return v.kind == kind && v.is_tensor == is_tensor && v.writable && v.ndim == ndim &&
@@ -99,16 +103,31 @@ inline bool view_array(PyObject* o, View& v) {
     return PyArray_ISCARRAY_RO(a);
 }
 
-constexpr int64_t kCopied = 1 << 16;  // the most elements to copy here, without checking for Ctrl-C
+// False: a Python error is set.
+inline bool run_copy(const Copy& copy, int64_t count) {
+    constexpr int64_t kLong = 1 << 16;  // elements; fewer take less time than to give the interpreter away
+    return run_call(count > kLong, [&](const GoOn& go_on) { return run_copy(copy, go_on); });
+}
 
-// A new reference to a copy that is C-contiguous, aligned and in native byte order. It is null, without a Python error,
-// if the array's dtype is none of calls, or the array is large.
-inline PyObject* plain_copy(PyArrayObject* a) {
-    if (kind_of(a) == Kind::other || PyArray_SIZE(a) > kCopied) return nullptr;
-    PyArray_Descr* const native = PyArray_DescrFromType(PyArray_TYPE(a));
-    PyObject* const made = native ? PyArray_FromArray(a, native, NPY_ARRAY_CARRAY_RO) : nullptr;
-    if (!made) PyErr_Clear();
-    return made;
+// Describes an array of a dtype of calls, in native byte order and with any strides, but for where its copy goes.
+inline bool view_strided(PyObject* o, View& v, Copy& copy) {
+    view_array(o, v);
+    PyArrayObject* const a = reinterpret_cast<PyArrayObject*>(o);
+    copy.item = static_cast<int>(PyArray_ITEMSIZE(a));
+    copy.axes = v.ndim;
+    copy.from = v.data;
+    std::copy_n(v.shape, v.ndim, copy.shape);
+    std::copy_n(PyArray_STRIDES(a), v.ndim, copy.from_strides);
+    return v.kind != Kind::other && PyArray_ISNOTSWAPPED(a);
+}
+
+// Strides of a C-contiguous array of this shape, or of a channels_last one, in bytes or elements.
+inline void strides_of(const int64_t* shape, int ndim, int64_t item, bool channels_last, int64_t* strides) {
+    int64_t stride = item;
+    const auto next = [&](int axis) { strides[axis] = stride, stride *= shape[axis]; };
+    if (channels_last) next(1);
+    for (int axis = ndim - 1; axis >= 0; --axis)
+        if (!channels_last || axis != 1) next(axis);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The fast path. Calls of a few microseconds are mostly Python. So plain calls, with arrays of one float dtype (x may
-// be integer levels), row numbers or times and Noises, are checked here, from the original arguments. Small arrays that
-// are not C-contiguous, aligned and in native byte order are copied first; tensors have to be plain. All other calls,
+// be integer levels), row numbers or times and Noises, are checked here, from the original arguments. Arrays that are
+// not C-contiguous, aligned and in native byte order are copied first; tensors have to be plain. All other calls,
 // those with wrong arguments included, are declined (NotImplemented): operations then check them, and raise the errors.
 #include <vector>
 
@@ -12,12 +12,12 @@
 namespace nf {
 namespace {
 
-// Takes None, or float64, one for each row, finite at the call's rows.
+// Takes None, or float64, one for each row, finite at the call's rows. It may be a tensor beside tensors.
 bool plain_weights(PyObject* weights, PlainCall& plain) {
     if (weights == Py_None) return true;
     View w;
-    if (!view(weights, w) || w.is_tensor || w.kind != Kind::f64 || w.ndim != 1 || w.count != plain.call.n_rows ||
-        !plain.takes_weights())
+    if (!view(weights, w) || w.is_tensor > plain.x.is_tensor || w.kind != Kind::f64 || w.ndim != 1 ||
+        w.count != plain.call.n_rows || !plain.takes_weights())
         return false;
     plain.call.weights = reinterpret_cast<const double*>(w.data);
     for (int64_t i = 0; i < plain.indices; ++i)
@@ -101,6 +101,7 @@ PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
         return declined();
     const bool wants_loss = args[7] == Py_True, each = args[10] == Py_True;
     if (args[8] == Py_None) plain.outputs.wanted = 0;
+    plain.follow(args[3], kM1);  // the gradient is of the prediction
     if (!plain.outputs.make(call)) return nullptr;
     call.piece = call.segment < call.size ? call.segment : call.size;
     call.g = PyFloat_AS_DOUBLE(args[6]);

@@ -127,12 +127,12 @@ void* resize(void*, void* data, size_t size) {
 PyDataMem_Handler handler{"noisefuse", 1, {nullptr, allocate, allocate_zeros, resize, release}};
 
 // Reads the documented off switch. Memory goes back where it came from, so the switch cannot change later.
-bool is_large(size_t size) {
+bool is_large(size_t size, size_t large = kLargeArray) {
     static const bool on = [] {
         const char* const wanted = std::getenv("NOISEFUSE_HUGE_PAGES");
         return !wanted || std::strcmp(wanted, "0") != 0;
     }();
-    return on && size >= kLargeArray;
+    return on && size >= large;
 }
 
 #endif
@@ -154,9 +154,9 @@ void init_memory() {
 #endif
 }
 
-void* take_memory(size_t size) {
+void* take_memory(size_t size, [[maybe_unused]] size_t large) {
 #if NF_BLOCKS
-    if (is_large(size)) return allocate(nullptr, size);
+    if (is_large(size, large)) return allocate(nullptr, size);
 #endif
     const size_t lines = (size + kLine - 1) / kLine * kLine;
 #if defined(_WIN32)
@@ -166,9 +166,9 @@ void* take_memory(size_t size) {
 #endif
 }
 
-void give_memory_back(void* memory, size_t size) {
+void give_memory_back(void* memory, [[maybe_unused]] size_t size, [[maybe_unused]] size_t large) {
 #if NF_BLOCKS
-    if (is_large(size)) return release(nullptr, memory, size);
+    if (is_large(size, large)) return release(nullptr, memory, size);
 #endif
 #if defined(_WIN32)
     _aligned_free(memory);

@@ -20,8 +20,30 @@ void init_memory();
 
 inline constexpr size_t kLargeArray = size_t{1} << 22;  // bytes; smaller arrays do not gain
 
-// The same for memory outside NumPy's arrays, and ordinary memory below that size. Null if there is none.
-void* take_memory(size_t size);
-void give_memory_back(void* memory, size_t size);
+// The same for memory outside NumPy's arrays, and ordinary memory below the size `large`. Null if there is none.
+void* take_memory(size_t size, size_t large = kLargeArray);
+void give_memory_back(void* memory, size_t size, size_t large = kLargeArray);
+
+// Memory for the length of a call. It may be a large page for few bytes: malloc gives some arrays back to the system
+// each time, and their first touch takes ten times the copy.
+class Scratch {
+  public:
+    Scratch() = default;
+    Scratch(const Scratch&) = delete;
+    ~Scratch() {
+        if (data) give_memory_back(data, size_, kLarge);
+    }
+
+    bool take(size_t size) {
+        size_ = size;
+        return (data = static_cast<char*>(take_memory(size, kLarge)));
+    }
+
+    char* data = nullptr;
+
+  private:
+    static constexpr size_t kLarge = size_t{1} << 17;
+    size_t size_ = 0;
+};
 
 }  // namespace nf

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <mutex>
 
+#include "arrays.h"
 #include "core/philox.h"
 #include "cpu/dispatch.h"
 #include "cpu/lane_scalar.h"
@@ -36,9 +37,10 @@ PyObject* new_array(int ndim, const npy_intp* shape, PyArray_Descr* dtype) {
 namespace {
 
 // False: a Python error is set.
-bool unpack(PyObject* bytes, Call& call) {
+template <class T>
+bool unpack(PyObject* bytes, T& call, const char* name = "Call") {
     if (!PyBytes_Check(bytes) || PyBytes_GET_SIZE(bytes) != Py_ssize_t{sizeof call}) {
-        PyErr_Format(PyExc_TypeError, "expected the %zu bytes of a Call", sizeof call);
+        PyErr_Format(PyExc_TypeError, "expected the %zu bytes of a %s", sizeof call, name);
         return false;
     }
     std::memcpy(&call, PyBytes_AS_STRING(bytes), sizeof call);
@@ -57,6 +59,16 @@ PyObject* py_run(PyObject*, PyObject* const* arguments, Py_ssize_t n) {
         if (!unpack(arguments[1 + i], calls[i])) return nullptr;
     return run_call(true, [&](const GoOn& go_on) { return operation->run(calls, go_on); }) ? Py_NewRef(Py_None)
                                                                                            : nullptr;
+}
+
+// mask(call, masks), without the GIL.
+PyObject* py_mask(PyObject*, PyObject* const* arguments, Py_ssize_t n) {
+    Call call;
+    Masks masks;
+    if (n != 2) return PyErr_Format(PyExc_TypeError, "mask: expected 2 arguments, got %zd", n);
+    if (!unpack(arguments[0], call) || !unpack(arguments[1], masks, "Masks")) return nullptr;
+    const auto run = [&](const GoOn& go_on) { return run_masks(call, masks, go_on); };
+    return run_call(true, run) ? Py_NewRef(Py_None) : nullptr;
 }
 
 // Runs the call that the bytes describe, without the GIL.
@@ -103,6 +115,22 @@ PyObject* py_philox(PyObject*, PyObject* args) {
     return run_call(n > kPhiloxChunk, run) ? Py_NewRef(Py_None) : nullptr;
 }
 
+// copy(from, to): between two layouts, which share no memory. Returns False if they are not of one shape and dtype of
+// calls.
+PyObject* py_copy(PyObject*, PyObject* const* arguments, Py_ssize_t n) {
+    if (n != 2 || !PyArray_Check(arguments[0]) || !PyArray_Check(arguments[1])) Py_RETURN_FALSE;
+    View from, to;
+    Copy copy;
+    auto* const target = reinterpret_cast<PyArrayObject*>(arguments[1]);
+    view_array(arguments[1], to);
+    if (!view_strided(arguments[0], from, copy) || from.kind != to.kind || from.ndim != to.ndim ||
+        !from.same_shape(to) || !PyArray_ISNOTSWAPPED(target) || !to.writable)
+        Py_RETURN_FALSE;
+    copy.to = to.data;
+    std::copy_n(PyArray_STRIDES(target), to.ndim, copy.to_strides);
+    return run_copy(copy, from.count) ? Py_NewRef(Py_True) : nullptr;
+}
+
 PyObject* py_xla_handler(PyObject*, PyObject*) {
     return PyCapsule_New(reinterpret_cast<void*>(xla::run), "xla._CUSTOM_CALL_TARGET", nullptr);
 }
@@ -147,10 +175,12 @@ PyCFunction fast_call(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssiz
 }
 
 PyMethodDef methods[] = {{"run", fast_call(py_run), METH_FASTCALL, nullptr},
+                         {"mask", fast_call(py_mask), METH_FASTCALL, nullptr},
                          {"race", py_described<Race, run_race>, METH_O, nullptr},
                          {"cross_entropy", py_described<CrossEntropy, run_cross_entropy>, METH_O, nullptr},
                          {"empty", py_empty, METH_VARARGS, nullptr},
                          {"philox", py_philox, METH_VARARGS, nullptr},
+                         {"copy", fast_call(py_copy), METH_FASTCALL, nullptr},
                          {"row", fast_call(fast_row), METH_FASTCALL, nullptr},
                          {"random", fast_call(fast_random), METH_FASTCALL, nullptr},
                          {"mse", fast_call(fast_mse), METH_FASTCALL, nullptr},

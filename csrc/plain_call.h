@@ -54,6 +54,17 @@ void take_rows(PyObject* table, DType type, Call& call) {
     call.active = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(table, 2));
 }
 
+// A new reference to a C-contiguous, aligned copy of an array with swapped bytes. Null, without a Python error: there
+// is none, or the array is large. NumPy swaps bytes, and does not listen to Ctrl-C meanwhile.
+PyObject* native_copy(PyArrayObject* a) {
+    constexpr npy_intp kMost = 1 << 16;
+    if (kind_of(a) == Kind::other || PyArray_SIZE(a) > kMost) return nullptr;
+    PyArray_Descr* const native = PyArray_DescrFromType(PyArray_TYPE(a));
+    PyObject* const made = native ? PyArray_FromArray(a, native, NPY_ARRAY_CARRAY_RO) : nullptr;
+    if (!made) PyErr_Clear();
+    return made;
+}
+
 class PlainCall {
   public:
     Call call{};
@@ -65,7 +76,7 @@ class PlainCall {
     PlainCall(const PlainCall&) = delete;
     ~PlainCall() {
         Py_XDECREF(past_);
-        for (PyObject* o : copies_) Py_XDECREF(o);
+        for (PyObject* o : native_) Py_XDECREF(o);
     }
 
     // False: something is not plain; no Python error is set then.
@@ -77,6 +88,7 @@ class PlainCall {
         call.batch = batched_ ? x.shape[0] : 1;
         call.size = x.count / call.batch;
         input(kX, x);
+        follow(a.x, kX);
         return index(a.index) && (!times_ || timed()) && model_output(a.model_output) && past(a.past) &&
                noise(a.noise, a.stream) && outputs.take(0, a.out, call) && outputs.take_auxiliary(a.auxiliary, call) &&
                apart() && complete();
@@ -87,6 +99,11 @@ class PlainCall {
 
     // Of the row numbers, or the times.
     int index_axes() const { return index_.ndim; }
+
+    // New tensors have this one's order in memory, if it was copied for its own.
+    void follow(PyObject* o, int slot) {
+        outputs.channels_last = copies_[slot].data && x.is_tensor && torch.is_channels_last(o);
+    }
 
     // Whether something that is computed lies where an input does.
     bool in_place() const {
@@ -105,7 +122,9 @@ class PlainCall {
     std::unique_ptr<float[]> rounded_;              // rows; null: those of the table
     bool own_rows_ = false;                         // whether the table is of this call alone
     PyObject* past_ = nullptr;                      // a tuple
-    PyObject* copies_[kSlots] = {};  // of arrays that kernels cannot read; the copy of row numbers is in D's place
+    // Copies of arrays that kernels cannot read; those of row numbers are in D's place.
+    Scratch copies_[kSlots];
+    PyObject* native_[kSlots] = {};  // of swapped bytes
     View index_{}, inputs_[kSlots] = {};
     PlainNoise noise_;
 
@@ -158,12 +177,25 @@ class PlainCall {
         return true;
     }
 
-    // Views the array, or a copy that is kept for this slot.
+    // Views the array, or a copy that is kept for this slot. False, perhaps with a Python error: it is not plain.
     bool read(PyObject* o, View& v, int slot) {
         if (view(o, v)) return true;
-        if (!PyArray_CheckExact(o) || PyArray_ISCARRAY_RO(array(o))) return false;
-        if (!copies_[slot]) copies_[slot] = plain_copy(array(o));
-        return copies_[slot] && view(copies_[slot], v);
+        if (PyArray_CheckExact(o) && PyArray_ISBYTESWAPPED(array(o))) {
+            if (!native_[slot]) native_[slot] = native_copy(array(o));
+            return native_[slot] && view(native_[slot], v);
+        }
+        Copy copy;
+        constexpr int64_t kMost = int64_t{1} << 34;  // elements: beyond are errors, which should not wait for a copy
+        if (!view_any(o, v, copy) || v.count > kMost) return false;
+        Scratch& scratch = copies_[slot];
+        if (!scratch.data) {
+            if (!scratch.take(static_cast<size_t>(v.bytes))) return false;
+            copy.to = scratch.data;
+            strides_of(copy.shape, copy.axes, copy.item, false, copy.to_strides);
+            if (!run_copy(copy, v.count)) return false;
+        }
+        v.data = scratch.data;
+        return true;
     }
 
     bool input(int slot, const View& v) {

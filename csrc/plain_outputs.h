@@ -21,7 +21,8 @@ class PlainOutputs {
     int wanted = 1;    // their number
     bool all = false;  // whether all of them are returned
 
-    Made first{}, others{};  // out, and auxiliary outputs
+    Made first{}, others{};      // out, and auxiliary outputs
+    bool channels_last = false;  // whether new tensors are: kernels write in C's order
 
     PlainOutputs() = default;
     PlainOutputs(const PlainOutputs&) = delete;
@@ -86,6 +87,11 @@ class PlainOutputs {
         PyObject* written[3];
         Py_ssize_t n = 0;
         for (int o = 0; o < wanted; ++o) {
+            if (owned_[o] && channels_last) {
+                PyObject* const turned = torch.channels_last(owned_[o], made(o));
+                if (!turned) return nullptr;
+                Py_SETREF(owned_[o], turned);
+            }
             if (owned_[o]) continue;
             written[n++] = given_[o];
             owned_[o] = Py_NewRef(given_[o]);

@@ -78,6 +78,12 @@ bool run_walk(const Call& call, const GoOn& go_on) {
         call.batch * call.size, chunk, [&](int64_t begin, int64_t end) { k.walk(call, begin, end); }, go_on);
 }
 
+bool run_masks(const Call& call, const Masks& masks, const GoOn& go_on) {
+    const Kernels& k = kernels();
+    return parallel_for(
+        call.batch * call.size, kChunk, [&](int64_t begin, int64_t end) { k.mask(call, masks, begin, end); }, go_on);
+}
+
 bool run_loss(const Call& loss, const GoOn& go_on) {
     const Kernels& k = kernels();
     return run_chunks(loss, go_on, k.loss);

@@ -12,6 +12,8 @@ namespace nf {
 bool run_step(const Call& call, const GoOn& go_on);
 // The same; the first result is also clipped to [low, high], in its dtype, while it lies in the caches.
 bool run_clipped_step(const Call& call, double low, double high, const GoOn& go_on);
+// Tokens that become the mask.
+bool run_masks(const Call& call, const Masks& masks, const GoOn& go_on);
 bool run_walk(const Call& call, const GoOn& go_on);
 
 // Runs the chunks on all threads; then adds, in the order of the elements, the sums of samples, and the losses.

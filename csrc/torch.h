@@ -77,6 +77,19 @@ inline bool view_tensor(PyObject* o, const DLTensor& t, View& v) {
     return t.device_type == kCpu && bytes > 0 && reinterpret_cast<uintptr_t>(v.data) % static_cast<size_t>(bytes) == 0;
 }
 
+// Whether results for this tensor are channels_last, as those of torch's pointwise operations are.
+inline bool is_channels_last(const DLTensor& t) {
+    if (t.ndim != 4 && t.ndim != 5) return false;
+    bool follows[2] = {true, true};  // C's order, channels_last
+    for (const bool last : {false, true}) {
+        int64_t strides[5];
+        strides_of(t.shape, t.ndim, 1, last, strides);
+        for (int axis = 0; axis < t.ndim; ++axis)
+            follows[last] &= t.shape[axis] == 1 || t.strides[axis] == strides[axis];
+    }
+    return follows[1] && !follows[0];
+}
+
 // ------------------------------------------------------------------------------------------------ torch
 
 // It is looked up at the first tensor; `tensor` stays null if this torch lacks the exchange API.
@@ -144,11 +157,51 @@ class Torch {
         data = static_cast<char*>(memory) + head;
         int64_t *const shape = reinterpret_cast<int64_t*>(own + 1), *const strides = shape + n;
         std::copy_n(x.shape, n, shape);
-        for (int64_t i = x.ndim - 1, stride = 1; i >= 0; stride *= x.shape[i--]) strides[i] = stride;
+        strides_of(shape, x.ndim, 1, x.channels_last, strides);
         const uint8_t code = x.kind == Kind::bf16 ? kBfloat : is_level(x.kind) ? kUint : kFloat;
         m.tensor = {data, kCpu, 0, x.ndim, code, static_cast<uint8_t>(8 * bytes), 1, shape, strides, 0};
         void* made;
         return api_->to_object(&m, &made) == 0 ? static_cast<PyObject*>(made) : nullptr;
+    }
+
+    // Describes a tensor of the CPU, of a dtype of calls and with any strides, but for where its copy goes.
+    bool view_strided(PyObject* o, View& v, Copy& copy) const {
+        DLTensor t;
+        if (api_->borrow(o, &t) != 0) return PyErr_Clear(), false;
+        view_tensor(o, t, v);
+        copy.item = t.bits / 8;
+        copy.axes = t.ndim;
+        copy.from = v.data;
+        if (t.device_type != kCpu || v.kind == Kind::other || t.ndim > kMostAxes) return false;
+        v.count = 1;
+        for (int axis = 0; axis < t.ndim; ++axis) {
+            v.count *= copy.shape[axis] = t.shape[axis];
+            copy.from_strides[axis] = t.strides[axis] * copy.item;
+        }
+        v.bytes = v.count * copy.item;
+        v.writable = v.is_tensor = true;
+        return true;
+    }
+
+    // A new tensor, channels_last, with the elements of this one, which `make` made. Null: a Python error is set.
+    PyObject* channels_last(PyObject* o, Made made) const {
+        View v;
+        Copy copy;
+        made.channels_last = true;
+        PyObject* const last = view_strided(o, v, copy) ? make(made, copy.to) : nullptr;
+        if (!last) return nullptr;
+        strides_of(copy.shape, copy.axes, copy.item, true, copy.to_strides);
+        if (run_copy(copy, v.count)) return last;
+        Py_DECREF(last);
+        return nullptr;
+    }
+
+    // Whether results for this tensor are channels_last.
+    bool is_channels_last(PyObject* o) const {
+        DLTensor t;
+        if (api_->borrow(o, &t) == 0) return nf::is_channels_last(t);
+        PyErr_Clear();
+        return false;
     }
 
   private:
@@ -206,6 +259,14 @@ class Torch {
 };
 
 inline Torch torch;
+
+// Describes what `view` does not take for its strides alone. False, without a Python error, for everything else.
+inline bool view_any(PyObject* o, View& v, Copy& copy) {
+    const bool seen = PyArray_CheckExact(o) ? view_strided(o, v, copy)
+                      : torch.is_tensor(o)  ? torch.is_plain(o) && torch.view_strided(o, v, copy)
+                                            : false;
+    return seen && v.count > 0 && v.data;
+}
 
 // False, without a Python error, for null and everything that is not plain. The shape is read last: earlier queries of
 // a tensor may run a torch mode of the user's.

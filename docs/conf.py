@@ -3,21 +3,34 @@
 reference imports, and the group ``docs``). Nothing is fetched to build it.
 
 The pages are written for GitHub, too: plain Markdown, in which links may leave docs/ and code is between backquotes.
-So two things are done here that a page cannot say: a link to a file outside of docs/ leads to the repository, and code
-that is a public name links to its place in the reference (names of other libraries: to theirs, where
-docs/inventories/ has them).
+So some things are done here that a page cannot say: a link to a file outside of docs/ leads to the repository; a link
+whose text is a file's name gets the page's title; code that is a public name links to its place in the reference (names
+of other libraries: to theirs, where docs/inventories/ has them); pages of the reference begin with a table of their
+names, and say the types of arguments; tutorials can be downloaded as notebooks and scripts; and pictures of the gallery
+have thumbnails, and their code below them.
 """
 
+import ast
+import inspect
 import re
+import sys
 import tomllib
+from html import escape
+from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 
 from docutils import nodes
-from sphinx.ext import intersphinx
+from sphinx.ext import autosummary, intersphinx
 
 import noisefuse
 
 ROOT = Path(__file__).resolve().parents[1]
+GALLERY = ROOT / "examples" / "gallery.py"
+sys.path.insert(0, str(ROOT / "docs"))
+
+import notebooks  # noqa: E402
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REPOSITORY = PROJECT["urls"]["Repository"]
 
@@ -27,10 +40,25 @@ project_copyright = author
 release = version = noisefuse.__version__
 BRANCH = "main" if ".dev" in release else f"v{release}"  # to which links to the repository lead
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.intersphinx"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
 html_theme = "furo"
 html_title = f"{project} {release}"
-html_theme_options = {"source_repository": f"{REPOSITORY}/", "source_branch": BRANCH, "source_directory": "docs/"}
+html_logo = html_favicon = "pictures/logo.svg"
+html_extra_path = ["pictures/card.png"]  # at the site's root, where meta tags name it
+html_theme_options = {
+    "source_repository": f"{REPOSITORY}/",
+    "source_branch": BRANCH,
+    "source_directory": "docs/",
+}
 if ".dev" in release and re.search(r"^## \[\d", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE):
     last = f'<a href="{PROJECT["urls"]["Documentation"]}/">That of the last release</a>'
     html_theme_options["announcement"] = f"This is the documentation of {release}, which is in work. {last}"
@@ -42,6 +70,12 @@ exclude_patterns = ["inventories"]
 pygments_style, pygments_dark_style = "friendly", "monokai"
 
 myst_heading_anchors = 4  # links to headings as GitHub has them
+myst_enable_extensions = ["colon_fence"]
+copybutton_exclude = ".linenos, .gp, .go"
+copybutton_prompt_text = r">>> |\.\.\. "  # they are not copied
+copybutton_prompt_is_regexp = True
+autosummary_generate = False  # tables alone
+autosummary.WELL_KNOWN_ABBREVIATIONS += ("eq.", "fig.")  # after which a sentence goes on
 nitpicky = True
 nitpick_ignore = [("py:exc", "numba.core.errors.TypingError")]  # not in an inventory: Numba documents none
 default_role = "literal"  # docstrings write `code`, as Markdown does
@@ -55,22 +89,52 @@ intersphinx_mapping = {
     "python": ("https://docs.python.org/3/", "inventories/python.inv"),
     "numpy": ("https://numpy.org/doc/stable/", "inventories/numpy.inv"),
     "torch": ("https://docs.pytorch.org/docs/stable/", "inventories/torch.inv"),
-    "numba": ("https://nvidia.github.io/numba-cuda/", "inventories/numba.inv"),  # numba.cuda, all that pages name
+    "numba": (
+        "https://nvidia.github.io/numba-cuda/",
+        "inventories/numba.inv",
+    ),  # numba.cuda, all that pages name
     "cupy": ("https://docs.cupy.dev/en/stable/", "inventories/cupy.inv"),
 }
-MODULES = {"nf": "noisefuse", "np": "numpy", "nfn": "noisefuse.numba"}  # what the pages call them
+MODULES = {
+    "nf": "noisefuse",
+    "np": "numpy",
+    "nfn": "noisefuse.numba",
+}  # what the pages call them
 
 
 SECTION = re.compile(r"(?:Args|Returns|Raises|Attributes):$")
+ENTRY = re.compile(r"^    (?P<names>\*{0,2}\w+(?:, \w+)*): ", re.MULTILINE)
+
+
+def annotated(obj):
+    """The types of a function's or a constructor's parameters, as its source has them."""
+    try:
+        parameters = inspect.signature(obj).parameters.items()
+    except (TypeError, ValueError):
+        return {}
+    types = {name: parameter.annotation for name, parameter in parameters}
+    return {name: kind for name, kind in types.items() if isinstance(kind, str) and kind != "Any"}
+
+
+def with_types(paragraph, types):
+    """An entry of arguments begins with their type, where all of them have one."""
+
+    def begun(match):
+        kinds = {types.get(name.lstrip("*")) for name in match["names"].split(", ")}
+        kind = kinds.pop() if len(kinds) == 1 else None
+        return match[0] + (f"`{kind}`: " if kind else "")
+
+    return ENTRY.sub(begun, paragraph)
 
 
 def as_rst(app, what, name, obj, options, lines):
     """Docstrings as reStructuredText: paragraphs without its marks, indented ones outside of sections as equations."""
-    made, section = [], False
+    made, section, types = [], False, annotated(obj)
     for paragraph in "\n".join(lines).split("\n\n"):
         first = paragraph.lstrip("\n").split("\n")[0]
         if not first.startswith(" "):
             section = SECTION.match(first) is not None
+            paragraph = with_types(paragraph, types) if first == "Args:" else paragraph
         if first.startswith(">>>"):
             made.append(paragraph)
         elif first.startswith("    ") and not section:
@@ -100,9 +164,24 @@ def reference(app, document, code):
     return None
 
 
+def of_another_library(literal):
+    """Whether a name stands in a table's column of names elsewhere, or of extras, and so is none of ours."""
+    cell = literal
+    while cell is not None and not isinstance(cell, nodes.entry):
+        cell = cell.parent
+    if cell is None:
+        return False
+    row, table = cell.parent, cell.parent.parent.parent
+    head = next(iter(table.findall(nodes.thead)), None)
+    title = head.children[0].children[row.index(cell)].astext() if head is not None else ""
+    return title.startswith(("k-diffusion", "diffusers", "ComfyUI", "extra"))
+
+
 def link_names(app, doctree, document):
     for literal in [*doctree.findall(nodes.literal)]:
         if isinstance(literal.parent, nodes.reference) or not isinstance(literal.parent, nodes.Element):
+            continue
+        if of_another_library(literal):
             continue
         if (found := reference(app, document, literal.astext())) is not None:
             page, title = found
@@ -124,7 +203,149 @@ def link_repository(app, document, content):
     content[0] = re.sub(r"\]\(([^)\s]+)\)", target, content[0])
 
 
+def title_of(page):
+    return re.search(r"^# (.+)$", page.read_text(), re.MULTILINE)[1]
+
+
+def name_pages(app, document, content):
+    """Links whose text is a file's name get the page's title."""
+    here = Path(app.env.doc2path(document)).parent
+
+    def named(match):
+        page = (here / match[1].partition("#")[0]).resolve()
+        inside = page.is_file() and page.is_relative_to(ROOT / "docs")
+        return f"[{title_of(page)}]({match[1]})" if inside else match[0]
+
+    content[0] = re.sub(
+        r"\[(?:docs/)?[\w-]+\.md\]\(([^)\s]+\.md(?:#[\w-]+)?)\)",
+        named,
+        content[0],
+    )
+
+
+DOCUMENTED = re.compile(
+    r"^\.\. auto(?P<kind>\w+):: (?P<name>[\w.]+)\n(?P<members>   :members:\n)?",
+    re.MULTILINE,
+)
+
+
+def documented(kind, name, members):
+    """The names that a directive documents, below noisefuse: of a module or class with members also those."""
+    name = name.removeprefix("noisefuse.")
+    found = [name] if kind in ("function", "class") else []
+    if members and kind == "module":
+        found += [f"{name}.{member}" for member in import_module(f"noisefuse.{name}").__all__]
+    elif members and kind == "class":
+        owner = attrgetter(name)(noisefuse)
+        found += [
+            f"{name}.{member}" for member in vars(owner) if member[0] != "_" and inspect.getdoc(vars(owner)[member])
+        ]
+    return found
+
+
+def summarise(app, document, content):
+    """A page of the reference begins with a table of its names and what they do."""
+    names = [name for match in DOCUMENTED.finditer(content[0]) for name in documented(*match.groups())]
+    if document.startswith("reference/") and document != "reference/interop" and len(names) > 1:
+        table = "\n".join(
+            [
+                ".. autosummary::",
+                "   :nosignatures:",
+                "",
+                *(f"   {name}" for name in names),
+            ]
+        )
+        content[0] = re.sub(
+            r"(\.\. currentmodule:: noisefuse\n)",
+            rf"\1\n{table}\n",
+            content[0],
+            count=1,
+        )
+
+
+def offer_notebook(app, document, content):
+    """A tutorial can be downloaded, as can the program of the gallery."""
+    if not document.startswith("tutorials/") and document != "gallery":
+        return
+    name = document.rpartition("/")[2]
+    cells = notebooks.of_program(GALLERY) if document == "gallery" else notebooks.parts(content[0])
+    folder = Path(app.outdir) / "notebooks"
+    folder.mkdir(parents=True, exist_ok=True)
+    script = GALLERY.read_text() if document == "gallery" else notebooks.script(cells)
+    for ending, text in (("ipynb", notebooks.notebook(cells)), ("py", script)):
+        (folder / f"{name}.{ending}").write_text(text)
+    up = "../" * document.count("/")
+    links = " · ".join(f'<a href="{up}notebooks/{name}.{ending}" download>{words}</a>' for ending, words in DOWNLOADS)
+    content[0] = re.sub(
+        r"^# .+$",
+        rf'\g<0>\n\n<p class="downloads">Download: {links}</p>',
+        content[0],
+        count=1,
+        flags=re.M,
+    )
+
+
+DOWNLOADS = (("ipynb", "notebook"), ("py", "Python"))
+PICTURE = re.compile(
+    r"^```\{image\} (?P<path>pictures/\S+)\n:alt: (?P<alt>.+)\n```$",
+    re.MULTILINE,
+)
+
+
+def code_of_pictures():
+    """The source of each function of the gallery."""
+    text = GALLERY.read_text()
+    functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
+    return {node.name: ast.get_source_segment(text, node) for node in functions}
+
+
+def show_gallery(app, document, content):
+    """The gallery begins with thumbnails, and has the code of each picture that its program draws below it."""
+    if document != "gallery":
+        return
+    code = code_of_pictures()
+
+    def with_code(match):
+        name = Path(match["path"]).stem
+        anchor = f"({name.replace('_', '-')}-picture)=\n"
+        below = f"\n\n:::{{dropdown}} The code\n```python\n{code[name]}\n```\n:::" if name in code else ""
+        return anchor + match[0] + below
+
+    pictures = [*PICTURE.finditer(content[0])]
+    cells = "".join(
+        f'<a href="#{Path(one["path"]).stem.replace("_", "-")}-picture"><img src="_images/{Path(one["path"]).name}" '
+        f'alt="{one["alt"]}" loading="lazy"></a>'
+        for one in pictures
+    )
+    text = PICTURE.sub(with_code, content[0])
+    begin = text.index("\n## ")
+    content[0] = f'{text[:begin]}\n<div class="thumbnails">{cells}</div>\n{text[begin:]}'
+
+
+def describe_page(app, page, template, context, doctree):
+    """What other sites show of a link: a title, a sentence and the card."""
+    site = PROJECT["urls"]["Documentation"]
+    tags = {
+        "og:title": f"{context.get('title', project)} - {project}".removeprefix(f"{project} - "),
+        "og:description": PROJECT["description"],
+        "og:type": "website",
+        "og:url": f"{site}/{page}.html",
+        "og:image": f"{site}/card.png",
+    }
+    lines = [f'<meta property="{name}" content="{escape(value)}">' for name, value in tags.items()]
+    lines.append('<meta name="twitter:card" content="summary_large_image">')
+    context["metatags"] = context.get("metatags", "") + "\n".join(lines)
+
+
 def setup(app):
     app.connect("autodoc-process-docstring", as_rst, priority=400)  # before napoleon
-    app.connect("source-read", link_repository)
+    for change in (
+        offer_notebook,
+        show_gallery,
+        summarise,
+        name_pages,
+        link_repository,
+    ):
+        app.connect("source-read", change)
     app.connect("doctree-resolved", link_names)
+    app.connect("html-page-context", describe_page)

@@ -1,16 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws pictures/*.svg of noise.md and design.md: a counter's bits, a tile's way, a row.
+"""Draws pictures/*.svg: the logo, figures beside other libraries, same keys and same bits, and diagrams of pages.
 
-python docs/drawings.py
+python docs/drawings.py           draws all
+python docs/drawings.py --card    makes a PNG of card.svg, too, by Chromium: what other sites show of a link
 """
 
 from __future__ import annotations
 
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
+import numpy as np
+
+import noisefuse as nf
+from noisefuse.ground.drawing import BLUE, GREY, ORANGE
+
 PICTURES = Path(__file__).parent / "pictures"
 INK, PALE, NAMES, NOISE, DATA = "#222", "#eee", "#cfe0f5", "#f8dcc4", "#d5ecd0"
+TABLES = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "tables.py"))
 
 
 class Drawing:
@@ -28,8 +39,15 @@ class Drawing:
             f'<rect width="{width}" height="{height}" fill="white"/>',
         ]
 
-    def text(self, x: float, y: float, words: str, anchor: str = "middle", size: int = 13) -> None:
-        self.parts.append(f'<text x="{x}" y="{y}" text-anchor="{anchor}" font-size="{size}">{escape(words)}</text>')
+    def text(self, x: float, y: float, words: str, anchor: str = "middle", size: int = 13, more: str = "") -> None:
+        where = f'x="{x}" y="{y}" text-anchor="{anchor}" font-size="{size}"{more}'
+        self.parts.append(f"<text {where}>{escape(words)}</text>")
+
+    def cell(self, x: float, y: float, width: float, height: float, colour: str, rx: float = 2) -> None:
+        """Draws a box without a frame and words."""
+        self.parts.append(
+            f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="{rx:g}" fill="{colour}"/>'
+        )
 
     def box(self, x: float, y: float, width: float, height: float, colour: str, *lines: str) -> None:
         self.parts.append(
@@ -75,7 +93,7 @@ def counter() -> Drawing:
 
 
 def tile() -> Drawing:
-    """docs/design.md, "The CPU kernel"."""
+    """docs/kernels.md."""
     d = Drawing(760, 250, "The way of a tile of 256 elements")
     steps = [
         (NAMES, "counters", "seed, sample, step,", "stream, element"),
@@ -147,7 +165,123 @@ def floors() -> Drawing:
     return d
 
 
-DRAWINGS = {"counter": counter, "tile": tile, "row": row, "floors": floors}
+BOLD = ' font-weight="bold"'
+# What a pair of bars is of, the library beside noisefuse, and the place of its figure in tables.py.
+BESIDE = [
+    ("noise a batch of images", "NumPy", 0, 0),
+    ("the same, with tensors", "torch", 0, 0),
+    ("the same, with arrays of JAX under jit", "JAX", 0, 0),
+    ("noise, a loss and its gradient", "torch", 1, 0),
+    ("Gaussian noise on photographs (bytes)", "albumentations", 0, 0),
+    ("a DDIM step of a robot's plan, 1 x 16 x 7", "diffusers", 0, 1),
+]
+
+
+def times() -> Iterator[tuple[str, str, float]]:
+    """Yields what is measured, the other library, and its time over ours, from the committed results."""
+    for label, rival, row, figure in BESIDE:
+        record = TABLES["RIVALS"][rival][row].records(TABLES["RIVALS_ON"])[figure]
+        yield label, rival, record["value"] if record["target"].startswith(">=") else 1 / record["value"]
+
+
+def bars(d: Drawing, x: float, y: float, width: float) -> None:
+    """Draws a pair of bars for each measurement: the other library's takes all of the width."""
+    for n, (label, rival, ratio) in enumerate(times()):
+        top = y + 56 * n
+        d.text(x, top + 11, label, "start")
+        d.cell(x, top + 18, width, 11, GREY)
+        d.cell(x, top + 31, width / ratio, 11, BLUE)
+        d.text(x + width - 6, top + 27, rival, "end", 10)
+        d.text(x + width / ratio + 6, top + 41, "noisefuse", "start", 10, f' fill="{BLUE}"')
+        d.text(x + width + 14, top + 36, f"{TABLES['number'](ratio)}x", "start", 19, BOLD)
+
+
+def speed() -> Drawing:
+    """README.md, docs/index.md and docs/performance.md: how long other libraries take."""
+    said = (f"{label}: {rival} takes {TABLES['number'](ratio)} times as long" for label, rival, ratio in times())
+    d = Drawing(760, 418, "; ".join(said))
+    d.text(20, 26, "The same work in less time", "start", 17, BOLD)
+    bars(d, 20, 44, 650)
+    where = TABLES["machine"]()
+    d.text(20, 398, f"Time, less is better; one thread each. {where}.", "start", 11)
+    return d
+
+
+def field(noise: nf.Noise, samples: int, elements: int = 12) -> np.ndarray:
+    return nf.randn((samples, elements), noise)
+
+
+def colour(z: float) -> str:
+    """Blue for negative numbers, white for 0, orange for positive ones."""
+    end, share = (BLUE, -z) if z < 0 else (ORANGE, z)
+    share = min(share / 2.2, 1.0)
+    return "#" + "".join(f"{round(255 + share * (int(end[k : k + 2], 16) - 255)):02x}" for k in (1, 3, 5))
+
+
+def same_bits() -> Drawing:
+    """README.md and docs/index.md: each panel is drawn from calls of its own."""
+    d = Drawing(760, 206, "One key, drawn as a batch, in two batches, in two shards, and resumed: the same numbers")
+    noise = nf.Noise(2026, sample=40)
+    halves = [field(noise.window((12,), (start,)), 6, 6) for start in (0, 6)]
+    panels = [
+        ("one batch of 6", [(0, 0, field(noise, 6))]),
+        ("batches of 4 and 2", [(0, 0, field(noise, 4)), (4, 0, field(noise.at(sample=44), 2))]),
+        ("two ranks, half each", [(0, 0, halves[0]), (0, 6, halves[1])]),
+        ("stopped, and resumed", [(3, 0, field(noise.at(sample=43), 3))]),
+    ]
+    for n, (title, parts) in enumerate(panels):
+        x0 = 20 + 186 * n
+        d.text(x0, 26, title, "start", 13, BOLD)
+        for i in range(6):
+            for k in range(12):
+                d.cell(x0 + 13 * k + 6 * (k > 5) * (n == 2), 40 + 22 * i + 6 * (i > 3) * (n == 1), 12, 20, PALE)
+        for top, left, z in parts:
+            for (i, k), value in np.ndenumerate(z):
+                x = x0 + 13 * (left + k) + 6 * (left + k > 5) * (n == 2)
+                d.cell(x, 40 + 22 * (top + i) + 6 * (top + i > 3) * (n == 1), 12, 20, colour(value))
+    d.text(
+        20, 196, "Noise(2026, sample=40): a row is a sample, a colour is a number. Each part is a call.", "start", 11
+    )
+    return d
+
+
+def dots(d: Drawing, x: float, y: float, unit: float) -> None:
+    """Draws the logo: dots that begin as noise and end in order."""
+    z = nf.randn((5, 5, 2), nf.Noise(11))
+    for (row, column), share in np.ndenumerate(np.broadcast_to(np.linspace(1, 0, 5), (5, 5))):
+        dx, dy = 0.34 * unit * share * np.clip(z[row, column], -1.2, 1.2)
+        tint = [round(int(ORANGE[k : k + 2], 16) * share + int(BLUE[k : k + 2], 16) * (1 - share)) for k in (1, 3, 5)]
+        centre = f'cx="{x + unit * (column + 0.5) + dx:.1f}" cy="{y + unit * (row + 0.5) + dy:.1f}"'
+        d.parts.append(f'<circle {centre} r="{unit * 0.32:.1f}" fill="#{"".join(f"{c:02x}" for c in tint)}"/>')
+
+
+def logo() -> Drawing:
+    """The site's logo and favicon."""
+    d = Drawing(120, 120, "noisefuse")
+    d.parts = d.parts[:1]  # it lies on any background
+    dots(d, 2, 2, 23.2)
+    return d
+
+
+def card() -> Drawing:
+    """What other sites show of a link to the documentation."""
+    d = Drawing(1200, 630, "noisefuse: fused kernels for diffusion models and data augmentation")
+    dots(d, 70, 60, 30)
+    d.text(250, 165, "noisefuse", "start", 84, BOLD)
+    d.text(70, 280, "Noising, losses and sampler steps, each fused", "start", 40)
+    d.text(70, 332, "into one pass over memory.", "start", 40)
+    d.text(70, 400, "The same key gives the same bits on every machine.", "start", 40)
+    d.text(70, 470, "times as fast as", "start", 24)
+    for n, (rival, ratio) in enumerate({rival: ratio for _, rival, ratio in [*times()][::-1]}.items()):
+        d.text(70 + 220 * n, 535, f"{TABLES['number'](ratio)}x", "start", 56, BOLD + f' fill="{BLUE}"')
+        d.text(70 + 220 * n, 570, rival, "start", 24)
+    return d
+
+
+DRAWINGS = {
+    "counter": counter, "tile": tile, "row": row, "floors": floors,
+    "speed": speed, "same_bits": same_bits, "logo": logo, "card": card,
+}  # fmt: skip
 
 
 def main(folder: Path = PICTURES) -> None:
@@ -155,5 +289,13 @@ def main(folder: Path = PICTURES) -> None:
         draw().write(folder / f"{name}.svg")
 
 
+def photograph(card: Path) -> None:
+    """Makes a PNG of the card: sites that show links take no SVG."""
+    flags = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1200,630"]
+    subprocess.run(["chromium", *flags, f"--screenshot={card.with_suffix('.png')}", card.as_uri()], check=True)
+
+
 if __name__ == "__main__":
     main()
+    if "--card" in sys.argv:
+        photograph(PICTURES / "card.svg")

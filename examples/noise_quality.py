@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import noisefuse as nf
+from noisefuse.ground.drawing import BLUE, STYLE
 
 WIDTH, END = 1 / 64, 8  # a bin's width, and the end of the last one
 EDGES = np.arange(-END, END + WIDTH / 2, WIDTH)
@@ -56,18 +57,25 @@ def tails(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[Any]]:
 
 
 def plot(counts: NDArray[np.int64], out: Path) -> None:
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        _plot(counts, out)
+
+
+def _plot(counts: NDArray[np.int64], out: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure((9, 4.2), layout="constrained")
     line, ratio = figure.subplots(1, 2)
     drawn, theory = quantiles(counts)
     line.plot([-6.5, 6.5], [-6.5, 6.5], color="0.8", lw=3)
-    line.plot(theory, drawn, ".", ms=3, color="tab:blue")
+    line.plot(theory, drawn, ".", ms=3, color=BLUE)
     line.set(xlabel="normal quantile", ylabel="quantile of the numbers", aspect="equal")
     line.set_title(f"2^{math.log2(counts.sum()):.3g} numbers against the normal distribution")
     found, expected = tails(counts)
     ratio.fill_between(BEYOND, 1 - 2 / np.sqrt(expected), 1 + 2 / np.sqrt(expected), color="0.85", lw=0)
-    ratio.plot(BEYOND, found / expected, "o", ms=5, color="tab:blue")
+    ratio.plot(BEYOND, found / expected, "o", ms=5, color=BLUE)
     for b, n in zip(BEYOND, found, strict=True):
         ratio.annotate(f"{n:,}", (b, 0.03), ha="center", fontsize=7, xycoords=("data", "axes fraction"))
     ratio.set(xlabel="standard deviations", ylabel="found / expected", xlim=(2.7, 6.3), ylim=(0, 2))

@@ -9,11 +9,12 @@ import doctest
 import importlib
 import importlib.metadata
 import inspect
+import io
 import re
 import runpy
 import tomllib
 import zlib
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +32,10 @@ DOCUMENTS = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md
 DOCUMENTS += [ROOT / name / "README.md" for name in ("csrc", "integrations/comfyui")]
 DOCUMENTS += [ROOT / "tests" / "known" / "README.md"]
 FENCE = re.compile(r"^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+PRINTED = re.compile(r"\n*```text\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)  # what follows a block that prints
 NEEDS = {  # packages that are not installed everywhere
+    "README.md": ("skimage",),
+    "docs/index.md": ("skimage",),
     "docs/augment.md": ("torch",),
     "docs/dask.md": ("dask",),
     "docs/diffusers.md": ("diffusers",),
@@ -40,6 +44,7 @@ NEEDS = {  # packages that are not installed everywhere
     "docs/loss.md": ("torch",),
     "docs/migrate.md": ("torch",),
     "docs/numba.md": ("numba",),
+    "docs/rl.md": ("diffusers",),
     "docs/repeated-noise.md": ("dask", "jax", "torch"),
     "docs/start.md": ("torch",),
     "docs/torch.md": ("torch",),
@@ -55,6 +60,7 @@ COMMANDS = (f"pip install '{HERE}[demo]' && noisefuse demo", "pip install '.[tes
 class Block(NamedTuple):
     code: str
     line: int  # the page's line at the beginning of the code
+    printed: str | None  # what it prints, if the page says so: a block of text directly below it
 
 
 def name(path):
@@ -63,15 +69,23 @@ def name(path):
 
 def python_blocks(text):
     """Yields the blocks that run: "```python no-run" does not."""
-    found = (match for match in FENCE.finditer(text) if match["language"] == "python")
-    return [Block(match["code"], text.count("\n", 0, match.start("code"))) for match in found]
+    blocks = []
+    for match in FENCE.finditer(text):
+        if match["language"] == "python":
+            printed = PRINTED.match(text, match.end())
+            line = text.count("\n", 0, match.start("code"))
+            blocks.append(Block(match["code"], line, printed["text"] if printed else None))
+    return blocks
 
 
 def run(path):
     """Runs all blocks of a page, one after the other in one namespace; lines of a traceback are those of the page."""
     scope = {"__name__": "__main__"}
     for block in python_blocks(path.read_text()):
-        exec(compile("\n" * block.line + block.code, path, "exec"), scope)
+        with redirect_stdout(io.StringIO()) as output:
+            exec(compile("\n" * block.line + block.code, path, "exec"), scope)
+        if block.printed is not None:
+            assert output.getvalue() == block.printed
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name)
@@ -102,6 +116,15 @@ def test_a_wrong_block_is_seen(code, tmp_path):
     with pytest.raises((ZeroDivisionError, AssertionError, NameError)) as error:
         run(page)
     assert error.traceback[-1].lineno == 6  # from 0: the seventh line of the page
+
+
+def test_another_output_is_seen(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\nprint(1)\n```\n\n```text\n1\n```\n")
+    run(page)
+    page.write_text(page.read_text().replace("text\n1", "text\n2"))
+    with pytest.raises(AssertionError):
+        run(page)
 
 
 # ---- links -------------------------------------------------------------------------------------------------
@@ -211,7 +234,17 @@ TRANSFORMS = [f".interop.{library}" for library in NEEDS["docs/transforms.md"]]
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".samplers", ".weights", ".numba", ".interop.diffusers", ".interop.k_diffusion", *TRANSFORMS]
+    "name",
+    [
+        "",
+        ".samplers",
+        ".samplers.interpolants",
+        ".weights",
+        ".numba",
+        ".interop.diffusers",
+        ".interop.k_diffusion",
+        *TRANSFORMS,
+    ],
 )
 def test_every_public_name_has_an_entry_in_the_reference(name):
     library = name.rpartition(".")[2] if name[:2] in (".n", ".i") else "numpy"
@@ -302,8 +335,9 @@ def public(module):
 
 
 OFFERED = [*public(nf)]
-PARTS = ("augment", "density", "fields", "samplers", "weights")
+PARTS = ("augment", "density", "discrete", "fields", "samplers", "weights")
 OFFERED += [(f"{part}.{name}", value) for part in PARTS for name, value in public(getattr(nf, part))]
+OFFERED += [(f"samplers.{name}", value) for name, value in public(nf.samplers.tokens)]
 EXAMPLES = [(name, value) for name, value in OFFERED if ">>>" in (inspect.getdoc(value) or "")]
 CONSTRUCTORS = [(name, value) for name, value in inspect.getmembers(nf.Schedule, inspect.ismethod) if name[0] != "_"]
 FUNCTIONS = [(f"Schedule.{name}", value) for name, value in CONSTRUCTORS]

@@ -166,6 +166,31 @@ def test_trained_digits_are_recognised(digits):
     assert np.median(distances) < 0.45
 
 
+# ---- text_diffusion ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def text_diffusion():
+    pytest.importorskip("torch", reason="the example trains in torch")
+    return example("text_diffusion")
+
+
+def test_characters_are_learned_and_written(text_diffusion, tmp_path, capsys, monkeypatch):
+    """Its runs in halves and on ranks are compared as it runs. Seen to fail: no backward(), the next step's noise."""
+    monkeypatch.setattr(text_diffusion, "LENGTH", 32)
+    monkeypatch.setattr(text_diffusion.Network.__init__, "__defaults__", (32, 2))
+    text = text_diffusion.load()
+    text_diffusion.torch.set_num_threads(1)  # beside other tests, threads of so small a network wait for each other
+    losses = text_diffusion.train(text, 40, batch=16)[1]
+    assert np.mean(losses[-5:]) < 0.85 * np.mean(losses[:3])
+    out = tmp_path / "text.png"
+    text_diffusion.main(["--out", str(out), "--steps", "2", "--calls", "4", "--threads", "1"])
+    assert out.read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert "each run was the same in two halves and on two ranks" in printed
+    assert len(re.findall(r"^ +(?:mdlm|remdm|llada|discrete_flow): .{32}$", printed, re.MULTILINE)) == 8
+
+
 # ---- rl_digits ---------------------------------------------------------------------------------------------
 
 

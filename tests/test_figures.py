@@ -15,7 +15,8 @@ import noisefuse as nf
 
 ROOT = Path(__file__).parents[1]
 TABLES = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs" / "performance.md").read_text()
+COMPARE = (ROOT / "docs" / "compare.md").read_text()
 
 
 @pytest.mark.parametrize("page", TABLES["TABLES"])
@@ -25,14 +26,14 @@ def test_the_page_has_what_was_measured(page):
 
 
 def test_another_number_is_seen():
-    planted = README.replace("| 0.84 us |", "| 1.5 us |")
-    assert planted != README
-    assert TABLES["filled"]("README.md", planted) == README
+    planted = PAGE.replace("| 0.84 us |", "| 1.5 us |")
+    assert planted != PAGE
+    assert TABLES["filled"]("docs/performance.md", planted) == PAGE
 
 
 def test_a_marker_that_is_not_there_is_told():
     with pytest.raises(ValueError, match="/rivals"):
-        TABLES["filled"]("README.md", README.replace("<!-- /rivals -->", ""))
+        TABLES["filled"]("docs/compare.md", COMPARE.replace("<!-- /rivals -->", ""))
 
 
 @pytest.mark.parametrize(
@@ -53,8 +54,27 @@ def test_a_ratio_of_ours_is_turned_round():
 
 
 @pytest.mark.parametrize(
-    ("page", "count"), [("README.md", r"`samplers\.\*`: (\d+) of them"), ("docs/compare.md", r"\| samplers \| (\d+),")]
+    ("page", "count"),
+    [
+        ("docs/which-call.md", r"`samplers\.\*`: (\d+) of them"),
+        ("docs/compare.md", r"\| samplers \| (\d+),"),
+        ("docs/index.md", r"(\d+) samplers, each"),
+    ],
 )
 def test_pages_count_the_samplers(page, count):
     (found,) = re.findall(count, (ROOT / page).read_text())
     assert int(found) == sum(name.islower() for name in nf.samplers.__all__)  # the others are classes
+
+
+def test_the_readme_fits_a_screen_or_two():
+    """Seen to fail: two tables of figures in it."""
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 110
+
+
+def test_pages_say_of_the_picture_what_it_shows():
+    """Seen to fail: another least or greatest ratio."""
+    drawn = [TABLES["number"](ratio) for *_, ratio in runpy.run_path(str(ROOT / "docs" / "drawings.py"))["times"]()]
+    least, greatest = min(map(float, drawn)), max(map(float, drawn))
+    for page in ("README.md", "docs/performance.md", "docs/index.md"):
+        (said,) = re.findall(r"take\s+(\d+)\s+to\s+(\d+)\s+times\s+as\s+long", (ROOT / page).read_text())
+        assert said == (f"{least:.0f}", f"{greatest:.0f}"), page

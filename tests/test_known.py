@@ -191,7 +191,26 @@ def masked_cross_entropy(dtype):
 
 
 SINGLE = {name: DTYPES[name] for name in ("float32", "float16", "bfloat16")}
+TOKENS = {name: np.dtype(name) for name in ("int64", "int32", "uint8", "uint16")}
 ALL = DTYPES | {"uint8": np.dtype(np.uint8), "uint16": np.dtype(np.uint16)}
+
+
+def of_tokens(dtype):
+    """Yields (tokens, p, noise) of the cases of `update`."""
+    for shape, t, noise, _ in cases(any_stream=False):
+        yield (word(np.arange(np.prod(shape))) >> 24).astype(dtype).reshape(shape), (np.asarray(t) + 1) / 8, noise
+
+
+def q_mask(dtype):
+    for ids, p, noise in of_tokens(dtype):
+        yield from nf.q_mask(ids, p, noise, 127)
+
+
+def q_uniform(dtype):
+    for ids, p, noise in of_tokens(dtype):
+        yield nf.q_uniform(ids, p, noise, 50257)[0]
+
+
 OPERATIONS = {
     "philox": (philox, {"uint32": np.dtype(np.uint32)}),
     "randn": (random(nf.randn), DTYPES),
@@ -211,6 +230,8 @@ OPERATIONS = {
     "transition": (transition, {"uint8": np.dtype(np.uint8)}),
     "density": (density, DTYPES),
     "interval": (interval, DTYPES),
+    "q_mask": (q_mask, TOKENS),
+    "q_uniform": (q_uniform, {"int64": TOKENS["int64"]}),
     "categorical": (categorical, SINGLE),
     "masked_cross_entropy": (masked_cross_entropy, SINGLE),
 }

@@ -33,9 +33,9 @@ def walk(call):
     return len(files), len({*files}), sum(a != b for a, b in itertools.pairwise(files))
 
 
-def of_tensor(call, **options):
+def of_tensor(call, shape=X.shape, **options):
     torch = pytest.importorskip("torch")
-    x = torch.ones(X.shape, **options)
+    x = torch.ones(shape, **options)
     return lambda: call(x.to(memory_format=torch.channels_last) if not options else x)
 
 
@@ -46,7 +46,8 @@ WALKS = {
     "strided": (lambda: lambda: nf.q_sample(X[..., ::2], 5, S, N), (3, 2, 1)),
     "float times": (lambda: lambda: nf.q_sample(X, [0.2, 0.4], FLOW, N), (4, 4, 3)),
     "std (B,)": (lambda: lambda: nf.augment.gaussian(X, np.array([0.1, 0.2]), N), (40, 8, 25)),
-    "channels_last": (lambda: of_tensor(lambda x: nf.q_sample(x, 5, S, N)), (50, 10, 35)),
+    "channels_last": (lambda: of_tensor(lambda x: nf.q_sample(x, 5, S, N)), (4, 3, 2)),
+    "large channels_last": (lambda: of_tensor(lambda x: nf.q_sample(x, 5, S, N), (2, 8, 96, 96)), (4, 3, 2)),
     "with a gradient": (lambda: of_tensor(lambda x: nf.q_sample(x, 5, S, N), requires_grad=True), (40, 10, 25)),
 }
 

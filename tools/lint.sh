@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 
 ruff check
 ruff format --check
+ruff format --check --config pyproject.toml docs/*.py docs/inventories/*.py
 mypy --strict src
 bandit --quiet --configfile pyproject.toml --recursive src tools integrations
 check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml

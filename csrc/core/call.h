@@ -87,4 +87,18 @@ struct Call {
     constexpr bool row_for_each() const { return period || by_level; }
 };
 
+// What q_mask adds to a call, which says where the words lie in the field: a token becomes the mask where its word lies
+// below rint(2^32 p).
+struct Masks {
+    const void* tokens;
+    void* out;
+    uint8_t* masked;       // whether each token became the mask
+    const uint8_t* where;  // tokens that may become it; null: all
+    const double* p;       // from 0 to 1, one for each segment of `segment` tokens
+    int64_t segment;
+    uint64_t mask;
+    int32_t bytes;       // of a token
+    int32_t complement;  // whether the others become it
+};
+
 }  // namespace nf

@@ -3,12 +3,13 @@
 //
 // A loop takes an array in tiles that stay in the L1 cache: it fills a tile with noise, then adds up the row's terms.
 // The noise is made in two passes, words and normals. Each is short enough for the processor to overlap its iterations,
-// which gains 10 to 15 % over one long loop body (docs/design.md has the measurements).
+// which gains 10 to 15 % over one long loop body (docs/kernels.md has the measurements).
 #include "kernels.h"
 
 #include "drawing.h"
 #include "float_mode.h"
 #include "loss_range.h"
+#include "masks.h"
 #include "tile_registers.h"
 
 namespace nf {
@@ -65,7 +66,7 @@ void step_drawing(const Call& s, int64_t begin, int64_t end, bool stays, const A
     for (int i = 0; i < n; ++i) out[i] = transition(levels[x[i]], float_to_bits(words[i]));
 }
 
-// Turns bytes into other bytes by a table, without rows.
+// Turns bytes into other bytes by a table, without rows. Without a table the words themselves are the result.
 void step_transitions(const Call& s, int64_t begin, int64_t end) {
     Rows<float> rows(s);
     Arrays<float> arrays(s);
@@ -74,6 +75,10 @@ void step_transitions(const Call& s, int64_t begin, int64_t end) {
     auto* const out = static_cast<uint8_t*>(s.out[0]);
     for_each_drawn_tile(s, begin, end, rows, arrays, [&](int64_t at, const Counters& counters, const RoundKeys& keys) {
         const float* const words = noise.fill(counters, keys, Draw::words, 0, Nothing{});
+        if (!s.transitions) {
+            std::memcpy(static_cast<float*>(s.out[0]) + at, words, sizeof(float) * static_cast<size_t>(counters.size));
+            return;
+        }
         for (int i = 0; i < counters.size;) {
             const int64_t segment = (at + i) / s.segment, left = (segment + 1) * s.segment - at - i;
             const auto n = static_cast<int>(least(left, counters.size - i));
@@ -217,6 +222,6 @@ void clip(const Call& call, int64_t begin, int64_t end, double low, double high)
 
 extern RaceKernel NF_RACE;  // race.cpp
 extern const Kernels NF_KERNELS;
-const Kernels NF_KERNELS{NF_NAME, step, walk, loss, step_and_loss, clip, NF_RACE};
+const Kernels NF_KERNELS{NF_NAME, step, walk, loss, step_and_loss, clip, mask_range, NF_RACE};
 
 }  // namespace nf

@@ -30,6 +30,7 @@ struct Kernels {
     void (*step_and_loss)(const Call& step, const Call& loss, int64_t begin_chunk, int64_t end_chunk);
     // Clips the first result in place to [low, high]. Its dtype holds both bounds.
     void (*clip)(const Call&, int64_t begin, int64_t end, double low, double high);
+    void (*mask)(const Call&, const Masks&, int64_t begin, int64_t end);
     RaceKernel* race;  // of one row of categories
 };
 

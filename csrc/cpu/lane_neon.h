@@ -11,7 +11,7 @@ namespace {
 
 struct Neon {
     static constexpr int width = 4, halves = 2;
-    static constexpr bool twice = false;
+    static constexpr bool twice = true;
     static constexpr int block_of_lane(int lane, float) { return lane; }
     static constexpr int block_of_lane(int lane, double) { return lane; }
 

@@ -108,21 +108,39 @@ def _named(seed):
 
 
 def _function(name):
-    """A function of k-diffusion's, as KSAMPLER calls it, with the noise that the run's seed names."""
-    run = _lms if name == "lms" else getattr(k_diffusion, f"sample_{name}")
+    """A function of the menu, as KSAMPLER calls it, with the noise that the run's seed names."""
+    entry, run = k_diffusion.MENU[name], getattr(k_diffusion, f"sample_{name}")
     parameters = inspect.signature(run).parameters
+    run = {"lms": _lms, "dpm_fast": _dpm_fast, "dpm_adaptive": _dpm_adaptive}.get(name, run)
 
     def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, **options):
-        if "noise" in parameters:
-            drawn = options.get("s_churn", 0) if name in CHURNED else options.get("eta", 1)
-            if drawn or name not in CHURNED + STILL:
-                _need_levels(name, model)
-            if options.get("noise_sampler") is None:
-                options["noise"] = _named((extra_args or {}).get("seed"))
+        sampling = model.inner_model.inner_model.model_sampling
+        flow = isinstance(sampling, comfy.model_sampling.CONST)
+        if flow and options.get("s_churn", 0) > 0:
+            raise ValueError(
+                f"{name}: churn is for x = x0 + sigma z, and this model is a flow, x = (1 - sigma) x0 + sigma z: "
+                "take s_churn = 0, or a sampler that draws noise by itself, such as euler_ancestral"
+            )
+        if "flow" in parameters:
+            options["flow"] = flow
+        if flow and entry.below_one and len(sigmas) > 1 and sigmas[0] >= 1:
+            sigmas = sigmas.clone()
+            sigmas[0] = sampling.percent_to_sigma(1e-4)  # by the model's own shift
+        if "tau_func" in parameters and options.get("tau_func") is None:
+            options["tau_func"] = _between(sampling.percent_to_sigma(0.2), sampling.percent_to_sigma(0.8))
+        if {"s_noise", "noise_sampler"} <= {*parameters} and not name.startswith("dpm_"):
+            options["s_noise"] = options.get("s_noise", 1.0) * getattr(sampling, "noise_scale", 1.0)
+        if "noise" in parameters and options.get("noise_sampler") is None:
+            options["noise"] = _named((extra_args or {}).get("seed"))
         return run(model, x, sigmas, extra_args, callback, disable, **options)
 
     sample.__name__ = f"sample_{name}"
     return sample
+
+
+def _between(most, least):
+    """SA-Solver draws noise in steps that end between two levels."""
+    return lambda sigma: 1.0 if least <= sigma <= most else 0.0
 
 
 def _lms(model, x, sigmas, extra_args, callback, disable):
@@ -135,25 +153,36 @@ def _lms(model, x, sigmas, extra_args, callback, disable):
     return k_diffusion.sample_euler(model, x, sigmas[-2:], extra_args, told, disable)
 
 
-def _need_levels(name, model):
-    """ValueError for a flow model: for it the host has other formulas of these names, or other noise."""
-    if isinstance(model.inner_model.inner_model.model_sampling, comfy.model_sampling.CONST):
-        raise ValueError(
-            f"{name} is for x = x0 + sigma z, and this model is a flow, x = (1 - sigma) x0 + sigma z: "
-            f"take one that draws no noise, such as {', '.join(PLAIN[:3])}"
-        )
+def _ends(sigmas):
+    """The last level above 0, and the first one."""
+    return float(sigmas[-1] or sigmas[-2]), float(sigmas[0])
+
+
+def _dpm_fast(model, x, sigmas, *called, **options):
+    if len(sigmas) < 2:
+        return x
+    return k_diffusion.sample_dpm_fast(model, x, *_ends(sigmas), len(sigmas) - 1, *called, **options)
+
+
+def _dpm_adaptive(model, x, sigmas, *called, **options):
+    if len(sigmas) < 2:
+        return x
+    return k_diffusion.sample_dpm_adaptive(model, x, *_ends(sigmas), *called, **options)
 
 
 def _sampler(name, **options):
     return (comfy.samplers.KSAMPLER(_function(name), options),)
 
 
-PLAIN = ["euler", "heun", "dpmpp_2m", "dpm_2", "lms", "ipndm", "gradient_estimation"]
-CHURNED = ["euler", "heun", "dpm_2"]
-STILL = ["euler_ancestral", "dpm_2_ancestral"]  # which on flows are the host's, too, with eta = 0
-ANCESTRAL = ["euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral"]
-SDE = ["dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde", "dpmpp_sde"]
-FIXED = ["ddpm", "lcm"]
+def _with(*names):
+    """The names of the menu whose functions have these parameters."""
+    own = {name: getattr(k_diffusion, f"sample_{name}", None) for name in k_diffusion.MENU}
+    return [name for name, run in own.items() if run and {*names} <= {*inspect.signature(run).parameters}]
+
+
+MENU = _with()
+DRAWING = _with("eta", "s_noise")
+CHURNED = _with("s_churn")
 
 
 def _number(default, least=0.0, most=100.0, step=0.01):
@@ -167,28 +196,24 @@ class _SamplerNode:
 
 
 class NoisefuseSampler(_SamplerNode):
-    """Any of the samplers, with the options that k-diffusion gives it."""
+    """Any sampler of the host's menu, with the options that it has there."""
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"sampler_name": (PLAIN + ANCESTRAL + SDE + FIXED,)}}
+        return {"required": {"sampler_name": (MENU,)}}
 
     def get_sampler(self, sampler_name):
-        if sampler_name == "dpmpp_2m_sde_heun":
-            return _sampler("dpmpp_2m_sde", solver_type="heun")
         return _sampler(sampler_name)
 
 
 class NoisefuseSamplerAncestral(_SamplerNode):
-    """Ancestral samplers, and those of the SDE: eta is how much of the noise is drawn anew."""
+    """Samplers that draw noise: eta is how much of it is drawn anew."""
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"sampler_name": (ANCESTRAL + SDE,), "eta": _number(1.0), "s_noise": _number(1.0)}}
+        return {"required": {"sampler_name": (DRAWING,), "eta": _number(1.0), "s_noise": _number(1.0)}}
 
     def get_sampler(self, sampler_name, eta, s_noise):
-        if sampler_name == "dpmpp_2m_sde_heun":
-            return _sampler("dpmpp_2m_sde", eta=eta, s_noise=s_noise, solver_type="heun")
         return _sampler(sampler_name, eta=eta, s_noise=s_noise)
 
 
@@ -238,7 +263,7 @@ def _rows(name, **options):
 
 
 DIVIDES = ["dpmpp_singlestep", "deis", "unipc"]  # by alpha, which is 0 where a flow begins
-ROWS = ["ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", *DIVIDES, "lcm"]
+ROWS = ["ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "res_multistep", *DIVIDES, "lcm"]
 
 
 class NoisefuseSamplerRows(_SamplerNode):

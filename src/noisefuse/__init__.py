@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fused kernels for diffusion models: noise for free, and the same seed gives the same bits everywhere."""
 
-from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import augment, density, discrete, fields, paths, samplers, weights
 from .backends import info, set_num_threads, use_backend
+from .discrete_sampler import DiscreteSampler
+from .ground.headers import get_include
 from .ground.lazy import lazy
 from .ground.version import __version__ as __version__
 from .noise import NOISE_VERSION, Noise
@@ -14,13 +15,15 @@ from .operations.categorical import categorical
 from .operations.cross_entropy import masked_cross_entropy
 from .operations.draw import philox4x32, randn, randn_like, uniform
 from .operations.interpolate import interpolate
-from .operations.loss import mse_loss, mse_loss_grad
+from .operations.loss import interpolate_loss, mse_loss, mse_loss_grad
 from .operations.noised import noised
 from .operations.process import q_sample, q_step, q_walk
+from .operations.tokens import q_mask, q_transition, q_uniform
 from .operations.update import update
 from .sampler import Sampler
 from .schedule import Schedule
 from .tableau import Row, Tableau
+from .token_table import TokenRow, TokenTable
 
 if TYPE_CHECKING:
     from . import interop as interop
@@ -28,13 +31,12 @@ if TYPE_CHECKING:
     from . import numba as numba
 
 __all__ = [
-    "NOISE_VERSION", "Noise", "Row", "Sampler", "Schedule", "Tableau", "augment", "categorical", "density",
-    "discrete", "fields", "info", "interpolate", "masked_cross_entropy", "mse_loss", "mse_loss_grad", "noised",
-    "paths", "philox4x32", "q_sample", "q_step", "q_walk", "randn", "randn_like", "samplers", "set_num_threads",
-    "uniform", "update", "use_backend", "weights",
+    "NOISE_VERSION", "DiscreteSampler", "Noise", "Row", "Sampler", "Schedule", "Tableau", "TokenRow", "TokenTable",
+    "augment", "categorical", "density", "discrete", "fields", "get_include", "info", "interpolate", "interpolate_loss",
+    "masked_cross_entropy", "mse_loss", "mse_loss_grad", "noised", "paths", "philox4x32", "q_mask", "q_sample",
+    "q_step", "q_transition", "q_uniform", "q_walk", "randn", "randn_like", "samplers", "set_num_threads", "uniform",
+    "update", "use_backend", "weights",
 ]  # fmt: skip
 
-__getattr__: Callable[[str], Any]
-__dir__: Callable[[], list[str]]
-__getattr__, __dir__ = lazy(__name__, ("legacy", "numba"), [*__all__, "__version__", "interop"])
+lazy(__name__, ("legacy", "numba"), [*__all__, "__version__", "interop"])
 import_module(".interop", __name__)  # stands above, and registers the libraries of arrays that it knows

@@ -1,8 +1,175 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Discrete diffusion: tokens of a vocabulary in place of numbers (docs/discrete.md)."""
+"""Discrete diffusion: training times, schedules of the probability of a mask, and transitions of tokens."""
 
 from __future__ import annotations
 
-from .operations.categorical import Partial, combine
+import math
+from typing import Any, Literal
 
-__all__ = ["Partial", "combine"]
+import numpy as np
+from numpy.typing import NDArray
+
+from .ground.kinds import library_for, need_plain
+from .language.chains import Transition
+from .mask_schedule import MaskSchedule, cosine, geometric, linear, llada, log_linear
+from .noise import TIMES, Noise, got, need_stream_0
+from .operations.categorical import Partial, combine
+from .operations.draw import uniform as uniform_numbers
+from .operations.tokens import integer, probabilities
+
+__all__ = [
+    "MaskSchedule", "Partial", "Transition", "absorbing", "combine", "cosine", "gaussian", "geometric", "linear",
+    "llada", "log_linear", "times", "uniform",
+]  # fmt: skip
+
+_KINDS = ("stratified", "shared", "independent")
+
+
+def times(
+    n: int,
+    noise: Noise,
+    *,
+    first: int = 0,
+    of: int | None = None,
+    kind: Literal["stratified", "shared", "independent"] = "stratified",
+) -> NDArray[np.float64]:
+    """Training times in [0, 1] for n samples of a batch that ranks may share: a pure function of the noise's key.
+
+    With `first` and `of`, the ranks' times are parts of those of the whole batch, so they do not depend on how many
+    ranks there are.
+
+    Args:
+        n: the number of samples here.
+        noise: a Noise of the run; its step is the iteration. Sample ``noise.sample + first + i`` draws u_i, or, with an
+            array of n ids, sample ``noise.sample[i]``; they draw element 0 of stream 17, as `uniform` does in float64.
+        first: the number of this rank's first sample in the whole batch, such as ``rank * n``.
+        of: the number of samples in the whole batch. None: n, and first is 0.
+        kind: "stratified": (first + i + u_i) / of, one time in each of `of` equal cells. "shared": ((first + i) / of +
+            u) mod 1 with one u for all, of sample ``noise.sample``, as MDLM's ``_sample_t`` has it (Sahoo et al. 2024;
+            low-discrepancy sampling of Kingma et al. 2021, appendix I.1). "independent": u_i.
+
+    Returns:
+        float64 (n,).
+
+    Raises:
+        TypeError, ValueError, OverflowError: the message says what was given and what was expected.
+
+    >>> noise = nf.Noise(7, step=3)
+    >>> t = nf.discrete.times(4, noise)
+    >>> bool(np.array_equal(np.floor(4 * t), [0, 1, 2, 3]))
+    True
+    >>> rank_1_of_2 = nf.discrete.times(2, noise, first=2, of=4)
+    >>> bool(np.array_equal(rank_1_of_2, t[2:]))
+    True
+    """
+    n, first = integer("n", n), integer("first", first)
+    if of is None and first:
+        raise ValueError(f"first = {first}: expected of=, the number of samples in the whole batch, with it")
+    of = n if of is None else integer("of", of)
+    if n < 0 or first < 0 or first + n > of:
+        raise ValueError(f"n = {n}, first = {first}, of = {of}: expected samples first .. first + n - 1 of 0 .. of - 1")
+    if kind not in _KINDS:
+        raise ValueError(f"kind = {kind!r}: expected one of {', '.join(_KINDS)}")
+    if not isinstance(noise, Noise):
+        raise TypeError(f"noise: expected a Noise, got {got(noise)}")
+    need_stream_0(noise)
+    ids = noise.sample
+    many = isinstance(ids, np.ndarray)
+    if isinstance(ids, np.ndarray) and len(ids) != n:
+        raise ValueError(f"noise: has {len(ids)} sample ids, expected one for each of {n} samples")
+    if many and kind == "shared":
+        raise ValueError("noise: expected one sample, whose draw all share, got sample ids")
+    if not n:
+        return np.zeros(0)
+    if kind == "shared":
+        u = _drawn(1, noise)
+        moved = np.arange(first, first + n) / of + u
+        return np.asarray(moved - np.floor(moved))
+    u = _drawn(n, noise if isinstance(ids, np.ndarray) else noise.at(sample=ids + first))
+    return u if kind == "independent" else (np.arange(first, first + n) + u) / of
+
+
+def _drawn(n: int, noise: Noise) -> NDArray[np.float64]:
+    drawn: NDArray[np.float64] = uniform_numbers((n, 1), noise.at(stream=TIMES), dtype="float64").reshape(n)
+    return drawn
+
+
+# ---- transitions -------------------------------------------------------------------------------------------
+
+
+def absorbing(p: float, mask_id: int) -> Transition:
+    """A token becomes the mask with probability p, and the mask stays: Q = (1 - p) I + p 1 e_m^T (Austin et al. 2021,
+    appendix A.2.2).
+
+    Args:
+        p: the probability that a token does not stay.
+        mask_id: the token that stands for the mask.
+
+    Returns:
+        A `Transition`, for `q_transition`.
+
+    >>> twice = nf.discrete.absorbing(0.5, 3) @ nf.discrete.absorbing(0.5, 3)
+    >>> twice.p, twice.matrix(4)[0].tolist()
+    (0.75, [0.25, 0.0, 0.0, 0.75])
+    """
+    return Transition("absorbing", _probability(p), _at_least("mask_id", mask_id, 0))
+
+
+def uniform(p: float, vocabulary: int) -> Transition:
+    """A token is drawn anew with probability p: Q = (1 - p) I + p 1 1^T / V (Austin et al. 2021, appendix A.2.1).
+
+    Args:
+        p: the probability that a token is drawn anew. It may then be the one that stood there.
+        vocabulary: the number of tokens V.
+
+    Returns:
+        A `Transition`, for `q_transition`.
+
+    >>> nf.discrete.uniform(0.5, 4).matrix(4)[0].tolist()
+    [0.625, 0.125, 0.125, 0.125]
+    """
+    return Transition("uniform", _probability(p), _at_least("vocabulary", vocabulary, 1))
+
+
+def gaussian(beta: float, vocabulary: int) -> NDArray[np.float64]:
+    """Returns D3PM's discretised Gaussian as a matrix (V, V): tokens are ordinal, and near ones are likely (Austin et
+    al. 2021, appendix A.2.3, equation 8).
+
+    Q[i, j] = exp(-4 (i - j)^2 / ((V - 1)^2 beta)) / S for i != j, where S is the sum of exp(-4 n^2 / ((V - 1)^2 beta))
+    over n = -(V - 1) .. V - 1, and Q[i, i] is what is left of 1.
+
+    Args:
+        beta: the width, above 0.
+        vocabulary: the number of tokens V.
+
+    Returns:
+        float64 (V, V), for `q_transition`; the rows add to 1.
+
+    >>> q = nf.discrete.gaussian(0.1, 16)
+    >>> bool(np.allclose(q.sum(1), 1)) and bool(np.allclose(q, q.T))
+    True
+    """
+    v, width = _at_least("vocabulary", vocabulary, 2), float(beta)
+    if not 0 < width < math.inf:
+        raise ValueError(f"beta = {beta!r}: expected a finite number above 0")
+    n = np.arange(-(v - 1), v)
+    weights = np.exp(-4.0 * n**2 / ((v - 1) ** 2 * width))
+    q = (weights / weights.sum())[abs(np.subtract.outer(np.arange(v), np.arange(v))) + v - 1]
+    np.fill_diagonal(q, 0.0)
+    np.fill_diagonal(q, 1.0 - q.sum(axis=1))
+    return np.asarray(q)
+
+
+def _probability(p: Any) -> float:
+    need_plain("p", p)
+    values = probabilities("p", library_for(p).to_numpy(p))
+    if values.ndim:
+        raise ValueError(f"p: expected a number, got shape {values.shape}")
+    return float(values)
+
+
+def _at_least(name: str, given: Any, least: int) -> int:
+    number = integer(name, given)
+    if number < least:
+        raise ValueError(f"{name} = {number}: expected at least {least}")
+    return number

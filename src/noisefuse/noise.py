@@ -16,6 +16,7 @@ from typing import Any, NoReturn, SupportsIndex, TypeGuard
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .ground import notebook
 from .ground.kinds import library, need_plain
 from .language.increments import CELLS, RUNS, Terms, grid_terms, tree_terms
 
@@ -25,7 +26,7 @@ NOISE_VERSION = 1
 # The uses of the streams of one seed. Users have 64 to 127 for themselves.
 FIELD, WALK, START, SAMPLER, INTERVAL, UNIFORM, AUGMENT = 0, 1, 2, 3, 4, 7, 8
 OFFSET, PERTURBATION, NEAREST, PYRAMID, SHARED, ORDER = 5, 6, 9, 10, 11, 12  # the streams of `fields`
-RACE = 13  # the stream of `categorical`
+RACE, MASKS, TOKENS, PLACES, TIMES = 13, 14, 15, 16, 17  # the streams of discrete diffusion
 
 SEEDS, SAMPLES, STEPS, STREAMS = 1 << 64, 1 << 56, 1 << 32, 128
 ELEMENTS = 1 << 34  # in one sample
@@ -292,14 +293,24 @@ class Noise:
 
     def __repr__(self) -> str:
         window = "" if self.window_shape is None else f".window({self.window_shape}, start={self.window_start})"
-        ids = _listed(self.sample.tolist()) if isinstance(self.sample, np.ndarray) else self.sample
-        parts = [str(self.seed) if self.seed < 1 << 32 else f"{self.seed:#x}"]  # typed, or of entropy
-        parts += [f"sample={ids}"] if not isinstance(self.sample, int) or self.sample else []
-        step = self.step if isinstance(self.step, int) or is_tracer(self.step) else "<on a device>"
-        parts += [
-            f"{name}={value}" for name, value in (("step", step), ("stream", self.stream)) if is_tracer(value) or value
-        ]
+        seed, *others = self._parts().items()
+        parts = [seed[1], *(f"{name}={text}" for name, text in others if text != "0")]
         return f"Noise({', '.join(parts)}){window}"
+
+    def _parts(self) -> dict[str, str]:
+        """Returns the parts of the key as text."""
+        ids = _listed(self.sample.tolist()) if isinstance(self.sample, np.ndarray) else self.sample
+        return {
+            "seed": str(self.seed) if self.seed < 1 << 32 else f"{self.seed:#x}",  # typed, or of entropy
+            "sample": str(ids),
+            "step": str(self.step) if isinstance(self.step, int) or is_tracer(self.step) else "<on a device>",
+            "stream": str(self.stream),
+        }
+
+    def _repr_html_(self) -> str:
+        """The parts of the key as a table, for notebooks."""
+        window = {} if self.window_shape is None else {"window": f"{self.window_shape}, start={self.window_start}"}
+        return notebook.table("Noise: a key", [*(self._parts() | window).items()])
 
     def __reduce__(self) -> tuple[Any, ...]:
         if any(map(is_tracer, (self.step, self.sample, *self.window_start))):
@@ -424,6 +435,11 @@ def at_row(noise: object, i: int, stream: int) -> Any:
     """Returns row i's draw from this stream: the noise i steps later, or each of a list i steps later."""
     names_of(noise)
     return each(noise, lambda name: name.at(step=name.step + i, stream=stream))
+
+
+def lower(noise: Noise) -> Noise:
+    """Returns the field of the further digits, for words alone: its counters have low = 1, the bit above the stream."""
+    return _named(noise.seed, noise.sample, noise.step, noise.stream | STREAMS, noise.window_shape, noise.window_start)
 
 
 def _known(number: Any) -> Any:

@@ -16,7 +16,7 @@ from . import backends, density
 from .arguments.arrays import host_view, is_lazy, is_traced, is_written
 from .arguments.options import fast_path, need_tableau
 from .arguments.types import ArrayT, Device, DType, NumPyDType
-from .ground import stored
+from .ground import notebook, stored
 from .ground.drawing import plot_levels
 from .ground.kinds import library_for, library_of, need_plain
 from .language.rows import Plain
@@ -148,6 +148,12 @@ class Sampler:
 
     def __repr__(self) -> str:
         return repr(self.tableau).replace("Tableau(", "Sampler(", 1)
+
+    def _repr_html_(self) -> str:
+        """The rows of the repr as a table, below a plot of their noise levels, for notebooks."""
+        has_plot = len(self) and all(self._has_level)
+        plot = notebook.levels(self.tableau.alpha, self.tableau.sigma, "row") if has_plot else ""
+        return notebook.equations(repr(self), plot)
 
     @property
     def timesteps(self) -> npt.NDArray[Any]:

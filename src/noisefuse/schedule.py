@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .ground import stored
+from .ground import notebook, stored
 from .ground.docstrings import Shared, documented
 from .ground.drawing import plot_levels
 from .ground.kinds import need_plain
@@ -905,6 +905,11 @@ class Schedule:
             f"Schedule({kind}, steps={len(self)}{parameters})\n"
             f"  alpha {alpha}, sigma {sigma}, terminal SNR {self.snr[-1]:.4g}{times}"
         )
+
+    def _repr_html_(self) -> str:
+        """The repr with a plot, for notebooks."""
+        title, *lines = repr(self).splitlines()
+        return notebook.table(title, [[line.strip()] for line in lines], notebook.levels(self.alpha, self.sigma, "t"))
 
     @cached_property
     def _key(self) -> tuple[object, ...]:

@@ -25,7 +25,7 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .ground import stored
+from .ground import notebook, stored
 from .language.rows import AFFINE, COLUMNS, NAMES, OUTPUTS, PAST_SYMBOLS, ROW, SYMBOLS, Rows, layout
 
 __all__ = ["ROW", "ZERO", "Affine", "D", "Row", "Tableau", "k", "m1", "m2", "past", "x", "z"]
@@ -597,6 +597,10 @@ class Tableau:
         steps += [f"  .. {n - 2 * shown} more .."] if n > 2 * shown else []
         steps += [self.equations(range(max(shown, n - shown), n))] if n > shown else []
         return "\n".join([f"Tableau({self.name}, {n} rows)", *steps])
+
+    def _repr_html_(self) -> str:
+        """The rows of the repr as a table, for notebooks."""
+        return notebook.equations(repr(self))
 
     def equations(self, rows: Iterable[int] | None = None) -> str:
         """Returns the rows as equations, a line for each; ``repr`` shows the first and last three of them.

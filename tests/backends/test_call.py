@@ -16,7 +16,13 @@ from noisefuse.language.rows import COLUMNS, Z
 
 ROOT = Path(__file__).parents[2]
 SHORT = launches.SHORT | {"uint8": "u8", "uint16": "u16"}
-RECORDS = {"Field": packed.FIELD, "Call": packed.CALL, "RoundKeys": launches.KEYS, "Launch": launches.LAUNCH}
+RECORDS = {
+    "Field": packed.FIELD,
+    "Call": packed.CALL,
+    "Masks": packed.MASKS,
+    "RoundKeys": launches.KEYS,
+    "Launch": launches.LAUNCH,
+}
 RECORDS |= {"Race": packed.RACE, "CrossEntropy": packed.CROSS_ENTROPY}
 ENUMS = {"DType": {SHORT[name]: code for name, code in packed.DTYPES.items()}, "Draw": packed.DRAWS}
 CONSTANTS = {

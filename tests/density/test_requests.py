@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from conftest import using
+from conftest import NUMBA, using
 from noisefuse.density import log_prob, update_with_log_prob
 
 mp = pytest.importorskip("mpmath")
@@ -53,7 +53,7 @@ def test_a_thousand_requests_alone_in_a_batch_and_in_shards(first):
         assert nf.density.combine(parts).tobytes() == found.tobytes()
 
 
-@pytest.mark.parametrize("name", ["numba", "reference"])
+@pytest.mark.parametrize("name", [*NUMBA, "reference"])
 def test_other_backends_give_the_same_requests(name):
     noises, x, m = requests(np.random.default_rng(5), 16)
     expected = [SAMPLERS[0].step(i, x, m, noises, log_prob=True) for i in (0, 3, 6)]

@@ -6,11 +6,12 @@ and a guider that packs nested latents, and from comfy_extras/nodes_custom_sampl
 noise.
 
 Seen to fail: noise by place if there is a batch_index; one key for all tensors of a nested latent; steps that draw from
-the seed alone; a flow model that is not refused, or is run as x0 + sigma z; an eta that is not passed on.
+the seed alone; a flow model that is run as x0 + sigma z, or begins at another level; an eta that is not passed on.
 """
 
 import copy
 import importlib.util
+import inspect
 import pickle
 import sys
 from pathlib import Path
@@ -52,6 +53,9 @@ class EPS:  # x = x0 + sigma z
     def inverse_noise_scaling(self, sigma, latent):
         return latent
 
+    def percent_to_sigma(self, percent):
+        return 14.6146 * (1 - percent) ** 3
+
 
 class CONST:  # a flow
     sigma_max = torch.tensor(1.0)
@@ -62,6 +66,9 @@ class CONST:  # a flow
     def inverse_noise_scaling(self, sigma, latent):
         return latent / (1 - sigma)
 
+    def percent_to_sigma(self, percent):  # with a shift of 3
+        return 3 * (1 - percent) / (1 + 2 * (1 - percent))
+
 
 class Masked:
     """KSAMPLER's model for a sampler: outside the mask it answers the latent, and is given it with its noise."""
@@ -71,11 +78,11 @@ class Masked:
 
     def __call__(self, x, sigma, denoise_mask, model_options, seed):
         if denoise_mask is None:
-            return self.inner_model(x, sigma)
+            return self.inner_model(x, sigma, model_options)
         known = self.inner_model.inner_model.model_sampling.noise_scaling(
             sigma.reshape(-1, *[1] * (x.ndim - 1)), self.noise, self.latent_image
         )
-        out = self.inner_model(x * denoise_mask + known * (1 - denoise_mask), sigma)
+        out = self.inner_model(x * denoise_mask + known * (1 - denoise_mask), sigma, model_options)
         return out * denoise_mask + self.latent_image * (1 - denoise_mask)
 
 
@@ -98,14 +105,18 @@ class KSAMPLER:
 
 class Guider:
     def __init__(self, scaling):
-        self.inner_model, self.seen = SimpleNamespace(model_sampling=scaling), []
+        self.inner_model, self.seen, self.levels = SimpleNamespace(model_sampling=scaling), [], []
 
-    def __call__(self, x, sigma):
+    def __call__(self, x, sigma, model_options=None):
         """The ideal denoiser of data N(0, 1/4)."""
         self.seen.append(x)
+        self.levels.append(float(sigma[0]))
         s = sigma.reshape(-1, *[1] * (x.ndim - 1))
         alpha = 1 - s if isinstance(self.inner_model.model_sampling, CONST) else 1
-        return 0.25 * alpha / (0.25 * alpha**2 + s**2) * x
+        denoised = 0.25 * alpha / (0.25 * alpha**2 + s**2) * x
+        for told in (model_options or {}).get("sampler_post_cfg_function", []):
+            denoised = told({"denoised": denoised, "uncond_denoised": denoised})
+        return denoised
 
     def sample(self, noise, latent, sampler, sigmas, denoise_mask=None, seed=None):
         shapes = [latent.shape]
@@ -119,7 +130,8 @@ class Guider:
         calls = []
         extra = {"model_options": {}, "seed": seed}
         x = sampler.sample(self, sigmas, extra, lambda *call: calls.append(call), noise, latent, denoise_mask, True)
-        assert [call[0] for call in calls] == list(range(len(sigmas) - 1))
+        steps = len(calls) if "dpm_" in sampler.sampler_function.__name__[:11] else len(sigmas) - 1
+        assert [call[0] for call in calls] == list(range(steps))
         return x if len(shapes) == 1 else NestedTensor(unpacked(x, shapes))
 
 
@@ -242,20 +254,22 @@ def test_noise_of_a_nested_latent(nodes):
 
 # ---- samplers ----------------------------------------------------------------------------------------------
 
-PLAIN = ["euler", "heun", "dpmpp_2m", "dpm_2", "lms", "ipndm", "gradient_estimation"]
-RANDOM = ["euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral"]
-RANDOM += ["dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde", "dpmpp_sde", "ddpm", "lcm"]
-EVERY = PLAIN + RANDOM
+EVERY = [name for name in kd.MENU if hasattr(kd, f"sample_{name}")]
+BATCH = {"dpm_adaptive"}  # whose error is that of the whole batch
+RANDOM = [name for name in EVERY if "noise_sampler" in inspect.signature(getattr(kd, f"sample_{name}")).parameters]
 
 
 def test_all_samplers_are_on_the_menu(nodes):
     (menu,) = nodes.NODE_CLASS_MAPPINGS["NoisefuseSampler"].INPUT_TYPES()["required"]["sampler_name"]
     assert menu == EVERY
-    own = {"noise_sampler", "brownian_noise_sampler"}
-    assert {f"sample_{name}" for name in menu} - {"sample_dpmpp_2m_sde_heun"} == {*kd.__all__} - own
+    (drawing,) = nodes.NODE_CLASS_MAPPINGS["NoisefuseSamplerAncestral"].INPUT_TYPES()["required"]["sampler_name"]
+    assert {*EVERY} > {*drawing} > {"dpm_2_ancestral", "seeds_3", "dpmpp_2m_sde_heun_gpu", "dpm_fast"}
+    assert not {*drawing} & {"er_sde", "euler", "res_multistep", "sa_solver"}  # which have no eta
+    (churned,) = nodes.NODE_CLASS_MAPPINGS["NoisefuseSamplerChurn"].INPUT_TYPES()["required"]["sampler_name"]
+    assert churned == ["euler", "heun", "heunpp2", "dpm_2"]
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", [name for name in EVERY if name not in BATCH])
 def test_an_entry_of_a_batch_is_what_it_is_alone(nodes, name):
     sampler = node(nodes, "NoisefuseSampler", sampler_name=name)
     noise = node(nodes, "NoisefuseNoise", noise_seed=7)
@@ -276,7 +290,7 @@ def test_a_sampler_is_the_function(nodes):
     assert torch.equal(found, kd.sample_dpmpp_2m_sde(Guider(EPS()), x, SIGMAS, disable=True, **options))
 
 
-@pytest.mark.parametrize("name", ["euler", "heun", "dpm_2"])
+@pytest.mark.parametrize("name", ["euler", "heun", "heunpp2", "dpm_2"])
 def test_churn(nodes, name):
     noise = node(nodes, "NoisefuseNoise", noise_seed=7)
     sampler = node(nodes, "NoisefuseSamplerChurn", sampler_name=name, s_churn=3.0)
@@ -310,7 +324,9 @@ def test_other_noise_gives_its_seed(nodes):
     assert torch.equal(run(other, sampler, SIGMAS, latent(2)), first)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize(
+    "name", [name for name in EVERY if not name.startswith(("dpm_f", "dpm_a"))]
+)  # these end above 0
 def test_beyond_a_mask_the_latent_stays(nodes, name):
     known, mask = torch.randn(2, 4, 6, 5), torch.zeros(2, 1, 6, 5)
     mask[..., :3] = 1
@@ -333,30 +349,82 @@ def test_nested_latents_and_masks(nodes, name):
     assert torch.equal(run(noise, sampler, SIGMAS, only).unbind()[0], found.unbind()[0][1:])
 
 
-def test_flow_models(nodes):
-    noise, flow = (
-        node(nodes, "NoisefuseNoise", noise_seed=7),
-        node(nodes, "NoisefuseSigmas", schedule="flow", spacing="trailing"),
-    )
-    for name in PLAIN:
-        assert run(noise, node(nodes, "NoisefuseSampler", sampler_name=name), flow, latent(), CONST()).isfinite().all()
-    for name in RANDOM:
-        with pytest.raises(ValueError, match="this model is a flow"):
-            run(noise, node(nodes, "NoisefuseSampler", sampler_name=name), flow, latent(), CONST())
-    churn = {"sampler_name": "heun", "s_churn": 3.0}
-    with pytest.raises(ValueError, match="this model is a flow"):
-        run(noise, node(nodes, "NoisefuseSamplerChurn", **churn), flow, latent(), CONST())
-    for name in RANDOM[:-2]:  # without noise, too, the host has other steps for those of log-SNR
-        still = node(nodes, "NoisefuseSamplerAncestral", sampler_name=name, eta=0.0)
-        if name in ("euler_ancestral", "dpm_2_ancestral"):
-            plain = node(nodes, "NoisefuseSampler", sampler_name=name.removesuffix("_ancestral"))
-            assert torch.equal(run(noise, still, flow, latent(), CONST()), run(noise, plain, flow, latent(), CONST()))
-        else:
-            with pytest.raises(ValueError, match="this model is a flow"):
-                run(noise, still, flow, latent(), CONST())
-    assert (
-        run(noise, node(nodes, "NoisefuseSamplerChurn", sampler_name="heun"), flow, latent(), CONST()).isfinite().all()
-    )
+@pytest.mark.parametrize("name", EVERY)
+def test_flow_models(nodes, name):
+    """A node is the function, with the formulas of flows where it has them, from the host's first level."""
+    noise = node(nodes, "NoisefuseNoise", noise_seed=7)
+    flow = node(nodes, "NoisefuseSigmas", schedule="flow", spacing="trailing", shift=3.0, steps=8)
+    found = run(noise, node(nodes, "NoisefuseSampler", sampler_name=name), flow, latent(), CONST())
+    assert found.isfinite().all()
+    if name in ("dpm_fast", "dpm_adaptive", "lms"):
+        return
+    entry, options, sigmas = kd.MENU[name], {}, flow.clone()
+    sigmas[0] = CONST().percent_to_sigma(1e-4) if entry.below_one else 1.0
+    if "flow" in inspect.signature(getattr(kd, f"sample_{name}")).parameters:
+        options["flow"] = True
+    if name.startswith("sa_solver"):
+        options["tau_func"] = lambda sigma: float(
+            CONST().percent_to_sigma(0.8) <= sigma <= CONST().percent_to_sigma(0.2)
+        )
+    if name in RANDOM:
+        options["noise"] = nf.Noise(7)
+    x = noise.generate_noise(latent())
+    model = Guider(CONST())
+    told = lambda x, sigma, model_options=None: model(x, sigma, model_options)  # noqa: E731
+    assert torch.equal(found, getattr(kd, f"sample_{name}")(told, x, sigmas, disable=True, **options))
+    assert model.levels[0] == pytest.approx(float(sigmas[0]), abs=1e-7)
+
+
+@pytest.mark.parametrize("name", ["dpm_fast", "dpm_adaptive"])
+def test_ends_of_a_list_are_those_of_samplers_with_their_own_levels(nodes, name):
+    """They are the first level, and the last one above 0; the steps of dpm_fast make as many calls as the list has."""
+    noise, sampler = node(nodes, "NoisefuseNoise", noise_seed=7), node(nodes, "NoisefuseSampler", sampler_name=name)
+    guider, part = Guider(EPS()), Guider(EPS())
+    z, still = noise.generate_noise(latent()), latent()["samples"]
+    x, own = (1 + SIGMAS[0] ** 2).sqrt() * z, getattr(kd, f"sample_{name}")
+    for seen, sigmas, least in ((guider, SIGMAS, SIGMAS[-2]), (part, SIGMAS[:-1], SIGMAS[-2])):
+        found = seen.sample(z, still, sampler, sigmas)
+        calls = [len(sigmas) - 1] if name == "dpm_fast" else []
+        assert torch.equal(found, own(Guider(EPS()), x, float(least), float(SIGMAS[0]), *calls, disable=True))
+    assert guider.levels[0] == pytest.approx(float(SIGMAS[0]))
+    assert min(guider.levels) > float(SIGMAS[-2])
+    if name == "dpm_fast":
+        assert (len(guider.levels), len(part.levels)) == (len(SIGMAS) - 1, len(SIGMAS) - 2)
+    assert torch.equal(run(noise, sampler, SIGMAS[:1], latent()), x)
+
+
+def test_the_noise_of_an_adaptive_run_is_named(nodes):
+    noise = node(nodes, "NoisefuseNoise", seeds="3 1 4")
+    sampler = node(nodes, "NoisefuseSamplerAncestral", sampler_name="dpm_adaptive", eta=0.7)
+    found = run(noise, sampler, SIGMAS, latent())
+    x = (1 + SIGMAS[0] ** 2).sqrt() * noise.generate_noise(latent())
+    names = [nf.Noise(seed) for seed in (3, 1, 4)]
+    ends = float(SIGMAS[-2]), float(SIGMAS[0])
+    assert torch.equal(found, kd.sample_dpm_adaptive(Guider(EPS()), x, *ends, eta=0.7, noise=names))
+
+
+def test_a_models_own_scale_of_noise(nodes):
+    """Seen to fail: taken for the start alone."""
+    noise, flow = node(nodes, "NoisefuseNoise", noise_seed=7), torch.tensor([1.0, 0.7, 0.4, 0.2])
+    scaled = CONST()
+    scaled.noise_scale = 0.5
+    for name in ("euler_ancestral", "seeds_2", "res_multistep_ancestral"):
+        whole, half = (
+            node(nodes, "NoisefuseSamplerAncestral", sampler_name=name, s_noise=factor) for factor in (1.0, 0.5)
+        )
+        assert torch.equal(run(noise, whole, flow, latent(), scaled), run(noise, half, flow, latent(), CONST()))
+
+
+def test_churn_of_a_flow_is_refused(nodes):
+    noise, flow = node(nodes, "NoisefuseNoise", noise_seed=7), torch.tensor([1.0, 0.7, 0.4, 0.0])
+    for name in ("euler", "heun", "dpm_2"):
+        with pytest.raises(ValueError, match=f"{name}: churn is for .* and this model is a flow.*take s_churn = 0"):
+            run(noise, node(nodes, "NoisefuseSamplerChurn", sampler_name=name, s_churn=3.0), flow, latent(), CONST())
+        still, plain = (
+            node(nodes, "NoisefuseSamplerChurn", sampler_name=name),
+            node(nodes, "NoisefuseSampler", sampler_name=name),
+        )
+        assert torch.equal(run(noise, still, flow, latent(), CONST()), run(noise, plain, flow, latent(), CONST()))
 
 
 def test_a_noise_sampler_of_the_users_own_draws(nodes):
@@ -368,14 +436,15 @@ def test_a_noise_sampler_of_the_users_own_draws(nodes):
     assert not torch.allclose(run(noise, sampler, SIGMAS, latent()), named, atol=0.1)
 
 
-ROWS = ["ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_singlestep", "deis", "unipc", "lcm"]
+ROWS = ["ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "res_multistep"]
+ROWS += ["dpmpp_singlestep", "deis", "unipc", "lcm"]
 
 
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("scaling", [EPS, CONST])
 def test_our_own_samplers_run_in_the_models_frame(nodes, name, scaling):
     """For data N(0, 1/4) with its ideal denoiser, the result has this variance; a mask and a batch change nothing."""
-    flow = {"schedule": "flow", "spacing": "trailing", "steps": 30}
+    flow = {"schedule": "flow", "spacing": "trailing", "steps": 60 if name == "res_multistep" else 30}
     steps = flow if scaling is CONST else {"schedule": "scaled_linear", "spacing": "karras", "steps": 30}
     sigmas = node(nodes, "NoisefuseSigmas", **steps)
     noise = node(nodes, "NoisefuseNoise", noise_seed=7)
@@ -386,7 +455,7 @@ def test_our_own_samplers_run_in_the_models_frame(nodes, name, scaling):
     mask[..., :3] = 1
     masked = run(noise, sampler, sigmas, {"samples": known, "noise_mask": mask}, scaling())
     assert torch.allclose(masked[..., 3:], known[..., 3:], atol=1e-5)
-    if name not in ("ddim", "lcm"):  # these are of first order: 30 steps lose a tenth of it
+    if name not in ("ddim", "ddpm", "lcm"):  # these are of first order: 30 steps lose a tenth of it
         many = run(noise, sampler, sigmas, {"samples": torch.zeros(1, 20000)}, scaling())
         assert abs(many.std() - 0.5) < 0.03
 

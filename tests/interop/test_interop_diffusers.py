@@ -45,7 +45,9 @@ SHAPE = (2, 3, 4, 4)
 LOOP = 2e-5  # float32: the largest difference over a loop, relative to the largest value of the step
 VP = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 MINIMAX = getattr(diffusers, "MiniMaxH3Scheduler", ())
-NAMES = [kind.__name__ for kind in ours.SCHEDULERS.values()]
+# Their steps take other arguments, or other numbers of steps: test_diffusers_others.py.
+OTHERS = ("CogVideoXDPMScheduler", "ConsistencyDecoderScheduler", "DDPMWuerstchenScheduler")
+NAMES = [kind.__name__ for kind in ours.SCHEDULERS.values() if kind.__name__ not in OTHERS]
 TREES = [name for name in NAMES if name.startswith(("DPMSolverSDE", "Cosine"))]  # those that use torchsde
 # DPMSolverSDE takes no generator, and the inverse DPM-Solver's noise is the root of a negative number.
 DRAWING = [
@@ -1029,7 +1031,7 @@ def test_unclip_goes_on_to_the_next_of_its_timesteps():
             ]
             assert difference(steps[1], steps[0]) <= LOOP
             if after == 1:
-                assert pair[1]._run.options == (ours._Next(None),)  # one run for all of them
+                assert pair[1]._run.options == (ours._Beside(None),)  # one run for all of them
     assert not engine._said
 
 
@@ -1381,7 +1383,12 @@ def test_exact_coefficients_of_float32_numbers_are_computed_in_float64():
 
 
 FALLBACKS = {
-    "where the variance is learned": ("DDPMScheduler", {"variance_type": "learned_range"}, (2, 6, 4, 4), {}),
+    "where the variance is learned": (
+        "DPMSolverMultistepScheduler",
+        {**SDE, "variance_type": "learned_range"},
+        (2, 6, 4, 4),
+        {},
+    ),
     "for tensors of torch.complex64 on cpu": ("DDPMScheduler", {"clip_sample": False}, SHAPE, {"complex": True}),
     "for tensors that require grad": ("DDPMScheduler", {}, SHAPE, {"grad": True}),
     "for a torch.float16 sample": ("DDPMScheduler", {}, SHAPE, {"half": True}),
@@ -1629,23 +1636,6 @@ def test_layouts(name, layout):
             results.append(scheduler.step(0.1 * each, t, each, **arguments(scheduler, generator, {})))
         for key in results[0]:
             assert torch.equal(results[0][key], results[1][key])
-
-
-def test_per_token_timesteps_of_flow_matching(caplog):
-    """diffusers' own step is used, and the log says so; it cannot draw a Noise."""
-    pair = Case("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}).pair()
-    x, tokens, results = torch.randn(2, 6, 5), torch.rand(2, 6) * 1000, []
-    engine._said.clear()
-    for scheduler in pair:
-        torch.manual_seed(0)
-        results.append(scheduler.step(x, scheduler.timesteps[0], x, per_token_timesteps=tokens)[0])
-    assert torch.equal(*results)
-    assert "diffusers' own step is used for per_token_timesteps" in caplog.text
-    with pytest.raises(TypeError, match="diffusers does this step for per_token_timesteps, and cannot draw Noise"):
-        pair[1].step(x, pair[1].timesteps[1], x, per_token_timesteps=tokens, generator=nf.Noise(1))
-    pair[1].noise = nf.Noise(1)
-    with pytest.raises(TypeError, match="diffusers does this step for per_token_timesteps, and cannot draw Noise"):
-        pair[1].step(x, pair[1].timesteps[1], x, per_token_timesteps=tokens)
 
 
 def test_methods_that_a_derived_class_replaces(caplog):

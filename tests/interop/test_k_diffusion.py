@@ -2,7 +2,7 @@
 """k-diffusion's functions: against loops, with the same noise.
 
 The loops repeat k_diffusion/sampling.py of crowsonkb/k-diffusion and, for ddpm, lcm, ipndm and gradient_estimation,
-ComfyUI's comfy/k_diffusion/sampling.py.
+ComfyUI's comfy/k_diffusion/sampling.py. The others of ComfyUI's, and flows, are in test_menu.py.
 
 Seen to fail: noise that s_noise does not scale; `lower_order_final` as in `samplers.dpmpp_2m`; churn one step late; a
 Brownian motion's second piece taken from the step's beginning.
@@ -573,7 +573,7 @@ def test_numbers_may_be_tensors(name, options):
     assert kd._run.cache_info().misses == before.misses
 
 
-@pytest.mark.parametrize("name", kd.__all__)
+@pytest.mark.parametrize("name", sorted({*kd.__all__} - {"MENU"}))
 def test_examples_run(name):
     """Seen to fail: without the example that all functions share."""
     scope = {"nf": nf}
@@ -596,7 +596,7 @@ SIGNATURES = {
     "ipndm": {"max_order": 4},
     "gradient_estimation": {"ge_gamma": 2.0},
     "ddpm": {"noise_sampler": None},
-    "lcm": {"noise_sampler": None, "s_noise": 1.0},
+    "lcm": {"noise_sampler": None, "s_noise": 1.0, "s_noise_end": None, "noise_clip_std": 0.0},
 }
 
 
@@ -605,7 +605,7 @@ def test_arguments_and_defaults_are_theirs(name):
     parameters = inspect.signature(function(name)).parameters.values()
     theirs = {p.name: p.default for p in parameters if p.kind is not p.KEYWORD_ONLY}
     assert list(theirs.items()) == list((COMMON | SIGNATURES[name]).items())
-    assert {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} <= {"noise"}
+    assert {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} <= {"noise", "flow"}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -614,10 +614,6 @@ def test_a_function_is_pickled_by_its_name_and_errors_say_it(name):
     assert pickle.loads(pickle.dumps(function(name))) is function(name)
     with pytest.raises(TypeError, match=rf"^sample_{name}\(\) .*'sigmas'"):
         function(name)(model, start())
-
-
-def test_all_functions_are_tested():
-    assert {name.removeprefix("sample_") for name in kd.__all__} == {*CASES, "brownian_noise_sampler", "noise_sampler"}
 
 
 def test_one_brownian_path_in_two_pieces_keeps_the_variance():

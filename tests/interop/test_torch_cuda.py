@@ -120,6 +120,28 @@ def test_bits_of_the_cpu_on_the_stand_in(call, dtype):
     assert out._version == 1
 
 
+@pytest.mark.parametrize("watched", [False, True], ids=["alone", "watched by autograd"])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_the_loss_of_interpolants_on_the_stand_in(dtype, watched):
+    """Seen to fail: weights that are left out."""
+    pred, x0, x1 = (tensor(3, 5, 4, dtype=dtype, seed=seed) for seed in range(3))
+    t, path = torch.tensor([0.2, 0.5, 0.7]), nf.paths.brownian_bridge(0.5)
+    options = {"target": "velocity", "weight": torch.tensor([1.0, 2.0, 3.0])}
+    host = numpy(pred), numpy(x0), numpy(x1), t.numpy(), path, N
+    loss, gradient = nf.interpolate_loss(*host, **{**options, "weight": np.array([1.0, 2.0, 3.0])}, grad_out=True)
+    with on_the_stand_in() as cupy:
+        if watched:
+            pred.requires_grad_()
+            found = nf.interpolate_loss(pred, x0, x1, t, path, N, **options)
+            found.backward()
+            found = found.detach(), pred.grad
+        else:
+            found = nf.interpolate_loss(pred, x0, x1, t, path, N, **options, grad_out=True)
+        assert len(cupy.launches) >= 1
+    assert float(found[0]) == pytest.approx(loss, rel=1e-6)
+    assert same(found[1], gradient)
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samplers_on_the_stand_in(name, dtype):

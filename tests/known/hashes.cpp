@@ -557,6 +557,71 @@ uint64_t hash_interval(DType type) {
     return hash.value;
 }
 
+// The cases of tokens: as for `update`, from other streams.
+std::vector<Case> cases_of_tokens(uint32_t stream) {
+    auto all = cases_of_update();
+    for (Case& c : all)
+        for (Field& f : c.fields) f.stream = stream;
+    return all;
+}
+
+// The words of a case, which are the bits of floats to the kernel.
+std::vector<uint32_t> words_of(Case& c) {
+    c.t.assign(1, 0);
+    Rows rows;
+    rows.set(kOutZ, [](int) { return 1.0; });
+    Filled call(c, rows, DType::f32);
+    call.draw = Draw::words;
+    NF_KERNELS.step(call, 0, c.elements());
+    std::vector<uint32_t> words(static_cast<size_t>(c.elements()));
+    std::memcpy(words.data(), call.first.data(), call.first.size());
+    return words;
+}
+
+std::vector<double> probabilities(const Case& c) {
+    std::vector<double> p;
+    for (const int64_t t : c.t) p.push_back(static_cast<double>(t + 1) / 8);
+    return p;
+}
+
+template <class Token>
+uint64_t hash_mask() {
+    Hash hash;
+    for (Case& c : located(cases_of_tokens(14))) {
+        Filled call(c, {}, DType::f32);
+        const auto n = static_cast<size_t>(c.elements());
+        std::vector<Token> ids(n), out(n);
+        std::vector<uint8_t> masked(n);
+        const std::vector<double> p = probabilities(c);
+        for (size_t i = 0; i < n; ++i) ids[i] = static_cast<Token>(word(static_cast<int64_t>(i)) >> 24);
+        const Masks masks{ids.data(),   out.data(), masked.data(),          nullptr, p.data(),
+                          call.segment, 127,        int32_t{sizeof(Token)}, 0};
+        NF_KERNELS.mask(call, masks, 0, c.elements());
+        hash.add(out.data(), n * sizeof(Token));
+        hash.add(masked.data(), n);
+    }
+    return hash.value;
+}
+
+uint64_t hash_uniform_tokens() {
+    constexpr uint64_t kTokens = 50257;
+    Hash hash;
+    auto chosen = located(cases_of_tokens(14)), high = located(cases_of_tokens(15)),
+         low = located(cases_of_tokens(143));
+    for (size_t k = 0; k < chosen.size(); ++k) {
+        const std::vector<double> p = probabilities(chosen[k]);
+        const size_t segment = static_cast<size_t>(chosen[k].elements()) / p.size();
+        const auto w = words_of(chosen[k]), u = words_of(high[k]), v = words_of(low[k]);
+        for (size_t i = 0; i < w.size(); ++i) {
+            const uint64_t token = (u[i] * kTokens + (v[i] * kTokens >> 32)) >> 32;
+            const bool is_new = w[i] < 0x1p32 * p[i / segment];
+            const uint64_t value = is_new ? token : word(static_cast<int64_t>(i)) >> 24;
+            hash.add(&value, sizeof value);
+        }
+    }
+    return hash.value;
+}
+
 // Logits 8 x0[i + 7 k] of 12 rows; case 5 of `cases` has a sample more, with the logits of the first.
 Bytes logits(DType type, int64_t rows, int64_t k, int64_t n) {
     Bytes x(static_cast<size_t>(rows * n * width(type)));
@@ -667,6 +732,14 @@ int main() {
     print("transition", hash_transition, {DType::u8});
     print("density", hash_density, floats);
     print("interval", hash_interval, floats);
+    const auto print_tokens = [](const char* line, uint64_t value) {
+        std::printf("%s %016llx\n", line, static_cast<unsigned long long>(value));
+    };
+    print_tokens("q_mask int64", hash_mask<int64_t>());
+    print_tokens("q_mask int32", hash_mask<int32_t>());
+    print_tokens("q_mask uint8", hash_mask<uint8_t>());
+    print_tokens("q_mask uint16", hash_mask<uint16_t>());
+    print_tokens("q_uniform int64", hash_uniform_tokens());
     print("categorical", hash_categorical, {DType::f32, DType::f16, DType::bf16});
     print("masked_cross_entropy", hash_cross_entropy, {DType::f32, DType::f16, DType::bf16});
 }

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from conftest import using
+from conftest import NUMBA, using
 from noisefuse import fields
 
 N = nf.Noise(7, sample=40, step=3)
@@ -48,7 +48,7 @@ def test_a_sample_does_not_depend_on_its_batch_nor_on_threads_or_backends(like):
     assert np.array_equal(like(X, [N.at(sample=40 + b) for b in range(3)]), whole)
     assert np.array_equal(like(X, N.at(sample=[42, 41, 40])), whole[::-1])
     assert np.array_equal(like(X, LISTED)[1:2], like(X[:1], LISTED[1]))
-    for backend in ("reference", "numba"):
+    for backend in ("reference", *NUMBA):
         with using(backend):
             assert np.array_equal(like(X, N), whole)
 
@@ -210,7 +210,7 @@ def test_nearest_is_the_nearest_of_its_candidates():
         assert fields.nearest_of(16, x0[b : b + 1], N.at(sample=40 + b)) == [name]
     assert fields.nearest_of(16, x0, N.at(sample=range(40, 45))) == names
     assert len({name.step for name in names}) > 1
-    for backend in ("reference", "numba"):
+    for backend in ("reference", *NUMBA):
         with using(backend):
             assert fields.nearest_of(16, x0, N) == names
 

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
+import noisefuse as nf
 from noisefuse import samplers
+from noisefuse.noise import Noise
 from noisefuse.schedule import Schedule
 
 SIGMAS = [*Schedule.karras(9).sigma[::-1].tolist(), 0.0]
@@ -260,6 +262,140 @@ def test_res_multistep_of_a_flow(sigmas):
     check("res_multistep", res_multistep, sigmas, flow=True)
 
 
+# ---- flows: what ComfyUI's functions of these names do where x = (1 - sigma) x0 + sigma z -------------------
+
+
+def rising(here, there, eta):
+    """Returns (down, factor, noise) of a step's end: x' = factor x_down + noise z, from down up to there."""
+    down = there * (1 + (there / here - 1) * eta)
+    factor = (1 - there) / (1 - down)
+    return down, factor, math.sqrt(max(0.0, there**2 - (down * factor) ** 2))
+
+
+def flow_ancestral(step):
+    def loop(x, sigmas, draw, eta=1.0):
+        for here, there in pairs(sigmas):
+            if there == 0:
+                x = answer(x, here)
+                continue
+            down, factor, noise = rising(here, there, eta)
+            x = step(x, here, down)
+            x = factor * x + noise * draw() if eta and noise else x
+        return x
+
+    return loop
+
+
+def flow_euler(x, here, to):
+    return x + (x - answer(x, here)) / here * (to - here)
+
+
+def flow_dpm_2(x, here, to):
+    middle = math.exp((math.log(here) + math.log(to)) / 2)
+    u = flow_euler(x, here, middle)
+    return x + (u - answer(u, middle)) / middle * (to - here)
+
+
+def flow_2s(x, here, to):
+    logits = [math.log((1 - s) / s) for s in (here, to)] if here < 1 else []
+    middle = 1 / (1 + math.exp(sum(logits) / 2)) if logits else 0.9999
+    u = middle / here * x + (1 - middle / here) * answer(x, here)
+    return to / here * x + (1 - to / here) * answer(u, middle)
+
+
+def flow_dpmpp_sde(x, sigmas, draw, eta=1.0, r=0.5):
+    """One Brownian motion in the flow's own sigma; the formulas are those of sigma / alpha."""
+    for here, there in pairs(sigmas):
+        D = answer(x, here)
+        if there == 0:
+            x = D
+            continue
+        s, t = here / (1 - here), there / (1 - there)
+        middle = s ** (1 - r) * t**r
+        inner = middle / (1 + middle)
+        first, second = draw(), 0.0
+        down, up = ancestral(s, middle, eta)
+        u = (1 - inner) * (down / s * x / (1 - here) + (1 - down / s) * D + up * first)
+        D_2 = answer(u, inner)
+        second = draw()
+        share = (here - inner) / (here - there)
+        whole = math.sqrt(share) * first + math.sqrt(1 - share) * second
+        down, up = ancestral(s, t, eta)
+        mixed = (1 - 1 / (2 * r)) * D + D_2 / (2 * r)
+        x = (1 - there) * (down / s * x / (1 - here) + (1 - down / s) * mixed + up * whole)
+    return x
+
+
+def flow_multistep_sde(x, sigmas, draw, eta=1.0, third=False):
+    """dpmpp_2m_sde and, with a third level, dpmpp_3m_sde, in lambda = log((1 - sigma) / sigma)."""
+    known = []
+    for here, there in pairs(sigmas):
+        D = answer(x, here)
+        if there == 0:
+            x = D
+            continue
+        h = math.log((1 - there) / there) - math.log((1 - here) / here)
+        a = h * (eta + 1)
+        base = there / here * math.exp(-h * eta) * x - (1 - there) * math.expm1(-a) * D
+        if third and len(known) == 2:
+            (D_1, h_1), (D_2, h_2) = known
+            near, far = (D - D_1) * h / h_1, (D_1 - D_2) * h / h_2
+            slope, curve = near + (near - far) * h_1 / (h_1 + h_2), (near - far) * h / (h_1 + h_2)
+            phi_2 = math.expm1(-a) / a + 1
+            base = base + (1 - there) * (phi_2 * slope - (phi_2 / a - 0.5) * curve)
+        elif known:
+            weight = math.expm1(-a) / a + 1 if third else -math.expm1(-a) / 2
+            base = base + (1 - there) * weight * (D - known[0][0]) * h / known[0][1]
+        x = base + there * math.sqrt(-math.expm1(-2 * eta * h)) * draw() if eta else base
+        known = [(D, h), *known][:2]
+    return x
+
+
+def flow_lcm(x, sigmas, draw):
+    for here, there in pairs(sigmas):
+        D = answer(x, here)
+        x = (1 - there) * D + there * draw() if there else D
+    return x
+
+
+@pytest.mark.parametrize("sigmas", FLOWS.values(), ids=FLOWS)
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [("euler_ancestral", flow_euler), ("dpm_2_ancestral", flow_dpm_2), ("dpmpp_2s_ancestral", flow_2s)],
+)
+def test_ancestral_steps_of_a_flow(name, step, eta, sigmas):
+    """Seen to fail: the steps of x / alpha; x' without its factor; a middle in log sigma for dpmpp_2s_ancestral."""
+    check(name, flow_ancestral(step), sigmas, flow=True, ours={"eta": eta}, theirs={"eta": eta})
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+def test_samplers_in_log_snr_are_as_they_are_in_a_flow(eta):
+    """There is no formula of the flow's own for them. Seen to fail: dpmpp_sde's pieces in sigma / alpha."""
+    sigmas = FLOWS["part"]
+    check("dpmpp_sde", flow_dpmpp_sde, sigmas, flow=True, ours={"eta": eta}, theirs={"eta": eta})
+    check("dpmpp_sde", flow_dpmpp_sde, sigmas, True, {"eta": eta, "r": 0.3}, {"eta": eta, "r": 0.3})
+    exact = {"lower_order_final": False}
+    check("dpmpp_2m_sde", flow_multistep_sde, sigmas, True, {"eta": eta, **exact}, {"eta": eta})
+    check("dpmpp_3m_sde", flow_multistep_sde, sigmas, True, {"eta": eta}, {"eta": eta, "third": True})
+
+
+@pytest.mark.parametrize("sigmas", FLOWS.values(), ids=FLOWS)
+def test_lcm_of_a_flow(sigmas):
+    check("lcm", flow_lcm, sigmas, flow=True, ours={"sigma_data": 0.0})
+
+
+def test_a_path_has_the_flows_clock_in_x_over_alpha_too():
+    """Both pieces of a step of dpmpp_sde are of the motion that euler_ancestral sees. Seen to fail: sigma / alpha."""
+    steps, noise = {"steps": [0.8, 0.4], "final": 0.1, "prediction": "sample"}, Noise(3)
+    two, one = (getattr(samplers, name)(Schedule.flow(), **steps) for name in ("dpmpp_sde", "euler_ancestral"))
+    pieces, whole = two.path(noise, end=0.1), one.path(noise, end=0.1)
+    middle = float(two.timesteps[1])
+    drawn = [nf.randn((1000,), z, dtype="float64") for z in (*pieces[:2], whole[0])]
+    parts = math.sqrt(0.8 - middle) * drawn[0] + math.sqrt(middle - 0.4) * drawn[1]
+    np.testing.assert_allclose(parts, math.sqrt(0.4) * drawn[2], atol=1e-5)
+
+
 def test_res_multistep_is_dpmpp_2m_with_exact_weights():
     """If alpha = 1, and with eta = 1 the SDE's. It is an identity of the formulas."""
     steps = {"steps": SIGMAS[:-1], "prediction": "sample"}
@@ -364,19 +500,83 @@ def dpmpp_2m_cfg_pp(x, sigmas, scale, draw):
     return x
 
 
+def res_multistep_cfg_pp(x, sigmas, scale, draw, eta):
+    before = old_down = None
+    for i, (here, there) in enumerate(pairs(sigmas)):
+        uncond, cond = both(x, here)
+        denoised = uncond + scale * (cond - uncond)
+        down, up = ancestral(here, there, eta)
+        if down == 0 or before is None:
+            x = denoised + (x - uncond) / here * down
+        else:
+            h = math.log(here / down)
+            c_2 = math.log(old_down / sigmas[i - 1]) / h
+            phi_1 = -math.expm1(-h) / h
+            b_2 = (1 - phi_1) / h / c_2
+            x = math.exp(-h) * (x + denoised - uncond) + h * ((phi_1 - b_2) * uncond + b_2 * before)
+        x = x + up * draw() if up else x
+        before, old_down = uncond, down
+    return x
+
+
+def gradient_estimation_cfg_pp(x, sigmas, scale, gamma):
+    old = None
+    for here, there in pairs(sigmas):
+        uncond, cond = both(x, here)
+        denoised, d = uncond + scale * (cond - uncond), (x - uncond) / here
+        x = denoised + d * there
+        if old is not None and there:
+            x = x + (gamma - 1) * (d - old) * (there - here)
+        old = d
+    return x
+
+
+def dpmpp_2s_ancestral_cfg_pp(x, sigmas, scale, draw, eta, flow=False):
+    for here, there in pairs(sigmas):
+        uncond, cond = both(x, here)
+        guidance = scale * (cond - uncond)
+        if there == 0:
+            x = uncond + guidance
+            continue
+        if flow:
+            down, factor, up = rising(here, there, eta)
+            odds = [math.log((1 - s) / s) for s in (here, down)] if here < 1 else []
+            middle = 1 / (1 + math.exp(sum(odds) / 2)) if odds else 0.9999
+        else:
+            (down, up), factor = ancestral(here, there, eta), 1.0
+            middle = math.sqrt(here * down)
+        u = middle / here * x + (1 - middle / here) * uncond
+        x = down / here * x + (1 - down / here) * both(u, middle)[0]
+        x = factor * x + (up * draw() if up else 0.0) + (1 - there if flow else 1.0) * guidance
+    return x
+
+
+def cfg_pp_loop(name, x, sigmas, scale, draw, flow=False):
+    eta = 1.0 if "ancestral" in name else 0.0
+    if name.startswith("euler"):
+        return euler_cfg_pp(x, sigmas, scale, draw, eta)
+    if name == "dpmpp_2m_cfg_pp":
+        return dpmpp_2m_cfg_pp(x, sigmas, scale, draw)
+    if name == "gradient_estimation_cfg_pp":
+        return gradient_estimation_cfg_pp(x, sigmas, scale, 2.0)
+    if name == "res_multistep_cfg_pp":
+        return res_multistep_cfg_pp(x, sigmas, scale, draw, eta)
+    return dpmpp_2s_ancestral_cfg_pp(x, sigmas, scale, draw, eta, flow)
+
+
+CFG_PP = [name for name in samplers.__all__ if name.endswith("cfg_pp")]
+
+
 @pytest.mark.parametrize("scale", [0.0, 0.6, 1.0, 1.7])
-@pytest.mark.parametrize("name", ["euler_cfg_pp", "euler_ancestral_cfg_pp", "dpmpp_2m_cfg_pp"])
+@pytest.mark.parametrize("name", CFG_PP)
 def test_cfg_pp(name, scale):
     """Seen to fail: the guided output in place of the unconditional one."""
     for sigmas in (SIGMAS, SIGMAS[:6]):
         rule = getattr(samplers, name)
         sampler = rule(Schedule.karras(9), sigmas[:-1], final=sigmas[-1], prediction="sample")
         x, draws = 80 * np.linspace(-2, 2, 7), np.random.default_rng(0).normal(size=(len(sampler), 7))
-        draw = iter(draws).__next__
-        if name == "dpmpp_2m_cfg_pp":
-            expected = dpmpp_2m_cfg_pp(x, sigmas, scale, draw)
-        else:
-            expected = euler_cfg_pp(x, sigmas, scale, draw, 1.0 if "ancestral" in name else 0.0)
+        draw = iter(draws[sampler.tableau.as_rows.draws]).__next__
+        expected = cfg_pp_loop(name, x, sigmas, scale, draw)
         largest = max(1.0, np.abs(expected).max())
         got = sampler.sample(both, x, list(draws), guidance_scale=scale)
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12 * largest)
@@ -388,17 +588,40 @@ def test_cfg_pp(name, scale):
         np.testing.assert_allclose(single[0], expected, rtol=0, atol=1e-12 * largest)
 
 
+@pytest.mark.parametrize("sigmas", FLOWS.values(), ids=FLOWS)
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+def test_dpmpp_2s_ancestral_cfg_pp_of_a_flow(eta, sigmas):
+    """Seen to fail: guidance that is not scaled by alpha'."""
+    rule = samplers.dpmpp_2s_ancestral_cfg_pp
+    sampler = rule(Schedule.flow(), sigmas[:-1], final=sigmas[-1], prediction="sample", eta=eta)
+    x, draws = np.linspace(-2, 2, 7), np.random.default_rng(0).normal(size=(len(sampler), 7))
+    draw = iter(draws[sampler.tableau.as_rows.draws]).__next__
+    expected = dpmpp_2s_ancestral_cfg_pp(x, sigmas, 1.7, draw, eta, flow=True)
+    got = sampler.sample(both, x, list(draws), guidance_scale=1.7)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("eta", [0.6, 1.0])
+def test_res_multistep_cfg_pp_with_noise(eta):
+    sampler = samplers.res_multistep_cfg_pp(Schedule.karras(9), SIGMAS[:-1], prediction="sample", eta=eta)
+    x, draws = 80 * np.linspace(-2, 2, 7), np.random.default_rng(0).normal(size=(len(sampler), 7))
+    expected = res_multistep_cfg_pp(x, SIGMAS, 1.7, iter(draws).__next__, eta)
+    got = sampler.sample(both, x, list(draws), guidance_scale=1.7)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("schedule", [Schedule.linear(), Schedule.flow(), Schedule.karras(1000)], ids=str)
 def test_cfg_pp_of_equal_answers_is_the_sampler_itself(schedule):
     options = {"prediction": "v", "spacing": "karras", "sigma_max": 0.9 if schedule == Schedule.flow() else 9.0}
     twins = {"euler_cfg_pp": "ddim", "euler_ancestral_cfg_pp": "ddim", "dpmpp_2m_cfg_pp": "dpmpp_2m"}
+    twins |= {"dpmpp_2s_ancestral_cfg_pp": "dpmpp_2s_ancestral"}
     for name, twin in twins.items():
         extra = {"eta": 1.0} if "ancestral" in name else {}
         ours = getattr(samplers, name)(schedule, 8, **options, **extra)
         extra |= {"lower_order_final": False} if twin == "dpmpp_2m" else {}
         theirs = getattr(samplers, twin)(schedule, 8, **options, **extra)
-        x, draws = np.linspace(-2, 2, 7), list(np.random.default_rng(0).normal(size=(8, 7)))
-        expected = theirs.sample(lambda x, t: np.cos(x), x * ours.tableau.scale[0], draws)
+        x, draws = np.linspace(-2, 2, 7), list(np.random.default_rng(0).normal(size=(len(ours), 7)))
+        expected = theirs.sample(lambda x, t: np.cos(x), x * ours.tableau.scale[0] / theirs.tableau.scale[0], draws)
         got = ours.sample(lambda x, t: (np.cos(x), np.cos(x)), x, draws, guidance_scale=1.3)
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
 

@@ -40,9 +40,13 @@ FIRST = {"preserving": 5.0, "exploding": 10.0, "flow": 0.9}
 TWO_CALLS = ("dpm_2", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde")
 EXPLODING_FRAME = (  # these work on x / alpha
     *("euler", "euler_ancestral", "heun", "edm", "lms", "gradient_estimation", "ipndm_v"),
-    *("heunpp2", "res_multistep", "seeds_2", "seeds_3", "dpmpp_2m_cfg_pp"),
+    *("heunpp2", "res_multistep", "seeds_2", "seeds_3", "dpmpp_2m_cfg_pp", "dpm_solver", "dpmpp_2s_ancestral_cfg_pp"),
+    *("res_multistep_cfg_pp", "gradient_estimation_cfg_pp"),
     *TWO_CALLS,
 )
+ON_FLOWS_THEMSELVES = {  # of these, on x itself in a flow
+    *("res_multistep", "euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_2s_ancestral_cfg_pp"),
+}
 
 
 @dataclass
@@ -99,7 +103,7 @@ class Case:
     def ends(self, n):
         """Returns alpha and sigma at both ends, in the frame of the sampler's x."""
         alpha, sigma = FAMILIES[self.family](self.levels(n)[[0, -1]])
-        own = self.name not in EXPLODING_FRAME or (self.name == "res_multistep" and self.family == "flow")
+        own = self.name not in EXPLODING_FRAME or (self.name in ON_FLOWS_THEMSELVES and self.family == "flow")
         return (alpha, sigma) if own else (alpha / alpha, sigma / alpha)
 
     def flow_error(self, n, tableau=None):
@@ -154,6 +158,7 @@ DETERMINISTIC = [
     Case("lms", 3.5, "exploding", grade=1.0, until=0.5),
     Case("deis", 2, "flow"),
     Case("deis", 3, "exploding", {"order": 3}),
+    Case("deis", 3, "exploding", {"order": 3, "variable": "vp_time", "lower_order_final": False}),
     Case("gradient_estimation", 1, "preserving"),
     Case("dpmpp_3m_sde", 3, "exploding", {"eta": 0.0, "exact": True}),
     Case("dpmpp_2m_sde", 2, "flow", {"eta": 0.0}),
@@ -187,6 +192,12 @@ DETERMINISTIC = [
     ),
     Case("ipndm_v", 2, "preserving", {"order": 2}),
     Case("heunpp2", 1, "flow", counts=(128, 256, 512)),
+    Case("dpm_solver", 1, "preserving", {"order": 1}),
+    Case("dpm_solver", 2, "exploding", {"order": 2}),
+    Case("dpm_solver", 3, "preserving", {"order": 3}),
+    Case("dpm_solver", 3, "flow", {"order": 3}),
+    Case("dpm_2_ancestral", 2, "flow", {"eta": 0.0}),
+    Case("dpmpp_2s_ancestral", 2, "flow", {"eta": 0.0}),
 ]
 UP = [
     replace(case, rising=True)
@@ -214,8 +225,17 @@ STOCHASTIC = [
     Case("dpmpp_3m_sde", 2, "exploding"),
     Case("dpm_2_ancestral", 2, "preserving"),
     Case("dpmpp_2s_ancestral", 2, "preserving"),
+    Case("euler_ancestral", 1, "flow"),
+    Case("euler_ancestral", 1, "flow", {"eta": 0.5}, counts=(128, 256, 512)),
+    Case("dpm_2_ancestral", 2, "flow"),
+    Case("dpm_2_ancestral", 2, "flow", {"eta": 0.5}),
+    Case("dpmpp_2s_ancestral", 2, "flow"),
+    Case("dpmpp_2s_ancestral", 2, "flow", {"eta": 0.5}),
     Case("dpmpp_sde", 2, "exploding"),
     Case("dpmpp_sde", 2, "preserving", {"eta": 0.5, "r": 0.4}),
+    Case("dpmpp_sde", 2, "flow"),
+    Case("dpm_solver", 2, "exploding", {"order": 2, "eta": 1.0}),
+    Case("dpm_solver", 3, "preserving", {"eta": 0.5}, counts=(128, 256, 512)),
     Case("res_multistep", 2, "preserving", {"eta": 1.0}),
     Case("res_multistep", 2, "flow", {"eta": 0.5}),
     Case("er_sde", 2, "flow"),
@@ -381,6 +401,11 @@ RUNS = {  # numbers of steps
     "euler_cfg_pp": (120, {}),
     "euler_ancestral_cfg_pp": (120, {}),
     "dpmpp_2m_cfg_pp": (60, {}),
+    "dpmpp_2s_ancestral_cfg_pp": (60, {}),
+    "res_multistep_cfg_pp": (60, {}),
+    "res_multistep_cfg_pp ": (60, {"eta": 1.0}),
+    "gradient_estimation_cfg_pp": (120, {}),
+    "dpm_solver": (20, {"eta": 1.0}),
     "repaint": (120, {"jump_length": 12, "jump_n_sample": 3}),
 }
 
@@ -426,7 +451,7 @@ def test_the_whole_list_is_tested():
 
 VP = Schedule.scaled_linear()
 ALL = sorted(set(samplers.__all__) - {"Threshold"})
-CFG_PP = {"euler_cfg_pp", "euler_ancestral_cfg_pp", "dpmpp_2m_cfg_pp"}  # see test_loops.py, too
+CFG_PP = {name for name in ALL if name.endswith("cfg_pp")}  # see test_loops.py, too
 OF_FLOWS = {"flow_euler", "flow_heun", "flow_sde", "flow_cps", "dance_sde"}
 
 
@@ -559,6 +584,9 @@ BAD_ARGUMENTS = [
             ("sa_solver", {}),
             ("repaint", {}),
             ("euler_ancestral_cfg_pp", {}),
+            ("dpmpp_2s_ancestral_cfg_pp", {}),
+            ("res_multistep_cfg_pp", {"eta": 1.0}),
+            ("dpm_solver", {"eta": 1.0}),
         )
     ),
     *(
@@ -600,6 +628,8 @@ BAD_ARGUMENTS = [
     ("ddpm", VP, {"variance": "learned"}, ValueError, "fixed_small or fixed_large"),
     ("unipc", VP, {"order": 4}, ValueError, "order must be 1, 2 or 3"),
     ("dpmpp_2m", VP, {"solver": "x"}, ValueError, "midpoint or heun"),
+    ("deis", VP, {"variable": "t"}, ValueError, "variable must be log_rho or vp_time, got 't'"),
+    ("deis", VP, {"points": 1}, ValueError, "points must be an integer from 2, got 1"),
     ("pndm", VP, {"average": "x"}, ValueError, "epsilon or output"),
     *(
         (name, VP, {"order": order}, ValueError, f"order must be 1 to {highest}, got {order}")
@@ -637,6 +667,17 @@ BAD_ARGUMENTS = [
     ("repaint", VP, {"jump_length": 0}, ValueError, "jump_length must be an integer from 1, got 0"),
     ("repaint", VP, {"jump_n_sample": 1.5}, ValueError, "jump_n_sample must be an integer from 1, got 1.5"),
     ("lms", VP, {"order": 2.0}, ValueError, "order must be 1 to 4, got 2.0"),
+    ("dpm_solver", VP, {"order": 4}, ValueError, "order must be 1 to 3, got 4"),
+    ("dpm_solver", VP, {"order": [3, 1]}, ValueError, "order: expected a number, or one for each of 10 steps, got 2"),
+    ("gradient_estimation_cfg_pp", VP, {"gamma": math.nan}, ValueError, "gamma must be finite, got nan"),
+    *(
+        (name, FLOW, {"steps": [0.9, 0.3], "eta": 1.6}, ValueError, "eta = 1.6 steps below clean data, from 0.9 to 0.3")
+        for name in ("euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_2s_ancestral_cfg_pp")
+    ),
+    *(
+        (name, FLOW, {"steps": [0.3], "final": 0.9}, ValueError, "draws noise goes to a lower level, not from time 0.3")
+        for name in ("euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_2s_ancestral_cfg_pp")
+    ),
     ("ddim_inverse", VP, {"prediction": "sample"}, ValueError, "predicts sample says no noise of clean data: begin at"),
     ("dpmpp_sde", VP, {"r": 1.0}, ValueError, "r must lie between 0 and 1, got 1.0"),
     ("gradient_estimation", VP, {"gamma": math.inf}, ValueError, "gamma must be finite, got inf"),
@@ -1172,7 +1213,8 @@ def test_the_start_is_that_of_the_schedule(name):
     rule, over = getattr(samplers, name), VP.alpha[900] if name in EXPLODING_FRAME else 1
     assert rule(VP, [900, 500]).tableau.start == pytest.approx(1 / over, rel=1e-14)
     assert rule(Schedule.karras(9), [80.0, 3.0]).tableau.start == 80
-    flow, own = rule(FLOW, [0.8, 0.5]).tableau.start, name not in EXPLODING_FRAME or name == "res_multistep"
+    own = name not in EXPLODING_FRAME or name in ON_FLOWS_THEMSELVES
+    flow = rule(FLOW, [0.8, 0.5]).tableau.start
     assert flow == pytest.approx(math.hypot(0.2, 0.8) / (1 if own else 0.2))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .. import backends
 from ..call.packed import address, dtype_code
+from ..ground import layouts
 from ..ground.kinds import library_for, library_of, need_plain
 from ..language.levels import FLOATS
 
@@ -221,29 +222,11 @@ def contiguous(x: Array) -> Array:
     return x if _is_plain(x) else copy(x, x.dtype)
 
 
-PIECE = 1 << 20  # NumPy needs some milliseconds for so many elements; Ctrl-C is heard between two pieces
-
-
-def pieces(shape: Sequence[int]) -> Iterator[tuple[int | slice, ...]]:
-    """Yields indices that cut an array of this shape into pieces of at most `PIECE` elements."""
-    size = math.prod(shape)
-    if size <= PIECE:
-        yield ()
-    elif rows := PIECE * shape[0] // size:
-        yield from ((slice(begin, begin + rows),) for begin in range(0, shape[0], rows))
-    else:
-        yield from ((row, *part) for row in range(shape[0]) for part in pieces(shape[1:]))
-
-
 def copy(x: Array, dtype: np.dtype[Any]) -> Array:
     """Returns a C-contiguous copy in this dtype."""
-    if on_device(x) or x.size <= PIECE:
+    if on_device(x) or (x.dtype != dtype and x.size <= layouts.PIECE):
         return x.astype(dtype, order="C")
-    made: Array = np.empty(x.shape, dtype)
-    as_it_lies = sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
-    source, target = x.transpose(as_it_lies), made.transpose(as_it_lies)
-    for part in pieces(source.shape):
-        target[part] = source[part]
+    made: Array = layouts.copy(x, dtype, range(x.ndim))
     return made
 
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..call.description import CrossEntropy, Loss, Race, Step, Walk
+from ..call.description import CrossEntropy, Loss, Masks, Race, Step, Walk
 from ..ground.version import __version__
 from ..noise import NOISE_VERSION, Noise
 from . import threads
@@ -35,6 +35,7 @@ class Backend(Protocol):
         step_and_loss: a step and a loss that reads what it writes, faster than one after the other, or None.
         repeated_loss: returns a function that repeats a loss with other noises, equally many, faster than anew, or
             None.
+        mask: masks tokens in one pass, or None: `operations.tokens` then does it from the words.
         empty: allocates outputs in host memory, like `numpy.empty`.
         tests_itself: whether it is tested on first use, and not when it is loaded.
     """
@@ -47,6 +48,7 @@ class Backend(Protocol):
     fast_divergence: Callable[..., Any] | None
     step_and_loss: Callable[[Step, Loss], None] | None
     repeated_loss: Callable[[Loss], Callable[[Sequence[Noise]], None]] | None
+    mask: Callable[[Masks], None] | None
     empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
     tests_itself: bool
 

@@ -18,8 +18,8 @@ if find_spec("noisefuse._native") is None:
     )
 import noisefuse._native as _native
 
-from ..call.description import CrossEntropy, Loss, Race, Step, Walk
-from ..call.packed import address, pack_cross_entropy, pack_fields, pack_loss, pack_on_host, pack_race
+from ..call.description import CrossEntropy, Loss, Masks, Race, Step, Walk
+from ..call.packed import address, pack_cross_entropy, pack_fields, pack_loss, pack_masks, pack_on_host, pack_race
 from ..noise import Noise
 from . import threads
 
@@ -80,6 +80,11 @@ def step_and_loss(before: Step, call: Loss) -> None:
     step, _memory = pack_on_host(before)
     loss, _others = pack_on_host(call.residual, loss=pack_loss(call, address))
     _native.run("step_and_loss", step, loss)
+
+
+def mask(call: Masks) -> None:
+    numbers, _memory = pack_on_host(call.step)
+    _native.mask(numbers, pack_masks(call, address))
 
 
 def race(call: Race) -> None:

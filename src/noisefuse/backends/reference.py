@@ -21,7 +21,7 @@ from ..noise import Noise
 from . import rows_of_categories, spec
 
 fast_row = fast_random = fast_mse = fast_density = fast_density_gradient = fast_divergence = None
-step_and_loss = repeated_loss = None
+step_and_loss = repeated_loss = mask = None
 empty: Callable[..., NDArray[Any]] = np.empty
 tests_itself = False
 
@@ -235,11 +235,12 @@ def combined(
 
 
 def transitions(call: Step, at: NDArray[np.int64]) -> list[Array | None]:
-    """Returns the bytes that replace x's bytes."""
+    """Returns the bytes that replace x's bytes, or the words themselves."""
     x, tables = call.inputs[X], call.transitions
-    assert x is not None
-    assert tables is not None
     word = drawn(call, at, 0, np.float32)
+    if tables is None:
+        return [word.view(np.float32), None, None]
+    assert x is not None
     level = 256 * row_of(call, at) + x.reshape(-1)[at]
     first = tables["first"].reshape(-1)[256 * level + (word >> 24)].astype(np.int64)
     return [SPEC.transition(word, first, tables["last"].reshape(-1), 256 * level), None, None]

@@ -52,6 +52,7 @@ class Step:
     by_level: bool = False
     # For bytes that change at random: tables (rows, 256) by which the words turn x into other bytes (spec.transition).
     # The words serve nothing else. Rows choose the table, and their numbers are not used.
+    # Without tables they are the result: `words` with one output, a float32 whose bits they are.
     transitions: Array | None = None
 
     @property
@@ -87,6 +88,21 @@ class Walk:
 
     first: Step
     keep: NDArray[np.int64]  # (T,): the output row of each time, or -1
+
+
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """Tokens that become the mask at random. A token does where its word lies below rint(2^32 p), or, with
+    `complement`, where it does not; and only where `where` says so."""
+
+    step: Step  # draws the words; outputs[0]: uint8, whether each token became the mask
+    tokens: Array  # integers of 1, 2, 4 or 8 bytes
+    out: Array  # of the same dtype; it may be `tokens`
+    where: NDArray[np.bool_] | None
+    p: NDArray[np.float64]  # one for each segment of `segment` tokens, in the flat order
+    segment: int
+    mask: int
+    complement: bool
 
 
 def window_runs(noise: Noise, shape: tuple[int, ...]) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:

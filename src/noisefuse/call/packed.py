@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..language.levels import FLOATS, LEVELS
 from ..language.rows import Z
 from ..noise import Noise
-from .description import AXES, FLOAT64, CrossEntropy, Draw, Loss, Race, Step, window_runs
+from .description import AXES, FLOAT64, CrossEntropy, Draw, Loss, Masks, Race, Step, window_runs
 
 # The enums of csrc/core/call.h, in its order.
 DTYPES = {name: code for code, name in enumerate((*FLOATS, *LEVELS))}
@@ -46,6 +46,13 @@ CALL = np.dtype(
     align=True,
 )
 
+MASKS = np.dtype(
+    [
+        *((name, "u8") for name in ("tokens", "out", "masked", "where", "p")),
+        *(("segment", "i8"), ("mask", "u8"), ("bytes", "i4"), ("complement", "i4")),
+    ],
+    align=True,
+)
 RACE = np.dtype(
     [
         *((name, "i8") for name in ("rows", "of_sample", "n", "first")),
@@ -80,7 +87,7 @@ def packer(dtype: np.dtype[Any]) -> struct.Struct:
     return made
 
 
-_CALL, _RACE, _CROSS_ENTROPY = packer(CALL), packer(RACE), packer(CROSS_ENTROPY)
+_CALL, _MASKS, _RACE, _CROSS_ENTROPY = packer(CALL), packer(MASKS), packer(RACE), packer(CROSS_ENTROPY)
 _FIELD, _AXES = packer(np.dtype(FIELD.descr[:-2])), packer(np.dtype(FIELD.descr[-2:]))
 _NO_AXES = bytes(_AXES.size)
 Place: TypeAlias = Callable[[Any], int]  # returns an array's address for kernels; a copy that it makes, it keeps alive
@@ -156,6 +163,17 @@ def pack_loss(call: Loss, place: Place, chunk_sums: int = 0) -> tuple[Any, ...]:
         *(call.piece, 0 if call.weights is None else place(call.weights)),
         *((0, 0, float(g)) if by_value else (place(g), g.ndim, 0.0)),
         *(float(call.n), *((0, 0) if losses is None else (place(losses), losses.size)), chunk_sums),
+    )
+
+
+def pack_masks(call: Masks, place: Place) -> bytes:
+    """Returns the bytes of MASKS, which go with those of its step."""
+    masked = call.step.outputs[0]
+    assert masked is not None
+    where = 0 if call.where is None else place(call.where)
+    return _MASKS.pack(
+        *(place(call.tokens), place(call.out), place(masked), where, place(call.p)),
+        *(call.segment, call.mask % (1 << 64), call.tokens.itemsize, call.complement),
     )
 
 

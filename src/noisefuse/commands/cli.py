@@ -22,7 +22,6 @@ _OPTIONAL = {
     "dask": "dask",
     "distributed": "distributed",
     "matplotlib": "matplotlib",
-    "rich": "rich",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "zarr": "zarr",
@@ -142,14 +141,17 @@ def _add_demo(commands: Any) -> None:
     demo = commands.add_parser("demo", help="noise photographs, and draw and time it")
     demo.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="default: an astronaut")
     demo.add_argument("--samplers", action="store_true", help="draw all samplers at work, and how exact they are")
-    demo.add_argument("--out", type=Path, help="the picture (default: demo.png, or samplers.png)")
+    demo.add_argument("--out", type=Path, help="the picture, a .png for instance (default: demo.png, or samplers.png)")
     demo.add_argument("--schedule", choices=("linear", "cosine"), default="linear")
     demo.add_argument("--seed", type=_seed, default=0, help="of the noise (default: %(default)s)")
 
 
 def _shape(text: str) -> tuple[int, ...]:
     """Reads B x ...; a lone number is one sample of that many elements."""
-    shape = tuple(_positive(length) for length in text.split("x"))
+    try:
+        shape = tuple(_positive(length) for length in text.split("x"))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"expected lengths joined by x, as in 256x3x128x128, got {text!r}") from None
     return shape if len(shape) > 1 else (1, *shape)
 
 
@@ -198,7 +200,7 @@ def _workers(text: str) -> int:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected positive numbers, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
     return int(text)
 
 

@@ -4,14 +4,19 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 
 import noisefuse as nf
+
+from .shared import WIDTH
 
 
 def run(arguments: argparse.Namespace) -> None:
     lines = _lines()
     width = max(len(name) for name, _ in lines)
-    print("\n".join(f"{name:{width}}  {value}" for name, value in lines))
+    for name, value in lines:
+        first, rest = f"{name:{width}}  ", " " * (width + 4)
+        print(textwrap.fill(value, WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False))
 
 
 def _lines() -> list[tuple[str, str]]:

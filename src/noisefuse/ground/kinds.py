@@ -106,6 +106,14 @@ class Library:
         """Returns `Noise.from_key` of a key of the library."""
         raise self._refusal("Noise.from_key")
 
+    def token_log_prob(self, sampler: Any, i: int, x: Any, logits: Any, x_next: Any, where: Any) -> Any:
+        """Returns `DiscreteSampler.log_prob` of the library's arrays."""
+        raise self._refusal("log_prob")
+
+    def on_device(self, x: Any, device: Any) -> Any:
+        """Returns NumPy's x as an array of the library on a device."""
+        raise self._refusal("device=")
+
     def _refusal(self, what: str) -> NotImplementedError:
         return NotImplementedError(f"{what}: noisefuse does not offer that for arrays of {self.name}")
 
@@ -122,6 +130,7 @@ class Library:
     categorical: Callable[..., Any] = _refused("categorical")
     masked_cross_entropy: Callable[..., Any] = _refused("masked_cross_entropy")
     mse_loss: Callable[..., Any] = _refused("mse_loss")
+    interpolate_loss: Callable[..., Any] = _refused("interpolate_loss")
     mse_loss_grad: Callable[..., Any] = _refused("mse_loss_grad")
     log_prob: Callable[..., Any] = _refused("log_prob")
     log_prob_grad: Callable[..., Any] = _refused("log_prob_grad")
@@ -130,6 +139,10 @@ class Library:
     update_with_log_prob: Callable[..., Any] = _refused("update_with_log_prob")
     combined: Callable[..., Any] = _refused("combine")
     augmented: Callable[..., Any] = _refused("augment")
+
+    def through(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Calls a function of tokens on NumPy's views of the library's arrays, and returns results as its arrays."""
+        raise self._refusal(function.__name__.removeprefix("_"))
 
 
 NUMPY = Library("NumPy")  # CuPy answers like NumPy

@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
 
-def lazy(
-    package: str, modules: Iterable[str], names: Iterable[str]
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Returns the `__getattr__` of a package that loads these modules, and a `__dir__` with them and these names."""
+def lazy(package: str, modules: Iterable[str], names: Iterable[str]) -> None:
+    """Gives a package a `__getattr__` that loads these modules, and a `__dir__` with them and these names."""
     loaded = frozenset(modules)
     shown = sorted({*loaded, *names})
 
@@ -20,4 +19,4 @@ def lazy(
             return import_module(f".{name}", package)
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
-    return load, lambda: shown
+    vars(sys.modules[package]).update(__getattr__=load, __dir__=lambda: shown)

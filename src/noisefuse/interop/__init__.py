@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Other libraries. A module is loaded when its library's arrays are first seen, or when it is imported."""
 
-from collections.abc import Callable
-from typing import Any
-
 from ..ground.kinds import Library as Library
 from ..ground.kinds import register as register
 from ..ground.lazy import lazy
@@ -15,10 +12,12 @@ _MODULES = (
     "columns",
     "dask",
     "diffusers",
+    "diffusers_tokens",
     "grain",
     "jax",
     "k_diffusion",
     "kornia",
+    "llada",
     "monai",
     "torch",
     "torch_data",
@@ -49,7 +48,4 @@ register("jax", _jax)
 register("jaxlib", _jax)
 register("dask", _dask)
 
-
-__getattr__: Callable[[str], Any]
-__dir__: Callable[[], list[str]]
-__getattr__, __dir__ = lazy(__name__, _MODULES, ("Library", "ThroughNumPy", "register"))
+lazy(__name__, _MODULES, ("Library", "ThroughNumPy", "register"))

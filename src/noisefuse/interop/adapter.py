@@ -122,6 +122,7 @@ class ThroughNumPy(Library):
     masked_cross_entropy: Callable[..., Any] = _through(nf.masked_cross_entropy)
     mse_loss: Callable[..., Any] = _through(nf.mse_loss)
     mse_loss_grad: Callable[..., Any] = _through(nf.mse_loss_grad)
+    interpolate_loss: Callable[..., Any] = _through(nf.interpolate_loss)
     log_prob: Callable[..., Any] = _through(nf.density.log_prob)
     log_prob_grad: Callable[..., Any] = _through(nf.density.log_prob_grad)
     kl: Callable[..., Any] = _through(nf.density.kl)

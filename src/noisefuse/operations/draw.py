@@ -21,7 +21,6 @@ from ..arguments.arrays import (
     host_view,
     is_array,
     output,
-    pieces,
     wanted,
 )
 from ..arguments.calls import (
@@ -46,6 +45,7 @@ from ..arguments.types import (
 )
 from ..call.description import Draw, Step
 from ..ground.kinds import library, library_of
+from ..ground.layouts import pieces
 from ..language.increments import Terms
 from ..language.levels import FLOATS
 from ..language.rows import Z_BITS, Rows, X

@@ -65,12 +65,8 @@ def interpolate(
     ([0.25, 0.5], [1.0, 1.0])
     >>> x_t = nf.interpolate(x0, x1, 0.5, nf.paths.brownian_bridge(0.1), nf.Noise(7))
     """
-    if not isinstance(path, Path):
-        raise TypeError(f"path: expected one of noisefuse.paths, got {type(path).__name__}")
-    if target not in (None, *get_args(PathTarget)):
-        raise ValueError(f"target = {target!r}: expected one of {', '.join(get_args(PathTarget))}")
-    if target in ("score", "denoiser") and not path.draws:
-        raise ValueError(f"target = {target!r}: the path {path.name} has no noise")
+    if target is not None or not isinstance(path, Path):
+        need_path(path, target)
     if target is None and target_out is not None:
         raise ValueError("target_out: given without target=")
     if path.draws and noise is None:
@@ -90,8 +86,35 @@ def interpolate(
     return results[0] if target is None else (results[0], results[1])
 
 
+def need_path(path: Path, target: PathTarget | None) -> None:
+    """Raises TypeError or ValueError if it is no path, or does not have this target."""
+    if not isinstance(path, Path):
+        raise TypeError(f"path: expected one of noisefuse.paths, got {type(path).__name__}")
+    if target not in get_args(PathTarget):
+        raise ValueError(f"target = {target!r}: expected one of {', '.join(get_args(PathTarget))}")
+    if target in ("score", "denoiser") and not path.draws:
+        raise ValueError(f"target = {target!r}: the path {path.name} has no noise")
+
+
 def path_rows(path: Path, t: Any, shape: tuple[int, ...], target: PathTarget | None) -> tuple[Rows, Index]:
     """Returns the rows of x_t and of the target at each time, and which elements each covers."""
+    times, index = _at(t, shape)
+    return Rows.of(path.columns(times, target)), index
+
+
+_RESIDUAL = {"aux1.x": "out.x", "aux1.m1": "out.m2", "aux1.z": "out.z"}
+
+
+def residual_rows(path: Path, t: Any, shape: tuple[int, ...], target: PathTarget) -> tuple[Rows, Index]:
+    """Returns the rows of m1 minus the target, with x1 as m2, at each time, and which elements each covers."""
+    times, index = _at(t, shape)
+    found = path.columns(times, target)
+    columns = {to: -found[name] for name, to in _RESIDUAL.items() if name in found}
+    return Rows.of({"out.m1": np.ones_like(times), **columns}), index
+
+
+def _at(t: Any, shape: tuple[int, ...]) -> tuple[Any, Index]:
+    """Returns the checked times, and which elements each covers."""
     times, segment = segments("t", t, shape)
     if times.dtype.kind != "f":
         raise TypeError(f"t: expected floats from 0 to 1, got {times.dtype}")
@@ -99,7 +122,7 @@ def path_rows(path: Path, t: Any, shape: tuple[int, ...], target: PathTarget | N
     if not ((times >= 0) & (times <= 1)).all():
         wrong = times[~((times >= 0) & (times <= 1))][0]
         raise ValueError(f"t: expected times from 0 to 1, got {wrong}")
-    return Rows.of(path.columns(times, target)), Index(np.arange(len(times)), segment)
+    return times, Index(np.arange(len(times)), segment)
 
 
 def interpolate_call(

@@ -21,18 +21,20 @@ from ..arguments.arrays import (
     one_place,
     output,
 )
-from ..arguments.calls import Index, is_batch, make_call, names_or_array
+from ..arguments.calls import Index, is_batch, like, make_call, names_or_array
 from ..arguments.options import plain_table, rows_at
 from ..arguments.types import Array, ArrayT, NoiseLike
 from ..call.description import Loss
-from ..ground.kinds import library_of
+from ..ground.kinds import library_for, library_of
 from ..language.forward import residual
 from ..language.levels import FLOATS, LEVELS
-from ..language.rows import M1, Plain, Rows, X, Z
+from ..language.rows import M1, M2, Plain, Rows, X, Z
 from ..loss_parts import LossPart, Reduction, chunk_sums, place_of
-from ..noise import FIELD, Noise
+from ..noise import FIELD, Noise, got
+from ..paths import Path, PathTarget
 from ..schedule import Schedule, need_schedule
 from ..views import Target, need_target
+from .interpolate import need_path, residual_rows
 
 
 class LossOptions(TypedDict, total=False):
@@ -219,6 +221,61 @@ def mse_loss_grad(
     return gradient
 
 
+def interpolate_loss(
+    pred: Array,
+    x0: Array,
+    x1: Array,
+    t: ArrayLike | Array,
+    path: Path,
+    noise: NoiseLike | None = None,
+    *,
+    target: PathTarget,
+    weight: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    batched: bool | None = None,
+    grad_out: Array | Literal[True] | None = None,
+) -> Any:
+    """Returns the mean of w (pred - target)^2. The target is that of `interpolate` with the same arguments; neither it
+    nor the noise is stored.
+
+    Args:
+        pred: the network's prediction; float32, float64 (then the arithmetic is float64), float16 or bfloat16.
+        x0, x1, t, path, noise, target, batched: as in `interpolate`; x0 and x1 have pred's shape.
+        weight: an array of t's shape, finite. None: 1.
+        reduction, grad_out: as in `mse_loss`.
+
+    Returns:
+        As `mse_loss`. Tensors give a tensor, differentiable (once) through pred: the gradient is computed in the same
+        pass and kept until then.
+
+    Raises:
+        TypeError, ValueError: as in `interpolate` and `mse_loss`; nothing is written then.
+        NotImplementedError: arrays of JAX or dask.
+
+    >>> x0, x1, pred = np.zeros((2, 3)), np.ones((2, 3)), np.full((2, 3), 0.5)
+    >>> nf.interpolate_loss(pred, x0, x1, [0.25, 0.5], nf.paths.linear(), target="velocity")
+    0.25
+    """
+    need_path(path, target)
+    _need_reduction(reduction)
+    batched = is_batch("pred", pred, batched)
+    other = None if type(pred) is np.ndarray else library_of(pred)
+    if other is not None:
+        options = {"target": target, "weight": weight, "reduction": reduction, "batched": batched}
+        return other.interpolate_loss(pred, x0, x1, t, path, noise, grad_out=grad_out, **options)
+    m = as_array("pred", pred)
+    t = library_for(t).to_numpy(t)  # a path's functions are NumPy's
+    rows, index = residual_rows(path, t, m.shape, target)
+    if Z in rows.reads and noise is None:
+        raise TypeError(f"noise: expected a Noise, which the path {path.name} draws from, got {got(noise)}")
+    arrays = {X: like("x0", x0, m, FLOATS), M2: like("x1", x1, m, FLOATS)}
+    outs = {} if grad_out is None else {"grad_out": None if grad_out is True else grad_out}
+    drawn = Noise() if noise is None else noise  # nothing is drawn from it
+    given = (drawn, batched, weight, t, reduction, 1.0, outs)
+    loss, gradient = _run(_residual_call(m, arrays, rows, index, *given, want_loss=True))
+    return loss if grad_out is None else (loss, gradient)
+
+
 def _plain_table(schedule: Schedule, target: Target, scale: float | None, offset: float | None) -> Plain | None:
     """Returns the residual's rows for the fast path, or None if a name or a schedule is not plain. (Callers call the
     fast path themselves: Dynamo would enter a function that is given tensors.)"""
@@ -263,11 +320,25 @@ def mse_call(
     x = _clean(x0, m, target)
     dtype = None if x is None else x.dtype
     rows, index = rows_at(residual, target, schedule, t, m.shape, dtype, scale, offset)
+    given = (noise, batched, weight, t, reduction, upstream, outs)
+    return _residual_call(m, {X: x}, rows, index, *given, want_loss=want_loss)
+
+
+_NAMES = {X: "x0", M2: "x1"}
+
+
+def _residual_call(
+    m: Array, inputs: Mapping[int, Array | None], rows: Rows, index: Index, noise: NoiseLike | None, batched: bool,
+    weight: ArrayLike | None, t: ArrayLike | Array, reduction: Reduction, upstream: ArrayLike | Array,
+    outs: Mapping[str, Array | None], *, want_loss: bool,
+) -> Loss:  # fmt: skip
+    """Returns the loss of these rows' residuals, with pred as m, as a checked call; nothing is written yet."""
     drawn = Z in rows.reads
     names, z = names_or_array(noise, m.shape, m.dtype, batched, FIELD, any_stream=True, drawn=drawn)
     batch, sample_shape = batch_shape(m.shape, batched)
     size = count(sample_shape)
-    arrays = [(name, a) for name, a in (("pred", m), ("x0", x), ("noise", z)) if a is not None]
+    named = [("pred", m), *((_NAMES[slot], a) for slot, a in inputs.items()), ("noise", z)]
+    arrays = [(name, a) for name, a in named if a is not None]
     numbers: list[tuple[str, Any]] = [("weight", weight), ("upstream", upstream)]
     device = one_place([*arrays, *((name, a) for name, a in numbers if on_device(a))])
     weights = None if weight is None else _weights(weight, t, rows, index)
@@ -278,7 +349,7 @@ def mse_call(
         rows,
         index,
         names if drawn else (),
-        {slot: a for slot, a in {X: x, M1: m, Z: z}.items() if slot in rows.reads},
+        {slot: a for slot, a in {**inputs, M1: m, Z: z}.items() if slot in rows.reads},
         dict(outs),
         batched,
     )

@@ -7,10 +7,21 @@ each into a function that returns a ``Sampler``; ``ddim.__wrapped__`` is the rul
 All accept ``steps`` (a number, or the times themselves), ``prediction`` (a name in ``views.VIEWS`` or a ``View``),
 ``clip`` (c, (lo, hi), ``Threshold`` or None), ``spacing`` and the ``SpacingOptions``. A rule's docstring has its
 equation and its own arguments; the shared ones are added.
+
+Samplers of tokens (tokens.py) are functions here, too: ``nf.samplers.mdlm(steps=50, mask_id=..)`` returns a
+``DiscreteSampler``. ``__all__`` lists those of arrays.
 """
 
+from . import interpolants as interpolants
 from .adams import deis, gradient_estimation, ipndm, ipndm_v, lms, pndm
-from .cfg_pp import dpmpp_2m_cfg_pp, euler_ancestral_cfg_pp, euler_cfg_pp
+from .cfg_pp import (
+    dpmpp_2m_cfg_pp,
+    dpmpp_2s_ancestral_cfg_pp,
+    euler_ancestral_cfg_pp,
+    euler_cfg_pp,
+    gradient_estimation_cfg_pp,
+    res_multistep_cfg_pp,
+)
 from .consistency import lcm, tcd
 from .dpmpp import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_singlestep
 from .exponential import er_sde, res_multistep, sa_solver, seeds_2, seeds_3
@@ -19,7 +30,15 @@ from .plan import Threshold
 from .policies import dance_sde, flow_cps, flow_sde
 from .predictor_corrector import unipc
 from .spacing import SpacingOptions as SpacingOptions
-from .two_stage import dpm_2, dpm_2_ancestral, dpmpp_2s_ancestral, dpmpp_sde, edm, flow_heun, heun, heunpp2
+from .tokens import d3pm as d3pm
+from .tokens import discrete_flow as discrete_flow
+from .tokens import entropy_bound as entropy_bound
+from .tokens import llada as llada
+from .tokens import mdlm as mdlm
+from .tokens import remdm as remdm
+from .tokens import sedd as sedd
+from .tokens import uniform_ddim as uniform_ddim
+from .two_stage import dpm_2, dpm_2_ancestral, dpm_solver, dpmpp_2s_ancestral, dpmpp_sde, edm, flow_heun, heun, heunpp2
 
 __all__ = [
     "Threshold",
@@ -30,10 +49,12 @@ __all__ = [
     "deis",
     "dpm_2",
     "dpm_2_ancestral",
+    "dpm_solver",
     "dpmpp_2m",
     "dpmpp_2m_cfg_pp",
     "dpmpp_2m_sde",
     "dpmpp_2s_ancestral",
+    "dpmpp_2s_ancestral_cfg_pp",
     "dpmpp_3m_sde",
     "dpmpp_sde",
     "dpmpp_singlestep",
@@ -48,6 +69,7 @@ __all__ = [
     "flow_heun",
     "flow_sde",
     "gradient_estimation",
+    "gradient_estimation_cfg_pp",
     "heun",
     "heunpp2",
     "ipndm",
@@ -57,6 +79,7 @@ __all__ = [
     "pndm",
     "repaint",
     "res_multistep",
+    "res_multistep_cfg_pp",
     "sa_solver",
     "seeds_2",
     "seeds_3",

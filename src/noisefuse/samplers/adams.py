@@ -6,17 +6,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal, Unpack
+from typing import Literal, TypeAlias, Unpack
 
 import numpy as np
+import numpy.typing as npt
 
 from ..schedule import Schedule
 from ..tableau import D, Tableau, m1, past, x
 from ..views import Prediction
 from .integrals import integral_weights
-from .plan import Clip, Placed, Plan, need_order, plan
+from .plan import Clip, Placed, Plan, need_int, need_order, plan
 from .shared import sampler
 from .spacing import Spacing, SpacingOptions, Steps
+
+Array: TypeAlias = npt.NDArray[np.float64]
 
 _ADAMS = ((1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 """Adams-Bashforth weights of orders 1 to 4, the newest value first."""
@@ -203,6 +206,8 @@ def deis(
     steps: Steps = 20,
     *,
     order: int = 2,
+    variable: Literal["log_rho", "vp_time"] = "log_rho",
+    points: int | None = None,
     lower_order_final: bool = True,
     prediction: Prediction = "epsilon",
     clip: Clip = None,
@@ -218,20 +223,46 @@ def deis(
 
     Args:
         order: the number of predicted noises in a step, 1 to 3.
+        variable: what the polynomials are of: "log_rho", above, or "vp_time", the t of diff-sampler (Zhou et al. 2023)
+            and ComfyUI: log(1 + rho^2) = b_d t^2 / 2 + b t, with rho 0.002 at t = 0.001 and 80 at t = 1.
+        points: the number of terms in sums for the w_j: 10,000 in diff-sampler and in ComfyUI. None: the integrals.
         lower_order_final: if n < 15, the last step is of first order and the one before of at most second.
     """
     need_order(order, 3)
+    if variable not in ("log_rho", "vp_time"):
+        raise ValueError(f"variable must be log_rho or vp_time, got {variable!r}")
+    if points is not None:
+        need_int("points", points, 2)
     run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
 
     def weights(levels: list[float], end: float) -> list[float]:
         """Substitutes s = log rho - log t; the density is then -rho e^-s."""
         rho = levels[0]
-        if not end:
-            return [-rho]
+        if not end or len(levels) == 1:
+            return [end - rho]
+        if variable == "vp_time":
+            *t, t_end = (_vp_time(level) for level in (*levels, end))
+            return integral_weights(t, t_end, _vp_density, points=points)
         s = [math.log(rho / level) for level in levels]
-        return integral_weights(s, math.log(rho / end), lambda s: -rho * np.exp(-s))
+        return integral_weights(s, math.log(rho / end), lambda s: -rho * np.exp(-s), points=points)
 
     return _multistep("deis", run, order, weights, lower_order_final and len(run.nodes) - 1 < 15)
+
+
+_LEAST, _MOST = math.log1p(0.002**2) / 1e-3, math.log1p(80.0**2)  # b_d t / 2 + b at t = 0.001 and t = 1
+_SLOPE = 2 * (_MOST - _LEAST) / (1 - 1e-3)
+_BETA = _MOST - _SLOPE / 2
+
+
+def _vp_time(rho: float) -> float:
+    """Returns ``deis``'s t, at which log(1 + rho^2) = b_d t^2 / 2 + b t."""
+    return (math.sqrt(_BETA**2 + 2 * _SLOPE * math.log1p(rho**2)) - _BETA) / _SLOPE
+
+
+def _vp_density(t: Array) -> Array:
+    """Returns drho / dt."""
+    squared = np.expm1(_SLOPE * t**2 / 2 + _BETA * t)
+    return np.asarray((_SLOPE * t + _BETA) * (1 + squared) / (2 * np.sqrt(squared)))
 
 
 @sampler

@@ -13,9 +13,11 @@ from typing import Unpack
 from ..schedule import Schedule
 from ..tableau import ZERO, Affine, D, Tableau, m2, past, x, z
 from ..views import Prediction
-from .plan import Clip, Plan, plan, split
+from .dpmpp import _weight
+from .plan import Clip, Plan, descent, plan, split
 from .shared import sampler
 from .spacing import Spacing, SpacingOptions, Steps
+from .two_stage import middle
 
 
 def _unconditional(affine: Affine) -> Affine:
@@ -113,3 +115,117 @@ def dpmpp_2m_cfg_pp(
         rows.append(run.row(here, out, keep=[_unconditional(run.clean(here))]))
         before = h
     return run.table("dpmpp_2m_cfg_pp", rows)
+
+
+@sampler
+def dpmpp_2s_ancestral_cfg_pp(
+    schedule: Schedule,
+    steps: Steps = 50,
+    *,
+    eta: float = 1.0,
+    prediction: Prediction = "epsilon",
+    clip: Clip = None,
+    spacing: Spacing = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """`dpmpp_2s_ancestral` of the unconditional output, with CFG++'s guidance added, as in ComfyUI: 2 n - 1 calls.
+
+        x' = what `dpmpp_2s_ancestral` makes of D_u + alpha' (D - D_u)
+
+    D and D_u are those of a step's first call. A step to clean data is x' = D. It works on x / alpha, and on x in a
+    flow.
+
+    >>> sampler = nf.samplers.dpmpp_2s_ancestral_cfg_pp(nf.Schedule.linear(1000), steps=5)
+    >>> sampler.sample(lambda x, t: (x, 0.9 * x), (2, 8), nf.Noise(7), guidance_scale=0.6).shape
+    (2, 8)
+    """
+    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).flow_or_exploding()
+    rows = []
+    for here, there in run.pairs:
+        down, ratio, fresh = descent(here, there, eta)
+        if down == 0:
+            rows.append(run.row(here, there.alpha * D + fresh * z))
+            continue
+        mid, D_u = middle(run, here, down), _unconditional(run.clean(here))
+        kept, to_mid = (level / here.sigma for level in (down, mid.sigma))
+        known = ratio * kept * x + there.alpha * (D - D_u)
+        rows.append(run.row(here, to_mid * x + (1 - to_mid) * D_u, keep=[known]))
+        rows.append(run.row(mid, past[0] + ratio * (1 - kept) * _unconditional(run.clean(mid)) + fresh * z))
+    return run.table("dpmpp_2s_ancestral_cfg_pp", rows)
+
+
+@sampler
+def res_multistep_cfg_pp(
+    schedule: Schedule,
+    steps: Steps = 20,
+    *,
+    eta: float = 0.0,
+    prediction: Prediction = "epsilon",
+    clip: Clip = None,
+    spacing: Spacing = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """`res_multistep` of the unconditional output with CFG++, as in ComfyUI, for x / alpha.
+
+        x' = e^-h (x + D - D_u) + (1 - e^-h) D_u + (1 - (1 - e^-h) / h) D1 + sigma_up z
+        D1 = (D_u - D_u_before) / r
+
+    h, r and sigma_up are those of `res_multistep`. Where it has no D1, x' = D + sigma_down e_u + sigma_up z; so the
+    guidance D - D_u counts e^-h times in most steps and once in these. The order is that of `res_multistep` where both
+    outputs agree.
+
+    >>> sampler = nf.samplers.res_multistep_cfg_pp(nf.Schedule.linear(1000), steps=5)
+    >>> sampler.sample(lambda x, t: (x, 0.9 * x), (2, 8), nf.Noise(7), guidance_scale=0.6).shape
+    (2, 8)
+    """
+    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    rows, moved = [], 0.0
+    for i, (here, there) in enumerate(run.pairs):
+        keep, fresh = split(here, there, eta)
+        D_u = _unconditional(run.clean(here))
+        h = math.log(here.sigma / keep) if keep else math.inf
+        if moved and keep and run.nodes[i - 1].sigma != here.sigma:
+            phi, D1 = -math.expm1(-h), h / moved * (D_u - past[0])
+            mean = math.exp(-h) * (x + D - D_u) + phi * D_u + _weight("heun", phi, h) * D1
+        else:
+            mean = D + keep * _unconditional(run.predicted_noise(here))
+        rows.append(run.row(here, mean + fresh * z, keep=[D_u]))
+        moved = h if keep else 0.0
+    return run.table("res_multistep_cfg_pp", rows)
+
+
+@sampler
+def gradient_estimation_cfg_pp(
+    schedule: Schedule,
+    steps: Steps = 50,
+    *,
+    gamma: float = 2.0,
+    prediction: Prediction = "epsilon",
+    clip: Clip = None,
+    spacing: Spacing = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """`gradient_estimation` with CFG++, as in ComfyUI, for x / alpha.
+
+        x' = D + sigma' e_u + (gamma - 1) (sigma' - sigma) (e_u - e_u_before)
+
+    The first step has no last term, nor has one from a noise level that is visited twice; a step to clean data is D.
+
+    Args:
+        gamma: finite; 1 is `euler_cfg_pp`.
+
+    >>> sampler = nf.samplers.gradient_estimation_cfg_pp(nf.Schedule.linear(1000), steps=5)
+    >>> sampler.sample(lambda x, t: (x, 0.9 * x), (2, 8), nf.Noise(7), guidance_scale=0.6).shape
+    (2, 8)
+    """
+    if not math.isfinite(gamma):
+        raise ValueError(f"gamma must be finite, got {gamma}")
+    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    rows = []
+    for i, (here, there) in enumerate(run.pairs):
+        e_u = _unconditional(run.predicted_noise(here))
+        out = D + there.sigma * e_u
+        if i and there.sigma and run.nodes[i - 1].sigma != here.sigma:
+            out += (gamma - 1) * (there.sigma - here.sigma) * (e_u - past[0])
+        rows.append(run.row(here, out if there.sigma else D, keep=[e_u]))
+    return run.table("gradient_estimation_cfg_pp", rows)

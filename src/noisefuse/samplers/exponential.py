@@ -49,8 +49,7 @@ def res_multistep(
     [1.0, 0.6, 0.3]
     """
     run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options)
-    flow = run.axis.family == "flow"
-    run = run if flow else run.exploding()
+    flow, run = run.axis.family == "flow", run.flow_or_exploding()
     rows: list[Placed] = []
     moved = 0.0  # the last step's way down, in log sigma
     for i, (here, there) in enumerate(run.pairs):

@@ -13,7 +13,7 @@ from typing import Literal, Unpack
 from ..schedule import Schedule
 from ..tableau import D, Tableau, z
 from ..views import Prediction
-from .plan import Clip, Plan, need_int, plan, split
+from .plan import Clip, Plan, descent, need_int, plan, split
 from .shared import sampler
 from .spacing import Spacing, SpacingOptions, Steps
 
@@ -221,10 +221,21 @@ def euler_ancestral(
         sigma_up^2 = eta^2 sigma'^2 (sigma^2 - sigma'^2) / sigma^2,    sigma_down^2 = sigma'^2 - sigma_up^2
         x' = x + (sigma_down - sigma) d + sigma_up z,                  d = (x - D) / sigma
 
-    In this frame (sigma is sigma / alpha) it is DDIM with the same eta.
+    In this frame (sigma is sigma / alpha) it is DDIM with the same eta. In a flow it works on x itself, as in ComfyUI:
+
+        sigma_down = sigma' (1 - eta (1 - sigma' / sigma)),    sigma_up^2 = sigma'^2 - (ratio sigma_down)^2
+        x' = ratio (x + (sigma_down - sigma) d) + sigma_up z,    ratio = (1 - sigma') / (1 - sigma_down)
+
+    >>> sampler = nf.samplers.euler_ancestral(nf.Schedule.flow(1000), steps=[1.0, 0.5], prediction="flow")
+    >>> sampler.sample(lambda x, t: 0.1 * x, (2, 8), nf.Noise(7)).shape
+    (2, 8)
     """
-    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
-    return _rows("euler_ancestral", run, eta)
+    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).flow_or_exploding()
+    rows = []
+    for here, there in run.pairs:
+        down, ratio, fresh = descent(here, there, eta)
+        rows.append(run.row(here, there.alpha * D + ratio * down * run.noise(here) + fresh * z))
+    return run.table("euler_ancestral", rows)
 
 
 @sampler

@@ -15,7 +15,7 @@ from ..tableau import ZERO, Affine, D, Row, Tableau, m1, x
 from ..views import Prediction, View, view
 from .spacing import Axis, Spacing, SpacingOptions, Steps, grid
 
-__all__ = ["Clip", "Node", "Placed", "Plan", "Threshold", "plan", "split"]
+__all__ = ["Clip", "Node", "Placed", "Plan", "Threshold", "descent", "plan", "split"]
 
 
 class Threshold(NamedTuple):
@@ -81,6 +81,28 @@ def split(here: Node, there: Node, eta: float) -> tuple[float, float]:
     if fresh > there.sigma:
         raise ValueError(f"eta = {eta} asks for more fresh noise, {fresh:.4g}, than there is, {there.sigma:.4g}")
     return math.sqrt((there.sigma - fresh) * (there.sigma + fresh)), fresh
+
+
+def descent(here: Node, there: Node, eta: float) -> tuple[float, float, float]:
+    """Returns sigma_down, to which an ancestral step goes, and ratio, fresh of the way up: x' = ratio x_down + fresh z.
+
+        ratio = alpha' / alpha_down,    fresh^2 = sigma'^2 - (ratio sigma_down)^2
+
+    This is q(x' | x_down). For x / alpha, sigma_down is ``split``'s keep; in a flow it is ComfyUI's,
+    sigma' (1 - eta (1 - sigma' / sigma)). Both are sigma'^2 / sigma for eta = 1, and sigma' for eta = 0.
+    """
+    if here.alpha == 1:
+        keep, fresh = split(here, there, eta)
+        return keep, 1.0, fresh
+    need_eta(eta)
+    if eta == 0:
+        return there.sigma, 1.0, 0.0
+    need_fall(here, there)
+    down = there.sigma * (1 - eta * max(0.0, 1 - there.sigma / here.sigma))
+    if down < 0:
+        raise ValueError(f"eta = {eta} steps below clean data, from {here.sigma:g} to {there.sigma:g}")
+    ratio = there.alpha / (1 - down)
+    return down, ratio, math.sqrt(max(0.0, (there.sigma - ratio * down) * (there.sigma + ratio * down)))
 
 
 def need_fall(here: Node, there: Node) -> None:
@@ -154,6 +176,10 @@ class Plan:
         self.need_signal("a sampler of x / alpha")
         nodes = (Node(1.0, node.sigma / node.alpha, node.t, node.alpha) for node in self.nodes)
         return replace(self, nodes=tuple(nodes))
+
+    def flow_or_exploding(self) -> Plan:
+        """Returns the plan itself in a flow, whose dx / dsigma is e - D, or else that of x / alpha, where it is e."""
+        return self if self.axis.family == "flow" else self.exploding()
 
     def node(self, sigma: float) -> Node:
         """Returns a node of the exploding frame between the visited ones."""

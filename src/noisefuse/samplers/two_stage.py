@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Unpack
 
 from ..schedule import Schedule
-from ..tableau import D, Tableau, past, x, z
+from ..tableau import Affine, D, Tableau, past, x, z
 from ..views import Prediction
-from .plan import Clip, Node, Placed, Plan, plan, split
+from .plan import Clip, Node, Placed, Plan, descent, need_order, plan, split
 from .shared import sampler
 from .spacing import Spacing, SpacingOptions, Steps
 
@@ -124,23 +125,28 @@ def edm(
     return run.table("edm", rows, start=math.hypot(run.start, added[0]))
 
 
-def _to_the_middle(run: Plan, here: Node, keep: float) -> tuple[Node, Placed]:
-    """Returns the midpoint in log sigma on the way down to ``keep``, and the row of Euler's step there, which keeps
-    x."""
-    mid = run.node(math.sqrt(here.sigma * keep))
-    return mid, run.row(here, x + (mid.sigma - here.sigma) * run.noise(here), keep=[x])
-
-
 def _dpm_2(name: str, run: Plan, eta: float) -> Tableau:
     rows = []
     for here, there in run.pairs:
-        keep, fresh = split(here, there, eta)
-        if keep == 0:
-            rows.append(run.row(here, D + fresh * z))
+        down, ratio, fresh = descent(here, there, eta)
+        if down == 0:
+            rows.append(run.row(here, there.alpha * D + fresh * z))
             continue
-        mid, first = _to_the_middle(run, here, keep)
-        rows += [first, run.row(mid, past[0] + (keep - here.sigma) * run.noise(mid) + fresh * z)]
+        mid = _between(run, here, math.sqrt(here.sigma * down))
+        d, d_mid = (run.noise(node) + _slope(node) * D for node in (here, mid))
+        rows.append(run.row(here, x + (mid.sigma - here.sigma) * d, keep=[x]))
+        rows.append(run.row(mid, ratio * (past[0] + (down - here.sigma) * d_mid) + fresh * z))
     return run.table(name, rows)
+
+
+def _between(run: Plan, here: Node, sigma: float) -> Node:
+    """Returns a node of here's frame, x / alpha or that of a flow."""
+    return run.node(sigma) if here.alpha == 1 else Node(1 - sigma, sigma, sigma)
+
+
+def _slope(node: Node) -> float:
+    """Returns dalpha / dsigma in the node's frame: 0 for x / alpha, -1 in a flow."""
+    return 0.0 if node.alpha == 1 else -1.0
 
 
 @sampler
@@ -184,9 +190,9 @@ def dpm_2_ancestral(
         s = sqrt(sigma sigma_down),    u = x + (s - sigma) d(x, sigma)
         x' = x + (sigma_down - sigma) d(u, s) + sigma_up z
 
-    sigma_down and sigma_up are those of ``euler_ancestral``.
+    sigma_down and sigma_up are those of ``euler_ancestral``, and so is what changes in a flow: x itself, and the ratio.
     """
-    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).flow_or_exploding()
     return _dpm_2("dpm_2_ancestral", run, eta)
 
 
@@ -207,19 +213,30 @@ def dpmpp_2s_ancestral(
         x' = (sigma_down / sigma) x + (1 - sigma_down / sigma) D(u, s) + sigma_up z
 
     It follows k-diffusion; sigma_down and sigma_up are those of ``euler_ancestral``. eta = 0 is DPM-Solver++(2S)
-    itself. 2 n - 1 model calls.
+    itself. 2 n - 1 model calls. In a flow it works on x itself, with euler_ancestral's ratio; s is the midpoint in
+    log(sigma / alpha), and from sigma = 1, where there is none, 0.9999, as in ComfyUI.
     """
-    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).flow_or_exploding()
     rows = []
     for here, there in run.pairs:
-        keep, fresh = split(here, there, eta)
-        if keep == 0:
-            rows.append(run.row(here, D + fresh * z))
+        down, ratio, fresh = descent(here, there, eta)
+        if down == 0:
+            rows.append(run.row(here, there.alpha * D + fresh * z))
             continue
-        mid, first = _to_the_middle(run, here, keep)
-        ratio = keep / here.sigma
-        rows += [first, run.row(mid, ratio * past[0] + (1 - ratio) * D + fresh * z)]
+        mid, kept = middle(run, here, down), down / here.sigma
+        rows.append(run.row(here, x + (mid.sigma - here.sigma) * (run.noise(here) + _slope(here) * D), keep=[x]))
+        rows.append(run.row(mid, ratio * (kept * past[0] + (1 - kept) * D) + fresh * z))
     return run.table("dpmpp_2s_ancestral", rows)
+
+
+def middle(run: Plan, here: Node, down: float) -> Node:
+    """Returns the midpoint in log(sigma / alpha) on the way down, in a flow or for x / alpha."""
+    if here.alpha == 1:
+        return run.node(math.sqrt(here.sigma * down))
+    if here.alpha == 0:
+        return _between(run, here, 0.9999)
+    level = math.sqrt(here.sigma * down / (here.alpha * (1 - down)))
+    return _between(run, here, level / (1 + level))
 
 
 @sampler
@@ -246,6 +263,8 @@ def dpmpp_sde(
 
         w(sigma, s) = z1,    w(sigma, sigma') = c z1 + sqrt(1 - c^2) z2,    c^2 = (sigma - s) / (sigma - sigma')
 
+    In a flow, the sigma of c^2 is the flow's own, as in ComfyUI and `Sampler.path`, not sigma / alpha.
+
     Args:
         r: the place of the second call in log sigma, 0 < r < 1.
 
@@ -264,7 +283,8 @@ def dpmpp_sde(
             continue
         mid = run.node(here.sigma ** (1 - r) * there.sigma**r)
         mid_keep, mid_fresh = split(here, mid, eta)
-        shared = (here.sigma - mid.sigma) / (here.sigma - there.sigma) if fresh else 0.0
+        a, s, b = (node.sigma * (node.scale if run.axis.family == "flow" else 1) for node in (here, mid, there))
+        shared = (a - s) / (a - b) if fresh else 0.0
         ratio = keep / here.sigma
         known = ratio * x + (1 - ratio) * (1 - 1 / (2 * r)) * D + fresh * math.sqrt(shared) * z
         rows.append(run.row(here, D + mid_keep * run.noise(here) + mid_fresh * z, keep=[known]))
@@ -274,10 +294,90 @@ def dpmpp_sde(
 
 
 @sampler
+def dpm_solver(
+    schedule: Schedule,
+    steps: Steps = 20,
+    *,
+    order: int | Sequence[int] = 3,
+    eta: float = 0.0,
+    prediction: Prediction = "epsilon",
+    clip: Clip = None,
+    spacing: Spacing = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """DPM-Solver-1, -2 and -3, Lu et al. 2022 (arXiv:2206.00927), for x / alpha: ``order`` model calls a step.
+
+        1:  x' = x + (sigma' - sigma) e
+        2:  u = x + (s_1 - sigma) e,    x' = x + (sigma' - sigma) (e + (e(u, s_1) - e) / 2 r_1),    r_1 = 1/2
+        3:  u as above, r_1 = 1/3, r_2 = 2/3
+            v = x + (s_2 - sigma) e - (r_2 / r_1) s_2 psi(r_2 h) (e(u, s_1) - e)
+            x' = x + (sigma' - sigma) e - (1 / r_2) sigma' psi(h) (e(v, s_2) - e)
+        e(x, sigma) = (x - D) / sigma,    s_j = sigma e^(-r_j h),    h = log(sigma / sigma')
+        psi(h) = (e^h - 1) / h - 1
+
+    With eta above 0, sigma' is ``euler_ancestral``'s sigma_down, but not below the run's end, and noise is drawn up to
+    sigma', as in k-diffusion. A step to clean data is x' = D. k-diffusion's dpm_fast is this on levels equally spaced
+    in log sigma, with orders 3, 3, .. and at the end 2, 1 or what is left of the calls.
+
+    Args:
+        order: 1 to 3, or a list of one for each step.
+
+    >>> len(nf.samplers.dpm_solver(nf.Schedule.karras(100), steps=4, order=[3, 3, 2, 1]))
+    9
+    """
+    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    n = len(run.nodes) - 1
+    orders = [order] * n if isinstance(order, int) else list(order)
+    if len(orders) != n:
+        raise ValueError(f"order: expected a number, or one for each of {n} steps, got {len(orders)}")
+    rows: list[Placed] = []
+    for (here, there), each in zip(run.pairs, orders, strict=True):
+        need_order(each, 3)
+        keep, fresh = split(here, there, eta)
+        down = max(keep, run.nodes[-1].sigma) if fresh else keep
+        if down == 0:
+            rows.append(run.row(here, D + fresh * z))
+            continue
+        noise = math.sqrt(max(0.0, (there.sigma - down) * (there.sigma + down)))
+        rows += _dpm_solver_step(run, here, down, each, noise * z)
+    return run.table("dpm_solver", rows)
+
+
+def _dpm_solver_step(run: Plan, here: Node, down: float, order: int, noise: Affine) -> list[Placed]:
+    """Returns the rows of ``dpm_solver`` for one step. Of order 3, the first one keeps D and x, the second the rest."""
+    e, h, whole = run.noise(here), math.log(here.sigma / down), down - here.sigma
+    if order == 1:
+        return [run.row(here, x + whole * e + noise)]
+    r_1, r_2 = 1 / order, 2 / 3
+    first, second = (run.node(here.sigma ** (1 - r) * down**r) for r in (r_1, r_2))
+    to_first = x + (first.sigma - here.sigma) * e
+    if order == 2:
+        weight = whole / (2 * r_1)
+        return [
+            run.row(here, to_first, keep=[x + (whole - weight) * e]),
+            run.row(first, past[0] + weight * run.noise(first) + noise),
+        ]
+    a = -r_2 / r_1 * second.sigma * _psi(r_2 * h)
+    b = -down / r_2 * _psi(h)
+    e_kept = (past[1] - past[0]) / here.sigma
+    to_second = past[1] + (second.sigma - here.sigma - a) * e_kept + a * run.noise(first)
+    return [
+        run.row(here, to_first, keep=[D, x]),
+        run.row(first, to_second, keep=[past[1] + (whole - b) * e_kept]),
+        run.row(second, past[0] + b * run.noise(second) + noise),
+    ]
+
+
+def _psi(h: float) -> float:
+    return math.expm1(h) / h - 1 if h else 0.0
+
+
+@sampler
 def heunpp2(
     schedule: Schedule,
     steps: Steps = 50,
     *,
+    sigma_0: float | None = None,
     prediction: Prediction = "epsilon",
     clip: Clip = None,
     spacing: Spacing = "linspace",
@@ -289,19 +389,26 @@ def heunpp2(
         x_2 = x + (sigma' - sigma) d,    x_3 = x_2 + (sigma'' - sigma') d_2,    d = (x - D) / sigma
         x' = x + (sigma' - sigma) ((1 - w_2 - w_3) d + w_2 d_2 + w_3 d_3),    w_2, w_3 = sigma', sigma'' over 3 sigma_0
 
-    sigma_0 is the first noise level. The last step but one has w_2 = sigma' / 2 sigma_0 and no x_3; the last step is
+    The last step but one has w_2 = sigma' / 2 sigma_0 and no x_3; the last step is
     Euler's. There is no paper; the method comes from Carzit's sd-webui-samplers-scheduler. Its weights are those of a
     mean only at sigma_0, so it is of first order.
+
+    Args:
+        sigma_0: positive, of sigma / alpha. None: the run's first noise level. A part of a run continues the whole with
+            the whole's first level.
 
     >>> len(nf.samplers.heunpp2(nf.Schedule.karras(100), steps=10))
     27
     """
     run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    if sigma_0 is not None and not 0 < sigma_0 < math.inf:
+        raise ValueError(f"sigma_0 must be positive and finite, got {sigma_0}")
+    most = run.nodes[0].sigma if sigma_0 is None else sigma_0
     rows, n = [], len(run.nodes) - 1
     for i in range(n):
         here, *ahead = run.nodes[i : min(i + 3, n)]
         h = run.nodes[i + 1].sigma - here.sigma
-        w = [node.sigma / ((len(ahead) + 1) * run.nodes[0].sigma) for node in ahead]
+        w = [node.sigma / ((len(ahead) + 1) * most) for node in ahead]
         known = x + h * (1 - sum(w)) * run.noise(here)
         if not ahead:
             rows.append(run.row(here, x + h * run.noise(here) if run.nodes[n].sigma else D))

@@ -133,10 +133,11 @@ def scaling(factors: Iterable[float]) -> Tableau:
 def times_of(table: Tableau, clock: Callable[[Any, Any], Any] | None) -> list[float]:
     """Returns the time at which each row begins, on the clock of ``Sampler.path``."""
     alpha, sigma = table.alpha, table.sigma
+    own = table.scale * alpha, table.scale * sigma  # the schedule's, of rows for x / alpha
     if clock is not None:
         times = np.asarray(clock(alpha, sigma), np.float64)
-    elif np.allclose(alpha + sigma, 1, rtol=0, atol=1e-12):
-        times = sigma
+    elif np.allclose(sum(own), 1, rtol=0, atol=1e-12):
+        times = own[1]
     else:
         with np.errstate(divide="ignore"):
             times = sigma / alpha

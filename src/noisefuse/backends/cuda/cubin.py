@@ -8,23 +8,14 @@ import os
 import secrets
 from contextlib import suppress
 from functools import cache, partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from ...ground.headers import installed
 
 # Contraction and flushing would change bits. CuPy's own RawModule(code=) adds -ftz=true at the end, so it is not used.
 OPTIONS = ("--std=c++20", "-fmad=false", "-ftz=false", "-prec-sqrt=true", "-prec-div=true")
 SOURCE = '#include "cuda/kernels.cu"\n'
-
-
-def installed() -> Path:
-    """Returns the folder of `csrc` and, with -DNOISEFUSE_CUDA=ON, `kernels.fatbin`. ImportError: nothing was built."""
-    extension = find_spec("noisefuse._native")
-    if extension is None or extension.origin is None:
-        raise ImportError(
-            "the CUDA sources come with the C++ extension, which was not built when noisefuse was installed"
-        )
-    return Path(extension.origin).parent
 
 
 @cache

@@ -118,7 +118,7 @@ def compute_tiles(
                 places[VALUES + Z] = address(part(tile, place_of_noise(skip, runs)))
             ask_for(m, at + TILE + QUARTER, int64(2))
             if transitions:
-                become(p, at, n, pointer(places[VALUES + Z], uint32), part(tile, WIDTH * RESULT))
+                become(p, at, n, pointer(places[VALUES + Z], uint32), pointer(places[RESULT], tile))
             else:
                 apply(m, masked, n, places, tile, one_row)
             ask_for(m, at + TILE + 3 * QUARTER, int64(1))

@@ -151,7 +151,12 @@ def apply(m: Any, masked: bool, n: int, places: Any, tile: Any, one_row: bool) -
 
 @inlined
 def become(p: Any, at: int, n: int, words: Any, to: Any) -> None:
-    """What n bytes from `at` on become."""
+    """What n bytes from `at` on become. Without tables the words' bits are the result."""
+    if p[CALL_TRANSITIONS] == 0:
+        bits = pointer(address(to), uint32)
+        for k in range(n):
+            bits[k] = words[k]
+        return
     tables, index, x, i = p[CALL_TRANSITIONS], pointer(p[CALL_INDEX], int64), pointer(p[CALL_IN], uint8), 0
     while i < n:
         segment = (at + i) // p[CALL_SEGMENT]

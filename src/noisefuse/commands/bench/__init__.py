@@ -15,6 +15,7 @@ from importlib import import_module
 import noisefuse as nf
 
 from ...arguments.arrays import float_dtype
+from ..shared import Progress, busy, check_writable
 from .contenders import OPERATIONS, Case
 from .contenders import contenders as libraries
 from .results import Records, Result, record, report, stored
@@ -31,13 +32,13 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.cliffs:
         import_module(".cliffs", __package__).run(0.01 if arguments.quick else 0.1)
         return
-    for path in filter(None, (arguments.json, arguments.plot)):
-        if not path.parent.is_dir():
-            raise OSError(f"cannot write {path}: no such directory")
+    check_writable(arguments.json)
     old = arguments.compare and stored(arguments.compare)
     plot = arguments.plot and import_module(".plot", __package__).Plot(arguments.plot)
     device = _device(arguments)
     asked = cases(device, arguments)
+    if warning := busy(device.where.get("load")):
+        print(f"noisefuse bench: {warning}", file=sys.stderr)
     measured = measure(device, asked, quick=arguments.quick)
     if sys.stdout.isatty():
         results = [*measured]
@@ -85,13 +86,11 @@ def cases(device: Device, arguments: argparse.Namespace) -> list[Case]:
 
 
 def measure(device: Device, cases: Sequence[Case], *, quick: bool) -> Iterator[Result]:
-    seen = sys.stderr.isatty()
+    progress = Progress()
     for i, case in enumerate(cases):
-        if seen:
-            print(f"\r\033[K{i + 1} of {len(cases)}: {case}", end="", file=sys.stderr, flush=True)
+        progress(f"{i + 1} of {len(cases)}: {case}")
         timings = _measure(device, case, *((0.1, 3) if quick else (1.0, 5)))
-        if seen:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        progress.clear()
         yield case, timings
 
 

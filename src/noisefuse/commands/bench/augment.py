@@ -43,7 +43,7 @@ class Images(Case):
 
 def device() -> Device:
     return Device(
-        machine(), OPERATIONS, ((16, 224, 224, 3), (16, 512, 512, 3)), ("uint8", "float32"),
+        machine(), OPERATIONS, ((4, 64, 64, 3), (4, 224, 224, 3), (16, 512, 512, 3)), ("uint8", "float32"),
         partial(contenders, of=CONTENDERS), nf.info()["threads"], case=Images, columns=("img/s", "ns", "±", "copy"),
     )  # fmt: skip
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import math
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -25,6 +24,7 @@ from noisefuse.commands.bench import naive
 
 from ...arguments.arrays import float_dtype
 from ...language.levels import FLOATS, LEVELS
+from ..shared import processors
 
 Array: TypeAlias = npt.NDArray[Any]
 Call: TypeAlias = Callable[[], object]
@@ -222,10 +222,6 @@ def _jax(case: Case) -> Call | None:
     operation = {"randn": lambda key, x, t: normal(key), "q_walk": lambda key, x, t: walk(key, x)}
     compiled = jax.jit(operation.get(case.operation, step))
     return lambda: compiled(key, x, t).block_until_ready()
-
-
-def processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _mkl(case: Case) -> Call | None:

@@ -12,6 +12,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from ...ground.drawing import BLUE, GREY, INK, ORANGE, STYLE, label_bar
+from ..shared import check_picture
 from .results import Result, describe, figures, of_copy
 
 COLORS = {
@@ -24,6 +25,8 @@ COLORS = {
     "CuPy": "#dde1e8",
     "JAX": "#5bb592",
     "MKL": "#b48fdb",
+    "albumentations": "#5bb592",
+    "torchvision": ORANGE,
 }
 
 
@@ -33,9 +36,7 @@ class Plot:
     def __init__(self, path: Path) -> None:
         self.path: Path = path
         self.figure: Figure = Figure(layout="constrained")
-        known = self.figure.canvas.get_supported_filetypes()
-        if path.suffix[1:] not in known:
-            raise ValueError(f"cannot write {path}: expected a name that ends in one of {', '.join(sorted(known))}")
+        check_picture(path)
 
     def draw(self, where: Mapping[str, Any], results: Sequence[Result]) -> None:
         """Draws a panel for each operation, a group of bars for each case, and a bar for each contender."""

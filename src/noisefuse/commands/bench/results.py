@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from ..shared import busy, wrapped
 from .contenders import ARRAYS, RIVALS, Case
 from .timing import Device, Timing
 
 Old: TypeAlias = dict[tuple[str, int, tuple[int, ...], str], dict[str, float]]
 Result: TypeAlias = tuple[Case, dict[str, Timing]]
 
+CREDIBLE = 0.9  # of the time of `randn`; less is no way to measure `q_sample`
 
 COLUMNS = {
     "img/s": "images a second",
@@ -34,7 +36,8 @@ def describe(where: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     card = [where["card"]] if "card" in where else []
     parts = [*card, where["cpu"], f"{where['processors']} processors", where["isa"], where["platform"], where["date"]]
-    return f"{', '.join(map(str, parts))}\n{versions}"
+    lines = [", ".join(map(str, parts)), versions, busy(where.get("load"))]
+    return "\n".join(filter(None, lines))
 
 
 def report(device: Device, results: Sequence[Result], old: Old | None, width: int) -> list[str]:
@@ -44,7 +47,7 @@ def report(device: Device, results: Sequence[Result], old: Old | None, width: in
     if max(map(len, table)) <= width:
         notes = [_small_calls(results), *(f"{name}: {COLUMNS[name]}." for name in columns)]
         notes += [f"{name}: {COLUMNS['ratio']}; {RIVALS[name]}." for name in rivals]
-        return [*describe(device.where).splitlines(), "", *table, "", *notes]
+        return [*wrapped(describe(device.where).splitlines()), "", *table, "", *wrapped([*notes, *doubts(results)])]
     records = Records(device, [case for case, _ in results], old)
     lines = (line for result in results for line in records.of(*result))
     return [*records.before(), *lines, *records.after(results)]
@@ -73,37 +76,49 @@ def _table(
 
 
 class Records:
-    """Each time has a line, which is written at once. Comments come before and after them."""
-
-    NAMES = ("operation", "threads", "shape", "dtype", "by")
+    """Each case has a line, and each of its contenders one below it, which is written at once. Comments come before and
+    after them."""
 
     def __init__(self, device: Device, cases: Sequence[Case], old: Old | None) -> None:
         self.device: Device = device
         self.old: Old | None = old
         self.columns: list[str] = ["us", *_columns(device, old), "ratio"]
-        named = [self.NAMES, *(self._named(case, name) for case in cases for name in ("noisefuse", *RIVALS))]
-        self.widths: list[int] = [max(map(len, column)) for column in zip(*named, strict=True)] + [8] * len(
-            self.columns
-        )
+        self.widths: list[int] = [max(map(len, RIVALS)) + 2] + [7] * len(self.columns)
 
     def before(self) -> list[str]:
-        notes = (f"{name}: {COLUMNS[name]}." for name in self.columns)
-        head = aligned([[*self.NAMES, *self.columns]], len(self.NAMES), self.widths)
-        return [*(f"# {line}" for line in (*describe(self.device.where).splitlines(), *notes)), *head]
+        notes = [f"{name}: {COLUMNS[name]}." for name in self.columns]
+        head = aligned([["", *self.columns]], 1, self.widths)
+        return [*wrapped([*describe(self.device.where).splitlines(), *notes], "# "), *head]
 
     def of(self, case: Case, timings: Mapping[str, Timing]) -> list[str]:
         rows = []
         for name in timings:
             cells = figures(case, timings, name, self.old)
-            rows.append([*self._named(case, name), *(cells[column] or "-" for column in self.columns)])
-        return aligned(rows, len(self.NAMES), self.widths)
+            rows.append([f"  {name}", *(cells[column] or "-" for column in self.columns)])
+        return [f"{case.group}, {case.size} {case.dtype}", *aligned(rows, 1, self.widths)]
 
     def after(self, results: Sequence[Result]) -> list[str]:
-        return [f"# {_small_calls(results)}", *(f"# {name}: {RIVALS[name]}." for name in _rivals(results))]
+        rivals = (f"{name}: {RIVALS[name]}." for name in _rivals(results))
+        return wrapped([_small_calls(results), *rivals, *doubts(results)], "# ")
 
-    @staticmethod
-    def _named(case: Case, name: str) -> tuple[str, ...]:
-        return case.operation, str(case.threads), case.size, case.dtype, name
+
+def doubts(results: Sequence[Result]) -> list[str]:
+    """Names the cases that cannot be so: `q_sample` in less time than `randn`, which is a part of its work."""
+    randn = {
+        (case.threads, case.shape, case.out_dtype): timings["noisefuse"].median
+        for case, timings in results
+        if case.operation == "randn"
+    }
+    found = []
+    for case, timings in results:
+        alone = randn.get((case.threads, case.shape, case.out_dtype))
+        share = timings["noisefuse"].median / alone if alone and case.operation == "q_sample" else 1.0
+        if share < CREDIBLE:
+            found.append(
+                f"{case} takes {share:.2f} of the time of the randn within it, which cannot be: "
+                "other work disturbed the measurement, so the figures are unreliable."
+            )
+    return found
 
 
 def figures(case: Case, timings: Mapping[str, Timing], name: str, old: Old | None = None) -> dict[str, str]:
@@ -115,7 +130,7 @@ def figures(case: Case, timings: Mapping[str, Timing], name: str, old: Old | Non
         "us": _digits(timing.median * 1e6),
         "img/s": _digits(case.shape[0] / timing.median),
         "ns": _digits(ns),
-        "±": f"{(timing.high - timing.low) / 2 / timing.median:.0%}",
+        "±": f"{timing.spread:.0%}",
         "GB/s": _digits(bandwidth(case, timings, name)),
         "copy": _digits(of_copy(case, timings, name), 2),
         "old": f"{before / ns:.2f}" if before else "",
@@ -175,11 +190,15 @@ def record(case: Case, timings: Mapping[str, Timing]) -> dict[str, Any]:
 def stored(path: Path) -> Old:
     """Reads a file that `--json` wrote. Its times are nanoseconds per element."""
     try:
+        text = path.read_text()
+    except OSError as error:
+        raise OSError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
         return {
             (one["operation"], one["threads"], tuple(one["shape"]), one["dtype"]): {
                 name: times["median"] for name, times in one["ns_per_element"].items()
             }
-            for one in json.loads(path.read_text())["results"]
+            for one in json.loads(text)["results"]
         }
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not what `noisefuse bench --json` writes") from error

@@ -18,7 +18,8 @@ import numpy as np
 
 import noisefuse as nf
 
-from .contenders import Call, Case, processors
+from ..shared import load, processors
+from .contenders import Call, Case
 
 Clock: TypeAlias = Callable[[Call, int], float]  # from a call and its number of repetitions to the seconds of one
 
@@ -32,6 +33,11 @@ class Timing:
     high: float
     least: float
     rounds: int
+
+    @property
+    def spread(self) -> float:
+        """Half of what lies between the quartiles, as a share of the median."""
+        return (self.high - self.low) / 2 / self.median
 
 
 def timed(call: Call, repeats: int, now: Callable[[], float]) -> float:
@@ -107,6 +113,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": info["cpu"],
         "processors": processors(),
+        "load": load(),
         "isa": info["isa"],
         "backend": info["backend"],
         "platform": f"{platform.system()} {platform.machine()}",

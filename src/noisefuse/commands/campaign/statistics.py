@@ -272,7 +272,7 @@ def results(found: list[Part]) -> list[Result]:
     lines = []
     for part in found:
         worst = min(part.values, key=lambda value: value.p)
-        shown = f"p = {worst.p:.2g} of {len(part.values)}: {worst.label}"
+        shown = f"p {worst.p:.2g} of {len(part.values)}: {worst.label}"
         passed = worst.p * len(values) >= LEVEL
         lines.append(Result(f"noise: {part.name}", part.n, passed, shown, part.seconds))
     uniform = uniformity([value for part in found if not part.again for value in part.values])

@@ -20,8 +20,9 @@ import noisefuse as nf
 
 from ...ground.drawing import BLUE, GREY, INK, ORANGE, STYLE, label_bar, save
 from ..bench.contenders import Case, contenders
-from ..bench.results import aligned
+from ..bench.results import aligned, doubts
 from ..bench.timing import interleaved
+from ..shared import Progress, busy, check_picture, load, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,10 +58,12 @@ class Throughput:
     label: str
     noisefuse: float
     naive: float
+    spread: float = 0.0  # of their ratio: half of what lies between the quartiles, as a share
 
 
 def run(arguments: argparse.Namespace) -> None:
-    import_module("matplotlib")  # if it is missing, the error comes before the work
+    arguments.out = arguments.out or Path("samplers.png" if arguments.samplers else "demo.png")
+    check_picture(arguments.out)  # before the work, also if matplotlib is missing
     if arguments.samplers:
         import_module("noisefuse.commands.demo.samplers").run(arguments)
     else:
@@ -68,28 +71,26 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
     images = [_read(path) for path in arguments.images] or [_astronaut()]
+    if warning := busy(load()):
+        print(f"noisefuse demo: {warning}", file=sys.stderr)
+    progress = Progress(elsewhere=0.0)
     make = {"linear": nf.Schedule.linear, "cosine": nf.Schedule.cosine}[arguments.schedule]
     schedule, noise = make(STEPS), nf.Noise(arguments.seed)
-    with console.status("noising"):
-        noised = [_noise(image, schedule, noise, i) for i, image in enumerate(images)]
-    with console.status("timing"):
-        throughputs, copy = _time(images[0].shape)
-
-    with console.status("sampling digits"):
-        runs = _sample_digits(noise)
+    progress(f"noising {len(images)} photograph{'s' * (len(images) > 1)} with {STEPS} steps")
+    noised = [_noise(image, schedule, noise, i) for i, image in enumerate(images)]
+    throughputs, copy, doubted = _time(images[0].shape, progress)
+    progress("sampling digits")
+    runs = _sample_digits(noise)
+    progress.clear()
 
     info = nf.info()
     where = f"{info['cpu']}, {info['isa']}, {info['threads']} threads"
     figure = _picture(noised, schedule, throughputs, copy, where, runs)
-    out = arguments.out or Path("demo.png")
-    save(figure, out, dpi=150)
+    save(figure, arguments.out, dpi=150)
     for rows in (_noise_table(noised, schedule), _throughput_table(throughputs, copy, where)):
         print(*aligned(rows, left=1), "", sep="\n")
-    print(f"wrote {out}")
+    print(*wrapped(filter(None, [warning, *doubted])), f"wrote {arguments.out}", sep="\n")
 
 
 def _read(path: Path) -> Image:
@@ -123,8 +124,9 @@ def _noise(image: Image, schedule: nf.Schedule, noise: nf.Noise, sample: int) ->
     return Noised(walk, closed, (walk - alpha * clean) / sigma, (closed - alpha * clean) / sigma)
 
 
-def _time(shape: tuple[int, ...]) -> tuple[list[Throughput], float]:
-    """Times each operation on a batch of such photographs beside naive NumPy, and np.copyto of the batch."""
+def _time(shape: tuple[int, ...], progress: Progress) -> tuple[list[Throughput], float, list[str]]:
+    """Times each operation on a batch of such photographs beside naive NumPy, and np.copyto of the batch. Returns also
+    what cannot be so."""
     cases = {
         "randn": ("randn", "float32"),
         "q_sample": ("q_sample", "float32"),
@@ -132,15 +134,18 @@ def _time(shape: tuple[int, ...]) -> tuple[list[Throughput], float]:
         "q_step": ("q_step", "float32"),
         "q_walk, per step": ("q_walk", "float32"),
     }
-    throughputs, copy = [], 0.0
+    throughputs, copy, results = [], 0.0, []
     for label, (operation, dtype) in cases.items():
         case = Case(operation, nf.info()["threads"], (BATCH, *shape), dtype)
+        progress(f"timing {label}")
         timings = interleaved(contenders(case, ("noisefuse", "naive", "copyto")), seconds=0.3)
+        results.append((case, timings))
         speed = {name: case.elements / timing.median / 1e6 for name, timing in timings.items()}
-        throughputs.append(Throughput(label, speed["noisefuse"], speed["naive"]))
+        spread = math.hypot(timings["noisefuse"].spread, timings["naive"].spread)
+        throughputs.append(Throughput(label, speed["noisefuse"], speed["naive"], spread))
         if label == "q_sample":
             copy = speed["copyto"]
-    return throughputs, copy
+    return throughputs, copy, doubts(results)
 
 
 def _sample_digits(noise: nf.Noise) -> list[Run]:
@@ -232,7 +237,7 @@ def _draw_bars(ax: Axes, throughputs: Sequence[Throughput], copy: float, where: 
     ax.axvline(copy, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label="np.copyto, a plain copy")
     widest = max(copy, *(one.noisefuse for one in throughputs))
     for i, one in enumerate(throughputs):
-        text = f"{one.noisefuse:,.0f}   {one.noisefuse / one.naive:.0f}x"
+        text = f"{one.noisefuse:,.0f}   {one.noisefuse / one.naive:.0f}x ±{one.spread:.0%}"
         label_bar(ax, one.noisefuse, i - 0.19, text, widest, BLUE, weight="bold", size=9)
         label_bar(ax, one.naive, i + 0.19, f"{one.naive:,.0f}", widest, GREY, size=9)
     ax.set_yticks(y, [one.label for one in throughputs])
@@ -262,7 +267,10 @@ def _noise_table(noised: Sequence[Noised], schedule: nf.Schedule) -> list[list[s
 def _throughput_table(throughputs: Sequence[Throughput], copy: float, where: str) -> list[list[str]]:
     return [
         [where],
-        ["million elements per second", "noisefuse", "naive NumPy", "speed-up"],
-        *([o.label, f"{o.noisefuse:,.0f}", f"{o.naive:,.0f}", f"{o.noisefuse / o.naive:.1f}x"] for o in throughputs),
-        ["np.copyto, a plain copy", f"{copy:,.0f}", "", ""],
+        ["million elements per second", "noisefuse", "naive NumPy", "speed-up", "±"],
+        *(
+            [o.label, f"{o.noisefuse:,.0f}", f"{o.naive:,.0f}", f"{o.noisefuse / o.naive:.1f}x", f"{o.spread:.0%}"]
+            for o in throughputs
+        ),
+        ["np.copyto, a plain copy", f"{copy:,.0f}", "", "", ""],
     ]

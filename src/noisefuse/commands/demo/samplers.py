@@ -11,7 +11,6 @@ import argparse
 import math
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -21,6 +20,7 @@ import noisefuse as nf
 
 from ...ground.drawing import BLUE, GREY, ORANGE, STYLE, save
 from ..bench.results import aligned
+from ..shared import Progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,18 +51,16 @@ class Shown(NamedTuple):
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
-    from rich.progress import track
-
     ideal: Any = import_module("noisefuse.commands.demo.ideal")  # it needs scikit-learn
     digits, points = ideal.Digits.load(), spiral(nf.Noise(SEED))
     on_points = ideal.Digits(points, np.zeros(len(points)))
-    bar = track(menu(), "sampling", console=Console(stderr=True), transient=True)
-    shown = [_show(name, ideal.families, on_points.denoise, digits.denoise) for name in bar]
-    figure = _picture(shown, points)
-    out = arguments.out or Path("samplers.png")
-    save(figure, out, dpi=110)
-    print(*aligned(_table(shown), left=1), "", f"wrote {out}", sep="\n")
+    progress, shown = Progress(), []
+    for i, name in enumerate(menu()):
+        progress(f"sampling, {i + 1} of {len(menu())}: {name}")
+        shown.append(_show(name, ideal.families, on_points.denoise, digits.denoise))
+    progress.clear()
+    save(_picture(shown, points), arguments.out, dpi=110)
+    print(*aligned(_table(shown), left=1), "", f"wrote {arguments.out}", sep="\n")
 
 
 def menu() -> list[str]:
@@ -183,7 +181,7 @@ def _draw_sampler(ax: Axes, one: Shown, points: Array) -> None:
     ax.plot(one.paths[:, :, 0], one.paths[:, :, 1], color=BLUE, linewidth=0.7, alpha=0.6)
     ax.scatter(one.paths[-1, :, 0], one.paths[-1, :, 1], s=12, color=ORANGE, linewidths=0, zorder=3)
     ax.set(xticks=[], yticks=[], xlim=(-3.2, 3.2), ylim=(-3.2, 3.2), aspect="equal")
-    ax.set_title(one.name, fontsize=10, pad=4)
+    ax.set_title(one.name, fontsize=10 if len(one.name) < 22 else 8, pad=4)
     ax.spines[:].set_visible(False)
     below = ax.inset_axes((0.1, -0.22, 0.8, 0.2))
     canvas = np.full((8, 10 * DIGITS - 2), np.nan)
@@ -196,7 +194,7 @@ def _draw_sampler(ax: Axes, one: Shown, points: Array) -> None:
 def _draw_errors(ax: Axes, shown: list[Shown], draws: bool) -> None:
     from matplotlib import colormaps
 
-    ranked = sorted(shown, key=lambda one: np.interp(math.log(60), np.log(one.calls), np.log(one.errors)))
+    ranked = _ranked(shown)
     for k, one in enumerate(ranked):
         style: Any = {"color": colormaps["turbo"](k / max(1, len(ranked) - 1)), "linestyle": ("-", "--", ":")[k % 3]}
         ax.plot(one.calls, np.maximum(one.errors, 1e-12), linewidth=1.2, label=one.name, **style)
@@ -208,6 +206,12 @@ def _draw_errors(ax: Axes, shown: list[Shown], draws: bool) -> None:
     ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), title="best first, at 60 calls")
 
 
+def _ranked(shown: list[Shown]) -> list[Shown]:
+    """Sorts samplers by their errors at 60 model calls, the least first."""
+    return sorted(shown, key=lambda one: float(np.interp(math.log(60), np.log(one.calls), np.log(one.errors))))
+
+
 def _table(shown: list[Shown]) -> list[list[str]]:
-    heads = [["relative error of the standard deviation, data N(0, 1/4)"], ["levels", *map(str, COUNTS)]]
-    return [*heads, *([one.name, *(f"{error:.1e}" for error in one.errors)] for one in shown)]
+    title = "relative error of the standard deviation; best first, at 60 model calls"
+    heads = [[title], ["levels", *map(str, COUNTS)]]
+    return [*heads, *([one.name, *(f"{error:.0e}" for error in one.errors)] for one in _ranked(shown))]

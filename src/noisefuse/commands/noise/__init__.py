@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import noisefuse as nf
 
+from ..shared import Progress
 from .files import STEPS, SUFFIXES, Images, Job, Made, Npy, Work
 from .journal import Journal, journal_of, partial_of
 
@@ -192,24 +193,21 @@ def _printable(text: str) -> str:
 
 
 class _Progress:
-    """A line on a terminal: the finished share, the rate, the time left."""
+    """A line of progress: the finished share, the rate, the time left."""
 
     def __init__(self, blocks: int, before: int) -> None:
         self.blocks, self.before, self.done, self.bytes = blocks, before, 0, 0
-        self.began = self.shown = time.monotonic()
+        self.began, self.show = time.monotonic(), Progress(on_terminal=0.2)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if sys.stderr.isatty():
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        self.show.clear()
 
     def add(self, size: int) -> None:
-        self.done, self.bytes, now = self.done + 1, self.bytes + size, time.monotonic()
-        if sys.stderr.isatty() and (now - self.shown > 0.2):
-            self.shown = now
-            print(f"\r\033[K{self.line(now - self.began)}", end="", file=sys.stderr, flush=True)
+        self.done, self.bytes = self.done + 1, self.bytes + size
+        self.show(self.line(time.monotonic() - self.began))
 
     def line(self, seconds: float) -> str:
         there = self.before + self.done

@@ -16,15 +16,24 @@ import operator
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+import noisefuse as nf
+
 from ...ground.needs import needs
+from ...noise import are_names
 
 with needs(__name__, "diffusers", "torch"):
     import diffusers
     import torch
     from diffusers import SchedulerMixin as SchedulerMixin  # pipelines look for it beside a class that they load
+    from diffusers.schedulers import scheduling_consistency_decoder
+    from diffusers.schedulers.scheduling_dpm_cogvideox import DDIMSchedulerOutput
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
     from torch import Tensor
 
 from ..diffusers_sde import FlowMatchSDEDiscreteSchedulerOutput, Transitions, transitions
+from . import rows
 from .engine import (
     SCHEDULERS,
     AddsNoise,
@@ -37,19 +46,25 @@ from .engine import (
     Stochastic,
     StochasticSteps,
     Target,
+    field,
     has,
+    is_float,
     logger,
+    planned,
 )
 
 __all__ = [
     "CMStochasticIterativeScheduler",
     "CogVideoXDDIMScheduler",
+    "CogVideoXDPMScheduler",
+    "ConsistencyDecoderScheduler",
     "CosineDPMSolverMultistepScheduler",
     "DDIMInverseScheduler",
     "DDIMParallelScheduler",
     "DDIMScheduler",
     "DDPMParallelScheduler",
     "DDPMScheduler",
+    "DDPMWuerstchenScheduler",
     "DEISMultistepScheduler",
     "DPMSolverMultistepInverseScheduler",
     "DPMSolverMultistepScheduler",
@@ -86,11 +101,11 @@ __all__ = [
 
 
 class DDPMScheduler(StochasticSteps, diffusers.DDPMScheduler):
-    _by_time = True
+    _by_time = _spreads = True
 
 
 class DDPMParallelScheduler(StochasticSteps, diffusers.DDPMParallelScheduler):
-    _by_time = True
+    _by_time = _spreads = True
 
 
 class _DDIM(AddsNoise):
@@ -131,21 +146,22 @@ class DDIMInverseScheduler(Steps, diffusers.DDIMInverseScheduler):
     _by_time = True
 
 
-class _Next:
-    """An option: the next one of the timesteps. All are equal, because each row of a run has one."""
+class _Beside:
+    """An option: the timestep beside the step's own, the next one or the last one. All are equal, because each row of
+    a run has one."""
 
     def __init__(self, t: Any) -> None:
         self.t = t
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is _Next
+        return type(other) is _Beside
 
     def __hash__(self) -> int:
         return 0
 
 
 class UnCLIPScheduler(AddsNoise, diffusers.UnCLIPScheduler):
-    _by_time = True
+    _by_time = _spreads = True
     _options = ("prev_timestep",)
 
     def step(
@@ -157,22 +173,80 @@ class UnCLIPScheduler(AddsNoise, diffusers.UnCLIPScheduler):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _following(self, t: Any, after: Any) -> Any:
-        """Returns `_Next` if the run goes on to its next timestep, or from the last one, as in diffusers' pipeline."""
+        """Returns `_Beside` if the run goes on to its next timestep, or ends, as in diffusers' pipeline."""
         clock = self._time()
         place = None if clock is None or (isinstance(t, Tensor) and t.numel() > 1) else self._place(t, clock)
         if clock is None or place is None:
             return after
         if after is None:
-            goes_on = place + 1 == len(clock.host) and self._run is not None and self._run.options == (_Next(None),)
-            return _Next(None) if goes_on else None
-        return _Next(after) if self._place(after, clock) == place + 1 else int(after)
+            goes_on = place + 1 == len(clock.host) and self._run is not None and self._run.options == (_Beside(None),)
+            return _Beside(None) if goes_on else None
+        return _Beside(after) if self._place(after, clock) == place + 1 else int(after)
 
     def _given(self, options: Options, i: int | None = None) -> dict[str, Any]:
         after = options[0]
-        if isinstance(after, _Next):
+        if isinstance(after, _Beside):
             timesteps = self.__dict__["timesteps"]
             after = after.t if i is None else timesteps[i + 1].cpu() if i + 1 < len(timesteps) else None
         return {"prev_timestep": after}
+
+
+class CogVideoXDPMScheduler(AddsNoise, diffusers.CogVideoXDPMScheduler):
+    """From a run's second step on, diffusers draws twice and uses the second draw. Here a Noise is drawn once, and a
+    generator twice."""
+
+    _memory = ("_old",)  # the argument old_pred_original_sample, within a step
+    _gaps = True
+    _by_time = True
+    _draws = "sample"
+    _options = ("timestep_back",)
+    _old: Any
+    num_inference_steps: Any
+
+    def step(
+        self, model_output: Any, old_pred_original_sample: Any, timestep: Any, timestep_back: Any, sample: Any,
+        eta: float = 0.0, use_clipped_model_output: bool = False, generator: Generators = None,
+        variance_noise: Any = None, return_dict: bool = False,
+    ) -> Any:  # fmt: skip
+        old, back = old_pred_original_sample, timestep_back
+        return self._step_from(old, back, model_output, timestep, sample, generator, return_dict)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _step_from(self, old: Any, back: Any, m: Any, t: Any, x: Any, draws: Generators, return_dict: bool) -> Any:
+        self.__dict__["_old"] = old
+        options = (_Beside(back) if old is None else self._before(t, back),)
+        result = Fused._step(self, m, t, x, draws, return_dict and self._is_second_order(t), options)
+        self.__dict__["_old"] = None
+        return result
+
+    def _before(self, t: Any, back: Any) -> Any:
+        """Returns `_Beside` if `back` is the timestep before t."""
+        clock = self._time()
+        if clock is None or back is None or (isinstance(t, Tensor) and t.numel() > 1):
+            return back
+        place = self._place(t, clock)
+        return _Beside(back) if place and self._place(back, clock) == place - 1 else int(back)
+
+    def _is_second_order(self, t: Any) -> bool:
+        """Tells whether diffusers' step makes no tuple where its result class is wanted."""
+        return self._old is not None and bool(t >= self.config.num_train_timesteps // self.num_inference_steps)
+
+    def _given(self, options: Options, i: int | None = None) -> dict[str, Any]:
+        back = options[0]
+        if isinstance(back, _Beside):
+            back = back.t if i is None else self.__dict__["timesteps"][i - 1].cpu() if i else None
+        return {"timestep_back": back}
+
+    @staticmethod
+    def _adapted(step: Any) -> Any:
+        def adapted(
+            self: Any, m: Any, t: Any, x: Any, timestep_back: Any, return_dict: bool = True, **given: Any
+        ) -> Any:
+            made = step(self, m, self._old, t, timestep_back, x, return_dict=False, **given)
+            self._old = made[1]
+            return DDIMSchedulerOutput(*made) if return_dict else made
+
+        return adapted
 
 
 class TCDScheduler(AddsNoise, diffusers.TCDScheduler):
@@ -378,11 +452,43 @@ class FlowMatchEulerDiscreteScheduler(_Flow, diffusers.FlowMatchEulerDiscreteSch
         return_dict: bool = True,
     ) -> Any:  # fmt: skip
         if per_token_timesteps is not None:
-            return self._base_step(
-                model_output, timestep, sample, generator, return_dict, (), "for per_token_timesteps",
-                per_token_timesteps=per_token_timesteps,
-            )  # fmt: skip
+            return self._step_of_tokens(model_output, timestep, sample, generator, return_dict, per_token_timesteps)
         return Fused._step(self, model_output, timestep, sample, generator, return_dict)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _step_of_tokens(self, m: Any, t: Any, x: Any, draws: Generators, return_dict: bool, times: Any) -> Any:
+        """Takes the step of a token from its own time, which is any number, to the next lower sigma of the run."""
+        clock: Any = self._time()
+        tensors = all(isinstance(each, Tensor) for each in (m, x, times))
+        if tensors and x.dim() == 3 and times.shape == x.shape[:2]:
+            reason = self._cannot(m, x)
+        else:
+            reason = "for per_token_timesteps of another shape than (B, T) beside (B, T, C)"
+        if reason or clock is None or not is_float(t):
+            return self._base_step(m, t, x, draws, return_dict, (), reason, per_token_timesteps=times)
+        i, wide = self._place(t, clock), torch.promote_types(x.dtype, torch.float32)
+        table, index = self._rows_of_tokens(times.cpu().to(clock.host.dtype).numpy(), clock.host.numpy())
+        x, m, kind, z = x.to(wide), m.to(wide), torch.promote_types(m.dtype, torch.float32), None
+        if self._may_draw(()):
+            draws = self._drawn(self.noise if draws is None else draws, m, x)
+            z = field(draws, i, x, wide) if are_names(draws) else draws
+        sample = nf.update(table, index, x, m, noise=z).to(kind)
+        self._step_index += 1
+        return FlowMatchEulerDiscreteSchedulerOutput(sample) if return_dict else (sample,)
+
+    def _rows_of_tokens(self, times: Any, timesteps: Any) -> tuple[nf.Tableau, Any]:
+        """Returns a table for all timesteps, and for all other times that came up in the run; and each token's row."""
+        config = self.config
+        kept = self._kept_levels(("tokens", self.coefficients), lambda n: [np.unique(timesteps), None, None])
+        values, table, made_for = kept
+        at = values.searchsorted(times)
+        if made_for is not config or at.max() == len(values) or (values[at] != times).any():
+            values = np.union1d(values, times)
+            key = type(self), self.coefficients, values.tobytes(), self._fingerprint()
+            table = planned(key, lambda: rows.tokens(self, self._base, values))
+            kept[:] = values, table, config
+            at = values.searchsorted(times)
+        return table, at
 
     def _may_draw(self, options: Options) -> bool:
         return bool(self.config.get("stochastic_sampling"))
@@ -423,6 +529,63 @@ class SCMScheduler(Stochastic, diffusers.SCMScheduler):
 
     def _cannot(self, m: Any, x: Any) -> str | None:
         return "for half precision, of which it makes float32" if x.dtype.itemsize < 4 else super()._cannot(m, x)
+
+
+class ConsistencyDecoderScheduler(Stochastic, scheduling_consistency_decoder.ConsistencyDecoderScheduler):  # type: ignore[misc]
+    _by_time = True
+    _one_by_one = True
+    _source = "sqrt_alphas_cumprod"
+    _draws = "sample"
+
+
+class DDPMWuerstchenScheduler(StochasticSteps, diffusers.DDPMWuerstchenScheduler):
+    """Its times are timesteps or, as in diffusers' pipelines, timesteps rounded to the model's dtype."""
+
+    _by_time = True
+    _one_by_one = True
+    _upcasts = True
+    _source = "s"
+    _options = ("rounded",)
+
+    def step(
+        self, model_output: Any, timestep: Any, sample: Any, generator: Generators = None, return_dict: bool = True
+    ) -> Any:
+        return self._step_at(model_output, timestep, sample, generator, return_dict)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _step_at(self, m: Any, t: Any, x: Any, draws: Generators, return_dict: bool) -> Any:
+        clock: Any = self._time()
+        place = self._rounded_place(t, clock)
+        if place is None:
+            reason = "at times that are not one of its timesteps"
+            return self._base_step(m, t, x, draws, return_dict, (None,), reason)
+        return Fused._step(self, m, clock.timesteps[place], x, draws, return_dict, (t.dtype,))
+
+    def _rounded_place(self, t: Any, clock: Any) -> int | None:
+        """Returns the place of the timestep that all entries of t are, maybe rounded."""
+        if clock is None or type(t) is not Tensor or t.dim() != 1 or not len(t):
+            return None
+        if t.dtype is clock.host.dtype and (len(t) == 1 or t.stride(0) == 0) and t.data_ptr() in clock.places:
+            return int(clock.places[t.data_ptr()])
+        here = t.cpu()
+        place = int((clock.host - here[0]).abs().argmin())
+        return place if bool((clock.host[place].to(t.dtype) == here).all()) else None
+
+    @staticmethod
+    def _adapted(step: Any) -> Any:
+        def adapted(self: Any, m: Any, t: Any, x: Any, rounded: Any, **given: Any) -> Any:
+            if rounded is not None:  # else t is as the user gave it
+                t = t.to(rounded) if isinstance(t, Tensor) else torch.tensor(t, dtype=rounded).double()
+                t = t.expand(len(x))
+            return step(self, m, t, x, **given)
+
+        return adapted
+
+    def _at_levels(self, x0: Any, noise: Any, t: Any, fallback: Any) -> Any:
+        """Its times are any numbers from 0 to 1."""
+        clean, white = torch.eye(2, device=x0.device).unsqueeze(1).expand(2, len(t), 2)
+        alpha, sigma = self._base.add_noise(self, clean, white, t).unbind(1)
+        return nf.noised(x0, alpha, sigma, noise)
 
 
 class _Finds(Fused):
@@ -651,9 +814,10 @@ def _accelerate_all(pipeline: Any, noise: Noises | None, coefficients: str | Non
 
 
 def _schedulers(pipeline: Any) -> Iterator[tuple[Any, str, Any]]:
-    """Yields each scheduler of a pipeline and of the pipelines in it: the owner, the name, the scheduler."""
+    """Yields each scheduler of a pipeline, of its models and of the pipelines in it: the owner, the name, the
+    scheduler."""
     for name, part in vars(pipeline).items():
         if isinstance(part, SchedulerMixin):
             yield pipeline, name, part
-        elif isinstance(part, diffusers.DiffusionPipeline):
+        elif isinstance(part, diffusers.DiffusionPipeline | torch.nn.Module):
             yield from _schedulers(part)

@@ -8,7 +8,7 @@ import functools
 import logging
 import operator
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -50,7 +50,7 @@ _said: set[str] = set()
 SCHEDULERS: dict[type, Any] = {}  # our classes by diffusers' classes
 
 
-_plans: OrderedDict[Any, Plan | Unsupported] = OrderedDict()  # the latest plans of all schedulers
+_plans: OrderedDict[Any, Any] = OrderedDict()  # the latest plans of all schedulers, or the reasons against them
 
 
 _KEPT_PLANS = 64
@@ -66,6 +66,12 @@ _REPLACEABLE = {"step", "add_noise", "scale_noise", "set_timesteps", "scale_mode
 
 
 _FLOATS = {getattr(torch, name) for name in FLOATS}
+
+
+# Attributes that no plan depends on, and the configuration, which has a place of its own in a plan's key.
+_UNREAD = {
+    "noise", "_internal_dict", "noise_sampler", "is_scale_input_called", "_begin_index", "_clock", "_run", "_levels",
+}  # fmt: skip
 
 
 _GRAD = "for tensors that require grad"
@@ -85,14 +91,15 @@ class _Clock(NamedTuple):
     levels: dict[float, int]  # by value, for add_noise, filled on use
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Run:
     """A plan, its conditions, and its class's properties for steps: a scheduler's own attributes are slow to find,
-    because diffusers gives it a __getattr__."""
+    because diffusers gives it a __getattr__. (It is never changed; frozen objects take long to make.)"""
 
     timesteps: Tensor
     source: Tensor
     config: Any
+    configured: str  # its text
     versions: int | None  # the versions of both tensors' values
     options: Options
     dtype: torch.dtype  # the timesteps' dtype
@@ -151,6 +158,7 @@ class Fused:
     _one_by_one = False  # step cannot do several rows at once, see lanes.py
     _upcasts = False  # step computes in float32, and returns the dtype of the model's output
     _refuses = False  # step refuses integer times
+    _spreads = False  # a learned variance is a factor of the noise
     # The tensor whose dtype diffusers' noise has: "model", "sample", "float32" or "wide", the wider of the model's and
     # float32; "" if it draws none.
     _draws = "model"
@@ -211,7 +219,7 @@ class Fused:
     def _step(self, m: Any, t: Any, x: Any, draws: Generators, return_dict: bool, options: Options = ()) -> Any:
         """Takes the fast path: most calls are decided here, within a microsecond; others take the checked path."""
         if is_traced():  # torch.compile cannot trace this, so the graph breaks
-            return self._checked_step(m, t, x, draws, return_dict, options)
+            return untraced(self._checked_step, m, t, x, draws, return_dict, options)
         state = self.__dict__
         run: _Run | None = state.get("_run")
         if (
@@ -241,6 +249,10 @@ class Fused:
         plan, state = run.plan, self.__dict__
         if run.upcasts and run.memory and x.dtype.itemsize < 4:
             x, mixed = x.float(), True  # the wider dtype is remembered, too
+        if plan.spread is not None:
+            if m.shape[1:2] != (2 * x.shape[1],):
+                return self._base_step(m, t, x, draws, return_dict, run.options, "without a part for the variance")
+            m, v = m.chunk(2, 1)
         pool = [None, t, x, m, None, None]  # rows.NOTHING ..
         model, past = m, ()  # type: Any, Any
         if plan.clean is not None:
@@ -257,9 +269,11 @@ class Fused:
                 draws = state.get("noise")  # self.noise, found faster
             if step.interval is not None:
                 draws = self._increment(draws, step, i, x)
-            z = draws if type(draws) is nf.Noise else self._drawn(draws, m, x)
+            z = draws if type(draws) is nf.Noise else self._drawn(draws, m, x, step.draws)
+            if plan.spread is not None:
+                z = _spread(plan.spread, i, v.to(_row_dtype(x)), z)
             if step.keeps_noise:
-                pool[rows.NOISE] = z = _field(z, i, x, x.dtype) if are_names(z) else z
+                pool[rows.NOISE] = z = field(z, i, x, x.dtype) if are_names(z) else z
         try:
             made = nf.update(plan.table, i, x, model, past=past, noise=z, aux_out=step.written)
         except TypeError:
@@ -267,28 +281,31 @@ class Fused:
                 raise
             past = _converted(past, x.dtype)  # diffusers widened x in the step before
             made = nf.update(plan.table, i, x, model, past=past, noise=z, aux_out=step.written)
-        pool += made
-        for name, kept, many in step.remembers:
-            state[name] = [*kept(pool)] if many else kept(pool)
+        sample, others = made[0], ()  # type: Any, Any
+        if plan.keeps:
+            pool += made
+            for name, kept, many in step.remembers:
+                state[name] = [*kept(pool)] if many else kept(pool)
+            others = step.results(pool)
         state.update(step.after)
-        sample, others = made[0], step.results(pool)
         if run.upcasts and (mixed or x.dtype is not torch.float32):
             wide = torch.promote_types(m.dtype, torch.float32)
             sample, others = sample.to(m.dtype), _converted(others, wide, m)
         return _output(plan.output, plan.fields, sample, others) if return_dict else (sample, *others)
 
-    def _drawn(self, draws: Generators, m: Any, x: Any) -> Any:
-        """Returns the noise of a step: a key, or a tensor."""
+    def _drawn(self, draws: Generators, m: Any, x: Any, times: int = 1) -> Any:
+        """Returns the noise of a step: a key, or a tensor. times: of so many draws the last counts; a key is one."""
         if isinstance(draws, Tensor) or are_names(draws):
             return draws
         kinds = {"model": m.dtype, "sample": x.dtype, "wide": torch.promote_types(m.dtype, torch.float32)}
         dtype = kinds.get(self._draws, torch.float32)
-        if draws is None or (type(draws) is torch.Generator and draws.device == m.device):
-            z = torch.empty_like(m, dtype=dtype, memory_format=torch.contiguous_format)
-            z.normal_(generator=draws)  # like torch.randn
-        else:
-            _need_generators(draws)
-            z = randn_tensor(m.shape, generator=draws, device=m.device, dtype=dtype)
+        for _ in range(times):
+            if draws is None or (type(draws) is torch.Generator and draws.device == m.device):
+                z = torch.empty_like(m, dtype=dtype, memory_format=torch.contiguous_format)
+                z.normal_(generator=draws)  # like torch.randn
+            else:
+                _need_generators(draws)
+                z = randn_tensor(m.shape, generator=draws, device=m.device, dtype=dtype)
         return z if dtype is x.dtype or dtype is torch.float32 else z.float()
 
     def _increment(self, draws: Generators, step: Step, i: int, x: Any) -> Any:
@@ -303,12 +320,11 @@ class Fused:
             return z if z.dtype is x.dtype else z.to(_row_dtype(x))  # the tree has the dtype of the first x
         if step.parts is None:
             return draws
-        first, second = (_field(draws, i - back, x, _row_dtype(x)) for back in (1, 0))
+        first, second = (field(draws, i - back, x, _row_dtype(x)) for back in (1, 0))
         return step.parts[0] * first + step.parts[1] * second
 
     # ---- the checked path ----------------------------------------------------------------------------------
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _checked_step(self, m: Any, t: Any, x: Any, draws: Generators, return_dict: bool, options: Options) -> Any:
         """Takes the first step of a run, or times that are plain numbers or many; and steps that diffusers has to do
         itself."""
@@ -318,7 +334,7 @@ class Fused:
             clock is None
             or self.__dict__.get("is_scale_input_called") is False
             or not (isinstance(m, Tensor) and isinstance(x, Tensor))
-            or (self._refuses and not (t.is_floating_point() if isinstance(t, Tensor) else isinstance(t, float)))
+            or (self._refuses and not is_float(t))
         ):
             return fallback(None)  # raises an error, or warns, except for numbers in place of tensors
         if reason := self._cannot(m, x):
@@ -358,9 +374,19 @@ class Fused:
         elif draws is not None and not are_names(draws):
             _need_generators(draws)
             given["generator"] = draws
-        result = self._base.step(self, m, t, x, return_dict=return_dict, **given)
+        result = self._adapted(self._base.step)(self, m, t, x, return_dict=return_dict, **given)
         self._tell("step", reason)
         return result
+
+    @staticmethod
+    def _adapted(step: Any) -> Any:
+        """Returns diffusers' step with the arguments (self, m, t, x, **given) and a mapping as its result."""
+        return step
+
+    def _learned(self) -> str:
+        """Returns the variance_type if it is learned, and a factor of the noise; else an empty string."""
+        kind = str(self.config.get("variance_type"))
+        return kind if self._spreads and kind.startswith("learned") else ""
 
     def _tell(self, method: str, reason: str | None) -> None:
         """Logs once why diffusers' own method is used."""
@@ -379,7 +405,7 @@ class Fused:
         config = self.config
         if (x.requires_grad or m.requires_grad) and torch.is_grad_enabled():
             return _GRAD
-        if str(config.get("variance_type")).startswith("learned"):
+        if not self._spreads and str(config.get("variance_type")).startswith("learned"):
             return "where the variance is learned"
         if self.__dict__.get("solver_p"):
             return "with a solver_p"
@@ -400,9 +426,10 @@ class Fused:
             return clock
         if type(timesteps) is not Tensor or timesteps.dim() != 1:
             return None
-        host, size = timesteps.cpu(), timesteps.element_size() * (timesteps.stride(0) if len(timesteps) else 1)
-        places = {timesteps.data_ptr() + size * k: k for k in range(len(timesteps))}
-        values = {value: k for k, value in reversed([*enumerate(host.tolist())])}
+        host, first = timesteps.cpu(), timesteps.data_ptr()
+        times, size = host.tolist(), timesteps.element_size() * timesteps.stride(0)
+        places = {first + size * k: k for k in range(len(times))}
+        values = {value: k for k, value in reversed([*enumerate(times)])}
         self._clock = _Clock(timesteps, version(timesteps), host, places, values, {})
         return self._clock
 
@@ -435,7 +462,8 @@ class Fused:
         if self._begin_index is None and clock is not None and isinstance(timestep, Tensor):
             place = _entry(clock, timestep) if timestep.dim() == 0 else None
             if place is not None:
-                self._step_index = self.index_for_timestep(clock.host[place], clock.host)
+                alone = len(clock.values) == len(clock.places)  # else the class knows which of equal times counts
+                self._step_index = place if alone else self.index_for_timestep(clock.host[place], clock.host)
                 return
         super()._init_step_index(timestep)  # type: ignore[misc]
 
@@ -456,15 +484,7 @@ class Fused:
                 return run
         start = i if self._memory else 0
         key = (type(self), self.coefficients, start, options, self._fingerprint())
-        plan = _plans.pop(key, None)
-        if plan is None:
-            try:
-                plan = rows.trace(self, self._base, start, options)
-            except Unsupported as reason:
-                plan = reason
-        _plans[key] = plan
-        if len(_plans) > _KEPT_PLANS:
-            _plans.popitem(last=False)
+        plan = planned(key, lambda: rows.trace(self, self._base, start, options))
         steps: Any = {}
         if isinstance(plan, Plan):
             steps = plan.steps
@@ -472,29 +492,27 @@ class Fused:
             # not compared by value.
             state.update(rows.unshared(plan.begins))
         self._run = _Run(
-            *made_for, versions, options, clock.host.dtype, clock.places, plan, steps, self._source, self._memory,
-            self._by_time, isinstance(plan, Plan) and bool(plan.names), self._upcasts,
+            *made_for, self._configured(), versions, options, clock.host.dtype, clock.places, plan, steps, self._source,
+            self._memory, self._by_time, isinstance(plan, Plan) and (bool(plan.names) or self._gaps), self._upcasts,
         )  # fmt: skip
         return self._run
 
     def _fingerprint(self) -> Any:
         """Returns all that a plan depends on. At the beginning of a run there is no last_sample."""
         left = self._leftovers if self.__dict__.get("last_sample") is None else ()
-        skipped = {
-            "noise",
-            "noise_sampler",
-            "is_scale_input_called",
-            "_begin_index",
-            "_clock",
-            "_run",
-            "_levels",
-            *self._memory,
-            *left,
-        }
-        skipped |= set() if self._memory else {"_step_index"}
-        numbers = [_bytes(value) for name, value in vars(self).items() if name not in skipped]
+        unread = [*self._memory, *left]
+        if not self._memory:
+            unread.append("_step_index")
+        if self.coefficients == "compat":
+            unread.append("_replay")
+        numbers = [_bytes(value) for name, value in self.__dict__.items() if name not in _UNREAD and name not in unread]
         kept = tuple(name for name in self._memory if name not in left)
-        return *numbers, *(value is None for value in rows.items(vars(self), kept))
+        return *numbers, self._configured(), *(value is None for value in rows.items(vars(self), kept))
+
+    def _configured(self) -> str:
+        """Returns the text of the configuration, kept with its run: it takes a tenth of a first step to write."""
+        config, run = self.__dict__["_internal_dict"], self._run
+        return run.configured if run is not None and run.config is config else repr(config)
 
     # ---- the forward process -------------------------------------------------------------------------------
 
@@ -505,22 +523,19 @@ class Fused:
             return fallback(None) if given else untraced(self._noised, x0, noise, t, fallback)
         if given and not isinstance(x0, Tensor):
             return fallback(None)  # raises an error
-        if given and (reason := _without_kernel(x0) or _one_at_many_times(x0, t)):
+        if given and (reason := _without_kernel(x0) or _one_at_many_times(x0, t) or _unlike(x0, noise)):
             return fallback(reason)
+        if not (given or are_names(noise)):
+            names_of(noise, "a Tensor, a Noise or a list of them")  # it raises the error
+        return self._at_levels(x0, noise, t, fallback)
+
+    def _at_levels(self, x0: Any, noise: Any, t: Any, fallback: Any) -> Any:
         level = self._level(x0, t)
         if level is None:
             return fallback("at times that are not among its timesteps")
         if are_names(noise):
             schedule, index = self._kept_levels("drawn", self._schedule)
             return nf.q_sample(x0, level if index is None else index[level], schedule, noise)
-        if not given:
-            names_of(noise, "a Tensor, a Noise or a list of them")  # it raises the error
-        if (x0.requires_grad or noise.requires_grad) and torch.is_grad_enabled():
-            return fallback(_GRAD)
-        if noise.dtype is not x0.dtype:
-            return fallback(f"for {x0.dtype} samples and {noise.dtype} noise")
-        if noise.shape != x0.shape:
-            return fallback("for noise of another shape than the samples'")
         table = self._kept_levels((x0.dtype, self.coefficients), lambda n: self._table(n, x0.dtype))
         return nf.update(table, level, x0, noise=noise)
 
@@ -638,6 +653,8 @@ def has(name: str) -> bool:
 
 
 def _bytes(value: Any) -> Any:
+    if value is None or type(value) in (int, float, str):
+        return value
     if isinstance(value, Tensor):
         return value.cpu().numpy().tobytes()
     if callable(value):  # kept, so that no other function can take its address
@@ -645,10 +662,37 @@ def _bytes(value: Any) -> Any:
     return value.tobytes() if isinstance(value, np.ndarray) else repr(value)
 
 
-def _field(noise: Noises, i: int, x: Tensor, dtype: torch.dtype) -> Tensor:
+def planned(key: Any, make: Callable[[], Any]) -> Any:
+    """Returns make(), or the Unsupported that it raises, kept for later calls with this key."""
+    plan = _plans.pop(key, None)
+    if plan is None:
+        try:
+            plan = make()
+        except Unsupported as reason:
+            plan = reason
+    _plans[key] = plan
+    if len(_plans) > _KEPT_PLANS:
+        _plans.popitem(last=False)
+    return plan
+
+
+def field(noise: Noises, i: int, x: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns the stored noise of position i of the timesteps."""
     out: Any = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
     return nf.randn(tuple(x.shape), at_row(noise, i, SAMPLER), out=out)  # type: ignore[no-any-return]
+
+
+def _spread(spread: Any, i: Any, v: Tensor, z: Any) -> Tensor:
+    """Returns the noise times its standard deviation, from the model's prediction v."""
+    table, deviation = spread
+    z = z.to(v.dtype) if isinstance(z, Tensor) else z
+    before, z = nf.update(table, i, v, noise=z, aux_out=1)
+    return deviation(before).mul_(z)  # type: ignore[no-any-return]
+
+
+def is_float(t: Any) -> bool:
+    """Tells whether t is a float, or a tensor of floats."""
+    return t.is_floating_point() if isinstance(t, Tensor) else isinstance(t, float)
 
 
 def _row_dtype(x: Tensor) -> torch.dtype:
@@ -671,6 +715,15 @@ def _one_at_many_times(x0: Tensor, t: Any) -> str | None:
     """Returns the reason to let diffusers expand a batch of one, or None."""
     expanded = isinstance(t, Tensor) and t.dim() == 1 and len(t) > 1 and x0.dim() > 0 and len(x0) == 1
     return "for one sample at many times" if expanded else None
+
+
+def _unlike(x0: Tensor, noise: Tensor) -> str | None:
+    """Returns why diffusers adds this noise, or None."""
+    if (x0.requires_grad or noise.requires_grad) and torch.is_grad_enabled():
+        return _GRAD
+    if noise.dtype is not x0.dtype:
+        return f"for {x0.dtype} samples and {noise.dtype} noise"
+    return "for noise of another shape than the samples'" if noise.shape != x0.shape else None
 
 
 def _entry(clock: _Clock, t: Tensor) -> int | None:
@@ -710,7 +763,7 @@ def _replaced(kind: Any) -> str | None:
 def _common(plan: Plan) -> Step:
     """Returns the part that all steps have in common, for samples at different steps."""
     steps = [*plan.steps.values()]
-    return replace(steps[0], draws=any(step.draws for step in steps), after={})
+    return replace(steps[0], draws=max(step.draws for step in steps), after={})
 
 
 def _converted(tensors: Sequence[Tensor], dtype: torch.dtype, besides: Tensor | None = None) -> list[Tensor]:

@@ -32,6 +32,10 @@ class Wide:
     def linspace(self, *args: Any, **kwargs: Any) -> Any:
         return self.module.linspace(*args, **{"dtype": self.float32, **kwargs})
 
+    def tensor(self, data: Any, **kwargs: Any) -> Any:
+        made = self.module.tensor(data, **kwargs)
+        return self.module.tensor(data, dtype=self.float32) if made.dtype is torch.float32 and not kwargs else made
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.module, name)
 

@@ -46,7 +46,7 @@ class Step:
     state: Any  # the values of `Plan.state`, before the step
     past: Any  # a Pick: past1 ..
     written: int  # auxiliary outputs
-    draws: bool  # whether diffusers draws noise here
+    draws: int  # how often diffusers draws noise here: only the last draw counts
     keeps_noise: bool  # and remembers the noise
     interval: Any  # the interval (start, stop) if its noise is a Brownian path's
     parts: tuple[float, float] | None  # noise over both intervals: the shares of the last step's and this step's
@@ -61,12 +61,15 @@ class Plan:
 
     table: nf.Tableau  # row i is the step at position i
     clean: nf.Tableau | None  # with dynamic thresholding: D as it is before; `table` then reads D as m2
+    # With a learned variance: rows of (the draw's factor before this function, the draw), and the function.
+    spread: tuple[nf.Tableau, Callable[[Tensor], Tensor]] | None
     steps: dict[int, Step]
     names: list[str]  # the scheduler's attributes that steps change, but for tensors
     begins: dict[str, Any]  # their values before the first step, if the scheduler remembers anything
     state: Pick  # picks their values from all of its attributes
     output: type  # diffusers' class of results, and its fields
     fields: tuple[str, ...]
+    keeps: bool  # whether steps remember something, or have results beside the next sample
 
 
 def trace(scheduler: Any, base: type, start: int, options: tuple[Any, ...]) -> Plan:
@@ -74,10 +77,9 @@ def trace(scheduler: Any, base: type, start: int, options: tuple[Any, ...]) -> P
     can."""
     exact = scheduler.coefficients == "exact"
     shadow, space = shadow_of(scheduler, base, exact)
-    probe = _Probe(shadow, scheduler._memory)
-    # In diffusers below 0.42, flow matching draws by torch.randn_like.
-    draws = {"torch": Wide(torch, randn_like=probe.noise), "randn_tensor": probe.noise}
-    step = rebound(base.step, {**space, **draws})  # type: ignore[attr-defined]
+    learned = scheduler._learned()
+    probe = _Probe(shadow, scheduler._memory, learned)
+    step = scheduler._adapted(rebound(base.step, {**space, **_drawing(probe.noise)}))  # type: ignore[attr-defined]
     shadow.is_scale_input_called = True
     times = shadow.timesteps.numpy()
     steps = _Tracing(scheduler, probe, step, options, exact).steps(start)
@@ -107,13 +109,21 @@ def trace(scheduler: Any, base: type, start: int, options: tuple[Any, ...]) -> P
     return Plan(
         table=table,
         clean=clean,
+        spread=(probe.spread(times), Tensor.sqrt_ if learned == "learned" else Tensor.exp_) if learned else None,
         steps=steps,
         names=names,
         begins=begins,
         state=_with_gaps(state, scheduler._memory) if scheduler._gaps else state,
         output=type(probe.result),
         fields=tuple(probe.result),
+        keeps=len(probe.result) > 1 or any(one.remembers for one in steps.values()),
     )
+
+
+def _drawing(noise: Callable[..., Tensor]) -> dict[str, Any]:
+    """Returns globals of diffusers' step with which it draws this. (Below 0.42, flow matching draws by
+    torch.randn_like.)"""
+    return {"torch": Wide(torch, randn_like=noise), "randn_tensor": noise}
 
 
 def levels(scheduler: Any, base: type, n: int, dtype: torch.dtype, *, exact: bool) -> tuple[Any, Any]:
@@ -130,6 +140,22 @@ def levels(scheduler: Any, base: type, n: int, dtype: torch.dtype, *, exact: boo
     return alpha, sigma
 
 
+def tokens(scheduler: Any, base: type, times: Any) -> nf.Tableau:
+    """Returns the rows of these times (n,), an array, for flow matching's per_token_timesteps."""
+    exact = scheduler.coefficients == "exact"
+    shadow, space = shadow_of(scheduler, base, exact)
+    x, m, z = torch.eye(3, dtype=torch.float64, device="cpu")[:, None, None].expand(3, 1, len(times), 3)
+    step = rebound(base.step, {**space, **_drawing(lambda *args, **kwargs: z)})  # type: ignore[attr-defined]
+    shadow._step_index = 0  # it plays no part
+    given = torch.from_numpy(times)[None].to(torch.float64 if exact else torch.float32)
+    (made,) = step(shadow, m, 0.0, x, per_token_timesteps=given, return_dict=False)
+    table = np.zeros(len(times), nf.tableau.ROW)
+    table["clean"]["lo"], table["clean"]["hi"] = -np.inf, np.inf
+    for symbol, numbers in zip(("x", "m1", "z"), made[0].unbind(1), strict=True):
+        table["out"][symbol] = numbers
+    return nf.Tableau(table, times, base.__name__)
+
+
 # ---- probing -----------------------------------------------------------------------------------------------
 
 
@@ -140,7 +166,7 @@ class _Tracing:
 
     def __init__(self, scheduler: Any, probe: _Probe, step: Any, options: tuple[Any, ...], exact: bool) -> None:
         self.scheduler, self.probe, self.step, self.options, self.exact = scheduler, probe, step, options, exact
-        self.in_lanes = not (exact or scheduler._one_by_one)
+        self.in_lanes = not (exact or scheduler._one_by_one or probe.learned)
         self.shadow, self.memory, self.timesteps = probe.shadow, scheduler._memory, probe.shadow.timesteps
         self.plain = copy.copy(self.shadow)
         self.found: dict[int, Step] = {}
@@ -285,21 +311,41 @@ def _given_together(given: list[dict[str, Any]]) -> dict[str, Any]:
 class _Probe:
     """Unit vectors in place of a scheduler's tensors, and the linear combinations that come back."""
 
-    def __init__(self, shadow: Any, memory: tuple[str, ...]) -> None:
-        self.shadow, self.memory, self.thresholds = shadow, memory, False
+    def __init__(self, shadow: Any, memory: tuple[str, ...], learned: str) -> None:
+        self.shadow, self.memory, self.learned, self.thresholds = shadow, memory, learned, False
         self.lo, self.hi = -np.inf, np.inf
         self.clean: Tensor | None = None
         self.interval: tuple[Tensor, Tensor] | None = None
         self.clips = any(option.startswith("clip") and value for option, value in shadow.config.items())
         shadow._threshold_sample = self.threshold
+        if learned:
+            self.variances: dict[int, Any] = {}  # by position: what _get_variance makes of 0 and of 1
+            self.get_variance, shadow._get_variance = shadow._get_variance, self.variance
         if hasattr(shadow, "noise_sampler"):
             shadow.noise_sampler = self.increment
 
     # The objects that replace noise, clamps and dynamic thresholding in diffusers' code.
 
     def noise(self, *args: Any, **kwargs: Any) -> Tensor:
-        self.drawn = True
-        return self.units["z"]
+        self.drawn += 1
+        z: Tensor = self.units["z"]
+        return z if self.drawn == self.draws else z * np.nan
+
+    def variance(self, *args: Any, predicted_variance: Tensor, **kwargs: Any) -> Tensor:
+        """Returns the variance, or its logarithm, of which diffusers makes the factor 1: the draw has its factor by
+        then."""
+        known = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
+        self.varied = self.get_variance(*args, predicted_variance=known, **kwargs)[0].numpy()
+        return torch.full_like(predicted_variance, self.learned == "learned")
+
+    def spread(self, times: Any) -> nf.Tableau:
+        """Returns the rows of the variances: affine in what the model predicts, and halved if it is a logarithm."""
+        table, half = np.zeros(len(times), nf.tableau.ROW), 1 if self.learned == "learned" else 0.5
+        table["clean"]["lo"], table["clean"]["hi"] = -np.inf, np.inf
+        for i, (at_0, at_1) in self.variances.items():
+            table["out"]["k"][i], table["out"]["x"][i] = half * at_0, half * (at_1 - at_0)
+            table["aux1"]["z"][i] = 1
+        return nf.Tableau(table, times, "learned variance")
 
     def increment(self, start: Tensor, stop: Tensor) -> Tensor:
         self.interval = start, stop
@@ -313,18 +359,27 @@ class _Probe:
         self.clean, self.thresholds = x, True
         return self.units["d"]
 
-    def rows(self, step: Any, places: list[int], t: Any, options: dict[str, Any]) -> dict[int, Step]:
+    def rows(self, step: Any, places: list[int], t: Any, options: dict[str, Any], draws: int = 1) -> dict[int, Step]:
         """Makes one step of the scheduler at one of its times or, in lanes, at several. The scheduler goes on from
-        there. `past` holds what the step computes, until `numbers` reads it."""
-        together = isinstance(t, Lanes)
+        there. `past` holds what the step computes, until `numbers` reads it. draws: all but the last of so many draws
+        are NaN."""
+        together, self.draws, state = isinstance(t, Lanes), draws, unshared(vars(self.shadow))
         held = self._hold(together)
         before, gaps = self._attributes(), [value is None for value in held]
         token = CLAMP.set(self.clamp)
         try:
             with _Clamps(self) if self.clips and not together else nullcontext():
-                self.result = step(self.shadow, self.units["m1"], t, self.units["x"], **options)
+                m = self.units["m1"]
+                m = torch.cat([m, m], dim=1) if self.learned else m
+                self.result = step(self.shadow, m, t, self.units["x"], **options)
         finally:
             CLAMP.reset(token)
+        if self.drawn > draws:
+            vars(self.shadow).clear()
+            vars(self.shadow).update(state)
+            return self.rows(step, places, t, options, self.drawn)
+        if self.varied is not None:
+            self.variances[places[0]] = self.varied
         after = {name: v for name, v in self._attributes().items() if not _same(before.get(name, self), v)}
         units = self.units
         if not np.array_equal(self.block, self.columns):  # changed in place, it counts as another tensor
@@ -383,7 +438,7 @@ class _Probe:
         self.units = dict(zip(names, map(lanes, made) if in_lanes else made, strict=True))
         held = [self.units.get(f"held{k}", value) for k, value in enumerate(held)]
         _remember(self.shadow, self.memory, held)
-        self.clean, self.drawn, self.interval = None, False, None
+        self.clean, self.drawn, self.interval, self.varied = None, 0, None, None
         return held
 
     def _attributes(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ imports only those below it:
 
     torch       the operations, and the library that `interop` registers
     loss        mse_loss
+    tokens      operations on tokens
     categories  categorical, masked_cross_entropy
     density     log-densities of steps
     graph       autograd and torch.compile, of any operation
@@ -55,7 +56,8 @@ from .categories import categorical, masked_cross_entropy
 from .density import combined, kl, kl_grad, log_prob, log_prob_grad, update_with_log_prob
 from .graph import Operation, carries, compiled, copied, differentiable, need_no_gradient, words_of
 from .internals import is_compiling, is_traced, untraced
-from .loss import mse_loss, mse_loss_grad
+from .loss import interpolate_loss, mse_loss, mse_loss_grad
+from .tokens import on_device, through, token_log_prob
 
 FLOATING.update(dtype for dtype in DTYPES if dtype.is_floating_point)
 
@@ -344,8 +346,10 @@ def _random(name: str, shape: Any, noise: Any, *, dtype: Any, batched: bool, out
 library: Library = Library(
     "torch", time="batch", is_traced=is_traced, untraced=untraced, need_plain=need_plain, to_numpy=to_numpy,
     moved=moved, following=following, of_arrays=of_arrays, zeros_like=zeros_like, where=torch.where, times=times,
-    empty=empty, randn=randn, randn_like=randn_like, uniform=uniform, q_sample=q_sample, q_step=q_step,
-    q_walk=q_walk, update=update, categorical=categorical, masked_cross_entropy=masked_cross_entropy,
-    mse_loss=mse_loss, mse_loss_grad=mse_loss_grad, log_prob=log_prob, log_prob_grad=log_prob_grad, kl=kl,
-    kl_grad=kl_grad, combined=combined, augmented=augmented, update_with_log_prob=update_with_log_prob,
+    empty=empty, randn=randn, randn_like=randn_like, uniform=uniform, q_sample=q_sample, q_step=q_step, q_walk=q_walk,
+    update=update, mse_loss=mse_loss, mse_loss_grad=mse_loss_grad, interpolate_loss=interpolate_loss,
+    log_prob=log_prob, log_prob_grad=log_prob_grad, kl=kl, kl_grad=kl_grad,
+    combined=combined, augmented=augmented, update_with_log_prob=update_with_log_prob,
+    categorical=categorical, masked_cross_entropy=masked_cross_entropy, through=through,
+    token_log_prob=token_log_prob, on_device=on_device,
 )  # fmt: skip

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import noisefuse as nf
 
+from ...ground import layouts
 from ...language.levels import FLOATS, LEVELS
 from .internals import is_dual, written
 
@@ -149,6 +150,12 @@ def memory(name: str, tensor: Tensor, place: torch.device) -> Any:
         raise _no_memory(name) from error
 
 
+def as_memory(x: Tensor) -> Any:
+    """Returns NumPy's view of a CPU tensor of any dtype that NumPy has, without its gradient."""
+    x = x.detach().resolve_neg()
+    return x.view(torch.int16).numpy().view(_numpy_dtype(x)) if x.dtype == torch.bfloat16 else x.numpy()
+
+
 def need_memory(name: str, x: object) -> None:
     """Raises an error for tensors of torch.func. torch unwraps them in the forward pass, but not in the backward
     pass."""
@@ -217,7 +224,11 @@ def in_format(result: Tensor, x: Tensor) -> Tensor:
     form = FORMATS.get(x.ndim)
     if form is None or result.ndim != x.ndim or x.is_contiguous() or not x.is_contiguous(memory_format=form):
         return result
-    return result.contiguous(memory_format=form)
+    if not result.is_cpu or is_copied(result):
+        return result.contiguous(memory_format=form)
+    array = memory("result", result, CPU)
+    made: Tensor = as_tensor(layouts.copy(array, array.dtype, (0, *range(2, x.ndim), 1)), None, result.dtype)
+    return made
 
 
 def dtype_name(dtype: Any, or_levels: bool = False) -> Any:

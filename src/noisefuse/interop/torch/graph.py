@@ -16,7 +16,6 @@ from torch import Tensor
 
 import noisefuse as nf
 
-from . import internals
 from .arrays import NAMED, in_format
 from .internals import constant_of_graph, operator
 
@@ -70,24 +69,20 @@ def differentiable(
 
 
 class _Differentiable(torch.autograd.Function):
-    """Runs `run`, with `gradient` as its backward pass, which may be differentiable itself."""
+    """Runs `run`, with `gradient` as its backward pass, which may be differentiable itself. (A forward pass with a
+    setup_context, which torch.func would need, takes four times torch's part of the time, and the backward pass twice.)
+    """
 
     @staticmethod
-    @internals.forward
-    def forward(operation: Operation, index: Any, noise: Any, *tensors: Any) -> tuple[Tensor, ...]:
-        n = len(operation.slots)
-        made = (None,) * (operation.outputs - len(tensors) + n)
-        return (*operation.run(index, tensors[:n], noise, (*made, *tensors[n:])),)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        operation, index, noise, *tensors = inputs
+    def forward(ctx: Any, operation: Operation, index: Any, noise: Any, *tensors: Any) -> tuple[Tensor, ...]:
         n = len(operation.slots)
         ctx.operation, ctx.noise, ctx.dtypes = operation, noise, [x.dtype for x in tensors[:n]]
         ctx.others = len(tensors) - n
         ctx.mark_dirty(*tensors[n:])
         ctx.index = None if isinstance(index, Tensor) else index
         ctx.save_for_backward(*operation.kept(tensors[:n]), *([index] if ctx.index is None else []))
+        made = (None,) * (operation.outputs - ctx.others)
+        return (*operation.run(index, tensors[:n], noise, (*made, *tensors[n:])),)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:

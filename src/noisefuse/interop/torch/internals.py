@@ -6,9 +6,8 @@ Python module uses any. (The fast path's uses are in csrc/arrays.h.) Tested with
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from operator import attrgetter
 from types import FunctionType
 from typing import Any
@@ -65,31 +64,6 @@ def operator(schema: str) -> Any:
     a row or a seed change without compiling anew."""
     name, _, arguments = schema.partition("(")
     return torch.library.custom_op(f"noisefuse::{name}", mutates_args=(), schema=f"({arguments}")
-
-
-class _AsGiven(inspect.Signature):
-    """A signature that binds all arguments by position, without a look at its parameters."""
-
-    def bind(self, *args: Any, **kwargs: Any) -> Any:
-        return _Bound(args)
-
-
-class _Bound:
-    kwargs: Mapping[str, Any] = {}
-
-    def __init__(self, args: tuple[Any, ...]) -> None:
-        self.args = args
-
-    def apply_defaults(self) -> None:
-        """Does nothing: there are no defaults."""
-
-
-def forward(function: Any) -> Any:
-    """Marks the forward of an autograd.Function, which takes positional arguments. torch looks up its signature and
-    binds the arguments at every call. That takes 10 us if it is not kept, and a third of the time of a small call even
-    if it is."""
-    function.__signature__ = _AsGiven([*inspect.signature(function).parameters.values()])
-    return function
 
 
 def is_dual(tensor: Tensor) -> bool:

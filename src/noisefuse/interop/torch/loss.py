@@ -80,6 +80,68 @@ def mse_loss_grad(
     return copied(in_format(gradient, pred), out)
 
 
+def interpolate_loss(
+    pred: Any, x0: Any, x1: Any, t: Any, path: Any, noise: Any, *, weight: Any, grad_out: Any, **options: Any
+) -> Any:
+    need_no_gradient(x0=x0, x1=x1, t=t, noise=noise, weight=weight)
+    if is_compiling():
+        return untraced(interpolate_loss, pred, x0, x1, t, path, noise, weight=weight, grad_out=grad_out, **options)
+    if not (pred.requires_grad and torch.is_grad_enabled()):
+        return _of_path(pred, x0, x1, t, path, noise, weight, grad_out, options)
+    if grad_out is not None:
+        raise ValueError("grad_out: autograd makes the gradient itself: call backward(), or use torch.no_grad()")
+    return _OfPath.apply(pred, (x0, x1, t, path, noise, weight), options)  # type: ignore[no-untyped-call]
+
+
+class _OfPath(torch.autograd.Function):
+    """interpolate_loss, and its gradient from the same pass."""
+
+    @staticmethod
+    def forward(ctx: Any, pred: Tensor, others: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
+        x0, x1, t, path, noise, weight = others
+        loss, gradient = _of_path(pred, x0, x1, t, path, noise, weight, True, options)
+        ctx.save_for_backward(gradient)
+        made: Tensor = loss
+        return made
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream.reshape(upstream.shape + (1,) * (gradient.ndim - upstream.ndim)), None, None
+
+
+def _of_path(
+    pred: Any, x0: Any, x1: Any, t: Any, path: Any, noise: Any, weight: Any, grad_out: Any, options: dict[str, Any]
+) -> Any:
+    place = place_of("pred", checked("pred", pred))
+    if grad_out is True and place.type == "cuda":
+        grad_out = _like(pred)
+    made = grad_out is True
+    with on(place):
+        given: dict[str, Any] = {name: read(name, x, place) for name, x in (("pred", pred), ("x0", x0), ("x1", x1))}
+        drawn = read("noise", noise, place) if isinstance(noise, Tensor) else read_noise(noise, "pred")
+        numbers = None if weight is None else read_numbers("weight", weight, place)
+        out = made or write("grad_out", grad_out, place, pred.dtype)
+        given |= {"t": t, "path": path, "noise": drawn, "weight": numbers, "grad_out": out}
+        found = nf.interpolate_loss(**given, **options)
+        loss, gradient = (found, None) if grad_out is None else found
+        result = _as_loss(loss, pred, place)
+    if grad_out is None:
+        return result
+    gradient = as_tensor(gradient, None if made else grad_out, pred.dtype)
+    return result, in_format(gradient, pred) if made else gradient
+
+
+def _as_loss(loss: Any, pred: Tensor, place: torch.device) -> Tensor:
+    """Returns a loss as a tensor beside pred."""
+    if place.type == "cpu":
+        return torch.as_tensor(loss, dtype=_dtype(pred))
+    double = torch.empty(loss.shape, dtype=torch.float64, device=pred.device)  # torch's memory, and a copy
+    memory("loss", double, place)[...] = loss
+    return double.to(_dtype(pred))
+
+
 def _parts(pred: Any, x0: Any, schedule: Any, noise: Any, weight: Any, options: dict[str, Any]) -> Any:
     """Returns the fields of a Loss, its tensors, and a noise that is no tensor."""
     if weight is not None and is_compiling():
@@ -104,10 +166,13 @@ class Loss(Operation):
         return [((batch,) if options["reduction"] == "none" else (), _dtype(pred))]
 
     def run(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> tuple[Tensor, ...]:
-        if self.early is None or dict(self.options)["reduction"] != "mean" or self.place(tensors).type != "cpu":
-            return self.value(index, tensors, noise)[:1]
-        loss, gradient = self.value(index, tensors, noise, True)
-        self.early.append(gradient)
+        given = {"x0": None, "noise": noise} | dict(zip(self.slots, tensors, strict=True)) | dict(self.options)
+        wanted = self.early is not None and given["reduction"] == "mean" and self.place(tensors).type == "cpu"
+        found: Any = nf.mse_loss(t=index, schedule=self.table, grad_out=True if wanted else None, **given)
+        if not wanted:
+            return (found,)
+        loss, gradient = found
+        self.early.append(gradient)  # type: ignore[union-attr]
         return (loss,)
 
     def value(self, index: Any, tensors: Sequence[Any], noise: Any, grad_out: Any = None) -> tuple[Tensor, Any]:
@@ -120,12 +185,7 @@ class Loss(Operation):
             given = self._arrays(index, tensors, noise, place)
             found = nf.mse_loss(**given, grad_out=made or write("grad_out", grad_out, place, pred.dtype))
             loss, gradient = (found, None) if grad_out is None else found
-            if place.type == "cpu":
-                result = torch.as_tensor(loss, dtype=_dtype(pred))
-            else:  # torch's memory, and a copy
-                double = torch.empty(loss.shape, dtype=torch.float64, device=pred.device)
-                memory("loss", double, place)[...] = loss
-                result = double.to(_dtype(pred))
+            result = _as_loss(loss, pred, place)
         gradient = None if grad_out is None else as_tensor(gradient, None if made else grad_out, pred.dtype)
         return result, gradient
 
@@ -141,9 +201,10 @@ class Loss(Operation):
             raise NotImplementedError("mse_loss is differentiable once: create_graph=True is not supported")
         pred, given_out = kept[0], out
         if self.early:
-            out = self.early.pop()  # autograd need not copy a tensor that has no other owner
+            early = self.early.pop()  # autograd need not copy a tensor that has no other owner
             if grads[0].item() == 1:
-                return in_format(out, pred)
+                return early
+            out = early if early.is_contiguous() else None
         place = self.place(kept)
         if out is None and place.type == "cuda":
             out = _like(pred)

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "layouts.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+namespace nf {
+namespace {
+
+constexpr int64_t kLine = 64;           // bytes of a line of the caches
+constexpr int64_t kTile = 8192;         // bytes of a tile, which lies in the nearest cache
+static_assert(kTile >= kLine * kLine);  // whole lines of both arrays, of elements of a byte
+constexpr int64_t kTilesAtOnce = 32;    // for one thread
+
+// An axis, and how far its elements are apart in both arrays.
+struct Axis {
+    int64_t length, from, to;
+};
+
+// What is copied at once: columns along the axis that is fastest in `to`, rows along one that is fast in `from`. Each
+// line of either array is then read or written once, whatever the strides. A third order goes through a buffer.
+struct Tiles {
+    Axis others[kMostAxes], row{1, 0, 0}, column{1, 0, 0};
+    int n_others = 0;
+    int64_t rows = 1, columns = 1, row_tiles = 1, column_tiles = 1, count = 1;
+    bool is_turned = false;
+
+    explicit Tiles(const Copy& copy) {
+        Axis axes[kMostAxes];
+        int n = 0;
+        for (int i = 0; i < copy.axes; ++i)
+            if (copy.shape[i] != 1) axes[n++] = {copy.shape[i], copy.from_strides[i], copy.to_strides[i]};
+        std::sort(axes, axes + n, [](const Axis& a, const Axis& b) { return std::abs(a.to) > std::abs(b.to); });
+        n = merged(axes, n);
+        if (n == 0) return;
+        column = axes[--n];
+        if (n > 0) {
+            const auto fastest = std::min_element(
+                axes, axes + n, [](const Axis& a, const Axis& b) { return std::abs(a.from) < std::abs(b.from); });
+            is_turned = std::abs(fastest->from) < std::abs(column.from);
+            const auto chosen = is_turned ? fastest : axes + n - 1;
+            row = *chosen;
+            std::copy(chosen + 1, axes + n--, chosen);
+        }
+        n_others = n;
+        std::copy(axes, axes + n, others);
+        const int64_t line = kLine / copy.item, tile = kTile / copy.item;
+        columns = std::min(column.length, is_turned ? line : tile);
+        rows = std::min(row.length, std::max(line, tile / columns));
+        columns = std::min(column.length, std::max(columns, tile / rows));
+        row_tiles = (row.length + rows - 1) / rows;
+        column_tiles = (column.length + columns - 1) / columns;
+        count = row_tiles * column_tiles;
+        for (int i = 0; i < n; ++i) count *= others[i].length;
+    }
+
+    // Makes one axis of two that go on in both arrays. Returns the number of axes.
+    static int merged(Axis* axes, int n) {
+        int kept = 0;
+        for (int i = 0; i < n; ++i) {
+            Axis& before = axes[kept ? kept - 1 : 0];
+            const Axis& axis = axes[i];
+            if (kept && before.from == axis.from * axis.length && before.to == axis.to * axis.length)
+                before = {before.length * axis.length, axis.from, axis.to};
+            else
+                axes[kept++] = axis;
+        }
+        return kept;
+    }
+};
+
+template <class T>
+T load(const char* at) {
+    T element;
+    std::memcpy(&element, at, sizeof element);
+    return element;
+}
+
+template <class T>
+void copy_plane(const char* from, char* to, const Axis& outer, const Axis& inner) {
+    const int64_t n = inner.length, from_step = inner.from, to_step = inner.to;  // bytes that are stored might be these
+    for (int64_t i = 0; i < outer.length; ++i, from += outer.from, to += outer.to)
+        for (int64_t k = 0; k < n; ++k) {
+            const T element = load<T>(from + k * from_step);
+            std::memcpy(to + k * to_step, &element, sizeof element);
+        }
+}
+
+// Copies rows x columns elements in the order of `from`: to lines of `to` that stay in the nearest cache, else by a
+// buffer, since lines that are far apart may take each other's place there.
+template <class T>
+void copy_turned(const Tiles& t, const char* from, char* to, int64_t rows, int64_t columns) {
+    constexpr int64_t size = sizeof(T);
+    alignas(kLine) char buffer[kTile];
+    const bool few_rows = rows * size < kLine;
+    const bool direct = few_rows || t.column.to != size || t.row.to == columns * size;
+    char* const near = direct ? to : buffer;
+    const Axis row{rows, t.row.from, direct ? t.row.to : columns * size};
+    const Axis column{columns, t.column.from, direct ? t.column.to : size};
+    copy_plane<T>(from, near, few_rows ? row : column, few_rows ? column : row);
+    if (direct) return;
+    for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * t.row.to, near + r * row.to, static_cast<size_t>(row.to));
+}
+
+template <class T>
+void copy_straight(const Tiles& t, const char* from, char* to, int64_t rows, int64_t columns) {
+    const int64_t size = sizeof(T), run = columns * size;
+    if (t.column.from != size || t.column.to != size || run < kLine / 2)
+        return copy_plane<T>(from, to, {rows, t.row.from, t.row.to}, {columns, t.column.from, t.column.to});
+    for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * t.row.to, from + r * t.row.from, static_cast<size_t>(run));
+}
+
+template <class T>
+void copy_tiles(const Copy& copy, const Tiles& t, int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile) {
+        const int64_t c = tile % t.column_tiles * t.columns, r = tile / t.column_tiles % t.row_tiles * t.rows;
+        const char* from = copy.from + r * t.row.from + c * t.column.from;
+        char* to = copy.to + r * t.row.to + c * t.column.to;
+        int64_t rest = tile / t.column_tiles / t.row_tiles;
+        for (int i = t.n_others - 1; i >= 0; rest /= t.others[i--].length) {
+            from += rest % t.others[i].length * t.others[i].from;
+            to += rest % t.others[i].length * t.others[i].to;
+        }
+        const int64_t rows = std::min(t.rows, t.row.length - r), columns = std::min(t.columns, t.column.length - c);
+        (t.is_turned ? copy_turned<T> : copy_straight<T>)(t, from, to, rows, columns);
+    }
+}
+
+}  // namespace
+
+bool run_copy(const Copy& copy, const GoOn& go_on) {
+    if (std::find(copy.shape, copy.shape + copy.axes, 0) != copy.shape + copy.axes) return true;
+    const Tiles tiles(copy);
+    const auto run = copy.item == 1   ? copy_tiles<uint8_t>
+                     : copy.item == 2 ? copy_tiles<uint16_t>
+                     : copy.item == 4 ? copy_tiles<uint32_t>
+                                      : copy_tiles<uint64_t>;
+    const auto body = [&](int64_t begin, int64_t end) { run(copy, tiles, begin, end); };
+    return parallel_for(tiles.count, kTilesAtOnce, body, go_on);
+}
+
+}  // namespace nf

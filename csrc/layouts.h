@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copies between layouts: from an array of any strides to another one.
+#pragma once
+#include "cpu/pool.h"
+
+namespace nf {
+
+inline constexpr int kMostAxes = 64;  // NumPy's
+
+// Two arrays of one shape, in bytes. They share no memory.
+struct Copy {
+    int item;  // bytes of an element: 1, 2, 4 or 8
+    int axes;
+    int64_t shape[kMostAxes];
+    const char* from;
+    int64_t from_strides[kMostAxes];
+    char* to;
+    int64_t to_strides[kMostAxes];
+};
+
+// Copies all elements, on all threads. False: go_on ended it, and `to` is unspecified.
+bool run_copy(const Copy& copy, const GoOn& go_on);
+
+}  // namespace nf

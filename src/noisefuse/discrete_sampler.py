@@ -1,0 +1,457 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine of samplers of tokens: it runs the rows of a `TokenTable`, one for each model call."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .arguments.arrays import check_overlap, host_view, output
+from .ground.kinds import library_for, library_of
+from .noise import START, Noise, each, need_stream_0
+from .operations.categorical import categorical
+from .operations.tokens import allowed_of, names_for, scaled_words, token_of, tokens_of
+from .sampling.arrays import bar
+from .sampling.tokens import Drawn, Law, law, next_tokens, positions, wanted_info
+from .token_table import TokenRow, TokenTable
+
+__all__ = ["DiscreteSampler", "TokenState"]
+
+Array = Any
+Noises = Noise | Sequence[Noise]
+FLOATS = ("float32", "float16", "bfloat16")
+
+
+class TokenState:
+    """What a run remembers from step to step: `DiscreteSampler.state` makes it.
+
+    Attributes:
+        drawn: the tokens that the last step drew, int64 of x's shape, and x where none was drawn: the network's view of
+            the clean sample.
+        taken: bool, the positions that took their drawn token in the last step.
+        info: {name: array of x's shape}, what `categorical` was asked to tell of the last step.
+        log_prob: the log-probability of all steps so far that were asked for theirs, (B,), or None.
+    """
+
+    __slots__ = ("asked", "drawn", "info", "log_prob", "taken")
+
+    def __init__(self, asked: tuple[str, ...] = ()) -> None:
+        self.asked = asked
+        self.drawn: Any = None
+        self.taken: Any = None
+        self.log_prob: Any = None
+        self.info: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        return f"TokenState({'nothing is remembered' if self.drawn is None else 'the last drawn tokens'})"
+
+
+class DiscreteSampler:
+    """Runs a table of rows on tokens. It is immutable and safe to share between threads.
+
+    Args:
+        table: the rows; see `samplers` for functions that make them, such as `samplers.mdlm`.
+
+    Row i is the i-th model call: ``len(sampler)`` counts model calls. At step i the noise of a run is drawn at step
+    ``noise.step + i``, from stream 13 the tokens of the network's distribution (`categorical`), from 14 what becomes of
+    each position, from 15 tokens of the whole vocabulary, from 16 an order of positions (docs/noise.md).
+
+    >>> sampler = nf.samplers.mdlm(steps=4, mask_id=9)
+    >>> len(sampler), sampler.times.round(4).tolist()
+    (4, [1.0, 0.75, 0.5, 0.25])
+    """
+
+    __slots__ = ("table",)
+
+    table: TokenTable
+
+    def __init__(self, table: TokenTable) -> None:
+        if not isinstance(table, TokenTable):
+            raise TypeError(f"table: expected a TokenTable, got {type(table).__name__}")
+        object.__setattr__(self, "table", table)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("a DiscreteSampler is frozen: make another one")
+
+    def __len__(self) -> int:
+        return len(self.table.rows)
+
+    def __eq__(self, other: object) -> bool:
+        return self.table == other.table if isinstance(other, DiscreteSampler) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.table)
+
+    def __repr__(self) -> str:
+        plural = "" if len(self) == 1 else "s"
+        return f"DiscreteSampler({self.table.name}, {len(self)} row{plural})\n{self.table.equations(6)}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return DiscreteSampler, (self.table,)
+
+    @property
+    def times(self) -> NDArray[np.float64]:
+        """The time of each row, which the network is told."""
+        return np.array([row.time for row in self.table.rows])
+
+    def state(self, *info: str) -> TokenState:
+        """Returns an empty state, for one run. It keeps what `categorical` tells by these names, such as
+        "log_prob_raw"."""
+        return TokenState(info)
+
+    def start(self, shape: Sequence[int], noise: Noises | None = None, *, dtype: Any = "int64") -> NDArray[Any]:
+        """Returns the x (B, L) that a run begins with: masks, or tokens of the whole vocabulary, floor(u V / 2^64) of
+        the words of stream 2.
+
+        >>> nf.samplers.mdlm(steps=4, mask_id=9).start((1, 3)).tolist()
+        [[9, 9, 9]]
+        """
+        lengths, kind = tuple(map(operator.index, shape)), np.dtype(dtype)
+        if len(lengths) < 2:
+            raise ValueError(f"shape: expected (B, L), got {lengths}")
+        if self.table.source == "mask":
+            return np.full(lengths, token_of("mask_id", self.table.mask_id, kind))
+        if noise is None:
+            raise TypeError(f"noise: {self.table.name} begins with random tokens; expected a Noise, got none")
+        vocabulary = self.table.vocabulary
+        assert vocabulary is not None
+        made: NDArray[Any] = scaled_words(lengths, names_for(noise, lengths, START), vocabulary).astype(kind)
+        return made
+
+    def step(
+        self,
+        i: int,
+        x: Array,
+        logits: Array | tuple[Array, Array],
+        noise: Noises,
+        state: TokenState | None = None,
+        *,
+        where: Any = None,
+        log_prob: bool = False,
+        out: Array | None = None,
+    ) -> Any:
+        """One step: the next x, from row i, the tokens x and the network's logits for them.
+
+        Args:
+            i: the row.
+            x: the tokens (B, L), or (B, ..): int64, int32, uint8 or uint16, of NumPy or torch.
+            logits: x's shape and an axis of V more, float32, float16 or bfloat16: of the clean tokens, or log-scores
+                for `samplers.sedd`. The mask has to have -inf, or lie beyond V. Or a pair (u, c) for guidance.
+            noise: a Noise, or a list of one for each sample; of a whole run, not of this step.
+            state: keeps what the step drew.
+            where: bool, of a shape that broadcasts to x's: the tokens that may change. None: all.
+            log_prob: also return log p(x' | x), (B,), in float64; see `log_prob`.
+            out: an array of x's shape and dtype to write to; it may be x itself.
+
+        Returns:
+            The next x, of x's kind, shape and dtype, or with log_prob the pair of it and (B,).
+
+        Raises:
+            TypeError, ValueError, IndexError: the message says what was given and what was expected.
+
+        >>> sampler = nf.samplers.mdlm(steps=2, mask_id=4)
+        >>> x, logits = sampler.start((1, 6)), np.zeros((1, 6, 4), np.float32)
+        >>> x = sampler.step(0, x, logits, nf.Noise(7))
+        >>> int((x == 4).sum())
+        3
+        """
+        row = self._row(i)
+        if type(x) is not np.ndarray and (other := library_of(x)) is not None:
+            options: dict[str, Any] = {"where": where, "log_prob": log_prob, "out": out}
+            return other.through(self.step, i, x, logits, noise, state, **options)
+        tokens = tokens_of("x", x)
+        result = output("out", out, tokens.shape, tokens.dtype)
+        check_overlap([("out", result)], [tokens])
+        flat = tokens.reshape(len(tokens), -1)
+        allowed = allowed_of(where, None, tokens.shape)
+        may = positions(self.table, row, flat, None if allowed is None else allowed.reshape(flat.shape))
+        given = self._logits(logits, flat.shape)
+        if log_prob:
+            self._need_law(row)
+        name = _at(noise, int(i))
+        info = wanted_info(self.table, row, log_prob, () if state is None else state.asked)
+        drawn = self._drawn(row, given, name, may, info)
+        made, taken = next_tokens(self.table, row, flat, drawn, name, may)
+        likely = self._likely(row, flat, made, given, may, drawn) if log_prob else None
+        result[...] = made.reshape(tokens.shape)
+        if state is not None:
+            state.drawn = np.where(may, drawn.token, flat).reshape(tokens.shape)
+            state.taken = taken.reshape(tokens.shape)
+            state.info = {one: drawn.info[one].reshape(tokens.shape) for one in state.asked}
+            if likely is not None:
+                state.log_prob = likely if state.log_prob is None else state.log_prob + likely
+        return result if likely is None else (result, likely)
+
+    def log_prob(
+        self, i: int, x: Array, logits: Array | tuple[Array, Array], x_next: Array, *, where: Any = None
+    ) -> Any:
+        """log p(x' | x) of row i, (B,) in float64: the sum over positions, with the tokens that were drawn summed out.
+
+        For rows by rank (`samplers.llada`, `samplers.entropy_bound`) it is that of the tokens, given which positions
+        take them. For tensors it has a gradient with respect to the logits, softmax - one-hot times weights.
+
+        Raises:
+            ValueError: the sampler has top_k or top_p, with which only ``step(.., log_prob=True)`` knows the
+                probability, and that of samplers of masks alone.
+
+        >>> sampler = nf.samplers.mdlm(steps=1, mask_id=4)
+        >>> x, logits = sampler.start((1, 6)), np.zeros((1, 6, 4), np.float32)
+        >>> sampler.log_prob(0, x, logits, np.zeros((1, 6), np.int64)).round(4).tolist()  # 6 ln(1/4)
+        [-8.3178]
+        """
+        if type(x) is not np.ndarray and (other := library_of(x)) is not None:
+            return other.token_log_prob(self, i, x, logits, x_next, where)
+        return self.log_prob_parts(i, x, logits, x_next, where)[0].sum(axis=1)
+
+    def log_prob_parts(
+        self, i: int, x: Array, logits: Array | tuple[Array, Array], x_next: Array, where: Any = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Returns log p(x' | x) of each position, and its derivatives by the network's log-probabilities of the tokens
+        x' and x, each (B, L) in float64."""
+        row, tokens, to = self._row(i), tokens_of("x", x), tokens_of("x_next", x_next)
+        if to.shape != tokens.shape:
+            raise ValueError(f"x_next: expected shape {tokens.shape}, got {to.shape}")
+        flat, after = tokens.reshape(len(tokens), -1), to.reshape(len(to), -1)
+        allowed = allowed_of(where, None, tokens.shape)
+        may = positions(self.table, row, flat, None if allowed is None else allowed.reshape(flat.shape))
+        found = self._law(row, flat, after, self._logits(logits, flat.shape), may)
+        return found.log_prob, found.by_next, found.by_own
+
+    def log_prob_grad(
+        self, i: int, x: Array, logits: Array, x_next: Array, upstream: ArrayLike = 1.0, *, where: Any = None
+    ) -> NDArray[np.float32]:
+        """The gradient of ``(upstream * log_prob(i, x, logits, x_next)).sum()`` with respect to the logits.
+
+        Of a position it is a (e_x' - p) + b (e_x - p), over the temperature, p the softmax and e a one-hot vector: one
+        pass over the logits. a and b are the derivatives of the position's log-probability; for masks that are revealed
+        a is 1, and b 0.
+
+        Args:
+            upstream: a number or (B,).
+
+        Returns:
+            float32, of the logits' shape.
+
+        >>> sampler = nf.samplers.mdlm(steps=1, mask_id=2)
+        >>> gradient = sampler.log_prob_grad(0, np.array([[2]]), np.zeros((1, 1, 2), np.float32), np.array([[1]]))
+        >>> gradient.tolist()
+        [[[-0.5, 0.5]]]
+        """
+        if isinstance(logits, tuple):
+            raise TypeError("logits: expected one array, the guided logits, got a pair")
+        return self.pulled(i, x, logits, x_next, upstream, *self.log_prob_parts(i, x, logits, x_next, where)[1:])
+
+    def pulled(
+        self, i: int, x: Array, logits: Array, x_next: Array, upstream: ArrayLike, by_next: Any, by_own: Any
+    ) -> NDArray[np.float32]:
+        """Returns `log_prob_grad` from what `log_prob_parts` found."""
+        temperature, shape = self._temperature(i), by_next.shape
+        factor = np.broadcast_to(np.asarray(upstream, np.float64), shape[:1])[:, None] / temperature
+        ids = x_next.reshape(shape), x.reshape(shape)
+        weights = by_next * factor, by_own * factor
+        return _pulled(logits.reshape(*shape, -1), ids, weights, temperature).reshape(logits.shape)
+
+    def sample(
+        self,
+        model: Callable[[Any, Any], Any],
+        x_or_shape: Any,
+        noise: Noises,
+        *,
+        start: int = 0,
+        where: Any = None,
+        dtype: Any = "int64",
+        device: Any = None,
+        progress: bool = False,
+        callback: Callable[[int, Any, Any], object] | None = None,
+        log_probs: bool = False,
+    ) -> Any:
+        """Runs the rows from ``start`` to the end.
+
+        Args:
+            model: model(x, t) -> logits, or a pair (u, c) of them; t is the row's time, a float, or float32 (B,) for
+                tensors.
+            x_or_shape: the shape (B, L) of a new sample, or the tokens x at row ``start``, which are not changed: a
+                prompt and masks after it, say.
+            noise: a Noise, or a list of one for each sample.
+            start: the first row. A run that was interrupted after row i goes on with ``start=i + 1`` to the same bits.
+            where: the tokens that may change, as in ``step``: without it, samplers that change tokens change a prompt.
+            dtype: of a new sample.
+            device: a device of torch, for a new sample of tensors.
+            progress: show a bar (needs tqdm).
+            callback: callback(i, x, drawn) after each row, drawn the tokens that the network would have.
+            log_probs: also return log p(x' | x) of each row.
+
+        Returns:
+            The tokens, or with log_probs the pair of them and a list of (B,), one for each row.
+
+        >>> def model(x, t):
+        ...     return np.zeros((*x.shape, 9), np.float32)
+        >>> x = nf.samplers.mdlm(steps=4, mask_id=9).sample(model, (2, 5), nf.Noise(7))
+        >>> x.shape, bool((x < 9).all())
+        ((2, 5), True)
+        """
+        if not 0 <= operator.index(start) < len(self):
+            raise IndexError(f"start = {start}: expected a row, 0 .. {len(self) - 1}")
+        if not callable(model):
+            raise TypeError(f"model: expected a function, or a network, of (x, t), got {type(model).__name__}")
+        x = self._begun(x_or_shape, noise, start, dtype, device)
+        state, found = self.state(), []
+        for i in bar(range(start, len(self)), progress):
+            made = self.step(i, x, model(x, self._time(i, x)), noise, state, where=where, log_prob=log_probs)
+            if log_probs:
+                x, one = made
+                found.append(one)
+            else:
+                x = made
+            if callback is not None:
+                callback(i, x, state.drawn if isinstance(x, np.ndarray) else library_for(x).moved(state.drawn, x))
+        return (x, found) if log_probs else x
+
+    # ---- parts of a step -----------------------------------------------------------------------------------
+
+    def _row(self, i: int) -> TokenRow:
+        number = operator.index(i)
+        if not 0 <= number < len(self):
+            raise IndexError(f"i = {i} is out of range: {self.table.name} has {len(self)} rows")
+        return self.table.rows[number]
+
+    def _temperature(self, i: int) -> float:
+        return self.table.temperature * self._row(i).temperature
+
+    def _time(self, i: int, x: Any) -> Any:
+        t = self.table.rows[i].time
+        library = library_for(x)
+        return library.times(x, np.float64(t), "float32") if library.time == "batch" else t
+
+    def _begun(self, x_or_shape: Any, noise: Any, start: int, dtype: Any, device: Any) -> Any:
+        if not isinstance(x_or_shape, list | tuple):
+            if device is not None:
+                raise TypeError("device: expected None where x is given, which lies somewhere already")
+            return host_view("x", x_or_shape)
+        if start:
+            raise TypeError(f"a new sample begins at row 0; for start={start} give the tokens x of that row")
+        made = self.start(x_or_shape, noise, dtype=dtype)
+        if device is None:
+            return made
+        from .ground.kinds import library
+
+        return library("torch").on_device(made, device)
+
+    def _logits(self, logits: Any, shape: tuple[int, ...]) -> Any:
+        """Returns the logits (B, L, V) as an array, those of a pair guided."""
+        if isinstance(logits, tuple):
+            if len(logits) != 2:
+                raise ValueError(f"logits: expected an array or a pair (u, c), got {len(logits)} of them")
+            u, c = (self._array(one, shape) for one in logits)
+            real = np.float32
+            return u.astype(real) + real(1 + self.table.guidance) * (c.astype(real) - u.astype(real))
+        if self.table.guidance:
+            raise TypeError(f"logits: expected a pair (u, c), as guidance is {self.table.guidance:g}, got one array")
+        return self._array(logits, shape)
+
+    def _array(self, logits: Any, shape: tuple[int, ...]) -> Any:
+        array = host_view("logits", logits)
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"logits: expected an array of x's kind, got {type(logits).__name__}")
+        if array.dtype.name not in FLOATS:
+            raise TypeError(f"logits: dtype {array.dtype} is not supported, expected one of {', '.join(FLOATS)}")
+        length = int(np.prod(array.shape[1:-1])) if array.ndim > 1 else 0
+        if array.ndim < 3 or (len(array), length) != shape:
+            raise ValueError(f"logits: expected x's shape {shape} and an axis of V, got {array.shape}")
+        return array.reshape(*shape, array.shape[-1])
+
+    def _drawn(self, row: TokenRow, logits: Any, noise: Any, may: NDArray[np.bool_], info: tuple[str, ...]) -> Drawn:
+        table = self.table
+        options: dict[str, Any] = {"top_k": table.top_k, "top_p": table.top_p, "info": info}
+        options["temperature"] = table.temperature * row.temperature
+        made: Any = categorical(logits, noise, where=None if may.all() else may, **options)
+        token, known = made if info else (made, {})
+        token = np.where(may, token, 0)
+        total = None
+        if row.rate is not None:
+            own = np.take_along_axis(logits, token[..., None], axis=-1)[..., 0].astype(np.float64)
+            total = own - known["log_prob_raw"].astype(np.float64)
+        return Drawn(token, known, total)
+
+    def _likely(
+        self, row: TokenRow, x: Any, to: Any, logits: Any, may: NDArray[np.bool_], drawn: Drawn
+    ) -> NDArray[np.float64]:
+        if row.touches_tokens:
+            return np.asarray(self._law(row, x, to, logits, may).log_prob.sum(axis=1))
+        of_next, of_own = drawn.info["log_prob"], np.zeros(x.shape)
+        return np.asarray(law(self.table, row, x, to, may, of_next, of_own, drawn.total).log_prob.sum(axis=1))
+
+    def _law(self, row: TokenRow, x: Any, to: Any, logits: Any, may: NDArray[np.bool_]) -> Law:
+        self._need_law(row)
+        if self.table.top_k or self.table.top_p < 1:
+            raise ValueError(f"log_prob: expected no top_k and top_p, got {self.table.top_k} and {self.table.top_p}")
+        temperature = self.table.temperature * row.temperature
+        if temperature == 0:
+            raise ValueError("log_prob: expected a temperature above 0, as it has no density at 0")
+        v = logits.shape[-1]
+        of_next, of_own, total = _log_softmax_at(logits, (np.minimum(to, v - 1), np.minimum(x, v - 1)), temperature)
+        of_next, of_own = (np.where(ids < v, p, -np.inf) for ids, p in ((to, of_next), (x, of_own)))
+        return law(self.table, row, x, to, may, of_next, of_own, total)
+
+    def _need_law(self, row: TokenRow) -> None:
+        if row.bound is not None and self.table.mask_id is None:
+            raise ValueError(f"log_prob: {self.table.name} draws tokens anew by rank, and has no log-probability")
+
+
+_ROWS = 1 << 18  # logits at a time
+
+
+def _parts(shape: tuple[int, ...]) -> Any:
+    n = max(1, _ROWS // shape[-1])
+    rows = int(np.prod(shape[:-1]))
+    return (slice(at, at + n) for at in range(0, rows, n))
+
+
+def _log_softmax_at(logits: Any, ids: Sequence[Any], temperature: float) -> tuple[Any, Any, Any]:
+    """Returns the log-probabilities of two tokens of each row, and the logarithm of the sum of exponentials."""
+    flat = logits.reshape(-1, logits.shape[-1])
+    found = [np.empty(len(flat)) for _ in range(3)]
+    for part in _parts(flat.shape):
+        values = flat[part].astype(np.float64)
+        raw_most = values.max(axis=-1, keepdims=True)
+        found[2][part] = raw_most[:, 0] + np.log(np.exp(values - raw_most).sum(axis=-1))
+        values /= temperature
+        most = values.max(axis=-1, keepdims=True)
+        total = most[:, 0] + np.log(np.exp(values - most).sum(axis=-1))
+        for k, one in enumerate(ids):
+            at = one.reshape(-1)[part].astype(np.int64)
+            found[k][part] = np.take_along_axis(values, at[:, None], axis=-1)[:, 0] - total
+    first, second, total = (one.reshape(logits.shape[:-1]) for one in found)
+    return first, second, total
+
+
+def _pulled(logits: Any, ids: Sequence[Any], weights: Sequence[Any], temperature: float) -> NDArray[np.float32]:
+    """Returns the sum of w (one-hot - softmax) over pairs of tokens and weights, one for each row."""
+    flat = logits.reshape(-1, logits.shape[-1])
+    made = np.empty(flat.shape, np.float32)
+    v = flat.shape[-1]
+    for part in _parts(flat.shape):
+        values = flat[part].astype(np.float32) / np.float32(temperature)
+        values -= values.max(axis=-1, keepdims=True)
+        np.exp(values, out=values)
+        total = sum(w.reshape(-1)[part] for w in weights)
+        values *= (-total / values.sum(axis=-1, dtype=np.float64)).astype(np.float32)[:, None]
+        rows = np.arange(len(values))
+        for one, w in zip(ids, weights, strict=True):
+            at = np.minimum(one.reshape(-1)[part].astype(np.int64), v - 1)
+            values[rows, at] += w.reshape(-1)[part].astype(np.float32)
+        made[part] = values
+    return made.reshape(logits.shape)
+
+
+def _at(noise: Any, i: int) -> Any:
+    """Returns the noise of row i. Operations set its stream."""
+    need_stream_0(noise)
+    for name in noise if isinstance(noise, list | tuple) else (noise,):
+        if name.window_shape is not None:
+            raise ValueError("noise: a sampler takes whole samples, got a noise with a window")
+    return each(noise, lambda name: name.at(step=name.step + i))

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LLaDA's ``generate`` with keys: its arguments and its tokens, and a seed for each request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+import noisefuse as nf
+
+from ..ground.kinds import library_for
+from ..noise import Noise
+
+__all__ = ["generate"]
+
+
+def generate(
+    model: Callable[[Any], Any],
+    prompt: Any,
+    noise: Noise | Sequence[Noise] | None = None,
+    *,
+    steps: int = 128,
+    gen_length: int = 128,
+    block_length: int = 128,
+    temperature: float = 0.0,
+    cfg_scale: float = 0.0,
+    remasking: str = "low_confidence",
+    mask_id: int = 126336,
+    progress: bool = False,
+) -> Any:
+    """Writes `gen_length` tokens after a prompt, as ``generate`` of LLaDA's repository does (Nie et al. 2025, "Large
+    language diffusion models", appendix A.3).
+
+    At temperature 0 the tokens are LLaDA's, wherever no two confidences lie within some 1e-6: it computes them in
+    float64 from all logits at once, and of equal ones takes any. At other temperatures the distribution is LLaDA's and
+    the draws are the noise's.
+
+    Args:
+        model: ids (B, L) -> logits (B, L, V), or an object with such `logits`.
+        prompt: ids (B, L), of NumPy or torch on the CPU.
+        noise: a Noise, or a list of one for each request. None: enough for temperature 0 with "low_confidence".
+        steps, gen_length, block_length, temperature, cfg_scale, remasking, mask_id: as LLaDA has them. The prompt is
+            masked for the model's second call where cfg_scale is not 0.
+        progress: show a bar (needs tqdm).
+
+    Returns:
+        ids (B, L + gen_length), of the prompt's kind.
+
+    Raises:
+        TypeError, ValueError: the message says what was given and what was expected.
+
+    >>> def model(ids):
+    ...     return np.eye(10, dtype=np.float32)[(3 * np.arange(ids.shape[1])) % 10][None].repeat(len(ids), 0)
+    >>> prompt = np.array([[1, 2]])
+    >>> nf.interop.llada.generate(model, prompt, steps=4, gen_length=4, block_length=2, mask_id=10).tolist()
+    [[1, 2, 6, 9, 2, 5]]
+    """
+    sampler = nf.samplers.llada(
+        steps, mask_id=mask_id, length=gen_length, block_length=block_length, remask=remasking,  # type: ignore[arg-type]
+        cfg_scale=cfg_scale, temperature=temperature,
+    )  # fmt: skip
+    if noise is None:
+        if temperature or remasking == "random":
+            raise TypeError(f"noise: expected a Noise for temperature {temperature} and {remasking!r}, got None")
+        noise = Noise(0)  # nothing is drawn
+    library, ids = library_for(prompt), library_for(prompt).to_numpy(prompt)
+    masks = np.full((len(ids), gen_length), mask_id, ids.dtype)
+    x = np.concatenate([ids, masks], axis=1)
+    given = ids.shape[1]
+
+    def logits(x: Any) -> Any:
+        answer = model(x)
+        return getattr(answer, "logits", answer)
+
+    def guided(x: Any, t: Any) -> Any:
+        if not cfg_scale:
+            return logits(x)
+        hidden = library.to_numpy(x).copy()
+        hidden[:, :given] = mask_id
+        return logits(library.moved(hidden, prompt)), logits(x)
+
+    return sampler.sample(guided, library.moved(x, prompt), noise, progress=progress)

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transitions of tokens that a few numbers say, in place of a matrix of the whole vocabulary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A token stays with probability 1 - p. Otherwise it becomes the mask, or a token of the whole vocabulary.
+
+    `discrete.absorbing` and `discrete.uniform` make one, and ``a @ b``, both of one kind, is a followed by b.
+
+    Attributes:
+        kind: "absorbing" or "uniform".
+        p: the probability that the token does not stay.
+        token: the mask's id, or the number of tokens in the vocabulary.
+    """
+
+    kind: Literal["absorbing", "uniform"]
+    p: float
+    token: int
+
+    def matrix(self, vocabulary: int) -> NDArray[np.float64]:
+        """Returns the probabilities Q (V, V): token i becomes j with probability Q[i, j]."""
+        q = (1 - self.p) * np.eye(vocabulary)
+        if self.kind == "absorbing":
+            q[:, self.token] += self.p
+        else:
+            q += self.p / vocabulary
+        return q
+
+    def __matmul__(self, other: object) -> Transition:
+        if not isinstance(other, Transition):
+            return NotImplemented
+        if (self.kind, self.token) != (other.kind, other.token):
+            raise ValueError(f"{self} @ {other}: expected two of one kind; else multiply their matrices")
+        return Transition(self.kind, self.p + other.p - self.p * other.p, self.token)

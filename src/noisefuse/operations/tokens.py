@@ -1,0 +1,459 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The forward process of discrete diffusion: tokens that become a mask, or others, at random."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any, SupportsIndex, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .. import backends
+from ..arguments.arrays import as_array, check_overlap, contiguous, count, host_view, is_array, output, wanted
+from ..arguments.calls import names_or_array
+from ..arguments.types import Array, ArrayT
+from ..call.description import FLOAT32, Masks, Step
+from ..ground.kinds import library_for, library_of, need_plain
+from ..language.chains import Transition
+from ..language.families import lie_within
+from ..language.rows import Rows
+from ..noise import MASKS, TOKENS, Noise, lower
+
+DTYPES = ("int64", "int32", "uint8", "uint16")  # of tokens
+MOST = 1 << 31  # tokens of a vocabulary
+_WORDS = Rows.of({"out.z": 1.0})
+
+
+@overload
+def q_mask(
+    ids: NDArray[Any], p: ArrayLike, noise: Noise | Sequence[Noise], mask_id: SupportsIndex, *,
+    where: ArrayLike | None = None, block: int | None = None, lengths: ArrayLike | None = None,
+    complement: bool = False, out: NDArray[Any] | None = None,
+) -> tuple[NDArray[Any], NDArray[np.bool_]]: ...  # fmt: skip
+@overload
+def q_mask(
+    ids: ArrayT, p: Any, noise: Noise | Sequence[Noise], mask_id: SupportsIndex, *, where: Any = None,
+    block: int | None = None, lengths: Any = None, complement: bool = False, out: ArrayT | None = None,
+) -> tuple[ArrayT, ArrayT]: ...  # fmt: skip
+def q_mask(
+    ids: Array,
+    p: Any,
+    noise: Noise | Sequence[Noise],
+    mask_id: SupportsIndex,
+    *,
+    where: Any = None,
+    block: int | None = None,
+    lengths: Any = None,
+    complement: bool = False,
+    out: Array | None = None,
+) -> tuple[Any, Any]:
+    """Masks each token with probability p: the forward process of masked diffusion, q(x_t | x_0) with alpha_t = 1 - p
+    (Sahoo et al. 2024, "Simple and effective masked diffusion language models", section 3.1; Austin et al. 2021, D3PM's
+    absorbing state; LLaDA's ``forward_process``).
+
+    Args:
+        ids: the tokens (B, L), or (B, ..): int64, int32, uint8 or uint16, of NumPy or torch. Axis 0 is the batch.
+        p: the probability: a number, (B,) or (B, L); with `block` one for each block, (B, blocks). It is rounded to a
+            multiple of 2^-32; 0 masks nothing and 1 everything.
+        noise: a Noise, or a list of one for each sample. Position l of a sample takes element l of stream 14.
+        mask_id: the token that stands for the mask. It must fit ids' dtype.
+        where: bool, of a shape that broadcasts to ids': the tokens that may be masked, such as those of the answer.
+        block: the number of tokens in a block, which share a p. The last block of a sample may be shorter.
+        lengths: (B,), how many positions of each sample are no padding. Padding is never masked.
+        complement: mask exactly the other tokens, among those that may be masked.
+        out: an array of ids' shape and dtype to write x_t to, C-contiguous; it may be ids itself.
+
+    Returns:
+        (x_t, masked): the tokens, and a bool for each that says whether it is masked, both of ids' kind and shape.
+
+    Raises:
+        TypeError, ValueError, OverflowError: the message says what was given and what was expected; nothing is written
+            then.
+
+    >>> ids = np.arange(8).reshape(2, 4)
+    >>> x_t, masked = nf.q_mask(ids, 0.5, nf.Noise(7), mask_id=99)
+    >>> x_t.tolist()
+    [[99, 99, 99, 3], [4, 99, 6, 7]]
+    >>> others, _ = nf.q_mask(ids, 0.5, nf.Noise(7), mask_id=99, complement=True)
+    >>> others.tolist()
+    [[0, 1, 2, 99], [99, 5, 99, 99]]
+    """
+    if type(ids) is not np.ndarray and (other := library_of(ids)) is not None:
+        options: dict[str, Any] = {"where": where, "block": block, "lengths": lengths, "complement": complement}
+        return other.through(q_mask, ids, p, noise, mask_id, out=out, **options)  # type: ignore[no-any-return]
+    tokens = tokens_of("ids", ids)
+    mask, shape = token_of("mask_id", mask_id, tokens.dtype), tokens.shape
+    chances, segment = segments("p", p, shape, block)
+    allowed = allowed_of(where, lengths, shape)
+    names = names_for(noise, shape, MASKS)
+    result = output("out", out, shape, tokens.dtype)
+    check_overlap([("out", result)], [tokens] if allowed is None else [tokens, allowed])
+    masked = backends.empty(shape, np.dtype(np.bool_))
+    if not tokens.size:
+        return result, masked
+    backend = backends.of(tokens)
+    if backend.mask is not None:
+        call = _drawing(shape, names, masked.view(np.uint8))
+        backend.mask(Masks(call, tokens, result, allowed, chances, segment, mask, bool(complement)))
+        return result, masked
+    chosen = below(shape, names, chances, segment)
+    np.logical_and(chosen != bool(complement), True if allowed is None else allowed, out=masked)
+    np.copyto(result, tokens)
+    np.copyto(result, tokens.dtype.type(mask), where=masked)
+    return result, masked
+
+
+@overload
+def q_uniform(
+    ids: NDArray[Any], p: ArrayLike, noise: Noise | Sequence[Noise], vocabulary: SupportsIndex, *,
+    where: ArrayLike | None = None, block: int | None = None, lengths: ArrayLike | None = None,
+    out: NDArray[Any] | None = None,
+) -> tuple[NDArray[Any], NDArray[np.bool_]]: ...  # fmt: skip
+@overload
+def q_uniform(
+    ids: ArrayT, p: Any, noise: Noise | Sequence[Noise], vocabulary: SupportsIndex, *, where: Any = None,
+    block: int | None = None, lengths: Any = None, out: ArrayT | None = None,
+) -> tuple[ArrayT, ArrayT]: ...  # fmt: skip
+def q_uniform(
+    ids: Array,
+    p: Any,
+    noise: Noise | Sequence[Noise],
+    vocabulary: SupportsIndex,
+    *,
+    where: Any = None,
+    block: int | None = None,
+    lengths: Any = None,
+    out: Array | None = None,
+) -> tuple[Any, Any]:
+    """Draws each token anew with probability p, uniformly from the whole vocabulary: q(x_t | x_0) = (1 - p) x_0 + p / V
+    (Austin et al. 2021, "Structured denoising diffusion models in discrete state-spaces", appendix A.2.1; Hoogeboom et
+    al. 2021, multinomial diffusion). A token that is drawn anew may be the one that stood there.
+
+    Args:
+        ids: as in `q_mask`; all of them lie in [0, vocabulary), also those that stay.
+        p, noise, where, block, lengths, out: as in `q_mask`. Stream 14 decides which tokens are drawn anew, as it does
+            there, and stream 15 draws them: element l of a sample for position l.
+        vocabulary: the number of tokens V, at most 2^31. With the 64 bits u of position l the token is floor(u V /
+            2^64).
+
+    Returns:
+        (x_t, changed): the tokens, and a bool for each that says whether it was drawn anew, of ids' kind and shape.
+
+    Raises:
+        TypeError, ValueError, OverflowError: the message says what was given and what was expected; nothing is written
+            then.
+
+    >>> x_t, changed = nf.q_uniform(np.zeros((1, 6), np.int64), 0.5, nf.Noise(7), vocabulary=50)
+    >>> x_t.tolist(), changed.astype(int).tolist()
+    ([[37, 28, 26, 0, 0, 0]], [[1, 1, 1, 0, 0, 0]])
+    """
+    if type(ids) is not np.ndarray and (other := library_of(ids)) is not None:
+        options: dict[str, Any] = {"where": where, "block": block, "lengths": lengths, "out": out}
+        return other.through(q_uniform, ids, p, noise, vocabulary, **options)  # type: ignore[no-any-return]
+    tokens = tokens_of("ids", ids)
+    v, shape = vocabulary_of(vocabulary, tokens.dtype), tokens.shape
+    need_within("ids", tokens, v)
+    chances, segment = segments("p", p, shape, block)
+    allowed = allowed_of(where, lengths, shape)
+    names = names_for(noise, shape, MASKS)
+    result = output("out", out, shape, tokens.dtype)
+    check_overlap([("out", result)], [tokens] if allowed is None else [tokens, allowed])
+    changed = below(shape, names, chances, segment)
+    if allowed is not None:
+        changed &= allowed
+    replace(result, tokens, changed, uniform_tokens(shape, noise, v))
+    return result, changed
+
+
+@overload
+def q_transition(
+    ids: NDArray[Any], Q: ArrayLike | Transition, noise: Noise | Sequence[Noise], *, where: ArrayLike | None = None,
+    lengths: ArrayLike | None = None, out: NDArray[Any] | None = None,
+) -> NDArray[Any]: ...  # fmt: skip
+@overload
+def q_transition(
+    ids: ArrayT, Q: Any, noise: Noise | Sequence[Noise], *, where: Any = None, lengths: Any = None,
+    out: ArrayT | None = None,
+) -> ArrayT: ...  # fmt: skip
+def q_transition(
+    ids: Array,
+    Q: Any,
+    noise: Noise | Sequence[Noise],
+    *,
+    where: Any = None,
+    lengths: Any = None,
+    out: Array | None = None,
+) -> Any:
+    """Draws x_t from Cat(x_0 Q): token i becomes j with probability Q[i, j] (Austin et al. 2021, "Structured denoising
+    diffusion models in discrete state-spaces", equation 3).
+
+    Args:
+        ids: as in `q_mask`; all of them lie in [0, V).
+        Q: the probabilities (V, V), or (B, V, V) with one matrix for each sample: at least 0, the rows with sums of 1
+            to 1e-6. They are divided by their sums, and cumulated probabilities are rounded to multiples of 2^-32. Or a
+            `discrete.Transition`, which needs no matrix: `discrete.absorbing` draws as `q_mask`, `discrete.uniform` as
+            `q_uniform`. `discrete.gaussian` gives a matrix.
+        noise: as in `q_mask`. A matrix takes element l of stream 15 for position l.
+        where, lengths, out: as in `q_mask`.
+
+    Returns:
+        The tokens x_t, of ids' kind, shape and dtype.
+
+    Raises:
+        TypeError, ValueError, OverflowError: the message says what was given and what was expected; nothing is written
+            then.
+
+    >>> ids = np.arange(6).reshape(1, 6)
+    >>> nf.q_transition(ids, nf.discrete.gaussian(0.5, 6), nf.Noise(7)).tolist()
+    [[1, 1, 2, 3, 4, 3]]
+    >>> nf.q_transition(ids, nf.discrete.absorbing(0.5, mask_id=6), nf.Noise(7)).tolist()
+    [[6, 6, 6, 3, 4, 5]]
+    """
+    if type(ids) is not np.ndarray and (other := library_of(ids)) is not None:
+        options: dict[str, Any] = {"where": where, "lengths": lengths, "out": out}
+        return other.through(q_transition, ids, Q, noise, **options)
+    if isinstance(Q, Transition):
+        draw = q_mask if Q.kind == "absorbing" else q_uniform
+        return draw(ids, Q.p, noise, Q.token, where=where, lengths=lengths, out=out)[0]
+    tokens = tokens_of("ids", ids)
+    shape, matrix = tokens.shape, _matrix(Q, tokens.shape[0])
+    need_within("ids", tokens, matrix.shape[-1])
+    allowed = allowed_of(where, lengths, shape)
+    names = names_for(noise, shape, TOKENS)
+    result = output("out", out, shape, tokens.dtype)
+    check_overlap([("out", result)], [tokens] if allowed is None else [tokens, allowed])
+    row = tokens.reshape(len(tokens), -1).astype(np.int64)
+    if matrix.ndim == 3:
+        row += np.arange(len(row))[:, None] * matrix.shape[-1]
+    new = chosen_by(cumulated(matrix.reshape(-1, matrix.shape[-1])), row.reshape(shape), words(shape, names))
+    replace(result, tokens, np.True_ if allowed is None else allowed, new)
+    return result
+
+
+def _matrix(given: Any, batch: int) -> NDArray[np.float64]:
+    matrix = probabilities("Q", given)
+    if matrix.ndim not in (2, 3) or matrix.shape[-1] != matrix.shape[-2] or (matrix.ndim == 3 and len(matrix) != batch):
+        expected = f"(V, V), or ({batch}, V, V) with a matrix for each sample"
+        raise ValueError(f"Q: expected shape {expected}, got {matrix.shape}")
+    sums = matrix.sum(axis=-1)
+    if (far := abs(sums - 1) > 1e-6).any():
+        at = tuple(np.argwhere(far)[0].tolist())
+        raise ValueError(f"Q[{', '.join(map(str, at))}]: expected a sum of 1, got {sums[at]:.9g}")
+    return matrix
+
+
+def cumulated(matrix: NDArray[np.float64]) -> NDArray[np.uint64]:
+    """Returns rint(2^32 F(b)) for each row of probabilities, F(b) that of token b or one before it."""
+    reached = np.cumsum(matrix, axis=-1)
+    reached /= reached[..., -1:].copy()
+    counts = np.rint(reached * 2.0**32).astype(np.uint64)
+    counts[..., -1] = 1 << 32
+    return counts
+
+
+def chosen_by(counts: NDArray[np.uint64], row: NDArray[np.int64], drawn: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Returns the first b with word < counts[row, b], by halving for all positions at once."""
+    v, word = counts.shape[-1], drawn.astype(np.uint64)
+    flat, begin = counts.reshape(-1), row * v
+    low, high = np.zeros(row.shape, np.int64), np.full(row.shape, v - 1)
+    for _ in range(max(1, (v - 1).bit_length())):
+        middle = (low + high) >> 1
+        inside = word < flat[begin + middle]
+        high = np.where(inside, middle, high)
+        low = np.where(inside, low, np.minimum(middle + 1, high))
+    return low
+
+
+# ---- words -------------------------------------------------------------------------------------------------
+
+
+def words(shape: tuple[int, ...], names: Sequence[Noise]) -> NDArray[np.uint32]:
+    """Returns the words w of checked keys, an element for each position of each sample."""
+    made = backends.empty(shape, FLOAT32)
+    if made.size:
+        backends.current().step(_drawing(shape, names, made))
+    found: NDArray[np.uint32] = made.view(np.uint32)
+    return found
+
+
+def below(shape: tuple[int, ...], names: Sequence[Noise], p: NDArray[np.float64], segment: int) -> NDArray[np.bool_]:
+    """Returns where a word lies below rint(2^32 p), p that of its segment."""
+    drawn, chosen = words(shape, names).reshape(-1), backends.empty(shape, np.dtype(np.bool_))
+    step = max(1, _NEAR // segment)
+    for first in range(0, len(p), step):
+        part = slice(first * segment, (first + step) * segment)
+        counts = np.rint(p[first : first + step] * 2.0**32)
+        np.less(drawn[part].reshape(-1, segment), counts[:, None], out=chosen.reshape(-1)[part].reshape(-1, segment))
+    return chosen  # type: ignore[no-any-return]
+
+
+def uniform_tokens(shape: tuple[int, ...], noise: Any, v: int) -> NDArray[np.int64]:
+    """Returns floor(u V / 2^64) of each position, u the 64 bits of stream 15."""
+    return scaled_words(shape, names_for(noise, shape, TOKENS), v)
+
+
+def scaled_words(shape: tuple[int, ...], names: Sequence[Noise], v: int) -> NDArray[np.int64]:
+    """Returns floor(u V / 2^64) of the 64 bits u of checked keys."""
+    high, low = words(shape, names).reshape(-1), words(shape, [lower(name) for name in names]).reshape(-1)
+    n, shift = np.uint64(v), np.uint64(32)
+    found = backends.empty(shape, np.dtype(np.int64))
+    for at in range(0, high.size, _NEAR):
+        part = slice(at, at + _NEAR)
+        found.reshape(-1)[part] = (high[part] * n + (low[part] * n >> shift)) >> shift
+    return found  # type: ignore[no-any-return]
+
+
+def replace(result: Array, tokens: Array, changed: Any, new: NDArray[np.int64]) -> None:
+    """Writes the new tokens where they changed, and the old ones elsewhere, without branches that are often wrong."""
+    to, old, given, chosen = result.reshape(-1), tokens.reshape(-1), new.reshape(-1), np.reshape(changed, -1)
+    for at in range(0, old.size, _NEAR):
+        part = slice(at, at + _NEAR)
+        other = given[part].astype(old.dtype)
+        other ^= old[part]
+        other *= chosen[part] if chosen.size > 1 else chosen
+        np.bitwise_xor(old[part], other, out=to[part])
+
+
+_NEAR = 1 << 14  # tokens whose numbers stay in the near caches
+
+
+def names_for(noise: Any, shape: tuple[int, ...], stream: int) -> tuple[Noise, ...]:
+    """Returns the Noise or Noises on this stream, checked for tokens of this shape."""
+    if is_array(noise):
+        raise TypeError("noise: expected a Noise or a list of them, which tokens are chosen by, got an array")
+    names, _ = names_or_array(noise, shape, FLOAT32, True, stream)
+    return names
+
+
+def _drawing(shape: tuple[int, ...], names: Sequence[Noise], out: Array) -> Step:
+    """Returns the call that draws the words of tokens."""
+    batch, sample = shape[0], shape[1:]
+    return Step(
+        batch=batch,
+        size=count(sample),
+        sample_shape=sample,
+        rows=_WORDS,
+        index=_FIRST_ROW,
+        segment=max(1, count(shape)),
+        inputs=(None,) * 9,
+        outputs=(out, None, None),
+        draw="words",
+        step_by_index=False,
+        noise=tuple(names),
+    )
+
+
+_FIRST_ROW = np.zeros(1, np.int64)
+
+
+# ---- arguments ---------------------------------------------------------------------------------------------
+
+
+def tokens_of(name: str, ids: Any) -> Array:
+    """Returns tokens (B, ..) that a kernel can read."""
+    if not isinstance(ids, np.ndarray) and not is_array(ids):
+        raise TypeError(f"{name}: expected {wanted(ids, 'NumPy or torch')}, got {type(ids).__name__}")
+    tokens = as_array(name, host_view(name, ids), DTYPES)
+    if not isinstance(tokens, np.ndarray):
+        raise NotImplementedError(f"{name}: expected tokens in host memory, got an array on a device; copy it first")
+    if tokens.ndim < 2:
+        raise ValueError(
+            f"{name}: expected tokens (B, L), axis 0 the batch, got shape {tokens.shape}; one sequence is {name}[None]"
+        )
+    return contiguous(tokens)
+
+
+def token_of(name: str, given: Any, dtype: np.dtype[Any]) -> int:
+    """Returns a token that fits the dtype."""
+    token, range_ = integer(name, given), np.iinfo(dtype)
+    if not range_.min <= token <= range_.max:
+        raise OverflowError(f"{name} = {token}: does not fit ids of {dtype}, {range_.min} .. {range_.max}")
+    return token
+
+
+def vocabulary_of(given: Any, dtype: np.dtype[Any]) -> int:
+    v = integer("vocabulary", given)
+    if not 1 <= v <= min(MOST, np.iinfo(dtype).max + 1):
+        most = "2^31" if np.iinfo(dtype).max >= MOST - 1 else str(np.iinfo(dtype).max + 1)
+        raise ValueError(f"vocabulary = {v}: expected from 1 to {most} tokens for ids of {dtype}")
+    return v
+
+
+def integer(name: str, given: Any) -> int:
+    try:
+        number = operator.index(given)
+    except TypeError:
+        raise TypeError(f"{name} = {given!r}: expected an integer, got {type(given).__name__}") from None
+    if isinstance(given, bool):
+        raise TypeError(f"{name} = {given!r}: expected an integer, got bool")
+    return number
+
+
+def need_within(name: str, tokens: Array, v: int) -> None:
+    """Raises ValueError, with the place, if a token lies outside of [0, v)."""
+    if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < v:
+        at = tuple(np.argwhere((tokens < 0) | (tokens >= v))[0].tolist())
+        place = f"{name}[{', '.join(map(str, at))}]"
+        raise ValueError(f"{place} = {tokens[at]}: expected tokens of the vocabulary, 0 .. {v - 1}")
+
+
+def probabilities(name: str, given: Any) -> NDArray[np.float64]:
+    """Returns probabilities as float64."""
+    need_plain(name, given)
+    given = host_view(name, given)
+    try:
+        values = np.asarray(library_for(given).to_numpy(given), np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected numbers, got {type(given).__name__}") from None
+    if not lie_within(values, 0.0, 1.0):
+        at = tuple(np.argwhere(~((values >= 0) & (values <= 1)))[0].tolist())
+        place = f"{name}[{', '.join(map(str, at))}]" if at else name
+        raise ValueError(f"{place} = {values[at]}: expected a probability from 0 to 1")
+    return values
+
+
+def segments(name: str, p: Any, shape: tuple[int, ...], block: int | None) -> tuple[NDArray[np.float64], int]:
+    """Returns p of each segment of the tokens, and the number of tokens in a segment."""
+    values, length = probabilities(name, p), count(shape[1:])
+    if block is None:
+        if shape[: values.ndim] != values.shape:
+            raise ValueError(f"{name}: expected a number or a shape that begins ids' shape {shape}, got {values.shape}")
+        return contiguous(values).reshape(-1), max(1, count(shape[values.ndim :]))
+    size = integer("block", block)
+    if size < 1:
+        raise ValueError(f"block = {size}: expected at least 1 token")
+    blocks = -(-length // size)
+    if values.shape != (shape[0], blocks):
+        expected = f"({shape[0]}, {blocks}), one for each block of {size} tokens"
+        raise ValueError(f"{name}: expected shape {expected}, got {values.shape}")
+    if length % size == 0:
+        return contiguous(values).reshape(-1), size
+    return np.repeat(values, size, axis=1)[:, :length].reshape(-1), 1
+
+
+def allowed_of(where: Any, lengths: Any, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
+    """Returns the tokens that may change, or None for all."""
+    allowed: NDArray[np.bool_] | None = None
+    if where is not None:
+        need_plain("where", where)
+        given = np.asarray(library_for(where).to_numpy(host_view("where", where)))
+        if given.dtype != np.bool_:
+            raise TypeError(f"where: expected bool, got {given.dtype}")
+        try:
+            allowed = np.ascontiguousarray(np.broadcast_to(given, shape))
+        except ValueError:
+            raise ValueError(f"where: expected a shape that broadcasts to {shape}, got {given.shape}") from None
+    if lengths is None:
+        return allowed
+    need_plain("lengths", lengths)
+    ends = np.asarray(library_for(lengths).to_numpy(host_view("lengths", lengths)))
+    length = count(shape[1:])
+    if ends.dtype.kind not in "iu" or ends.shape != shape[:1]:
+        raise TypeError(f"lengths: expected integers of shape {shape[:1]}, got {ends.dtype} of shape {ends.shape}")
+    if ends.size and not 0 <= int(ends.min()) <= int(ends.max()) <= length:
+        b = int(np.flatnonzero((ends < 0) | (ends > length))[0])
+        raise ValueError(f"lengths[{b}] = {ends[b]}: expected from 0 to {length} positions")
+    inside = (np.arange(length) < ends[:, None]).reshape(shape)
+    return inside if allowed is None else allowed & inside

@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samplers of tokens: from a schedule of one column to rows of probabilities. docs/discrete.md shows how they run.
+
+In the papers' symbols alpha_t = 1 - p(t) is the probability that a token is still clean at time t, s is the time that a
+step ends at, and K or V the number of tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from inspect import signature
+from itertools import pairwise
+from typing import Any, Literal, ParamSpec, TypeAlias
+
+import numpy as np
+
+from ..discrete_sampler import DiscreteSampler
+from ..ground.docstrings import Shared, completed
+from ..mask_schedule import MaskSchedule, linear, log_linear
+from ..token_table import TokenRow, TokenTable
+
+__all__ = ["d3pm", "discrete_flow", "entropy_bound", "llada", "mdlm", "remdm", "sedd", "uniform_ddim"]
+
+P = ParamSpec("P")
+Steps: TypeAlias = int | Sequence[float]
+
+_LINEAR, _LOG_LINEAR = linear(), log_linear()
+_SHARED = Shared(
+    args={
+        "steps": """\
+    steps: how many model calls, on times that fall evenly from 1, or the times themselves. The last step ends at 0.""",
+        "mask_id": """\
+    mask_id: the token that stands for the mask. The network has to give it -inf, or have no logit for it.""",
+        "vocabulary": "    vocabulary: the number of tokens V that are drawn from where one is drawn anew.",
+        "schedule": "    schedule: the probability of the mask, or of a token drawn anew, a `discrete.MaskSchedule`.",
+        "temperature": "    temperature: divides the logits; 0 takes the largest.",
+        "top_k": "    top_k, top_p: as in `categorical`.",
+        "top_p": "    top_k, top_p: as in `categorical`.",
+    },
+    returns="    A `DiscreteSampler`.",
+    raises="    TypeError, ValueError: the message says what was given and what was expected.",
+)
+
+
+def _sampler(rule: Callable[P, TokenTable]) -> Callable[P, DiscreteSampler]:
+    """Returns a function with the rule's arguments that returns the sampler of the rule's table. It is a decorator."""
+    accepted = [*signature(rule).parameters]
+
+    @wraps(rule)
+    def make(*args: P.args, **kwargs: P.kwargs) -> DiscreteSampler:
+        for name in kwargs:
+            if name not in accepted:
+                raise TypeError(f"{rule.__name__} has no argument {name!r}: it takes {', '.join(accepted)}")
+        return DiscreteSampler(rule(*args, **kwargs))
+
+    make.__annotations__["return"] = "DiscreteSampler"
+    if rule.__doc__ is not None:  # python -OO
+        make.__doc__ = completed(rule.__doc__, accepted, _SHARED, "")
+    return make
+
+
+def _spans(steps: Steps) -> Iterator[tuple[float, float]]:
+    """Yields the times (t, s) at which a step begins and ends."""
+    return pairwise(_times(steps))
+
+
+def _times(steps: Steps) -> list[float]:
+    if isinstance(steps, Sequence | np.ndarray):
+        times = [float(t) for t in steps]
+        if not times or not all(a > b for a, b in pairwise([*times, 0.0])) or times[0] > 1:
+            raise ValueError(f"steps: expected times that fall from at most 1 to above 0, got {list(steps)}")
+    else:
+        n = _count("steps", steps)
+        times = [1 - i / n for i in range(n)]
+    return [*times, 0.0]
+
+
+def _count(name: str, given: Any) -> int:
+    if isinstance(given, bool) or not isinstance(given, int | np.integer) or given < 1:
+        raise ValueError(f"{name} = {given!r}: expected a whole number of at least 1")
+    return int(given)
+
+
+def _share(name: str, given: Any) -> float:
+    number = float(given)
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name} = {given!r}: expected a number from 0 to 1")
+    return number
+
+
+def _hidden(schedule: MaskSchedule, t: float) -> float:
+    """Returns p(t). At 0 a run has ended, whatever the schedule says."""
+    if not isinstance(schedule, MaskSchedule):
+        raise TypeError(f"schedule: expected a discrete.MaskSchedule, got {type(schedule).__name__}")
+    return float(schedule(t)) if t > 0 else 0.0
+
+
+def _one_of(mask_id: int | None, vocabulary: int | None) -> None:
+    if (mask_id is None) == (vocabulary is None):
+        raise TypeError("expected either mask_id, for masks, or vocabulary, for tokens drawn anew")
+
+
+@_sampler
+def mdlm(
+    steps: Steps, *, mask_id: int, schedule: MaskSchedule = _LINEAR, temperature: float = 1.0, top_k: int = 0,
+    top_p: float = 1.0,
+) -> TokenTable:  # fmt: skip
+    """Ancestral sampling of masked diffusion: a mask becomes its drawn token with probability (alpha_s - alpha_t) / (1
+    - alpha_t), and a token stays (Sahoo et al. 2024, "Simple and effective masked diffusion language models", equation
+    7).
+
+    >>> print(nf.samplers.mdlm(steps=2, mask_id=9))
+    DiscreteSampler(mdlm, 2 rows)
+      0: t = 1;  mask -> c with probability 0.5
+      1: t = 0.5;  mask -> c with probability 1
+    """
+    rows = [TokenRow(time=t, reveal=1 - _hidden(schedule, s) / _hidden(schedule, t)) for t, s in _spans(steps)]
+    return TokenTable("mdlm", tuple(rows), mask_id, temperature=temperature, top_k=top_k, top_p=top_p)
+
+
+@_sampler
+def remdm(
+    steps: Steps, *, mask_id: int, schedule: MaskSchedule = _LINEAR, eta: float = 0.1,
+    variant: Literal["cap", "rescale"] = "cap", temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+) -> TokenTable:  # fmt: skip
+    """Masked diffusion that masks tokens again: a token becomes the mask with probability sigma, and a mask its drawn
+    token with probability (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), so that the marginals stay (Wang et al.
+    2025, "Remasking discrete diffusion models with inference-time scaling", section 3).
+
+    Args:
+        eta: from 0, which is `mdlm`, to 1: how many tokens become masks again.
+        variant: chooses sigma by its greatest, min(1, (1 - alpha_s) / alpha_t): "cap": min(eta, greatest), "rescale":
+            eta greatest.
+
+    >>> print(nf.samplers.remdm(steps=2, mask_id=9, eta=0.5))
+    DiscreteSampler(remdm, 2 rows)
+      0: t = 1;  mask -> c with probability 0.5;  x -> mask with probability 0.5
+      1: t = 0.5;  mask -> c with probability 1
+    """
+    if variant not in ("cap", "rescale"):
+        raise ValueError(f"variant = {variant!r}: expected 'cap' or 'rescale'")
+    eta, rows = _share("eta", eta), []
+    for t, s in _spans(steps):
+        alpha_t, alpha_s = 1 - _hidden(schedule, t), 1 - _hidden(schedule, s)
+        most = min(1.0, (1 - alpha_s) / alpha_t) if alpha_t > 0 else 1.0
+        sigma = (min(eta, most) if variant == "cap" else eta * most) if s > 0 else 0.0
+        reveal = min(1.0, (alpha_s - (1 - sigma) * alpha_t) / (1 - alpha_t))
+        rows.append(TokenRow(time=t, reveal=reveal, remask=sigma))
+    return TokenTable("remdm", tuple(rows), mask_id, temperature=temperature, top_k=top_k, top_p=top_p)
+
+
+@_sampler
+def d3pm(
+    steps: Steps, *, mask_id: int | None = None, vocabulary: int | None = None, schedule: MaskSchedule = _LINEAR,
+    temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+) -> TokenTable:  # fmt: skip
+    """The posterior q(x_s | x_t, c) of D3PM with the drawn token c for x_0, whose mean over c is p_theta(x_s | x_t)
+    (Austin et al. 2021, "Structured denoising diffusion models in discrete state-spaces", equations 3 and 4).
+
+    With mask_id it is that of the absorbing state, the same as `mdlm`. With vocabulary it is that of uniform tokens:
+    with a = alpha_t / alpha_s, b = alpha_s and K = vocabulary, c, x_t and any token have the weights b (1 - a) / K + a
+    b [c = x_t], a (1 - b) / K and (1 - a) (1 - b) / K, as in diffusers' ``DiscreteDDIMScheduler``.
+
+    >>> print(nf.samplers.d3pm(steps=2, vocabulary=10))
+    DiscreteSampler(d3pm, 2 rows)
+      0: t = 1;  x -> c with probability 0.5;  x -> any with probability 0.5
+      1: t = 0.5;  x -> c with probability 1
+    """
+    _one_of(mask_id, vocabulary)
+    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    if vocabulary is None:
+        rows = [TokenRow(time=t, reveal=1 - _hidden(schedule, s) / _hidden(schedule, t)) for t, s in _spans(steps)]
+        return TokenTable("d3pm", tuple(rows), mask_id, **options)
+    k, rows = _count("vocabulary", vocabulary), []
+    for t, s in _spans(steps):
+        b = 1 - _hidden(schedule, s)
+        a = (1 - _hidden(schedule, t)) / b if b > 0 else 0.0
+        differ, same = (1 - a * b) / k, a * b + (1 - a * b) / k
+        noise = (1 - a) * (1 - b) / k
+        rows.append(TokenRow(time=t, change=b * (1 - a) / k / differ, renoise=(noise / differ, noise / same)))
+    return TokenTable("d3pm", tuple(rows), None, k, "uniform", **options)
+
+
+@_sampler
+def uniform_ddim(
+    steps: Steps, *, vocabulary: int, schedule: MaskSchedule = _LINEAR, eta: float = 0.0, temperature: float = 1.0,
+    top_k: int = 0, top_p: float = 1.0,
+) -> TokenTable:  # fmt: skip
+    """DDIM for uniform tokens: q(x_s | x_t, c) = Cat(sigma x_t + (alpha_s - sigma alpha_t) c + ((1 - alpha_s) - (1 -
+    alpha_t) sigma) / K) (Song et al. 2021, "Denoising diffusion implicit models", appendix A, equation 18).
+
+    sigma = (1 - eta) (1 - alpha_s) / (1 - alpha_t). (diffusers' ``DiscreteDDIMScheduler`` is `d3pm` of uniform tokens.)
+
+    Args:
+        eta: with 0 no token is drawn anew; with 1 x_s depends on x_t through c alone.
+
+    >>> print(nf.samplers.uniform_ddim(steps=2, vocabulary=10))
+    DiscreteSampler(uniform_ddim, 2 rows)
+      0: t = 1;  x -> c with probability 0.5
+      1: t = 0.5;  x -> c with probability 1
+    """
+    eta, rows = _share("eta", eta), []
+    for t, s in _spans(steps):
+        alpha_t, alpha_s = 1 - _hidden(schedule, t), 1 - _hidden(schedule, s)
+        sigma = (1 - eta) * (1 - alpha_s) / (1 - alpha_t)
+        noise = max(0.0, (1 - alpha_s) - (1 - alpha_t) * sigma)
+        rows.append(TokenRow(time=t, change=alpha_s - sigma * alpha_t, renoise=(noise, noise)))
+    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    return TokenTable("uniform_ddim", tuple(rows), None, _count("vocabulary", vocabulary), "uniform", **options)
+
+
+@_sampler
+def discrete_flow(
+    steps: Steps, *, mask_id: int | None = None, vocabulary: int | None = None, schedule: MaskSchedule = _LINEAR,
+    jump: Literal["euler", "exponential"] = "euler", temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+) -> TokenTable:  # fmt: skip
+    """Euler's method for the mixture path of discrete flow matching: x becomes the drawn token with probability h
+    kappa' / (1 - kappa), kappa = 1 - p (Gat et al. 2024, "Discrete flow matching", equations 9 and 24, algorithm 1).
+
+    The last step takes the drawn token. The source is the mask, or uniform tokens.
+
+    Args:
+        jump: "euler", or "exponential": 1 - exp(-h kappa' / (1 - kappa)), as in Meta's flow_matching.
+
+    >>> print(nf.samplers.discrete_flow(steps=2, mask_id=9))
+    DiscreteSampler(discrete_flow, 2 rows)
+      0: t = 1;  mask -> c with probability 0.5;  x -> c with probability 0.5
+      1: t = 0.5;  mask -> c with probability 1;  x -> c with probability 1
+    """
+    _one_of(mask_id, vocabulary)
+    if jump not in ("euler", "exponential"):
+        raise ValueError(f"jump = {jump!r}: expected 'euler' or 'exponential'")
+    rows = []
+    for t, s in _spans(steps):
+        rate = (t - s) * float(schedule.slope(np.array(t))) / _hidden(schedule, t)
+        chance = min(1.0, rate) if jump == "euler" else -math.expm1(-rate)
+        chance = chance if s > 0 else 1.0
+        rows.append(TokenRow(time=t, reveal=0.0 if mask_id is None else chance, change=chance))
+    source: Literal["mask", "uniform"] = "uniform" if mask_id is None else "mask"
+    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    return TokenTable("discrete_flow", tuple(rows), mask_id, vocabulary, source, **options)
+
+
+@_sampler
+def sedd(
+    steps: int, *, mask_id: int, schedule: MaskSchedule = _LOG_LINEAR, last: float = 1e-5, temperature: float = 1.0,
+    top_k: int = 0, top_p: float = 1.0,
+) -> TokenTable:  # fmt: skip
+    """Tau-leaping for scores of masked tokens: a mask becomes y with probability h sigma'(t) s(y), s the network's
+    ratios and sigma = -ln(1 - p) (Lou et al. 2024, "Discrete diffusion modeling by estimating the ratios of the data
+    distribution", section 4). The logits are log s.
+
+    Args:
+        steps: how many steps. One more model call, the last, reveals what is left.
+        last: the time of the last call.
+
+    >>> print(nf.samplers.sedd(steps=2, mask_id=9, last=0.5))
+    DiscreteSampler(sedd, 3 rows)
+      0: t = 1;  mask -> c with probability min(1, 249.75 S)
+      1: t = 0.75;  mask -> c with probability min(1, 0.996012 S)
+      2: t = 0.5;  mask -> c with probability 1
+    """
+    n, rows = _count("steps", steps), []
+    if not 0 < last < 1:
+        raise ValueError(f"last = {last!r}: expected a time above 0 and below 1")
+    h = (1 - last) / n
+    for i in range(n):
+        t = 1 - i * h
+        p = _hidden(schedule, t)
+        if p >= 1:
+            raise ValueError(f"schedule: p({t:g}) = 1, where sigma is infinite; expected less, as log_linear has")
+        rows.append(TokenRow(time=t, rate=h * float(schedule.slope(np.array(t))) / (1 - p)))
+    rows.append(TokenRow(time=last, reveal=1.0))
+    return TokenTable("sedd", tuple(rows), mask_id, temperature=temperature, top_k=top_k, top_p=top_p)
+
+
+@_sampler
+def llada(
+    steps: int, *, mask_id: int, length: int | None = None, block_length: int | None = None,
+    remask: Literal["low_confidence", "random"] = "low_confidence", cfg_scale: float = 0.0, temperature: float = 0.0,
+    top_k: int = 0, top_p: float = 1.0,
+) -> TokenTable:  # fmt: skip
+    """LLaDA's ``generate``: each step draws all masks, and reveals its share of them, the most certain ones first (Nie
+    et al. 2025, "Large language diffusion models", section 2.4 and appendix A.3; its ``low_confidence`` remasking).
+
+    Args:
+        steps: how many model calls, a multiple of the number of blocks.
+        length: how many tokens are generated, at the end of x after its prompt. None: all, in one block.
+        block_length: the generated tokens of a block, which is finished before the next one begins. None: length.
+        remask: "low_confidence" reveals by the token's probability in the softmax of the logits, "random" in an order
+            drawn from stream 16.
+        cfg_scale: with a number other than 0 the network gives a pair (u, c), and the logits are u + (1 + cfg_scale)
+            (c - u).
+
+    >>> print(nf.samplers.llada(steps=4, mask_id=9, length=8, block_length=4))
+    DiscreteSampler(llada, 4 rows)
+      0: t = 1;  1/2 of the masks -> c, but for the last 4
+      1: t = 0.75;  1/1 of the masks -> c, but for the last 4
+      2: t = 0.5;  1/2 of the masks -> c
+      3: t = 0.25;  1/1 of the masks -> c
+    """
+    n = _count("steps", steps)
+    if remask not in ("low_confidence", "random"):
+        raise ValueError(f"remask = {remask!r}: expected 'low_confidence' or 'random'")
+    blocks, block = 1, 0
+    if block_length is not None:
+        if length is None:
+            raise ValueError(f"block_length = {block_length}: expected length= with it")
+        block = _count("block_length", block_length)
+        if _count("length", length) % block:
+            raise ValueError(f"block_length = {block}: expected one that divides length = {length}")
+        blocks = length // block
+        if n % blocks:
+            raise ValueError(f"steps = {n}: expected a multiple of the {blocks} blocks")
+    each = n // blocks
+    rows = [TokenRow(time=1 - i / n, left=each - i % each, end=(blocks - 1 - i // each) * block) for i in range(n)]
+    order: Literal["confidence", "random"] = "random" if remask == "random" else "confidence"
+    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    return TokenTable("llada", tuple(rows), mask_id, order=order, guidance=float(cfg_scale), **options)
+
+
+@_sampler
+def entropy_bound(
+    steps: int, *, bound: float = 0.1, mask_id: int | None = None, vocabulary: int | None = None, t_max: float = 0.8,
+    t_min: float = 0.4, top_k: int = 0, top_p: float = 1.0,
+) -> TokenTable:  # fmt: skip
+    """Takes, in each step, the drawn tokens of the positions of least entropy whose entropies, without the largest, add
+    up to at most `bound` (Ben-Hamu et al. 2025, "Accelerated sampling from masked diffusion models via entropy bounded
+    unmasking"). With vocabulary the others are drawn anew, as in diffusers' ``EntropyBoundScheduler``;
+    with mask_id they stay masks.
+
+    Args:
+        steps: how many model calls.
+        bound: in nats.
+        t_max, t_min: the temperature of step i is t_min + (t_max - t_min) (steps - i) / steps.
+
+    >>> print(nf.samplers.entropy_bound(steps=2, vocabulary=10))
+    DiscreteSampler(entropy_bound, 2 rows)
+      0: t = 1;  x -> c where entropies add up to 0.1, else anew;  temperature 0.8
+      1: t = 0.5;  x -> c where entropies add up to 0.1, else anew;  temperature 0.6
+    """
+    _one_of(mask_id, vocabulary)
+    n = _count("steps", steps)
+    if not bound >= 0:
+        raise ValueError(f"bound = {bound!r}: expected at least 0")
+    heat = [t_min + (t_max - t_min) * (n - i) / n for i in range(n)]
+    rows = [TokenRow(time=1 - i / n, bound=float(bound), temperature=heat[i]) for i in range(n)]
+    source: Literal["mask", "uniform"] = "uniform" if mask_id is None else "mask"
+    return TokenTable("entropy_bound", tuple(rows), mask_id, vocabulary, source, top_k=top_k, top_p=top_p)

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What becomes of tokens in a step of a `DiscreteSampler`, and how likely that was (docs/discrete.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..noise import MASKS, PLACES
+from ..operations.tokens import names_for, uniform_tokens, words
+from ..token_table import TokenRow, TokenTable
+from .types import Array
+
+
+class Drawn(NamedTuple):
+    """What a step draws from a network's logits: a token for each position, and what is known of it."""
+
+    token: NDArray[np.int64]
+    info: Mapping[str, NDArray[np.float32]]
+    total: NDArray[np.float64] | None = None  # the logarithm of the sum of the logits' exponentials, for a rate
+
+
+def wanted_info(table: TokenTable, row: TokenRow, log_prob: bool, asked: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns what `categorical` has to tell for this row."""
+    names = [*asked]
+    if log_prob and not row.touches_tokens:
+        names.append("log_prob")
+    if row.rate is not None or (row.left is not None and table.order == "confidence"):
+        names.append("log_prob_raw")
+    if row.bound is not None:
+        names.append("entropy")
+    return tuple(dict.fromkeys(names))
+
+
+def positions(table: TokenTable, row: TokenRow, x: Array, where: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    """Returns the positions (B, L) that may take a drawn token."""
+    may = np.ones(x.shape, np.bool_) if row.touches_tokens or table.mask_id is None else x == table.mask_id
+    if row.bound is not None and table.mask_id is not None:
+        may = x == table.mask_id
+    if row.end:
+        may = may & (np.arange(x.shape[1]) < x.shape[1] - row.end)
+    return may if where is None else may & where
+
+
+def next_tokens(
+    table: TokenTable, row: TokenRow, x: Array, drawn: Drawn, noise: Any, may: NDArray[np.bool_]
+) -> tuple[Array, NDArray[np.bool_]]:
+    """Returns the tokens (B, L) of the next step, and which of them are the drawn ones."""
+    if row.left is not None:
+        taken = _first(_share(may, row.left), _order(table, drawn, noise, may), may)
+        return np.where(taken, drawn.token, x), taken
+    if row.bound is not None:
+        taken = _certain(row.bound, drawn.info["entropy"], may)
+        others = x if table.mask_id is not None else np.where(may, uniform_tokens(x.shape, noise, _size(table)), x)
+        return np.where(taken, drawn.token, others), taken
+    w = words(x.shape, names_for(noise, x.shape, MASKS))
+    masked = np.zeros(x.shape, np.bool_) if table.mask_id is None else x == table.mask_id
+    taken = may & masked & _below(w, _reveal(row, drawn))
+    result = np.where(taken, drawn.token, x)
+    if not row.touches_tokens:
+        return result, taken
+    other, done = may & ~masked, np.zeros(x.shape, np.bool_)
+    same = drawn.token == x
+    for n, ((differ, equal), new) in enumerate(zip(_events(row), _news(table, row, drawn, x, noise), strict=True)):
+        event = other & ~done & np.where(same, _below(w, equal), _below(w, differ))
+        result, done = np.where(event, new, result), done | event
+        taken = taken | event if n == 0 else taken
+    return result, taken
+
+
+def _events(row: TokenRow) -> list[tuple[float, float]]:
+    """Returns the probability of an event or one before it, where c is another token, and where it is x."""
+    differ, same = row.renoise
+    reached = row.change + differ
+    return [(row.change, 0.0), (reached, same), (reached + row.remask, same + row.remask)]
+
+
+def _news(table: TokenTable, row: TokenRow, drawn: Drawn, x: Array, noise: Any) -> list[Any]:
+    """Returns what a token becomes by each event."""
+    new = uniform_tokens(x.shape, noise, _size(table)) if any(row.renoise) else x
+    return [drawn.token, new, x if table.mask_id is None else np.int64(table.mask_id)]
+
+
+def _below(w: NDArray[np.uint32], p: Any) -> NDArray[np.bool_]:
+    return np.asarray(w < np.rint(np.multiply(p, 2.0**32)))
+
+
+def _reveal(row: TokenRow, drawn: Drawn) -> Any:
+    """Returns the probability that a mask becomes c."""
+    if row.rate is None:
+        return min(row.reveal, 1.0)
+    assert drawn.total is not None
+    with np.errstate(over="ignore"):
+        return np.minimum(1.0, row.rate * np.exp(drawn.total))
+
+
+def _size(table: TokenTable) -> int:
+    assert table.vocabulary is not None
+    return table.vocabulary
+
+
+# ---- ranks -------------------------------------------------------------------------------------------------
+
+
+def _share(may: NDArray[np.bool_], left: int) -> NDArray[np.int64]:
+    """Returns how many masks of each sample a step reveals, of those that are left for so many steps."""
+    return np.asarray(-(-may.sum(axis=1) // left))
+
+
+def _order(table: TokenTable, drawn: Drawn, noise: Any, may: NDArray[np.bool_]) -> Array:
+    """Returns the keys of the positions: the least comes first."""
+    if table.order == "confidence":
+        return -drawn.info["log_prob_raw"].astype(np.float64)
+    return words(may.shape, names_for(noise, may.shape, PLACES)).astype(np.float64)
+
+
+def _first(counts: NDArray[np.int64], keys: Array, may: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Returns the positions of the least keys, so many of each sample; of equal keys the lower position."""
+    order = np.argsort(np.where(may, keys, np.inf), axis=1, kind="stable")
+    found = np.zeros(may.shape, np.bool_)
+    np.put_along_axis(found, order, np.arange(may.shape[1]) < counts[:, None], axis=1)
+    return found & may
+
+
+def _certain(bound: float, entropy: NDArray[np.float32], may: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Returns the positions of least entropy whose entropies, without the largest, add up to at most the bound."""
+    keys = np.where(may, entropy.astype(np.float64), np.inf)
+    order = np.argsort(keys, axis=1, kind="stable")
+    rising = np.take_along_axis(np.where(may, keys, 0.0), order, axis=1)
+    found = np.zeros(may.shape, np.bool_)
+    before = np.cumsum(rising, axis=1) - rising
+    np.put_along_axis(found, order, before <= bound, axis=1)
+    return found & may
+
+
+# ---- probabilities -----------------------------------------------------------------------------------------
+
+
+class Law(NamedTuple):
+    """log p(x' | x) of each position (B, L), and its derivatives by the log-probabilities of x' and of x."""
+
+    log_prob: NDArray[np.float64]
+    by_next: NDArray[np.float64]
+    by_own: NDArray[np.float64]
+
+
+def law(
+    table: TokenTable, row: TokenRow, x: Array, to: Array, may: NDArray[np.bool_], of_next: Array, of_own: Array,
+    total: Array | None = None,
+) -> Law:  # fmt: skip
+    """Returns how likely x' is after x, from the network's log-probabilities of both, with the drawn token summed out.
+
+    Rows by rank: the probability of the tokens, given which positions take them.
+    """
+    p, own = np.exp(of_next.astype(np.float64)), np.exp(of_own.astype(np.float64))
+    masked = np.zeros(x.shape, np.bool_) if table.mask_id is None else x == table.mask_id
+    hidden = np.zeros(x.shape, np.bool_) if table.mask_id is None else to == table.mask_id
+    zero: NDArray[np.float64] = np.zeros(x.shape)
+    if row.by_rank:
+        taken = may & (to != x)
+        return Law(np.where(taken, of_next, 0.0).astype(np.float64), taken.astype(np.float64), zero)
+    reveal = _reveal(row, Drawn(to, {}, total))
+    (change, _), (reached, same), _ = _events(row)
+    v = table.vocabulary or 1
+    noise = (reached - change) / v
+    noise_same = same / v
+    differ_stays, same_stays = 1 - reached - row.remask, 1 - same - row.remask
+    # of a token: a constant, and what multiplies p(x') and p(x)
+    moved = np.where(to == x, differ_stays + noise, noise)
+    by_p = np.where(to == x, 0.0, change)
+    by_own = np.where(to == x, (same_stays + noise_same) - (differ_stays + noise), noise_same - noise)
+    moved, by_p, by_own = (np.where(hidden, a, b) for a, b in ((row.remask, moved), (0.0, by_p), (0.0, by_own)))
+    moved, by_p = np.where(masked, np.where(hidden, 1 - reveal, 0.0), moved), np.where(masked, reveal * ~hidden, by_p)
+    by_own = np.where(masked, 0.0, by_own)
+    still = np.where(to == x, 1.0, 0.0)
+    moved, by_p, by_own = np.where(may, moved, still), np.where(may, by_p, 0.0), np.where(may, by_own, 0.0)
+    whole = moved + by_p * p + by_own * own
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inverse = np.where(whole > 0, 1 / whole, 0.0)
+        return Law(np.log(whole), by_p * p * inverse, by_own * own * inverse)

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of samplers of tokens: the numbers by which a step turns tokens and a network's logits into the next tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+Source = Literal["mask", "uniform"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRow:
+    """One model call. At each position a token c is drawn from the network's distribution; the row's numbers say what
+    becomes of the token x that stands there.
+
+    By chance, each position alone, with one word of stream 14 for its events, in this order:
+
+    Attributes:
+        time: what the network is told.
+        reveal: the probability that a mask becomes c.
+        rate: or reveal is min(1, rate S), S the sum of the exponentials of the position's logits, which are log-scores.
+        change: the probability that a token other than c becomes c.
+        renoise: the probability that a token is drawn anew from the whole vocabulary, where it is not c, and where it
+            is.
+        remask: the probability that a token becomes the mask.
+
+    Or by rank, those of each sample together; the other numbers are not used then:
+
+        left: how many steps are left to reveal the masks, with this one. A step reveals its share of those that are
+            left, rounded up: first where the network is most certain of c, or in an order drawn from stream 16.
+        bound: the positions of least entropy become c, as many as have an entropy of at most `bound` in all, without
+            the largest. The others are drawn anew, or stay masks.
+        end: how many positions at the sample's end are not revealed yet.
+        temperature: what divides the logits, times the sampler's own temperature.
+
+    >>> print(nf.TokenRow(time=0.5, reveal=0.25, remask=0.1))
+    t = 0.5;  mask -> c with probability 0.25;  x -> mask with probability 0.1
+    """
+
+    time: float
+    reveal: float = 0.0
+    rate: float | None = None
+    change: float = 0.0
+    renoise: tuple[float, float] = (0.0, 0.0)
+    remask: float = 0.0
+    left: int | None = None
+    bound: float | None = None
+    end: int = 0
+    temperature: float = 1.0
+
+    def __str__(self) -> str:
+        said = [f"t = {self.time:.6g}"]
+        if self.left is not None:
+            said.append(f"1/{self.left} of the masks -> c" + (f", but for the last {self.end}" if self.end else ""))
+        elif self.bound is not None:
+            said.append(f"x -> c where entropies add up to {self.bound:.6g}, else anew")
+        else:
+            said += [f"{what} with probability {p:.6g}" for what, p in self._events() if p]
+            if self.rate is not None:
+                said.append(f"mask -> c with probability min(1, {self.rate:.6g} S)")
+        if self.temperature != 1:
+            said.append(f"temperature {self.temperature:.6g}")
+        return ";  ".join(said)
+
+    def _events(self) -> list[tuple[str, float]]:
+        differ, same = self.renoise
+        return [
+            ("mask -> c", self.reveal),
+            ("x -> c", self.change),
+            ("x -> any" if differ == same else "x -> any, if x is not c,", differ),
+            ("x -> any, if x is c,", 0.0 if differ == same else same),
+            ("x -> mask", self.remask),
+        ]
+
+    @property
+    def by_rank(self) -> bool:
+        """Tells whether positions of a sample depend on each other."""
+        return self.left is not None or self.bound is not None
+
+    @property
+    def touches_tokens(self) -> bool:
+        """Tells whether others than masks may change."""
+        return bool(self.change or any(self.renoise) or self.remask)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTable:
+    """The rows of a sampler of tokens, and what they share.
+
+    Attributes:
+        name: the sampler's.
+        rows: one for each model call.
+        mask_id: the token that stands for the mask, or None.
+        vocabulary: how many tokens are drawn from where one is drawn anew, or None.
+        source: what a run begins with: masks, or tokens drawn from the whole vocabulary.
+        order: by what positions are ranked where rows have `left`.
+        guidance: cfg_scale: logits are u + (1 + guidance) (c - u) of a pair (u, c).
+        temperature, top_k, top_p: as in `categorical`.
+
+    >>> table = nf.TokenTable("own", (nf.TokenRow(time=1.0, reveal=0.5), nf.TokenRow(time=0.5, reveal=1.0)), mask_id=9)
+    >>> len(nf.DiscreteSampler(table))
+    2
+    """
+
+    name: str
+    rows: tuple[TokenRow, ...]
+    mask_id: int | None = None
+    vocabulary: int | None = None
+    source: Source = "mask"
+    order: Literal["confidence", "random"] = "confidence"
+    guidance: float = 0.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", tuple(self.rows))
+        if not self.rows or not all(isinstance(row, TokenRow) for row in self.rows):
+            raise TypeError("rows: expected at least one TokenRow")
+        for i, row in enumerate(self.rows):
+            _check(i, row)
+        if self.mask_id is None and (self.source == "mask" or any(row.reveal or row.remask for row in self.rows)):
+            raise ValueError("mask_id: expected a token, as rows reveal or set masks")
+        if self.vocabulary is None and (self.source == "uniform" or any(any(row.renoise) for row in self.rows)):
+            raise ValueError("vocabulary: expected a number of tokens, as rows draw from all of them")
+
+    def equations(self, most: int | None = None) -> str:
+        """Returns a line for each row; with `most` at most so many, the first and the last ones."""
+        lines = [f"  {i}: {row}" for i, row in enumerate(self.rows)]
+        if most is not None and len(lines) > most:
+            half = most // 2
+            lines = [*lines[:half], "  ..", *lines[-half:]]
+        return "\n".join(lines)
+
+
+_TOLERANCE = 1e-12  # sums of rounded numbers
+
+
+def _check(i: int, row: TokenRow) -> None:
+    """Raises ValueError if a row's numbers are no probabilities."""
+    differ, same = row.renoise
+    sums = {"reveal": row.reveal, "change, renoise and remask": row.change + differ + row.remask}
+    sums["renoise and remask"] = same + row.remask
+    for name, total in sums.items():
+        if not total <= 1 + _TOLERANCE:
+            raise ValueError(f"row {i}: {name} = {total}: expected a probability of at most 1")
+    for field in fields(row):
+        numbers: Sequence[float] = row.renoise if field.name == "renoise" else (getattr(row, field.name),)
+        if any(number is not None and not number >= 0 for number in numbers):
+            raise ValueError(f"row {i}: {field.name} = {numbers[0]}: expected at least 0")

@@ -1,0 +1,466 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samplers of tokens: their laws by enumeration, held against the papers' formulas; draws against the laws; runs.
+
+Seen to fail: s and t swapped in a rule; the noise's share where c is x in place of where it is not; a softmax of the
+tempered logits for LLaDA's confidence; `before < bound`; the last position first among equals.
+"""
+
+import itertools
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+import noisefuse as nf
+
+MASK, K = 2, 2  # two tokens, and a mask beyond them
+NOISE = nf.Noise(0xC0FFEE, sample=10, step=3)
+# Of two tokens, correlated: a sampler that reveals both at once gets them wrong.
+DATA = {(0, 0): 0.4, (0, 1): 0.1, (1, 0): 0.15, (1, 1): 0.35}
+
+
+def clean_given(x, alpha=None):
+    """Returns p(x0_l | x) of each position, exactly: for masks, or with alpha for tokens drawn anew."""
+    weights = {}
+    for x0, p in DATA.items():
+        for a, b in zip(x0, x, strict=True):
+            same = float(a == b)
+            p *= (same if b != MASK else 1.0) if alpha is None else alpha * same + (1 - alpha) / K
+        weights[x0] = p
+    total = sum(weights.values())
+    return np.array([[sum(w for x0, w in weights.items() if x0[at] == c) / total for c in range(K)] for at in range(2)])
+
+
+def model_of(schedule=None):
+    def model(x, t):
+        alpha = None if schedule is None else 1 - float(schedule(float(np.max(t))))
+        with np.errstate(divide="ignore"):
+            found = [np.log(clean_given(tuple(row.tolist()), alpha)) for row in np.asarray(x)]
+        return np.maximum(np.array(found), -1e4).astype(np.float32).reshape(len(found), 2, K)
+
+    return model
+
+
+SCHEDULE = nf.discrete.linear()
+MASKED = {
+    "mdlm": nf.samplers.mdlm(steps=3, mask_id=MASK, schedule=nf.discrete.cosine()),
+    "remdm": nf.samplers.remdm(steps=3, mask_id=MASK, eta=0.3),
+    "remdm_rescale": nf.samplers.remdm(steps=3, mask_id=MASK, eta=0.7, variant="rescale"),
+    "d3pm": nf.samplers.d3pm(steps=3, mask_id=MASK),
+    "flow": nf.samplers.discrete_flow(steps=3, mask_id=MASK),
+    "flow_exponential": nf.samplers.discrete_flow(steps=3, mask_id=MASK, jump="exponential"),
+    "llada": nf.samplers.llada(steps=2, mask_id=MASK, temperature=1.0),
+    "llada_random": nf.samplers.llada(steps=2, mask_id=MASK, temperature=1.0, remask="random"),
+    "entropy_bound": nf.samplers.entropy_bound(steps=2, mask_id=MASK, bound=0.0, t_max=1.0, t_min=1.0),
+}
+UNIFORM = {
+    "d3pm": nf.samplers.d3pm(steps=3, vocabulary=K),
+    "ddim": nf.samplers.uniform_ddim(steps=3, vocabulary=K),
+    "ddim_eta": nf.samplers.uniform_ddim(steps=3, vocabulary=K, eta=0.6),
+    "flow": nf.samplers.discrete_flow(steps=3, vocabulary=K),
+}
+ALL = {**{f"{name}-mask": s for name, s in MASKED.items()}, **{f"{name}-uniform": s for name, s in UNIFORM.items()}}
+BY_CHANCE = {name: s for name, s in ALL.items() if not s.table.rows[0].by_rank}
+
+
+def states(sampler):
+    return list(itertools.product(range(K + (sampler.table.mask_id is not None)), repeat=2))
+
+
+def kernel(sampler, i, model):
+    """Returns the matrix of p(x' | x) of row i over all states, from `log_prob`."""
+    all_ = np.array(states(sampler))
+    found = []
+    for x in all_:
+        many = np.repeat(x[None], len(all_), 0)
+        logits = np.repeat(model(x[None], sampler.times[i]), len(all_), 0)
+        with np.errstate(divide="ignore"):
+            found.append(np.exp(sampler.log_prob(i, many, logits, all_)))
+    return np.array(found)
+
+
+def start_law(sampler):
+    uniform = sampler.table.source == "uniform"
+    return np.array([(1 / K**2 if uniform else float(x == (MASK, MASK))) for x in states(sampler)])
+
+
+def run_law(sampler, model):
+    law = start_law(sampler)
+    for i in range(len(sampler)):
+        law = law @ kernel(sampler, i, model)
+    return law
+
+
+def model_for(sampler):
+    return model_of(SCHEDULE if sampler.table.source == "uniform" else None)
+
+
+@pytest.mark.parametrize("name", BY_CHANCE)
+def test_the_law_of_each_step_adds_to_one(name):
+    sampler = ALL[name]
+    for i in range(len(sampler)):
+        total = kernel(sampler, i, model_for(sampler)).sum(axis=1)
+        assert np.allclose(total, 1, atol=1e-6)
+
+
+def forward(sampler, t, x0):
+    """Returns q(x_t | x0) of one position over the tokens, and the mask."""
+    p = float(SCHEDULE(t)) if t > 0 else 0.0
+    if sampler.table.source == "mask":
+        return (1 - p) * np.eye(K + 1)[x0] + p * np.eye(K + 1)[MASK]
+    return (1 - p) * np.eye(K)[x0] + p / K
+
+
+@pytest.mark.parametrize("name", [name for name in BY_CHANCE if name not in ("mdlm-mask", "flow_exponential-mask")])
+def test_marginals_are_those_of_the_forward_process(name):
+    """With a network that knows x0, a step takes q(x_t | x0) to q(x_s | x0), exactly: what the papers ask of their
+    reverse processes. (Euler's method does so for p = t.)"""
+    sampler = ALL[name]
+    for x0 in range(K):
+        logits = np.where(np.arange(K) == x0, 0.0, -1e4).astype(np.float32)[None, None]
+        for i, (t, s) in enumerate(itertools.pairwise([*sampler.times, 0.0])):
+            n = K + (sampler.table.mask_id is not None)
+            after = np.zeros(n)
+            for x in range(n):
+                to = np.arange(n)[:, None]
+                with np.errstate(divide="ignore"):
+                    likely = sampler.log_prob(i, np.full((n, 1), x), np.repeat(logits, n, 0), to)
+                after += forward(sampler, t, x0)[x] * np.exp(likely)
+            assert np.allclose(after, forward(sampler, s, x0), atol=1e-12)
+
+
+def test_d3pm_is_the_papers_posterior():
+    """Equation 4 with matrices: the sum over x0 of q(x_s | x_t, x0) p(x0 | x_t), q(x_s | x_t, x0) ~ Q_ts Q_s."""
+    v, (t, s) = 4, (0.75, 0.5)
+    p0 = np.array([0.4, 0.3, 0.2, 0.1])
+    for mask_id in (None, v):
+        options = {"vocabulary": v} if mask_id is None else {"mask_id": v}
+        sampler = nf.samplers.d3pm(steps=[t, s, 0.25], **options)
+        n = v + (mask_id is not None)
+        make = nf.discrete.uniform if mask_id is None else nf.discrete.absorbing
+        q_s, q_t = make(s, v).matrix(n), make(t, v).matrix(n)
+        q_ts = make(1 - (1 - t) / (1 - s), v).matrix(n)
+        assert np.allclose(q_s @ q_ts, q_t)
+        for x in range(n):
+            clean = p0 if x in (v,) or mask_id is None else np.eye(v)[x]
+            # for given x0: q(x_s) over s-states
+            expected = sum(clean[x0] * q_ts[:, x] * q_s[x0] / q_t[x0, x] for x0 in range(v) if q_t[x0, x] > 0)
+            logits = np.repeat(np.log(p0).astype(np.float32)[None, None], n, 0)
+            with np.errstate(divide="ignore"):
+                found = np.exp(sampler.log_prob(0, np.full((n, 1), x), logits, np.arange(n)[:, None]))
+            assert np.allclose(found, expected, atol=1e-7)
+
+
+def test_ddim_of_tokens_is_the_papers_mixture():
+    """Song et al., appendix A: sigma x_t + (alpha_s - sigma alpha_t) x0 + ((1 - alpha_s) - (1 - alpha_t) sigma) / K."""
+    v, t, s, eta = 4, 0.75, 0.5, 0.4
+    sampler = nf.samplers.uniform_ddim(steps=[t, s], vocabulary=v, eta=eta)
+    p0 = np.array([0.4, 0.3, 0.2, 0.1])
+    sigma = (1 - eta) * s / t
+    for x in range(v):
+        expected = sigma * np.eye(v)[x] + ((1 - s) - sigma * (1 - t)) * p0 + (s - t * sigma) / v
+        logits = np.repeat(np.log(p0).astype(np.float32)[None, None], v, 0)
+        found = np.exp(sampler.log_prob(0, np.full((v, 1), x), logits, np.arange(v)[:, None]))
+        assert np.allclose(found, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", BY_CHANCE)
+def test_draws_follow_the_law_of_the_run(name):
+    """The marginals of both tokens and their correlation, after all steps, exactly and as drawn."""
+    sampler, n = ALL[name], 20000
+    law = run_law(sampler, model_for(sampler))
+    x = sampler.sample(model_for(sampler), (n, 2), NOISE)
+    counts = np.array([(x == state).all(axis=1).sum() for state in states(sampler)])
+    assert counts.sum() == n
+    seen = law > 1e-9
+    assert counts[~seen].sum() == 0
+    chi2 = ((counts - n * law)[seen] ** 2 / (n * law)[seen]).sum()
+    assert chi2 < 25  # at most 3 degrees of freedom
+
+
+def test_more_steps_come_nearer_to_the_data():
+    """A step that reveals both tokens draws them independently. Enumerated."""
+    data = np.array([DATA.get(state, 0.0) for state in itertools.product(range(3), repeat=2)])
+    samplers = [nf.samplers.mdlm(steps=steps, mask_id=MASK) for steps in (1, 2, 8, 32)]
+    off = [abs(run_law(sampler, model_of()) - data).max() for sampler in samplers]
+    assert off[0] > 0.08
+    assert all(b < a * 0.7 for a, b in itertools.pairwise(off))
+
+
+def test_lladas_order_depends_on_what_is_drawn():
+    """The more certain of two drawn tokens is revealed first: not quite the data, and enumerated exactly."""
+    first = clean_given((MASK, MASK))
+    expected = dict.fromkeys(DATA, 0.0)
+    for c in itertools.product(range(K), repeat=2):
+        p = [first[at][c[at]] for at in range(2)]
+        at = 0 if p[0] >= p[1] else 1
+        shown = tuple(c[k] if k == at else MASK for k in range(2))
+        for other in range(K):
+            done = (c[0], other) if at == 0 else (other, c[1])
+            expected[done] += p[0] * p[1] * clean_given(shown)[1 - at][other]
+    n = 20000
+    x = ALL["llada-mask"].sample(model_of(), (n, 2), NOISE)
+    counts = np.array([(x == state).all(axis=1).sum() for state in DATA])
+    law = n * np.array([*expected.values()])
+    assert abs(law / n - [*DATA.values()]).max() > 0.01
+    assert ((counts - law) ** 2 / law).sum() < 25
+
+
+@pytest.mark.parametrize("name", ["llada_random-mask", "entropy_bound-mask"])
+def test_one_token_at_a_time_draws_from_the_data(name):
+    n = 20000
+    x = ALL[name].sample(model_of(), (n, 2), NOISE)
+    counts = np.array([(x == state).all(axis=1).sum() for state in DATA])
+    expected = n * np.array([*DATA.values()])
+    assert ((counts - expected) ** 2 / expected).sum() < 25
+
+
+# ---- LLaDA -------------------------------------------------------------------------------------------------
+
+
+def random_model(v, seed=0):
+    table = np.random.default_rng(seed).normal(size=(64, 64, v)).astype(np.float32) * 3
+
+    def model(x, t=None):
+        x = np.asarray(x)
+        at = (x * (1 + np.arange(x.shape[1]))).sum(axis=1) % 64
+        return np.stack([table[a, : x.shape[1]] for a in at])
+
+    return model
+
+
+def llada_generate(model, x, steps, length, block, mask_id):
+    """LLaDA's generate at temperature 0, by its description. Returns the tokens, and the least gap of confidences."""
+    x, prompt, gap = x.copy(), x.shape[1] - length, np.inf
+    for b in range(length // block):
+        end = prompt + (b + 1) * block
+        per_block = steps // (length // block)
+        counts = (x[:, prompt + b * block : end] == mask_id).sum(axis=1)
+        for k in range(per_block):
+            logits = model(x).astype(np.float64)
+            drawn = logits.argmax(axis=-1)
+            p = np.exp(logits - logits.max(-1, keepdims=True))
+            confidence = (p / p.sum(-1, keepdims=True)).max(-1)
+            for row in range(len(x)):
+                may = [at for at in range(end) if x[row, at] == mask_id]
+                ranked = sorted(may, key=lambda at: -confidence[row, at])
+                share = counts[row] // per_block + (k < counts[row] % per_block)
+                values = confidence[row, ranked]
+                gap = min([gap, *abs(np.diff(values))])
+                x[row, ranked[:share]] = drawn[row, ranked[:share]]
+    return x, gap
+
+
+@pytest.mark.parametrize(("steps", "length", "block"), [(8, 16, 16), (8, 16, 4), (6, 18, 9), (5, 16, 16)])
+def test_llada_at_temperature_0(steps, length, block):
+    v, left_out = 12, 0
+    for seed in range(6):
+        model = random_model(v, seed)
+        x = np.concatenate([np.random.default_rng(seed).integers(0, v, (3, 5)), np.full((3, length), v)], axis=1)
+        expected, gap = llada_generate(model, x, steps, length, block, v)
+        if gap < 1e-6:
+            left_out += 1
+            continue
+        sampler = nf.samplers.llada(steps=steps, mask_id=v, length=length, block_length=block)
+        assert np.array_equal(sampler.sample(model, x, NOISE), expected)
+    assert left_out <= 2
+
+
+def test_guidance_mixes_a_pair():
+    v = 5
+    u, c = (np.random.default_rng(k).normal(size=(2, 3, v)).astype(np.float32) for k in range(2))
+    sampler = nf.samplers.llada(steps=1, mask_id=v, cfg_scale=1.5)
+    x = sampler.step(0, sampler.start((2, 3)), (u, c), NOISE)
+    assert np.array_equal(x, (u + 2.5 * (c - u)).argmax(-1))
+    with pytest.raises(TypeError, match="expected a pair"):
+        sampler.step(0, sampler.start((2, 3)), u, NOISE)
+
+
+def test_equal_confidences_go_by_position():
+    sampler = nf.samplers.llada(steps=4, mask_id=3)
+    x = sampler.start((2, 4))
+    for i in range(4):
+        x = sampler.step(i, x, np.zeros((2, 4, 3), np.float32), NOISE)
+        assert (x == 3).tolist() == [[False] * (i + 1) + [True] * (3 - i)] * 2
+
+
+def test_entropies_are_added_up_to_the_bound():
+    p = np.array([0.5, 0.99, 0.9, 0.6, 0.999])
+    logits = np.log(np.stack([p, 1 - p], axis=-1))[None].astype(np.float32)
+    entropy = -(p * np.log(p) + (1 - p) * np.log(1 - p))
+    rising = np.sort(entropy)
+    order = np.argsort(entropy)
+    for k in range(5):
+        bound = np.cumsum(rising)[k] - rising[k] + 1e-4  # the k + 1 least
+        sampler = nf.samplers.entropy_bound(steps=1, mask_id=2, bound=bound, t_max=1.0)
+        x = sampler.step(0, sampler.start((1, 5)), logits, NOISE)
+        assert sorted(np.flatnonzero(x[0] < 2)) == sorted(order[: k + 1])
+
+
+# ---- log-probabilities -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_step_says_its_log_probability(name):
+    sampler, model = ALL[name], model_for(ALL[name])
+    x = sampler.start((50, 2), NOISE)
+    state, total = sampler.state(), 0
+    for i in range(len(sampler)):
+        logits = model(x, sampler.times[i])
+        x_next, likely = sampler.step(i, x, logits, NOISE, state, log_prob=True)
+        assert np.array_equal(x_next, sampler.step(i, x, logits, NOISE))
+        assert likely.dtype == np.float64
+        assert np.allclose(likely, sampler.log_prob(i, x, logits, x_next), atol=1e-5)
+        x, total = x_next, total + likely
+    assert np.allclose(state.log_prob, total)
+
+
+@pytest.mark.parametrize("name", BY_CHANCE)
+def test_gradients_of_log_probabilities(name):
+    v = 5
+    table = ALL[name].table
+    small = type(ALL[name])(
+        type(table)(
+            table.name, table.rows, None if table.mask_id is None else v, None if table.vocabulary is None else v,
+            table.source, temperature=0.7,
+        )
+    )  # fmt: skip
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(3, 6, v))
+    x = rng.integers(0, v + (table.mask_id is not None), (3, 6))
+    i = 1
+    x_next = small.step(i, x, logits.astype(np.float32), NOISE)
+    upstream = np.array([1.0, -2.0, 0.5])
+    gradient = small.log_prob_grad(i, x, logits.astype(np.float32), x_next, upstream)
+    log_p = torch.tensor(logits.astype(np.float32), requires_grad=True)
+    found = small.log_prob(i, torch.from_numpy(x), log_p, torch.from_numpy(x_next))
+    assert np.allclose(found.detach(), small.log_prob(i, x, logits.astype(np.float32), x_next))
+    (found * torch.from_numpy(upstream)).sum().backward()
+    assert np.array_equal(log_p.grad.numpy(), gradient)
+    h = 1e-3
+    for at in [(0, 0, 1), (1, 3, 2), (2, 5, 4), (0, 2, 0)]:
+        ends = []
+        for sign in (1, -1):
+            moved = logits.astype(np.float32)
+            moved[at] += sign * h
+            ends.append((upstream * small.log_prob(i, x, moved, x_next)).sum())
+        assert gradient[at] == pytest.approx((ends[0] - ends[1]) / (2 * h), abs=2e-3)
+
+
+# ---- runs --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_resumed_and_sharded_runs_are_the_whole_run(name):
+    sampler, model = ALL[name], model_for(ALL[name])
+    kept = []
+    whole = sampler.sample(model, (6, 2), NOISE, callback=lambda i, x, drawn: kept.append(x.copy()))
+    for i in range(1, len(sampler)):
+        assert np.array_equal(sampler.sample(model, kept[i - 1], NOISE, start=i), whole)
+    for rank in range(3):
+        part = sampler.sample(model, (2, 2), NOISE.at(sample=NOISE.sample + 2 * rank))
+        assert np.array_equal(part, whole[2 * rank : 2 * rank + 2])
+    seeds = [NOISE.at(sample=NOISE.sample + b) for b in range(6)]
+    assert np.array_equal(sampler.sample(model, (6, 2), seeds), whole)
+
+
+@pytest.mark.parametrize("name", ["mdlm-mask", "d3pm-uniform", "llada-mask"])
+def test_tensors_in_tensors_out(name):
+    sampler, model = ALL[name], model_for(ALL[name])
+
+    def network(x, t):
+        assert isinstance(x, torch.Tensor)
+        assert t.shape == (len(x),)
+        return torch.from_numpy(model(x.numpy(), t.numpy()))
+
+    x, likely = sampler.sample(network, (4, 2), NOISE, device="cpu", log_probs=True)
+    assert x.dtype == torch.int64
+    assert isinstance(likely[0], torch.Tensor)
+    assert np.array_equal(x.numpy(), sampler.sample(model, (4, 2), NOISE))
+
+
+def test_a_prompt_stays():
+    sampler = nf.samplers.d3pm(steps=4, vocabulary=K)
+    x = np.zeros((3, 2), np.int64)
+    where = np.array([False, True])
+    done = sampler.sample(model_of(SCHEDULE), x, NOISE, where=where)
+    assert (done[:, 0] == 0).all()
+
+
+def test_samplers_are_values():
+    sampler = nf.samplers.mdlm(steps=3, mask_id=MASK)
+    assert sampler == nf.samplers.mdlm(steps=3, mask_id=MASK) != nf.samplers.mdlm(steps=4, mask_id=MASK)
+    assert pickle.loads(pickle.dumps(sampler)) == sampler
+    assert len({sampler, nf.samplers.mdlm(steps=3, mask_id=MASK)}) == 1
+    with pytest.raises(AttributeError, match="frozen"):
+        sampler.table = None
+
+
+ZEROS = np.zeros((1, 2, 2), np.float32)
+X = np.full((1, 2), MASK)
+MDLM = nf.samplers.mdlm(steps=3, mask_id=MASK)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: MDLM.step(3, X, ZEROS, NOISE), IndexError, "i = 3 is out of range: mdlm has 3 rows"),
+        (
+            lambda: MDLM.step(0, X, ZEROS[:, :1], NOISE),
+            ValueError,
+            r"logits: expected x's shape \(1, 2\) and an axis of V",
+        ),
+        (lambda: MDLM.step(0, X, ZEROS.astype(int), NOISE), TypeError, "logits: dtype int64 is not supported"),
+        (lambda: MDLM.step(0, X, ZEROS.tolist(), NOISE), TypeError, "logits: expected an array of x's kind, got list"),
+        (lambda: MDLM.step(0, X, ZEROS, 7), TypeError, "noise: expected a Noise"),
+        (lambda: MDLM.step(0, X, ZEROS, NOISE.at(stream=64)), ValueError, "takes stream 0, got 64"),
+        (lambda: MDLM.step(0, X, ZEROS, NOISE.window((4,), (0,))), ValueError, "got a noise with a window"),
+        (lambda: MDLM.sample(None, (1, 2), NOISE), TypeError, "model: expected a function"),
+        (lambda: MDLM.sample(model_of(), (1, 2), NOISE, start=1), TypeError, "a new sample begins at row 0"),
+        (lambda: nf.samplers.d3pm(steps=3), TypeError, "either mask_id, for masks, or vocabulary"),
+        (lambda: nf.samplers.mdlm(steps=0, mask_id=9), ValueError, "steps = 0: expected a whole number"),
+        (lambda: nf.samplers.mdlm(steps=[0.5, 0.7], mask_id=9), ValueError, "steps: expected times that fall"),
+        (lambda: nf.samplers.mdlm(steps=3, mask=9), TypeError, "mdlm has no argument 'mask'"),
+        (
+            lambda: nf.samplers.mdlm(steps=3, mask_id=9, schedule=nf.Schedule.linear()),
+            TypeError,
+            "discrete.MaskSchedule",
+        ),
+        (
+            lambda: nf.samplers.llada(steps=5, mask_id=9, length=8, block_length=4),
+            ValueError,
+            "multiple of the 2 blocks",
+        ),
+        (lambda: nf.samplers.llada(steps=4, mask_id=9, length=8, block_length=3), ValueError, "divides length = 8"),
+        (lambda: nf.samplers.remdm(steps=4, mask_id=9, eta=2), ValueError, "eta = 2: expected a number from 0 to 1"),
+        (lambda: nf.samplers.sedd(steps=4, mask_id=9, schedule=SCHEDULE), ValueError, "where sigma is infinite"),
+        (lambda: nf.samplers.llada(steps=1, mask_id=MASK).log_prob(0, X, ZEROS, X), ValueError, "no density at 0"),
+        (lambda: nf.samplers.mdlm(steps=1, mask_id=MASK, top_k=1).log_prob(0, X, ZEROS, X), ValueError, "no top_k"),
+        (
+            lambda: nf.samplers.entropy_bound(steps=1, vocabulary=2).step(0, X * 0, ZEROS, NOISE, log_prob=True),
+            ValueError,
+            "draws tokens anew by rank",
+        ),
+    ],
+)
+def test_wrong_arguments(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_scores_of_sedd():
+    """With the true ratios s(y) = p(y) alpha / (1 - alpha) a mask is revealed with probability h p' / p."""
+    sampler = nf.samplers.sedd(steps=4, mask_id=MASK)
+    p0 = np.array([0.3, 0.7])
+    for i in range(4):
+        t = sampler.times[i]
+        p = float(nf.discrete.log_linear()(t))
+        logits = np.log(p0 * (1 - p) / p).astype(np.float32)[None, None].repeat(3, 0)
+        found = np.exp(sampler.log_prob(i, np.full((3, 1), MASK), logits, np.arange(3)[:, None]))
+        jump = (1 - 1e-5) / 4 / t
+        assert np.allclose(found, [*(jump * p0), 1 - jump], atol=1e-5)
+    n = 20000
+    x = sampler.step(1, np.full((n, 1), MASK), np.repeat(np.log(p0 * 0.3).astype(np.float32)[None, None], n, 0), NOISE)
+    chance = sampler.table.rows[1].rate * 0.3
+    assert abs((x < MASK).mean() - chance) < 5 * (chance * (1 - chance) / n) ** 0.5

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loss of interpolants: against its target kept, its gradients, libraries, backends, errors.
+
+Seen to fail: x0's coefficient for x1; none for x0; half of autograd's gradient; an adapter that lacks it.
+"""
+
+import numpy as np
+import pytest
+
+import noisefuse as nf
+from conftest import using
+
+P, N = nf.paths, nf.Noise(7, sample=[3, 1, 4, 8])
+PATHS = {
+    "linear": P.linear(),
+    "conditional_flow": P.conditional_flow(0.1),
+    "brownian_bridge": P.brownian_bridge(0.5),
+    "encoder_decoder": P.encoder_decoder(),
+}
+X0, X1, PRED = np.random.default_rng(0).normal(size=(3, 4, 3, 5))
+TIMES = {"(B,)": np.array([0.1, 0.3, 0.55, 0.9]), "one": 0.25, "tokens": np.linspace(0.1, 0.9, 12).reshape(4, 3)}
+CASES = [
+    (path, target, t)
+    for path in PATHS
+    for target in (["velocity", "score", "denoiser"] if PATHS[path].draws else ["velocity"])
+    for t in TIMES
+]
+
+
+def kept(path, target, t, noise=N):
+    """The target, stored."""
+    return nf.interpolate(X0, X1, TIMES[t], PATHS[path], noise, target=target)[1]
+
+
+def weights_of(t):
+    return 0.5 + np.arange(np.size(TIMES[t])).reshape(np.shape(TIMES[t])) / 10
+
+
+def spread(values):
+    return np.reshape(values, np.shape(values) + (1,) * (3 - np.ndim(values)))
+
+
+@pytest.mark.parametrize(("path", "target", "t"), CASES, ids=str)
+def test_it_is_the_loss_of_a_stored_target(path, target, t):
+    wanted, w = kept(path, target, t), weights_of(t)
+    squares = spread(w) * (PRED - wanted) ** 2
+    given = (PRED, X0, X1, TIMES[t], PATHS[path], N)
+    loss, gradient = nf.interpolate_loss(*given, target=target, weight=w, grad_out=True)
+    assert loss == pytest.approx(squares.mean(), rel=1e-13)
+    np.testing.assert_allclose(gradient, 2 * spread(w) * (PRED - wanted) / PRED.size, rtol=1e-12, atol=1e-15)
+    each = nf.interpolate_loss(*given, target=target, weight=w, reduction="none")
+    np.testing.assert_allclose(each, squares.mean((1, 2)), rtol=1e-13)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_bits_of_backends_and_dtypes(backend):
+    losses = {}
+    for dtype in ("float16", "float32", "float64"):
+        x0, x1, pred = (array.astype(dtype) for array in (X0, X1, PRED))
+        given = (pred, x0, x1, TIMES["(B,)"], PATHS["brownian_bridge"], N)
+        with using(backend):
+            losses[dtype], gradient = nf.interpolate_loss(*given, target="velocity", grad_out=True)
+        assert gradient.dtype == pred.dtype
+        loss, other = nf.interpolate_loss(*given, target="velocity", grad_out=True)
+        assert loss == losses[dtype]
+        np.testing.assert_array_equal(gradient, other)
+    assert losses["float32"] == pytest.approx(losses["float64"], rel=1e-5)
+    assert losses["float16"] == pytest.approx(losses["float64"], rel=1e-2)
+
+
+def test_a_gradient_may_overwrite_the_prediction():
+    pred = PRED.astype(np.float32)
+    x0, x1 = X0.astype(np.float32), X1.astype(np.float32)
+    given = (x0, x1, 0.4, PATHS["conditional_flow"], nf.Noise(1))
+    _, expected = nf.interpolate_loss(pred, *given, target="denoiser", grad_out=True)
+    _, found = nf.interpolate_loss(pred, *given, target="denoiser", grad_out=pred)
+    assert found is pred
+    np.testing.assert_array_equal(pred, expected)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_tensors(reduction):
+    """Autograd's gradient is the pass's, with an upstream gradient of its own."""
+    torch = pytest.importorskip("torch")
+    x0, x1, pred = (torch.tensor(array, dtype=torch.float32) for array in (X0, X1, PRED))
+    t, w = torch.tensor(TIMES["(B,)"], dtype=torch.float64), torch.tensor(weights_of("(B,)"))
+    watched = pred.clone().requires_grad_()
+    options = {"target": "velocity", "weight": w, "reduction": reduction}
+    given = (x0, x1, t, PATHS["brownian_bridge"], N)
+    loss = nf.interpolate_loss(watched, *given, **options)
+    upstream = torch.tensor([1.0, 2.0, 3.0, 4.0]) if reduction == "none" else torch.tensor(2.0)
+    (loss * upstream).sum().backward()
+    wanted = torch.tensor(kept("brownian_bridge", "velocity", "(B,)"), dtype=torch.float32)
+    by_hand = pred.clone().requires_grad_()
+    squares = (w[:, None, None].float() * (by_hand - wanted) ** 2).mean((1, 2))
+    expected = squares.mean() if reduction == "mean" else squares
+    (expected * upstream).sum().backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(watched.grad, by_hand.grad, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        again, gradient = nf.interpolate_loss(pred, *given, **options, grad_out=True)
+    assert torch.equal(again, loss.detach())
+    numbers = {**options, "weight": w.numpy()}
+    bare = nf.interpolate_loss(pred.numpy(), x0.numpy(), x1.numpy(), t.numpy(), *given[3:], **numbers, grad_out=True)
+    assert np.array_equal(bare[1], gradient.numpy())
+    with pytest.raises(ValueError, match="grad_out: autograd makes the gradient itself"):
+        nf.interpolate_loss(watched, *given, **options, grad_out=True)
+    with pytest.raises(NotImplementedError, match="x1: gradients with respect to it are not computed"):
+        nf.interpolate_loss(watched, x0, x1.clone().requires_grad_(), *given[2:], **options)
+
+
+def test_an_array_type_of_ones_own():
+    class Boxed:
+        def __init__(self, values):
+            self.inside, self.shape, self.dtype = values, values.shape, values.dtype
+
+        __array_ufunc__ = __array__ = None
+
+    class Boxes(nf.interop.ThroughNumPy):
+        def to_numpy(self, x):
+            return x.inside
+
+        def from_numpy(self, array, like):
+            return Boxed(array)
+
+    nf.interop.register(Boxed, Boxes("Boxed"))
+    options = {"target": "velocity", "reduction": "none"}
+    given = (TIMES["(B,)"], PATHS["brownian_bridge"], N)
+    found = nf.interpolate_loss(*map(Boxed, (PRED, X0, X1)), *given, **options)
+    assert np.array_equal(found.inside, nf.interpolate_loss(PRED, X0, X1, *given, **options))
+
+
+def test_a_path_without_noise_needs_none():
+    """Seen to fail: a Noise asked for."""
+    wanted = kept("linear", "velocity", "one", None)
+    given = (X0, X1, 0.25, PATHS["linear"])
+    assert nf.interpolate_loss(PRED, *given, target="velocity") == pytest.approx(((PRED - wanted) ** 2).mean())
+    torch = pytest.importorskip("torch")
+    pred, x0, x1 = map(torch.tensor, (PRED, X0, X1))
+    loss = nf.interpolate_loss(pred.requires_grad_(), x0, x1, 0.25, PATHS["linear"], target="velocity")
+    loss.backward()
+    torch.testing.assert_close(pred.grad, torch.tensor(2 * (PRED - wanted) / PRED.size))
+
+
+def test_libraries_without_it_say_so():
+    jnp = pytest.importorskip("jax.numpy")
+    x = jnp.ones((2, 3))
+    with pytest.raises(NotImplementedError, match="interpolate_loss: noisefuse does not offer that for arrays of JAX"):
+        nf.interpolate_loss(x, x, x, 0.5, P.linear(), target="velocity")
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"path": "linear"}, TypeError, "path: expected one of noisefuse.paths, got str"),
+        ({"target": None}, ValueError, "target = None: expected one of velocity, score, denoiser"),
+        ({"path": P.linear(), "target": "score"}, ValueError, "target = 'score': the path linear has no noise"),
+        ({"noise": None}, TypeError, "noise: expected a Noise, which the path brownian_bridge draws from"),
+        ({"x1": X1[:2]}, ValueError, r"x1: expected shape \(4, 3, 5\), got \(2, 3, 5\)"),
+        ({"x0": X0[:2]}, ValueError, r"x0: expected shape \(4, 3, 5\), got \(2, 3, 5\)"),
+        ({"t": 1.5}, ValueError, r"t: expected times from 0 to 1, got 1\.5"),
+        ({"t": 0.0}, ValueError, r"dg of brownian_bridge is inf at t = 0\.0: expected a finite number"),
+        ({"weight": np.ones(3)}, ValueError, r"weight: expected t's shape \(\)"),
+        ({"weight": np.nan}, ValueError, "weight = nan: expected finite numbers"),
+        ({"reduction": "sum"}, ValueError, "reduction = 'sum': expected 'mean' or 'none'"),
+    ],
+)
+def test_what_is_wrong_is_said_and_nothing_is_written(changed, error, message):
+    out = np.full_like(PRED, 7.0)
+    given = {"pred": PRED, "x0": X0, "x1": X1, "t": 0.4, "path": PATHS["brownian_bridge"], "noise": N}
+    with pytest.raises(error, match=message):
+        nf.interpolate_loss(**{**given, "target": "velocity", "grad_out": out, **changed})
+    assert np.all(out == 7)
