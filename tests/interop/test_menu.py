@@ -512,8 +512,15 @@ def motion(name, x, sigmas, options, frame):
     return Motion(x, {*sigmas, *frame.below_one(sigmas), *inner})
 
 
+def spelled(value):
+    """Returns a parameter's part of a test's name, which is the same in every process: functions are named."""
+    if isinstance(value, str):
+        return value
+    return ", ".join(f"{key}={getattr(option, '__name__', option)}" for key, option in value.items()) or "no options"
+
+
 @pytest.mark.parametrize(("kind", "flow"), [*((k, False) for k in LEVELS), *((k, True) for k in FLOWS)], ids=str)
-@pytest.mark.parametrize(("name", "options"), ALL, ids=str)
+@pytest.mark.parametrize(("name", "options"), ALL, ids=spelled)
 def test_a_function_is_the_hosts_formula(name, options, kind, flow):
     sigmas = (FLOWS if flow else LEVELS)[kind]
     x, frame = start(sigmas), Frame(flow)
