@@ -139,13 +139,13 @@ def categorical(
     >>> token.tolist(), np.exp(info["log_prob"]).round(3).tolist()
     ([1], [0.25])
     """
+    wanted = _info(info, partial)
     other = library_of(logits)
     if other is not None:
         return other.categorical(
             logits, noise, temperature=temperature, top_k=top_k, top_p=top_p, where=where, positions=positions,
-            info=info, dtype=dtype, partial=partial, out=out,
+            info=wanted, dtype=dtype, partial=partial, out=out,
         )  # fmt: skip
-    wanted = _info(info, partial)
     x = as_array("logits", logits, LOGITS)
     if on_device(x):
         raise NotImplementedError("logits: categorical has no kernel for CUDA devices; copy them to host memory first")
