@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .arguments.arrays import check_overlap, count, host_view, output
+from .arguments.arrays import as_numbers, check_overlap, count, host_view, output
 from .ground.kinds import library_for, library_of
 from .noise import START, Noise, each, need_stream_0
 from .operations.categorical import categorical, settings_of
@@ -270,7 +270,10 @@ class DiscreteSampler:
     ) -> NDArray[Any]:
         """Returns `log_prob_grad` from what `log_prob_parts` found."""
         temperature, shape = self._temperature(i), by_next.shape
-        factor = np.broadcast_to(np.asarray(upstream, np.float64), shape[:1])[:, None] / temperature
+        above = as_numbers("upstream", upstream)
+        if above.dtype.kind not in "iuf" or above.shape not in ((), shape[:1]):
+            raise ValueError(f"upstream: expected a number or {shape[:1]} of them, got {above.dtype} {above.shape}")
+        factor = np.broadcast_to(above.astype(np.float64), shape[:1])[:, None] / temperature
         ids, values = (x_next.reshape(shape), x.reshape(shape)), logits.reshape(*shape, -1)
         if temperature == 1 and not by_own.any():  # masks alone: the loss's gradient, with another sign
             back: dict[str, Any] = {"reduction": "none", "upstream": -by_next * factor, "grad_out": True}

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, get_args
 
 Source = Literal["mask", "uniform"]
+Order = Literal["confidence", "random"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +110,7 @@ class TokenTable:
     mask_id: int | None = None
     vocabulary: int | None = None
     source: Source = "mask"
-    order: Literal["confidence", "random"] = "confidence"
+    order: Order = "confidence"
     guidance: float = 0.0
     temperature: float = 1.0
     top_k: int = 0
@@ -121,6 +122,9 @@ class TokenTable:
             raise TypeError("rows: expected at least one TokenRow")
         for i, row in enumerate(self.rows):
             _check(i, row)
+        for name, given, allowed in (("source", self.source, Source), ("order", self.order, Order)):
+            if given not in get_args(allowed):
+                raise ValueError(f"{name} = {given!r}: expected {' or '.join(map(repr, get_args(allowed)))}")
         if self.mask_id is None and (self.source == "mask" or any(row.reveal or row.remask for row in self.rows)):
             raise ValueError("mask_id: expected a token, as rows reveal or set masks")
         if self.vocabulary is None and (self.source == "uniform" or any(any(row.renoise) for row in self.rows)):
@@ -146,6 +150,8 @@ def _check(i: int, row: TokenRow) -> None:
     for name, total in sums.items():
         if not total <= 1 + _TOLERANCE:
             raise ValueError(f"row {i}: {name} = {total}: expected a probability of at most 1")
+    if row.left == 0:
+        raise ValueError(f"row {i}: left = 0: expected at least 1, as this step is one of those left")
     for field in fields(row):
         numbers: Sequence[float] = row.renoise if field.name == "renoise" else (getattr(row, field.name),)
         if any(number is not None and not number >= 0 for number in numbers):

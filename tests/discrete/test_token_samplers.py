@@ -402,6 +402,7 @@ def test_samplers_are_values():
 ZEROS = np.zeros((1, 2, 2), np.float32)
 X = np.full((1, 2), MASK)
 MDLM = nf.samplers.mdlm(steps=3, mask_id=MASK)
+ROWS = (nf.TokenRow(time=1.0, reveal=1.0),)
 
 
 @pytest.mark.parametrize(
@@ -440,6 +441,14 @@ MDLM = nf.samplers.mdlm(steps=3, mask_id=MASK)
             "guidance = nan: expected a finite number",
         ),
         (lambda: nf.samplers.entropy_bound(steps=3, vocabulary=0), ValueError, "vocabulary = 0: expected from 1 to"),
+        (lambda: MDLM.log_prob_grad(0, X, ZEROS, X * 0, upstream=[1, 2]), ValueError, r"upstream: expected .* \(2,\)"),
+        (
+            lambda: nf.TokenTable("own", ROWS, mask_id=9, source="masks"),
+            ValueError,
+            "source = 'masks': expected 'mask'",
+        ),
+        (lambda: nf.TokenTable("own", ROWS, mask_id=9, order="left"), ValueError, "order = 'left': expected 'confiden"),
+        (lambda: nf.TokenTable("own", (nf.TokenRow(time=1.0, left=0),), mask_id=9), ValueError, "row 0: left = 0"),
         (lambda: nf.samplers.mdlm(steps=3, mask=9), TypeError, "mdlm has no argument 'mask'"),
         (
             lambda: nf.samplers.mdlm(steps=3, mask_id=9, schedule=nf.Schedule.linear()),
