@@ -341,10 +341,11 @@ def test_frequencies(log2, vocabulary):
 
 @pytest.mark.slow
 def test_frequencies_of_a_large_vocabulary():
-    """2^18 draws of 126,464 tokens, in cells of equal probability."""
+    """2^18 draws of 126,464 tokens, in cells of about equal probability."""
     logits = logits_of(126_464, 2.0)
     p = np.exp(logits.astype(np.float64))
-    cell = np.minimum((np.cumsum(p) / p.sum() * 256).astype(int), 255)
+    cells = np.minimum((np.cumsum(p) / p.sum() * 256).astype(int), 255)
+    cell = np.unique(cells, return_inverse=True)[1]  # a probable token leaves the next cell empty
     expected = np.bincount(cell, p) / p.sum()
     token = [
         nf.categorical(np.broadcast_to(logits, (64, logits.size)), nf.Noise(3, sample=64 * n)) for n in range(4096)
