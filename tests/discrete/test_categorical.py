@@ -339,7 +339,7 @@ def test_frequencies(log2, vocabulary):
             assert abs(chi_square(place[token], p[kept] / p.sum())) < 5
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_frequencies_of_a_large_vocabulary():
     """2^18 draws of 126,464 tokens, in cells of about equal probability."""
     logits = logits_of(126_464, 2.0)
@@ -353,7 +353,7 @@ def test_frequencies_of_a_large_vocabulary():
     assert abs(chi_square(cell[np.concatenate(token)], expected)) < 5
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_tail_is_drawn():
     """262,144 tokens of 2^-33 beside one of nearly 1: of 2^20 draws 32 are expected. (vLLM's test of its sampler:
     uniforms of 24 bits give none.)"""
