@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,12 +11,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .arguments.arrays import check_overlap, host_view, output
+from .arguments.arrays import check_overlap, count, host_view, output
 from .ground.kinds import library_for, library_of
 from .noise import START, Noise, each, need_stream_0
-from .operations.categorical import categorical
+from .operations.categorical import categorical, settings_of
 from .operations.cross_entropy import masked_cross_entropy
-from .operations.tokens import allowed_of, names_for, scaled_words, token_of, tokens_of
+from .operations.tokens import (
+    DTYPES,
+    allowed_of,
+    integer,
+    names_for,
+    scaled_words,
+    token_of,
+    tokens_of,
+    vocabulary_of,
+)
 from .sampling.arrays import bar
 from .sampling.tokens import Drawn, Law, law, next_tokens, positions, wanted_info
 from .token_table import TokenRow, TokenTable
@@ -73,6 +83,13 @@ class DiscreteSampler:
     def __init__(self, table: TokenTable) -> None:
         if not isinstance(table, TokenTable):
             raise TypeError(f"table: expected a TokenTable, got {type(table).__name__}")
+        if table.mask_id is not None:
+            integer("mask_id", table.mask_id)
+        if table.vocabulary is not None:
+            vocabulary_of(table.vocabulary, np.dtype(np.int64))
+        if not math.isfinite(table.guidance):
+            raise ValueError(f"guidance = {table.guidance}: expected a finite number")
+        settings_of(1, table.temperature, table.top_k, table.top_p)
         object.__setattr__(self, "table", table)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -114,6 +131,8 @@ class DiscreteSampler:
         lengths, kind = tuple(map(operator.index, shape)), np.dtype(dtype)
         if len(lengths) < 2:
             raise ValueError(f"shape: expected (B, L), got {lengths}")
+        if kind.name not in DTYPES:
+            raise TypeError(f"dtype {kind}: expected one of {', '.join(DTYPES)}")
         if self.table.source == "mask":
             return np.full(lengths, token_of("mask_id", self.table.mask_id, kind))
         if noise is None:
@@ -167,7 +186,7 @@ class DiscreteSampler:
         tokens = tokens_of("x", x)
         result = output("out", out, tokens.shape, tokens.dtype)
         check_overlap([("out", result)], [tokens])
-        flat = tokens.reshape(len(tokens), -1)
+        flat = _by_sample(tokens)
         allowed = allowed_of(where, None, tokens.shape)
         may = positions(self.table, row, flat, None if allowed is None else allowed.reshape(flat.shape))
         given = self._logits(logits, flat.shape)
@@ -216,7 +235,7 @@ class DiscreteSampler:
         row, tokens, to = self._row(i), tokens_of("x", x), tokens_of("x_next", x_next)
         if to.shape != tokens.shape:
             raise ValueError(f"x_next: expected shape {tokens.shape}, got {to.shape}")
-        flat, after = tokens.reshape(len(tokens), -1), to.reshape(len(to), -1)
+        flat, after = _by_sample(tokens), _by_sample(to)
         allowed = allowed_of(where, None, tokens.shape)
         may = positions(self.table, row, flat, None if allowed is None else allowed.reshape(flat.shape))
         found = self._law(row, flat, after, self._logits(logits, flat.shape), may)
@@ -300,7 +319,7 @@ class DiscreteSampler:
         >>> x.shape, bool((x < 9).all())
         ((2, 5), True)
         """
-        if not 0 <= operator.index(start) < len(self):
+        if not 0 <= integer("start", start) < len(self):
             raise IndexError(f"start = {start}: expected a row, 0 .. {len(self) - 1}")
         if not callable(model):
             raise TypeError(f"model: expected a function, or a network, of (x, t), got {type(model).__name__}")
@@ -320,7 +339,7 @@ class DiscreteSampler:
     # ---- parts of a step -----------------------------------------------------------------------------------
 
     def _row(self, i: int) -> TokenRow:
-        number = operator.index(i)
+        number = integer("i", i)
         if not 0 <= number < len(self):
             raise IndexError(f"i = {i} is out of range: {self.table.name} has {len(self)} rows")
         return self.table.rows[number]
@@ -353,8 +372,9 @@ class DiscreteSampler:
             if len(logits) != 2:
                 raise ValueError(f"logits: expected an array or a pair (u, c), got {len(logits)} of them")
             u, c = (self._array(one, shape) for one in logits)
-            real = np.float32
-            return u.astype(real) + real(1 + self.table.guidance) * (c.astype(real) - u.astype(real))
+            u, further = u.astype(np.float32), c.astype(np.float32)
+            np.subtract(further, u, out=further, where=(u > -np.inf) | (c > -np.inf))  # else both have -inf, as guided
+            return u + np.float32(1 + self.table.guidance) * further
         if self.table.guidance:
             raise TypeError(f"logits: expected a pair (u, c), as guidance is {self.table.guidance:g}, got one array")
         return self._array(logits, shape)
@@ -400,12 +420,16 @@ class DiscreteSampler:
             raise ValueError("log_prob: expected a temperature above 0, as it has no density at 0")
         v = logits.shape[-1]
         of_next, of_own, total = _log_softmax_at(logits, (np.minimum(to, v - 1), np.minimum(x, v - 1)), temperature)
-        of_next, of_own = (np.where(ids < v, p, -np.inf) for ids, p in ((to, of_next), (x, of_own)))
+        of_next, of_own = (np.where((ids >= 0) & (ids < v), p, -np.inf) for ids, p in ((to, of_next), (x, of_own)))
         return law(self.table, row, x, to, may, of_next, of_own, total)
 
     def _need_law(self, row: TokenRow) -> None:
         if row.bound is not None and self.table.mask_id is None:
             raise ValueError(f"log_prob: {self.table.name} draws tokens anew by rank, and has no log-probability")
+
+
+def _by_sample(tokens: Any) -> Any:
+    return tokens.reshape(len(tokens), count(tokens.shape[1:]))
 
 
 _ROWS = 1 << 18  # logits at a time

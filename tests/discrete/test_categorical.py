@@ -377,6 +377,14 @@ def test_neighbours_are_independent():
 
 LOGITS = np.zeros((2, 3, 5000), np.float32)
 draw = nf.categorical
+
+
+class NotNumPys:
+    """It has a dtype that NumPy does not know."""
+
+    dtype = "torch.int64"
+
+
 BAD = {
     "a list": (TypeError, "logits: expected an array", lambda o: draw([0.0], NOISE)),
     "integers": (TypeError, "logits: dtype int64", lambda o: draw(LOGITS.astype(int), NOISE, out=o)),
@@ -408,6 +416,16 @@ BAD = {
     "info": (ValueError, "info: 'logprob'.*log_prob", lambda o: draw(LOGITS, NOISE, info="logprob", out=o)),
     "where": (TypeError, "where: expected bool", lambda o: draw(LOGITS, NOISE, where=np.ones((2, 3)), out=o)),
     "dtype": (TypeError, "dtype uint8: expected int64", lambda o: draw(LOGITS, NOISE, dtype=np.uint8)),
+    "info number": (TypeError, "info: expected names among log_prob, .*got int", lambda o: draw(LOGITS, NOISE, info=3)),
+    "out on where": (
+        ValueError, "out overlaps an input in part",
+        lambda o: draw(LOGITS, NOISE, where=o.view(np.bool_).reshape(-1)[:6].reshape(2, 3), out=o),
+    ),
+    "out on positions": (
+        ValueError, "out overlaps an input in part",
+        lambda o: draw(LOGITS[:1], NOISE, positions=o.reshape(-1)[1:4].reshape(1, 3), out=o[:1]),
+    ),
+    "out of another kind": (TypeError, "out: expected an array", lambda o: draw(LOGITS, NOISE, out=NotNumPys())),
     "out": (ValueError, "out: expected shape", lambda o: draw(LOGITS, NOISE, out=np.zeros(2, int))),
     "a part": (
         ValueError, "partial=True",
@@ -421,6 +439,10 @@ BAD = {
     "rank of a part": (ValueError, "info: 'rank'", lambda o: draw(LOGITS, NOISE, info="rank", partial=True)),
     "parts": (TypeError, "combine: expected results", lambda o: nf.discrete.combine([3])),
     "no parts": (ValueError, "combine: expected at least one", lambda o: nf.discrete.combine([])),
+    "gap of an iterator": (
+        ValueError, "combine: expected tokens from 0",
+        lambda o: nf.discrete.combine(iter([nf.categorical(LOGITS, NOISE.window((3, 9096), (0, 4096)), partial=True)])),
+    ),
     "gap": (
         ValueError, "combine: expected tokens from 0",
         lambda o: nf.discrete.combine([nf.categorical(LOGITS, NOISE.window((3, 9096), (0, 4096)), partial=True)]),

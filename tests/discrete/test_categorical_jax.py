@@ -52,5 +52,7 @@ def test_bad_input():
         nf.categorical(logits, NOISE, out=np.zeros((1, 2), int))
     with pytest.raises(NotImplementedError, match=r"pass np\.asarray\(logits\)"):
         nf.categorical(logits, NOISE, partial=True)
+    with pytest.raises(TypeError, match="info: expected names among log_prob"):
+        nf.categorical(logits, NOISE, info=3)
     with pytest.raises(ValueError, match="temperature = -1"):
         nf.categorical(logits, NOISE, temperature=-1)

@@ -78,6 +78,18 @@ def test_the_gradient_may_take_the_place_of_the_logits(compiled):
             assert (loss, bits(gradient)) == (expected[0], bits(expected[1]))
 
 
+def test_the_gradient_may_lie_where_the_mask_lies(compiled):
+    """Seen to fail: the kernel read the mask after it wrote there, and ids that were not checked."""
+    logits, ids, masked, weight = case(50)
+    ids = np.where(masked, ids, -(10**8))
+    expected = loss_of(logits, ids, masked, weight, grad_out=True)
+    gradient = np.empty(logits.shape, np.float32)
+    mask = gradient.reshape(-1)[-2:].view(np.bool_)[: masked.size].reshape(masked.shape)
+    mask[...] = masked
+    loss, _ = loss_of(logits, ids, mask, weight, grad_out=gradient)
+    assert (loss, bits(gradient)) == (expected[0], bits(expected[1]))
+
+
 def test_confident_rows_keep_their_digits(compiled):
     """Where p is nearly 1: -log p is within 2 ulp. Seen to fail: sums in float32."""
     logits = np.zeros((1, 1, 1000), np.float32)

@@ -86,6 +86,7 @@ def test_known_values():
         (lambda: nf.discrete.linear()(1.5), ValueError, "t = 1.5: expected times from 0, clean, to 1"),
         (lambda: nf.discrete.llada(1.0), ValueError, "eps = 1.0: expected from 0 to below 1"),
         (lambda: nf.discrete.absorbing(2.0, 3), ValueError, "p = 2.0: expected a probability"),
+        (lambda: nf.discrete.absorbing(0.5 + 1j, 3), TypeError, "p: expected numbers"),
         (lambda: nf.discrete.uniform(0.5, 0), ValueError, "vocabulary = 0: expected at least 1"),
         (lambda: nf.discrete.gaussian(0.0, 5), ValueError, "beta = 0.0: expected a finite number above 0"),
         (lambda: nf.discrete.absorbing(0.5, 3) @ nf.discrete.uniform(0.5, 3), ValueError, "expected two of one kind"),

@@ -7,6 +7,7 @@ tempered logits for LLaDA's confidence; `before < bound`; the last position firs
 
 import itertools
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -422,6 +423,23 @@ MDLM = nf.samplers.mdlm(steps=3, mask_id=MASK)
         (lambda: nf.samplers.d3pm(steps=3), TypeError, "either mask_id, for masks, or vocabulary"),
         (lambda: nf.samplers.mdlm(steps=0, mask_id=9), ValueError, "steps = 0: expected a whole number"),
         (lambda: nf.samplers.mdlm(steps=[0.5, 0.7], mask_id=9), ValueError, "steps: expected times that fall"),
+        (lambda: MDLM.step(0.5, X, ZEROS, NOISE), TypeError, "i = 0.5: expected an integer, got float"),
+        (lambda: MDLM.sample(model_of(), (1, 2), NOISE, start=0.5), TypeError, "start = 0.5: expected an integer"),
+        (lambda: MDLM.start((1, 2), dtype="float32"), TypeError, "dtype float32: expected one of int64, int32"),
+        (lambda: nf.samplers.mdlm(steps=3, mask_id=1.5), TypeError, "mask_id = 1.5: expected an integer"),
+        (
+            lambda: nf.samplers.mdlm(steps=3, mask_id=9, temperature=-1),
+            ValueError,
+            "temperature = -1.0: expected 0",
+        ),
+        (lambda: nf.samplers.mdlm(steps=3, mask_id=9, top_k=-1), ValueError, "top_k = -1: expected an integer >= 0"),
+        (lambda: nf.samplers.mdlm(steps=3, mask_id=9, top_p=np.nan), ValueError, "top_p = nan: expected a number in"),
+        (
+            lambda: nf.samplers.llada(steps=3, mask_id=9, cfg_scale=np.nan),
+            ValueError,
+            "guidance = nan: expected a finite number",
+        ),
+        (lambda: nf.samplers.entropy_bound(steps=3, vocabulary=0), ValueError, "vocabulary = 0: expected from 1 to"),
         (lambda: nf.samplers.mdlm(steps=3, mask=9), TypeError, "mdlm has no argument 'mask'"),
         (
             lambda: nf.samplers.mdlm(steps=3, mask_id=9, schedule=nf.Schedule.linear()),
@@ -471,6 +489,29 @@ def test_scores_of_sedd():
 def test_a_finished_sample_stays(name):
     x = np.array([[0, 1], [1, 1]])
     assert np.array_equal(ALL[name].step(0, x, np.zeros((2, 2, K), np.float32), NOISE), x)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_samples_and_no_tokens(name):
+    """Seen to fail: NumPy could not reshape an array of size 0."""
+    for shape in ((0, 2), (2, 0)):
+        x = np.zeros(shape, np.int64)
+        assert ALL[name].step(0, x, np.zeros((*shape, K), np.float32), NOISE).shape == shape
+
+
+def test_what_a_pair_forbids_stays_forbidden():
+    """Where both have -inf, as the mask has to, guidance gives -inf. Seen to fail: -inf - -inf is a NaN."""
+    sampler = nf.samplers.llada(steps=1, mask_id=2, cfg_scale=1.5)
+    logits = np.array([[[0.5, 0.25, -np.inf], [-np.inf, 1.0, -np.inf]]], np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sampler.step(0, X * 0 + 2, (logits, logits), NOISE).tolist() == [[0, 1]]
+
+
+def test_a_token_below_0_has_no_probability():
+    """Seen to fail: -1 had the probability of the vocabulary's last token."""
+    sampler = nf.samplers.mdlm(steps=1, mask_id=MASK)
+    assert sampler.log_prob(0, X, ZEROS, X * 0 - 1).tolist() == [-np.inf]
 
 
 def test_a_network_that_fails_is_named():

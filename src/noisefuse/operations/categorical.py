@@ -139,19 +139,19 @@ def categorical(
     >>> token.tolist(), np.exp(info["log_prob"]).round(3).tolist()
     ([1], [0.25])
     """
+    wanted = _info(info, partial)
     other = library_of(logits)
     if other is not None:
         return other.categorical(
             logits, noise, temperature=temperature, top_k=top_k, top_p=top_p, where=where, positions=positions,
-            info=info, dtype=dtype, partial=partial, out=out,
+            info=wanted, dtype=dtype, partial=partial, out=out,
         )  # fmt: skip
-    wanted = _info(info, partial)
     x = as_array("logits", logits, LOGITS)
     if on_device(x):
         raise NotImplementedError("logits: categorical has no kernel for CUDA devices; copy them to host memory first")
     rows = _rows(x.shape)
     batch = rows[0] if rows else 1
-    settings = _settings(batch, temperature, top_k, top_p)
+    settings = settings_of(batch, temperature, top_k, top_p)
     names, first, vocabulary, places = _places(noise, x.shape, positions)
     of_sample = count(rows[1:])
     chosen = None if where is None else _chosen(where, rows)
@@ -166,7 +166,7 @@ def categorical(
     made = {name: np.zeros(rows, kind) for name, kind in INFO.items() if name in wanted}
     if out is None and chosen is not None:
         token[...] = -1
-    check_overlap([("out", token)], [x])
+    check_overlap([("out", token)], [x, places] if chosen is None else [x, places, chosen])
     n, size = x.shape[-1], count(rows)
     parts = _parts(size, -(-n // LOSS_CHUNK), wanted) if partial else None
     info_of_rows = {} if partial else {name: array.reshape(-1) for name, array in made.items()}
@@ -202,6 +202,7 @@ def combine(partials: Sequence[Partial], *, dtype: Any = None) -> Any:
     >>> np.array_equal(nf.discrete.combine(each), nf.categorical(logits, noise))
     True
     """
+    partials = tuple(partials)
     for part in partials:
         if not isinstance(part, Partial):
             raise TypeError(f"combine: expected results of categorical(.., partial=True), got {type(part).__name__}")
@@ -270,8 +271,10 @@ def _bad(rows: tuple[int, ...], row: int, kind: int) -> str:
 
 
 def _info(info: Any, partial: bool) -> tuple[str, ...]:
-    names = (info,) if isinstance(info, str) else tuple(info)
     allowed = OF_PARTS if partial else tuple(INFO)
+    if not isinstance(info, Iterable):
+        raise TypeError(f"info: expected names among {', '.join(allowed)}, got {type(info).__name__}")
+    names = (info,) if isinstance(info, str) else tuple(info)
     for name in names:
         if name not in allowed:
             of = " with partial=True" if partial else ""
@@ -288,9 +291,10 @@ def _rows(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:-1]
 
 
-def _settings(
+def settings_of(
     batch: int, temperature: Any, top_k: Any, top_p: Any
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+    """Returns the checked temperature, top_k and top_p, one for all samples or one for each."""
     heat = _setting("temperature", temperature, "iuf", batch).astype(np.float64)
     if (bad := ~((heat == 0) | ((heat >= LEAST) & (heat <= MOST)))).any():
         raise ValueError(f"temperature = {heat[bad][0]}: expected 0, or a number from 2^-64 to 2^64")
@@ -373,7 +377,7 @@ def _chosen(where: Any, rows: tuple[int, ...]) -> NDArray[np.bool_]:
 
 
 def _token_dtype(dtype: Any, out: Any) -> np.dtype[Any]:
-    found = np.dtype(dtype if dtype is not None else getattr(out, "dtype", np.int64))
+    found = np.dtype(dtype if dtype is not None else out.dtype if isinstance(out, np.ndarray) else np.int64)
     if found not in (np.dtype(np.int64), np.dtype(np.int32)):
         raise TypeError(f"{'dtype' if dtype is not None else 'out: dtype'} {found}: expected int64 or int32")
     return found

@@ -148,7 +148,7 @@ def _bools(name: str, value: Any, rows: tuple[int, ...]) -> NDArray[np.bool_]:
     array = as_numbers(name, value)
     if array.dtype != np.bool_:
         raise TypeError(f"{name}: expected bool, got {array.dtype}")
-    return _of_rows(name, array, rows)
+    return _of_rows(name, array.copy(), rows)  # the gradient may be written where it lies
 
 
 def _numbers(name: str, value: Any, rows: tuple[int, ...]) -> NDArray[np.float64]:
@@ -172,8 +172,8 @@ def _ids(ids: Any, rows: tuple[int, ...], counts: NDArray[np.bool_], n: int) -> 
         raise TypeError(f"ids: expected integers, got {array.dtype}")
     if array.shape != rows:
         raise ValueError(f"ids: expected shape {rows}, got {array.shape}")
-    flat = np.ascontiguousarray(array).reshape(-1)
+    flat = array.flatten()  # kernels read the numbers that are checked
     bad = counts & ((flat < 0) | (flat >= n))
     if bad.any():
         raise IndexError(f"ids: {flat[bad][0]} is out of range: expected 0 <= id < {n}")
-    return flat.astype(np.int64, copy=True)  # kernels read the numbers that were checked
+    return flat.astype(np.int64, copy=False)

@@ -411,7 +411,10 @@ def probabilities(name: str, given: Any) -> NDArray[np.float64]:
     need_plain(name, given)
     given = host_view(name, given)
     try:
-        values = np.asarray(library_for(given).to_numpy(given), np.float64)
+        values = np.asarray(library_for(given).to_numpy(given))
+        if values.dtype.kind == "c":
+            raise TypeError
+        values = values.astype(np.float64)
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected numbers, got {type(given).__name__}") from None
     if not lie_within(values, 0.0, 1.0):

@@ -21,15 +21,14 @@ def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, par
         raise TypeError("out: expected None, as arrays of JAX are not written to")
     if partial:
         raise NotImplementedError("partial: parts do not take arrays of JAX's: pass np.asarray(logits)")
-    names = (info,) if isinstance(info, str) else tuple(info)
     kind = jax.dtypes.canonicalize_dtype(np.int64 if dtype is None else dtype)
     given = {name: value for name, value in options.items() if isinstance(value, jax.Array)}
     fixed = {name: value for name, value in options.items() if name not in given}
 
     def on_host(logits: Any, given: Any, noise: Any) -> Any:
         arrays = {name: np.asarray(value) for name, value in given.items()}
-        token, known = _with_info(np.asarray(logits), noise, names, kind, arrays | fixed)
-        return token, [known[name] for name in names]
+        token, known = _with_info(np.asarray(logits), noise, info, kind, arrays | fixed)
+        return token, [known[name] for name in info]
 
     noises = names_of(noise)
     numbers = [(n.step, n.sample) for n in noises if is_tracer(n.step) or is_tracer(n.sample)]
@@ -37,13 +36,13 @@ def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, par
         token, known = jax.tree.map(jnp.asarray, on_host(logits, given, noise))
     else:
         shape = logits.shape[:-1]
-        shapes = [jax.ShapeDtypeStruct(shape, KINDS.get(name, np.int32)) for name in names]
+        shapes = [jax.ShapeDtypeStruct(shape, KINDS.get(name, np.int32)) for name in info]
         token, known = jax.pure_callback(
             lambda logits, given, numbers: on_host(logits, given, _named(noise, numbers)),
             (jax.ShapeDtypeStruct(shape, kind), shapes),
             *(jax.lax.stop_gradient(logits), given, numbers),
         )
-    return (token, dict(zip(names, known, strict=True))) if names else token
+    return (token, dict(zip(info, known, strict=True))) if info else token
 
 
 def _with_info(logits: Any, noise: Any, names: Any, kind: Any, options: dict[str, Any]) -> Any:

@@ -28,8 +28,7 @@ NAMED: dict[Any, torch.dtype] = {
 
 
 def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, partial: bool, **options: Any) -> Any:
-    names = (info,) if isinstance(info, str) else tuple(info)
-    if names:
+    if info:
         need_no_gradient(logits=logits)
     if is_compiling():
         plain = all(isinstance(options[name], int | float) for name in ("temperature", "top_k", "top_p"))
@@ -40,29 +39,29 @@ def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, par
             or options["where"] is not None
             or options["positions"] is not None
         ):
-            options |= {"info": names, "dtype": dtype, "out": out, "partial": partial}
+            options |= {"info": info, "dtype": dtype, "out": out, "partial": partial}
             return untraced(categorical, logits, noise, **options)
         settings = float(options["temperature"]), options["top_k"], float(options["top_p"])
         kind = _kind(dtype if out is None else out.dtype)
-        token, *known = torch.ops.noisefuse.categorical(logits, words_of(noise), *settings, ",".join(names), kind)
+        token, *known = torch.ops.noisefuse.categorical(logits, words_of(noise), *settings, ",".join(info), kind)
         token = copied(token, out)
-        return (token, dict(zip(names, known, strict=True))) if names else token
+        return (token, dict(zip(info, known, strict=True))) if info else token
     place = _place(logits, "categorical")
     arrays = {name: _read(name, value) for name, value in options.items()}
     dtype = TOKENS[_kind(dtype)] if isinstance(dtype, torch.dtype) else dtype
     given = None if out is None else _written(out)
     found = nf.categorical(
-        read("logits", logits, place), noise, info=names, dtype=dtype, partial=partial, out=given, **arrays
+        read("logits", logits, place), noise, info=info, dtype=dtype, partial=partial, out=given, **arrays
     )
     if partial:
         return found
-    token, known = found if names else (found, {})
+    token, known = found if info else (found, {})
     if out is None:
         result = torch.from_numpy(token)
     else:
         written(out)
         result = out
-    return (result, {name: torch.from_numpy(a) for name, a in known.items()}) if names else result
+    return (result, {name: torch.from_numpy(a) for name, a in known.items()}) if info else result
 
 
 def _place(logits: Any, operation: str) -> torch.device:
