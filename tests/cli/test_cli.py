@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from noisefuse.commands import info as _info
 from noisefuse.commands import selftest as _selftest
 from noisefuse.commands import shared as _shared
 from noisefuse.commands.bench import augment as _bench_augment
+from noisefuse.commands.bench import discrete as _bench_discrete
 from noisefuse.commands.bench import timing as _bench_timing
 from noisefuse.commands.bench.contenders import CONTENDERS, OPERATIONS, Case, contenders
 from noisefuse.commands.bench.results import doubts
@@ -261,6 +263,66 @@ def test_contenders_augment_alike(operation: str, dtype: str) -> None:
     for found in results.values():
         assert abs(found.mean() - results["naive"].mean()) < 0.005
         assert abs(found.std() - results["naive"].std()) < 0.005
+
+
+def test_bench_of_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It shows times over a copy of the ids, or a read of the logits. Seen to fail: over a copy of the logits."""
+    path = tmp_path / "times.json"
+    arguments = ["--discrete", "--quick", "--sizes", "2x16", "1x4x500", "--json", str(path)]
+    assert main(["bench", *arguments]) == 0
+    cases = [(result["operation"], result["dtype"]) for result in json.loads(path.read_text())["results"]]
+    kinds = ["int64" if operation.startswith("q_") else "float32" for operation in _bench_discrete.OPERATIONS]
+    assert cases == [*zip(_bench_discrete.OPERATIONS, kinds, strict=True)]
+    _, rows = records(capsys.readouterr().out)
+    for operation, dtype in cases:
+        size, plain = ("2x16", "copyto") if dtype == "int64" else ("1x4x500", "read")
+        ours, least = (rows[operation, "1", size, dtype, name] for name in ("noisefuse", plain))
+        assert float(ours["plain"]) == pytest.approx(float(ours["us"]) / float(least["us"]), rel=0.02)
+    assert main(["bench", "--discrete", "--device", "cuda"]) == 2
+    assert "bench --discrete runs on the CPU alone" in capsys.readouterr().err
+
+
+def test_bench_of_tokens_without_torch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(_bench, "interleaved", as_measured)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert main(["bench", "--discrete", "--sizes", "2x16", "--dtypes", "int64"]) == 0
+    shown = capsys.readouterr()
+    assert "noisefuse bench: torch is not installed, and so its rivals are left out\n" in shown.err
+    assert {name for *_, name in records(shown.out)[1]} == {"noisefuse", "copyto", "naive"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_contenders_of_tokens_do_the_same(dtype: str) -> None:
+    """Tokens that are almost certain, their probability, the loss's gradient, and the share of ids that change."""
+    torch = pytest.importorskip("torch")
+
+    def results(operation: str, shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
+        case = _bench_discrete.Tokens(operation, 1, shape, dtype)
+        if dtype != "int64":
+            case.x[..., 7] += 40
+        made = {name: make(case) for name, make in _bench_discrete.CONTENDERS.items()}
+        return {name: call() for name, call in made.items() if call and name not in ("copyto", "read")}
+
+    def floats(x: Any) -> Any:
+        return (x.detach().float().numpy() if isinstance(x, torch.Tensor) else x).astype(np.float64).ravel()
+
+    for operation in ("q_mask", "q_uniform"):
+        found = results(operation, (64, 400), "int64")
+        assert len(found) == 2
+        for _, changed in found.values():
+            assert abs(floats(changed).mean() - _bench_discrete.P) < 0.02
+    drawn = results("categorical", (1, 8, 300), dtype)
+    assert {*drawn} == {"noisefuse", "LLaDA", "eager"}
+    for name, (token, p) in drawn.items():
+        assert (floats(token) == 7).all()
+        log_p = p["log_prob_raw"] if name == "noisefuse" else p.log() if name == "LLaDA" else p
+        assert np.allclose(floats(log_p), 0, atol=1e-6)
+    greedy = results("greedy", (1, 8, 300), dtype)
+    assert all((floats(token) == 7).all() for token in greedy.values())
+    losses = results("masked_cross_entropy", (1, 8, 300), dtype)
+    (_, ours), theirs = losses["noisefuse"], losses["eager"]
+    assert np.allclose(floats(ours), floats(theirs), rtol=0.01 if dtype == "bfloat16" else 1e-5, atol=1e-9)
+    assert floats(ours).any()
 
 
 @pytest.mark.parametrize("columns", [80, 40])
@@ -748,6 +810,7 @@ def test_all_tables_fit_a_terminal(
     for command in (
         "bench --sizes 256x3x128x128 --dtypes bfloat16 uint8",
         "bench --augment --quick",
+        "bench --discrete --quick",
         f"demo {photograph.name}",
         "demo --samplers",
         "info",

@@ -339,12 +339,13 @@ def test_frequencies(log2, vocabulary):
             assert abs(chi_square(place[token], p[kept] / p.sum())) < 5
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_frequencies_of_a_large_vocabulary():
-    """2^18 draws of 126,464 tokens, in cells of equal probability."""
+    """2^18 draws of 126,464 tokens, in cells of about equal probability."""
     logits = logits_of(126_464, 2.0)
     p = np.exp(logits.astype(np.float64))
-    cell = np.minimum((np.cumsum(p) / p.sum() * 256).astype(int), 255)
+    cells = np.minimum((np.cumsum(p) / p.sum() * 256).astype(int), 255)
+    cell = np.unique(cells, return_inverse=True)[1]  # a probable token leaves the next cell empty
     expected = np.bincount(cell, p) / p.sum()
     token = [
         nf.categorical(np.broadcast_to(logits, (64, logits.size)), nf.Noise(3, sample=64 * n)) for n in range(4096)
@@ -352,7 +353,7 @@ def test_frequencies_of_a_large_vocabulary():
     assert abs(chi_square(cell[np.concatenate(token)], expected)) < 5
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_tail_is_drawn():
     """262,144 tokens of 2^-33 beside one of nearly 1: of 2^20 draws 32 are expected. (vLLM's test of its sampler:
     uniforms of 24 bits give none.)"""

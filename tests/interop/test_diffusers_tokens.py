@@ -134,6 +134,17 @@ def test_block_refinement_at_temperature_0(mask):
         x = {own: a.prev_sample, theirs: b.prev_sample}
 
 
+def test_tokens_of_logits_are_drawn_without_a_scheduler_as_diffusers_draws_them():
+    """BlockRefinement has a function for it, also after a step with keys. Seen to fail: a method of an instance."""
+    own, _ = made("BlockRefinementScheduler", block_length=L)
+    own.step(logits_of(B, L, V), 2, tokens_of(B, L), temperature=0.8, generator=NOISE)
+    for of in (keyed.BlockRefinementScheduler, own):
+        options = {"temperature": 0.0, "top_k": None, "top_p": None, "generator": None, "use_multinomial": False}
+        token, p = of._sample_from_logits(logits_of(B, L, V, seed=5), **options)
+        assert torch.equal(token, logits_of(B, L, V, seed=5).argmax(-1))
+        assert torch.equal(p, logits_of(B, L, V, seed=5).softmax(-1).amax(-1))
+
+
 def test_amused_masks_the_least_certain_ones():
     own, theirs = made("AmusedScheduler", V)
     for scheduler in (own, theirs):

@@ -117,20 +117,17 @@ class BlockRefinementScheduler(diffusers.BlockRefinementScheduler):
         if not _is_noise(generator):
             return _base(super()).step(model_output, timestep, sample, generator=generator, **options)
         noise, v = _at(generator, int(timestep)), model_output.shape[-1]
-        self._drawn = _drawn_tokens(model_output, noise, options)
+        drawn = _drawn_tokens(model_output, noise, options)
+        self._sample_from_logits = lambda logits, **options: drawn
         asked = options.pop("return_dict", True)
         try:
             made = _base(super()).step(model_output, timestep, sample, generator=None, return_dict=True, **options)
         finally:
-            del self._drawn
+            del self._sample_from_logits
         if options.get("mask_token_id") is None:
             new, _ = nf.q_uniform(sample, 1.0, noise, v)
             made.prev_sample = torch.where(_base(self)._committed, made.prev_sample, new)
         return made if asked else made.to_tuple()
-
-    def _sample_from_logits(self, logits: Tensor, **options: Any) -> Any:
-        drawn = getattr(self, "_drawn", None)
-        return drawn or diffusers.BlockRefinementScheduler._sample_from_logits(logits, **options)
 
 
 def _drawn_tokens(logits: Tensor, noise: Any, options: dict[str, Any]) -> Any:

@@ -64,18 +64,19 @@ def _print_each(records: Records, measured: Iterator[Result]) -> list[Result]:
 
 
 def _device(arguments: argparse.Namespace) -> Device:
-    if arguments.augment and arguments.device != "cpu":
-        raise OSError("bench --augment runs on the CPU alone")
-    if not arguments.augment and arguments.device == "cpu":
+    other = "augment" if arguments.augment else "discrete" if arguments.discrete else None
+    if other and arguments.device != "cpu":
+        raise OSError(f"bench --{other} runs on the CPU alone")
+    if not other and arguments.device == "cpu":
         return cpu()
-    module = import_module(".augment" if arguments.augment else ".cuda", __package__)
+    module = import_module(f".{other or arguments.device}", __package__)
     device: Device = module.device()
     return device
 
 
 def cases(device: Device, arguments: argparse.Namespace) -> list[Case]:
     sizes = arguments.sizes or (device.sizes[:2] if arguments.quick else device.sizes)
-    dtypes = arguments.dtypes or (device.dtypes[:1] if arguments.quick else device.dtypes)
+    dtypes = arguments.dtypes or (device.dtypes[: device.quick] if arguments.quick else device.dtypes)
     if "bfloat16" in dtypes:
         float_dtype("bfloat16")  # if it is missing, the error comes before the work
     grid = itertools.product(device.operations, arguments.threads or [device.threads], sizes, dtypes)

@@ -35,6 +35,8 @@ WALK_STEPS = 10  # enough to show that the walk does not go through memory
 # The number of arrays that an operation reads or writes. For a walk, its steps count as if they went through memory.
 ARRAYS = {"randn": 1, "q_sample": 2, "q_step": 2, "q_walk": 2, "ddim": 3, "ddpm": 3, "mse_loss": 2}
 ARRAYS |= dict.fromkeys(("gaussian", "multiplicative", "poisson"), 2)
+ARRAYS |= {"q_mask": 2, "q_uniform": 2, "categorical": 1, "greedy": 1, "masked_cross_entropy": 2}
+PLAIN = {"copyto": 2, "read": 1}  # the plain passes, and their arrays
 
 # ---- cases -------------------------------------------------------------------------------------------------
 
@@ -58,7 +60,12 @@ class Case:
 
     @property
     def exists(self) -> bool:
-        return self.dtype not in LEVELS or self.operation == "q_sample"
+        return self.dtype in FLOATS or (self.dtype in LEVELS and self.operation == "q_sample")
+
+    @property
+    def plain(self) -> str:
+        """The contender that is the yardstick, one of PLAIN."""
+        return "copyto"
 
     def bytes(self, arrays: int) -> int:
         """Returns the bytes of so many arrays: one that is written, and others that are read."""
@@ -294,7 +301,9 @@ RIVALS = {
     "numba": "noisefuse on its backend of that name",
     "naive": "NumPy as papers write it, one thread",
     "tuned": "NumPy with its fastest generator and out=, one thread",
+    "LLaDA": "what its code does, in torch",
     "torch": "torch with out=",
+    "eager": "torch's usual way: rand and where, softmax and multinomial, argmax, cross_entropy",
     "torch.compile": "torch, compiled",
     "CuPy": "as papers write it",
     "albumentations": "image by image",

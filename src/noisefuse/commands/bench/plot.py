@@ -20,7 +20,9 @@ COLORS = {
     "numba": "#8fb4fb",
     "naive": "#dde1e8",
     "tuned": GREY,
+    "LLaDA": "#f9c48d",
     "torch": ORANGE,
+    "eager": ORANGE,
     "torch.compile": "#f9c48d",
     "CuPy": "#dde1e8",
     "JAX": "#5bb592",
@@ -43,6 +45,7 @@ class Plot:
         names = [name for name in COLORS if any(name in timings for _, timings in results)]
         panels = [(title, list(group)) for title, group in itertools.groupby(results, lambda result: result[0].group)]
         widest = max(of_copy(case, timings, name) for case, timings in results for name in timings)
+        passes = "a plain " + " or ".join(sorted({case.plain.removesuffix("to") for case, _ in results}))
         columns, cases = min(2, len(panels)), max(len(group) for _, group in panels)
         rows = -(-len(panels) // columns)
         with matplotlib.rc_context(STYLE):
@@ -51,16 +54,16 @@ class Plot:
             for ax in axes[len(panels) :]:
                 ax.remove()
             for ax, (title, group) in zip(axes, panels, strict=False):
-                _panel(ax, group, names, widest)
+                _panel(ax, group, names, widest, passes)
                 ax.set(title=title, xlim=(0, 1.05 * widest), ylim=(cases - 0.5, -0.5))
             handles, labels = axes[0].get_legend_handles_labels()
             self.figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), frameon=False)
-            meaning = "bandwidth as a share of a plain copy's; on the bars GB/s, and how many times as long others take"
+            meaning = f"bandwidth as a share of {passes}'s; on the bars GB/s, and how many times as long others take"
             self.figure.supxlabel(f"{meaning}\n{describe(where)}", size=9)
             self.figure.savefig(self.path, dpi=120)
 
 
-def _panel(ax: Any, group: Sequence[Result], names: Sequence[str], widest: float) -> None:
+def _panel(ax: Any, group: Sequence[Result], names: Sequence[str], widest: float, passes: str) -> None:
     height = 0.88 / len(names)
     for j, name in enumerate(names):
         for i, (case, timings) in enumerate(group):
@@ -71,7 +74,7 @@ def _panel(ax: Any, group: Sequence[Result], names: Sequence[str], widest: float
                 ax.barh(y, share, 0.9 * height, color=COLORS[name])
                 label_bar(ax, share, y, text, widest, COLORS[name], size=7.5, weight="normal" if j else "bold")
         ax.barh(0, 0, color=COLORS[name], label=name)  # for the legend, even if the contender did not run
-    ax.axvline(1, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label="a plain copy", zorder=0)
+    ax.axvline(1, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label=passes, zorder=0)
     ax.set_yticks(range(len(group)), [f"{case.size}\n{case.dtype}" for case, _ in group])
     ax.tick_params(axis="y", length=0, pad=6)
     ax.tick_params(axis="x", labelbottom=True)

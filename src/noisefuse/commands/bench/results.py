@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..shared import busy, wrapped
-from .contenders import ARRAYS, RIVALS, Case
+from .contenders import ARRAYS, PLAIN, RIVALS, Case
 from .timing import Device, Timing
 
 Old: TypeAlias = dict[tuple[str, int, tuple[int, ...], str], dict[str, float]]
@@ -23,10 +23,11 @@ CREDIBLE = 0.9  # of the time of `randn`; less is no way to measure `q_sample`
 COLUMNS = {
     "img/s": "images a second",
     "us": "microseconds a call, the median",
-    "ns": "nanoseconds per noised element, the median",
+    "ns": "nanoseconds per element, at each step of a walk, the median",
     "±": "half of what lies between the quartiles",
     "GB/s": "each input read once, each output written once (at each step of a walk)",
     "copy": "GB/s as a share of copyto's (NumPy's: on one thread)",
+    "plain": "time over that of a plain pass: a copy of the ids, a read of the logits",
     "old": "times as fast as in the stored run",
     "ratio": "time over noisefuse's",
 }
@@ -133,6 +134,7 @@ def figures(case: Case, timings: Mapping[str, Timing], name: str, old: Old | Non
         "±": f"{timing.spread:.0%}",
         "GB/s": _digits(bandwidth(case, timings, name)),
         "copy": _digits(of_copy(case, timings, name), 2),
+        "plain": _digits(timing.median / timings[case.plain].median),
         "old": f"{before / ns:.2f}" if before else "",
         "ratio": _digits(timing.median / own.median),
     }
@@ -140,11 +142,11 @@ def figures(case: Case, timings: Mapping[str, Timing], name: str, old: Old | Non
 
 def bandwidth(case: Case, timings: Mapping[str, Timing], name: str) -> float:
     """Returns the bytes that a call reads and writes in a second, in GB/s."""
-    return case.bytes(2 if name == "copyto" else ARRAYS[case.operation]) / timings[name].median / 1e9
+    return case.bytes(PLAIN.get(name, ARRAYS[case.operation])) / timings[name].median / 1e9
 
 
 def of_copy(case: Case, timings: Mapping[str, Timing], name: str) -> float:
-    return bandwidth(case, timings, name) / bandwidth(case, timings, "copyto")
+    return bandwidth(case, timings, name) / bandwidth(case, timings, case.plain)
 
 
 def _digits(value: float, digits: int = 3) -> str:

@@ -90,7 +90,8 @@ def _timing(values: Sequence[float]) -> Timing:
 
 @dataclass(frozen=True)
 class Device:
-    """The place of a benchmark, its default measurements, and its clock. `--quick` takes the first two sizes."""
+    """The place of a benchmark, its default measurements, and its clock. `--quick` takes the first two sizes, and so
+    many dtypes."""
 
     where: Mapping[str, Any]
     operations: Sequence[str]
@@ -101,6 +102,7 @@ class Device:
     clock: Clock = _on_the_wall
     case: type[Case] = Case
     columns: Sequence[str] = ("ns", "±", "GB/s", "copy")
+    quick: int = 1
 
 
 def machine() -> dict[str, Any]:
