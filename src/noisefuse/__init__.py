@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from . import interop as interop
     from . import legacy as legacy
     from . import numba as numba
+    from . import views as views
 
 __all__ = [
     "NOISE_VERSION", "DiscreteSampler", "Noise", "Row", "Sampler", "Schedule", "Tableau", "TokenRow", "TokenTable",

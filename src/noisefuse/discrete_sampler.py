@@ -51,7 +51,7 @@ class TokenState:
     __slots__ = ("asked", "drawn", "info", "log_prob", "taken")
 
     def __init__(self, asked: tuple[str, ...] = ()) -> None:
-        self.asked = asked
+        self.asked: tuple[str, ...] = asked
         self.drawn: Any = None
         self.taken: Any = None
         self.log_prob: Any = None

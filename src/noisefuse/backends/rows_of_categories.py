@@ -48,16 +48,19 @@ class Softmax:
     """What the chunks of a row say of its softmax: their largest logits, and their sums over the largest term."""
 
     def __init__(self, of: Arithmetic, temperature: float, largest: Array, sums: Any, spreads: Any = None) -> None:
-        self.of, self.beta, self.most = of, np.float64(1 / temperature), np.float64(largest.max())
-        self.certain = self.most == ALL
-        self.total, self.spread = np.zeros(1), np.zeros(1)
+        self.of: Arithmetic = of
+        self.beta: np.float64 = np.float64(1 / temperature)
+        self.most: np.float64 = np.float64(largest.max())
+        self.certain: bool = bool(self.most == ALL)
+        self.total: Array = np.zeros(1)
+        self.spread: Array = np.zeros(1)
         for c in np.flatnonzero(largest > NONE) if not self.certain else ():
             behind = np.array([self.most - largest[c]])
             weight = of.exp(-(behind * self.beta))
             self.total = of.fma(weight, sums[c], self.total)
             if spreads is not None:
                 self.spread = of.fma(weight, of.fma(behind, sums[c], spreads[c]), self.spread)
-        self.ln = self.total if self.certain else of.minus_two_ln(self.total) * -0.5
+        self.ln: Array = self.total if self.certain else of.minus_two_ln(self.total) * -0.5
 
     def log_prob(self, x: Any) -> Any:
         return 0.0 if self.certain else self.of.fma(x - self.most, self.beta, -self.ln)[0]

@@ -18,7 +18,7 @@ from .internals import is_compiling, operator, untraced, written
 
 KINDS = {"log_prob": torch.float32, "log_prob_raw": torch.float32, "entropy": torch.float32, "margin": torch.float32}
 KINDS["rank"] = torch.int32
-TOKENS = {torch.int64: np.int64, torch.int32: np.int32}
+TOKENS: dict[torch.dtype, type[np.signedinteger[Any]]] = {torch.int64: np.int64, torch.int32: np.int32}
 NAMED: dict[Any, torch.dtype] = {
     "int64": torch.int64,
     "int32": torch.int32,
