@@ -256,7 +256,7 @@ def test_contenders_augment_alike(operation: str, dtype: str) -> None:
     """Compares the mean and the spread of each one's result on a grey image."""
     for library in ("albumentations", "torchvision"):
         pytest.importorskip(library)
-    case = _bench_augment.Images(operation, 1, (1, 128, 128, 3), dtype)
+    case = _bench_augment.Images(operation, 1, (1, 256, 256, 3), dtype)
     vars(case)["x"] = np.full(case.shape, case.white / 2, dtype)
     made = {name: make(case) for name, make in _bench_augment.CONTENDERS.items() if name != "copyto" and case.exists}
     results = {name: np.asarray(call(), np.float64) / case.white for name, call in made.items() if call}
