@@ -176,7 +176,7 @@ def text_diffusion():
 
 
 def test_characters_are_learned_and_written(text_diffusion, tmp_path, capsys, monkeypatch):
-    """Its runs in halves and on ranks are compared as it runs. Seen to fail: no backward(), the next step's noise."""
+    """Its runs in halves and on ranks are compared as it runs."""
     monkeypatch.setattr(text_diffusion, "LENGTH", 32)
     monkeypatch.setattr(text_diffusion.Network.__init__, "__defaults__", (32, 2))
     text = text_diffusion.load()

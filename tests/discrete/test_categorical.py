@@ -82,7 +82,7 @@ def test_bits_of_threads_and_batches(compiled, threads):
 
 @pytest.mark.parametrize("shards", [1, 2, 4])
 def test_shards_of_the_vocabulary(compiled, shards):
-    """Seen to fail: a shard that counts its tokens from 0, and chunks added from the last on."""
+    """Seen to fail: a shard that counts its tokens from 0."""
     logits, info = logits_of((2, 3, 15_000), 2.0), ("log_prob", "log_prob_raw")
     logits[1, 2, 4096:8192] = -np.inf  # a shard without a token that can win
     for temperature in (1.0, [0.5, 0.0]):

@@ -29,7 +29,7 @@ def test_arrays_give_numpys_bits(dtype):
 
 
 def test_one_program_serves_all_steps():
-    """Seen to fail: a step that the program keeps."""
+    """A step and a temperature that change compile nothing anew."""
     traces = []
 
     @jax.jit
