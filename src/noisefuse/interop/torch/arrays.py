@@ -20,7 +20,7 @@ import noisefuse as nf
 
 from ...ground import layouts
 from ...language.levels import FLOATS, LEVELS
-from .internals import is_dual, written
+from .internals import is_compiling, is_dual, written
 
 try:
     import ml_dtypes
@@ -224,7 +224,7 @@ def in_format(result: Tensor, x: Tensor) -> Tensor:
     form = FORMATS.get(x.ndim)
     if form is None or result.ndim != x.ndim or x.is_contiguous() or not x.is_contiguous(memory_format=form):
         return result
-    if not result.is_cpu or is_copied(result):
+    if is_compiling() or type(result) is not Tensor or not result.is_cpu or is_copied(result):
         return result.contiguous(memory_format=form)
     array = memory("result", result, CPU)
     made: Tensor = as_tensor(layouts.copy(array, array.dtype, (0, *range(2, x.ndim), 1)), None, result.dtype)
