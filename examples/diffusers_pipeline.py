@@ -29,7 +29,8 @@ from rich.progress import track
 from rich.table import Table
 
 import noisefuse as nf
-from noisefuse.interop.diffusers import SCHEDULERS, accelerate
+from noisefuse.interop.diffusers import SCHEDULERS as ALL
+from noisefuse.interop.diffusers import accelerate
 
 SEED, PICTURES, STEPS = 2026, 4, 20
 PIPELINES = {"DDPM": {}, "DDIM": {"eta": 0.5}}
@@ -73,6 +74,10 @@ def draw(rows: dict[str, np.ndarray], out: Path) -> None:
 
 
 # ---- steps -------------------------------------------------------------------------------------------------
+
+# Those that have a step's usual arguments, and as many steps as are asked for.
+OTHERS = "CogVideoXDPMScheduler", "ConsistencyDecoderScheduler", "DDPMWuerstchenScheduler"
+SCHEDULERS = [kind for kind in ALL if kind.__name__ not in OTHERS]
 
 
 def microseconds(scheduler: Any, shape: tuple[int, ...], noise: nf.Noise | None = None) -> float:
