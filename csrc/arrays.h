@@ -44,7 +44,7 @@ struct View {
     bool writable, is_tensor;
 
     bool same_shape(const View& other) const {
-        return ndim == other.ndim && std::memcmp(shape, other.shape, sizeof(int64_t) * static_cast<size_t>(ndim)) == 0;
+        return ndim == other.ndim && std::equal(shape, shape + ndim, other.shape);
     }
     bool overlaps(const View& other) const { return data < other.data + other.bytes && other.data < data + bytes; }
 };
