@@ -167,7 +167,7 @@ def reference(app, document, code):
 
 
 def of_another_library(literal):
-    """Whether a name stands in a table's column of names elsewhere, or of extras, and so is none of ours."""
+    """Tells whether a name stands in a table's column of names elsewhere, or of extras, and so is none of ours."""
     cell = literal
     while cell is not None and not isinstance(cell, nodes.entry):
         cell = cell.parent
@@ -325,7 +325,7 @@ def show_gallery(app, document, content):
 
 
 def describe_page(app, page, template, context, doctree):
-    """What other sites show of a link: a title, a sentence and the card."""
+    """Describes a page for other sites, which show a link with a title, a sentence and the card."""
     site = PROJECT["urls"]["Documentation"]
     tags = {
         "og:title": f"{context.get('title', project)} - {project}".removeprefix(f"{project} - "),

@@ -264,7 +264,7 @@ def logo() -> Drawing:
 
 
 def card() -> Drawing:
-    """What other sites show of a link to the documentation."""
+    """Draws the card that other sites show beside a link to the documentation."""
     d = Drawing(1200, 630, "noisefuse: fused kernels for diffusion models and data augmentation")
     dots(d, 70, 60, 30)
     d.text(250, 165, "noisefuse", "start", 84, BOLD)

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .ground.kinds import library_for, need_plain
 from .language.chains import Transition
 from .mask_schedule import MaskSchedule, cosine, geometric, linear, llada, log_linear
 from .noise import TIMES, Noise, got, need_stream_0
@@ -161,8 +160,7 @@ def gaussian(beta: float, vocabulary: int) -> NDArray[np.float64]:
 
 
 def _probability(p: Any) -> float:
-    need_plain("p", p)
-    values = probabilities("p", library_for(p).to_numpy(p))
+    values = probabilities("p", p)
     if values.ndim:
         raise ValueError(f"p: expected a number, got shape {values.shape}")
     return float(values)

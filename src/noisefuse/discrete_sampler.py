@@ -38,7 +38,7 @@ FLOATS = ("float32", "float16", "bfloat16")
 
 
 class TokenState:
-    """What a run remembers from step to step: `DiscreteSampler.state` makes it.
+    """The memory of a run from step to step: `DiscreteSampler.state` makes it.
 
     Attributes:
         drawn: the tokens that the last step drew, int64 of x's shape, and x where none was drawn: the network's view of
@@ -269,7 +269,7 @@ class DiscreteSampler:
         self, i: int, x: Array, logits: Array, x_next: Array, upstream: ArrayLike, by_next: Any, by_own: Any
     ) -> NDArray[Any]:
         """Returns `log_prob_grad` from what `log_prob_parts` found."""
-        temperature, shape = self._temperature(i), by_next.shape
+        temperature, shape = self._temperature(self._row(i)), by_next.shape
         above = as_numbers("upstream", upstream)
         if above.dtype.kind not in "iuf" or above.shape not in ((), shape[:1]):
             raise ValueError(f"upstream: expected a number or {shape[:1]} of them, got {above.dtype} {above.shape}")
@@ -347,8 +347,8 @@ class DiscreteSampler:
             raise IndexError(f"i = {i} is out of range: {self.table.name} has {len(self)} rows")
         return self.table.rows[number]
 
-    def _temperature(self, i: int) -> float:
-        return self.table.temperature * self._row(i).temperature
+    def _temperature(self, row: TokenRow) -> float:
+        return self.table.temperature * row.temperature
 
     def _time(self, i: int, x: Any) -> Any:
         t = self.table.rows[i].time
@@ -388,7 +388,7 @@ class DiscreteSampler:
             raise TypeError(f"logits: expected an array of x's kind, got {type(logits).__name__}")
         if array.dtype.name not in FLOATS:
             raise TypeError(f"logits: dtype {array.dtype} is not supported, expected one of {', '.join(FLOATS)}")
-        length = int(np.prod(array.shape[1:-1])) if array.ndim > 1 else 0
+        length = count(array.shape[1:-1]) if array.ndim > 1 else 0
         if array.ndim < 3 or (len(array), length) != shape:
             raise ValueError(f"logits: expected x's shape {shape} and an axis of V, got {array.shape}")
         return array.reshape(*shape, array.shape[-1])
@@ -396,7 +396,7 @@ class DiscreteSampler:
     def _drawn(self, row: TokenRow, logits: Any, noise: Any, may: NDArray[np.bool_], info: tuple[str, ...]) -> Drawn:
         table = self.table
         options: dict[str, Any] = {"top_k": table.top_k, "top_p": table.top_p, "info": info}
-        options["temperature"] = table.temperature * row.temperature
+        options["temperature"] = self._temperature(row)
         made: Any = categorical(logits, noise, where=None if may.all() else may, **options)
         token, known = made if info else (made, {})
         token = np.where(may, token, 0)
@@ -418,7 +418,7 @@ class DiscreteSampler:
         self._need_law(row)
         if self.table.top_k or self.table.top_p < 1:
             raise ValueError(f"log_prob: expected no top_k and top_p, got {self.table.top_k} and {self.table.top_p}")
-        temperature = self.table.temperature * row.temperature
+        temperature = self._temperature(row)
         if temperature == 0:
             raise ValueError("log_prob: expected a temperature above 0, as it has no density at 0")
         v = logits.shape[-1]
@@ -440,7 +440,7 @@ _ROWS = 1 << 18  # logits at a time
 
 def _parts(shape: tuple[int, ...]) -> Any:
     n = max(1, _ROWS // shape[-1])
-    rows = int(np.prod(shape[:-1]))
+    rows = count(shape[:-1])
     return (slice(at, at + n) for at in range(0, rows, n))
 
 

@@ -230,6 +230,21 @@ def copy(x: Array, dtype: np.dtype[Any]) -> Array:
     return made
 
 
+def spread(name: str, x: Array, shape: tuple[int, ...]) -> Array:
+    """Returns x broadcast to this shape, C-contiguous."""
+    try:
+        return np.ascontiguousarray(np.broadcast_to(x, shape))
+    except ValueError:
+        raise ValueError(f"{name}: expected a shape that broadcasts to {shape}, got {x.shape}") from None
+
+
+def spread_bools(name: str, x: Array, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Returns bools broadcast to this shape, C-contiguous."""
+    if x.dtype != np.bool_:
+        raise TypeError(f"{name}: expected bool, got {x.dtype}")
+    return spread(name, x, shape)
+
+
 def overlap(a: Array, b: Array) -> bool:
     """Tells whether two contiguous arrays share memory."""
     if not on_device(a) and not on_device(b):

@@ -34,7 +34,7 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
-    """What a backend computes. reference.py says what each is."""
+    """The functions that a backend computes. reference.py describes each."""
 
     scores: Callable[[Array, NDArray[np.int64], float, tuple[int, int, int], int], Array]
     chunk_sums: Callable[[Array, Scale, Array], tuple[Array, Array]]
@@ -45,7 +45,7 @@ class Arithmetic:
 
 
 class Softmax:
-    """What the chunks of a row say of its softmax: their largest logits, and their sums over the largest term."""
+    """A row's softmax, from its chunks: their largest logits, and their sums in units of the largest term."""
 
     def __init__(self, of: Arithmetic, temperature: float, largest: Array, sums: Any, spreads: Any = None) -> None:
         self.of: Arithmetic = of

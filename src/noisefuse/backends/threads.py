@@ -12,6 +12,8 @@ from itertools import repeat
 from pathlib import Path
 from queue import SimpleQueue
 
+from ..ground.processors import processors
+
 _count: int | None = None
 
 
@@ -26,7 +28,7 @@ def from_environment() -> int | None:
 def count() -> int:
     global _count
     if _count is None:
-        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        allowed = processors()
         _count = from_environment() or min(allowed, quota() or allowed)
     return _count
 

@@ -180,7 +180,7 @@ TOKENS, POSITIONS = 1 << TOKEN_BITS, 1 << 34 - TOKEN_BITS
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a race in a part of the vocabulary leaves for the whole: of each row, and of each chunk of a row."""
+    """The results of a race in a part of the vocabulary: for each row, and for each chunk of a row."""
 
     score: NDArray[np.float64]  # (rows,): of the winner
     winner: NDArray[np.float32]  # (rows,): its logit
@@ -216,7 +216,7 @@ class Race:
 
 @dataclass(frozen=True, slots=True)
 class CrossEntropy:
-    """Of rows of logits -log softmax(x)[id], and their gradient w g / n (softmax - 1 at the id), docs/loss.md."""
+    """A call for -log softmax(x)[id] of rows, and its gradient w g / n (softmax - 1 at the id): docs/loss.md."""
 
     logits: Array  # (rows, n) float32, float16 or bfloat16
     ids: NDArray[np.int64]  # (rows,)

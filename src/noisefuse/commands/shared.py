@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..ground.processors import processors
+
 WIDTH = 80  # characters in a line of a table, as a terminal has at least
 APART = 10.0  # seconds between lines of progress that no terminal shows
 
@@ -36,10 +38,6 @@ class Progress:
     def clear(self) -> None:
         if self.terminal:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-
-def processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def load() -> float | None:

@@ -572,7 +572,7 @@ _SOLVERS = {"midpoint": "midpoint", "heun": "heun", "phi_1": "midpoint", "phi_2"
 
 
 class Entry(NamedTuple):
-    """What there is for a name of ComfyUI's menu of samplers.
+    """An entry of ComfyUI's menu of samplers: our function for its name, or the reason why there is none.
 
     Attributes:
         sampler: the name of the sampler in `nf.samplers` by which it runs; "" where there is none.
@@ -594,7 +594,7 @@ class Entry(NamedTuple):
 
 
 class _Rule(NamedTuple):
-    """How a function is made: see `_function`."""
+    """Says how a function is made: see `_function`."""
 
     doc: str
     own: str = ""

@@ -11,7 +11,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
-from ..arguments.arrays import as_array, as_numbers, check_overlap, contiguous, count, on_device, output
+from ..arguments.arrays import (
+    as_array,
+    as_numbers,
+    check_overlap,
+    contiguous,
+    count,
+    on_device,
+    output,
+    spread,
+    spread_bools,
+)
 from ..arguments.calls import names_or_array
 from ..arguments.types import Array, ArrayT
 from ..call.description import LOSS_CHUNK, POSITIONS, TOKENS, Parts, Race
@@ -154,7 +164,7 @@ def categorical(
     settings = settings_of(batch, temperature, top_k, top_p)
     names, first, vocabulary, places = _places(noise, x.shape, positions)
     of_sample = count(rows[1:])
-    chosen = None if where is None else _chosen(where, rows)
+    chosen = None if where is None else spread_bools("where", as_numbers("where", where), rows).reshape(-1)
     if partial:
         _need_whole_chunks(first, x.shape[-1], vocabulary, settings, chosen, out)
     elif (first, x.shape[-1]) != (0, vocabulary):
@@ -339,10 +349,7 @@ def _places(
         places = as_numbers("positions", positions)
         if places.dtype.kind not in "iu":
             raise TypeError(f"positions: expected integers, got {places.dtype}")
-        try:
-            places = np.broadcast_to(places, rows)
-        except ValueError:
-            raise ValueError(f"positions: expected a shape that broadcasts to {rows}, got {places.shape}") from None
+        places = spread("positions", places, rows)
     else:
         places = _counted(names, rows, count(rows[1:]))
     if places.size and (int(places.min()) < 0 or int(places.max()) >= POSITIONS):
@@ -364,16 +371,6 @@ def _counted(names: tuple[Noise, ...], rows: tuple[int, ...], of_sample: int) ->
         moved = tuple(i + start for i, start in zip(index, name.window_start[:-1], strict=True))
         each.append(np.ravel_multi_index(moved, name.window_shape[:-1]))
     return np.broadcast_to(np.stack(each) if each else place, (rows[0] if rows else 1, of_sample)).reshape(rows)
-
-
-def _chosen(where: Any, rows: tuple[int, ...]) -> NDArray[np.bool_]:
-    mask = as_numbers("where", where)
-    if mask.dtype != np.bool_:
-        raise TypeError(f"where: expected bool, got {mask.dtype}")
-    try:
-        return np.ascontiguousarray(np.broadcast_to(mask, rows)).reshape(-1)
-    except ValueError:
-        raise ValueError(f"where: expected a shape that broadcasts to {rows}, got {mask.shape}") from None
 
 
 def _token_dtype(dtype: Any, out: Any) -> np.dtype[Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
-from ..arguments.arrays import as_array, as_numbers, contiguous, count, on_device, output
+from ..arguments.arrays import as_array, as_numbers, contiguous, count, on_device, output, spread, spread_bools
 from ..arguments.types import Array, ArrayT
 from ..call.description import TOKENS, CrossEntropy
 from ..ground.float_mode import float_mode
@@ -145,10 +145,7 @@ def _reduced(losses: Any, weights: Any, counts: Any, reduction: str, rows: tuple
 
 
 def _bools(name: str, value: Any, rows: tuple[int, ...]) -> NDArray[np.bool_]:
-    array = as_numbers(name, value)
-    if array.dtype != np.bool_:
-        raise TypeError(f"{name}: expected bool, got {array.dtype}")
-    return _of_rows(name, array.copy(), rows)  # the gradient may be written where it lies
+    return spread_bools(name, as_numbers(name, value).copy(), rows).reshape(-1)  # the gradient may be written there
 
 
 def _numbers(name: str, value: Any, rows: tuple[int, ...]) -> NDArray[np.float64]:
@@ -156,14 +153,7 @@ def _numbers(name: str, value: Any, rows: tuple[int, ...]) -> NDArray[np.float64
     if array.dtype.kind not in "iuf":
         raise TypeError(f"{name}: expected numbers, got {array.dtype if array.dtype != object else repr(value)}")
     array = array.astype(np.float64)
-    return array.reshape(1) if array.size == 1 and array.ndim <= len(rows) else _of_rows(name, array, rows)
-
-
-def _of_rows(name: str, array: NDArray[Any], rows: tuple[int, ...]) -> NDArray[Any]:
-    try:
-        return np.ascontiguousarray(np.broadcast_to(array, rows)).reshape(-1)
-    except ValueError:
-        raise ValueError(f"{name}: expected a shape that broadcasts to {rows}, got {array.shape}") from None
+    return array.reshape(1) if array.size == 1 and array.ndim <= len(rows) else spread(name, array, rows).reshape(-1)
 
 
 def _ids(ids: Any, rows: tuple[int, ...], counts: NDArray[np.bool_], n: int) -> NDArray[np.int64]:

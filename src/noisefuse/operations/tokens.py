@@ -11,7 +11,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
-from ..arguments.arrays import as_array, check_overlap, contiguous, count, host_view, is_array, output, wanted
+from ..arguments.arrays import (
+    as_array,
+    check_overlap,
+    contiguous,
+    count,
+    host_view,
+    is_array,
+    output,
+    spread_bools,
+    wanted,
+)
 from ..arguments.calls import names_or_array
 from ..arguments.types import Array, ArrayT
 from ..call.description import FLOAT32, Masks, Step
@@ -84,25 +94,10 @@ def q_mask(
         options: dict[str, Any] = {"where": where, "block": block, "lengths": lengths, "complement": complement}
         return other.through(q_mask, ids, p, noise, mask_id, out=out, **options)  # type: ignore[no-any-return]
     tokens = tokens_of("ids", ids)
-    mask, shape = token_of("mask_id", mask_id, tokens.dtype), tokens.shape
-    chances, segment = segments("p", p, shape, block)
-    allowed = allowed_of(where, lengths, shape)
-    names = names_for(noise, shape, MASKS)
-    result = output("out", out, shape, tokens.dtype)
-    check_overlap([("out", result)], [tokens] if allowed is None else [tokens, allowed])
-    masked = backends.empty(shape, np.dtype(np.bool_))
-    if not tokens.size:
-        return result, masked
-    backend = backends.of(tokens)
-    if backend.mask is not None:
-        call = _drawing(shape, names, masked.view(np.uint8))
-        backend.mask(Masks(call, tokens, result, allowed, chances, segment, mask, bool(complement)))
-        return result, masked
-    chosen = below(shape, names, chances, segment)
-    np.logical_and(chosen != bool(complement), True if allowed is None else allowed, out=masked)
-    np.copyto(result, tokens)
-    np.copyto(result, tokens.dtype.type(mask), where=masked)
-    return result, masked
+    mask = token_of("mask_id", mask_id, tokens.dtype)
+    drawn = segments("p", p, tokens.shape, block)
+    allowed = allowed_of(where, lengths, tokens.shape)
+    return _changed(tokens, drawn, noise, allowed, out, mask=mask, complement=bool(complement))
 
 
 @overload
@@ -154,24 +149,40 @@ def q_uniform(
         options: dict[str, Any] = {"where": where, "block": block, "lengths": lengths, "out": out}
         return other.through(q_uniform, ids, p, noise, vocabulary, **options)  # type: ignore[no-any-return]
     tokens = tokens_of("ids", ids)
-    v, shape = vocabulary_of(vocabulary, tokens.dtype), tokens.shape
+    v = vocabulary_of(vocabulary, tokens.dtype)
     need_within("ids", tokens, v)
-    chances, segment = segments("p", p, shape, block)
-    allowed = allowed_of(where, lengths, shape)
+    drawn = segments("p", p, tokens.shape, block)
+    return _changed(tokens, drawn, noise, allowed_of(where, lengths, tokens.shape), out, vocabulary=v)
+
+
+def _changed(
+    tokens: Array, drawn: tuple[NDArray[np.float64], int], noise: Any, allowed: NDArray[np.bool_] | None, out: Any, *,
+    mask: int = 0, complement: bool = False, vocabulary: int = 0,
+) -> tuple[Any, Any]:  # fmt: skip
+    """Returns the tokens, of which some became the mask or, of a vocabulary, others; and whether each of them did."""
+    (chances, segment), shape = drawn, tokens.shape
     names = names_for(noise, shape, MASKS)
-    result = output("out", out, shape, tokens.dtype)
-    check_overlap([("out", result)], [tokens] if allowed is None else [tokens, allowed])
+    result = _result(out, tokens, allowed)
     changed = backends.empty(shape, np.dtype(np.bool_))
     if not tokens.size:
         return result, changed
     backend = backends.of(tokens)
     if backend.mask is not None:
         call = _drawing(shape, names, changed.view(np.uint8))
-        backend.mask(Masks(call, tokens, result, allowed, chances, segment, 0, False, v))
+        backend.mask(Masks(call, tokens, result, allowed, chances, segment, mask, complement, vocabulary))
         return result, changed
-    np.logical_and(below(shape, names, chances, segment), True if allowed is None else allowed, out=changed)
-    replace(result, tokens, changed, uniform_tokens(shape, noise, v))
+    chosen = below(shape, names, chances, segment)
+    np.logical_and(chosen != complement, True if allowed is None else allowed, out=changed)
+    new = uniform_tokens(shape, noise, vocabulary) if vocabulary else np.full(shape, mask)
+    replace(result, tokens, changed, new)
     return result, changed
+
+
+def _result(out: Any, tokens: Array, allowed: NDArray[np.bool_] | None) -> Array:
+    """Returns where to write the new tokens; it may be where the old ones lie."""
+    result = output("out", out, tokens.shape, tokens.dtype)
+    check_overlap([("out", result)], [tokens] if allowed is None else [tokens, allowed])
+    return result
 
 
 @overload
@@ -229,8 +240,7 @@ def q_transition(
     need_within("ids", tokens, matrix.shape[-1])
     allowed = allowed_of(where, lengths, shape)
     names = names_for(noise, shape, TOKENS)
-    result = output("out", out, shape, tokens.dtype)
-    check_overlap([("out", result)], [tokens] if allowed is None else [tokens, allowed])
+    result = _result(out, tokens, allowed)
     row = tokens.reshape(len(tokens), -1).astype(np.int64)
     if matrix.ndim == 3:
         row += np.arange(len(row))[:, None] * matrix.shape[-1]
@@ -449,12 +459,7 @@ def allowed_of(where: Any, lengths: Any, shape: tuple[int, ...]) -> NDArray[np.b
     if where is not None:
         need_plain("where", where)
         given = np.asarray(library_for(where).to_numpy(host_view("where", where)))
-        if given.dtype != np.bool_:
-            raise TypeError(f"where: expected bool, got {given.dtype}")
-        try:
-            allowed = np.ascontiguousarray(np.broadcast_to(given, shape))
-        except ValueError:
-            raise ValueError(f"where: expected a shape that broadcasts to {shape}, got {given.shape}") from None
+        allowed = spread_bools("where", given, shape)
     if lengths is None:
         return allowed
     need_plain("lengths", lengths)

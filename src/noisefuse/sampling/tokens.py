@@ -16,7 +16,7 @@ from .types import Array
 
 
 class Drawn(NamedTuple):
-    """What a step draws from a network's logits: a token for each position, and what is known of it."""
+    """The draws of a step from a network's logits: a token for each position, and its info."""
 
     token: NDArray[np.int64]
     info: Mapping[str, NDArray[np.float32]]

@@ -64,7 +64,7 @@ def sum_terms(
     chunk: NDArray[np.float32], largest: NDArray[np.float32], high: Any, low: Any, rate: Any, reach: Any,
     sums: NDArray[np.float64], spreads: NDArray[np.float64],
 ) -> None:  # fmt: skip
-    """Of chunks, the sums of their terms, and of the terms' products with largest - x, over the largest term."""
+    """Sums the terms of each chunk, and the terms' products with largest - x, in units of the largest term."""
     total, spread = np.empty(ACCUMULATORS), np.empty(ACCUMULATORS)
     for c in range(len(chunk)):
         scaled = largest[c] * high

@@ -151,7 +151,7 @@ def apply(m: Any, masked: bool, n: int, places: Any, tile: Any, one_row: bool) -
 
 @inlined
 def become(p: Any, at: int, n: int, words: Any, to: Any) -> None:
-    """What n bytes from `at` on become. Without tables the words' bits are the result."""
+    """Turns n bytes from `at` on into others. Without tables the words' bits are the result."""
     if p[CALL_TRANSITIONS] == 0:
         bits = pointer(address(to), uint32)
         for k in range(n):

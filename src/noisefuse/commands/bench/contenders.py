@@ -23,8 +23,8 @@ import noisefuse as nf
 from noisefuse.commands.bench import naive
 
 from ...arguments.arrays import float_dtype
+from ...ground.processors import processors
 from ...language.levels import FLOATS, LEVELS
-from ..shared import processors
 
 Array: TypeAlias = npt.NDArray[Any]
 Call: TypeAlias = Callable[[], object]

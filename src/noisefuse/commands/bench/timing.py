@@ -18,7 +18,8 @@ import numpy as np
 
 import noisefuse as nf
 
-from ..shared import load, processors
+from ...ground.processors import processors
+from ..shared import load
 from .contenders import Call, Case
 
 Clock: TypeAlias = Callable[[Call, int], float]  # from a call and its number of repetitions to the seconds of one
