@@ -61,7 +61,7 @@ def _times(t: ArrayLike) -> NDArray[np.float64]:
 
 
 def linear() -> MaskSchedule:
-    """p = t: alpha = 1 - t, which Sahoo et al. 2024 call log-linear, as sigma = -ln(1 - t) is the noise there.
+    """p = t: alpha = 1 - t, which Sahoo et al. 2024, equation 90, call log-linear: sigma = -ln(1 - t) is the noise.
 
     Returns:
         A `MaskSchedule`.
@@ -89,8 +89,10 @@ def llada(eps: float = 1e-3) -> MaskSchedule:
 
 
 def cosine() -> MaskSchedule:
-    """p = cos(pi / 2 (1 - t)): MaskGIT's share of masked tokens (Chang et al. 2022, section 3.2); the cosine schedule
-    of Sahoo et al. 2024 and Shi et al. 2024. It masks more than `linear` at all times.
+    """p = cos(pi / 2 (1 - t)): MaskGIT's share of masked tokens (Chang et al. 2022), and the cosine schedule of MD4
+    (Shi et al. 2024). It masks more than `linear` at all times.
+
+    (MDLM's ``CosineNoise`` is another one, p = 1 - cos(pi / 2 t), which masks less.)
 
     Returns:
         A `MaskSchedule`.

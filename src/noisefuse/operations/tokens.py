@@ -60,8 +60,8 @@ def q_mask(
     out: Array | None = None,
 ) -> tuple[Any, Any]:
     """Masks each token with probability p: the forward process of masked diffusion, q(x_t | x_0) with alpha_t = 1 - p
-    (Sahoo et al. 2024, "Simple and effective masked diffusion language models", section 3.1; Austin et al. 2021, D3PM's
-    absorbing state; LLaDA's ``forward_process``).
+    (Sahoo et al. 2024, "Simple and effective masked diffusion language models", section 3.2.1; Austin et al. 2021,
+    D3PM's absorbing state; LLaDA's ``forward_process``).
 
     Args:
         ids: the tokens (B, L), or (B, ..): int64, int32, uint8 or uint16, of NumPy or torch. Axis 0 is the batch.
@@ -205,7 +205,7 @@ def q_transition(
     out: Array | None = None,
 ) -> Any:
     """Draws x_t from Cat(x_0 Q): token i becomes j with probability Q[i, j] (Austin et al. 2021, "Structured denoising
-    diffusion models in discrete state-spaces", equation 3).
+    diffusion models in discrete state-spaces", section 3).
 
     Args:
         ids: as in `q_mask`; all of them lie in [0, V).

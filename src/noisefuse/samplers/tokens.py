@@ -127,7 +127,7 @@ def remdm(
 ) -> TokenTable:  # fmt: skip
     """Masked diffusion that masks tokens again: a token becomes the mask with probability sigma, and a mask its drawn
     token with probability (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), so that the marginals stay (Wang et al.
-    2025, "Remasking discrete diffusion models with inference-time scaling", section 3).
+    2025, "Remasking discrete diffusion models with inference-time scaling", equations 6 and 7, section 4.1).
 
     Args:
         eta: from 0, which is `mdlm`, to 1: how many tokens become masks again.
@@ -189,7 +189,7 @@ def uniform_ddim(
     top_k: int = 0, top_p: float = 1.0,
 ) -> TokenTable:  # fmt: skip
     """DDIM for uniform tokens: q(x_s | x_t, c) = Cat(sigma x_t + (alpha_s - sigma alpha_t) c + ((1 - alpha_s) - (1 -
-    alpha_t) sigma) / K) (Song et al. 2021, "Denoising diffusion implicit models", appendix A, equation 18).
+    alpha_t) sigma) / K) (Song et al. 2021, "Denoising diffusion implicit models", appendix A, equations 18 and 19).
 
     sigma = (1 - eta) (1 - alpha_s) / (1 - alpha_t). (diffusers' ``DiscreteDDIMScheduler`` is `d3pm` of uniform tokens.)
 
@@ -250,7 +250,7 @@ def sedd(
 ) -> TokenTable:  # fmt: skip
     """Tau-leaping for scores of masked tokens: a mask becomes y with probability h sigma'(t) s(y), s the network's
     ratios and sigma = -ln(1 - p) (Lou et al. 2024, "Discrete diffusion modeling by estimating the ratios of the data
-    distribution", section 4). The logits are log s.
+    distribution", equation 17). The logits are log s.
 
     Args:
         steps: how many steps. One more model call, the last, reveals what is left.
@@ -283,7 +283,7 @@ def llada(
     top_k: int = 0, top_p: float = 1.0,
 ) -> TokenTable:  # fmt: skip
     """LLaDA's ``generate``: each step draws all masks, and reveals its share of them, the most certain ones first (Nie
-    et al. 2025, "Large language diffusion models", section 2.4 and appendix A.3; its ``low_confidence`` remasking).
+    et al. 2025, "Large language diffusion models", section 2.4 and algorithm 5; its ``low_confidence`` remasking).
 
     Args:
         steps: how many model calls, a multiple of the number of blocks.
