@@ -305,9 +305,12 @@ def chi_square(token, p):
 
 
 def counts(logits, draws, **options):
-    """Returns draws of one row, 64 positions of a sample each."""
-    rows = np.broadcast_to(logits, (draws // 64, 64, logits.size))
-    return nf.categorical(rows, nf.Noise(2026), **options)
+    """Returns draws of one row, 64 positions of a sample each, 2^16 at a time: logits that are broadcast are copied."""
+    samples, found = draws // 64, []
+    for first in range(0, samples, 1024):
+        rows = np.broadcast_to(logits, (min(1024, samples - first), 64, logits.size))
+        found.append(nf.categorical(rows, nf.Noise(2026, sample=first), **options))
+    return np.concatenate(found)
 
 
 DISTRIBUTIONS = [

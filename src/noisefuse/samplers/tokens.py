@@ -26,6 +26,8 @@ __all__ = ["d3pm", "discrete_flow", "entropy_bound", "llada", "mdlm", "remdm", "
 P = ParamSpec("P")
 Steps: TypeAlias = int | Sequence[float]
 
+MOST_STEPS = 1 << 20
+
 _LINEAR, _LOG_LINEAR = linear(), log_linear()
 _SHARED = Shared(
     args={
@@ -72,7 +74,7 @@ def _times(steps: Steps) -> list[float]:
         if not times or not all(a > b for a, b in pairwise([*times, 0.0])) or times[0] > 1:
             raise ValueError(f"steps: expected times that fall from at most 1 to above 0, got {list(steps)}")
     else:
-        n = _count("steps", steps)
+        n = _steps(steps)
         times = [1 - i / n for i in range(n)]
     return [*times, 0.0]
 
@@ -81,6 +83,13 @@ def _count(name: str, given: Any) -> int:
     if isinstance(given, bool) or not isinstance(given, int | np.integer) or given < 1:
         raise ValueError(f"{name} = {given!r}: expected a whole number of at least 1")
     return int(given)
+
+
+def _steps(given: Any) -> int:
+    n = _count("steps", given)
+    if n > MOST_STEPS:
+        raise ValueError(f"steps = {n}: expected at most 2^20, as a sampler has a row for each")
+    return n
 
 
 def _share(name: str, given: Any) -> float:
@@ -262,7 +271,7 @@ def sedd(
       1: t = 0.75;  mask -> c with probability min(1, 0.996012 S)
       2: t = 0.5;  mask -> c with probability 1
     """
-    n, rows = _count("steps", steps), []
+    n, rows = _steps(steps), []
     if not 0 < last < 1:
         raise ValueError(f"last = {last!r}: expected a time above 0 and below 1")
     h = (1 - last) / n
@@ -292,7 +301,7 @@ def llada(
         remask: "low_confidence" reveals by the token's probability in the softmax of the logits, "random" in an order
             drawn from stream 16.
         cfg_scale: with a number other than 0 the network gives a pair (u, c), and the logits are u + (1 + cfg_scale)
-            (c - u).
+            (c - u). A token that has -inf in u or in c is never drawn.
 
     >>> print(nf.samplers.llada(steps=4, mask_id=9, length=8, block_length=4))
     DiscreteSampler(llada, 4 rows)
@@ -301,7 +310,7 @@ def llada(
       2: t = 0.5;  1/2 of the masks -> c
       3: t = 0.25;  1/1 of the masks -> c
     """
-    n = _count("steps", steps)
+    n = _steps(steps)
     if remask not in ("low_confidence", "random"):
         raise ValueError(f"remask = {remask!r}: expected 'low_confidence' or 'random'")
     blocks, block = 1, 0
@@ -342,7 +351,7 @@ def entropy_bound(
       1: t = 0.5;  x -> c where entropies add up to 0.1, else anew;  temperature 0.6
     """
     _one_of(mask_id, vocabulary)
-    n = _count("steps", steps)
+    n = _steps(steps)
     if not bound >= 0:
         raise ValueError(f"bound = {bound!r}: expected at least 0")
     heat = [t_min + (t_max - t_min) * (n - i) / n for i in range(n)]
