@@ -82,8 +82,8 @@ def masked_cross_entropy(
 
     Returns:
         The loss, a float, or float64 (B, ..); with grad_out (loss, gradient). The bits are the same on every backend
-        and for any number of threads (docs/loss.md). Tensors give a float32 tensor, differentiable (once) through the
-        logits. A row that counts and has a NaN, or no finite largest logit, makes the loss NaN.
+        and for any number of threads (docs/loss.md). Tensors and JAX's arrays give float32, differentiable (once)
+        through the logits. A row that counts and has a NaN, or no finite largest logit, makes the loss NaN.
 
     Raises:
         IndexError: an id that counts lies outside the vocabulary; nothing is written.
