@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .language.chains import Transition
-from .mask_schedule import MaskSchedule, cosine, geometric, linear, llada, log_linear
+from .mask_schedule import MaskSchedule, cosine, geometric, linear, llada, log_linear, real
 from .noise import TIMES, Noise, got, need_stream_0
 from .operations.categorical import Partial, combine
 from .operations.draw import uniform as uniform_numbers
@@ -148,7 +148,7 @@ def gaussian(beta: float, vocabulary: int) -> NDArray[np.float64]:
     >>> bool(np.allclose(q.sum(1), 1)) and bool(np.allclose(q, q.T))
     True
     """
-    v, width = _at_least("vocabulary", vocabulary, 2), float(beta)
+    v, width = _at_least("vocabulary", vocabulary, 2), real("beta", beta)
     if not 0 < width < math.inf:
         raise ValueError(f"beta = {beta!r}: expected a finite number above 0")
     n = np.arange(-(v - 1), v)

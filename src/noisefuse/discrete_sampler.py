@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .arguments.arrays import as_numbers, check_overlap, count, host_view, output
+from .arguments.arrays import allowed_dtype, as_numbers, check_overlap, count, host_view, is_array, output
+from .arguments.options import lengths
 from .ground.kinds import library_for, library_of
+from .mask_schedule import real
 from .noise import START, Noise, each, need_stream_0
 from .operations.categorical import categorical, settings_of
 from .operations.cross_entropy import masked_cross_entropy
@@ -90,7 +91,9 @@ class DiscreteSampler:
             vocabulary_of(table.vocabulary, np.dtype(np.int64))
         if not math.isfinite(table.guidance):
             raise ValueError(f"guidance = {table.guidance}: expected a finite number")
-        settings_of(1, table.temperature, table.top_k, table.top_p)
+        temperature, top_p = real("temperature", table.temperature), real("top_p", table.top_p)
+        heat = [temperature, *{temperature * row.temperature for row in table.rows}]
+        settings_of(len(heat), heat, integer("top_k", table.top_k), top_p)
         object.__setattr__(self, "table", table)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -129,18 +132,16 @@ class DiscreteSampler:
         >>> nf.samplers.mdlm(steps=4, mask_id=9).start((1, 3)).tolist()
         [[9, 9, 9]]
         """
-        lengths, kind = tuple(map(operator.index, shape)), np.dtype(dtype)
-        if len(lengths) < 2:
-            raise ValueError(f"shape: expected (B, L), got {lengths}")
-        if kind.name not in DTYPES:
-            raise TypeError(f"dtype {kind}: expected one of {', '.join(DTYPES)}")
+        full, kind = lengths(shape), allowed_dtype(dtype, DTYPES)
+        if len(full) < 2:
+            raise ValueError(f"shape: expected (B, L), got {full}")
         if self.table.source == "mask":
-            return np.full(lengths, token_of("mask_id", self.table.mask_id, kind))
+            return np.full(full, token_of("mask_id", self.table.mask_id, kind))
         if noise is None:
             raise TypeError(f"noise: {self.table.name} begins with random tokens; expected a Noise, got none")
         vocabulary = self.table.vocabulary
         assert vocabulary is not None
-        made: NDArray[Any] = scaled_words(lengths, names_for(noise, lengths, START), vocabulary).astype(kind)
+        made: NDArray[Any] = scaled_words(full, names_for(noise, full, START), vocabulary).astype(kind)
         return made
 
     def step(
@@ -352,9 +353,12 @@ class DiscreteSampler:
         return self.table.rows[number]
 
     def _flat(self, x: Array) -> Array:
-        """Returns x (B, L). ValueError: a token lies beyond the vocabulary that all tokens are drawn from."""
+        """Returns x (B, L). ValueError: a token lies beyond the vocabulary that all tokens are drawn from.
+        OverflowError: x's dtype does not hold the mask."""
         if self.table.mask_id is None and self.table.vocabulary is not None:
             need_within("x", x, self.table.vocabulary)
+        if self.table.mask_id is not None:
+            token_of("mask_id", self.table.mask_id, x.dtype)
         return _by_sample(x)
 
     def _temperature(self, row: TokenRow) -> float:
@@ -369,6 +373,9 @@ class DiscreteSampler:
         if not isinstance(x_or_shape, list | tuple):
             if device is not None:
                 raise TypeError("device: expected None where x is given, which lies somewhere already")
+            if not is_array(x_or_shape) and library_of(x_or_shape) is None:
+                given = type(x_or_shape).__name__
+                raise TypeError(f"x_or_shape: expected a shape (B, L), or tokens of that shape, got {given}")
             return host_view("x", x_or_shape)
         if start:
             raise TypeError(f"a new sample begins at row 0; for start={start} give the tokens x of that row")

@@ -418,7 +418,8 @@ BAD = {
     "top_p beyond": (ValueError, "top_p = 1.5", lambda o: draw(LOGITS, NOISE, top_p=[1, 1.5], out=o)),
     "info": (ValueError, "info: 'logprob'.*log_prob", lambda o: draw(LOGITS, NOISE, info="logprob", out=o)),
     "where": (TypeError, "where: expected bool", lambda o: draw(LOGITS, NOISE, where=np.ones((2, 3)), out=o)),
-    "dtype": (TypeError, "dtype uint8: expected int64", lambda o: draw(LOGITS, NOISE, dtype=np.uint8)),
+    "dtype": (TypeError, "dtype uint8: expected one of int64", lambda o: draw(LOGITS, NOISE, dtype=np.uint8)),
+    "dtype text": (TypeError, "dtype 'junk': expected one of int64", lambda o: draw(LOGITS, NOISE, dtype="junk")),
     "info number": (TypeError, "info: expected names among log_prob, .*got int", lambda o: draw(LOGITS, NOISE, info=3)),
     "out on where": (
         ValueError, "out overlaps an input in part",

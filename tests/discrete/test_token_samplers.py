@@ -468,6 +468,26 @@ ROWS = (nf.TokenRow(time=1.0, reveal=1.0),)
         (lambda: nf.samplers.llada(steps=1, mask_id=MASK).log_prob(0, X, ZEROS, X), ValueError, "no density at 0"),
         (lambda: nf.samplers.mdlm(steps=1, mask_id=MASK, top_k=1).log_prob(0, X, ZEROS, X), ValueError, "no top_k"),
         (lambda: MDLM.step(0, X, ZEROS, NOISE, 3), TypeError, "state: expected mdlm's own, .*one per run, got int"),
+        (lambda: MDLM.step(0, np.uint8(X), ZEROS, NOISE, out=X), TypeError, "out: expected dtype uint8"),
+        (
+            lambda: nf.samplers.mdlm(steps=3, mask_id=256).step(0, np.uint8(X), ZEROS, NOISE),
+            OverflowError,
+            "mask_id = 256: does not fit ids of uint8",
+        ),
+        (lambda: nf.samplers.mdlm(steps="12", mask_id=9), ValueError, "steps = '12': expected a whole number"),
+        (lambda: nf.samplers.mdlm(steps=[1, None], mask_id=9), TypeError, "steps = None: expected a number"),
+        (lambda: nf.samplers.remdm(steps=3, mask_id=9, eta="x"), TypeError, "eta = 'x': expected a number, got str"),
+        (lambda: nf.samplers.sedd(steps=3, mask_id=9, last=None), TypeError, "last = None: expected a number"),
+        (lambda: nf.samplers.llada(steps=3, mask_id=9, cfg_scale=[1]), TypeError, r"cfg_scale = \[1\]: expected a n"),
+        (lambda: nf.samplers.llada(steps=3, mask_id=9, length="a"), ValueError, "length = 'a': expected a whole num"),
+        (lambda: nf.samplers.entropy_bound(steps=3, mask_id=9, bound="a"), TypeError, "bound = 'a': expected a num"),
+        (lambda: nf.samplers.entropy_bound(steps=3, mask_id=9, t_max=np.inf), ValueError, "temperature = inf"),
+        (lambda: nf.samplers.mdlm(steps=3, mask_id=9, temperature=np.ones(1)), TypeError, "temperature = array"),
+        (lambda: nf.samplers.discrete_flow(steps=3, mask_id=9, schedule=None), TypeError, "schedule: expected a disc"),
+        (lambda: MDLM.start((2.5, 3)), TypeError, r"shape: expected integers, got \(2.5, 3\)"),
+        (lambda: MDLM.start((-1, 3)), ValueError, r"shape \(-1, 3\): expected lengths of at least 0"),
+        (lambda: MDLM.start((1, 3), dtype="junk"), TypeError, "dtype 'junk': expected one of int64"),
+        (lambda: MDLM.sample(model_of(), None, NOISE), TypeError, "x_or_shape: expected a shape .* got NoneType"),
         (lambda: nf.samplers.mdlm(steps=10**9, mask_id=9), ValueError, "steps = 1000000000: expected at most 2.20"),
         (lambda: nf.samplers.sedd(steps=10**9, mask_id=9), ValueError, "steps = 1000000000: expected at most 2.20"),
         (
@@ -572,6 +592,14 @@ def test_logits_of_a_prompt_are_not_looked_at():
     x_next, likely = sampler.step(0, x, logits, NOISE, log_prob=True, **options)
     assert likely.tolist() == sampler.log_prob(0, x, logits, x_next, **options).tolist()
     assert np.isfinite(likely).all()
+
+
+def test_log_probabilities_are_differentiable_once():
+    """Seen to fail: a second derivative was left out, as if it were 0."""
+    logits = torch.zeros(1, 2, 2, requires_grad=True)
+    found = MDLM.log_prob(0, torch.from_numpy(X), logits, torch.from_numpy(X * 0)).sum()
+    with pytest.raises(NotImplementedError, match="once: create_graph"):
+        torch.autograd.grad(found, logits, create_graph=True)
 
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "int32"])

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..discrete_sampler import DiscreteSampler
 from ..ground.docstrings import Shared, completed
-from ..mask_schedule import MaskSchedule, linear, log_linear
+from ..mask_schedule import MaskSchedule, linear, log_linear, real
 from ..token_table import TokenRow, TokenTable
 
 __all__ = ["d3pm", "discrete_flow", "entropy_bound", "llada", "mdlm", "remdm", "sedd", "uniform_ddim"]
@@ -68,9 +68,9 @@ def _spans(steps: Steps) -> Iterator[tuple[float, float]]:
     return pairwise(_times(steps))
 
 
-def _times(steps: Steps) -> list[float]:
-    if isinstance(steps, Sequence | np.ndarray):
-        times = [float(t) for t in steps]
+def _times(steps: Any) -> list[float]:
+    if steps.ndim if isinstance(steps, np.ndarray) else isinstance(steps, Sequence) and not isinstance(steps, str):
+        times = [real("steps", t) for t in steps]
         if not times or not all(a > b for a, b in pairwise([*times, 0.0])) or times[0] > 1:
             raise ValueError(f"steps: expected times that fall from at most 1 to above 0, got {list(steps)}")
     else:
@@ -93,7 +93,7 @@ def _steps(given: Any) -> int:
 
 
 def _share(name: str, given: Any) -> float:
-    number = float(given)
+    number = real(name, given)
     if not 0 <= number <= 1:
         raise ValueError(f"{name} = {given!r}: expected a number from 0 to 1")
     return number
@@ -243,7 +243,8 @@ def discrete_flow(
         raise ValueError(f"jump = {jump!r}: expected 'euler' or 'exponential'")
     rows = []
     for t, s in _spans(steps):
-        rate = (t - s) * float(schedule.slope(np.array(t))) / _hidden(schedule, t)
+        p = _hidden(schedule, t)
+        rate = (t - s) * float(schedule.slope(np.array(t))) / p
         chance = min(1.0, rate) if jump == "euler" else -math.expm1(-rate)
         chance = chance if s > 0 else 1.0
         rows.append(TokenRow(time=t, reveal=0.0 if mask_id is None else chance, change=chance))
@@ -272,7 +273,7 @@ def sedd(
       2: t = 0.5;  mask -> c with probability 1
     """
     n, rows = _steps(steps), []
-    if not 0 < last < 1:
+    if not 0 < real("last", last) < 1:
         raise ValueError(f"last = {last!r}: expected a time above 0 and below 1")
     h = (1 - last) / n
     for i in range(n):
@@ -314,11 +315,13 @@ def llada(
     if remask not in ("low_confidence", "random"):
         raise ValueError(f"remask = {remask!r}: expected 'low_confidence' or 'random'")
     blocks, block = 1, 0
+    if length is not None:
+        length = _count("length", length)
     if block_length is not None:
         if length is None:
             raise ValueError(f"block_length = {block_length}: expected length= with it")
         block = _count("block_length", block_length)
-        if _count("length", length) % block:
+        if length % block:
             raise ValueError(f"block_length = {block}: expected one that divides length = {length}")
         blocks = length // block
         if n % blocks:
@@ -327,7 +330,7 @@ def llada(
     rows = [TokenRow(time=1 - i / n, left=each - i % each, end=(blocks - 1 - i // each) * block) for i in range(n)]
     order: Literal["confidence", "random"] = "random" if remask == "random" else "confidence"
     options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    return TokenTable("llada", tuple(rows), mask_id, order=order, guidance=float(cfg_scale), **options)
+    return TokenTable("llada", tuple(rows), mask_id, order=order, guidance=real("cfg_scale", cfg_scale), **options)
 
 
 @_sampler
@@ -352,9 +355,10 @@ def entropy_bound(
     """
     _one_of(mask_id, vocabulary)
     n = _steps(steps)
+    bound, t_max, t_min = real("bound", bound), real("t_max", t_max), real("t_min", t_min)
     if not bound >= 0:
         raise ValueError(f"bound = {bound!r}: expected at least 0")
     heat = [t_min + (t_max - t_min) * (n - i) / n for i in range(n)]
-    rows = [TokenRow(time=1 - i / n, bound=float(bound), temperature=heat[i]) for i in range(n)]
+    rows = [TokenRow(time=1 - i / n, bound=bound, temperature=heat[i]) for i in range(n)]
     source: Literal["mask", "uniform"] = "uniform" if mask_id is None else "mask"
     return TokenTable("entropy_bound", tuple(rows), mask_id, vocabulary, source, top_k=top_k, top_p=top_p)

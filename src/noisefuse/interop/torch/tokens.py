@@ -64,6 +64,8 @@ class _LogProb(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise NotImplementedError("log_prob is differentiable once: create_graph=True is not supported")
         logits, x, x_next = ctx.saved_tensors
         sampler, i = ctx.call
         made = through(sampler.pulled, i, x, logits, x_next, upstream, *ctx.weights)
