@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
 from ..arguments.arrays import (
+    allowed_dtype,
     as_array,
     as_numbers,
     check_overlap,
@@ -29,6 +30,7 @@ from ..ground.kinds import library_of
 from ..noise import RACE, Noise, names_of, whole
 
 LOGITS = ("float32", "bfloat16", "float16")
+TOKEN_DTYPES = ("int64", "int32")
 INFO = {"log_prob": "f4", "log_prob_raw": "f4", "entropy": "f4", "margin": "f4", "rank": "i4"}
 OF_PARTS = ("log_prob", "log_prob_raw")  # what `combine` can tell
 LEAST, MOST = 2.0**-64, 2.0**64  # of a temperature other than 0
@@ -374,9 +376,11 @@ def _counted(names: tuple[Noise, ...], rows: tuple[int, ...], of_sample: int) ->
 
 
 def _token_dtype(dtype: Any, out: Any) -> np.dtype[Any]:
-    found = np.dtype(dtype if dtype is not None else out.dtype if isinstance(out, np.ndarray) else np.int64)
-    if found not in (np.dtype(np.int64), np.dtype(np.int32)):
-        raise TypeError(f"{'dtype' if dtype is not None else 'out: dtype'} {found}: expected int64 or int32")
+    if dtype is not None:
+        return allowed_dtype(dtype, TOKEN_DTYPES)
+    found = out.dtype if isinstance(out, np.ndarray) else np.dtype(np.int64)
+    if found not in TOKEN_DTYPES:
+        raise TypeError(f"out: dtype {found}: expected one of {', '.join(TOKEN_DTYPES)}")
     return found
 
 
