@@ -304,9 +304,10 @@ def _rows(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:-1]
 
 
-def settings_of(
-    batch: int, temperature: Any, top_k: Any, top_p: Any
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+Settings: TypeAlias = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]
+
+
+def settings_of(batch: int, temperature: Any, top_k: Any, top_p: Any) -> Settings:
     """Returns the checked temperature, top_k and top_p, one for all samples or one for each."""
     if type(temperature) is float and type(top_k) is int and type(top_p) is float:
         return _settings_of_numbers(temperature, top_k, top_p)
@@ -314,13 +315,11 @@ def settings_of(
 
 
 @lru_cache(64)  # of numbers it takes a quarter of a small call
-def _settings_of_numbers(temperature: float, top_k: int, top_p: float) -> Any:
+def _settings_of_numbers(temperature: float, top_k: int, top_p: float) -> Settings:
     return _settings(1, temperature, top_k, top_p)
 
 
-def _settings(
-    batch: int, temperature: Any, top_k: Any, top_p: Any
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+def _settings(batch: int, temperature: Any, top_k: Any, top_p: Any) -> Settings:
     heat = _setting("temperature", temperature, "iuf", batch).astype(np.float64)
     if (bad := ~((heat == 0) | ((heat >= LEAST) & (heat <= MOST)))).any():
         raise ValueError(f"temperature = {heat[bad][0]}: expected 0, or a number from 2^-64 to 2^64")
