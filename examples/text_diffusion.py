@@ -46,7 +46,8 @@ class Text(NamedTuple):
 
 
 def load() -> Text:
-    text = "\n".join(page.read_text() for page in PAGES)
+    lines = "\n".join(page.read_text() for page in PAGES).splitlines(keepends=True)
+    text = "".join(line for line in lines if not line.startswith("|"))  # without tables
     characters = "".join(sorted(set(text)))
     return Text(np.array([characters.index(c) for c in text]), characters)
 

@@ -284,6 +284,19 @@ def test_what_counts_as_a_word():
     assert words("# A title\n\n* one, `two`\n\n| a | b |\n|---|---|\n\n```python\nnot = counted\n```\n") == 6
 
 
+def broken_lines(text):
+    """Returns the lines that go on with a paragraph, but begin with a sign and so would be shown as a list."""
+    blocks = (block.splitlines() for block in re.split(r"\n\s*\n", FENCE.sub("\n\n", text)))
+    paragraphs = [lines for lines in blocks if lines and not re.match(r" |[-+*] ", lines[0])]  # and no list
+    return [line for lines in paragraphs for line in lines if re.match(r"[-+*] ", line)]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_no_paragraph_breaks_before_a_sign(path):
+    """Seen to fail: "(x(id)" and "- m)" on two lines."""
+    assert broken_lines(path.read_text()) == []
+
+
 def test_drawings_are_those_of_their_script(tmp_path):
     """Seen to fail: another word in a box."""
     runpy.run_path(str(DOCS / "drawings.py"))["main"](tmp_path)
