@@ -2,6 +2,7 @@
 // Each instruction set offers one Kernels to the Python boundary. A range counts elements of the flat arrays, or chunks
 // of the loss.
 #pragma once
+#include "../core/pyramid.h"
 #include "../core/race.h"
 
 namespace nf {
@@ -31,7 +32,8 @@ struct Kernels {
     // Clips the first result in place to [low, high]. Its dtype holds both bounds.
     void (*clip)(const Call&, int64_t begin, int64_t end, double low, double high);
     void (*mask)(const Call&, const Masks&, int64_t begin, int64_t end);
-    RaceKernel* race;  // of one row of categories
+    void (*enlarged)(const Pyramid&, int64_t begin, int64_t end);  // counts rows
+    RaceKernel* race;                                              // of one row of categories
 };
 
 }  // namespace nf

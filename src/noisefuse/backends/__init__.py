@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..call.description import CrossEntropy, Loss, Masks, Race, Step, Walk
+from ..call.description import CrossEntropy, Loss, Masks, Pyramid, Race, Step, Walk
 from ..ground.version import __version__
 from ..noise import NOISE_VERSION, Noise
 from . import threads
@@ -36,6 +36,7 @@ class Backend(Protocol):
         repeated_loss: returns a function that repeats a loss with other noises, equally many, faster than anew, or
             None.
         mask: masks tokens in one pass, or None: `operations.tokens` then does it from the words.
+        pyramid: adds enlarged levels to planes, or None: `fields` then does it by functions of arrays.
         empty: allocates outputs in host memory, like `numpy.empty`.
         tests_itself: whether it is tested on first use, and not when it is loaded.
     """
@@ -49,6 +50,7 @@ class Backend(Protocol):
     step_and_loss: Callable[[Step, Loss], None] | None
     repeated_loss: Callable[[Loss], Callable[[Sequence[Noise]], None]] | None
     mask: Callable[[Masks], None] | None
+    pyramid: Callable[[Pyramid], None] | None
     empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
     tests_itself: bool
 
