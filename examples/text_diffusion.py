@@ -42,12 +42,12 @@ class Text(NamedTuple):
         return len(self.characters)
 
     def show(self, ids: np.ndarray | Tensor) -> str:
-        return "".join((self.characters + "_")[i] for i in ids).replace("\n", "~")
+        return "".join((self.characters + "_")[i] for i in ids)
 
 
 def load() -> Text:
-    lines = "\n".join(page.read_text() for page in PAGES).splitlines(keepends=True)
-    text = "".join(line for line in lines if not line.startswith("|"))  # without tables
+    lines = [line for page in PAGES for line in page.read_text().splitlines() if not line.startswith("|")]  # no tables
+    text = " ".join(" ".join(lines).split())
     characters = "".join(sorted(set(text)))
     return Text(np.array([characters.index(c) for c in text]), characters)
 
