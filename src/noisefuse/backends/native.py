@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,8 +19,7 @@ if find_spec("noisefuse._native") is None:
 import noisefuse._native as _native
 
 from ..call.description import CrossEntropy, Loss, Masks, Race, Step, Walk
-from ..call.packed import address, pack_cross_entropy, pack_fields, pack_loss, pack_masks, pack_on_host, pack_race
-from ..noise import Noise
+from ..call.packed import address, pack_cross_entropy, pack_loss, pack_masks, pack_on_host, pack_race
 from . import threads
 
 isa: str | None = os.environ.get("NOISEFUSE_ISA")
@@ -65,15 +64,10 @@ def loss(call: Loss) -> None:
     _native.run("loss", numbers)
 
 
-def repeated_loss(call: Loss) -> Callable[[Sequence[Noise]], None]:
-    """Returns a function that repeats the loss with other noises, equally many: everything else is packed once."""
-    numbers, fields = pack_on_host(call.residual, loss=pack_loss(call, address))
-
-    def once_more(noises: Sequence[Noise]) -> None:
-        fields[:] = pack_fields(noises, call.residual.sample_shape, address)
-        _native.run("loss", numbers)
-
-    return once_more
+def repeated_loss(call: Loss) -> None:
+    """Does the loss at each of the next steps of its noises: its losses are (steps, batch)."""
+    numbers, _memory = pack_on_host(call.residual, loss=pack_loss(call, address))
+    _native.run("repeated_loss", numbers)
 
 
 def step_and_loss(before: Step, call: Loss) -> None:
