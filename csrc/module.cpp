@@ -115,6 +115,15 @@ PyObject* py_philox(PyObject*, PyObject* args) {
     return run_call(n > kPhiloxChunk, run) ? Py_NewRef(Py_None) : nullptr;
 }
 
+// torch_normals(words, out): arrays of uint64 and float32 of one length, a multiple of 16.
+PyObject* py_torch_normals(PyObject*, PyObject* args) {
+    PyArrayObject *words, *out;
+    if (!PyArg_ParseTuple(args, "O!O!", &PyArray_Type, &words, &PyArray_Type, &out)) return nullptr;
+    kernels().torch_normals(static_cast<uint64_t*>(PyArray_DATA(words)), static_cast<float*>(PyArray_DATA(out)),
+                            PyArray_SIZE(out));
+    Py_RETURN_NONE;
+}
+
 // copy(from, to): between two layouts, which share no memory. Returns False if they are not of one shape and dtype of
 // calls.
 PyObject* py_copy(PyObject*, PyObject* const* arguments, Py_ssize_t n) {
@@ -180,6 +189,7 @@ PyMethodDef methods[] = {{"run", fast_call(py_run), METH_FASTCALL, nullptr},
                          {"cross_entropy", py_described<CrossEntropy, run_cross_entropy>, METH_O, nullptr},
                          {"empty", py_empty, METH_VARARGS, nullptr},
                          {"philox", py_philox, METH_VARARGS, nullptr},
+                         {"torch_normals", py_torch_normals, METH_VARARGS, nullptr},
                          {"copy", fast_call(py_copy), METH_FASTCALL, nullptr},
                          {"row", fast_call(fast_row), METH_FASTCALL, nullptr},
                          {"random", fast_call(fast_random), METH_FASTCALL, nullptr},

@@ -20,6 +20,7 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from . import backends
 from .arguments.arrays import copy, float_dtype
 from .arguments.options import lengths
 from .backends.reference import fma32
@@ -100,13 +101,21 @@ class TorchCPU:
         if n < 16:
             drawn = np.array([self._one() for _ in range(n)], np.float64).astype(wide)
         else:
-            whole, drawn = n - n % 16, np.empty(n, wide)
+            whole, drawn = n - n % 16, backends.empty((n,), wide)
             for part in _parts(whole):
-                drawn[part] = _sixteens(self._uniforms(len(drawn[:whole][part]), wide))
+                self._fill(drawn[part])
             if n % 16:  # the last 16 are drawn again
                 self._uniforms(n - whole if kind == wide else 0, wide)
-                drawn[-16:] = _sixteens(self._uniforms(16, wide))
+                self._fill(drawn[-16:])
         return copy(drawn, kind).reshape(full)
+
+    def _fill(self, out: Array) -> None:
+        """Fills it with normals, on sixteens."""
+        native = backends.current().torch_normals
+        if native and out.dtype == np.float32:
+            native(self._raw(len(out)), out)
+        else:
+            out[...] = _sixteens(self._uniforms(len(out), out.dtype))
 
     def _raw(self, n: int) -> NDArray[np.uint64]:
         return self._words.random_raw(n)

@@ -9,6 +9,7 @@ import pytest
 
 import noisefuse as nf
 from conftest import DTYPES, NUMBA, using
+from cuda_kernels import stand_in
 from noisefuse import fields
 
 N = nf.Noise(7, sample=40, step=3)
@@ -254,6 +255,15 @@ def test_candidates_of_large_samples_do_not_depend_on_threads(size, native, thre
     ]
     expected = [3 * k + j for j in np.argmin(losses, axis=0).tolist()]
     assert [name.step for name in found] == expected
+
+
+@pytest.mark.parametrize("noise", [N, LISTED])
+def test_candidates_of_an_array_on_a_device(noise):
+    """Seen to fail: the losses of each candidate written to the first one's place."""
+    x0 = RNG.standard_normal((3, 2, 5)).astype(np.float32)
+    expected = fields.nearest_of(9, x0, noise)
+    with stand_in.installed() as cupy:
+        assert fields.nearest_of(9, cupy.asarray(x0), noise) == expected
 
 
 def test_nearest_of_bytes_halves_tensors_and_one_whole_sample():
