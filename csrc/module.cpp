@@ -2,6 +2,7 @@
 // The Python boundary. run takes the bytes of a Call (core/call.h), which call/packed.py packs after the checks. row,
 // random, mse, density and its gradient are the fast path (fast_path.cpp). The rest are settings.
 #define NF_MODULE
+#include <cmath>
 #include <cstddef>
 #include <cstring>
 #include <mutex>
@@ -115,12 +116,28 @@ PyObject* py_philox(PyObject*, PyObject* args) {
     return run_call(n > kPhiloxChunk, run) ? Py_NewRef(Py_None) : nullptr;
 }
 
-// torch_normals(words, out): arrays of uint64 and float32 of one length, a multiple of 16.
+// The float64 normals of legacy.TorchCPU, n of them, a multiple of 16, from twice as many words. The C library computes
+// them, as torch's do.
+void torch_normals64(const uint64_t* words, double* out, int64_t n) {
+    const auto uniform = [words](int64_t i) {
+        return static_cast<double>((words[2 * i] << 32 | words[2 * i + 1]) & ((uint64_t{1} << 53) - 1)) * 0x1p-53;
+    };
+    for (int64_t i = 0; i < n; i += i % 16 == 7 ? 9 : 1) {
+        const double radius = std::sqrt(-2.0 * std::log(1.0 - uniform(i))), theta = 6.283185307179586 * uniform(i + 8);
+        out[i] = radius * std::cos(theta);
+        out[i + 8] = radius * std::sin(theta);
+    }
+}
+
+// torch_normals(words, out): arrays of uint64, and of float32 or float64.
 PyObject* py_torch_normals(PyObject*, PyObject* args) {
     PyArrayObject *words, *out;
     if (!PyArg_ParseTuple(args, "O!O!", &PyArray_Type, &words, &PyArray_Type, &out)) return nullptr;
-    kernels().torch_normals(static_cast<uint64_t*>(PyArray_DATA(words)), static_cast<float*>(PyArray_DATA(out)),
-                            PyArray_SIZE(out));
+    const auto* const from = static_cast<uint64_t*>(PyArray_DATA(words));
+    if (PyArray_TYPE(out) == NPY_DOUBLE)
+        torch_normals64(from, static_cast<double*>(PyArray_DATA(out)), PyArray_SIZE(out));
+    else
+        kernels().torch_normals(from, static_cast<float*>(PyArray_DATA(out)), PyArray_SIZE(out));
     Py_RETURN_NONE;
 }
 

@@ -31,7 +31,7 @@ struct Kernels {
     // Clips the first result in place to [low, high]. Its dtype holds both bounds.
     void (*clip)(const Call&, int64_t begin, int64_t end, double low, double high);
     void (*mask)(const Call&, const Masks&, int64_t begin, int64_t end);
-    // The normals of legacy.TorchCPU, n of them, a multiple of 16, from as many words.
+    // The float32 normals of legacy.TorchCPU, n of them, a multiple of 16, from as many words.
     void (*torch_normals)(const uint64_t* words, float* out, int64_t n);
     RaceKernel* race;  // of one row of categories
 };

@@ -36,8 +36,8 @@ class Backend(Protocol):
         repeated_loss: does a loss at each of the next steps of its noises, with losses (steps, batch), faster than one
             after the other, or None.
         mask: masks tokens in one pass, or None: `operations.tokens` then does it from the words.
-        torch_normals: writes float32 normals of `legacy.TorchCPU`, a multiple of 16 of them, from as many words, or
-            None: `legacy` then does it with NumPy.
+        torch_normals: writes normals of `legacy.TorchCPU`, a multiple of 16 of them, float32 from as many words or
+            float64 from twice as many, or None: `legacy` then does it with NumPy.
         empty: allocates outputs in host memory, like `numpy.empty`.
         tests_itself: whether it is tested on first use, and not when it is loaded.
     """
@@ -51,7 +51,7 @@ class Backend(Protocol):
     step_and_loss: Callable[[Step, Loss], None] | None
     repeated_loss: Callable[[Loss], None] | None
     mask: Callable[[Masks], None] | None
-    torch_normals: Callable[[NDArray[np.uint64], NDArray[np.float32]], None] | None
+    torch_normals: Callable[[NDArray[np.uint64], NDArray[Any]], None] | None
     empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
     tests_itself: bool
 

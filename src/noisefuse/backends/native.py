@@ -44,7 +44,7 @@ fast_mse: Callable[..., Any] = _native.mse
 fast_density: Callable[..., Any] = _native.density
 fast_density_gradient: Callable[..., Any] = _native.density_gradient
 fast_divergence: Callable[..., Any] = _native.divergence
-torch_normals: Callable[[NDArray[np.uint64], NDArray[np.float32]], None] = _native.torch_normals
+torch_normals: Callable[[NDArray[np.uint64], NDArray[Any]], None] = _native.torch_normals
 # Large ones in memory that earlier outputs gave back.
 empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]] = _native.empty
 tests_itself = False
