@@ -84,6 +84,13 @@ bool run_masks(const Call& call, const Masks& masks, const GoOn& go_on) {
         call.batch * call.size, kChunk, [&](int64_t begin, int64_t end) { k.mask(call, masks, begin, end); }, go_on);
 }
 
+bool run_pyramid(const Pyramid& call, const GoOn& go_on) {
+    const Kernels& k = kernels();
+    const int64_t rows = std::max<int64_t>(1, kChunk / std::max<int64_t>(1, call.width));
+    return parallel_for(
+        call.planes * call.height, rows, [&](int64_t begin, int64_t end) { k.enlarged(call, begin, end); }, go_on);
+}
+
 bool run_loss(const Call& loss, const GoOn& go_on) {
     const Kernels& k = kernels();
     return run_chunks(loss, go_on, k.loss);

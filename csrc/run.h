@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "core/call.h"
+#include "core/pyramid.h"
 #include "cpu/pool.h"
 
 namespace nf {
@@ -14,6 +15,7 @@ bool run_step(const Call& call, const GoOn& go_on);
 bool run_clipped_step(const Call& call, double low, double high, const GoOn& go_on);
 // Tokens that become the mask.
 bool run_masks(const Call& call, const Masks& masks, const GoOn& go_on);
+bool run_pyramid(const Pyramid& call, const GoOn& go_on);
 bool run_walk(const Call& call, const GoOn& go_on);
 
 // Runs the chunks on all threads; then adds, in the order of the elements, the sums of samples, and the losses.

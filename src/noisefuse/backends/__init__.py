@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..call.description import CrossEntropy, Loss, Masks, Race, Step, Walk
+from ..call.description import CrossEntropy, Loss, Masks, Pyramid, Race, Step, Walk
 from ..ground.version import __version__
 from ..noise import NOISE_VERSION
 from . import threads
@@ -36,6 +36,7 @@ class Backend(Protocol):
         repeated_loss: does a loss at each of the next steps of its noises, with losses (steps, batch), faster than one
             after the other, or None.
         mask: masks tokens in one pass, or None: `operations.tokens` then does it from the words.
+        pyramid: adds enlarged levels to planes, or None: `fields` then does it by functions of arrays.
         torch_normals: writes normals of `legacy.TorchCPU`, a multiple of 16 of them, float32 from as many words or
             float64 from twice as many, or None: `legacy` then does it with NumPy.
         empty: allocates outputs in host memory, like `numpy.empty`.
@@ -51,6 +52,7 @@ class Backend(Protocol):
     step_and_loss: Callable[[Step, Loss], None] | None
     repeated_loss: Callable[[Loss], None] | None
     mask: Callable[[Masks], None] | None
+    pyramid: Callable[[Pyramid], None] | None
     torch_normals: Callable[[NDArray[np.uint64], NDArray[Any]], None] | None
     empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
     tests_itself: bool

@@ -18,8 +18,16 @@ if find_spec("noisefuse._native") is None:
     )
 import noisefuse._native as _native
 
-from ..call.description import CrossEntropy, Loss, Masks, Race, Step, Walk
-from ..call.packed import address, pack_cross_entropy, pack_loss, pack_masks, pack_on_host, pack_race
+from ..call.description import CrossEntropy, Loss, Masks, Pyramid, Race, Step, Walk
+from ..call.packed import (
+    address,
+    pack_cross_entropy,
+    pack_loss,
+    pack_masks,
+    pack_on_host,
+    pack_pyramid,
+    pack_race,
+)
 from . import threads
 
 isa: str | None = os.environ.get("NOISEFUSE_ISA")
@@ -80,6 +88,11 @@ def step_and_loss(before: Step, call: Loss) -> None:
 def mask(call: Masks) -> None:
     numbers, _memory = pack_on_host(call.step)
     _native.mask(numbers, pack_masks(call, address))
+
+
+def pyramid(call: Pyramid) -> None:
+    numbers, _memory = pack_pyramid(call)
+    _native.pyramid(numbers)
 
 
 def race(call: Race) -> None:
