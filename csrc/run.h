@@ -22,6 +22,9 @@ bool run_walk(const Call& call, const GoOn& go_on);
 // std::bad_alloc: nothing was written.
 bool run_loss(const Call& loss, const GoOn& go_on);
 
+// Runs a loss without weights and gradient at each of the next steps of its noises: the losses are (steps, batch).
+bool run_repeated_loss(Call loss, const GoOn& go_on);
+
 // Runs a step, and a loss that reads its result: chunk by chunk, while the chunk lies in the caches.
 bool run_step_and_loss(const Call& step, const Call& loss, const GoOn& go_on);
 

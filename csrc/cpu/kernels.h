@@ -33,7 +33,9 @@ struct Kernels {
     void (*clip)(const Call&, int64_t begin, int64_t end, double low, double high);
     void (*mask)(const Call&, const Masks&, int64_t begin, int64_t end);
     void (*enlarged)(const Pyramid&, int64_t begin, int64_t end);  // counts rows
-    RaceKernel* race;                                              // of one row of categories
+    // The float32 normals of legacy.TorchCPU, n of them, a multiple of 16, from as many words.
+    void (*torch_normals)(const uint64_t* words, float* out, int64_t n);
+    RaceKernel* race;  // of one row of categories
 };
 
 }  // namespace nf

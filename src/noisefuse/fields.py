@@ -112,13 +112,18 @@ def _nearest(x: Array, names: list[Noise], *, k: int, batched: bool) -> NDArray[
     x = _as_q_sample("x0", x)
     batch, _ = batch_shape(x.shape, batched)
     best, chosen = np.full(batch, math.inf), np.zeros(batch, np.int64)
-    candidates = ([name.at(step=name.step * k + j, stream=NEAREST) for name in names] for j in range(k))
-    for j, found in enumerate(distances(x, batched, candidates)):
-        chosen = np.where(found < best, j, chosen)
-        best = np.minimum(found, best)
+    for first in range(0, k, _CANDIDATES):
+        begin = [name.at(step=name.step * k + first, stream=NEAREST) for name in names]
+        found = distances(x, batched, begin, min(_CANDIDATES, k - first))
+        least, nearest = found.min(axis=0), found.argmin(axis=0)
+        chosen = np.where(least < best, first + nearest, chosen)
+        best = np.minimum(least, best)
     if not np.isfinite(best).all() and x.size:
         raise ValueError(f"x0[{np.flatnonzero(~np.isfinite(best))[0]}]: no noise is near to what is not finite")
     return chosen
+
+
+_CANDIDATES = 1 << 10  # distances of each sample that are kept at once
 
 
 def assigned(x0: Array, noise: Names) -> list[Noise]:
