@@ -181,6 +181,8 @@ class CrossEntropy(OnceDifferentiable):
             gradient = as_tensor(gradient, None if grad_out is True else grad_out, logits.dtype)
         return torch.as_tensor(loss, dtype=torch.float32), gradient
 
-    def gradient(self, slot: str, index: Any, kept: Sequence[Tensor], noise: Any, grads: Sequence[Tensor]) -> Tensor:
-        found: Tensor = self.value(kept, grads[0], True)[1]
+    def gradient(
+        self, slot: str, index: Any, kept: Sequence[Tensor], noise: Any, grads: Sequence[Tensor], out: Any = None
+    ) -> Tensor:
+        found: Tensor = self.value(kept, grads[0], True if out is None else out)[1]
         return found

@@ -121,6 +121,12 @@ class OnceDifferentiable(Operation):
         """Returns the loss, and its gradient for an upstream gradient of 1 if the same pass makes it."""
         raise NotImplementedError
 
+    def gradient(
+        self, slot: str, index: Any, kept: Sequence[Tensor], noise: Any, grads: Sequence[Tensor], out: Any = None
+    ) -> Tensor:
+        """Returns the gradient, in `out` if it can be written there."""
+        raise NotImplementedError
+
 
 def differentiable_once(loss: OnceDifferentiable, index: Any, noise: Any, tensors: Sequence[Any]) -> Any:
     """Returns the loss. Backward uses the values of this call, even if the caller overwrites them later."""
@@ -129,7 +135,7 @@ def differentiable_once(loss: OnceDifferentiable, index: Any, noise: Any, tensor
 
 class _DifferentiableOnce(torch.autograd.Function):
     """Runs `with_gradient`. backward() of the loss itself returns that gradient; for another upstream gradient a second
-    pass makes it."""
+    pass overwrites it."""
 
     @staticmethod
     def forward(ctx: Any, loss: OnceDifferentiable, index: Any, noise: Any, *tensors: Any) -> Tensor:
@@ -150,7 +156,8 @@ class _DifferentiableOnce(torch.autograd.Function):
             kept = ctx.saved_tensors
             if index is None:
                 *kept, index = kept
-            early = loss.gradient(loss.slots[0], index, kept, noise, (upstream,))
+            out = early if early is not None and early.is_contiguous() else None
+            early = loss.gradient(loss.slots[0], index, kept, noise, (upstream,), out)
         return None, None, None, early, *(None,) * (len(loss.slots) - 1)
 
 
