@@ -26,6 +26,6 @@ def lazy(package: str, modules: Iterable[str], names: Iterable[str]) -> None:
 
 
 def show_public(module: ModuleType, *others: str) -> None:
-    """Lets `dir`, and what completes names, show the names in the module's `__all__`, if it has one, and these others."""
+    """Lets `dir`, and what completes names, show the module's `__all__`, if it has one, and these others."""
     if names := vars(module).get("__all__"):
         vars(module)["__dir__"] = lambda: sorted({*names, *others})
