@@ -248,7 +248,7 @@ ROWS = {
     "dtype of half uniforms": (TypeError, r"float16.*float32, float64", lambda o: uniform((4, 6), N, dtype="float16")),
     "dtype of bfloat16 uniforms": (TypeError, r"bfloat16.*float32, float64", lambda o: uniform(6, N, dtype="bfloat16")),
     "q_sample: bytes into float16": (
-        TypeError, "out: expected float32, got float16; say which with dtype=",
+        TypeError, "out: expected float32, got float16; for another dtype pass dtype=",
         lambda o: q_sample(x(dtype="u1"), 1, S, N, out=x(dtype="f2")),
     ),
     "q_sample: dtype uint8": (TypeError, r"dtype uint8.*float32", lambda o: q_sample(x(), 1, S, N, dtype="u1")),

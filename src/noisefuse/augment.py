@@ -118,8 +118,9 @@ def gaussian(
         mean: the mean, in the form of std.
         layout: a sample's layout: "CHW", channels first, or "HWC", channels last, whatever the number of axes.
         shared: whether all channels of a pixel have the same z (grey noise); its elements count pixels.
-        order: the layout in which the noise counts the elements, if it is not x's own: with "CHW" images in HWC get the
-            noise that they would have with channels first. Like `shared` it stores the noise, and takes twice as long.
+        order: the layout in which the noise counts the elements, if it is not x's own. With "CHW", images in HWC get
+            the noise that they would have with channels first. Like `shared`, this stores the noise and takes twice as
+            long.
         clip: the result's bounds (low, high). None: bytes are clipped to 0 .. 255, uint16 to 0 .. 65535, floats are
             not.
         dtype: the result's dtype. None: x's. Integers can become floats, in grey levels.
@@ -194,8 +195,8 @@ def sensor(
 
     Args:
         x, noise, **options: as in `gaussian`.
-        a, b: in x's units, and their square: a number, (B,), or (B, C), as in `gaussian`. b may be negative (a
-            pedestal).
+        a, b: a is in x's units, b in their square. Each is a number, (B,), or (B, C), as in `gaussian`. b may be
+            negative (a pedestal).
 
     Returns:
         An array of x's shape and kind.
@@ -237,7 +238,7 @@ def by_level(
     """Adds noise that depends on the grey level in any way, for bytes: mean_table[x] + std_table[x] z.
 
     A camera's calibration measures such tables: the mean and the standard deviation at each grey level.
-    (`multiplicative` and `sensor`, which compute them, are a third faster than the two lookups.)
+    (`multiplicative` and `sensor` compute these numbers. They are a third faster than the two lookups.)
 
     Args:
         x: uint8, of any shape; axis 0 the batch.
@@ -287,8 +288,8 @@ def poisson(
     Args:
         x: uint8, of any shape; axis 0 the batch.
         peak: the number of photons for a grey level of 255: a number, or (B,) for each sample; at most 1e6. (For more,
-            `sensor` with a = 255 / peak is as good.) A table of a new peak takes some milliseconds; 64 of them are
-            kept.
+            `sensor` with a = 255 / peak is as good.) The table of a new peak takes some milliseconds to build; 64
+            tables are kept.
         noise: as in `gaussian`, but not an array.
         gamma: the display's gamma, if grey levels are not linear in light, such as 2.2. 1 is linear light.
         batched, out: as in `gaussian`.
@@ -339,16 +340,17 @@ def transition(
 ) -> Array:
     """Changes each byte at random: matrix[i, j] is the probability that grey level i becomes j.
 
-    It is a discrete memoryless channel: any noise that depends on the grey level alone, with its rounding and clipping;
-    salt and pepper; the forward process of discrete diffusion, q(x_t | x_0) = Cat(x_0 Q_1 .. Q_t) (Austin et al. 2021,
-    "Structured denoising diffusion models in discrete state-spaces", equation 3).
+    This is a discrete memoryless channel. Examples are any noise that depends on the grey level alone, with its
+    rounding and clipping, such as salt and pepper, and the forward process of discrete diffusion, q(x_t | x_0) =
+    Cat(x_0 Q_1 .. Q_t) (Austin et al. 2021, "Structured denoising diffusion models in discrete state-spaces", equation
+    3).
 
     Args:
         x: uint8, of any shape; axis 0 the batch.
         matrix: the probabilities, (256, 256), or (B, 256, 256) with one for each sample; at least 0, the rows with sums
             of 1 to 1e-6. They are divided by their sums, and the cumulated probabilities are rounded to multiples of
-            2^-32. A new matrix takes a millisecond, one equal to one of the last 8 a fiftieth of that; tables of
-            batches of more than 8 are not kept.
+            2^-32. A new matrix takes a millisecond; a matrix that equals one of the last 8 takes a fiftieth of that.
+            Tables of batches of more than 8 are not kept.
         noise, batched, out: as in `poisson`.
 
     Returns:
@@ -513,7 +515,8 @@ def prepare(
         images: (B, H, W, C), or (H, W, C) if not batched: channels last, as decoders give them. uint8, uint16 or float.
         noise: as in `gaussian`; its elements are counted in the result. None is enough if noise_std is 0 and there is
             no t.
-        scale_mean, scale_std: one for each channel, (C,), or a number, after ``scale``: Normalize's mean and std.
+        scale_mean, scale_std: Normalize's mean and std, which apply after ``scale``: a number, or (C,), one for each
+            channel.
         scale: a number. None: 1/255, for uint16 1/65535.
         noise_std: the noise's standard deviation in units of the result: a number, or (B,).
         t, schedule: given in place of noise_std; times for ``schedule(t)``, a number or (B,).
@@ -562,7 +565,7 @@ def prepare(
     if dtype is None:
         dtype = getattr(out, "dtype", "float32")
     if levels_of(dtype):
-        raise TypeError(f"dtype {levels_of(dtype)}: expected a float, as what is normalised is")
+        raise TypeError(f"dtype {levels_of(dtype)}: expected a float dtype, as normalised values are floats")
     numbers: dict[str, ArrayLike] = {
         name: np.broadcast_to(alpha[:, None] * values, (batch, channels)).squeeze(() if batched else 0)
         for name, values in (("gain", gain), ("shift", shift))
@@ -589,7 +592,7 @@ def _normalisation(scale: float, mean: ArrayLike, std: ArrayLike, channels: int)
 def strengths(
     n: int, low: float, high: float, noise: Noise | Sequence[Noise], *, p: float = 1.0
 ) -> NDArray[np.float64]:
-    """Draws random strengths for n samples, from their keys too: uniform in [low, high), or 0 with probability 1 - p.
+    """Draws a random strength for each of n samples by its key: uniform in [low, high), or 0 with probability 1 - p.
 
     They are drawn from stream 8. Its elements 2 s and 2 s + 1 belong to a noise of stream s, so stages on different
     streams have different strengths.
@@ -860,7 +863,7 @@ def _become(
             return done
     x = as_array("x", x, ("uint8",))
     if is_array(noise):
-        raise TypeError("noise: expected a Noise or a list of them, which bytes are chosen by, got an array")
+        raise TypeError("noise: expected a Noise or a list of them, as its words choose the bytes, got an array")
     batch, sample = batch_shape(x.shape, batched)
     if given not in ((), (batch,)) or (given and not batched):
         raise ValueError(f"{name}: expected one for all{f', or for each of {batch} samples' if batched else ''}")
@@ -927,12 +930,12 @@ def _stored(
     """Returns the noise as an array: of pixels, for all their channels, or counted in another layout."""
     for name, given in (("layout", layout), ("order", order or "CHW")):
         if given not in ("CHW", "HWC"):
-            raise ValueError(f"{name} = {given!r}: expected 'CHW' or 'HWC' where noise is shared or has an order")
+            raise ValueError(f"{name} = {given!r}: expected 'CHW' or 'HWC' with shared= or order=")
     if is_array(noise):
-        raise TypeError("noise: expected a Noise where it is shared or has an order, got an array")
+        raise TypeError("noise: expected a Noise with shared= or order=, got an array")
     first = 1 if batched else 0
     if x.ndim < first + 2:
-        raise ValueError(f"x: expected samples with a channel axis and others, got shape {x.shape}")
+        raise ValueError(f"x: expected samples with a channel axis and another axis, got shape {x.shape}")
     channel = first if layout == "CHW" else x.ndim - 1
     lengths = [n for axis, n in enumerate(x.shape) if axis != channel]
     place = first if order == "CHW" else x.ndim - 1  # the channels' axis, in the layout in which elements are counted

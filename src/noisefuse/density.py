@@ -266,7 +266,7 @@ def update_with_log_prob(
         options |= {"past": past, "out": out, "aux_out": aux_out}
         return other.update_with_log_prob(table, i, x, model_output, noise, **options)  # type: ignore[no-any-return]
     if levels_of(getattr(out, "dtype", None)):
-        raise TypeError("out: expected x's dtype: what is rounded to integers has no density")
+        raise TypeError("out: expected x's dtype, as a result that is rounded to integers has no density")
     step = update_call(table, i, x, model_output, past, noise, out, aux_out)
     index = Index(step.index, step.segment)
     law = _law(table, index, step, reduction, density)
@@ -377,8 +377,8 @@ class Law:
 
 @dataclass(frozen=True)
 class Part:
-    """A part's contribution to each sample's log-density: the sums of its chunks, (B, chunks), float64. `combine` makes
-    log-densities of all parts. Parts can be pickled, or sent as the array, in ``replace(part, sums=array)``."""
+    """A part's contribution to each sample's log-density: the sums of its chunks, (B, chunks), float64. `combine` turns
+    all parts into log-densities. Parts can be pickled, or sent as the array, in ``replace(part, sums=array)``."""
 
     sums: Array
     law: Law
@@ -389,10 +389,10 @@ def combine(parts: Sequence[LossPart]) -> Any: ...
 @overload
 def combine(parts: Sequence[Part]) -> Array: ...
 def combine(parts: Any) -> Any:
-    """Returns the log-densities (B,) of samples in parts, in order: the bits of the whole, wherever it was cut.
+    """Returns the log-densities (B,) of samples from their parts. The bits are those of the whole, wherever it was cut.
 
-    For the parts of `mse_loss` it returns the loss. These may be of different samples, too, the first samples' parts
-    first.
+    For the parts of `mse_loss` it returns the loss. Such parts may also be of different samples; the parts of the first
+    samples come first.
 
     Args:
         parts: the results of calls with ``partial=True``, in order. Chunks are counted in the whole sample, and all
@@ -433,7 +433,7 @@ def combine(parts: Any) -> Any:
         if part.law.elements % LOSS_CHUNK:
             raise ValueError(
                 f"parts[{n}]: has {part.law.elements} elements of each sample, expected a multiple of {LOSS_CHUNK}: "
-                "sums are those of chunks of the whole sample"
+                "sums are taken over chunks of the whole sample"
             )
     chunks = [column for part in parts for column in part.sums.T]
     sums = chunks[0]
@@ -453,7 +453,7 @@ def _deviation(table: Tableau) -> Tableau:
     except ValueError:
         raise ValueError(
             f"{table.name} bounds its estimate of the clean sample (clip), so its mean is not linear in the model "
-            "output: a log-density is that of a row without bounds"
+            "output: expected a row without bounds"
         ) from None
     rows = np.zeros(len(table), ROW)
     rows["clean"]["lo"], rows["clean"]["hi"] = -math.inf, math.inf
@@ -496,7 +496,7 @@ def _law(table: Tableau, index: Index, call: Step, reduction: str, density: str)
     std = np.abs(table.rows["out"]["z"][index.values])
     if density != "squared" and not std.all():
         row = index.values[std == 0][0]
-        raise ValueError(f"row {row} of {table.name} draws no noise: where its std is 0 there is no density")
+        raise ValueError(f"row {row} of {table.name} draws no noise: its std is 0, so it has no density")
     return Law(_each(std), call.size, reduction, density)  # type: ignore[arg-type]
 
 

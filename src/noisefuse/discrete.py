@@ -63,7 +63,7 @@ def times(
     """
     n, first = integer("n", n), integer("first", first)
     if of is None and first:
-        raise ValueError(f"first = {first}: expected of=, the number of samples in the whole batch, with it")
+        raise ValueError(f"first = {first}: expected of= too, the number of samples in the whole batch")
     of = n if of is None else integer("of", of)
     if n < 0 or first < 0 or first + n > of:
         raise ValueError(f"n = {n}, first = {first}, of = {of}: expected samples first .. first + n - 1 of 0 .. of - 1")
@@ -77,7 +77,7 @@ def times(
     if isinstance(ids, np.ndarray) and len(ids) != n:
         raise ValueError(f"noise: has {len(ids)} sample ids, expected one for each of {n} samples")
     if many and kind == "shared":
-        raise ValueError("noise: expected one sample, whose draw all share, got sample ids")
+        raise ValueError("noise: expected one sample, as all share its draw, got sample ids")
     if not n:
         return np.zeros(0)
     if kind == "shared":

@@ -119,7 +119,8 @@ def _nearest(x: Array, names: list[Noise], *, k: int, batched: bool) -> NDArray[
         chosen = np.where(least < best, first + nearest, chosen)
         best = np.minimum(least, best)
     if not np.isfinite(best).all() and x.size:
-        raise ValueError(f"x0[{np.flatnonzero(~np.isfinite(best))[0]}]: no noise is near to what is not finite")
+        bad = np.flatnonzero(~np.isfinite(best))[0]
+        raise ValueError(f"x0[{bad}]: expected finite numbers, as no noise is near to others")
     return chosen
 
 
@@ -127,7 +128,7 @@ _CANDIDATES = 1 << 10  # distances of each sample that are kept at once
 
 
 def assigned(x0: Array, noise: Names) -> list[Noise]:
-    """The noises of a batch in the order of least total distance to the samples.
+    """Returns the noises of a batch in the order that has the least total distance to the samples.
 
     Li et al. 2024, "Immiscible diffusion: accelerating diffusion training with noise assignment", with the Euclidean
     distance. It needs SciPy.
@@ -218,11 +219,11 @@ def pyramid_like(x: Array, discount: float, noise: Names, *, levels: SupportsInd
     training"): white noise plus discount^i times noise at half, a quarter, .. of the lengths, enlarged bilinearly.
 
     Args:
-        x: (B, C, H, W) or with other two last spatial axes, floats: as in `offset_like`.
+        x: (B, C, H, W), or another shape whose last two axes are spatial, floats: as in `offset_like`.
         discount: the factor from one pyramid level to the next, from 0 to 1, such as 0.8.
         noise: a Noise, or a list of one for each sample, without a window. The first pyramid level is its field; level
             i is drawn from stream 10 at step ``noise.step * levels + i``.
-        levels: the most pyramid levels; the last one is that with both lengths 1.
+        levels: the largest number of pyramid levels; no level follows the one whose lengths are both 1.
         dtype: the result's dtype, if it is not x's.
 
     Every element has variance 1: the weights at each place are divided by the root of the sum of their squares, while
@@ -425,8 +426,8 @@ def _progressive(x: Array, noise: Names, *, alpha: float, dtype: Any, out: Array
 def freenoise_like(
     x: Array, noise: Names, *, context: SupportsIndex = 16, stride: SupportsIndex = 4, dtype: Any = None
 ) -> Array:
-    """Noise for long videos from models of short ones: white in the first `context` frames, which later frames repeat,
-    `stride` frames at a time, each time in a random order.
+    """Noise for long videos from models of short ones. It is white in the first `context` frames. Later frames repeat
+    these frames, `stride` at a time, each time in a random order.
 
     Qiu et al. 2024, "FreeNoise", local noise shuffling; diffusers' "shuffle_context": frames i .. i + stride - 1 are
     those from i - context on. Here the orders have keys, too: a longer video begins with the same frames.
@@ -514,8 +515,8 @@ def perturbed(
     x_t: Array, t: ArrayLike, schedule: Schedule, gamma: float, noise: Names, *, batched: bool = True,
     out: Array | None = None,
 ) -> Array:  # fmt: skip
-    """Input perturbation: x_t + gamma sigma_t z', with z' on stream 6 and an unchanged target. So a network meets in
-    training the errors that it makes in sampling.
+    """Input perturbation: x_t + gamma sigma_t z', with z' on stream 6 and an unchanged target. So in training, a
+    network sees errors like those that it makes in sampling.
 
     Ning et al. 2023, "Input perturbation reduces exposure bias in diffusion models", algorithm 3.
 
@@ -657,7 +658,9 @@ def _need_frames(given: Any) -> None:
 def _need_first_frame(noise: Names) -> None:
     for name in names_of(noise):
         if name.window_start and name.window_start[0]:
-            raise ValueError(f"noise: a window at frame {name.window_start[0]}, which depends on those before it")
+            raise ValueError(
+                f"noise: expected a window that begins at frame 0, got one at frame {name.window_start[0]}"
+            )
 
 
 def _count(name: str, given: SupportsIndex) -> int:

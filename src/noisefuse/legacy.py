@@ -220,8 +220,8 @@ def _sincos(theta: Array) -> tuple[Array, Array]:
 class WebUI:
     """The numbers of AUTOMATIC1111's web UI with "Random number generator source: NV": float32.
 
-    It is Philox4x32-10 with the call's number and the element's as counter. The web UI imitates `TorchCUDA` for tensors
-    with fewer elements than the GPU has threads.
+    It is Philox4x32-10, whose counter is the number of the call and the number of the element. The web UI imitates
+    `TorchCUDA` for tensors with fewer elements than the GPU has threads.
 
     >>> np.allclose(nf.legacy.WebUI(0).randn(4), [-0.924662, -0.425344, -2.643846, 0.145184], atol=1e-6)
     True

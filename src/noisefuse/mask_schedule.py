@@ -92,7 +92,7 @@ def llada(eps: float = 1e-3) -> MaskSchedule:
     """p = (1 - eps) t + eps: LLaDA's ``forward_process``, whose weight 1 / p is never infinite (Nie et al. 2025).
 
     Args:
-        eps: the least probability, of time 0.
+        eps: the least probability, at time 0.
 
     Returns:
         A `MaskSchedule`.

@@ -39,9 +39,9 @@ class Noise:
     number of threads, so noise need never be stored. Row b of an array takes the sample `sample + b`.
 
     Args:
-        seed: an int in [0, 2^64). None takes fresh entropy from the system; `repr` shows it, so every run can be
-            repeated: `eval(repr(noise)) == noise`, with up to 32 sample ids and an int step. Seeds below 2^32 are shown
-            in decimal.
+        seed: an int in [0, 2^64). None takes fresh entropy from the system. `repr` shows the seed, so every run can be
+            repeated: `eval(repr(noise)) == noise` if the step is an int and there are at most 32 sample ids. Seeds
+            below 2^32 are shown in decimal.
         sample: the id of the first sample, in [0, 2^56), or an array of ids, one for each row (copied, read-only).
         step: an int in [0, 2^32): the training step, the epoch. q_step and q_walk at time t use `step + t`. Or a 0-d
             CuPy array of integers, for operations on its device: kernels read it when they run, modulo 2^32, so a CUDA
@@ -119,8 +119,9 @@ class Noise:
     def from_key(cls, key: Any) -> Noise:
         """Makes a Noise from a typed JAX key, ``jax.random.key(7)``.
 
-        A threefry key's 64 bits are the seed, its first word above: `interop.jax.to_key` is the inverse. For rbg's four
-        words, the seed is the first two words of `philox4x32(words, [0, 0])`, the second of them above.
+        The seed is the 64 bits of a threefry key, whose first word is the high half. `interop.jax.to_key` is the
+        inverse. An rbg key has four words: the seed is the first two words of `philox4x32(words, [0, 0])`, of which the
+        second is the high half.
 
         Raises:
             TypeError: key is no key, or its value is not known while `jax.jit` traces. Make the Noise outside, and fold
@@ -154,13 +155,13 @@ class Noise:
         )
 
     def window(self, shape: Sequence[int], start: Sequence[int]) -> Noise:
-        """Returns the field of a slice, for arrays whose samples are `full[start[0] :, start[1] :, ...]` of full ones.
+        """Returns the field of a slice `full[start[0] :, start[1] :, ...]` of each full sample.
 
         Args:
             shape: the shape of one full sample, without the batch axis.
             start: the first index of the slice along each of those axes.
 
-        A tile, chunk or shard drawn so equals that part of the whole, bit for bit.
+        A tile, chunk or shard that is drawn with it equals that part of the whole, bit for bit.
 
         >>> whole = nf.randn((2, 16, 7), nf.Noise(7))
         >>> tile = nf.randn((2, 4, 5), nf.Noise(7).window((16, 7), start=(8, 2)))
@@ -188,12 +189,12 @@ class Noise:
         Args:
             t0, t1: times in the span. With t1 < t0 the increment is the negative (as in k-diffusion).
             span: (low, high). Times are rounded to 2^-24 of it. An increment is the sum of up to 49 draws.
-            grid: all times that there will be, increasing, in place of a span: an increment adds one draw for each of
-                the grid's intervals between t0 and t1. This path differs from the span's, and between grids.
+            grid: all times of the path, increasing, in place of a span: an increment adds one draw for each of the
+                grid's intervals between t0 and t1. This path differs from the span's, and between grids.
 
         Raises:
-            ValueError: the times lie outside the span, or in one place; a time is not on the grid; the noise has a
-                stream.
+            ValueError: the times lie outside the span, or are one time; a time is not on the grid; the noise has a
+                stream other than 0.
             OverflowError: the noise's step is beyond 127: a path takes 2^24 steps of stream 4.
             TypeError: the step lies on a device, or JAX traces it.
 
@@ -216,7 +217,7 @@ class Noise:
         return Increment(self, float(t0), float(t1), span, None if grid is None else _times("grid", *grid))
 
     def local(self, whole: Any, *splits: tuple[int, int, int], batched: bool = True) -> Noise:
-        """Returns the field of one rank's part of an array that ranks share: its draws are that part of the whole.
+        """Returns the field of one rank's part of a shared array. Its draws are that part of the whole array's draws.
 
         Args:
             whole: a torch DTensor, or its spec: the part is that of ``to_local()``. Or the shape of the whole.
@@ -237,10 +238,10 @@ class Noise:
         True
         """
         if self.window_shape is not None:
-            raise ValueError("local: the noise is that of a window already")
+            raise ValueError("local: expected a noise without a window, got one with a window")
         if hasattr(whole, "placements"):
             if splits:
-                raise ValueError(f"local: a {type(whole).__name__} says itself how it is split, got {splits}")
+                raise ValueError(f"local: expected no splits, as a {type(whole).__name__} has its own, got {splits}")
             splits = _splits_of(whole)
             whole = whole.shape
         shape = tuple(map(operator.index, whole))
@@ -288,7 +289,7 @@ class Noise:
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         """Equal noises give layers of dask's graphs equal names."""
         if not isinstance(self.step, int):
-            raise TypeError("noise.step lies on a device and names no graph: use noise.at(step=int(noise.step))")
+            raise TypeError("noise.step lies on a device and dask cannot read it: use noise.at(step=int(noise.step))")
         return "noisefuse.Noise", *self._key()
 
     def __repr__(self) -> str:
@@ -343,7 +344,7 @@ class Increment:
             raise TypeError(f"interval: expected a Noise, got {type(self.noise).__name__}")
         step = self.noise.step
         if type(step) is not int:
-            raise TypeError("interval: expected a noise whose step is an int; paths are told apart by it")
+            raise TypeError("interval: expected a noise whose step is an int, as the step tells paths apart")
         if step >= RUNS:
             raise OverflowError(f"interval: step {step} has no path of its own, expected a step below {RUNS}")
         need_stream_0(self.noise)
@@ -520,8 +521,8 @@ def _need_no_trace() -> None:
     core = sys.modules.get("jax.extend.core")
     if core is not None and getattr(core, "unsafe_am_i_under_a_jit_DO_NOT_USE", bool)():
         raise TypeError(
-            "seed: expected one, as JAX is tracing: fresh entropy would be drawn once, and be the same in every run of "
-            "the program; make the Noise outside"
+            "seed: expected an int, as JAX is tracing: fresh entropy would be drawn once, and be the same in every run "
+            "of the program; make the Noise outside"
         )
 
 

@@ -29,9 +29,9 @@ class Path:
     """x_t = a(t) x0 + b(t) x1 + g(t) z, and its velocity a'(t) x0 + b'(t) x1 + g'(t) z.
 
     Args:
-        name: What prints and errors call it.
+        name: The path's name in prints and errors.
         a, b, da, db: Functions of float64 arrays of times in [0, 1], which return arrays of the same shape.
-        g, dg: Likewise. None: no noise.
+        g, dg: Functions of the same kind. None: no noise.
 
     >>> path = nf.paths.Path("mine", lambda t: 1 - t, lambda t: t, lambda t: 0 * t - 1, lambda t: 0 * t + 1)
     >>> x0, x1 = np.zeros((2, 3), np.float32), np.ones((2, 3), np.float32)
@@ -177,7 +177,7 @@ def stochastic(scale: float = 1.0) -> Path:
         scale: Positive.
 
     Returns:
-        A `Path` with noise. Its velocity is infinite at t = 0 and 1, its score at both, too.
+        A `Path` with noise. Its velocity and its score are infinite at t = 0 and t = 1.
 
     Raises:
         ValueError: scale is not positive.
@@ -192,10 +192,10 @@ def brownian_bridge(sigma: float = 1.0) -> Path:
     """x_t = (1 - t) x0 + t x1 + sigma sqrt(t (1 - t)) z: a Brownian bridge; Schroedinger bridges of Tong et al. 2024.
 
     Args:
-        sigma: Of the Brownian motion, positive.
+        sigma: The scale of the Brownian motion, positive.
 
     Returns:
-        A `Path` with noise. Its velocity is infinite at t = 0 and 1, its score at both, too.
+        A `Path` with noise. Its velocity and its score are infinite at t = 0 and t = 1.
 
     Raises:
         ValueError: sigma is not positive.

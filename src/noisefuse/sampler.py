@@ -291,7 +291,7 @@ class Sampler:
 
         Raises:
             IndexError: there is no row i.
-            ValueError: time is something else.
+            ValueError: time is neither "scalar" nor "batch".
 
         >>> sampler = nf.samplers.ddim(nf.Schedule.linear(1000), steps=5)
         >>> x_in, t = sampler.model_input(0, np.ones((2, 3), np.float32))
@@ -362,13 +362,13 @@ class Sampler:
         log_prob: bool = False,
         **law: Unpack[density.Options],
     ) -> Any:
-        """The next x, from x and the model's answer to ``model_input(i, x)``.
+        """Returns the next x, from x and the model's answer to ``model_input(i, x)``.
 
         Args:
             i: the row, 0 <= i < len(self).
             model_output: one array of x's shape, or (uncond, cond) with ``guidance_scale``.
             noise: a Noise (row i draws from stream 3 at step noise.step + i), an array of x's shape, or an increment of
-                a Brownian motion (`path`). None is enough if the row draws none.
+                a Brownian motion (`path`). None is enough if the row draws no noise.
             state: this run's ``state(x)``. Samplers that remember nothing need none. It changes only if the step
                 succeeds.
             guidance_scale: w, a number or (B,): m = uncond + w (cond - uncond).
@@ -383,8 +383,8 @@ class Sampler:
 
         Raises:
             IndexError: there is no row i.
-            TypeError: a state is missing or another sampler's, or guidance_scale comes without a pair, or a pair
-                without it. ``noisefuse.update`` raises the errors of arrays.
+            TypeError: a state is missing or belongs to another sampler; only one of guidance_scale and a pair of
+                outputs is given. Errors of arrays are those of ``noisefuse.update``.
 
         >>> sampler = nf.samplers.dpmpp_2m(nf.Schedule.linear(1000), steps=5)
         >>> x = sampler.start((2, 3), nf.Noise(7))
@@ -703,31 +703,32 @@ class Sampler:
                 changed.
             noise: a Noise for the start and all steps. None is enough for deterministic samplers on a given x. For a
                 given x it may also be noise that was drawn before: an array (len(sampler) - start, *x.shape), or a list
-                with an array of x's shape for each row from ``start`` on. Entries for rows that draw none, such as
-                None, are not read. Or a ``path``, from row ``start`` on: ``path[start:]``.
+                with an array of x's shape for each row from ``start`` on. Entries for rows that draw no noise are not
+                read, and may be None. Or a ``path``, from row ``start`` on: ``path[start:]``.
             start: the first row. Multistep samplers start at 0: build one for the remaining times instead.
             time: as in ``model_input``: "scalar" gives the model a number t, "batch" an array (B,) of x's kind. None:
                 "batch" for tensors, else "scalar".
             dtype, device: for a new sample, as in `randn`: a dtype of torch, or a device, gives a tensor. None:
-                float32. With neither, x begins as NumPy's; if the model answers with a tensor or an array of JAX, x
-                continues as one, on the same device. A model that answers with tensors is given NumPy's arrays in every
-                row, and the time as in the first; arrays carry no gradient, so x has none.
+                float32. With neither, x begins as a NumPy array; if the model answers with a tensor or a JAX array, x
+                continues as one, on the same device. A model that answers NumPy arrays with tensors is given NumPy
+                arrays in every row, and the time in the form of the first row. NumPy arrays carry no gradient, so x has
+                none.
             progress: show a bar (needs tqdm).
             callback: callback(i, x, denoised) after each row, with arrays of its own.
             out: an array for the result: of x's dtype, or bytes, to which the last row rounds 127.5 x + 127.5.
             log_probs: also give the log-density of each row's step: see ``step`` and `density`.
-            mask, known: inpainting. Where mask is 1 (or True) x is sampled; where it is 0 it is ``known``, a clean
-                sample of x's shape. Before each row ``known`` is brought to that row's noise level (``noised``); after
-                the last row it is written unchanged, so the run has to end on clean data. A mask may lie between 0 and
-                1, and have any shape that broadcasts to x's. A callback sees x before ``known`` is written.
+            mask, known: inpainting. Where the mask is 1 (or True), x is sampled. Where the mask is 0, x is ``known``, a
+                clean sample of x's shape. Before each row ``known`` is brought to that row's noise level (``noised``);
+                after the last row it is written unchanged, so the run has to end on clean data. A mask may lie between
+                0 and 1, and have any shape that broadcasts to x's. A callback sees x before ``known`` is written.
 
         Returns:
             x after the last row; with log_probs the pair of x and a list of log-densities (B,), one for each row from
             ``start`` on, with None for a row that draws no noise.
 
         Raises:
-            TypeError: the model answers no array, or fails on NumPy's arrays and may want a tensor. Other errors are
-                those of ``start`` and ``step``.
+            TypeError: the model's answer is no array, or the model fails on NumPy arrays and may want a tensor. Other
+                errors are those of ``start`` and ``step``.
 
         For a torch network: ``sampler.sample(network, (8, 3, 32, 32), Noise(7), device="cuda")``.
 
@@ -741,7 +742,7 @@ class Sampler:
         if not callable(model):
             raise TypeError(f"model: expected a function, or a network, of (x, t), got {type(model).__name__}")
         if callback is not None and is_lazy(x_or_shape):
-            raise NotImplementedError("callback: does not take arrays of dask's, which are not computed yet")
+            raise NotImplementedError("callback: does not take dask arrays, which are not computed yet")
         x, is_new = self._begun(x_or_shape, noise, start, dtype, device), isinstance(x_or_shape, list | tuple)
         drawn = None if noise is None or are_names(noise) else arrays_of_rows(noise, x, self._draws, start)
         keep, answer = keeper(self._known_levels, mask, known, x, noise, log_probs, out), None
@@ -752,7 +753,7 @@ class Sampler:
         scanned = library_for(x).sample
         if scanned is not None and drawn is None and callback is None and keep is None and not log_probs:
             if out is not None:
-                raise TypeError("out: expected None, as arrays of JAX's are not written to")
+                raise TypeError("out: expected None, as JAX arrays are not written to")
             rows = range(start, len(self))
             return scanned(self, model, x, noise, rows, time=time, guidance_scale=guidance_scale)
         state, found = self.state(x), []
@@ -809,12 +810,12 @@ class Sampler:
     ) -> list[Any]:
         """The increment of one Brownian motion for each row, so that runs of more or fewer steps see the same noise.
 
-        ``sampler.sample(model, sampler.start(shape, noise), sampler.path(noise))``: an entry is drawn in its row. A row
+        ``sampler.sample(model, sampler.start(shape, noise), sampler.path(noise))`` draws each entry in its row. A row
         that draws has the increment (`Noise.interval`) from the end of the previous drawing row to the noise level of
         the next row. So the two pieces of a step of ``dpmpp_sde`` are two pieces of one motion.
 
         Args:
-            noise: a Noise, or a list of one for each sample. Each of its seeds, samples and steps is a path.
+            noise: a Noise, or a list of one for each sample. Each seed, sample and step has a path of its own.
             span, grid: as in `Noise.interval`. With neither: the span of this run's own times. Runs share a path if
                 they share span or grid; if they begin at different noise levels, give the widest span.
             clock: (alpha, sigma) -> time, for arrays. Default: sigma for a flow (alpha + sigma = 1), else sigma /
@@ -822,11 +823,11 @@ class Sampler:
             end: the time at which the last row ends: 0 for a run to clean data.
 
         Returns:
-            A list with an entry for each row, None for one that draws none.
+            A list with an entry for each row. It is None for a row that draws no noise.
 
         Raises:
             ValueError: the noise levels are not known, the times go back and forth, a noise level has no finite time
-                (alpha = 0: give a clock), or two draws lie within 2^-24 of the span.
+                (alpha = 0: give a clock), or two draws are less than 2^-24 of the span apart.
 
         >>> schedule, noise = nf.Schedule.karras(100), nf.Noise(7)
         >>> few, many = (nf.samplers.euler_ancestral(schedule, steps=n) for n in (10, 40))

@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_BETAS = "    beta_start, beta_end: between which beta_t goes, both in (0, 1]."
+_BETAS = "    beta_start, beta_end: the range of beta_t, both in (0, 1]."
 _ENDS = "    sigma_min, sigma_max: the least and the most noisy level, 0 < sigma_min < sigma_max < inf."
 _FAMILY = Shared(
     args={
-        "steps": "    steps: how many levels, T, at least 1.",
+        "steps": "    steps: the number of noise levels, T, at least 1.",
         "beta_start": _BETAS,
         "beta_end": _BETAS,
         "max_beta": "    max_beta: no beta_t is larger; positive.",
@@ -48,7 +48,7 @@ _FAMILY = Shared(
     },
     returns="    A `Schedule` of this kind, its columns in float64, (T,).",
     raises="""\
-    ValueError: an argument outside of what it takes.
+    ValueError: an argument lies outside of its range.
     TypeError: steps is no integer.""",
 )
 
@@ -224,8 +224,8 @@ class Schedule:
             abar(u)    = sqrt(SNR(u) / (1 + SNR(u)))
             beta_t     = min(1 - abar((t + 1) / T) / abar(t / T), max_beta)
 
-        The square root is the paper's alpha; diffusers takes it for abar = alpha^2, and so does this one. For
-        the paper's own, give SNR / (1 + SNR) to ``from_alphas_cumprod``.
+        In the paper, this square root is alpha. diffusers takes it for abar = alpha^2, and so does this function. For
+        the paper's schedule, give SNR / (1 + SNR) to ``from_alphas_cumprod``.
 
         Args:
             mu: the mean of log-SNR, finite.
@@ -385,8 +385,10 @@ class Schedule:
         In diffusers, `calculate_shift` computes mu, and the rule is named the exponential time shift.
 
         Args:
-            tokens: how many the image has, which is the area of its latents over that of a patch; positive.
-            base_tokens, max_tokens: between which mu is measured; they differ. Beyond them mu goes on as a line.
+            tokens: the number of tokens of the image, which is the area of its latents over the area of a patch;
+                positive.
+            base_tokens, max_tokens: the numbers of tokens at which mu is given; they differ. Beyond them mu continues
+                linearly.
             base_shift, max_shift: mu at base_tokens and at max_tokens.
 
         Returns:
@@ -405,7 +407,7 @@ class Schedule:
         along = (tokens - base_tokens) / (max_tokens - base_tokens)
         mu = base_shift + (max_shift - base_shift) * along
         if not abs(mu) < 700:  # so that its exponential is a number
-            raise ValueError(f"mu must lie between -700 and 700, got {mu} of {tokens} tokens")
+            raise ValueError(f"mu must lie between -700 and 700, got {mu} for {tokens} tokens")
         return math.exp(mu)
 
     # ---- functions of time ---------------------------------------------------------------------------------
@@ -460,7 +462,7 @@ class Schedule:
     @documented(_FAMILY)
     @_remembered
     def imagen_cosine(cls, steps: int = 1000, s: float = 0.008) -> Self:
-        """alpha = cos((t + s) / (1 + s) pi / 2): "cosine" of imagen-pytorch, which does not divide by f(0) as `cosine`.
+        """alpha = cos((t + s) / (1 + s) pi / 2): "cosine" of imagen-pytorch. `cosine` also divides by f(0).
 
         Columns are those at t = (i + 1) / T. Continuous in t in [0, 1]. Variance preserving.
 
@@ -489,10 +491,10 @@ class Schedule:
         Columns, for integer t and samplers, are those at t = times[0] + (i + 1) / T (times[1] - times[0]).
 
         Args:
-            alpha, sigma: alpha(t, **parameters), of a float64 array, returns one of its shape. alpha lies in [0, 1] and
-                sigma is at least 0. alpha / sigma falls strictly from times[0] to times[1]; it may be infinite or 0 at
-                these ends alone.
-            name: What prints and files call it; no name of a family of noisefuse's.
+            alpha, sigma: functions alpha(t, **parameters), which take a float64 array of times and return an array of
+                its shape. alpha lies in [0, 1] and sigma is at least 0. alpha / sigma falls strictly from times[0] to
+                times[1]; it may be infinite or 0 at these ends alone.
+            name: The schedule's name in prints and files. It is not the name of a family of noisefuse.
             steps: How many columns, T, at least 1.
             times: The cleanest and the noisiest time, finite. A float t lies between them.
             parameters: Numbers, which the functions get by name.
@@ -522,7 +524,7 @@ class Schedule:
         *,
         times: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        """Makes functions known by a name, under which pickles and JSON of `from_functions` name them.
+        """Registers functions under a name. Pickles and JSON of a schedule `from_functions` store this name.
 
         A process that reads such a schedule registers the same functions first: call this in a module that it imports.
 
@@ -530,7 +532,7 @@ class Schedule:
             name, alpha, sigma, times: As in `from_functions`. A later call with the same name replaces the functions.
 
         Raises:
-            TypeError, ValueError: As in `from_functions`, of the name and the times.
+            TypeError, ValueError: As in `from_functions`, for the name and the times.
 
         >>> def alpha(t, power): return 1 - t**power
         >>> def sigma(t, power): return t
@@ -713,7 +715,7 @@ class Schedule:
         diffusers calls this add_noise; `q_sample` is ``update`` with this table, except for the noise's stream.
 
         Args:
-            target: the networks' target, as in `q_sample`: the table's aux1.
+            target: the networks' target, as in `q_sample`. It is the table's aux1.
             t: times (B,), integers or floats for ``schedule(t)``: the table then has a row for each time, not for each
                 step.
         """
@@ -750,7 +752,7 @@ class Schedule:
         return type(self)(alpha, sigma, _kind=f"{self.kind}_zero_terminal_snr", _parameters=self._parameters)
 
     def with_name(self, name: str) -> Self:
-        """Returns the same schedule with this name; it equals the one without."""
+        """Returns the same schedule with this name. The two are equal."""
         return self._rebuilt(name)(self.alpha, self.sigma)
 
     def _rebuilt(self, name: str) -> Callable[..., Self]:

@@ -173,7 +173,7 @@ def _stacked(rows: Iterable[Row]) -> npt.NDArray[np.void]:
 
 
 class Tableau:
-    """An immutable table of rows, and the numbers that a run needs beside them.
+    """An immutable table of rows, with the other numbers that a run needs.
 
     Tables with equal attributes, the name included, are equal and have the same hash.
 
@@ -184,8 +184,8 @@ class Tableau:
         name: a name, which ``print`` shows.
         push: (n,) how many auxiliary outputs (0: none, 1: aux1, 2: both) become the newest past arrays after
             the row, aux1 first; older ones move back by as many slots. Default: zeros.
-        denoised: (n,) which auxiliary output, 1 or 2, estimates the clean sample; 0: none does. It is one of
-            the pushed ones or the next. Default: zeros.
+        denoised: (n,) which auxiliary output, 1 or 2, estimates the clean sample; 0: none does. It is one of the pushed
+            outputs, or the next output after them. Default: zeros.
         scale: (n,) factors; the model is given scale[i] * x. Default: ones.
         alpha, sigma: (n,) the noise level at which a row begins, x = alpha x0 + sigma z. Default: zeros, unknown.
         start: the standard deviation of the noise that row 0 expects as x.
@@ -380,10 +380,11 @@ class Tableau:
     # ---- new tables from this one --------------------------------------------------------------------------
 
     def mixed(self, pairs: Sequence[tuple[float, float]]) -> Tableau:
-        """Puts two model outputs in place of one, m1 -> p m1 + q m2: the rows once per pair (p, q).
+        """Replaces one model output by two, m1 -> p m1 + q m2. Each pair (p, q) gives all rows once.
 
         Row i of pair j is row j * n + i. This turns guidance into coefficients (``views.guidance``). If the rows read
-        an m2 of their own, it is the first of the two: in CFG++ the unconditional output beside the guided m1.
+        an m2 of their own, it stands for the first of the two outputs: in CFG++ this is the unconditional output, and
+        m1 the guided one.
         """
         rows = np.tile(self.rows, len(pairs))
         p, q = (np.repeat(np.reshape(pairs, (-1, 2))[:, part], len(self)) for part in (0, 1))
@@ -400,7 +401,7 @@ class Tableau:
             ValueError: D is clamped.
         """
         if self.clamps or self.threshold:
-            raise ValueError(f"{self.name!r} bounds D: it cannot be written out")
+            raise ValueError(f"{self.name!r} bounds D, so D cannot be written out")
         rows = self.rows.copy()
         for output in OUTPUTS:
             weight = rows[output]["d"]
@@ -489,8 +490,8 @@ class Tableau:
     ) -> Tableau:
         """Returns the table of another implementation's step, found by probing it.
 
-        Every input is set to 1 alone, and all to 0: the answers are the coefficients. A second call with random
-        numbers, from small to large ones, must then agree, so a step that is not affine is refused.
+        Each input is set to 1 while the others are 0, and once all are 0: the answers are the coefficients. A second
+        call with random numbers, from small to large ones, must then agree, so a step that is not affine is refused.
 
         Args:
             step: step(i, x=.., m1=.., ..) -> out, or a tuple of out, aux1, aux2. The ``inputs`` are float64 arrays of

@@ -16,25 +16,28 @@ class TokenRow:
     """One model call. At each position a token c is drawn from the network's distribution; the row's numbers say what
     becomes of the token x that stands there.
 
-    By chance, each position alone, with one word of stream 14 for its events, in this order:
+    A row changes tokens by chance or by rank. By chance, each position is decided alone: one word of stream 14 decides
+    between these events, in this order:
 
     Attributes:
         time: what the network is told.
         reveal: the probability that a mask becomes c.
-        rate: or reveal is min(1, rate S), S the sum of the exponentials of the position's logits, which are log-scores.
+        rate: if given, reveal is min(1, rate S) instead, where S is the sum of exp over the position's logits, which
+            are log-scores.
         change: the probability that a token other than c becomes c.
-        renoise: the probability that a token is drawn anew from the whole vocabulary, where it is not c, and where it
-            is.
+        renoise: two probabilities that a token is drawn anew from the whole vocabulary: if it is not c, and if it is c.
         remask: the probability that a token becomes the mask.
 
-    Or by rank, those of each sample together; the other numbers are not used then:
+    By rank, the positions of a sample are decided together. Rows with `left` or `bound` do so, and do not use the
+    probabilities above:
 
-        left: how many steps are left to reveal the masks, with this one. A step reveals its share of those that are
-            left, rounded up: first where the network is most certain of c, or in an order drawn from stream 16.
-        bound: the positions of least entropy become c, as many as have an entropy of at most `bound` in all, without
-            the largest. The others are drawn anew, or stay masks.
+        left: the number of steps that are left to reveal the masks, this one included. A step reveals its share of the
+            masks that are left, rounded up: first where the network is most certain of c, or in an order drawn from
+            stream 16.
+        bound: the positions of least entropy become c, as many as have a sum of entropies, without the largest, of at
+            most `bound`. The others are drawn anew, or stay masks.
         end: how many positions at the sample's end are not revealed yet.
-        temperature: what divides the logits, times the sampler's own temperature.
+        temperature: the logits are divided by this number times the sampler's own temperature.
 
     >>> print(nf.TokenRow(time=0.5, reveal=0.25, remask=0.1))
     t = 0.5;  mask -> c with probability 0.25;  x -> mask with probability 0.1
@@ -82,7 +85,7 @@ class TokenRow:
 
     @property
     def touches_tokens(self) -> bool:
-        """Tells whether others than masks may change."""
+        """Tells whether tokens other than masks may change."""
         return bool(self.change or any(self.renoise) or self.remask)
 
 
@@ -91,12 +94,12 @@ class TokenTable:
     """The rows of a sampler of tokens, and what they share.
 
     Attributes:
-        name: the sampler's.
+        name: the sampler's name.
         rows: one for each model call.
         mask_id: the token that stands for the mask, or None.
-        vocabulary: how many tokens are drawn from where one is drawn anew, or None.
+        vocabulary: the number of tokens from which one is drawn anew, or None.
         source: what a run begins with: masks, or tokens drawn from the whole vocabulary.
-        order: by what positions are ranked where rows have `left`.
+        order: what ranks the positions in rows with `left`.
         guidance: cfg_scale: logits are u + (1 + guidance) (c - u) of a pair (u, c).
         temperature, top_k, top_p: as in `categorical`.
 
@@ -131,7 +134,7 @@ class TokenTable:
             raise ValueError("vocabulary: expected a number of tokens, as rows draw from all of them")
 
     def equations(self, most: int | None = None) -> str:
-        """Returns a line for each row; with `most` at most so many, the first and the last ones."""
+        """Returns a line for each row; with `most`, at most that many: the first and the last rows."""
         lines = [f"  {i}: {row}" for i, row in enumerate(self.rows)]
         if most is not None and len(lines) > most:
             half = most // 2

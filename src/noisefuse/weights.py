@@ -7,11 +7,11 @@ sample D that a prediction m implies, D = p_x x + p_m m. Then the losses of all 
     |m - target|^2 = |d|^2 / p_m^2
     epsilon p_m = -sigma / alpha,  v -sigma / (alpha^2 + sigma^2),  flow -sigma / (alpha + sigma),  sample 1
 
-So each function takes the target that the network learns, and returns the weights for its loss. With `t` it returns
-them for these times, integers or the floats of a continuous schedule, in t's shape.
+So each function takes the target that the network learns, and returns the weights for its loss. With `t` it returns the
+weights at these times, in t's shape. Times are integers, or floats of a continuous schedule.
 
-A row is also a density: `draw` takes times from it. That has the same expected gradient as uniform times with the
-weights, and less variance if weights differ much.
+A row is also a density: `draw` draws times from it. Such times have the same expected gradient as uniform times with
+weights, and less variance if the weights differ much.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ _SHARED = Shared(
     args={
         "schedule": "    schedule: the levels of noise, a `Schedule`.",
         "target": """\
-    target: what the network learns, whose plain loss the weights multiply: "epsilon", "v", "flow" (also called
-        "velocity") or "sample".""",
+    target: what the network learns: "epsilon", "v", "flow" (also called "velocity") or "sample". The weights multiply
+        the plain loss of this target.""",
         "t": """\
     t: times of any shape, as ``schedule(t)`` takes them: integers, or floats of a continuous schedule. None: all steps
         of the schedule.""",
     },
     returns="    Weights in float64, (T,), one for each step of the schedule; for t in t's shape.",
     raises="""\
-    ValueError: another target, or a float t outside of the schedule's time.
-    IndexError: an integer t outside of the schedule.
-    TypeError: no schedule, a t that is no number, or a float t with a schedule that is not continuous.""",
+    ValueError: target is another one, or a float t lies outside of the schedule's time.
+    IndexError: an integer t lies outside of the schedule.
+    TypeError: schedule is no `Schedule`, t is no number, or t is a float and the schedule is not continuous.""",
 )
 
 
@@ -156,7 +156,7 @@ def like(schedule: Schedule, target: Target, other: Target, *, t: npt.ArrayLike 
     """Returns the weights that turn the loss of `target` into the plain loss of the target `other`.
 
     like(schedule, "sample", "flow") is 1 / sigma^2 on rectified flow, diffusers' "sigma_sqrt". The weight is infinite
-    for "epsilon" if alpha = 0, for "sample" if sigma = 0: the prediction does not determine the other target there.
+    for "epsilon" if alpha = 0 and for "sample" if sigma = 0, where the prediction does not determine the other target.
 
     Args:
         other: the target with the plain loss.

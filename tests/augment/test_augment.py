@@ -273,7 +273,11 @@ def test_strengths_are_named():
         (lambda: gaussian(images(), 1, N, shared=True), ValueError, "layout = None"),
         (lambda: gaussian(images(), 1, N, layout="HWC", order="no"), ValueError, "order = 'no'"),
         (lambda: gaussian(images(), 1, images(float), layout="HWC", shared=True), TypeError, "noise: expected a Noise"),
-        (lambda: gaussian(np.zeros((2, 3)), 1, N, layout="HWC", shared=True), ValueError, "a channel axis and others"),
+        (
+            lambda: gaussian(np.zeros((2, 3)), 1, N, layout="HWC", shared=True),
+            ValueError,
+            "a channel axis and another axis",
+        ),
         (lambda: strengths(3, 2, 1, N), ValueError, "expected low <= high"),
         (lambda: strengths(3, 1, 2, N, p=1.5), ValueError, "p = 1.5"),
     ],

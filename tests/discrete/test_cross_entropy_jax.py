@@ -89,7 +89,7 @@ def test_a_program_keeps_what_it_was_given():
 
 def test_bad_input():
     logits = jnp.asarray(LOGITS)
-    with pytest.raises(TypeError, match="grad_out: arrays of JAX's are not written to"):
+    with pytest.raises(TypeError, match="grad_out: JAX arrays are not written to"):
         loss_of(logits, IDS, grad_out=LOGITS.copy())
     with pytest.raises(IndexError, match="ids: 300 is out of range"):
         loss_of(logits, IDS * 0 + 300)

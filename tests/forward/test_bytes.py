@@ -185,7 +185,7 @@ def test_of_tensors(levels):
 @pytest.mark.parametrize(
     ("call", "error", "said"),
     [
-        (lambda x: nf.q_sample(x, 5, SCHEDULE, N, out_scale=2.0), ValueError, "out_scale = 2.0: expected a result in"),
+        (lambda x: nf.q_sample(x, 5, SCHEDULE, N, out_scale=2.0), ValueError, "out_scale = 2.0: expected dtype="),
         (lambda x: nf.q_sample(x, 5, SCHEDULE, N, dtype="uint8", out_scale=np.inf), ValueError, "out_scale = inf"),
         (lambda x: nf.q_sample(x, 5, SCHEDULE, N, dtype="uint8", out_offset="x"), TypeError, "out_offset: expected"),
         (lambda x: nf.q_step(x, 5, SCHEDULE, N, dtype="float16"), TypeError, "dtype float16: expected 'uint8'"),

@@ -65,7 +65,7 @@ def test_they_are_checked_as_numpys():
         nf.q_sample(Bare(T), 3, S, N)
     with pytest.raises(IndexError, match="t = 1000 is out of range"):
         nf.q_sample(Bare(data()), Bare(T + 1), S, N)
-    with pytest.raises(TypeError, match="q_walk draws at every time and takes a Noise, not an array"):
+    with pytest.raises(TypeError, match="noise: expected a Noise, as q_walk draws at every time, got an array"):
         nf.q_walk(Bare(data()), S, Bare(data()))
 
 

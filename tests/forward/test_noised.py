@@ -87,7 +87,7 @@ def test_arrays_of_jax_and_dask():
 
 
 BAD = [
-    (lambda: nf.noised(X, [0.1, 0.2], 1.0, N), ValueError, "alpha: expected a scalar or a shape that begins x's shape"),
+    (lambda: nf.noised(X, [0.1, 0.2], 1.0, N), ValueError, "alpha: expected a scalar or a prefix of x's shape"),
     (
         lambda: nf.noised(X, T, np.ones((4, 3)), N),
         ValueError,

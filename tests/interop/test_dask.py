@@ -185,7 +185,7 @@ def test_samples_are_whole_where_their_power_is_asked_for():
     expected = nf.augment.at_snr(x, snr, Noise(7))
     assert equal(nf.augment.at_snr(whole, snr, Noise(7)), expected)
     assert equal(nf.augment.at_snr(whole, da.from_array(snr, ((2, 3),)), Noise(7)), expected)
-    with pytest.raises(ValueError, match="at_snr: samples: a block has to hold them whole"):
+    with pytest.raises(ValueError, match="at_snr: samples: expected each of them whole in one block"):
         nf.augment.at_snr(da.from_array(x, CHUNKS), snr, Noise(7))
 
 
@@ -425,7 +425,7 @@ UNKNOWN = LAZY[da.from_array(np.ones(5, bool), 5)]
         (
             lambda: nf.q_sample(LAZY, da.zeros(6, dtype=int), S, Noise(7)),
             ValueError,
-            r"t: expected a scalar or a shape",
+            r"t: expected a scalar or a prefix",
         ),
         (lambda: nf.q_sample(LAZY, da.zeros(5, chunks=CHUNKS[:1], dtype=bool), S, Noise(7)), TypeError, "t: expected"),
         (lambda: nf.q_sample(LAZY, 3, S, np.ma.masked_less(X, 0)), TypeError, "noise: masked arrays are not supported"),
@@ -471,7 +471,7 @@ UNKNOWN = LAZY[da.from_array(np.ones(5, bool), 5)]
         (lambda: nf.augment.gaussian(LAZY, np.ones((5, 4)), Noise(7)), ValueError, "expected as many channels"),
         (lambda: nf.augment.gaussian(LAZY, 1.0, Noise(7), shared=True), ValueError, "layout = None"),
         (lambda: nf.augment.gaussian(LAZY, 1.0, LAZY, shared=True, layout="CHW"), TypeError, "an array"),
-        (lambda: nf.augment.prepare(LAZY[None], noise=Noise(7)), ValueError, "prepare: channels: a block has to hold"),
+        (lambda: nf.augment.prepare(LAZY[None], noise=Noise(7)), ValueError, "channels: expected each of them whole"),
     ],
 )
 def test_errors_come_at_once(call, error, words):
@@ -486,7 +486,7 @@ def test_what_only_blocks_know_is_said_when_they_are_computed():
 
 
 def test_other_collections_of_dasks_are_no_arrays():
-    with pytest.raises(TypeError, match="x: expected an array of dask's, got Delayed"):
+    with pytest.raises(TypeError, match="x: expected a dask array, got Delayed"):
         nf.q_sample(dask.delayed(X), 3, S, Noise(7))
 
 

@@ -120,7 +120,7 @@ def test_errors_say_what_is_missing():
         own.Augmented(noisy_image, nf.Noise(7), image="picture").map_with_index(0, ROWS[0])
     with pytest.raises(TypeError, match="by index use"):
         own.Noisy(S, nf.Noise(7)).random_map(ROWS[0], np.random.default_rng(0))
-    with pytest.raises(TypeError, match="to name elements by index"):
+    with pytest.raises(TypeError, match="for keys by index, got None"):
         own.Noisy(S).map_with_index(0, ROWS[0])
     for wrong in ("7", 2.5, nf.Noise(7, sample=[1, 2])):
         with pytest.raises(TypeError):

@@ -276,7 +276,7 @@ def test_a_noise_that_is_traced():
             noise.__reduce__()
         with pytest.raises(TypeError, match=r"step: expected an integer, got float32"):
             N.at(step=k * 1.5)
-        with pytest.raises(TypeError, match="JAX traces a number of it"):
+        with pytest.raises(TypeError, match="JAX traces one of its numbers"):
             nf.randn(SHAPE, noise)
         return k
 
@@ -843,7 +843,7 @@ def test_keys():
         Noise.from_key(7)
     with pytest.raises(TypeError, match="not known while JAX traces"):
         jax.jit(lambda key: Noise.from_key(key).seed)(jax.random.key(1))
-    with pytest.raises(ValueError, match="a key says its seed alone"):
+    with pytest.raises(ValueError, match="expected a seed alone, as a JAX key holds no other number"):
         to_key(N)
 
 
@@ -869,7 +869,7 @@ def test_what_is_wrong_is_said_where_it_is_traced():
         (TypeError, "target_out", lambda: nf.q_sample(x, 1, LINEAR, N, target="v", target_out=x)),
         (TypeError, "aux_out", lambda: nf.update(TABLES["ddim"], 1, x, x, aux_out=[x])),
         (TypeError, "device: expected a dtype of torch", lambda: nf.randn(2, N, dtype=jnp.float32, device="cpu")),
-        (TypeError, "float64: JAX has it where", lambda: nf.randn(SHAPE, N, dtype=jnp.float64)),
+        (TypeError, "float64: JAX has it after", lambda: nf.randn(SHAPE, N, dtype=jnp.float64)),
         (TypeError, "shape: expected integers", lambda: jax.jit(lambda n: nf.randn((n, 2), N, dtype=jnp.float32))(3)),
         (TypeError, "fresh entropy", lambda: jax.jit(lambda x: nf.q_sample(x, 1, LINEAR, Noise()))(x)),
         (NotImplementedError, "lax.stop_gradient", lambda: jax.grad(lambda y: _loss(x, y))(x)),

@@ -130,7 +130,7 @@ def test_wrong_numbers_are_named():
     for std in (-1, np.nan):
         with pytest.raises(ValueError, match="std = "):
             ours.RandGaussianNoise(std=std)
-    with pytest.raises(TypeError, match="expected a float, or uint8 of such"):
+    with pytest.raises(TypeError, match="expected a float, or uint8 for an image of floats or uint8"):
         ours.RandGaussianNoise(prob=1.0, dtype=np.int16)(VOLUME)
     with pytest.raises(TypeError, match=r"got an image of torch.int16"):
         ours.RandGaussianNoise(prob=1.0, dtype=np.uint8)(VOLUME.astype(np.int16))

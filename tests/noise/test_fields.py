@@ -126,7 +126,7 @@ def test_windows_of_offset_and_mixed_noise_are_those_of_the_whole():
     cut = (slice(None), slice(0, 2), *cut[2:])
     for like in (progressive_like, freenoise_like):
         assert np.array_equal(like(X[cut], ahead), like(X, N)[cut])
-        with pytest.raises(ValueError, match="window at frame 1"):
+        with pytest.raises(ValueError, match="got one at frame 1"):
             like(X[cut], N.window(X.shape[1:], (1, 4, 2)))
 
 
@@ -367,7 +367,11 @@ WRONG = [
     (lambda: fields.freenoise_like(X, N, context=4, stride=2.0), TypeError, "stride = 2.0: expected an integer"),
     (lambda: fields.pyramid_like(X, 0.8, N.at(stream=10)), ValueError, "takes stream 0, got 10"),
     (lambda: fields.pyramid_like(X, 1e20, N), ValueError, "discount = 1e.20: expected a number from 0 to 1"),
-    (lambda: fields.nearest_of(2, X + np.nan, N), ValueError, r"x0\[0\]: no noise is near to what is not finite"),
+    (
+        lambda: fields.nearest_of(2, X + np.nan, N),
+        ValueError,
+        r"x0\[0\]: expected finite numbers, as no noise is near to others",
+    ),
     (lambda: fields.assigned(X + np.inf, N), ValueError, "x0: expected finite numbers"),
     (lambda: fields.perturbed(X, 1, None, 0.1, N), TypeError, "schedule"),
     (lambda: fields.perturbed(X, 1, nf.Schedule.linear(), -0.1, N), ValueError, "gamma = -0.1: expected at least 0"),

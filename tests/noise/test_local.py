@@ -73,10 +73,10 @@ def test_replicas_have_the_same_noise():
         (lambda: NOISE.local((4, -6), (0, 2, 0)), "lengths of at least 0"),
         (lambda: NOISE.local((4, 6), (0.0, 2, 0)), "three integers"),
         (lambda: NOISE.local((4, 6), (0, 2)), "three integers"),
-        (lambda: NOISE.local((4, 6), (0, 2, 1)).local((4, 6)), "a window already"),
+        (lambda: NOISE.local((4, 6), (0, 2, 1)).local((4, 6)), "expected a noise without a window"),
         (lambda: NOISE.at(sample=[1, 2]).local((4, 6), (0, 2, 0)), "has 2 sample ids"),
         (lambda: NOISE.local(placed((4, 6), (2,), None, 0)), "not in the mesh"),
-        (lambda: NOISE.local(placed((4, 6), (2,), [0], 0), (0, 2, 0)), "says itself"),
+        (lambda: NOISE.local(placed((4, 6), (2,), [0], 0), (0, 2, 0)), "has its own, got"),
         (
             lambda: NOISE.local(
                 SimpleNamespace(

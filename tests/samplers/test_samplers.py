@@ -678,7 +678,13 @@ BAD_ARGUMENTS = [
         (name, FLOW, {"steps": [0.3], "final": 0.9}, ValueError, "draws noise goes to a lower level, not from time 0.3")
         for name in ("euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_2s_ancestral_cfg_pp")
     ),
-    ("ddim_inverse", VP, {"prediction": "sample"}, ValueError, "predicts sample says no noise of clean data: begin at"),
+    (
+        "ddim_inverse",
+        VP,
+        {"prediction": "sample"},
+        ValueError,
+        "of sample does not determine the noise of clean data: begin at",
+    ),
     ("dpmpp_sde", VP, {"r": 1.0}, ValueError, "r must lie between 0 and 1, got 1.0"),
     ("gradient_estimation", VP, {"gamma": math.inf}, ValueError, "gamma must be finite, got inf"),
     ("tcd", VP, {"gamma": 1.5}, ValueError, "gamma must be at least 0 and at most 1, got 1.5"),

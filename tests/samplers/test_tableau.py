@@ -417,7 +417,7 @@ def test_unfolded_writes_d_out():
         np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
         assert unfolded["out"]["d"] == unfolded["clean"]["x"] == 0
     for bounded in (random_table(), Tableau([Row(out=D, clean=x)], name="random", threshold=(0.9, 2.0))):
-        with pytest.raises(ValueError, match="'random' bounds D: it cannot be written out"):
+        with pytest.raises(ValueError, match="'random' bounds D, so D cannot be written out"):
             bounded.unfolded()
 
 

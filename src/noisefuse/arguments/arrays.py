@@ -103,7 +103,7 @@ def is_traced(x: object) -> bool:
 
 
 def is_lazy(x: object) -> bool:
-    """Tells whether x is an array of dask's, which is computed later and never written to."""
+    """Tells whether x is a dask array, which is computed later and never written to."""
     return type(x) is not np.ndarray and library_for(x).is_lazy
 
 

@@ -64,7 +64,7 @@ def is_batch(name: str, x: Any, batched: bool | None) -> bool:
     if batched is None and image_layout(name, x) == "HWC":
         x = host_view(name, x)
         raise ValueError(
-            f"{name}: {x.dtype} of shape {tuple(x.shape)} may be one image, whose rows are no batch: expected "
+            f"{name}: {x.dtype} of shape {tuple(x.shape)} may be one image and not a batch: expected "
             "batched=False for one image (H, W, C), or batched=True for a batch, of points (B, N, C) say"
         )
     return True if batched is None else batched
@@ -109,7 +109,7 @@ def segments(name: str, t: ArrayLike, shape: tuple[int, ...]) -> tuple[Array, in
     if times.size == 1:
         return times.reshape(1), max(1, count(shape))
     if shape[: times.ndim] != times.shape:
-        raise ValueError(f"{name}: expected a scalar or a shape that begins x's shape {shape}, got {times.shape}")
+        raise ValueError(f"{name}: expected a scalar or a prefix of x's shape {shape}, got {times.shape}")
     return contiguous(times).reshape(-1), max(1, count(shape[times.ndim :]))
 
 
@@ -193,7 +193,7 @@ def names_or_array(
 
 def _check_name(noise: Noise, rows: int, sample_shape: tuple[int, ...], last_step: int) -> None:
     if any(map(is_tracer, (noise.step, noise.sample, *noise.window_start))):
-        raise TypeError("noise: JAX traces a number of it: expected JAX's arrays, jnp.asarray(x), or a dtype of jnp's")
+        raise TypeError("noise: JAX traces one of its numbers: expected JAX arrays, jnp.asarray(x), or a dtype of jnp")
     noise.check_shape(sample_shape)
     if count(sample_shape) > ELEMENTS:
         raise OverflowError(f"a sample of shape {sample_shape} has more than 2^34 elements")

@@ -127,9 +127,7 @@ def levels_asked(
     if asked is None:
         for name, value in ("out_scale", out_scale), ("out_offset", out_offset):
             if value is not None:
-                raise ValueError(
-                    f"{name} = {value!r}: expected a result in integers with it, dtype='uint8' or dtype='uint16'"
-                )
+                raise ValueError(f"{name} = {value!r}: expected dtype='uint8' or dtype='uint16', as it scales integers")
         return None
     return Levels(asked, (_finite("out_scale", out_scale, 1.0), _finite("out_offset", out_offset, 0.0)))
 
@@ -143,7 +141,7 @@ def levels_alone(
     """Does the same for a result whose dtype is either x's or an integer one."""
     found = levels_asked(dtype, out, out_scale, out_offset)
     if dtype is not None and found is None:
-        raise TypeError(f"dtype {dtype}: expected 'uint8' or 'uint16', or none for x's own")
+        raise TypeError(f"dtype {dtype}: expected 'uint8' or 'uint16', or None for x's dtype")
     return found
 
 

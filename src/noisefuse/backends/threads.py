@@ -93,8 +93,8 @@ class _Share:
         while self.begun and not self.finished:
             if self.queue is not _shares:
                 raise RuntimeError(
-                    "a signal handler forked in the middle of this call, whose other threads the child does not have: "
-                    "its outputs are incomplete; make the call again"
+                    "a signal handler forked in the middle of this call: the child does not have the call's other "
+                    "threads, so the outputs are incomplete; make the call again"
                 )
             self.end.acquire(timeout=1)
         self.work = _nothing

@@ -20,10 +20,10 @@ class Library:
     """What a library of arrays offers to noisefuse. Each default is NumPy's answer, or a refusal in plain words.
 
     Attributes:
-        name: The library's, for messages.
+        name: The library's name, for messages.
         is_written: Whether results may be written to its arrays.
         is_lazy: Whether its arrays are computed later.
-        time: How `Sampler.model_input` tells the time to a model in this library, unless it is told how.
+        time: The default of `Sampler.model_input`'s argument `time` for arrays of the library.
         fast_row, fast_random: Replacements of the fast path while `is_traced()` is true, or None.
         sample: A function that runs `Sampler.sample` in one compiled loop, or None.
         prepare: `augment.prepare`, or None if `augmented` is enough.
@@ -44,7 +44,7 @@ class Library:
         self.name = name
         for key, value in offered.items():
             if not hasattr(Library, key):
-                raise TypeError(f"{key}: a library of arrays is not asked for that")
+                raise TypeError(f"{key}: noisefuse.interop.Library has no such attribute")
             setattr(self, key, value)
 
     def adds_draws(self) -> bool:
@@ -87,7 +87,8 @@ class Library:
         )
 
     def following(self, result: Any, *products: tuple[Any, Any, int]) -> Any:
-        """Returns a result with gradients of numbers in which it is linear: (number, derivative, its sign)."""
+        """Returns a result that has gradients with respect to numbers in which it is linear. A product is (number,
+        derivative, sign)."""
         return result
 
     def time_of(self, times: Any, i: Any) -> Any:
@@ -153,11 +154,11 @@ _libraries |= dict.fromkeys((type(np.dtype(code)) for code in "efd"), None)
 
 
 def register(of: type | str, library: Library | Callable[[], Library]) -> None:
-    """Arrays of a type, or of all types of a root module, belong to a library from now on.
+    """Registers a library for arrays of a type, or for those of all types of a root module.
 
     Args:
-        of: The type, with those that derive from it, or the name of a root module.
-        library: The library, or what loads it. It is called when the first such array is seen.
+        of: The type, which stands for its subclasses too, or the name of a root module.
+        library: The library, or a function that loads it when the first such array is seen.
     """
     _loaders[of] = (lambda: library) if isinstance(library, Library) else library
 

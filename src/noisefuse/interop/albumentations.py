@@ -129,7 +129,7 @@ class GaussNoise(_Keyed, albumentations.GaussNoise):
         noise_seed: int = 0,
     ) -> None:
         if noise_scale_factor != 1:
-            raise ValueError(f"noise_scale_factor = {noise_scale_factor}: expected 1, noise of each pixel")
+            raise ValueError(f"noise_scale_factor = {noise_scale_factor}: expected 1, as each pixel has its own noise")
         super().__init__(std_range, mean_range, per_channel, noise_scale_factor, p)
         self._set_key(key, noise_seed)
 

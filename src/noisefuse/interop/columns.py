@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise for batches of columns, which are dicts of NumPy arrays, one of them with the rows' ids.
+"""Noise for batches of columns. A batch is a dict of NumPy arrays, one of which holds the rows' ids.
 
 Ray Data's ``map_batches(.., batch_format="numpy")`` and Hugging Face's ``map(.., batched=True)`` pass such batches. The
 noise depends on the seed, the row's id and the noise's step alone: not on the batches, their order, or the workers. Ids

@@ -45,14 +45,14 @@ class _Named(grain.transforms.RandomMap):  # type: ignore[misc]  # a package wit
     def random_map(self, element: Element, rng: np.random.Generator) -> dict[str, Any]:
         """Uses 64 bits of the generator as the noise's seed. Grain seeds it by its own seed and the element's place."""
         if self.noise is not None:
-            raise TypeError("noise: by Grain's generator expected none; by index use map_with_index(.map_with_index)")
+            raise TypeError("noise: expected None for keys by generator; for keys by index use map_with_index")
         return self._made(element, nf.Noise.from_rng(rng))
 
     def map_with_index(self, index: int, element: Element) -> dict[str, Any]:
         """Adds the index to the noise's sample, for Grain's ``map_with_index``. With a length, the index is that of the
         source, and the epoch, which ``repeat`` counts, is added to the step."""
         if self.noise is None:
-            raise TypeError("noise: expected a Noise, to name elements by index")
+            raise TypeError("noise: expected a Noise for keys by index, got None")
         epoch, place = divmod(int(index), self.length) if self.length else (0, int(index))
         return self._made(element, self.noise.at(sample=self.noise.sample + place, step=self.noise.step + epoch))
 

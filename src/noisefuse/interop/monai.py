@@ -84,7 +84,8 @@ class RandGaussianNoise(Named, transforms.RandGaussianNoise):
         plain = img.as_subclass(torch.Tensor)
         wanted = get_equivalent_dtype(img.dtype if self.dtype is None else self.dtype, torch.Tensor)
         if wanted not in _DTYPES or (wanted == torch.uint8 and plain.dtype not in _DTYPES):
-            raise TypeError(f"dtype = {self.dtype}: expected a float, or uint8 of such, got an image of {img.dtype}")
+            expected = "a float, or uint8 for an image of floats or uint8"
+            raise TypeError(f"dtype = {self.dtype}: expected {expected}, got an image of {img.dtype}")
         if torch.uint8 not in (wanted, plain.dtype):
             plain = plain.to(wanted)
         return convert_to_dst_type(add(plain, std, noise, mean=mean, dtype=wanted, batched=False), img, dtype=wanted)[0]

@@ -109,7 +109,7 @@ class Prepare(_Noisy, v2.Transform):
         if not sigma >= 0:
             raise ValueError(f"sigma = {sigma}: expected a number of at least 0")
         if not dtype.is_floating_point:
-            raise TypeError(f"dtype = {dtype}: expected a float, as what is normalised is")
+            raise TypeError(f"dtype = {dtype}: expected a float dtype, as normalised values are floats")
         super().__init__()
         self.scale_mean: list[float] = list(scale_mean)
         self.scale_std: list[float] = list(scale_std)

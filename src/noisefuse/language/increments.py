@@ -37,7 +37,7 @@ def tree_terms(run: int, t0: float, t1: float, span: tuple[float, float]) -> Ter
     u0, u1 = (_cell(name, t, low, high) for name, t in (("t0", t0), ("t1", t1)))
     if u0 == u1:
         raise ValueError(
-            f"interval: t0 = {t0!r} and t1 = {t1!r} lie in one place, where 2^-24 of the span {span} is resolved"
+            f"interval: t0 = {t0!r} and t1 = {t1!r} are one time, as times are rounded to 2^-24 of the span {span}"
         )
     sign, (u0, u1) = (1, (u0, u1)) if u0 < u1 else (-1, (u1, u0))  # the way back has the same sums, negated
     length = u1 - u0

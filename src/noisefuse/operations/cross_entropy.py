@@ -65,20 +65,21 @@ def masked_cross_entropy(
     upstream: ArrayLike | Array = 1.0,
     grad_out: Array | Literal[True] | None = None,
 ) -> Any:
-    """The mean of w (-log softmax(logits)[id]) over all rows, of which only the masked ones count.
+    """Returns the mean of w (-log softmax(logits)[id]) over all rows. Only masked rows count; the others add 0.
 
-    This is the loss of LLaDA and MDLM: w is 1 / p of the probability p with which a position was masked.
+    This is the loss of LLaDA and MDLM: w is 1 / p, where p is the probability with which a position was masked.
 
     Args:
         logits: (B, .., V) float32, float16 or bfloat16, V <= 2^20.
-        ids: (B, ..) integers, the clean tokens. Those of rows that do not count are not looked at.
+        ids: (B, ..) integers, the clean tokens. Ids of rows that do not count are ignored.
         masked: (B, ..) bool, or a shape that broadcasts to it: the rows that count. None: all.
-        weight: w >= 0 of each row, or a shape that broadcasts to the rows: (B, 1) for one of each sample. None: 1.
+        weight: w >= 0, an array that broadcasts to the rows: (B, 1) is one weight for each sample. None: 1.
         reduction: "mean" over all rows, masked or not, or "none": w times the loss of each row.
         upstream: the gradient with respect to the loss, a number, or of the rows' shape with the reduction "none".
-        grad_out: an array for the gradient with respect to the logits, upstream w / n (softmax - 1 at the id), n the
-            rows of the mean, 0 in rows that do not count, computed while a row is in the caches: C-contiguous, of the
-            logits' shape and dtype. It may be the logits themselves. True: a new array.
+        grad_out: an array for the gradient with respect to the logits, which is computed while a row is in the caches:
+            upstream w / n (softmax - 1 at the id), where n is the number of rows in the mean, and 0 in rows that do not
+            count. It is C-contiguous, of the logits' shape and dtype. It may be the logits themselves. True: a new
+            array.
 
     Returns:
         The loss, a float, or float64 (B, ..); with grad_out (loss, gradient). The bits are the same on every backend

@@ -134,7 +134,7 @@ def randn(
 
     Args:
         shape: the result's shape. Axis 0 is the batch; row b is the sample `noise.sample + b`.
-        noise: a Noise, or an increment of a Brownian motion (`Noise.interval`), or a list of one for each row.
+        noise: a Noise, or an increment of a Brownian motion (`Noise.interval`), or a list with one for each row.
         dtype: float32 (or None), float64 (the same field with more digits), float16, bfloat16 (float32's values,
             rounded). A dtype of torch gives a tensor, one of jax.numpy an array of JAX.
         batched: False makes the whole array one sample.
@@ -273,7 +273,7 @@ def uniform(
     device: Device | None = None,
     chunks: Any = None,
 ) -> Array:
-    """Uniform numbers in (0, 1), never 0 or 1, like `randn`; on stream 7 unless the noise has another than 0.
+    """Draws uniform numbers in (0, 1), never 0 or 1. Stream 0 stands for stream 7, which keeps them apart from `randn`.
 
     float32: (floor(w / 2^9) + 1/2) / 2^23 of the word w; float64: the same field with 52 bits. Other dtypes would round
     to 1.

@@ -52,10 +52,12 @@ def interpolate(
         x_t of x0's shape, dtype and kind, or (x_t, target).
 
     Raises:
-        ValueError: Another shape, a time outside of [0, 1], or one at which a function of the path is not finite.
-        TypeError: No floats, no Path, or a path with noise without `noise`. Nothing is written then.
+        ValueError: An array has another shape, a time lies outside of [0, 1], or a function of the path is not finite
+            there.
+        TypeError: The arrays hold no floats, `path` is no Path, or a path with noise is given no `noise`. Nothing is
+            written then.
 
-    Tensors that require grad, and arrays of JAX and dask, go in two passes, through `randn_like` and `update`.
+    Tensors that require grad, JAX arrays and dask arrays take two passes: `randn_like` and `update`.
 
     Source: Albergo, Boffi & Vanden-Eijnden 2023 (stochastic interpolants); Tong et al. 2024 (torchcfm).
 
@@ -155,7 +157,7 @@ def _of_library(
 ) -> Any:  # fmt: skip
     """Interpolates arrays of other libraries: noise is drawn, and rows read it."""
     if is_tracer(t):
-        raise NotImplementedError("t: a path's functions are NumPy's, and while JAX traces a time is not known")
+        raise NotImplementedError("t: expected known times, as a path's functions are NumPy's, got a traced one")
     rows, index = path_rows(path, library_for(t).to_numpy(t), tuple(x0.shape), target)
     table = of_rows(rows, path.name)
     z = None

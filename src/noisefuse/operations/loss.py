@@ -107,8 +107,8 @@ def mse_loss(
             target "epsilon", which does not need it.
         target: "epsilon" z (Ho et al. 2020, eq. 14), "v" alpha z - sigma x0, "flow" z - x0, "sample" x0.
         weight: for integer t a row, (T,), one number for each step of the schedule (`noisefuse.weights` makes them);
-            for float t an array of t's shape; finite at the given t. None: 1. It may lie on pred's device: if it or t
-            lies on a device, it is not checked.
+            for float t an array of t's shape; finite at the given t. None: 1. It may lie on pred's device. The weight
+            is not checked if it or t lies on a device.
         reduction: "mean" over all elements, or "none": the mean over each sample, (B,).
         grad_out: an array for the gradient with respect to pred (of the sum of the losses, if there are several), which
             the same pass computes; C-contiguous, of pred's shape and dtype. It may be pred itself. True: a new array.
@@ -145,7 +145,7 @@ def mse_loss(
         return other.mse_loss(pred, x0, t, schedule, noise, batched=batched, grad_out=grad_out, **options)
     if partial:
         if grad_out is not None:
-            raise ValueError("grad_out: a part of a loss has no gradient; mse_loss_grad makes it")
+            raise ValueError("grad_out: expected None with partial=True; mse_loss_grad computes the gradient")
         return _part(pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
     given = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
     outs = {} if grad_out is None else {"grad_out": None if grad_out is True else grad_out}
@@ -442,7 +442,7 @@ def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> Any:
     if row.shape != expected:
         what = "t's shape" if floating else "one for each step of the schedule,"
         raise ValueError(
-            f"weight: expected {what} {expected}, got {row.shape}; weights of your own for each sample: take "
+            f"weight: expected {what} {expected}, got {row.shape}; for one weight for each sample take "
             "reduction='none' and multiply"
         )
     row = contiguous(row.reshape(-1).astype(np.float64, copy=False))

@@ -41,7 +41,8 @@ def noised(
 
     Args:
         x0: An array or a tensor; float32, float64, float16 or bfloat16.
-        alpha, sigma: Finite numbers: one, (B,), or any prefix of x0's shape. Both have one shape, or one is a number.
+        alpha, sigma: Finite numbers: a scalar, (B,), or any prefix of x0's shape. Both have the same shape, or one is a
+            scalar.
         noise: As in `q_sample`, whose draws these are.
         target: As in `q_sample`: "epsilon", "v", "flow" or "sample", computed in the same pass.
         batched: As in `q_sample`.
@@ -51,8 +52,8 @@ def noised(
         x_t of x0's shape, dtype and kind, or (x_t, target).
 
     Raises:
-        ValueError: Another shape, or a number that is not finite.
-        TypeError: No floats, or an argument of another type. Nothing is written then.
+        ValueError: An array has another shape, or a number is not finite.
+        TypeError: x0 holds no floats, or an argument has another type. Nothing is written then.
 
     Gradients of tensors reach x0, alpha and sigma, in two passes: see Kingma et al. 2021 (VDM, a learned gamma).
 

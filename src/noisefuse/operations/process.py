@@ -116,14 +116,15 @@ def q_sample(
         noise: a Noise, a list of one for each row, or an array of x0's shape (float32 or the result's dtype).
         target: also return what a network learns: "epsilon" z, "v" alpha z - sigma x0 (Salimans & Ho 2022), "flow" z -
             x0 (flow matching; "velocity" is the same), "sample" x0. It is computed in the same pass.
-        scale, offset: x0 stands for scale * x0 + offset, folded into the coefficients. With neither, x0 is taken as it
-            is, uint8 with 1/127.5 and -1, uint16 with 1/32767.5 and -1. If only one is given, the other is 1 or 0, for
-            integers too.
-        dtype: the result's dtype. None: x0's, or float32 for integers. "uint8": x_t in bytes, out_scale * x_t +
-            out_offset rounded to nearest even from 0 to 255, NaN to 0; the target stays float. "uint16" is the same
-            from 0 to 65535.
-        out_scale, out_offset: the range of an integer result, folded into the coefficients. With neither: 127.5 and
-            127.5, or 32767.5 and 32767.5, from [-1, 1]. If only one is given, the other is 1 or 0.
+        scale, offset: x0 stands for scale * x0 + offset, folded into the coefficients. With neither, floats are taken
+            as they are, uint8 with 1/127.5 and -1, uint16 with 1/32767.5 and -1. If only one is given, the other is 1
+            or 0, for integers too.
+        dtype: the result's dtype. None: x0's, or float32 for integers. "uint8": x_t in bytes, which is out_scale * x_t
+            + out_offset, rounded to nearest even and clipped to 0 .. 255, with 0 for NaN; the target stays float.
+            "uint16" is the same from 0 to 65535.
+        out_scale, out_offset: the scale of an integer result, folded into the coefficients. With neither they map [-1,
+            1] to the whole range: 127.5 and 127.5 for bytes, 32767.5 and 32767.5 for uint16. If only one is given, the
+            other is 1 or 0.
         batched: False makes the whole array one sample. None is True, but integers of shape (H, W, C) with 1, 3 or 4
             channels and sides of 16 or more may be one image, so they need True or False.
         out, target_out: arrays to write to; C-contiguous, of the result's shape and dtype. `out` may be x0 itself, and
@@ -189,8 +190,8 @@ def q_step(
     """One Markov step of the walk: x_t = a_t x_(t-1) + s_t z_t.
 
     With betas, a = sqrt(1 - beta) and s = sqrt(beta) (Ho et al. 2020, eq. 2). In general a_t = alpha_t / alpha_(t-1)
-    and s_t^2 = sigma_t^2 - a_t^2 sigma_(t-1)^2, from alpha = 1, sigma = 0 before t = 0. z_t is the field of stream 1 at
-    step `noise.step + t`. Each sample or token with its own t has its own z_t.
+    and s_t^2 = sigma_t^2 - a_t^2 sigma_(t-1)^2, where alpha = 1 and sigma = 0 before t = 0. z_t is the field of stream
+    1 at step `noise.step + t`. Each sample or token with its own t has its own z_t.
 
     Args:
         x: as x0 of `q_sample`; uint8 stands for x / 127.5 - 1, uint16 for x / 32767.5 - 1.
@@ -277,7 +278,7 @@ def q_walk(
     x0 = as_array("x0", x0, (*FLOATS, *LEVELS))
     dtype, kept = result_dtype(x0), kept_times(keep, len(schedule))
     if is_array(noise):
-        raise TypeError("noise: q_walk draws at every time and takes a Noise, not an array")
+        raise TypeError("noise: expected a Noise, as q_walk draws at every time, got an array")
     names, _ = names_or_array(noise, x0.shape, dtype, batched, WALK, last_step=int(kept[-1]) if len(kept) else 0)
     device = one_place([("x0", x0), *([("out", out)] if out is not None and is_array(out) else [])])
     check_place(device, Index(np.zeros(1, np.int64), x0.size), names)
@@ -339,7 +340,7 @@ def q_sample_call(
     x = as_array("x0", x0, (*FLOATS, *LEVELS))
     kind = result_dtype(x) if dtype is None or levels else float_dtype(dtype)
     if dtype is None and levels_of(x.dtype) and not levels and getattr(out, "dtype", kind) != kind:
-        raise TypeError(f"out: expected float32, got {out.dtype}; say which with dtype=")  # type: ignore[union-attr]
+        raise TypeError(f"out: expected float32, got {out.dtype}; for another dtype pass dtype=")  # type: ignore[union-attr]
     if target is not None:
         need_target(target)
     if target is None and target_out is not None:

@@ -223,8 +223,8 @@ def deis(
 
     Args:
         order: the number of predicted noises in a step, 1 to 3.
-        variable: what the polynomials are of: "log_rho", above, or "vp_time", the t of diff-sampler (Zhou et al. 2023)
-            and ComfyUI: log(1 + rho^2) = b_d t^2 / 2 + b t, with rho 0.002 at t = 0.001 and 80 at t = 1.
+        variable: the variable of the polynomials: "log_rho", above, or "vp_time", the t of diff-sampler (Zhou et al.
+            2023) and ComfyUI: log(1 + rho^2) = b_d t^2 / 2 + b t, with rho 0.002 at t = 0.001 and 80 at t = 1.
         points: the number of terms in sums for the w_j: 10,000 in diff-sampler and in ComfyUI. None: the integrals.
         lower_order_final: if n < 15, the last step is of first order and the one before of at most second.
     """

@@ -209,7 +209,8 @@ def gradient_estimation_cfg_pp(
 
         x' = D + sigma' e_u + (gamma - 1) (sigma' - sigma) (e_u - e_u_before)
 
-    The first step has no last term, nor has one from a noise level that is visited twice; a step to clean data is D.
+    The last term is left out in the first step, and in a step from a noise level that is visited twice. A step to clean
+    data is x' = D.
 
     Args:
         gamma: finite; 1 is `euler_cfg_pp`.

@@ -36,12 +36,12 @@ def lcm(
     s = timestep_scaling t. f is the row's clean sample.
 
     Args:
-        steps: a number of the ``original_steps`` times of the distillation, or the times themselves.
+        steps: how many of the ``original_steps`` times of the distillation to visit, or the times themselves.
         timestep_scaling: a factor of the time in c_skip and c_out.
-        sigma_data: the data's standard deviation there.
+        sigma_data: the data's standard deviation in c_skip and c_out.
 
     Raises:
-        ValueError: steps is a number, and the schedule gives a model noise levels.
+        ValueError: steps is a number, and with this schedule a model is told noise levels.
 
     >>> nf.samplers.lcm(nf.Schedule.scaled_linear(1000), steps=4).timesteps.tolist()
     [999, 759, 499, 259]
@@ -77,11 +77,11 @@ def tcd(
     A step to clean data is x' = D.
 
     Args:
-        steps: a number of the ``original_steps`` times of the distillation, or the times themselves.
+        steps: how many of the ``original_steps`` times of the distillation to visit, or the times themselves.
         gamma: from 0, deterministic, to 1; diffusers calls it eta.
 
     Raises:
-        ValueError: the schedule gives a model noise levels.
+        ValueError: with this schedule a model is told noise levels.
 
     >>> nf.samplers.tcd(nf.Schedule.scaled_linear(1000), steps=4).tableau.as_rows.draws.tolist()
     [True, True, True, False]

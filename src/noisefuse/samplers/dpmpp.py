@@ -90,7 +90,7 @@ def dpmpp_2m_sde(
         x' = (sigma' / sigma) e^(-eta h) x + alpha' (1 - e^-a) D + alpha' w D1 + sigma' sqrt(1 - e^(-2 eta h)) z
         a = (1 + eta) h,    w = (1 - e^-a) / 2  (midpoint),    w = 1 - (1 - e^-a) / a  (heun)
 
-    h and D1 are those of ``dpmpp_2m``, which this is with eta = 0.
+    h and D1 are those of ``dpmpp_2m``. With eta = 0 the two samplers are the same.
 
     Args:
         solver, lower_order_final: as in ``dpmpp_2m``.

@@ -126,7 +126,7 @@ def ddim_inverse(
     run = plan(schedule, steps, prediction, clip, spacing, **options)
     if run.nodes[-1].sigma == 0 and run.view.name not in ("epsilon", "v", "flow"):
         raise ValueError(
-            f'a network that predicts {run.view.name} says no noise of clean data: begin at final="sigma_min"'
+            f'a prediction of {run.view.name} does not determine the noise of clean data: begin at final="sigma_min"'
         )
     rows = []
     for here, there in pairwise(run.nodes[::-1]):

@@ -19,11 +19,12 @@ _SHARED = Shared(
     args={
         "schedule": "    schedule: the levels of noise, a `Schedule`.",
         "steps": """\
-    steps: how many, or the times themselves, such as [900, 500, 100]: indices of the schedule, or levels sigma > 0
-        where alpha = 1 or alpha + sigma = 1.""",
+    steps: the number of steps, or the times themselves, such as [900, 500, 100]. Times are indices of the schedule or,
+        where alpha = 1 or alpha + sigma = 1, noise levels sigma > 0.""",
         "eta": """\
-    eta: how much of the noise is drawn anew: 0, none, follows the ODE; 1: as much as the reverse process draws.""",
-        "order": "    order: at most so many answers of the network make a step, 1 to 4.",
+    eta: how much of the noise is drawn anew: 0 draws none and follows the ODE; 1 draws as much as the reverse
+        process.""",
+        "order": "    order: the largest number of the network's answers in a step, 1 to 4.",
         "window": """\
     window: (begin, end): rows begin .. end - 1 draw noise, the others follow the ODE (Li et al. 2025, MixGRPO). None:
         all draw.""",
@@ -33,18 +34,18 @@ _SHARED = Shared(
         `views.View`.""",
         "clip": "    clip: bounds of D: c for (-c, c), or (lo, hi), or a `Threshold`. None: no bounds.",
         "spacing": """\
-    spacing: which times so many steps visit: "leading", "trailing" or "linspace", by index; "karras", "exponential" or
-        "beta", by level.""",
+    spacing: how a number of steps becomes times: by index, "leading", "trailing" or "linspace"; by noise level,
+        "karras", "exponential" or "beta".""",
         "options": "    **options: steps_offset, final, sigma_min, sigma_max, rho, see `SpacingOptions`.",
     },
     returns="""\
-    A `Sampler`, with a row of float64 coefficients for each call of the network. It runs on arrays of any shape, axis 0
-    is the batch, and of any kind and dtype that `update` takes.""",
+    A `Sampler`, with a row of float64 coefficients for each call of the network. It runs on arrays of any shape, whose
+    axis 0 is the batch, and of any kind and dtype that `update` takes.""",
     raises="""\
-    ValueError: an argument outside of what it takes; times or levels that the schedule does not have; a step that
-        rises, or more noise than there is, where noise is drawn; pure noise where the sampler or the prediction
-        divides by alpha.
-    TypeError: no schedule, a clip that is none, or an argument that there is not.
+    ValueError: an argument lies outside of its range; the schedule does not have the times or levels; a step that draws
+        noise rises, or needs more noise than there is; the sampler or the prediction divides by alpha, and x is pure
+        noise there.
+    TypeError: schedule is no `Schedule`, clip is no bound, or there is no such argument.
     ImportError: spacing "beta" without SciPy.""",
 )
 _EXAMPLE = """\

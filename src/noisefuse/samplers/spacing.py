@@ -88,7 +88,7 @@ class Axis:
         if self.family == "preserving":
             with np.errstate(invalid="ignore"):  # pure noise, whose level is infinite, is a column of its own
                 return 1 / np.hypot(1, level), level / np.hypot(1, level)
-        raise ValueError("between its columns this schedule is unknown: use whole indices (a spacing of indices)")
+        raise ValueError("this schedule is unknown between its indices: use whole indices, or a spacing by index")
 
     def times(self, level: Array) -> Array:
         """Returns the times that a model is given at these coordinates."""

@@ -190,7 +190,8 @@ def dpm_2_ancestral(
         s = sqrt(sigma sigma_down),    u = x + (s - sigma) d(x, sigma)
         x' = x + (sigma_down - sigma) d(u, s) + sigma_up z
 
-    sigma_down and sigma_up are those of ``euler_ancestral``, and so is what changes in a flow: x itself, and the ratio.
+    sigma_down and sigma_up are those of ``euler_ancestral``. In a flow it works on x itself, with the ratio of
+    ``euler_ancestral``.
     """
     run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).flow_or_exploding()
     return _dpm_2("dpm_2_ancestral", run, eta)
@@ -394,8 +395,8 @@ def heunpp2(
     mean only at sigma_0, so it is of first order.
 
     Args:
-        sigma_0: positive, of sigma / alpha. None: the run's first noise level. A part of a run continues the whole with
-            the whole's first level.
+        sigma_0: the first noise level, of sigma / alpha, positive. None: that of this run. To continue a run, give the
+            first level of the whole run.
 
     >>> len(nf.samplers.heunpp2(nf.Schedule.karras(100), steps=10))
     27

@@ -29,7 +29,7 @@ def keeper(
     if mask is None or known is None:
         raise TypeError("mask, known: expected both of them, or neither")
     if log_probs or not are_names(noise):
-        raise TypeError("mask: expected a Noise, or a list of them, and no log_probs")
+        raise TypeError("mask: expected a Noise, or a list of them, and no log_probs with it")
     for name, given in (("mask", mask), ("known", known)):
         need_plain(name, given)
     if getattr(known, "shape", None) != x.shape or library_of(known) is not library_of(x) or known.dtype != x.dtype:

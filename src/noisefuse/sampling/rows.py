@@ -67,7 +67,7 @@ def thresholded(table: Tableau, rows: Any, x: Array, model_output: Any) -> tuple
     """Returns a row for each sample, with 1 / s written into D's coefficients; see ``samplers.Threshold``."""
     assert table.threshold is not None
     if is_lazy(x):
-        raise NotImplementedError("Threshold: dynamic thresholding does not take arrays of dask's")
+        raise NotImplementedError("Threshold: dynamic thresholding does not take dask arrays")
     ratio, maximum = table.threshold
     clean = update(_clean(table), rows, x, model_output)
     if is_tracer(clean):

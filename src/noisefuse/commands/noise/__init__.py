@@ -103,7 +103,7 @@ def _check_paths(source: Path, target: Path) -> None:
         raise ValueError(f"{source} is the source and the target, too: expected another target")
     for made in (target, partial_of(target), journal_of(target)):
         if made.is_relative_to(source) or source.is_relative_to(made):
-            raise ValueError(f"{made} and {source} lie in one another: expected a target outside of the source")
+            raise ValueError(f"one of {made} and {source} contains the other: expected a target outside of the source")
     if not target.parent.is_dir():
         raise ValueError(f"cannot write {target}: no such directory")
 

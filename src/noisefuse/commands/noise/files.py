@@ -353,7 +353,7 @@ class Images:
         first: dict[Path, str] = {}
         for name in names:
             if not _is_utf8(name):
-                raise ValueError(f"{name!r} in {path}: expected a name in UTF-8, of which its noise is made; rename it")
+                raise ValueError(f"{name!r} in {path}: expected a name in UTF-8, which its noise depends on; rename it")
             if (other := first.setdefault(_png(name), name)) != name:
                 raise ValueError(f"{name} and {other} would both become {_png(name)}")
         return cls(path, partial, work, names, skipped)

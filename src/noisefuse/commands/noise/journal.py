@@ -101,15 +101,15 @@ class Journal:
                 if os.path.lexists(path):  # another's, or begun with an unknown request
                     os.unlink(self.path)
                     raise ValueError(
-                        f"{path} exists already, and {self.path.name}, which would say how it was made, does not or is "
-                        "cut: move it away"
+                        f"{path} exists already, but {self.path.name}, which says how it was made, is missing or cut: "
+                        "move it away"
                     )
             self._restart()
             return
         self._compare(begun, self.manifest)
         if os.path.lexists(self.target):
             if "whole" not in lines or os.path.lexists(self.partial):
-                raise ValueError(f"{self.target} exists, and is not what {self.path.name} speaks of: move it away")
+                raise ValueError(f"{self.target} exists, but {self.path.name} describes another: move it away")
             self.whole = True
         elif not os.path.lexists(self.partial):
             self._restart()  # another process removed it

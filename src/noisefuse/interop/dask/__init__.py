@@ -103,7 +103,7 @@ def q_step(x: Any, t: Any, schedule: Any, noise: Any, *, out: Any, **options: An
 def q_walk(x0: Any, schedule: Any, noise: Any, *, keep: Any, out: Any, **options: Any) -> Any:
     need_none(out=out)
     if hasattr(noise, "shape"):
-        raise TypeError("noise: q_walk draws at every time and takes a Noise, not an array")
+        raise TypeError("noise: expected a Noise, as q_walk draws at every time, got an array")
     kept = len(schedule) if keep is None else np.size(keep)
     return mapped(Call("q_walk", _walk, {"table": schedule, "keep": keep, **options}, kept=kept), x0, {}, noise, {})
 
@@ -113,7 +113,7 @@ def update(
 ) -> Any:  # fmt: skip
     need_none(out=out)
     if not isinstance(aux_out, int) and len(aux_out):
-        raise TypeError("aux_out: arrays of dask's are not written to; give the number of auxiliary outputs")
+        raise TypeError("aux_out: dask arrays are not written to; give the number of auxiliary outputs")
     models = model_output if isinstance(model_output, tuple) else (model_output,)
     arrays = {f"m{n + 1}": m for n, m in enumerate(models) if m is not None}
     arrays |= {f"past{n + 1}": p for n, p in enumerate(past)}
@@ -130,7 +130,7 @@ def _random(name: str, shape: Any, noise: Any, *, chunks: Any, dtype: Any, out: 
     need_none(out=out, device=device)
     kind = getattr(nf, name)(0, nf.Noise(0), dtype=dtype).dtype
     if not isinstance(kind, np.dtype):
-        raise TypeError(f"dtype {dtype}: chunks are dask's, and the dtype is not NumPy's")
+        raise TypeError(f"dtype {dtype}: expected a dtype of NumPy, as chunks= gives a dask array")
     sizes = normalize_chunks(chunks, shape, dtype=kind)
     return mapped(Call(name, _drawn, {"name": name, "dtype": dtype, "batched": batched}), sizes, {}, noise, {})
 

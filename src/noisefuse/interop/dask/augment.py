@@ -29,7 +29,7 @@ def augmented(function: Callable[..., Any], x: Any, noise: Any, *, out: Any = No
     elif name in ("levels", "transition"):
         numbers = {}
     else:
-        raise NotImplementedError(f"augment: {name} does not take arrays of dask's")
+        raise NotImplementedError(f"augment: {name} does not take dask arrays")
     axes = _axes(numbers, known_chunks("x", x), options)
     options |= {"function": function, "numbers_of": tuple(numbers)}
     return mapped(Call("augment", _augmented, options, counted=_counted_by(noise, options)), x, numbers, noise, axes)
@@ -63,10 +63,10 @@ def _counted_by(noise: Any, options: dict[str, Any]) -> Callable[[Shape], Shape]
     if not shared and order in (None, layout):
         return same
     if hasattr(noise, "shape"):
-        raise TypeError("noise: expected a Noise where it is shared or has an order, got an array")
+        raise TypeError("noise: expected a Noise with shared= or order=, got an array")
     for name, given in ("layout", layout), ("order", order or "CHW"):
         if given not in ("CHW", "HWC"):
-            raise ValueError(f"{name} = {given!r}: expected 'CHW' or 'HWC' where noise is shared or has an order")
+            raise ValueError(f"{name} = {given!r}: expected 'CHW' or 'HWC' with shared= or order=")
     return partial(_counted, first=layout == "CHW", to_first=order == "CHW", shared=shared)
 
 

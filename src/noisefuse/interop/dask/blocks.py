@@ -81,7 +81,7 @@ def mapped(call: Call, x: Any, arrays: dict[str, Any], noise: Any, axes: Axes) -
     """Returns the result, lazily.
 
     Args:
-        x: an array of dask's, or the chunks of the result, if nothing is read.
+        x: a dask array, or the chunks of the result, if nothing is read.
         arrays: the arguments with parts for the blocks, by name: dask's arrays, other arrays, or numbers.
         noise: the noise of an operation.
         axes: for each array, its axes as axes of x. Arrays that are missing have x's first axes, or one number for all.
@@ -122,20 +122,20 @@ def mapped(call: Call, x: Any, arrays: dict[str, Any], noise: Any, axes: Axes) -
 def need_none(**outputs: Any) -> None:
     for name, out in outputs.items():
         if out is not None:
-            raise TypeError(f"{name}: expected None, as the result is a new array of dask's, got {type(out).__name__}")
+            raise TypeError(f"{name}: expected None, as the result is a new dask array, got {type(out).__name__}")
 
 
 def need_whole(name: str, x: Any, first: int, end: int | None = None) -> None:
     """Raises ValueError if blocks hold only parts along these axes."""
     if any(len(sizes) > 1 for sizes in known_chunks("x", x)[first:end]):
-        raise ValueError(f"{name}: a block has to hold them whole, and x has chunks {x.chunks}: rechunk it")
+        raise ValueError(f"{name}: expected each of them whole in one block, got chunks {x.chunks} of x: rechunk it")
 
 
 def known_chunks(name: str, x: Any) -> Chunks:
-    """Returns the chunks of an array of dask's. ValueError: their sizes are not known. TypeError: it is no such
+    """Returns the chunks of a dask array. ValueError: their sizes are not known. TypeError: it is no such
     array."""
     if not isinstance(x, da.Array):
-        raise TypeError(f"{name}: expected an array of dask's, got {type(x).__name__}")
+        raise TypeError(f"{name}: expected a dask array, got {type(x).__name__}")
     chunks: Chunks = x.chunks
     if any(math.isnan(size) for sizes in chunks for size in sizes):
         raise ValueError(f"{name}: its chunks {chunks} have unknown sizes: use {name}.compute_chunk_sizes() first")
@@ -154,7 +154,7 @@ def _in_chunks(name: str, value: Any, chunks: Chunks, axes: Shape | None) -> Any
     of_x = tuple(range(array.ndim)) if axes is None else axes
     expected = tuple(shape[axis] for axis in of_x if axis < len(shape))
     if array.shape != expected:
-        wanted = f"a scalar or a shape that begins x's shape {shape}" if axes is None else f"shape {expected}"
+        wanted = f"a scalar or a prefix of x's shape {shape}" if axes is None else f"shape {expected}"
         raise ValueError(f"{name}: expected {wanted}, got {array.shape}")
     along = tuple(chunks[axis] for axis in of_x)
     if not is_lazy:

@@ -2,7 +2,7 @@
 """Schedulers of diffusers whose `step` and `add_noise` are one pass over memory. Nothing else is different.
 
     from noisefuse.interop.diffusers import DDPMScheduler      # a subclass of diffusers' class of that name
-    accelerate(pipeline)                                       # or so, in place
+    accelerate(pipeline)                                       # or: replaces them in place
 
 Their numbers come from diffusers' own code (rows.py). diffusers itself does steps that a row cannot express, and a line
 in the log says so.

@@ -80,7 +80,7 @@ def _at_row(numbers: Any, i: Any) -> Any:
 
 
 def moved(x: Any, to: Any) -> Any:
-    """Returns NumPy's x as an array of JAX's."""
+    """Returns NumPy's x as a JAX array."""
     return jnp.asarray(x)
 
 
@@ -119,7 +119,7 @@ def to_key(noise: nf.Noise) -> Any:
     Noise(7)
     """
     if noise != nf.Noise(noise.seed):
-        raise ValueError(f"noise: a key says its seed alone, and this is {noise!r}")
+        raise ValueError(f"noise: expected a seed alone, as a JAX key holds no other number, got {noise!r}")
     return jax.random.wrap_key_data(
         np.array([noise.seed >> 32, noise.seed & 0xFFFFFFFF], np.uint32), impl="threefry2x32"
     )
@@ -252,7 +252,7 @@ def _kind(dtype: Any, levels: Levels | None) -> Any:
 def q_walk(x0: Any, schedule: Any, noise: Any, *, keep: Any, batched: bool, out: Any) -> Any:
     _need_none(out=out)
     if hasattr(noise, "shape"):
-        raise TypeError("noise: q_walk draws at every time and takes a Noise, not an array")
+        raise TypeError("noise: expected a Noise, as q_walk draws at every time, got an array")
     kept, rows = kept_times(keep, len(schedule)), schedule.kept.markov
     begun = []
     if x0.dtype.name in LEVELS and len(kept):  # a walk's row has no constant: another step scales the levels
@@ -279,10 +279,10 @@ def update(
     out_scale: Any = None, out_offset: Any = None,
 ) -> Any:  # fmt: skip
     if not isinstance(aux_out, int) and len(aux_out):
-        raise TypeError("aux_out: arrays of JAX's are not written to; give the number of auxiliary outputs")
+        raise TypeError("aux_out: JAX arrays are not written to; give the number of auxiliary outputs")
     arrays, models, remembered = _read(model_output, past)
     if is_tracer(i) and noise is None and table.as_rows.draws.any():
-        raise TypeError("noise: rows of the table draw noise, and which one is taken is traced; expected a Noise")
+        raise TypeError("noise: expected a Noise, as rows of the table draw noise and the row number is traced")
 
     levels, number = _levels(dtype, out_scale, out_offset), aux_out if isinstance(aux_out, int) else 0
 
@@ -316,7 +316,7 @@ def mse_loss(
     scale: Any, offset: Any, batched: bool,
 ) -> Any:  # fmt: skip
     if grad_out is not None and grad_out is not True:
-        raise TypeError("grad_out: arrays of JAX's are not written to; grad_out=True makes a new one")
+        raise TypeError("grad_out: JAX arrays are not written to; grad_out=True makes a new one")
     known_weight = weight
     if weight is not None and not isinstance(weight, np.ndarray) and hasattr(weight, "dtype"):
         known_weight = np.ones(weight.shape) if is_tracer(weight) else np.asarray(weight, np.float64)
@@ -371,7 +371,7 @@ def log_prob(
     table: Any, i: Any, x: Any, model_output: Any, x_next: Any, *, past: Any, partial: bool = False, **law: Any
 ) -> Any:
     if partial:
-        raise NotImplementedError("partial: sums of parts do not take arrays of JAX's: pass np.asarray(x)")
+        raise NotImplementedError("partial: sums of parts do not take JAX arrays: pass np.asarray(x)")
     need_tableau("table", table)
     arrays, models, remembered = _read(model_output, past)
     known, traced = _drawing(table, i)
@@ -429,7 +429,7 @@ def update_with_log_prob(
 
 
 def combined(parts: Any) -> Any:
-    raise NotImplementedError("parts: expected sums of NumPy's, which partial=True gives")
+    raise NotImplementedError("parts: expected NumPy arrays of sums, as partial=True gives them")
 
 
 def _drawing(table: Any, i: Any) -> tuple[Any, Any]:
@@ -567,13 +567,13 @@ jax.tree_util.register_pytree_node(State, _past_and_size, _state)
 def _need_none(**outputs: Any) -> None:
     for name, out in outputs.items():
         if out is not None:
-            raise TypeError(f"{name}: expected None, as arrays of JAX's are not written to, got {type(out).__name__}")
+            raise TypeError(f"{name}: expected None, as JAX arrays are not written to, got {type(out).__name__}")
 
 
 def _zeros(name: str, x: Any) -> Any:
     """Returns a stand-in for x while a call is checked: memory that is never read."""
     if not hasattr(x, "shape") or not hasattr(x, "dtype"):
-        raise TypeError(f"{name}: expected an array of JAX's, got {type(x).__name__}")
+        raise TypeError(f"{name}: expected a JAX array, got {type(x).__name__}")
     if not isinstance(x.dtype, np.dtype):
         raise TypeError(f"{name}: dtype {x.dtype} is not supported, expected one of {', '.join(FLOATS)}")
     return np.zeros(x.shape, x.dtype)
@@ -607,7 +607,7 @@ class _Named:
             self.operands[IDS] = noise.sample.view(np.uint32).reshape(-1, 2)
         if any(is_tracer(start) for name in names for start in name.window_start):
             if names is noise:
-                raise NotImplementedError("noise: of a list of them none may have a window whose start is traced")
+                raise NotImplementedError("noise: expected a list without windows whose start is traced")
             self.start = noise.window_start
 
     start: Any = None
@@ -664,7 +664,7 @@ def _at_times(
     t, given = eager.number(t), {X: x, **(arrays or {})}
     if out is not None and out is not x:
         what = f"expected None, or {name} itself, whose memory is taken where jit donates it"
-        raise TypeError(f"out: {what}; arrays of JAX's are not written to")
+        raise TypeError(f"out: {what}; JAX arrays are not written to")
     zeros, named = _zeros(name, x), _Named(noise)
     known, traced = _times(t)
     call = make(zeros, known, named.known)
@@ -702,7 +702,7 @@ def _run(
         losses = kind == LOSSES  # the mean of no elements is one, too
         return [jnp.full(shape, jnp.nan if losses and n == 0 else 0, dt) for n, (shape, dt) in enumerate(made)]
     if call.arithmetic == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
-        raise TypeError("dtype float64: JAX has it where jax.config.update('jax_enable_x64', True) was called")
+        raise TypeError("dtype float64: JAX has it after jax.config.update('jax_enable_x64', True)")
     operands: dict[int, Any] = {ROWS: _kept(call.rows, call.arithmetic == np.float64) if rows is None else rows}
     if kind != WALKS and (index is not None or len(call.rows.table) > 1):
         operands[INDEX] = call.index.astype(np.int32) if index is None else _row(index, call).reshape(-1)

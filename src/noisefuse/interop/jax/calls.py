@@ -323,7 +323,7 @@ def _tangents(primals: Sequence[Any], tangents: Sequence[Any], *, what: Describe
     if what.kind == LOSSES:
         return _tangents_of_loss(primals, changes, what)
     if changes and int(what.record["active"]) & (TIMES_CLEAN | TIMES_ROOT):
-        raise NotImplementedError("x: noise that is multiplied by it has no derivative: use lax.stop_gradient")
+        raise NotImplementedError("x: noise that is multiplied by x has no derivative: use lax.stop_gradient")
     outs = bind(what, primals)
     found = []
     for k, (out, (_, dtype)) in enumerate(zip(outs, what.outputs, strict=True)):

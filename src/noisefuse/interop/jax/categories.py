@@ -21,7 +21,7 @@ def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, par
     if out is not None:
         raise TypeError("out: expected None, as arrays of JAX are not written to")
     if partial:
-        raise NotImplementedError("partial: parts do not take arrays of JAX's: pass np.asarray(logits)")
+        raise NotImplementedError("partial: parts do not take JAX arrays: pass np.asarray(logits)")
     kind = jax.dtypes.canonicalize_dtype(np.int64 if dtype is None else dtype)
     given = {name: value for name, value in options.items() if isinstance(value, jax.Array)}
     fixed = {name: _kept(value) for name, value in options.items() if name not in given}
@@ -81,7 +81,7 @@ def masked_cross_entropy(
     logits: Any, ids: Any, masked: Any, weight: Any, *, reduction: Any, upstream: Any, grad_out: Any
 ) -> Any:
     if grad_out is not None and grad_out is not True:
-        raise TypeError("grad_out: arrays of JAX's are not written to; grad_out=True makes a new one")
+        raise TypeError("grad_out: JAX arrays are not written to; grad_out=True makes a new one")
     given = {"logits": logits, "ids": ids, "masked": masked, "weight": weight, "upstream": upstream}
     arrays = {name: x for name, x in given.items() if isinstance(x, jax.Array)}
     fixed = {name: _kept(x) for name, x in given.items() if name not in arrays} | {"reduction": reduction}

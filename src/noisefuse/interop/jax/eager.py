@@ -2,7 +2,7 @@
 """Calls in eager code. A call may be like an earlier one but for its numbers. Then its description is known and its
 program is compiled. Only the numbers are checked, and most of the time is JAX's own dispatch.
 
-Each operand costs time, most of all one that is not an array of JAX's yet. So a program takes few operands: the row,
+Each operand costs time, most of all one that is not a JAX array yet. So a program takes few operands: the row,
 and the noise's whole key as one. Operands that are asked for again and again are kept as JAX's arrays.
 """
 
@@ -70,7 +70,7 @@ class Known(NamedTuple):
 
     program: Any
     rows: Kept  # by number
-    table: Any  # an array of JAX's if t is an array, else None
+    table: Any  # a JAX array if t is an array, else None
     fields: Kept | None  # by seed, sample and step
     n: int  # how many rows
     batch: int

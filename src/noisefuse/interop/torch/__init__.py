@@ -309,9 +309,7 @@ def _call(
             need_memory(call.label(slot), x)
         for label, out in zip(call.out_labels(), outs[: len(outs) - len(remembered)], strict=False):
             if out is not None:
-                raise ValueError(
-                    f"{label}: an input requires grad, and results of which autograd knows are new tensors"
-                )
+                raise ValueError(f"{label}: expected None, as an input requires grad and autograd needs a new tensor")
         return differentiable(call, index, noise, values, remembered)
     labels, out_labels = [call.label(slot) for slot in call.slots], call.out_labels()
     noise, place = read_noise(noise, "x"), place_of(labels[0], checked(labels[0], values[0]))
