@@ -12,8 +12,8 @@ from torch import Tensor
 
 import noisefuse as nf
 
-from .arrays import CPU, as_tensor, checked, is_copied, memory, need_memory, need_plain, place_of, read, write
-from .graph import Operation, carries, compiled, copied, differentiable, need_no_gradient, noise_of, words_of
+from .arrays import CPU, as_tensor, checked, memory, need_memory, need_plain, place_of, read, write
+from .graph import WithGradient, carries, compiled, copied, differentiable, need_no_gradient, noise_of, words_of
 from .internals import is_compiling, operator, untraced, written
 
 KINDS = {"log_prob": torch.float32, "log_prob_raw": torch.float32, "entropy": torch.float32, "margin": torch.float32}
@@ -84,8 +84,9 @@ def _read(name: str, value: Any) -> Any:
         return value
     need_plain(name, value)
     need_no_gradient(**{name: value})
+    place_of(name, value)
     value = value.detach().cpu()
-    return (value.float() if is_copied(value) else value).numpy()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
 
 
 def _written(out: Any) -> Any:
@@ -130,7 +131,9 @@ def masked_cross_entropy(
     if grad_out is not None and (watched or is_compiling()):
         raise ValueError("grad_out: autograd makes the gradient itself: call backward(), or use torch.no_grad()")
     given = {"logits": logits, "ids": ids, "masked": masked, "weight": weight}
-    given = {name: torch.as_tensor(x) for name, x in given.items() if x is not None}
+    # The caller may overwrite an array before the backward pass.
+    make = torch.tensor if watched and not is_compiling() else torch.as_tensor
+    given = {name: x if isinstance(x, Tensor) else make(x) for name, x in given.items() if x is not None}
     fields = None, "masked_cross_entropy", (("reduction", reduction),), tuple(given), 1
     if is_compiling():
         return compiled(CrossEntropy, fields, 0, tuple(given.values()), None)[0]
@@ -143,11 +146,8 @@ def masked_cross_entropy(
     return loss if grad_out is None else (loss, gradient)
 
 
-class CrossEntropy(Operation):
-    """masked_cross_entropy. Autograd gets the gradient of the mean, for an upstream gradient of 1, from the forward
-    pass; another one makes a second pass."""
-
-    early: list[Tensor] | None = None
+class CrossEntropy(WithGradient):
+    """masked_cross_entropy, and the gradient of the mean in one pass."""
 
     def results(self, tensors: Sequence[Tensor]) -> list[tuple[tuple[int, ...], torch.dtype]]:
         none = dict(self.options)["reduction"] == "none"
@@ -163,25 +163,22 @@ class CrossEntropy(Operation):
     def value(self, tensors: Sequence[Any], upstream: Any = 1.0, grad_out: Any = None) -> tuple[Tensor, Any]:
         """Returns the loss, and its gradient if it is wanted (True: as a new tensor)."""
         logits, place = tensors[0], _place(tensors[0], self.name)
+        values = read("logits", logits, place)
         given = {name: _read(name, x) for name, x in zip(self.slots, tensors, strict=True) if name != "logits"}
         written_to = (
             grad_out if grad_out is None or grad_out is True else write("grad_out", grad_out, place, logits.dtype)
         )
         found = nf.masked_cross_entropy(
-            read("logits", logits, place), **given, **dict(self.options), upstream=_read("upstream", upstream),
-            grad_out=written_to,
-        )  # fmt: skip
+            values, **given, **dict(self.options), upstream=_read("upstream", upstream), grad_out=written_to
+        )
         loss, gradient = (found, None) if grad_out is None else found
         if gradient is not None:
             gradient = as_tensor(gradient, None if grad_out is True else grad_out, logits.dtype)
         return torch.as_tensor(loss, dtype=torch.float32), gradient
 
     def gradient(self, slot: str, index: Any, kept: Sequence[Tensor], noise: Any, grads: Sequence[Tensor]) -> Tensor:
-        if self.early is not None and torch.is_grad_enabled():
-            raise NotImplementedError(f"{self.name} is differentiable once: create_graph=True is not supported")
-        if self.early:
-            made = self.early.pop()
-            if grads[0].item() == 1:
-                return made
-        found: Tensor = self.value(kept, grads[0], True)[1]
+        early, fits = self.earlier(grads[0])
+        if early is not None and fits:
+            return early
+        found: Tensor = self.value(kept, grads[0], True if early is None else early)[1]
         return found

@@ -46,6 +46,20 @@ class Operation(NamedTuple):
         raise NotImplementedError
 
 
+class WithGradient(Operation):
+    """An operation whose gradient may come with its result, in one pass, for an upstream gradient of 1: backward() of
+    the result itself returns it. For another upstream gradient a second pass overwrites it."""
+
+    early: list[Tensor] | None = None  # a list where autograd watches
+
+    def earlier(self, upstream: Any) -> tuple[Tensor | None, bool]:
+        """Returns the gradient that came with the result, if one did, and whether it is that of `upstream`."""
+        if self.early is not None and torch.is_grad_enabled():
+            raise NotImplementedError(f"{self.name} is differentiable once: create_graph=True is not supported")
+        early = self.early.pop() if self.early else None  # autograd need not copy a tensor that has no other owner
+        return early, early is not None and upstream.item() == 1
+
+
 def need_no_gradient(**given: Any) -> None:
     """Raises NotImplementedError if autograd watches an argument that has no gradient."""
     for name, x in given.items():

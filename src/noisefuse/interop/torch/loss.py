@@ -29,7 +29,7 @@ from .arrays import (
     read_numbers,
     write,
 )
-from .graph import Operation, carried, carries, compiled, copied, differentiable, need_no_gradient, words_of
+from .graph import WithGradient, carried, carries, compiled, copied, differentiable, need_no_gradient, words_of
 from .internals import is_compiling, untraced
 
 
@@ -152,13 +152,9 @@ def _parts(pred: Any, x0: Any, schedule: Any, noise: Any, weight: Any, options: 
     return fields, tuple(tensors.values()), None if "noise" in tensors else noise
 
 
-class Loss(Operation):
-    """mse_loss, with mse_loss_grad as its gradient. Slots are pred, x0, noise and weight, if they are present."""
-
-    # If autograd watches, the gradient of a mean in host memory is computed with the loss, in one pass, for an upstream
-    # gradient of 1: backward() of the loss itself returns it. For another upstream gradient a second pass overwrites
-    # it.
-    early: list[Tensor] | None = None
+class Loss(WithGradient):
+    """mse_loss, with mse_loss_grad as its gradient: that of a mean in host memory comes with it. Slots are pred, x0,
+    noise and weight, if they are present."""
 
     def results(self, tensors: Sequence[Tensor]) -> list[tuple[tuple[int, ...], torch.dtype]]:
         pred, options = tensors[0], dict(self.options)
@@ -197,14 +193,12 @@ class Loss(Operation):
     def gradient(
         self, slot: str, index: Any, kept: Sequence[Any], noise: Any, grads: Sequence[Any], out: Any = None
     ) -> Tensor:
-        if self.early is not None and torch.is_grad_enabled():
-            raise NotImplementedError("mse_loss is differentiable once: create_graph=True is not supported")
+        early, fits = self.earlier(grads[0])
+        if early is not None and fits:
+            return early
         pred, given_out = kept[0], out
-        if self.early:
-            early = self.early.pop()  # autograd need not copy a tensor that has no other owner
-            if grads[0].item() == 1:
-                return early
-            out = early if early.is_contiguous() else None
+        if early is not None and early.is_contiguous():
+            out = early
         place = self.place(kept)
         if out is None and place.type == "cuda":
             out = _like(pred)

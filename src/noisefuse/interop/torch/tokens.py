@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...discrete_sampler import guided
-from .arrays import as_memory, as_tensor, need_plain
+from .arrays import CPU, as_tensor, memory, need_plain
 from .internals import is_compiling, untraced
 
 
@@ -28,7 +28,7 @@ def through(function: Any, *arguments: Any, **options: Any) -> Any:
         if not x.is_cpu:
             message = f"{function.__name__}: expected tensors on the CPU, got one on {x.device}; copy it there first"
             raise NotImplementedError(message)
-        given.append((as_memory(x), x))
+        given.append((memory(function.__name__, x.detach().resolve_neg(), CPU), x))
         return given[-1][0]
 
     def outward(result: Any) -> Any:
