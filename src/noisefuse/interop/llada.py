@@ -12,6 +12,7 @@ import noisefuse as nf
 
 from ..ground.kinds import library_for
 from ..noise import Noise
+from ..operations.tokens import token_of, tokens_of
 
 __all__ = ["generate"]
 
@@ -65,8 +66,13 @@ def generate(
         if temperature or remasking == "random":
             raise TypeError(f"noise: expected a Noise for temperature {temperature} and {remasking!r}, got None")
         noise = Noise(0)  # nothing is drawn
-    library, ids = library_for(prompt), library_for(prompt).to_numpy(prompt)
-    masks = np.full((len(ids), gen_length), mask_id, ids.dtype)
+    if not callable(model):
+        raise TypeError(f"model: expected a function, or a network, of ids, got {type(model).__name__}")
+    library = library_for(prompt)
+    ids = tokens_of("prompt", library.to_numpy(prompt))
+    if ids.ndim > 2:
+        raise ValueError(f"prompt: expected ids (B, L), got shape {ids.shape}")
+    masks = np.full((len(ids), gen_length), token_of("mask_id", mask_id, ids.dtype), ids.dtype)
     x = np.concatenate([ids, masks], axis=1)
     given = ids.shape[1]
 
