@@ -73,10 +73,10 @@ def test_a_seed_for_each_request():
 @pytest.mark.parametrize(
     ("prompt", "options", "error", "words"),
     [
-        (PROMPT[0], {}, ValueError, r"prompt: expected tokens \(B, L\)"),
+        (PROMPT[0], {}, ValueError, r"prompt: expected ids \(B, L\), got shape \(5,\)"),
         (PROMPT[None], {}, ValueError, r"prompt: expected ids \(B, L\), got shape \(1, 2, 5\)"),
-        (None, {}, TypeError, "prompt: dtype object"),
-        (PROMPT.astype(float), {}, TypeError, "prompt: dtype float64"),
+        (None, {}, ValueError, r"prompt: expected ids \(B, L\), got shape \(\)"),
+        (PROMPT.astype(float), {}, TypeError, "dtype float64: expected one of int64"),
         (PROMPT.astype("uint8"), {"mask_id": 126336}, OverflowError, "mask_id = 126336: does not fit ids of uint8"),
     ],
 )

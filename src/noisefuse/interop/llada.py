@@ -12,7 +12,6 @@ import noisefuse as nf
 
 from ..ground.kinds import library_for
 from ..noise import Noise
-from ..operations.tokens import token_of, tokens_of
 
 __all__ = ["generate"]
 
@@ -69,10 +68,10 @@ def generate(
     if not callable(model):
         raise TypeError(f"model: expected a function, or a network, of ids, got {type(model).__name__}")
     library = library_for(prompt)
-    ids = tokens_of("prompt", library.to_numpy(prompt))
-    if ids.ndim > 2:
+    ids = np.asarray(library.to_numpy(prompt))
+    if ids.ndim != 2:
         raise ValueError(f"prompt: expected ids (B, L), got shape {ids.shape}")
-    masks = np.full((len(ids), gen_length), token_of("mask_id", mask_id, ids.dtype), ids.dtype)
+    masks = sampler.start((len(ids), gen_length), dtype=ids.dtype.name)
     x = np.concatenate([ids, masks], axis=1)
     given = ids.shape[1]
 
