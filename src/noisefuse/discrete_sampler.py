@@ -394,10 +394,16 @@ class DiscreteSampler:
             u, c = (self._array(one, shape).astype(np.float32) for one in logits)
             if u.shape != c.shape:
                 raise ValueError(f"logits: expected a pair (u, c) of one shape, got {u.shape} and {c.shape}")
-            return guided(u, c, self.table.guidance, np.where)
+            return self.guided(u, c, np.where)
         if self.table.guidance:
             raise TypeError(f"logits: expected a pair (u, c), as guidance is {self.table.guidance:g}, got one array")
         return self._array(logits, shape)
+
+    def guided(self, u: Any, c: Any, where: Callable[..., Any]) -> Any:
+        """Returns u + (1 + guidance) (c - u), and -inf where u or c is -inf: what either forbids stays forbidden."""
+        with np.errstate(invalid="ignore"):
+            mixed = u + (c - u) * (1 + self.table.guidance)
+        return where((u == -math.inf) | (c == -math.inf), -math.inf, mixed)
 
     def _array(self, logits: Any, shape: tuple[int, ...]) -> Any:
         array = host_view("logits", logits)
@@ -454,13 +460,6 @@ class DiscreteSampler:
         if row.bound is not None and self.table.mask_id is None:  # as step finds them, from the same bits
             taken = certain(row.bound, self._drawn(row, logits, Noise(0), may, ("entropy",)).info["entropy"], may)
         return law(self.table, row, x, to, may, of_next, of_own, total, taken)
-
-
-def guided(u: Any, c: Any, scale: float, where: Callable[..., Any]) -> Any:
-    """Returns u + (1 + scale) (c - u), and -inf where u or c is -inf: what either forbids stays forbidden."""
-    with np.errstate(invalid="ignore"):
-        mixed = u + (c - u) * (1 + scale)
-    return where((u == -math.inf) | (c == -math.inf), -math.inf, mixed)
 
 
 def _by_sample(tokens: Any) -> Any:

@@ -177,6 +177,22 @@ def test_autograd(torch, dtype):
         assert np.array_equal(gradient.float().numpy(), expected[1].astype(np.float32))
 
 
+def test_arrays_beside_tensors(torch):
+    """Seen to fail: weights of NumPy's that were overwritten before the backward pass; weights in bfloat16, which NumPy
+    does not have; a tensor of torch.func, without a word."""
+    logits, ids, masked, _ = case(300)
+    x, weight = torch.from_numpy(logits).requires_grad_(), np.array([[0.5], [2.0]])
+    loss = 3 * loss_of(x, ids, masked, weight)
+    expected = loss_of(logits, ids, masked, weight, upstream=3.0, grad_out=True)[1]
+    half = torch.from_numpy(weight).bfloat16()
+    assert loss_of(x, ids, masked, half) == loss_of(x, ids, masked, weight)
+    weight[...], ids[...] = 100, 0
+    loss.backward()
+    assert bits(x.grad.numpy()) == bits(expected)
+    with pytest.raises(TypeError, match="logits: expected a tensor with memory of its own"):
+        torch.vmap(loss_of)(x.detach(), torch.from_numpy(ids))
+
+
 def test_gradients_of_torchs_own(torch):
     logits, ids, masked, weight = case(300)
     x, y = (torch.from_numpy(logits).requires_grad_() for _ in range(2))

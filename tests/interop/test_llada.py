@@ -68,3 +68,24 @@ def test_a_seed_for_each_request():
             assert np.array_equal(generate(model, PROMPT[b : b + 1], seeds[b], **OPTIONS, **options), whole[b : b + 1])
         with pytest.raises(TypeError, match="noise: expected a Noise for temperature"):
             generate(model, PROMPT, **OPTIONS, **options)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "error", "words"),
+    [
+        (PROMPT[0], {}, ValueError, r"prompt: expected ids \(B, L\), got shape \(5,\)"),
+        (PROMPT[None], {}, ValueError, r"prompt: expected ids \(B, L\), got shape \(1, 2, 5\)"),
+        (None, {}, ValueError, r"prompt: expected ids \(B, L\), got shape \(\)"),
+        (PROMPT.astype(float), {}, TypeError, "dtype float64: expected one of int64"),
+        (PROMPT.astype("uint8"), {"mask_id": 126336}, OverflowError, "mask_id = 126336: does not fit ids of uint8"),
+    ],
+)
+def test_wrong_arguments(prompt, options, error, words):
+    """Seen to fail: NumPy's words for axes and numbers that do not fit."""
+    with pytest.raises(error, match=words):
+        generate(model, prompt, **OPTIONS | options)
+
+
+def test_a_model_is_called():
+    with pytest.raises(TypeError, match="model: expected a function, or a network, of ids, got NoneType"):
+        generate(None, PROMPT, **OPTIONS)
