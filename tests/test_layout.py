@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from fnmatch import fnmatch
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -426,6 +427,26 @@ def test_files_of_tests_have_names_of_their_own():
     """pytest imports them by name. Seen to fail: two test_torch.py, the first of which was taken for both."""
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))
+
+
+def test_tests_need_the_lean_extra_alone():
+    """A file skips itself before it imports a library that `test` has and `test-core` has not.
+
+    Seen to fail: three files that imported torch, and could not be collected without it.
+    """
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    libraries = {re.match(r"\w+", line)[0] for line in {*extras["test"]} - {*extras["test-core"]}} - {"noisefuse"}
+    assert {"torch", "jax", "numba", "diffusers"} < libraries
+    bare = []
+    for path in TESTS:
+        text = path.read_text()
+        if re.search(r"^(\w+ = )?pytest\.importorskip\(", text, re.MULTILINE):
+            continue
+        for node in ast.parse(text).body:
+            named = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            named += [node.module] if isinstance(node, ast.ImportFrom) else []
+            bare += [(path.name, name) for name in named if name.partition(".")[0] in libraries]
+    assert bare == []
 
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.name)

@@ -11,7 +11,6 @@ import warnings
 
 import numpy as np
 import pytest
-import torch
 
 import noisefuse as nf
 
@@ -319,7 +318,7 @@ def test_a_step_says_its_log_probability(name):
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 @pytest.mark.parametrize("name", BY_CHANCE)
-def test_gradients_of_log_probabilities(name, temperature):
+def test_gradients_of_log_probabilities(torch, name, temperature):
     v = 5
     table = ALL[name].table
     small = type(ALL[name])(
@@ -368,7 +367,7 @@ def test_resumed_and_sharded_runs_are_the_whole_run(name):
 
 
 @pytest.mark.parametrize("name", ["mdlm-mask", "d3pm-uniform", "llada-mask"])
-def test_tensors_in_tensors_out(name):
+def test_tensors_in_tensors_out(torch, name):
     sampler, model = ALL[name], model_for(ALL[name])
 
     def network(x, t):
