@@ -70,7 +70,7 @@ def of_program(path: Path) -> list[tuple[str, str]]:
     made.append(
         (
             "code",
-            "\n".join(code for code, _ in shared[1:] if not names.search(code)),
+            "".join(("\n\n\n" if name else "\n") + code for code, name in shared[1:] if not names.search(code)).strip(),
         )
     )
     made.append(("code", SHOW))
