@@ -537,8 +537,8 @@ def _apart(step: Step) -> Step:
 
 def _residual(table: Tableau, x: Array, index: Index, inputs: Inputs, outs: Outs) -> Step:
     rows = _deviation(table).as_rows
-    # The dtype is that of m1, which must be given even if the row does not read it. Beside float64 it is not left narrow,
-    # since it chooses the arithmetic.
+    # The dtype is that of m1, which must be given even if the row does not read it. Beside float64 it is not left
+    # narrow, since it chooses the arithmetic.
     given = {M1: x} | those_read(rows, inputs, x)
     given[M1] = given[M1] if x.dtype.itemsize < 8 else converted(given[M1], x.dtype)
     return make_call(x.shape, x.dtype, rows, index, (), given, outs)
