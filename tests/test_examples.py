@@ -7,6 +7,7 @@ import itertools
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -122,6 +123,18 @@ def test_training_starts_well_and_again(digits, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"wrote {out}" in printed
     assert "step 3 of 3, loss " in printed
+
+
+@pytest.mark.parametrize("name", ["train_digits", "text_diffusion"])
+def test_the_time_left_is_not_that_of_the_first_step(name, monkeypatch, capsys):
+    """Seen to fail: a first step of 30 s, of which 99 more would take an hour."""
+    pytest.importorskip("torch", reason="the example trains in torch")
+    module, clock = example(name), iter([0, 30, 31, 32, 33, 34])
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    tell = module.progress(100)
+    for done in range(1, 6):
+        tell([0.5] * done)
+    assert re.fullmatch(r"step 4 of 100, loss 0.50*, 96 s left\n", capsys.readouterr().out)
 
 
 def test_training_holds_torch_to_its_threads_and_says_so(digits, tmp_path, monkeypatch, capsys):
