@@ -2,6 +2,7 @@
 // The Python boundary. run takes the bytes of a Call (core/call.h), which call/packed.py packs after the checks. row,
 // random, mse, density and its gradient are the fast path (fast_path.cpp). The rest are settings.
 #define NF_MODULE
+#include <cmath>
 #include <cstddef>
 #include <cstring>
 #include <mutex>
@@ -115,6 +116,31 @@ PyObject* py_philox(PyObject*, PyObject* args) {
     return run_call(n > kPhiloxChunk, run) ? Py_NewRef(Py_None) : nullptr;
 }
 
+// The float64 normals of legacy.TorchCPU, n of them, a multiple of 16, from twice as many words. The C library computes
+// them, as torch's do.
+void torch_normals64(const uint64_t* words, double* out, int64_t n) {
+    const auto uniform = [words](int64_t i) {
+        return static_cast<double>((words[2 * i] << 32 | words[2 * i + 1]) & ((uint64_t{1} << 53) - 1)) * 0x1p-53;
+    };
+    for (int64_t i = 0; i < n; i += i % 16 == 7 ? 9 : 1) {
+        const double radius = std::sqrt(-2.0 * std::log(1.0 - uniform(i))), theta = 6.283185307179586 * uniform(i + 8);
+        out[i] = radius * std::cos(theta);
+        out[i + 8] = radius * std::sin(theta);
+    }
+}
+
+// torch_normals(words, out): arrays of uint64, and of float32 or float64.
+PyObject* py_torch_normals(PyObject*, PyObject* args) {
+    PyArrayObject *words, *out;
+    if (!PyArg_ParseTuple(args, "O!O!", &PyArray_Type, &words, &PyArray_Type, &out)) return nullptr;
+    const auto* const from = static_cast<uint64_t*>(PyArray_DATA(words));
+    if (PyArray_TYPE(out) == NPY_DOUBLE)
+        torch_normals64(from, static_cast<double*>(PyArray_DATA(out)), PyArray_SIZE(out));
+    else
+        kernels().torch_normals(from, static_cast<float*>(PyArray_DATA(out)), PyArray_SIZE(out));
+    Py_RETURN_NONE;
+}
+
 // copy(from, to): between two layouts, which share no memory. Returns False if they are not of one shape and dtype of
 // calls.
 PyObject* py_copy(PyObject*, PyObject* const* arguments, Py_ssize_t n) {
@@ -178,8 +204,10 @@ PyMethodDef methods[] = {{"run", fast_call(py_run), METH_FASTCALL, nullptr},
                          {"mask", fast_call(py_mask), METH_FASTCALL, nullptr},
                          {"race", py_described<Race, run_race>, METH_O, nullptr},
                          {"cross_entropy", py_described<CrossEntropy, run_cross_entropy>, METH_O, nullptr},
+                         {"pyramid", py_described<Pyramid, run_pyramid>, METH_O, nullptr},
                          {"empty", py_empty, METH_VARARGS, nullptr},
                          {"philox", py_philox, METH_VARARGS, nullptr},
+                         {"torch_normals", py_torch_normals, METH_VARARGS, nullptr},
                          {"copy", fast_call(py_copy), METH_FASTCALL, nullptr},
                          {"row", fast_call(fast_row), METH_FASTCALL, nullptr},
                          {"random", fast_call(fast_random), METH_FASTCALL, nullptr},

@@ -84,9 +84,27 @@ bool run_masks(const Call& call, const Masks& masks, const GoOn& go_on) {
         call.batch * call.size, kChunk, [&](int64_t begin, int64_t end) { k.mask(call, masks, begin, end); }, go_on);
 }
 
+bool run_pyramid(const Pyramid& call, const GoOn& go_on) {
+    const Kernels& k = kernels();
+    const int64_t rows = std::max<int64_t>(1, kChunk / std::max<int64_t>(1, call.width));
+    return parallel_for(
+        call.planes * call.height, rows, [&](int64_t begin, int64_t end) { k.enlarged(call, begin, end); }, go_on);
+}
+
 bool run_loss(const Call& loss, const GoOn& go_on) {
     const Kernels& k = kernels();
     return run_chunks(loss, go_on, k.loss);
+}
+
+bool run_repeated_loss(Call loss, const GoOn& go_on) {
+    std::vector<Field> fields(loss.fields, loss.fields + (loss.field_per_sample ? loss.batch : 1));
+    const double* const end = loss.losses + loss.n_losses;
+    loss.fields = fields.data();
+    for (loss.n_losses = loss.batch; loss.losses < end; loss.losses += loss.batch) {
+        if (!run_loss(loss, go_on)) return false;
+        for (Field& field : fields) ++field.step;
+    }
+    return true;
 }
 
 bool run_step_and_loss(const Call& step, const Call& loss, const GoOn& go_on) {
@@ -100,6 +118,7 @@ const Operation* find_operation(std::string_view name) {
         {"step", 1, [](const Call* c, const GoOn& go_on) { return run_step(c[0], go_on); }},
         {"walk", 1, [](const Call* c, const GoOn& go_on) { return run_walk(c[0], go_on); }},
         {"loss", 1, [](const Call* c, const GoOn& go_on) { return run_loss(c[0], go_on); }},
+        {"repeated_loss", 1, [](const Call* c, const GoOn& go_on) { return run_repeated_loss(c[0], go_on); }},
         {"step_and_loss", 2, [](const Call* c, const GoOn& go_on) { return run_step_and_loss(c[0], c[1], go_on); }},
     };
     for (const Operation& operation : kOperations)

@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "core/call.h"
+#include "core/pyramid.h"
 #include "cpu/pool.h"
 
 namespace nf {
@@ -14,11 +15,15 @@ bool run_step(const Call& call, const GoOn& go_on);
 bool run_clipped_step(const Call& call, double low, double high, const GoOn& go_on);
 // Tokens that become the mask.
 bool run_masks(const Call& call, const Masks& masks, const GoOn& go_on);
+bool run_pyramid(const Pyramid& call, const GoOn& go_on);
 bool run_walk(const Call& call, const GoOn& go_on);
 
 // Runs the chunks on all threads; then adds, in the order of the elements, the sums of samples, and the losses.
 // std::bad_alloc: nothing was written.
 bool run_loss(const Call& loss, const GoOn& go_on);
+
+// Runs a loss without weights and gradient at each of the next steps of its noises: the losses are (steps, batch).
+bool run_repeated_loss(Call loss, const GoOn& go_on);
 
 // Runs a step, and a loss that reads its result: chunk by chunk, while the chunk lies in the caches.
 bool run_step_and_loss(const Call& step, const Call& loss, const GoOn& go_on);

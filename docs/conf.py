@@ -227,6 +227,11 @@ def name_pages(app, document, content):
     )
 
 
+def join_alternatives(app, document, content):
+    """Of a picture whose alternative text is wrapped: words would be joined where a line ends."""
+    content[0] = re.sub(r"!\[[^\]]*\]\(", lambda match: " ".join(match[0].split()), content[0])
+
+
 DOCUMENTED = re.compile(
     r"^\.\. auto(?P<kind>\w+):: (?P<name>[\w.]+)\n(?P<members>   :members:\n)?",
     re.MULTILINE,
@@ -359,6 +364,7 @@ def setup(app):
         summarise,
         name_pages,
         link_repository,
+        join_alternatives,
         offer_notebook,  # after the others, which mend links
     ):
         app.connect("source-read", change)

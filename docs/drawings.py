@@ -187,23 +187,23 @@ def times() -> Iterator[tuple[str, str, float]]:
 def bars(d: Drawing, x: float, y: float, width: float) -> None:
     """Draws a pair of bars for each measurement: the other library's takes all of the width."""
     for n, (label, rival, ratio) in enumerate(times()):
-        top = y + 56 * n
-        d.text(x, top + 11, label, "start")
-        d.cell(x, top + 18, width, 11, GREY)
-        d.cell(x, top + 31, width / ratio, 11, BLUE)
-        d.text(x + width - 6, top + 27, rival, "end", 10)
-        d.text(x + width / ratio + 6, top + 41, "noisefuse", "start", 10, f' fill="{BLUE}"')
-        d.text(x + width + 14, top + 36, f"{TABLES['number'](ratio)}x", "start", 19, BOLD)
+        top = y + 64 * n
+        d.text(x, top + 11, label, "start", 14)
+        d.cell(x, top + 18, width, 15, GREY)
+        d.cell(x, top + 35, width / ratio, 15, BLUE)
+        d.text(x + width - 6, top + 30, rival, "end", 12)
+        d.text(x + width / ratio + 6, top + 47, "noisefuse", "start", 12, f' fill="{BLUE}"')
+        d.text(x + width + 12, top + 42, f"{TABLES['number'](ratio)}x", "start", 20, BOLD)
 
 
 def speed() -> Drawing:
     """README.md, docs/index.md and docs/performance.md: how long other libraries take."""
     said = (f"{label}: {rival} takes {TABLES['number'](ratio)} times as long" for label, rival, ratio in times())
-    d = Drawing(760, 418, "; ".join(said))
-    d.text(20, 26, "The same work in less time", "start", 17, BOLD)
-    bars(d, 20, 44, 650)
-    where = TABLES["machine"]()
-    d.text(20, 398, f"Time, less is better; one thread each. {where}.", "start", 11)
+    d = Drawing(560, 472, "; ".join(said))  # narrow: its words can be read on a phone
+    d.text(12, 26, "The same work in less time", "start", 17, BOLD)
+    bars(d, 12, 44, 462)
+    d.text(12, 444, "Time, less is better; one thread each.", "start", 12)
+    d.text(12, 460, f"{TABLES['machine']()}.", "start", 12)
     return d
 
 
@@ -220,7 +220,7 @@ def colour(z: float) -> str:
 
 def same_bits() -> Drawing:
     """README.md and docs/index.md: each panel is drawn from calls of its own."""
-    d = Drawing(760, 206, "One key, drawn as a batch, in two batches, in two shards, and resumed: the same numbers")
+    d = Drawing(420, 386, "One key, drawn as a batch, in two batches, in two shards, and resumed: the same numbers")
     noise = nf.Noise(2026, sample=40)
     halves = [field(noise.window((12,), (start,)), 6, 6) for start in (0, 6)]
     panels = [
@@ -230,18 +230,16 @@ def same_bits() -> Drawing:
         ("stopped, and resumed", [(3, 0, field(noise.at(sample=43), 3))]),
     ]
     for n, (title, parts) in enumerate(panels):
-        x0 = 20 + 186 * n
-        d.text(x0, 26, title, "start", 13, BOLD)
+        x0, y0 = 12 + 208 * (n % 2), 26 + 182 * (n // 2)  # two by two: its words can be read on a phone
+        d.text(x0, y0, title, "start", 13, BOLD)
         for i in range(6):
             for k in range(12):
-                d.cell(x0 + 13 * k + 6 * (k > 5) * (n == 2), 40 + 22 * i + 6 * (i > 3) * (n == 1), 12, 20, PALE)
+                d.cell(x0 + 15 * k + 6 * (k > 5) * (n == 2), y0 + 14 + 22 * i + 6 * (i > 3) * (n == 1), 14, 20, PALE)
         for top, left, z in parts:
             for (i, k), value in np.ndenumerate(z):
-                x = x0 + 13 * (left + k) + 6 * (left + k > 5) * (n == 2)
-                d.cell(x, 40 + 22 * (top + i) + 6 * (top + i > 3) * (n == 1), 12, 20, colour(value))
-    d.text(
-        20, 196, "Noise(2026, sample=40): a row is a sample, a colour is a number. Each part is a call.", "start", 11
-    )
+                x = x0 + 15 * (left + k) + 6 * (left + k > 5) * (n == 2)
+                d.cell(x, y0 + 14 + 22 * (top + i) + 6 * (top + i > 3) * (n == 1), 14, 20, colour(value))
+    d.text(12, 376, "A row is a sample, a colour is a number. Each part has its own call.", "start", 12)
     return d
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains a small masked diffusion model on the characters of a page of this repository, and writes text with it.
+"""Trains a small masked diffusion model on the characters of pages of this repository, and writes text with it.
 
     python examples/text_diffusion.py           about two minutes on two idle cores; draws text_diffusion.png
 
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import noisefuse as nf
 
-PAGE = Path(__file__).parents[1] / "docs" / "samplers.md"
+PAGES = sorted((Path(__file__).parents[1] / "docs").glob("*sampler*.md"))
 LENGTH = 96  # characters of a sample
 SCHEDULE = nf.discrete.llada()  # p = (1 - eps) t + eps
 
@@ -42,11 +42,12 @@ class Text(NamedTuple):
         return len(self.characters)
 
     def show(self, ids: np.ndarray | Tensor) -> str:
-        return "".join((self.characters + "_")[i] for i in ids).replace("\n", "~")
+        return "".join((self.characters + "_")[i] for i in ids)
 
 
-def load(page: Path = PAGE) -> Text:
-    text = page.read_text()
+def load() -> Text:
+    lines = [line for page in PAGES for line in page.read_text().splitlines() if not line.startswith("|")]  # no tables
+    text = " ".join(" ".join(lines).split())
     characters = "".join(sorted(set(text)))
     return Text(np.array([characters.index(c) for c in text]), characters)
 

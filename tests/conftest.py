@@ -112,7 +112,9 @@ def on_device(cupy):
 
     functions = {"step": step, "walk": walk, "loss": loss, "race": reference.race, "philox": reference.philox}
     functions |= {"cross_entropy": reference.cross_entropy, "empty": np.empty}
-    no_fast_path = dict.fromkeys((*backends.FAST_PATH, "step_and_loss", "repeated_loss", "mask"))
+    no_fast_path = dict.fromkeys(
+        (*backends.FAST_PATH, "step_and_loss", "repeated_loss", "mask", "pyramid", "torch_normals")
+    )
     with nf.use_backend(SimpleNamespace(**functions, **no_fast_path, tests_itself=False)):
         yield
 

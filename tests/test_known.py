@@ -180,6 +180,11 @@ def categorical(dtype):
         yield from (token, *known.values())
 
 
+def pyramid_like(dtype):
+    noise = nf.Noise(5, sample=9, step=2)
+    yield nf.fields.pyramid_like(np.zeros((3, 2, 5, 700), dtype), 0.5, noise, levels=4)
+
+
 def masked_cross_entropy(dtype):
     for k, n in enumerate((61, 4099, 13)):
         logits = (8 * data((3, 4, n), np.dtype(np.float32), 7 * k)).astype(dtype)
@@ -234,6 +239,7 @@ OPERATIONS = {
     "q_uniform": (q_uniform, {"int64": TOKENS["int64"]}),
     "categorical": (categorical, SINGLE),
     "masked_cross_entropy": (masked_cross_entropy, SINGLE),
+    "pyramid_like": (pyramid_like, {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}),
 }
 LINES = [(operation, name) for operation, (_, dtypes) in OPERATIONS.items() for name in dtypes]
 

@@ -6,7 +6,9 @@
 // which gains 10 to 15 % over one long loop body (docs/kernels.md has the measurements).
 #include "kernels.h"
 
+#include "cephes.h"
 #include "drawing.h"
+#include "enlarged.h"
 #include "float_mode.h"
 #include "loss_range.h"
 #include "masks.h"
@@ -222,6 +224,6 @@ void clip(const Call& call, int64_t begin, int64_t end, double low, double high)
 
 extern RaceKernel NF_RACE;  // race.cpp
 extern const Kernels NF_KERNELS;
-const Kernels NF_KERNELS{NF_NAME, step, walk, loss, step_and_loss, clip, mask_range, NF_RACE};
+const Kernels NF_KERNELS{NF_NAME, step, walk, loss, step_and_loss, clip, mask_range, enlarged, torch_normals, NF_RACE};
 
 }  // namespace nf

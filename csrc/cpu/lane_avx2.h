@@ -174,6 +174,12 @@ struct Avx2 {
         return _mm256_setr_ps(table[p[0]], table[p[1]], table[p[2]], table[p[3]], table[p[4]], table[p[5]], table[p[6]],
                               table[p[7]]);
     }
+    static void pick(f32& here, f32& next, const float* p, const uint32_t* at) {
+        const f32 some = load(p);
+        const u32 index = _mm256_sub_epi32(load(at), splat(*at));
+        here = _mm256_permutevar8x32_ps(some, index);
+        next = _mm256_permutevar8x32_ps(some, add(index, splat(1u)));
+    }
     static u16 load(const uint16_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
     static void store(uint16_t* p, u16 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), x); }
     static void store(uint16_t* p, u16x2 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }

@@ -190,6 +190,12 @@ struct Avx512 {
         }
         return found[0];
     }
+    static void pick(f32& here, f32& next, const float* p, const uint32_t* at) {
+        const f32 some = load(p);
+        const u32 index = _mm512_sub_epi32(load(at), splat(*at));
+        here = _mm512_permutexvar_ps(index, some);
+        next = _mm512_permutexvar_ps(add(index, splat(1u)), some);
+    }
     static u16 load(const uint16_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
     static void store(uint16_t* p, u16 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
     static void store(uint16_t* p, u16x2 x) { _mm512_storeu_si512(p, x); }

@@ -173,6 +173,11 @@ struct Neon {
         const float found[4] = {table[p[0]], table[p[1]], table[p[2]], table[p[3]]};
         return vld1q_f32(found);
     }
+    static void pick(f32& here, f32& next, const float* p, const uint32_t* at) {
+        const float *const b = p + (at[1] - *at), *const c = p + (at[2] - *at), *const d = p + (at[3] - *at);
+        const float found[4] = {p[0], b[0], c[0], d[0]}, after[4] = {p[1], b[1], c[1], d[1]};
+        here = vld1q_f32(found), next = vld1q_f32(after);
+    }
     static u16 load(const uint16_t* p) { return vld1_u16(p); }
     static void store(uint16_t* p, u16 x) { vst1_u16(p, x); }
     static void store(uint16_t* p, u16x2 x) { vst1q_u16(p, x); }

@@ -144,6 +144,8 @@ struct Scalar {
     static f32 load(const uint8_t* p) { return *p; }
     static f32 to_float(u16 a) { return a; }
     static f32 lookup(const float* table, const uint8_t* p) { return table[*p]; }  // of 256 numbers
+    // For each lane i p[at[i] - at[0]], and the number after it. With more than one lane neither is beyond the lanes.
+    static void pick(f32& here, f32& next, const float* p, const uint32_t*) { here = p[0], next = p[1]; }
     static u16 load(const uint16_t* p) { return *p; }
     static void store(uint16_t* p, u16 x) { *p = x; }
     static void store(uint16_t* p, u16x2 x) { p[0] = x.x[0], p[1] = x.x[1]; }

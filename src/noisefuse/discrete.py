@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .language.chains import Transition
-from .mask_schedule import MaskSchedule, cosine, geometric, linear, llada, log_linear
+from .mask_schedule import MaskSchedule, cosine, geometric, linear, llada, log_linear, real
 from .noise import TIMES, Noise, got, need_stream_0
 from .operations.categorical import Partial, combine
 from .operations.draw import uniform as uniform_numbers
@@ -43,9 +43,9 @@ def times(
             array of n ids, sample ``noise.sample[i]``; they draw element 0 of stream 17, as `uniform` does in float64.
         first: the number of this rank's first sample in the whole batch, such as ``rank * n``.
         of: the number of samples in the whole batch. None: n, and first is 0.
-        kind: "stratified": (first + i + u_i) / of, one time in each of `of` equal cells. "shared": ((first + i) / of +
-            u) mod 1 with one u for all, of sample ``noise.sample``, as MDLM's ``_sample_t`` has it (Sahoo et al. 2024;
-            low-discrepancy sampling of Kingma et al. 2021, appendix I.1). "independent": u_i.
+        kind: "stratified": (first + i + u_i) / of, one time in each of `of` equal cells, as MDLM's ``_sample_t`` has it
+            (Sahoo et al. 2024). "shared": ((first + i) / of + u) mod 1 with one u for all, of sample ``noise.sample``
+            (Kingma et al. 2021, "Variational diffusion models", appendix I.1). "independent": u_i.
 
     Returns:
         float64 (n,).
@@ -148,7 +148,7 @@ def gaussian(beta: float, vocabulary: int) -> NDArray[np.float64]:
     >>> bool(np.allclose(q.sum(1), 1)) and bool(np.allclose(q, q.T))
     True
     """
-    v, width = _at_least("vocabulary", vocabulary, 2), float(beta)
+    v, width = _at_least("vocabulary", vocabulary, 2), real("beta", beta)
     if not 0 < width < math.inf:
         raise ValueError(f"beta = {beta!r}: expected a finite number above 0")
     n = np.arange(-(v - 1), v)

@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .arguments.arrays import as_numbers, check_overlap, count, host_view, output
+from .arguments.arrays import allowed_dtype, as_numbers, check_overlap, count, host_view, is_array, output
+from .arguments.options import lengths
 from .ground import notebook
 from .ground.kinds import library_for, library_of
+from .mask_schedule import real
 from .noise import START, Noise, each, need_stream_0
 from .operations.categorical import categorical, settings_of
 from .operations.cross_entropy import masked_cross_entropy
@@ -22,13 +23,14 @@ from .operations.tokens import (
     allowed_of,
     integer,
     names_for,
+    need_within,
     scaled_words,
     token_of,
     tokens_of,
     vocabulary_of,
 )
 from .sampling.arrays import bar
-from .sampling.tokens import Drawn, Law, law, next_tokens, positions, wanted_info
+from .sampling.tokens import Drawn, Law, certain, law, next_tokens, positions, wanted_info
 from .token_table import TokenRow, TokenTable
 
 __all__ = ["DiscreteSampler", "TokenState"]
@@ -90,7 +92,9 @@ class DiscreteSampler:
             vocabulary_of(table.vocabulary, np.dtype(np.int64))
         if not math.isfinite(table.guidance):
             raise ValueError(f"guidance = {table.guidance}: expected a finite number")
-        settings_of(1, table.temperature, table.top_k, table.top_p)
+        temperature, top_p = real("temperature", table.temperature), real("top_p", table.top_p)
+        heat = [temperature, *{temperature * row.temperature for row in table.rows}]
+        settings_of(len(heat), heat, integer("top_k", table.top_k), top_p)
         object.__setattr__(self, "table", table)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -133,18 +137,16 @@ class DiscreteSampler:
         >>> nf.samplers.mdlm(steps=4, mask_id=9).start((1, 3)).tolist()
         [[9, 9, 9]]
         """
-        lengths, kind = tuple(map(operator.index, shape)), np.dtype(dtype)
-        if len(lengths) < 2:
-            raise ValueError(f"shape: expected (B, L), got {lengths}")
-        if kind.name not in DTYPES:
-            raise TypeError(f"dtype {kind}: expected one of {', '.join(DTYPES)}")
+        full, kind = lengths(shape), allowed_dtype(dtype, DTYPES)
+        if len(full) < 2:
+            raise ValueError(f"shape: expected (B, L), got {full}")
         if self.table.source == "mask":
-            return np.full(lengths, token_of("mask_id", self.table.mask_id, kind))
+            return np.full(full, token_of("mask_id", self.table.mask_id, kind))
         if noise is None:
             raise TypeError(f"noise: {self.table.name} begins with random tokens; expected a Noise, got none")
         vocabulary = self.table.vocabulary
         assert vocabulary is not None
-        made: NDArray[Any] = scaled_words(lengths, names_for(noise, lengths, START), vocabulary).astype(kind)
+        made: NDArray[Any] = scaled_words(full, names_for(noise, full, START), vocabulary).astype(kind)
         return made
 
     def step(
@@ -185,23 +187,24 @@ class DiscreteSampler:
         3
         """
         row = self._row(i)
+        if not isinstance(state, TokenState | None):
+            own = f"{self.table.name}'s own, sampler.state(), one per run"
+            raise TypeError(f"state: expected {own}, got {type(state).__name__}")
         if type(x) is not np.ndarray and (other := library_of(x)) is not None:
             options: dict[str, Any] = {"where": where, "log_prob": log_prob, "out": out}
             return other.through(self.step, i, x, logits, noise, state, **options)
         tokens = tokens_of("x", x)
         result = output("out", out, tokens.shape, tokens.dtype)
         check_overlap([("out", result)], [tokens])
-        flat = _by_sample(tokens)
+        flat = self._flat(tokens)
         allowed = allowed_of(where, None, tokens.shape)
         may = positions(self.table, row, flat, None if allowed is None else allowed.reshape(flat.shape))
         given = self._logits(logits, flat.shape)
-        if log_prob:
-            self._need_law(row)
         name = _at(noise, int(i))
         info = wanted_info(self.table, row, log_prob, () if state is None else state.asked)
         drawn = self._drawn(row, given, name, may, info)
         made, taken = next_tokens(self.table, row, flat, drawn, name, may)
-        likely = self._likely(row, flat, made, given, may, drawn) if log_prob else None
+        likely = self._likely(row, flat, made, given, may, drawn, taken) if log_prob else None
         result[...] = made.reshape(tokens.shape)
         if state is not None:
             state.drawn = np.where(may, drawn.token, flat).reshape(tokens.shape)
@@ -216,8 +219,10 @@ class DiscreteSampler:
     ) -> Any:
         """log p(x' | x) of row i, (B,) in float64: the sum over positions, with the tokens that were drawn summed out.
 
-        For rows by rank (`samplers.llada`, `samplers.entropy_bound`) it is that of the tokens, given which positions
-        take them. For tensors it has a gradient with respect to the logits, softmax - one-hot times weights.
+        For rows by rank it is that of the tokens, given which positions take them: `samplers.llada`, and
+        `samplers.entropy_bound` with masks, show them in x'. `entropy_bound` of a vocabulary finds them by the logits'
+        entropies, and its other positions have 1 / V each. For tensors it has a gradient with respect to the logits,
+        softmax - one-hot times weights.
 
         Raises:
             ValueError: the sampler has top_k or top_p, with which only ``step(.., log_prob=True)`` knows the
@@ -240,7 +245,7 @@ class DiscreteSampler:
         row, tokens, to = self._row(i), tokens_of("x", x), tokens_of("x_next", x_next)
         if to.shape != tokens.shape:
             raise ValueError(f"x_next: expected shape {tokens.shape}, got {to.shape}")
-        flat, after = _by_sample(tokens), _by_sample(to)
+        flat, after = self._flat(tokens), _by_sample(to)
         allowed = allowed_of(where, None, tokens.shape)
         may = positions(self.table, row, flat, None if allowed is None else allowed.reshape(flat.shape))
         found = self._law(row, flat, after, self._logits(logits, flat.shape), may)
@@ -352,6 +357,15 @@ class DiscreteSampler:
             raise IndexError(f"i = {i} is out of range: {self.table.name} has {len(self)} rows")
         return self.table.rows[number]
 
+    def _flat(self, x: Array) -> Array:
+        """Returns x (B, L). ValueError: a token lies beyond the vocabulary that all tokens are drawn from.
+        OverflowError: x's dtype does not hold the mask."""
+        if self.table.mask_id is None and self.table.vocabulary is not None:
+            need_within("x", x, self.table.vocabulary)
+        if self.table.mask_id is not None:
+            token_of("mask_id", self.table.mask_id, x.dtype)
+        return _by_sample(x)
+
     def _temperature(self, row: TokenRow) -> float:
         return self.table.temperature * row.temperature
 
@@ -364,6 +378,9 @@ class DiscreteSampler:
         if not isinstance(x_or_shape, list | tuple):
             if device is not None:
                 raise TypeError("device: expected None where x is given, which lies somewhere already")
+            if not is_array(x_or_shape) and library_of(x_or_shape) is None:
+                given = type(x_or_shape).__name__
+                raise TypeError(f"x_or_shape: expected a shape (B, L), or tokens of that shape, got {given}")
             return host_view("x", x_or_shape)
         if start:
             raise TypeError(f"a new sample begins at row 0; for start={start} give the tokens x of that row")
@@ -379,10 +396,10 @@ class DiscreteSampler:
         if isinstance(logits, tuple):
             if len(logits) != 2:
                 raise ValueError(f"logits: expected an array or a pair (u, c), got {len(logits)} of them")
-            u, c = (self._array(one, shape) for one in logits)
-            u, further = u.astype(np.float32), c.astype(np.float32)
-            np.subtract(further, u, out=further, where=(u > -np.inf) | (c > -np.inf))  # else both have -inf, as guided
-            return u + np.float32(1 + self.table.guidance) * further
+            u, c = (self._array(one, shape).astype(np.float32) for one in logits)
+            if u.shape != c.shape:
+                raise ValueError(f"logits: expected a pair (u, c) of one shape, got {u.shape} and {c.shape}")
+            return guided(u, c, self.table.guidance, np.where)
         if self.table.guidance:
             raise TypeError(f"logits: expected a pair (u, c), as guidance is {self.table.guidance:g}, got one array")
         return self._array(logits, shape)
@@ -396,6 +413,9 @@ class DiscreteSampler:
         length = count(array.shape[1:-1]) if array.ndim > 1 else 0
         if array.ndim < 3 or (len(array), length) != shape:
             raise ValueError(f"logits: expected x's shape {shape} and an axis of V, got {array.shape}")
+        if self.table.vocabulary is not None and array.shape[-1] < self.table.vocabulary:
+            tokens = f"at least the {self.table.vocabulary} tokens of the vocabulary"
+            raise ValueError(f"logits: expected {tokens} in the last axis, got {array.shape[-1]}")
         return array.reshape(*shape, array.shape[-1])
 
     def _drawn(self, row: TokenRow, logits: Any, noise: Any, may: NDArray[np.bool_], info: tuple[str, ...]) -> Drawn:
@@ -405,6 +425,10 @@ class DiscreteSampler:
         made: Any = categorical(logits, noise, where=None if may.all() else may, **options)
         token, known = made if info else (made, {})
         token = np.where(may, token, 0)
+        if table.mask_id is None and table.vocabulary is not None and (beyond := token >= table.vocabulary).any():
+            at = tuple(np.argwhere(beyond)[0].tolist())
+            where = f"logits[{', '.join(map(str, at))}]"
+            raise ValueError(f"{where}: drew {token[at]}, beyond the {table.vocabulary} tokens of the vocabulary")
         total = None
         if row.rate is not None:
             own = np.take_along_axis(logits, token[..., None], axis=-1)[..., 0].astype(np.float64)
@@ -412,28 +436,36 @@ class DiscreteSampler:
         return Drawn(token, known, total)
 
     def _likely(
-        self, row: TokenRow, x: Any, to: Any, logits: Any, may: NDArray[np.bool_], drawn: Drawn
-    ) -> NDArray[np.float64]:
+        self, row: TokenRow, x: Any, to: Any, logits: Any, may: NDArray[np.bool_], drawn: Drawn,
+        taken: NDArray[np.bool_],
+    ) -> NDArray[np.float64]:  # fmt: skip
         if row.touches_tokens:
             return np.asarray(self._law(row, x, to, logits, may).log_prob.sum(axis=1))
         of_next, of_own = drawn.info["log_prob"], np.zeros(x.shape)
-        return np.asarray(law(self.table, row, x, to, may, of_next, of_own, drawn.total).log_prob.sum(axis=1))
+        return np.asarray(law(self.table, row, x, to, may, of_next, of_own, drawn.total, taken).log_prob.sum(axis=1))
 
     def _law(self, row: TokenRow, x: Any, to: Any, logits: Any, may: NDArray[np.bool_]) -> Law:
-        self._need_law(row)
         if self.table.top_k or self.table.top_p < 1:
             raise ValueError(f"log_prob: expected no top_k and top_p, got {self.table.top_k} and {self.table.top_p}")
         temperature = self._temperature(row)
         if temperature == 0:
             raise ValueError("log_prob: expected a temperature above 0, as it has no density at 0")
         v = logits.shape[-1]
-        of_next, of_own, total = _log_softmax_at(logits, (np.minimum(to, v - 1), np.minimum(x, v - 1)), temperature)
-        of_next, of_own = (np.where((ids >= 0) & (ids < v), p, -np.inf) for ids, p in ((to, of_next), (x, of_own)))
-        return law(self.table, row, x, to, may, of_next, of_own, total)
+        of_next, of_own, total = _log_softmax_at(logits, (to, x), temperature)
+        of_next, of_own = (
+            np.where(may & (ids >= 0) & (ids < v), p, -np.inf) for ids, p in ((to, of_next), (x, of_own))
+        )
+        taken = None
+        if row.bound is not None and self.table.mask_id is None:  # as step finds them, from the same bits
+            taken = certain(row.bound, self._drawn(row, logits, Noise(0), may, ("entropy",)).info["entropy"], may)
+        return law(self.table, row, x, to, may, of_next, of_own, total, taken)
 
-    def _need_law(self, row: TokenRow) -> None:
-        if row.bound is not None and self.table.mask_id is None:
-            raise ValueError(f"log_prob: {self.table.name} draws tokens anew by rank, and has no log-probability")
+
+def guided(u: Any, c: Any, scale: float, where: Callable[..., Any]) -> Any:
+    """Returns u + (1 + scale) (c - u), and -inf where u or c is -inf: what either forbids stays forbidden."""
+    with np.errstate(invalid="ignore"):
+        mixed = u + (c - u) * (1 + scale)
+    return where((u == -math.inf) | (c == -math.inf), -math.inf, mixed)
 
 
 def _by_sample(tokens: Any) -> Any:
@@ -450,7 +482,8 @@ def _parts(shape: tuple[int, ...]) -> Any:
 
 
 def _log_softmax_at(logits: Any, ids: Sequence[Any], temperature: float) -> tuple[Any, Any, Any]:
-    """Returns the log-probabilities of two tokens of each row, and the logarithm of the sum of exponentials."""
+    """Returns the log-probabilities of two tokens of each row, and the logarithm of the sum of exponentials. A token
+    beyond the logits has those of the nearest one."""
     flat = logits.reshape(-1, logits.shape[-1])
     found = [np.empty(len(flat)) for _ in range(3)]
     for part in _parts(flat.shape):
@@ -461,7 +494,7 @@ def _log_softmax_at(logits: Any, ids: Sequence[Any], temperature: float) -> tupl
         most = values.max(axis=-1, keepdims=True)
         total = most[:, 0] + np.log(np.exp(values - most).sum(axis=-1))
         for k, one in enumerate(ids):
-            at = one.reshape(-1)[part].astype(np.int64)
+            at = one.reshape(-1)[part].astype(np.int64).clip(0, flat.shape[-1] - 1)
             found[k][part] = np.take_along_axis(values, at[:, None], axis=-1)[:, 0] - total
     first, second, total = (one.reshape(logits.shape[:-1]) for one in found)
     return first, second, total
@@ -480,7 +513,7 @@ def _pulled(logits: Any, ids: Sequence[Any], weights: Sequence[Any], temperature
         values *= (-total / values.sum(axis=-1, dtype=np.float64)).astype(np.float32)[:, None]
         rows = np.arange(len(values))
         for one, w in zip(ids, weights, strict=True):
-            at = np.minimum(one.reshape(-1)[part].astype(np.int64), v - 1)
+            at = one.reshape(-1)[part].astype(np.int64).clip(0, v - 1)
             values[rows, at] += w.reshape(-1)[part].astype(np.float32)
         made[part] = values
     result: NDArray[Any] = made.reshape(logits.shape)

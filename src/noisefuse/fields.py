@@ -18,7 +18,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import augment
+from . import augment, backends
 from .arguments.arrays import (
     as_array,
     batch_shape,
@@ -33,6 +33,7 @@ from .arguments.arrays import (
 )
 from .arguments.calls import Index, converted, is_batch, make_call, names_or_array, run
 from .arguments.types import Array
+from .call.description import Level, Pyramid
 from .ground.float_mode import float_mode
 from .ground.kinds import library_of, need_plain
 from .language.levels import DEFAULT_RANGE, FLOATS, levels_of
@@ -111,13 +112,18 @@ def _nearest(x: Array, names: list[Noise], *, k: int, batched: bool) -> NDArray[
     x = _as_q_sample("x0", x)
     batch, _ = batch_shape(x.shape, batched)
     best, chosen = np.full(batch, math.inf), np.zeros(batch, np.int64)
-    candidates = ([name.at(step=name.step * k + j, stream=NEAREST) for name in names] for j in range(k))
-    for j, found in enumerate(distances(x, batched, candidates)):
-        chosen = np.where(found < best, j, chosen)
-        best = np.minimum(found, best)
+    for first in range(0, k, _CANDIDATES):
+        begin = [name.at(step=name.step * k + first, stream=NEAREST) for name in names]
+        found = distances(x, batched, begin, min(_CANDIDATES, k - first))
+        least, nearest = found.min(axis=0), found.argmin(axis=0)
+        chosen = np.where(least < best, first + nearest, chosen)
+        best = np.minimum(least, best)
     if not np.isfinite(best).all() and x.size:
         raise ValueError(f"x0[{np.flatnonzero(~np.isfinite(best))[0]}]: no noise is near to what is not finite")
     return chosen
+
+
+_CANDIDATES = 1 << 10  # distances of each sample that are kept at once
 
 
 def assigned(x0: Array, noise: Names) -> list[Noise]:
@@ -236,8 +242,8 @@ def pyramid_like(x: Array, discount: float, noise: Names, *, levels: SupportsInd
     levels = _count("levels", levels)
     if not 0 <= discount <= 1:
         raise ValueError(f"discount = {discount}: expected a number from 0 to 1")
-    if len(_shape("x", x)) < 3:
-        raise ValueError(f"x: expected shape (B, .., H, W), got {tuple(x.shape)}")
+    if len(_shape("x", x)) < 3 or max(x.shape[-2:]) >= 1 << 31:
+        raise ValueError(f"x: expected shape (B, .., H, W) with lengths below 2^31, got {tuple(x.shape)}")
     need_stream_0(noise)
     for name in names_of(noise):
         if name.window_shape is not None:
@@ -251,33 +257,55 @@ def _pyramid(x: Array, noise: Names, *, discount: float, levels: int, dtype: Any
     kind = _kind(x, dtype)
     real = _arithmetic(kind)
     total = _randn(x, noise, real, out if out is not None and out.dtype == real else None)
+    if not x.size:
+        return _stored(total, kind, out)
     height, width = x.shape[-2:]
-    variance, coarser = np.ones((height, width)), []
-    for level in range(1, levels):
-        if not x.size or max(lengths := _halved(height, width, level - 1)) == 1:
-            break
+    coarser, scale = _levels_of(height, width, levels, discount, real)
+    drawn = []
+    for level, (weight, places) in enumerate(coarser, 1):
         lengths = _halved(height, width, level)
         names = each(noise, lambda name: name.at(step=name.step * levels + level, stream=PYRAMID))  # noqa: B023
         coarse = _randn(total[..., : lengths[0], : lengths[1]], names, real)
-        weight = discount**level
-        coarser.append((real.type(weight), coarse.reshape(-1, *lengths)))
-        variance += weight**2 * np.multiply.outer(*map(_squares, lengths, (height, width)))
-    scale = _like(total, (1 / np.sqrt(variance)).astype(real))
-    planes, together = total.reshape(count(x.shape[:-2]), height, width), max(1, _PLANES // max(1, height * width))
-    with float_mode():
-        for first in range(0, len(planes), together):
-            some = slice(first, first + together)
-            columns = _across(planes[some])
-            for weight, coarse in coarser:
-                wide = _stretched(_across(_stretched(coarse[some], height)), width)
-                wide *= weight
-                columns += wide
-            columns *= scale.T
-            planes[some] = _across(columns)
+        drawn.append(Level(coarse.reshape(-1, *lengths), weight, *places))
+    call = Pyramid(total.reshape(-1, height, width), drawn, _like(total, scale))
+    (backends.of(total).pyramid or _enlarge)(call)
     return _stored(total, kind, out)
 
 
 _PLANES = 1 << 15  # elements that are added together: they stay in the cache
+
+
+@lru_cache(4)
+def _levels_of(height: int, width: int, levels: int, discount: float, real: np.dtype[Any]) -> tuple[Any, NDArray[Any]]:
+    """Returns the weight of each coarser level and its places among the whole's, and the scale of the sum."""
+    variance, coarser = np.ones((height, width)), []
+    for level in range(1, levels):
+        if max(_halved(height, width, level - 1)) == 1:
+            break
+        lengths, weight = _halved(height, width, level), discount**level
+        places = [
+            (before.astype(np.int32), part.astype(real)) for before, part in map(_between, lengths, (height, width))
+        ]
+        variance += weight**2 * np.multiply.outer(*map(_squares, lengths, (height, width)))
+        coarser.append((weight, (*places[0], *places[1])))
+    return coarser, (1 / np.sqrt(variance)).astype(real)
+
+
+def _enlarge(call: Pyramid) -> None:
+    """Adds the levels by functions of arrays, some planes after others."""
+    planes, (height, width) = call.planes, call.scale.shape
+    together = max(1, _PLANES // (height * width))
+    with float_mode():
+        for first in range(0, len(planes), together):
+            some = slice(first, first + together)
+            columns = _across(planes[some])
+            for level in call.levels:
+                tall = _across(_stretched(level.planes[some], level.above, level.down))
+                wide = _stretched(tall, level.left, level.right)
+                wide *= planes.dtype.type(level.weight)
+                columns += wide
+            columns *= call.scale.T
+            planes[some] = _across(columns)
 
 
 def _halved(height: int, width: int, times: int) -> tuple[int, int]:
@@ -303,12 +331,11 @@ def _across(planes: Array) -> Array:
     return planes.swapaxes(1, 2).copy()
 
 
-def _stretched(coarse: Array, many: int) -> Array:
+def _stretched(coarse: Array, before: NDArray[np.int32], part: Array) -> Array:
     """Stretches linearly along axis 1: low + part (high - low)."""
-    before, part = _between(coarse.shape[1], many)
     place = _like(coarse, before)
     made = (coarse[:, 1:] - coarse[:, :-1] if coarse.shape[1] > 1 else 0 * coarse).take(place, axis=1)
-    made *= _like(coarse, part.astype(coarse.dtype)[:, None])
+    made *= _like(coarse, part[:, None])
     made += coarse.take(place, axis=1)
     return made
 

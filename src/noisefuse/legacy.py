@@ -20,6 +20,7 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from . import backends
 from .arguments.arrays import copy, float_dtype
 from .arguments.options import lengths
 from .backends.reference import fma32
@@ -98,15 +99,25 @@ class TorchCPU:
         n = math.prod(full)
         wide = np.dtype(np.float64 if kind == np.float64 else np.float32)
         if n < 16:
-            drawn = np.array([self._one() for _ in range(n)], np.float64).astype(wide)
+            drawn = np.array([self._one() for _ in range(n)], wide).astype(kind, copy=False)
         else:
-            whole, drawn = n - n % 16, np.empty(n, wide)
+            whole, drawn = n - n % 16, backends.empty((n,), kind)
             for part in _parts(whole):
-                drawn[part] = _sixteens(self._uniforms(len(drawn[:whole][part]), wide))
+                self._fill(drawn[part], wide)
             if n % 16:  # the last 16 are drawn again
                 self._uniforms(n - whole if kind == wide else 0, wide)
-                drawn[-16:] = _sixteens(self._uniforms(16, wide))
-        return copy(drawn, kind).reshape(full)
+                self._fill(drawn[-16:], wide)
+        return drawn.reshape(full)
+
+    def _fill(self, out: Array, wide: np.dtype[Any]) -> None:
+        """Fills it with normals, on sixteens, from this dtype."""
+        drawn = out if out.dtype == wide else np.empty(len(out), wide)
+        if native := backends.current().torch_normals:
+            native(self._raw(drawn.nbytes // 4), drawn)
+        else:
+            drawn[:] = _sixteens(self._uniforms(len(drawn), wide))
+        if drawn is not out:
+            out[:] = drawn
 
     def _raw(self, n: int) -> NDArray[np.uint64]:
         return self._words.random_raw(n)
@@ -124,7 +135,8 @@ class TorchCPU:
         if self._kept is not None:
             found, self._kept = self._kept, None
             return found
-        u1, u2 = self._uniforms(2, np.dtype(np.float64)).tolist()
+        high1, low1, high2, low2 = self._raw(4).tolist()
+        u1, u2 = ((high << 32 | low) % (1 << 53) * 2.0**-53 for high, low in ((high1, low1), (high2, low2)))
         radius, theta = math.sqrt(-2.0 * math.log1p(-u2)), 2.0 * math.pi * u1
         self._kept = radius * math.sin(theta)
         return radius * math.cos(theta)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -53,15 +54,30 @@ class MaskSchedule:
 
 
 def _times(t: ArrayLike) -> NDArray[np.float64]:
-    times = np.asarray(t, np.float64)
+    given = np.asarray(t)
+    if given.dtype.kind not in "biuf":
+        raise TypeError(f"t: expected times, got {given.dtype if given.dtype != object else repr(t)}")
+    times = given.astype(np.float64)
     if not lie_within(times, 0.0, 1.0):
         bad = times[~((times >= 0) & (times <= 1))].ravel()[0]
         raise ValueError(f"t = {bad}: expected times from 0, clean, to 1")
     return times
 
 
+def _straight(name: str, slope: float, first: float) -> MaskSchedule:
+    return MaskSchedule(name, partial(_line, slope, first), partial(_slope_of_line, slope))
+
+
+def _line(slope: float, first: float, t: Any) -> Any:
+    return slope * t + first
+
+
+def _slope_of_line(slope: float, t: Any) -> Any:
+    return np.full_like(t, slope)
+
+
 def linear() -> MaskSchedule:
-    """p = t: alpha = 1 - t, which Sahoo et al. 2024 call log-linear, as sigma = -ln(1 - t) is the noise there.
+    """p = t: alpha = 1 - t, which Sahoo et al. 2024, equation 90, call log-linear: sigma = -ln(1 - t) is the noise.
 
     Returns:
         A `MaskSchedule`.
@@ -69,7 +85,7 @@ def linear() -> MaskSchedule:
     >>> nf.discrete.linear()([0.25, 1.0]).tolist()
     [0.25, 1.0]
     """
-    return MaskSchedule("linear", lambda t: t, np.ones_like)
+    return _straight("linear", 1.0, 0.0)
 
 
 def llada(eps: float = 1e-3) -> MaskSchedule:
@@ -85,12 +101,14 @@ def llada(eps: float = 1e-3) -> MaskSchedule:
     0.5005
     """
     eps = _between("eps", eps, 0.0, 1.0)
-    return MaskSchedule(f"llada, eps={eps:g}", lambda t: (1 - eps) * t + eps, lambda t: np.full_like(t, 1 - eps))
+    return _straight(f"llada, eps={eps:g}", 1 - eps, eps)
 
 
 def cosine() -> MaskSchedule:
-    """p = cos(pi / 2 (1 - t)): MaskGIT's share of masked tokens (Chang et al. 2022, section 3.2); the cosine schedule
-    of Sahoo et al. 2024 and Shi et al. 2024. It masks more than `linear` at all times.
+    """p = cos(pi / 2 (1 - t)): MaskGIT's share of masked tokens (Chang et al. 2022), and the cosine schedule of MD4
+    (Shi et al. 2024). It masks more than `linear` at all times.
+
+    (MDLM's ``CosineNoise`` is another one, p = 1 - cos(pi / 2 t), which masks less.)
 
     Returns:
         A `MaskSchedule`.
@@ -98,8 +116,15 @@ def cosine() -> MaskSchedule:
     >>> round(float(nf.discrete.cosine()(0.5)), 4)
     0.7071
     """
-    half = math.pi / 2
-    return MaskSchedule("cosine", lambda t: np.cos(half * (1 - t)), lambda t: half * np.sin(half * (1 - t)))
+    return MaskSchedule("cosine", _cosine, _cosine_slope)
+
+
+def _cosine(t: Any) -> Any:
+    return np.cos(math.pi / 2 * (1 - t))
+
+
+def _cosine_slope(t: Any) -> Any:
+    return math.pi / 2 * np.sin(math.pi / 2 * (1 - t))
 
 
 def log_linear(eps: float = 1e-3) -> MaskSchedule:
@@ -116,7 +141,7 @@ def log_linear(eps: float = 1e-3) -> MaskSchedule:
     0.999
     """
     eps = _between("eps", eps, 0.0, 1.0)
-    return MaskSchedule(f"log_linear, eps={eps:g}", lambda t: (1 - eps) * t, lambda t: np.full_like(t, 1 - eps))
+    return _straight(f"log_linear, eps={eps:g}", 1 - eps, 0.0)
 
 
 def geometric(sigma_min: float = 1e-4, sigma_max: float = 20.0) -> MaskSchedule:
@@ -132,20 +157,35 @@ def geometric(sigma_min: float = 1e-4, sigma_max: float = 20.0) -> MaskSchedule:
     >>> nf.discrete.geometric()([0.0, 1.0]).round(4).tolist()
     [0.0001, 1.0]
     """
-    low, high = float(sigma_min), float(sigma_max)
-    if not 0 < low < high < math.inf:
-        raise ValueError(f"sigma_min = {low}, sigma_max = {high}: expected 0 < sigma_min < sigma_max")
+    low, high = real("sigma_min", sigma_min), real("sigma_max", sigma_max)
+    if not 1e-100 <= low < high <= 1e100:
+        raise ValueError(f"sigma_min = {low}, sigma_max = {high}: expected 1e-100 <= sigma_min < sigma_max <= 1e100")
     ratio = math.log(high / low)
-
-    def sigma(t: Any) -> Any:
-        return low * np.exp(ratio * t)
-
     name = f"geometric, {low:g} to {high:g}"
-    return MaskSchedule(name, lambda t: -np.expm1(-sigma(t)), lambda t: ratio * sigma(t) * np.exp(-sigma(t)))
+    return MaskSchedule(name, partial(_geometric, low, ratio), partial(_geometric_slope, low, ratio))
+
+
+def _geometric(low: float, ratio: float, t: Any) -> Any:
+    return -np.expm1(-low * np.exp(ratio * t))
+
+
+def _geometric_slope(low: float, ratio: float, t: Any) -> Any:
+    sigma = low * np.exp(ratio * t)
+    return ratio * sigma * np.exp(-sigma)
 
 
 def _between(name: str, given: float, low: float, high: float) -> float:
-    number = float(given)
+    number = real(name, given)
     if not low <= number < high:
         raise ValueError(f"{name} = {given!r}: expected from {low:g} to below {high:g}")
     return number
+
+
+def real(name: str, given: Any) -> float:
+    """Returns a number as a float."""
+    try:
+        if isinstance(given, str):
+            raise TypeError
+        return float(given)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"{name} = {given!r}: expected a number, got {type(given).__name__}") from None

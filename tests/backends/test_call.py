@@ -24,6 +24,7 @@ RECORDS = {
     "Launch": launches.LAUNCH,
 }
 RECORDS |= {"Race": packed.RACE, "CrossEntropy": packed.CROSS_ENTROPY}
+RECORDS |= {"Level": packed.LEVEL, "Pyramid": packed.PYRAMID}
 ENUMS = {"DType": {SHORT[name]: code for name, code in packed.DTYPES.items()}, "Draw": packed.DRAWS}
 CONSTANTS = {
     "kAxes": description.AXES,
@@ -41,6 +42,7 @@ PROGRAM = """
 #include <type_traits>
 #include "core/race.h"
 #include "cuda/launch.h"
+#include "core/pyramid.h"
 
 template <class Array>
 constexpr char kind() {

@@ -305,9 +305,12 @@ def chi_square(token, p):
 
 
 def counts(logits, draws, **options):
-    """Returns draws of one row, 64 positions of a sample each."""
-    rows = np.broadcast_to(logits, (draws // 64, 64, logits.size))
-    return nf.categorical(rows, nf.Noise(2026), **options)
+    """Returns draws of one row, 64 positions of a sample each, 2^16 at a time: logits that are broadcast are copied."""
+    samples, found = draws // 64, []
+    for first in range(0, samples, 1024):
+        rows = np.broadcast_to(logits, (min(1024, samples - first), 64, logits.size))
+        found.append(nf.categorical(rows, nf.Noise(2026, sample=first), **options))
+    return np.concatenate(found)
 
 
 DISTRIBUTIONS = [
@@ -415,7 +418,8 @@ BAD = {
     "top_p beyond": (ValueError, "top_p = 1.5", lambda o: draw(LOGITS, NOISE, top_p=[1, 1.5], out=o)),
     "info": (ValueError, "info: 'logprob'.*log_prob", lambda o: draw(LOGITS, NOISE, info="logprob", out=o)),
     "where": (TypeError, "where: expected bool", lambda o: draw(LOGITS, NOISE, where=np.ones((2, 3)), out=o)),
-    "dtype": (TypeError, "dtype uint8: expected int64", lambda o: draw(LOGITS, NOISE, dtype=np.uint8)),
+    "dtype": (TypeError, "dtype uint8: expected one of int64", lambda o: draw(LOGITS, NOISE, dtype=np.uint8)),
+    "dtype text": (TypeError, "dtype 'junk': expected one of int64", lambda o: draw(LOGITS, NOISE, dtype="junk")),
     "info number": (TypeError, "info: expected names among log_prob, .*got int", lambda o: draw(LOGITS, NOISE, info=3)),
     "out on where": (
         ValueError, "out overlaps an input in part",

@@ -5,6 +5,7 @@ Seen to fail: u_i of sample i instead of first + i; the shared u of the rank's f
 """
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -53,6 +54,14 @@ def test_schedules_rise_from_clean_to_masked(schedule):
     assert np.allclose(schedule.weight(middle), 1 / schedule(middle))
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_schedules_can_be_pickled(schedule):
+    """Workers of data loaders get them so. Seen to fail: a lambda."""
+    again, t = pickle.loads(pickle.dumps(schedule)), np.linspace(0, 1, 11)
+    assert np.array_equal(again(t), schedule(t))
+    assert np.array_equal(again.weight(t[1:], "elbo"), schedule.weight(t[1:], "elbo"))
+
+
 def test_known_values():
     """By hand: MaskGIT's cosine at 1/2 is cos(pi / 4), LLaDA's eps is the least p, SEDD's sigma at 1/2 is a mean."""
     assert nf.discrete.cosine()(0.5) == pytest.approx(math.sqrt(0.5))
@@ -90,6 +99,14 @@ def test_known_values():
         (lambda: nf.discrete.uniform(0.5, 0), ValueError, "vocabulary = 0: expected at least 1"),
         (lambda: nf.discrete.gaussian(0.0, 5), ValueError, "beta = 0.0: expected a finite number above 0"),
         (lambda: nf.discrete.absorbing(0.5, 3) @ nf.discrete.uniform(0.5, 3), ValueError, "expected two of one kind"),
+        (lambda: nf.discrete.gaussian(None, 5), TypeError, "beta = None: expected a number, got NoneType"),
+        (lambda: nf.discrete.llada("0.1"), TypeError, "eps = '0.1': expected a number, got str"),
+        (lambda: nf.discrete.geometric(1e-320, 1e308), ValueError, "sigma_max = 1e.308: expected 1e-100 <= sigma_min"),
+        (lambda: nf.discrete.linear()("x"), TypeError, "t: expected times, got <U1"),
+        (lambda: nf.discrete.linear()([0.5, None]), TypeError, r"t: expected times, got \[0.5, None\]"),
+        (lambda: nf.discrete.absorbing(0.5, 3).matrix(3), ValueError, "vocabulary = 3: expected more than 3, the mask"),
+        (lambda: nf.discrete.uniform(0.5, 4).matrix(5), ValueError, "vocabulary = 5: expected 4"),
+        (lambda: nf.discrete.Transition("mask", 0.5, 4), ValueError, "kind = 'mask': expected 'absorbing' or 'unif"),
         (lambda: nf.discrete.linear().weight(0.5, "l2"), ValueError, "kind = 'l2': expected 'inverse' or 'elbo'"),
     ],
 )

@@ -59,9 +59,11 @@ UNIFORM = {
     "ddim": nf.samplers.uniform_ddim(steps=3, vocabulary=K),
     "ddim_eta": nf.samplers.uniform_ddim(steps=3, vocabulary=K, eta=0.6),
     "flow": nf.samplers.discrete_flow(steps=3, vocabulary=K),
+    "entropy_bound": nf.samplers.entropy_bound(steps=2, vocabulary=K, bound=0.6, t_max=1.0, t_min=0.9),
 }
 ALL = {**{f"{name}-mask": s for name, s in MASKED.items()}, **{f"{name}-uniform": s for name, s in UNIFORM.items()}}
 BY_CHANCE = {name: s for name, s in ALL.items() if not s.table.rows[0].by_rank}
+WITH_A_LAW = [*BY_CHANCE, "entropy_bound-uniform"]  # others by rank: of the tokens, given the positions
 
 
 def states(sampler):
@@ -96,7 +98,7 @@ def model_for(sampler):
     return model_of(SCHEDULE if sampler.table.source == "uniform" else None)
 
 
-@pytest.mark.parametrize("name", BY_CHANCE)
+@pytest.mark.parametrize("name", WITH_A_LAW)
 def test_the_law_of_each_step_adds_to_one(name):
     sampler = ALL[name]
     for i in range(len(sampler)):
@@ -165,7 +167,7 @@ def test_ddim_of_tokens_is_the_papers_mixture():
         assert np.allclose(found, expected, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", BY_CHANCE)
+@pytest.mark.parametrize("name", WITH_A_LAW)
 def test_draws_follow_the_law_of_the_run(name):
     """The marginals of both tokens and their correlation, after all steps, exactly and as drawn."""
     sampler, n = ALL[name], 20000
@@ -464,10 +466,48 @@ ROWS = (nf.TokenRow(time=1.0, reveal=1.0),)
         (lambda: nf.samplers.sedd(steps=4, mask_id=9, schedule=SCHEDULE), ValueError, "where sigma is infinite"),
         (lambda: nf.samplers.llada(steps=1, mask_id=MASK).log_prob(0, X, ZEROS, X), ValueError, "no density at 0"),
         (lambda: nf.samplers.mdlm(steps=1, mask_id=MASK, top_k=1).log_prob(0, X, ZEROS, X), ValueError, "no top_k"),
+        (lambda: MDLM.step(0, X, ZEROS, NOISE, 3), TypeError, "state: expected mdlm's own, .*one per run, got int"),
+        (lambda: MDLM.step(0, np.uint8(X), ZEROS, NOISE, out=X), TypeError, "out: expected dtype uint8"),
         (
-            lambda: nf.samplers.entropy_bound(steps=1, vocabulary=2).step(0, X * 0, ZEROS, NOISE, log_prob=True),
+            lambda: nf.samplers.mdlm(steps=3, mask_id=256).step(0, np.uint8(X), ZEROS, NOISE),
+            OverflowError,
+            "mask_id = 256: does not fit ids of uint8",
+        ),
+        (lambda: nf.samplers.mdlm(steps="12", mask_id=9), ValueError, "steps = '12': expected a whole number"),
+        (lambda: nf.samplers.mdlm(steps=[1, None], mask_id=9), TypeError, "steps = None: expected a number"),
+        (lambda: nf.samplers.remdm(steps=3, mask_id=9, eta="x"), TypeError, "eta = 'x': expected a number, got str"),
+        (lambda: nf.samplers.sedd(steps=3, mask_id=9, last=None), TypeError, "last = None: expected a number"),
+        (lambda: nf.samplers.llada(steps=3, mask_id=9, cfg_scale=[1]), TypeError, r"cfg_scale = \[1\]: expected a n"),
+        (lambda: nf.samplers.llada(steps=3, mask_id=9, length="a"), ValueError, "length = 'a': expected a whole num"),
+        (lambda: nf.samplers.entropy_bound(steps=3, mask_id=9, bound="a"), TypeError, "bound = 'a': expected a num"),
+        (lambda: nf.samplers.entropy_bound(steps=3, mask_id=9, t_max=np.inf), ValueError, "temperature = inf"),
+        (lambda: nf.samplers.mdlm(steps=3, mask_id=9, temperature=np.ones(1)), TypeError, "temperature = array"),
+        (lambda: nf.samplers.discrete_flow(steps=3, mask_id=9, schedule=None), TypeError, "schedule: expected a disc"),
+        (lambda: MDLM.start((2.5, 3)), TypeError, r"shape: expected integers, got \(2.5, 3\)"),
+        (lambda: MDLM.start((-1, 3)), ValueError, r"shape \(-1, 3\): expected lengths of at least 0"),
+        (lambda: MDLM.start((1, 3), dtype="junk"), TypeError, "dtype 'junk': expected one of int64"),
+        (lambda: MDLM.sample(model_of(), None, NOISE), TypeError, "x_or_shape: expected a shape .* got NoneType"),
+        (lambda: nf.samplers.mdlm(steps=10**9, mask_id=9), ValueError, "steps = 1000000000: expected at most 2.20"),
+        (lambda: nf.samplers.sedd(steps=10**9, mask_id=9), ValueError, "steps = 1000000000: expected at most 2.20"),
+        (
+            lambda: nf.samplers.d3pm(steps=2, vocabulary=5).step(0, X, ZEROS, NOISE),
             ValueError,
-            "draws tokens anew by rank",
+            "logits: expected at least the 5 tokens of the vocabulary in the last axis, got 2",
+        ),
+        (
+            lambda: nf.samplers.d3pm(steps=2, vocabulary=2).step(0, X, ZEROS, NOISE),
+            ValueError,
+            r"x\[0, 0\] = 2: expected tokens of the vocabulary, 0 .. 1",
+        ),
+        (
+            lambda: nf.samplers.d3pm(steps=2, vocabulary=2).step(0, X * 0, np.float32([[[0, 0, 99]] * 2]), NOISE),
+            ValueError,
+            r"logits\[0, 0\]: drew 2, beyond the 2 tokens of the vocabulary",
+        ),
+        (
+            lambda: nf.samplers.llada(steps=1, mask_id=MASK, cfg_scale=1.0).step(0, X, (ZEROS, ZEROS[..., :1]), NOISE),
+            ValueError,
+            r"logits: expected a pair \(u, c\) of one shape",
         ),
     ],
 )
@@ -508,18 +548,76 @@ def test_no_samples_and_no_tokens(name):
 
 
 def test_what_a_pair_forbids_stays_forbidden():
-    """Where both have -inf, as the mask has to, guidance gives -inf. Seen to fail: -inf - -inf is a NaN."""
-    sampler = nf.samplers.llada(steps=1, mask_id=2, cfg_scale=1.5)
+    """Where u or c has -inf, as the mask has to, guidance gives -inf. Seen to fail: -inf - -inf is a NaN, and u alone
+    with -inf was an error that said NaN."""
     logits = np.array([[[0.5, 0.25, -np.inf], [-np.inf, 1.0, -np.inf]]], np.float32)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert sampler.step(0, X * 0 + 2, (logits, logits), NOISE).tolist() == [[0, 1]]
+    further = np.array([[[-np.inf, 0.25, 2.0], [3.0, -1.0, -np.inf]]], np.float32)
+    for scale in (1.5, -0.5, -1.0, -2.0):
+        sampler = nf.samplers.llada(steps=1, mask_id=3, cfg_scale=scale)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert sampler.step(0, X * 0 + 3, (logits, logits), NOISE).tolist() == [[0, 1]]
+            for pair in ((logits, further), (further, logits)):
+                assert sampler.step(0, X * 0 + 3, pair, NOISE).tolist() == [[1, 1]]
+
+
+def test_what_a_pair_of_tensors_forbids_stays_forbidden(torch):
+    """Seen to fail: the log-probability was a NaN, and so was the gradient."""
+    sampler = nf.samplers.llada(steps=1, mask_id=3, cfg_scale=1.5, temperature=1.0)
+    u = torch.tensor([[[0.5, 0.25, -np.inf], [-np.inf, 1.0, -np.inf]]], requires_grad=True)
+    c = torch.tensor([[[0.25, 0.5, 2.0], [3.0, -1.0, -np.inf]]], requires_grad=True)
+    x, x_next = torch.full((1, 2), 3), torch.tensor([[1, 1]])
+    found = sampler.log_prob(0, x, (u, c), x_next)
+    pair = tuple(one.detach().numpy() for one in (u, c))
+    assert found.tolist() == sampler.log_prob(0, x.numpy(), pair, x_next.numpy()).tolist()
+    found.sum().backward()
+    assert torch.isfinite(u.grad).all()
+    assert torch.isfinite(c.grad).all()
+    assert c.grad[0, 0, :2].abs().min() > 0
 
 
 def test_a_token_below_0_has_no_probability():
     """Seen to fail: -1 had the probability of the vocabulary's last token."""
     sampler = nf.samplers.mdlm(steps=1, mask_id=MASK)
     assert sampler.log_prob(0, X, ZEROS, X * 0 - 1).tolist() == [-np.inf]
+    assert sampler.log_prob(0, X, ZEROS, X * 0 - 99).tolist() == [-np.inf]
+
+
+def test_logits_of_a_prompt_are_not_looked_at():
+    """Seen to fail: a NaN there made the log-probability a NaN."""
+    sampler = nf.samplers.discrete_flow(steps=2, mask_id=MASK)
+    logits = np.array([[[np.nan, 0.0], [0.0, 0.0]]], np.float32)
+    options, x = {"where": np.array([False, True])}, np.array([[0, MASK]])
+    x_next, likely = sampler.step(0, x, logits, NOISE, log_prob=True, **options)
+    assert likely.tolist() == sampler.log_prob(0, x, logits, x_next, **options).tolist()
+    assert np.isfinite(likely).all()
+
+
+def test_log_probabilities_are_differentiable_once(torch):
+    """Seen to fail: a second derivative was left out, as if it were 0."""
+    logits = torch.zeros(1, 2, 2, requires_grad=True)
+    found = MDLM.log_prob(0, torch.from_numpy(X), logits, torch.from_numpy(X * 0)).sum()
+    with pytest.raises(NotImplementedError, match="once: create_graph"):
+        torch.autograd.grad(found, logits, create_graph=True)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "int32"])
+def test_small_integers_of_a_large_vocabulary(kind):
+    """Seen to fail: the number of tokens did not fit the dtype."""
+    v, sampler = 70_000, nf.samplers.discrete_flow(steps=2, mask_id=200, temperature=0.5)
+    x, logits = np.array([[3, 200, 7]], kind), np.zeros((1, 3, v), np.float32)
+    x_next = np.array([[3, 5, 9]], kind)
+    wide = x.astype(np.int64), logits, x_next.astype(np.int64)
+    assert np.array_equal(sampler.log_prob(0, x, logits, x_next), sampler.log_prob(0, *wide))
+    assert np.array_equal(sampler.log_prob_grad(0, x, logits, x_next), sampler.log_prob_grad(0, *wide))
+
+
+def test_what_may_not_change_has_no_other_token():
+    """Seen to fail: samplers by rank gave other tokens of a prompt, or of a later block, the probability 1."""
+    for sampler in (nf.samplers.llada(steps=1, mask_id=MASK, temperature=1.0), ALL["entropy_bound-uniform"]):
+        logits, where = np.zeros((1, 2, 2), np.float32), np.array([True, False])
+        assert np.isfinite(sampler.log_prob(0, X * 0, logits, X * 0, where=where)).all()
+        assert sampler.log_prob(0, X * 0, logits, np.array([[0, 1]]), where=where).tolist() == [-np.inf]
 
 
 def test_a_network_that_fails_is_named():

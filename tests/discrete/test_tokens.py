@@ -223,6 +223,7 @@ IDS = ids_of(2, 8)
             r"p: expected shape \(2, 2\), one for each block of 4",
         ),
         ((IDS, 0.5, NOISE, 9), {"block": 0}, ValueError, "block = 0: expected at least 1 token"),
+        ((IDS, None, NOISE, 9), {}, TypeError, "p: expected numbers, got NoneType"),
     ],
 )
 def test_wrong_arguments_of_masks(arguments, options, error, words):
@@ -256,6 +257,11 @@ def test_wrong_arguments_of_masks(arguments, options, error, words):
             ValueError,
             r"Q: expected shape \(V, V\)",
         ),
+        (
+            lambda out: nf.q_transition(np.uint8(IDS % 9), np.eye(300), NOISE),
+            ValueError,
+            "vocabulary = 300: expected from 1 to 256 tokens for ids of uint8",
+        ),
         (lambda out: nf.q_uniform(IDS, 0.5, NOISE, V, out=out[:, ::-1]), ValueError, "out: expected a C-contiguous"),
         (lambda out: nf.q_uniform(IDS, 0.5, NOISE, V, out=out.astype("int32")), TypeError, "out: expected dtype int64"),
     ],
@@ -265,6 +271,23 @@ def test_nothing_is_written_before_all_ids_were_looked_at(call, error, words):
     with pytest.raises(error, match=words):
         call(out)
     assert (out == 77).all()
+
+
+def test_no_samples_and_no_tokens():
+    """Seen to fail: q_transition could not reshape an array of size 0."""
+    for shape in ((0, 5), (5, 0), (0, 0), (2, 0, 3)):
+        ids = np.zeros(shape, np.int64)
+        assert nf.q_mask(ids, 0.5, NOISE, 9)[0].shape == shape
+        assert nf.q_uniform(ids, np.zeros(shape[0]), NOISE, 9)[0].shape == shape
+        assert nf.q_transition(ids, np.eye(5), NOISE).shape == shape
+
+
+def test_a_block_longer_than_the_sample():
+    """Seen to fail: it took memory for the whole block, and blocks of 2^63 were too large for C."""
+    p = np.array([[0.25], [0.75]])
+    expected = nf.q_mask(IDS, p[:, 0], NOISE, 999)[0]
+    for block in (8, 9, 2**40, 2**63):
+        assert np.array_equal(nf.q_mask(IDS, p, NOISE, 999, block=block)[0], expected)
 
 
 def test_other_arrays():

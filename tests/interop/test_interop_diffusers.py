@@ -1529,7 +1529,7 @@ def test_noise_that_no_step_draws_is_in_nobodys_way(name):
     assert torch.equal(*results)
 
 
-@pytest.mark.skipif(TORCH <= (2, 8), reason="torch.func has no memory to read in older versions: docs/diffusers.md")
+@pytest.mark.skipif(TORCH <= (2, 8), reason="torch.func has no memory to read before: docs/diffusers-classes.md")
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_of_torch_func(name):
     pair, x, results = DEFAULTS[name].pair(), torch.linspace(-1, 1, 96).reshape(SHAPE), []

@@ -505,7 +505,7 @@ def test_unclip_is_ddpm(n, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["UnCLIPScheduler", "DDPMScheduler"])
 def test_learned_range_by_noise_of_another_scale(kind, monkeypatch):
-    """docs/samplers.md, "Learned variance": DDPM's row on z times (large / small)^((1 + v) / 2).
+    """docs/own-samplers.md, "Learned variance": DDPM's row on z times (large / small)^((1 + v) / 2).
 
     Seen to fail: the exponent (1 - v) / 2.
     """

@@ -2,6 +2,7 @@
 // Prints the lines of hashes.txt (README.md says what they are) from one instruction set's kernels, without Python: so
 // that they can be checked where there is only a cross compiler and an emulator. Compiled together with kernels.cpp,
 // both race.cpp and the same NF_LANE, NF_LANE_HEADER, NF_KERNELS, NF_RACE and NF_NAME; .ci/run does it.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <functional>
@@ -274,6 +275,71 @@ uint64_t hash_random(DType type, Draw draw) {
 }
 uint64_t hash_randn(DType type) { return hash_random(type, Draw::normal); }
 uint64_t hash_uniform(DType type) { return hash_random(type, Draw::uniform); }
+
+// The places of `many` cells among those of `few`: the one before, and the fraction of the way to the next.
+struct Among {
+    std::vector<int32_t> before;
+    std::vector<double> part, squares;
+
+    Among(int64_t few, int64_t many) {
+        for (int64_t i = 0; i < many; ++i) {
+            const double place = (static_cast<double>(i) + 0.5) * static_cast<double>(few) / static_cast<double>(many);
+            const double within = std::fmin(std::fmax(place - 0.5, 0.0), static_cast<double>(few - 1));
+            const auto cell = static_cast<int32_t>(std::fmin(within, static_cast<double>(few > 1 ? few - 2 : 0)));
+            const double p = within - cell;
+            before.push_back(cell), part.push_back(p), squares.push_back(p * p + (1 - p) * (1 - p));
+        }
+    }
+};
+
+Bytes numbers(DType type, const std::vector<double>& from) {
+    Bytes to(from.size() * static_cast<size_t>(width(type)));
+    for (size_t i = 0; i < from.size(); ++i) {
+        if (type == DType::f64) put(to, static_cast<int64_t>(i), from[i]);
+        if (type == DType::f32) put(to, static_cast<int64_t>(i), static_cast<float>(from[i]));
+    }
+    return to;
+}
+
+uint64_t hash_pyramid(DType type) {
+    constexpr int64_t kHeight = 5, kWidth = 700, kLevels = 4;
+    Rows one;
+    one.set(kOutZ, [](int) { return 1; });
+    const auto drawn = [&](int64_t height, int64_t width, uint32_t step, uint32_t stream) {
+        const int64_t size = 2 * height * width;  // two planes of a sample
+        const Case c{3, size, {0}, {field(size, 5, 9, step, stream)}};
+        Filled call(c, one, type);
+        NF_KERNELS.step(call, 0, c.elements());
+        return call.first;
+    };
+    Bytes whole = drawn(kHeight, kWidth, 2, 0), memory[kLevels][3];
+    std::vector<Among> places;
+    std::vector<double> scale(kHeight * kWidth, 1.0);
+    Level levels[kLevels]{};
+    for (int64_t i = 1; i < kLevels; ++i) {
+        const int64_t height = std::max<int64_t>(1, kHeight >> i), width = std::max<int64_t>(1, kWidth >> i);
+        places.emplace_back(height, kHeight), places.emplace_back(width, kWidth);
+        const double weight = 1.0 / static_cast<double>(1 << i);
+        const Among &down = places[places.size() - 2], &right = places.back();
+        for (size_t at = 0; at < scale.size(); ++at)
+            scale[at] = scale[at] + weight * weight * (down.squares[at / kWidth] * right.squares[at % kWidth]);
+        Bytes(&of)[3] = memory[i];
+        of[0] = drawn(height, width, static_cast<uint32_t>(2 * kLevels + i), 10);
+        of[1] = numbers(type, down.part), of[2] = numbers(type, right.part);
+        Level& level = levels[i - 1];
+        level.planes = of[0].data(), level.down = of[1].data(), level.right = of[2].data();
+        level.height = height, level.width = width, level.weight = weight;
+    }
+    for (size_t i = 0; i < kLevels - 1; ++i)
+        levels[i].above = places[2 * i].before.data(), levels[i].left = places[2 * i + 1].before.data();
+    for (double& variance : scale) variance = 1 / std::sqrt(variance);
+    const Bytes scales = numbers(type, scale);
+    const Pyramid call{whole.data(), scales.data(), levels, kLevels - 1, 6, kHeight, kWidth, type, 0};
+    NF_KERNELS.enlarged(call, 0, 6 * kHeight);
+    Hash hash;
+    hash.add(whole);
+    return hash.value;
+}
 
 uint64_t hash_samples(DType type, const std::vector<Case>& all, const char* targets, bool of_walk = false) {
     Hash hash;
@@ -711,4 +777,5 @@ int main() {
     print_tokens("q_uniform int64", hash_mask<int64_t>(50257));
     print("categorical", hash_categorical, {DType::f32, DType::f16, DType::bf16});
     print("masked_cross_entropy", hash_cross_entropy, {DType::f32, DType::f16, DType::bf16});
+    print("pyramid_like", hash_pyramid, full);
 }

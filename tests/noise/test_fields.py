@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from conftest import NUMBA, using
+from conftest import DTYPES, NATIVE, NUMBA, using
+from cuda_kernels import stand_in
 from noisefuse import fields
 
 N = nf.Noise(7, sample=40, step=3)
@@ -152,6 +153,19 @@ def test_pyramid_noise_is_a_sum_of_enlarged_levels_of_variance_1_everywhere():
     assert np.array_equal(alone, together[2:])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("shape", [(2, 1, 3, 5), (1, 2, 40, 1), (1, 2, 1, 70), (3, 2, 37, 51), (1, 1, 9, 1300)])
+def test_pyramids_of_any_lengths_are_the_same_on_every_instruction_set(shape, dtype):
+    """Lengths around a register, a tile of 512 columns and its remainder; more levels than a pass takes. Seen to fail:
+    columns without their fractions, the first rows of a level for all, the ninth level left out."""
+    x = np.zeros(shape, dtype)
+    with using("reference"):
+        expected = fields.pyramid_like(x, 0.9, N, levels=12)
+    for name in NATIVE:
+        with using(name):
+            assert np.array_equal(fields.pyramid_like(x, 0.9, N, levels=12), expected), name
+
+
 @pytest.mark.parametrize("like", [mixed_like, progressive_like])
 @pytest.mark.parametrize("shape", [(2, 5), (3, 4, 9), (2, 3, 96, 96)])
 def test_frames_of_any_size_are_blended_alike_and_rounded_once(like, shape):
@@ -215,6 +229,56 @@ def test_nearest_is_the_nearest_of_its_candidates():
             assert fields.nearest_of(16, x0, N) == names
 
 
+KEYS_OF_THREE = [
+    N,
+    N.at(sample=[9, 2**56 - 1, 40]),
+    LISTED,
+    N.window((4, 12, 11), start=(1, 2, 3)),
+    [n.window((4, 12, 11), start=(b % 2, 2, 3 - b)) for b, n in enumerate(LISTED)],
+    nf.Noise(2**64 - 1, step=10),
+]
+
+
+@pytest.mark.parametrize("noise", KEYS_OF_THREE)
+@pytest.mark.parametrize(("k", "shape"), [(1, (3, 3, 10, 8)), (7, (3, 2, 5, 8)), (19, (3, 1, 1, 1))])
+def test_the_nearest_is_that_of_a_plain_loop(noise, k, shape, backend):
+    """The losses of each candidate with its own key. Seen to fail: candidates one step later; all of them at the first
+    step; one step for the fields of all samples; the last of each sample's candidates left out."""
+    schedule = nf.Schedule.linear()
+    for dtype in DTYPES.values():
+        x0 = (2 * RNG.standard_normal(shape)).astype(dtype)
+        found = fields.nearest_of(k, x0, noise)  # first, as its memory may be that of the losses below
+        losses = []
+        for j in range(k):
+            candidates = fields.each(noise, lambda n: n.at(step=n.step * k + j, stream=9))  # noqa: B023
+            losses.append(nf.mse_loss(x0, None, 0, schedule, candidates, target="epsilon", reduction="none"))
+        steps = [n.step for n in noise] if isinstance(noise, list) else 3 * [noise.step]
+        expected = [step * k + j for step, j in zip(steps, np.argmin(losses, axis=0).tolist(), strict=True)]
+        assert [name.step for name in found] == expected
+
+
+@pytest.mark.parametrize("size", [4096, 4097, 40_000])
+def test_candidates_of_large_samples_do_not_depend_on_threads(size, native, threads):
+    x0 = RNG.standard_normal((2, size)).astype(np.float32)
+    schedule, k = nf.Schedule.linear(), 5
+    found = fields.nearest_of(k, x0, N)
+    losses = [
+        nf.mse_loss(x0, None, 0, schedule, N.at(step=3 * k + j, stream=9), target="epsilon", reduction="none")
+        for j in range(k)
+    ]
+    expected = [3 * k + j for j in np.argmin(losses, axis=0).tolist()]
+    assert [name.step for name in found] == expected
+
+
+@pytest.mark.parametrize("noise", [N, LISTED])
+def test_candidates_of_an_array_on_a_device(noise):
+    """Seen to fail: the losses of each candidate written to the first one's place."""
+    x0 = RNG.standard_normal((3, 2, 5)).astype(np.float32)
+    expected = fields.nearest_of(9, x0, noise)
+    with stand_in.installed() as cupy:
+        assert fields.nearest_of(9, cupy.asarray(x0), noise) == expected
+
+
 def test_nearest_of_bytes_halves_tensors_and_one_whole_sample():
     images = RNG.integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)
     scaled = (images / 127.5 - 1).astype(np.float32)
@@ -230,6 +294,7 @@ def test_nearest_of_bytes_halves_tensors_and_one_whole_sample():
     assert fields.nearest_of(3, np.zeros((0, 4), np.float32), N) == []
     far = np.full((1, 4), 1e15, np.float32)  # as far from all of them
     assert fields.nearest_of(3, far, N) == [N.at(sample=40, step=3 * 3, stream=9)]
+    assert fields.nearest_of(3000, far, N) == [N.at(sample=40, step=3 * 3000, stream=9)]  # in parts
 
 
 def test_the_chosen_noise_goes_through_training():

@@ -121,8 +121,13 @@ def float_dtype(dtype: Any, allowed: tuple[str, ...] = FLOATS) -> np.dtype[Any]:
             raise ImportError("dtype bfloat16 needs ml_dtypes: pip install 'noisefuse[bfloat16]'") from None
         half: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
         return half
+    return allowed_dtype("float32" if dtype is None else dtype, allowed)
+
+
+def allowed_dtype(dtype: Any, allowed: tuple[str, ...]) -> np.dtype[Any]:
+    """Returns the dtype, if it is one of these."""
     try:
-        found: np.dtype[Any] = np.dtype("float32" if dtype is None else dtype)
+        found: np.dtype[Any] = np.dtype(dtype)
     except TypeError:
         what = f"{dtype!r} is torch's, and the arrays are not" if library_of(dtype) is not None else repr(dtype)
         raise TypeError(f"dtype {what}: expected one of {', '.join(allowed)}") from None

@@ -11,7 +11,7 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from types import TracebackType
@@ -20,9 +20,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..call.description import CrossEntropy, Loss, Masks, Race, Step, Walk
+from ..call.description import CrossEntropy, Loss, Masks, Pyramid, Race, Step, Walk
 from ..ground.version import __version__
-from ..noise import NOISE_VERSION, Noise
+from ..noise import NOISE_VERSION
 from . import threads
 from .selftest import self_test
 
@@ -33,9 +33,12 @@ class Backend(Protocol):
     Attributes:
         fast_row, fast_random, fast_mse, fast_density, fast_density_gradient, fast_divergence: its fast path, or None.
         step_and_loss: a step and a loss that reads what it writes, faster than one after the other, or None.
-        repeated_loss: returns a function that repeats a loss with other noises, equally many, faster than anew, or
-            None.
+        repeated_loss: does a loss at each of the next steps of its noises, with losses (steps, batch), faster than one
+            after the other, or None.
         mask: masks tokens in one pass, or None: `operations.tokens` then does it from the words.
+        pyramid: adds enlarged levels to planes, or None: `fields` then does it by functions of arrays.
+        torch_normals: writes normals of `legacy.TorchCPU`, a multiple of 16 of them, float32 from as many words or
+            float64 from twice as many, or None: `legacy` then does it with NumPy.
         empty: allocates outputs in host memory, like `numpy.empty`.
         tests_itself: whether it is tested on first use, and not when it is loaded.
     """
@@ -47,8 +50,10 @@ class Backend(Protocol):
     fast_density_gradient: Callable[..., Any] | None
     fast_divergence: Callable[..., Any] | None
     step_and_loss: Callable[[Step, Loss], None] | None
-    repeated_loss: Callable[[Loss], Callable[[Sequence[Noise]], None]] | None
+    repeated_loss: Callable[[Loss], None] | None
     mask: Callable[[Masks], None] | None
+    pyramid: Callable[[Pyramid], None] | None
+    torch_normals: Callable[[NDArray[np.uint64], NDArray[Any]], None] | None
     empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
     tests_itself: bool
 
@@ -118,12 +123,17 @@ def current() -> Any:
     return (_current or _first())[1]
 
 
-def repeated_loss(array: Any, call: Loss) -> Callable[[Sequence[Noise]], None]:
-    """Returns a function that repeats a loss on this array with other noises, equally many."""
+def repeated_loss(array: Any, call: Loss) -> None:
+    """Does a loss on this array at each of the next steps of its noises: its losses are (steps, batch)."""
     backend: Backend = of(array)
     if backend.repeated_loss is not None:
-        return backend.repeated_loss(call)
-    return lambda noises: backend.loss(replace(call, residual=replace(call.residual, noise=tuple(noises))))
+        backend.repeated_loss(call)
+        return
+    residual, losses = call.residual, call.losses
+    assert losses is not None
+    for i, of_step in enumerate(losses):
+        noise = tuple(name.at(step=name.step + i) for name in residual.noise)
+        backend.loss(replace(call, residual=replace(residual, noise=noise), losses=of_step))
 
 
 def of(array: Any) -> Any:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,9 +18,16 @@ if find_spec("noisefuse._native") is None:
     )
 import noisefuse._native as _native
 
-from ..call.description import CrossEntropy, Loss, Masks, Race, Step, Walk
-from ..call.packed import address, pack_cross_entropy, pack_fields, pack_loss, pack_masks, pack_on_host, pack_race
-from ..noise import Noise
+from ..call.description import CrossEntropy, Loss, Masks, Pyramid, Race, Step, Walk
+from ..call.packed import (
+    address,
+    pack_cross_entropy,
+    pack_loss,
+    pack_masks,
+    pack_on_host,
+    pack_pyramid,
+    pack_race,
+)
 from . import threads
 
 isa: str | None = os.environ.get("NOISEFUSE_ISA")
@@ -45,6 +52,7 @@ fast_mse: Callable[..., Any] = _native.mse
 fast_density: Callable[..., Any] = _native.density
 fast_density_gradient: Callable[..., Any] = _native.density_gradient
 fast_divergence: Callable[..., Any] = _native.divergence
+torch_normals: Callable[[NDArray[np.uint64], NDArray[Any]], None] = _native.torch_normals
 # Large ones in memory that earlier outputs gave back.
 empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]] = _native.empty
 tests_itself = False
@@ -65,15 +73,10 @@ def loss(call: Loss) -> None:
     _native.run("loss", numbers)
 
 
-def repeated_loss(call: Loss) -> Callable[[Sequence[Noise]], None]:
-    """Returns a function that repeats the loss with other noises, equally many: everything else is packed once."""
-    numbers, fields = pack_on_host(call.residual, loss=pack_loss(call, address))
-
-    def once_more(noises: Sequence[Noise]) -> None:
-        fields[:] = pack_fields(noises, call.residual.sample_shape, address)
-        _native.run("loss", numbers)
-
-    return once_more
+def repeated_loss(call: Loss) -> None:
+    """Does the loss at each of the next steps of its noises: its losses are (steps, batch)."""
+    numbers, _memory = pack_on_host(call.residual, loss=pack_loss(call, address))
+    _native.run("repeated_loss", numbers)
 
 
 def step_and_loss(before: Step, call: Loss) -> None:
@@ -85,6 +88,11 @@ def step_and_loss(before: Step, call: Loss) -> None:
 def mask(call: Masks) -> None:
     numbers, _memory = pack_on_host(call.step)
     _native.mask(numbers, pack_masks(call, address))
+
+
+def pyramid(call: Pyramid) -> None:
+    numbers, _memory = pack_pyramid(call)
+    _native.pyramid(numbers)
 
 
 def race(call: Race) -> None:

@@ -106,6 +106,27 @@ class Masks:
     vocabulary: int = 0  # beyond 0: a token of so many, of stream 15 (the step draws 14), in place of the mask
 
 
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A coarser level of pyramid noise, and where rows and columns of the whole lie among its own."""
+
+    planes: Array  # (n, h, w), of the whole's dtype
+    weight: float
+    above: NDArray[np.int32]  # for each row of the whole, the one before
+    down: Array  # and the fraction of the way to the next
+    left: NDArray[np.int32]  # for each column
+    right: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Pyramid:
+    """planes = (planes + weight * enlarged + ..) * scale, in place."""
+
+    planes: Array  # (n, H, W) float32 or float64
+    levels: list[Level]
+    scale: Array  # (H, W)
+
+
 def window_runs(noise: Noise, shape: tuple[int, ...]) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
     """Returns a sample's first element in the field, how many elements are contiguous there, and the lengths and
     strides of the axes over such runs.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..language.levels import FLOATS, LEVELS
 from ..language.rows import Z
 from ..noise import Noise
-from .description import AXES, FLOAT64, CrossEntropy, Draw, Loss, Masks, Race, Step, window_runs
+from .description import AXES, FLOAT64, CrossEntropy, Draw, Loss, Masks, Pyramid, Race, Step, window_runs
 
 # The enums of csrc/core/call.h, in its order.
 DTYPES = {name: code for code, name in enumerate((*FLOATS, *LEVELS))}
@@ -74,6 +74,21 @@ CROSS_ENTROPY = np.dtype(
 )
 
 
+LEVEL = np.dtype(
+    [
+        *((name, "u8") for name in ("planes", "above", "left", "down", "right")),
+        *(("height", "i8"), ("width", "i8"), ("weight", "f8")),
+    ]
+)
+PYRAMID = np.dtype(
+    [
+        *((name, "u8") for name in ("out", "scale", "levels")),
+        *((name, "i8") for name in ("n_levels", "planes", "height", "width")),
+        *(("type", "i4"), ("padding", "i4")),
+    ]
+)
+
+
 def packer(dtype: np.dtype[Any]) -> struct.Struct:
     """Returns a packer of records of this dtype, from their numbers in order (nested records: from their bytes). It is
     ten times as fast as NumPy."""
@@ -88,6 +103,7 @@ def packer(dtype: np.dtype[Any]) -> struct.Struct:
 
 
 _CALL, _MASKS, _RACE, _CROSS_ENTROPY = packer(CALL), packer(MASKS), packer(RACE), packer(CROSS_ENTROPY)
+_LEVEL, _PYRAMID = packer(LEVEL), packer(PYRAMID)
 _FIELD, _AXES = packer(np.dtype(FIELD.descr[:-2])), packer(np.dtype(FIELD.descr[-2:]))
 _NO_AXES = bytes(_AXES.size)
 Place: TypeAlias = Callable[[Any], int]  # returns an array's address for kernels; a copy that it makes, it keeps alive
@@ -200,3 +216,15 @@ def pack_cross_entropy(call: CrossEntropy) -> bytes:
         *(address(call.losses), 0 if call.gradient is None else address(call.gradient), call.mean_of),
         *(dtype_code(call.logits.dtype), 0),
     )
+
+
+def pack_pyramid(call: Pyramid) -> tuple[bytes, object]:
+    """Returns a Pyramid, and what has to stay in memory while it runs."""
+    levels = np.array(
+        [
+            _LEVEL.pack(*map(address, (x.planes, x.above, x.left, x.down, x.right)), *x.planes.shape[1:], x.weight)
+            for x in call.levels
+        ]
+    )
+    places = map(address, (call.planes, call.scale, levels))
+    return _PYRAMID.pack(*places, len(levels), *call.planes.shape, dtype_code(call.planes.dtype), 0), levels

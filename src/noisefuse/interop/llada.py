@@ -31,7 +31,7 @@ def generate(
     progress: bool = False,
 ) -> Any:
     """Writes `gen_length` tokens after a prompt, as ``generate`` of LLaDA's repository does (Nie et al. 2025, "Large
-    language diffusion models", appendix A.3).
+    language diffusion models", section 2.4 and algorithm 5).
 
     At temperature 0 the tokens are LLaDA's, wherever no two confidences lie within some 1e-6: it computes them in
     float64 from all logits at once, and of equal ones takes any. At other temperatures the distribution is LLaDA's and

@@ -26,8 +26,15 @@ class Transition:
     p: float
     token: int
 
+    def __post_init__(self) -> None:
+        if self.kind not in ("absorbing", "uniform"):
+            raise ValueError(f"kind = {self.kind!r}: expected 'absorbing' or 'uniform'")
+
     def matrix(self, vocabulary: int) -> NDArray[np.float64]:
         """Returns the probabilities Q (V, V): token i becomes j with probability Q[i, j]."""
+        if vocabulary != self.token if self.kind == "uniform" else vocabulary <= self.token:
+            expected = f"{self.token}" if self.kind == "uniform" else f"more than {self.token}, the mask among them"
+            raise ValueError(f"vocabulary = {vocabulary}: expected {expected}")
         q = (1 - self.p) * np.eye(vocabulary)
         if self.kind == "absorbing":
             q[:, self.token] += self.p

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
 from ..arguments.arrays import (
+    allowed_dtype,
     as_array,
     as_numbers,
     check_overlap,
@@ -29,6 +31,7 @@ from ..ground.kinds import library_of
 from ..noise import RACE, Noise, names_of, whole
 
 LOGITS = ("float32", "bfloat16", "float16")
+TOKEN_DTYPES = ("int64", "int32")
 INFO = {"log_prob": "f4", "log_prob_raw": "f4", "entropy": "f4", "margin": "f4", "rank": "i4"}
 OF_PARTS = ("log_prob", "log_prob_raw")  # what `combine` can tell
 LEAST, MOST = 2.0**-64, 2.0**64  # of a temperature other than 0
@@ -301,10 +304,22 @@ def _rows(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:-1]
 
 
-def settings_of(
-    batch: int, temperature: Any, top_k: Any, top_p: Any
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+Settings: TypeAlias = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]
+
+
+def settings_of(batch: int, temperature: Any, top_k: Any, top_p: Any) -> Settings:
     """Returns the checked temperature, top_k and top_p, one for all samples or one for each."""
+    if type(temperature) is float and type(top_k) is int and type(top_p) is float:
+        return _settings_of_numbers(temperature, top_k, top_p)
+    return _settings(batch, temperature, top_k, top_p)
+
+
+@lru_cache(64)  # of numbers it takes a quarter of a small call
+def _settings_of_numbers(temperature: float, top_k: int, top_p: float) -> Settings:
+    return _settings(1, temperature, top_k, top_p)
+
+
+def _settings(batch: int, temperature: Any, top_k: Any, top_p: Any) -> Settings:
     heat = _setting("temperature", temperature, "iuf", batch).astype(np.float64)
     if (bad := ~((heat == 0) | ((heat >= LEAST) & (heat <= MOST)))).any():
         raise ValueError(f"temperature = {heat[bad][0]}: expected 0, or a number from 2^-64 to 2^64")
@@ -345,6 +360,8 @@ def _places(
     vocabulary, first = parts.pop() if parts else (shape[-1], 0)
     if vocabulary > TOKENS:
         raise OverflowError(f"noise: its window has a vocabulary of {vocabulary} tokens, expected at most 2^20")
+    if positions is None and count(rows) <= _FEW and all(name.window_shape is None for name in names):
+        return _whole(names), first, vocabulary, _places_of_few(rows)
     if positions is not None:
         places = as_numbers("positions", positions)
         if places.dtype.kind not in "iu":
@@ -355,8 +372,20 @@ def _places(
     if places.size and (int(places.min()) < 0 or int(places.max()) >= POSITIONS):
         bad = places[(places < 0) | (places >= POSITIONS)].flat[0]
         raise OverflowError(f"positions: {bad} is out of range: expected 0 <= position < 2^14")
-    names = tuple(whole(name, RACE) for name in names)
-    return names, first, vocabulary, np.ascontiguousarray(places, np.int64).reshape(-1)
+    return _whole(names), first, vocabulary, np.ascontiguousarray(places, np.int64).reshape(-1)
+
+
+def _whole(names: tuple[Noise, ...]) -> tuple[Noise, ...]:
+    return tuple(whole(name, RACE) for name in names)
+
+
+_FEW = 256  # rows
+
+
+@lru_cache(64)  # of few rows they take a quarter of a call
+def _places_of_few(rows: tuple[int, ...]) -> NDArray[np.int64]:
+    """Returns the position of each row, without windows."""
+    return np.resize(np.arange(count(rows[1:]), dtype=np.int64), count(rows))
 
 
 def _counted(names: tuple[Noise, ...], rows: tuple[int, ...], of_sample: int) -> NDArray[np.int64]:
@@ -374,9 +403,11 @@ def _counted(names: tuple[Noise, ...], rows: tuple[int, ...], of_sample: int) ->
 
 
 def _token_dtype(dtype: Any, out: Any) -> np.dtype[Any]:
-    found = np.dtype(dtype if dtype is not None else out.dtype if isinstance(out, np.ndarray) else np.int64)
-    if found not in (np.dtype(np.int64), np.dtype(np.int32)):
-        raise TypeError(f"{'dtype' if dtype is not None else 'out: dtype'} {found}: expected int64 or int32")
+    if dtype is not None:
+        return allowed_dtype(dtype, TOKEN_DTYPES)
+    found = out.dtype if isinstance(out, np.ndarray) else np.dtype(np.int64)
+    if found not in TOKEN_DTYPES:
+        raise TypeError(f"out: dtype {found}: expected one of {', '.join(TOKEN_DTYPES)}")
     return found
 
 

@@ -82,14 +82,14 @@ def masked_cross_entropy(
 
     Returns:
         The loss, a float, or float64 (B, ..); with grad_out (loss, gradient). The bits are the same on every backend
-        and for any number of threads (docs/loss.md). Tensors give a float32 tensor, differentiable (once) through the
-        logits. A row that counts and has a NaN, or no finite largest logit, makes the loss NaN.
+        and for any number of threads (docs/loss.md). Tensors and JAX's arrays give float32, differentiable (once)
+        through the logits. A row that counts and has a NaN, or no finite largest logit, makes the loss NaN.
 
     Raises:
         IndexError: an id that counts lies outside the vocabulary; nothing is written.
         TypeError, ValueError, OverflowError: the message says what was given and what was expected.
 
-    Source: Sahoo et al. (2024), eq. 8; Nie et al. (2025), eq. 3. A row's loss is within 2 ulp of float32.
+    Source: Sahoo et al. (2024), eq. 11; Nie et al. (2025), eq. 3. A row's loss is within 2 ulp of float32.
 
     >>> logits = np.zeros((2, 3, 4), np.float32)
     >>> loss, gradient = nf.masked_cross_entropy(logits, np.zeros((2, 3), int), [True, False, False], grad_out=True)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
@@ -395,31 +395,26 @@ def mean_squares(x: Array, batched: bool) -> NDArray[np.float64]:
         found: Any = backends.fast_mse(_SQUARE.plain, 0, x, x, None, None, 1.0, True, None, batched, True)
         if found is not NotImplemented:
             return found  # type: ignore[no-any-return]
-    return next(_means(_SQUARE, x, batched, [()]))
+    return _means(_SQUARE, x, batched, (), 1)[0]  # type: ignore[no-any-return]
 
 
-def distances(x: Array, batched: bool, noises: Iterable[Sequence[Noise]]) -> Iterator[NDArray[np.float64]]:
-    """Yields (B,), the mean of (x - z)^2 over each sample, for each of the noises in turn."""
-    return _means(_DISTANCE, x, batched, noises)
+def distances(x: Array, batched: bool, noises: Sequence[Noise], steps: int) -> NDArray[np.float64]:
+    """(steps, B): the mean of (x - z)^2 over each sample, with the noises' z at their next steps."""
+    return _means(_DISTANCE, x, batched, noises, steps)
 
 
-def _means(rows: Rows, x: Array, batched: bool, noises: Iterable[Sequence[Noise]]) -> Iterator[NDArray[np.float64]]:
+def _means(rows: Rows, x: Array, batched: bool, noises: Sequence[Noise], steps: int) -> NDArray[np.float64]:
     x = as_array("x", x)
     batch, sample_shape = batch_shape(x.shape, batched)
     size = count(sample_shape)
-    sums: Any = output("", None, (batch,), np.dtype(np.float64), device_of(x))
-    again: Any = None
-    for noise in noises:
-        if batch * size == 0:
-            yield np.zeros(batch)
-            continue
-        if again is None:
-            one = noise[0] if len(noise) == 1 else noise  # one Noise for all samples
-            names = names_or_array(one, x.shape, x.dtype, batched, FIELD, any_stream=True)[0] if noise else ()
-            call = make_call(x.shape, x.dtype, rows, Index(np.zeros(1, np.int64), x.size), names, {M1: x}, {}, batched)
-            again = backends.repeated_loss(x, Loss(call, size, None, np.ones(()), size, sums))
-        again(noise)
-        yield sums.get() if on_device(sums) else sums.copy()
+    if batch * size == 0:
+        return np.zeros((steps, batch))
+    one = noises[0] if len(noises) == 1 else noises  # one Noise for all samples
+    names = names_or_array(one, x.shape, x.dtype, batched, FIELD, any_stream=True)[0] if noises else ()
+    call = make_call(x.shape, x.dtype, rows, Index(np.zeros(1, np.int64), x.size), names, {M1: x}, {}, batched)
+    losses: Any = output("", None, (steps, batch), np.dtype(np.float64), device_of(x))
+    backends.repeated_loss(x, Loss(call, size, None, np.ones(()), size, losses))
+    return losses.get() if on_device(losses) else losses  # type: ignore[no-any-return]
 
 
 def _need_reduction(reduction: Reduction) -> None:

@@ -60,8 +60,8 @@ def q_mask(
     out: Array | None = None,
 ) -> tuple[Any, Any]:
     """Masks each token with probability p: the forward process of masked diffusion, q(x_t | x_0) with alpha_t = 1 - p
-    (Sahoo et al. 2024, "Simple and effective masked diffusion language models", section 3.1; Austin et al. 2021, D3PM's
-    absorbing state; LLaDA's ``forward_process``).
+    (Sahoo et al. 2024, "Simple and effective masked diffusion language models", section 3.2.1; Austin et al. 2021,
+    D3PM's absorbing state; LLaDA's ``forward_process``).
 
     Args:
         ids: the tokens (B, L), or (B, ..): int64, int32, uint8 or uint16, of NumPy or torch. Axis 0 is the batch.
@@ -205,7 +205,7 @@ def q_transition(
     out: Array | None = None,
 ) -> Any:
     """Draws x_t from Cat(x_0 Q): token i becomes j with probability Q[i, j] (Austin et al. 2021, "Structured denoising
-    diffusion models in discrete state-spaces", equation 3).
+    diffusion models in discrete state-spaces", section 3).
 
     Args:
         ids: as in `q_mask`; all of them lie in [0, V).
@@ -237,11 +237,11 @@ def q_transition(
         return draw(ids, Q.p, noise, Q.token, where=where, lengths=lengths, out=out)[0]
     tokens = tokens_of("ids", ids)
     shape, matrix = tokens.shape, _matrix(Q, tokens.shape[0])
-    need_within("ids", tokens, matrix.shape[-1])
+    need_within("ids", tokens, vocabulary_of(matrix.shape[-1], tokens.dtype))
     allowed = allowed_of(where, lengths, shape)
     names = names_for(noise, shape, TOKENS)
     result = _result(out, tokens, allowed)
-    row = tokens.reshape(len(tokens), -1).astype(np.int64)
+    row = tokens.reshape(len(tokens), count(shape[1:])).astype(np.int64)
     if matrix.ndim == 3:
         row += np.arange(len(row))[:, None] * matrix.shape[-1]
     new = chosen_by(cumulated(matrix.reshape(-1, matrix.shape[-1])), row.reshape(shape), words(shape, names))
@@ -422,7 +422,7 @@ def probabilities(name: str, given: Any) -> NDArray[np.float64]:
     given = host_view(name, given)
     try:
         values = np.asarray(library_for(given).to_numpy(given))
-        if values.dtype.kind == "c":
+        if values.dtype.kind in "cSUO":
             raise TypeError
         values = values.astype(np.float64)
     except (TypeError, ValueError):
@@ -444,6 +444,7 @@ def segments(name: str, p: Any, shape: tuple[int, ...], block: int | None) -> tu
     size = integer("block", block)
     if size < 1:
         raise ValueError(f"block = {size}: expected at least 1 token")
+    size = min(size, max(length, 1))
     blocks = -(-length // size)
     if values.shape != (shape[0], blocks):
         expected = f"({shape[0]}, {blocks}), one for each block of {size} tokens"

@@ -18,13 +18,15 @@ import numpy as np
 
 from ..discrete_sampler import DiscreteSampler
 from ..ground.docstrings import Shared, completed
-from ..mask_schedule import MaskSchedule, linear, log_linear
+from ..mask_schedule import MaskSchedule, linear, log_linear, real
 from ..token_table import TokenRow, TokenTable
 
 __all__ = ["d3pm", "discrete_flow", "entropy_bound", "llada", "mdlm", "remdm", "sedd", "uniform_ddim"]
 
 P = ParamSpec("P")
 Steps: TypeAlias = int | Sequence[float]
+
+MOST_STEPS = 1 << 20
 
 _LINEAR, _LOG_LINEAR = linear(), log_linear()
 _SHARED = Shared(
@@ -66,13 +68,13 @@ def _spans(steps: Steps) -> Iterator[tuple[float, float]]:
     return pairwise(_times(steps))
 
 
-def _times(steps: Steps) -> list[float]:
-    if isinstance(steps, Sequence | np.ndarray):
-        times = [float(t) for t in steps]
+def _times(steps: Any) -> list[float]:
+    if steps.ndim if isinstance(steps, np.ndarray) else isinstance(steps, Sequence) and not isinstance(steps, str):
+        times = [real("steps", t) for t in steps]
         if not times or not all(a > b for a, b in pairwise([*times, 0.0])) or times[0] > 1:
             raise ValueError(f"steps: expected times that fall from at most 1 to above 0, got {list(steps)}")
     else:
-        n = _count("steps", steps)
+        n = _steps(steps)
         times = [1 - i / n for i in range(n)]
     return [*times, 0.0]
 
@@ -83,8 +85,15 @@ def _count(name: str, given: Any) -> int:
     return int(given)
 
 
+def _steps(given: Any) -> int:
+    n = _count("steps", given)
+    if n > MOST_STEPS:
+        raise ValueError(f"steps = {n}: expected at most 2^20, as a sampler has a row for each")
+    return n
+
+
 def _share(name: str, given: Any) -> float:
-    number = float(given)
+    number = real(name, given)
     if not 0 <= number <= 1:
         raise ValueError(f"{name} = {given!r}: expected a number from 0 to 1")
     return number
@@ -127,7 +136,7 @@ def remdm(
 ) -> TokenTable:  # fmt: skip
     """Masked diffusion that masks tokens again: a token becomes the mask with probability sigma, and a mask its drawn
     token with probability (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), so that the marginals stay (Wang et al.
-    2025, "Remasking discrete diffusion models with inference-time scaling", section 3).
+    2025, "Remasking discrete diffusion models with inference-time scaling", equations 6 and 7, section 4.1).
 
     Args:
         eta: from 0, which is `mdlm`, to 1: how many tokens become masks again.
@@ -189,7 +198,7 @@ def uniform_ddim(
     top_k: int = 0, top_p: float = 1.0,
 ) -> TokenTable:  # fmt: skip
     """DDIM for uniform tokens: q(x_s | x_t, c) = Cat(sigma x_t + (alpha_s - sigma alpha_t) c + ((1 - alpha_s) - (1 -
-    alpha_t) sigma) / K) (Song et al. 2021, "Denoising diffusion implicit models", appendix A, equation 18).
+    alpha_t) sigma) / K) (Song et al. 2021, "Denoising diffusion implicit models", appendix A, equations 18 and 19).
 
     sigma = (1 - eta) (1 - alpha_s) / (1 - alpha_t). (diffusers' ``DiscreteDDIMScheduler`` is `d3pm` of uniform tokens.)
 
@@ -234,7 +243,8 @@ def discrete_flow(
         raise ValueError(f"jump = {jump!r}: expected 'euler' or 'exponential'")
     rows = []
     for t, s in _spans(steps):
-        rate = (t - s) * float(schedule.slope(np.array(t))) / _hidden(schedule, t)
+        p = _hidden(schedule, t)
+        rate = (t - s) * float(schedule.slope(np.array(t))) / p
         chance = min(1.0, rate) if jump == "euler" else -math.expm1(-rate)
         chance = chance if s > 0 else 1.0
         rows.append(TokenRow(time=t, reveal=0.0 if mask_id is None else chance, change=chance))
@@ -250,7 +260,7 @@ def sedd(
 ) -> TokenTable:  # fmt: skip
     """Tau-leaping for scores of masked tokens: a mask becomes y with probability h sigma'(t) s(y), s the network's
     ratios and sigma = -ln(1 - p) (Lou et al. 2024, "Discrete diffusion modeling by estimating the ratios of the data
-    distribution", section 4). The logits are log s.
+    distribution", equation 17). The logits are log s.
 
     Args:
         steps: how many steps. One more model call, the last, reveals what is left.
@@ -262,8 +272,8 @@ def sedd(
       1: t = 0.75;  mask -> c with probability min(1, 0.996012 S)
       2: t = 0.5;  mask -> c with probability 1
     """
-    n, rows = _count("steps", steps), []
-    if not 0 < last < 1:
+    n, rows = _steps(steps), []
+    if not 0 < real("last", last) < 1:
         raise ValueError(f"last = {last!r}: expected a time above 0 and below 1")
     h = (1 - last) / n
     for i in range(n):
@@ -283,7 +293,7 @@ def llada(
     top_k: int = 0, top_p: float = 1.0,
 ) -> TokenTable:  # fmt: skip
     """LLaDA's ``generate``: each step draws all masks, and reveals its share of them, the most certain ones first (Nie
-    et al. 2025, "Large language diffusion models", section 2.4 and appendix A.3; its ``low_confidence`` remasking).
+    et al. 2025, "Large language diffusion models", section 2.4 and algorithm 5; its ``low_confidence`` remasking).
 
     Args:
         steps: how many model calls, a multiple of the number of blocks.
@@ -292,7 +302,7 @@ def llada(
         remask: "low_confidence" reveals by the token's probability in the softmax of the logits, "random" in an order
             drawn from stream 16.
         cfg_scale: with a number other than 0 the network gives a pair (u, c), and the logits are u + (1 + cfg_scale)
-            (c - u).
+            (c - u). A token that has -inf in u or in c is never drawn.
 
     >>> print(nf.samplers.llada(steps=4, mask_id=9, length=8, block_length=4))
     DiscreteSampler(llada, 4 rows)
@@ -301,15 +311,17 @@ def llada(
       2: t = 0.5;  1/2 of the masks -> c
       3: t = 0.25;  1/1 of the masks -> c
     """
-    n = _count("steps", steps)
+    n = _steps(steps)
     if remask not in ("low_confidence", "random"):
         raise ValueError(f"remask = {remask!r}: expected 'low_confidence' or 'random'")
     blocks, block = 1, 0
+    if length is not None:
+        length = _count("length", length)
     if block_length is not None:
         if length is None:
             raise ValueError(f"block_length = {block_length}: expected length= with it")
         block = _count("block_length", block_length)
-        if _count("length", length) % block:
+        if length % block:
             raise ValueError(f"block_length = {block}: expected one that divides length = {length}")
         blocks = length // block
         if n % blocks:
@@ -318,7 +330,7 @@ def llada(
     rows = [TokenRow(time=1 - i / n, left=each - i % each, end=(blocks - 1 - i // each) * block) for i in range(n)]
     order: Literal["confidence", "random"] = "random" if remask == "random" else "confidence"
     options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    return TokenTable("llada", tuple(rows), mask_id, order=order, guidance=float(cfg_scale), **options)
+    return TokenTable("llada", tuple(rows), mask_id, order=order, guidance=real("cfg_scale", cfg_scale), **options)
 
 
 @_sampler
@@ -342,10 +354,11 @@ def entropy_bound(
       1: t = 0.5;  x -> c where entropies add up to 0.1, else anew;  temperature 0.6
     """
     _one_of(mask_id, vocabulary)
-    n = _count("steps", steps)
+    n = _steps(steps)
+    bound, t_max, t_min = real("bound", bound), real("t_max", t_max), real("t_min", t_min)
     if not bound >= 0:
         raise ValueError(f"bound = {bound!r}: expected at least 0")
     heat = [t_min + (t_max - t_min) * (n - i) / n for i in range(n)]
-    rows = [TokenRow(time=1 - i / n, bound=float(bound), temperature=heat[i]) for i in range(n)]
+    rows = [TokenRow(time=1 - i / n, bound=bound, temperature=heat[i]) for i in range(n)]
     source: Literal["mask", "uniform"] = "uniform" if mask_id is None else "mask"
     return TokenTable("entropy_bound", tuple(rows), mask_id, vocabulary, source, top_k=top_k, top_p=top_p)

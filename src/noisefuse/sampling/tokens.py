@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -53,7 +54,7 @@ def next_tokens(
         taken = _first(_share(may, row.left), _order(table, drawn, noise, may), may)
         return np.where(taken, drawn.token, x), taken
     if row.bound is not None:
-        taken = _certain(row.bound, drawn.info["entropy"], may)
+        taken = certain(row.bound, drawn.info["entropy"], may)
         others = x if table.mask_id is not None else np.where(may, uniform_tokens(x.shape, noise, _size(table)), x)
         return np.where(taken, drawn.token, others), taken
     w = words(x.shape, names_for(noise, x.shape, MASKS))
@@ -125,7 +126,7 @@ def _first(counts: NDArray[np.int64], keys: Array, may: NDArray[np.bool_]) -> ND
     return found & may
 
 
-def _certain(bound: float, entropy: NDArray[np.float32], may: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def certain(bound: float, entropy: NDArray[np.float32], may: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Returns the positions of least entropy whose entropies, without the largest, add up to at most the bound."""
     keys = np.where(may, entropy.astype(np.float64), np.inf)
     order = np.argsort(keys, axis=1, kind="stable")
@@ -149,19 +150,21 @@ class Law(NamedTuple):
 
 def law(
     table: TokenTable, row: TokenRow, x: Array, to: Array, may: NDArray[np.bool_], of_next: Array, of_own: Array,
-    total: Array | None = None,
+    total: Array | None = None, taken: NDArray[np.bool_] | None = None,
 ) -> Law:  # fmt: skip
     """Returns how likely x' is after x, from the network's log-probabilities of both, with the drawn token summed out.
 
-    Rows by rank: the probability of the tokens, given which positions take them.
+    Rows by rank: the probability of the tokens, given which positions take them; without `taken` those that change.
     """
     p, own = np.exp(of_next.astype(np.float64)), np.exp(of_own.astype(np.float64))
     masked = np.zeros(x.shape, np.bool_) if table.mask_id is None else x == table.mask_id
     hidden = np.zeros(x.shape, np.bool_) if table.mask_id is None else to == table.mask_id
     zero: NDArray[np.float64] = np.zeros(x.shape)
     if row.by_rank:
-        taken = may & (to != x)
-        return Law(np.where(taken, of_next, 0.0).astype(np.float64), taken.astype(np.float64), zero)
+        taken = may & (to != x) if taken is None else taken
+        left = 0.0 if table.mask_id is not None else np.where(may, -math.log(_size(table)), 0.0)
+        found = np.where(taken, of_next.astype(np.float64), np.where(~may & (to != x), -np.inf, left))
+        return Law(found, taken.astype(np.float64), zero)
     reveal = _reveal(row, Drawn(to, {}, total))
     (change, _), (reached, same), _ = _events(row)
     v = table.vocabulary or 1

@@ -66,7 +66,7 @@ UNITS = {kernel: {4: 8, 8: 2, 2: 4} for kernel in ("forward_", *FORWARD_OF.value
     "walk_": {4: 1, 8: 1, 2: 1},
 }
 GRID = 65535  # the most blocks of threads along y and z
-repeated_loss = mask = None
+repeated_loss = mask = pyramid = torch_normals = None
 step_and_loss = None  # these are two launches: the second finds the first's results in the second-level cache
 
 

@@ -43,7 +43,7 @@ with needs(__name__, "jax"):
 
 from . import eager
 from .calls import bind
-from .categories import categorical
+from .categories import categorical, masked_cross_entropy
 from .description import (
     FIELDS,
     IDS,
@@ -796,7 +796,8 @@ library: Library = Library(
     "JAX", is_written=False, is_traced=lambda: True, adds_draws=lambda: True, fast_row=fast_row,
     fast_random=fast_random, moved=moved, zeros_like=zeros_like, where=jnp.where, times=times, time_of=time_of,
     chosen=chosen, from_key=from_key, sample=sample, randn=randn, randn_like=randn_like, uniform=uniform,
-    q_sample=q_sample, q_step=q_step, q_walk=q_walk, update=update, categorical=categorical, mse_loss=mse_loss,
-    mse_loss_grad=mse_loss_grad, log_prob=log_prob, log_prob_grad=log_prob_grad, kl=kl, kl_grad=kl_grad,
-    combined=combined, augmented=augmented, update_with_log_prob=update_with_log_prob,
+    q_sample=q_sample, q_step=q_step, q_walk=q_walk, update=update, categorical=categorical,
+    masked_cross_entropy=masked_cross_entropy, mse_loss=mse_loss, mse_loss_grad=mse_loss_grad, log_prob=log_prob,
+    log_prob_grad=log_prob_grad, kl=kl, kl_grad=kl_grad, combined=combined, augmented=augmented,
+    update_with_log_prob=update_with_log_prob,
 )  # fmt: skip

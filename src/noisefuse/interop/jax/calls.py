@@ -312,7 +312,7 @@ batching.primitive_batchers[call_p] = _batched
 
 # ---- derivatives -------------------------------------------------------------------------------------------
 # A row is linear in its inputs, except for its clamp. So the derivative of a call is a call whose rows have the same
-# coefficients in other places, and draw nothing. docs/samplers.md and Tableau.transpose explain them.
+# coefficients in other places, and draw nothing. docs/own-samplers.md and Tableau.transpose explain them.
 
 
 def _tangents(primals: Sequence[Any], tangents: Sequence[Any], *, what: Described) -> tuple[Any, Any]:

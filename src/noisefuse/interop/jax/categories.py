@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws of categories from JAX's arrays: on the host, and from compiled programs by a callback."""
+"""Draws of categories from JAX's arrays, and cross entropies: on the host, and from compiled programs by a callback."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, par
         raise NotImplementedError("partial: parts do not take arrays of JAX's: pass np.asarray(logits)")
     kind = jax.dtypes.canonicalize_dtype(np.int64 if dtype is None else dtype)
     given = {name: value for name, value in options.items() if isinstance(value, jax.Array)}
-    fixed = {name: value for name, value in options.items() if name not in given}
+    fixed = {name: _kept(value) for name, value in options.items() if name not in given}
 
     def on_host(logits: Any, given: Any, noise: Any) -> Any:
         arrays = {name: np.asarray(value) for name, value in given.items()}
@@ -41,8 +42,14 @@ def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, par
             lambda logits, given, numbers: on_host(logits, given, _named(noise, numbers)),
             (jax.ShapeDtypeStruct(shape, kind), shapes),
             *(jax.lax.stop_gradient(logits), given, numbers),
+            vmap_method="sequential",
         )
     return (token, dict(zip(info, known, strict=True))) if info else token
+
+
+def _kept(value: Any) -> Any:
+    """Returns a value that a program keeps, as its owner may overwrite it before the program runs again."""
+    return np.array(value) if isinstance(value, np.ndarray | list) else value
 
 
 def _with_info(logits: Any, noise: Any, names: Any, kind: Any, options: dict[str, Any]) -> Any:
@@ -65,3 +72,68 @@ def _named(noise: Any, numbers: Any) -> Any:
         return known if name.window_shape is None else known.window(name.window_shape, name.window_start)
 
     return [one(name) for name in noise] if isinstance(noise, list | tuple) else one(noise)
+
+
+# ---- cross entropies ---------------------------------------------------------------------------------------
+
+
+def masked_cross_entropy(
+    logits: Any, ids: Any, masked: Any, weight: Any, *, reduction: Any, upstream: Any, grad_out: Any
+) -> Any:
+    if grad_out is not None and grad_out is not True:
+        raise TypeError("grad_out: arrays of JAX's are not written to; grad_out=True makes a new one")
+    given = {"logits": logits, "ids": ids, "masked": masked, "weight": weight, "upstream": upstream}
+    arrays = {name: x for name, x in given.items() if isinstance(x, jax.Array)}
+    fixed = {name: _kept(x) for name, x in given.items() if name not in arrays} | {"reduction": reduction}
+    if not any(map(is_tracer, arrays.values())):
+        found = [jnp.asarray(x) for x in _on_host(fixed, grad_out is True, arrays)]
+    else:
+        zeros = {name: np.zeros(x.shape, x.dtype) for name, x in arrays.items()}  # no row is read
+        nf.masked_cross_entropy(**fixed | {"masked": np.False_} | zeros)
+        found = _differentiable(fixed, grad_out is True)(arrays)
+    return tuple(found) if grad_out else found[0]
+
+
+def _on_host(fixed: dict[str, Any], wanted: bool, arrays: dict[str, Any]) -> list[Any]:
+    """Returns the loss, and its gradient if it is wanted."""
+    options = fixed | {name: np.asarray(x) for name, x in arrays.items()}
+    found: Any = nf.masked_cross_entropy(**options, grad_out=True if wanted else None)
+    loss, *gradient = found if wanted else (found,)
+    return [np.asarray(loss, np.float32), *gradient]
+
+
+def _called(fixed: dict[str, Any], wanted: bool, arrays: dict[str, Any]) -> Any:
+    logits = arrays["logits"]
+    shapes = [jax.ShapeDtypeStruct(logits.shape[:-1] if fixed["reduction"] == "none" else (), np.float32)]
+    if wanted:
+        shapes.append(jax.ShapeDtypeStruct(logits.shape, logits.dtype))
+    return jax.pure_callback(partial(_on_host, fixed, wanted), shapes, arrays, vmap_method="sequential")
+
+
+def _differentiable(fixed: dict[str, Any], wanted: bool) -> Any:
+    """Returns the call. The gradient of the mean comes with the loss, for an upstream gradient of 1; another one makes
+    a second pass, as the gradient is rounded to the logits' dtype."""
+    call: Any = jax.custom_vjp(partial(_called, fixed, wanted))
+
+    def forward(arrays: dict[str, Any]) -> Any:
+        for name, x in arrays.items():
+            if name != "logits" and x.perturbed:
+                message = f"{name}: masked_cross_entropy has no derivative with respect to it: use lax.stop_gradient"
+                raise NotImplementedError(message)
+        if wanted:
+            raise NotImplementedError("grad_out: the gradient has no derivative: leave it out, and use jax.grad")
+        values = {name: x.value for name, x in arrays.items()}
+        loss, *early = _called(fixed, fixed["reduction"] == "mean", values)
+        return [loss], (values, early)
+
+    def backward(kept: Any, above: Any) -> Any:
+        values, early = kept
+
+        def again() -> Any:
+            return _called(fixed, True, values | {"upstream": above[0]})[1]
+
+        made = jax.lax.cond(above[0] == 1, lambda: early[0], again) if early else again()
+        return ({name: made if name == "logits" else None for name in values},)
+
+    call.defvjp(forward, backward, symbolic_zeros=True)
+    return call

@@ -54,7 +54,7 @@ from .arrays import (
 )
 from .categories import categorical, masked_cross_entropy
 from .density import combined, kl, kl_grad, log_prob, log_prob_grad, update_with_log_prob
-from .graph import Operation, carries, compiled, copied, differentiable, need_no_gradient, words_of
+from .graph import Operation, carries, compiled, copied, differentiable, is_watched, need_no_gradient, words_of
 from .internals import is_compiling, is_traced, untraced
 from .loss import interpolate_loss, mse_loss, mse_loss_grad
 from .tokens import on_device, through, token_log_prob
@@ -112,7 +112,7 @@ def to_numpy(x: Any) -> Any:
 def following(result: Any, *products: tuple[Any, Any, int]) -> Any:
     """Adds products of 0, whose gradients are those of the numbers: result itself where none requires grad."""
     for number, derivative, sign in products:
-        if isinstance(number, Tensor) and number.requires_grad and torch.is_grad_enabled():
+        if is_watched((number,)):
             zero = (number - number.detach()).reshape(number.shape + (1,) * (derivative.ndim - number.ndim))
             result = result + (sign * zero.to(derivative.dtype) * derivative).to(result.dtype)
     return result
@@ -218,25 +218,31 @@ class RowCall(Operation):
 
     def run(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> tuple[Any, ...]:
         """Returns the outputs, for tensors and arrays alike."""
+        if self.name == "update":
+            return self._update(index, tensors, noise, outs)
+        times = () if self.name == "q_walk" else (index,)
+        noise = tensors[1] if len(tensors) > 1 else noise
+        named = dict(zip(("out", "target_out"), outs, strict=False))
+        found = getattr(nf, self.name)(tensors[0], *times, self.table, noise, **self._named(), **named)
+        return found if isinstance(found, tuple) else (found,)
+
+    def _update(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> tuple[Any, ...]:
         given = dict(zip(self.slots, tensors, strict=True))
         x, noise = given.pop("x"), given.pop("z", noise)
-        if self.name == "update":
-            past = [p for slot, p in given.items() if slot.startswith("past")]
-            models = (given.get("m1"), given.get("m2")) if "m2" in given else given.get("m1")
-            out, *aux = outs
-            aux_out = aux if any(a is not None for a in aux) else len(aux)
-            given = {"past": past, "noise": noise, "out": out, "aux_out": aux_out, **self._named()}
-            found = nf.update(self.table, index, x, models, **given)
-            return (found, *aux) if aux_out is aux else found
-        times = () if self.name == "q_walk" else (index,)
-        named = dict(zip(("out", "target_out"), outs, strict=False))
-        found = getattr(nf, self.name)(x, *times, self.table, noise, **self._named(), **named)
-        return found if isinstance(found, tuple) else (found,)
+        past = [p for slot, p in given.items() if slot.startswith("past")]
+        models = (given.get("m1"), given.get("m2")) if "m2" in given else given.get("m1")
+        out, *aux = outs
+        aux_out = aux if any(a is not None for a in aux) else len(aux)
+        named = {"past": past, "noise": noise, "out": out, "aux_out": aux_out, **self._named()}
+        found = nf.update(self.table, index, x, models, **named)
+        return (found, *aux) if aux_out is aux else found
 
     def _named(self) -> dict[str, Any]:
         """Returns the options. A dtype in them is that of arrays."""
         options = dict(self.options)
-        return options | {"dtype": array_dtype(options["dtype"])} if "dtype" in options else options
+        if options.get("dtype") is not None:
+            options["dtype"] = array_dtype(options["dtype"])
+        return options
 
     def kept(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Returns x, m1 and m2, if a clamp decides whether the gradient passes."""
@@ -251,8 +257,8 @@ class RowCall(Operation):
             weights = torch.tensor(alpha).to(grads[0], non_blocking=True)
             summed: Tensor = torch.tensordot(weights, grads[0], dims=1)
             return summed
-        if isinstance(index, Tensor) and index.is_floating_point():
-            times = index.double().cpu().numpy()
+        if isinstance(index, float) or (isinstance(index, Tensor) and index.is_floating_point()):
+            times = np.array(index) if isinstance(index, float) else index.double().cpu().numpy()
             table, index = self.transposed(times).get(slot), np.arange(times.size).reshape(times.shape)
         else:
             table = _transposed(self).get(slot)
@@ -296,18 +302,18 @@ def _call(
         made = compiled(RowCall, fields, index, values, noise)
         return tuple(copied(result, out) for result, out in zip(made, outs, strict=True))
     call = RowCall(*fields)
-    labels, out_labels = [call.label(slot) for slot in call.slots], call.out_labels()
     # Remembered tensors are overwritten, as by an in-place operation that autograd knows.
     remembered = tuple(out for out in outs[1:] if out is not None) if name == "update" else ()
-    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (*values, *remembered)):
-        for label, x in zip(labels, values, strict=True):
-            need_memory(label, x)
-        for label, out in zip(out_labels, outs[: len(outs) - len(remembered)], strict=False):
+    if is_watched((*values, *remembered)):
+        for slot, x in zip(call.slots, values, strict=True):
+            need_memory(call.label(slot), x)
+        for label, out in zip(call.out_labels(), outs[: len(outs) - len(remembered)], strict=False):
             if out is not None:
                 raise ValueError(
                     f"{label}: an input requires grad, and results of which autograd knows are new tensors"
                 )
         return differentiable(call, index, noise, values, remembered)
+    labels, out_labels = [call.label(slot) for slot in call.slots], call.out_labels()
     noise, place = read_noise(noise, "x"), place_of(labels[0], checked(labels[0], values[0]))
     kinds = call.results(values)
     if place.type != "cpu":  # torch allocates all results on a device

@@ -13,7 +13,17 @@ from torch import Tensor
 import noisefuse as nf
 
 from .arrays import CPU, as_tensor, checked, is_copied, memory, need_memory, need_plain, place_of, read, write
-from .graph import Operation, carries, compiled, copied, differentiable, need_no_gradient, noise_of, words_of
+from .graph import (
+    OnceDifferentiable,
+    carries,
+    compiled,
+    copied,
+    differentiable_once,
+    is_watched,
+    need_no_gradient,
+    noise_of,
+    words_of,
+)
 from .internals import is_compiling, operator, untraced, written
 
 KINDS = {"log_prob": torch.float32, "log_prob_raw": torch.float32, "entropy": torch.float32, "margin": torch.float32}
@@ -126,7 +136,7 @@ def masked_cross_entropy(
     logits: Any, ids: Any, masked: Any, weight: Any, *, reduction: Any, upstream: Any, grad_out: Any
 ) -> Any:
     need_no_gradient(weight=weight, upstream=upstream)
-    watched = isinstance(logits, Tensor) and logits.requires_grad and torch.is_grad_enabled()
+    watched = is_watched((logits,))
     if grad_out is not None and (watched or is_compiling()):
         raise ValueError("grad_out: autograd makes the gradient itself: call backward(), or use torch.no_grad()")
     given = {"logits": logits, "ids": ids, "masked": masked, "weight": weight}
@@ -137,28 +147,23 @@ def masked_cross_entropy(
     operation = CrossEntropy(*fields)
     if watched:
         need_memory("logits", logits)
-        operation.early = []
-        return differentiable(operation, 0, None, tuple(given.values()))[0]
+        return differentiable_once(operation, 0, None, tuple(given.values()))
     loss, gradient = operation.value(tuple(given.values()), upstream, grad_out)
     return loss if grad_out is None else (loss, gradient)
 
 
-class CrossEntropy(Operation):
-    """masked_cross_entropy. Autograd gets the gradient of the mean, for an upstream gradient of 1, from the forward
-    pass; another one makes a second pass."""
-
-    early: list[Tensor] | None = None
+class CrossEntropy(OnceDifferentiable):
+    """masked_cross_entropy. Slots are logits, ids, and masked and weight, if they are present."""
 
     def results(self, tensors: Sequence[Tensor]) -> list[tuple[tuple[int, ...], torch.dtype]]:
         none = dict(self.options)["reduction"] == "none"
         return [(tuple(tensors[0].shape[:-1]) if none else (), torch.float32)]
 
     def run(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> tuple[Tensor, ...]:
-        if self.early is None or dict(self.options)["reduction"] != "mean":
-            return self.value(tensors)[:1]
-        loss, gradient = self.value(tensors, 1.0, True)
-        self.early.append(gradient)
-        return (loss,)
+        return self.value(tensors)[:1]
+
+    def with_gradient(self, index: Any, tensors: Sequence[Any], noise: Any) -> tuple[Tensor, Tensor | None]:
+        return self.value(tensors, 1.0, True if dict(self.options)["reduction"] == "mean" else None)
 
     def value(self, tensors: Sequence[Any], upstream: Any = 1.0, grad_out: Any = None) -> tuple[Tensor, Any]:
         """Returns the loss, and its gradient if it is wanted (True: as a new tensor)."""
@@ -176,12 +181,8 @@ class CrossEntropy(Operation):
             gradient = as_tensor(gradient, None if grad_out is True else grad_out, logits.dtype)
         return torch.as_tensor(loss, dtype=torch.float32), gradient
 
-    def gradient(self, slot: str, index: Any, kept: Sequence[Tensor], noise: Any, grads: Sequence[Tensor]) -> Tensor:
-        if self.early is not None and torch.is_grad_enabled():
-            raise NotImplementedError(f"{self.name} is differentiable once: create_graph=True is not supported")
-        if self.early:
-            made = self.early.pop()
-            if grads[0].item() == 1:
-                return made
-        found: Tensor = self.value(kept, grads[0], True)[1]
+    def gradient(
+        self, slot: str, index: Any, kept: Sequence[Tensor], noise: Any, grads: Sequence[Tensor], out: Any = None
+    ) -> Tensor:
+        found: Tensor = self.value(kept, grads[0], True if out is None else out)[1]
         return found

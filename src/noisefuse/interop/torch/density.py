@@ -29,7 +29,7 @@ from .arrays import (
     read_numbers,
     write,
 )
-from .graph import Operation, compiled, differentiable, need_no_gradient
+from .graph import Operation, compiled, differentiable, is_watched, need_no_gradient
 from .internals import is_compiling
 
 
@@ -73,7 +73,7 @@ def update_with_log_prob(
     """Returns a sample x', which has no gradient, and its log-density, which has one."""
     need_no_gradient(noise=noise)
     tensors = _inputs(x, model_output, past)
-    watched = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in tensors.values())
+    watched = is_watched(tensors.values())
     if watched or is_compiling() or is_copied(x):
         models = {name: a.detach() for name, a in tensors.items()}
         pair = (models["m1"], models["m2"]) if "m2" in models else models.get("m1")
@@ -141,7 +141,7 @@ def _call(name: str, table: Any, options: dict[str, Any], i: Any, tensors: dict[
     fields, values = (table, name, tuple(options.items()), tuple(tensors), 1), tuple(tensors.values())
     if is_compiling():
         return compiled(Density, fields, i, values, None)[0]
-    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in values):
+    if is_watched(values):
         for label, a in tensors.items():
             need_memory(label, a)
         return differentiable(Density(*fields), i, None, values)[0]  # type: ignore[no-any-return]

@@ -7,7 +7,7 @@ with the operation's number, and a noise as five more numbers, so a step that ch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,8 @@ import noisefuse as nf
 
 from .arrays import NAMED, in_format
 from .internals import constant_of_graph, operator
+
+INDEX = (int, float, Tensor)
 
 
 class Operation(NamedTuple):
@@ -46,11 +48,19 @@ class Operation(NamedTuple):
         raise NotImplementedError
 
 
+def is_watched(tensors: Iterable[Any]) -> bool:
+    """Tells whether autograd watches one of these, among which others than tensors may be."""
+    for x in tensors:  # noqa: SIM110 (`any` of a generator takes three times as long)
+        if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
+            return True
+    return False
+
+
 def need_no_gradient(**given: Any) -> None:
     """Raises NotImplementedError if autograd watches an argument that has no gradient."""
-    for name, x in given.items():
-        if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
-            raise NotImplementedError(f"{name}: gradients with respect to it are not computed: pass {name}.detach()")
+    if is_watched(given.values()):
+        name = next(name for name, x in given.items() if is_watched((x,)))
+        raise NotImplementedError(f"{name}: gradients with respect to it are not computed: pass {name}.detach()")
 
 
 # ---- autograd ----------------------------------------------------------------------------------------------
@@ -61,11 +71,14 @@ def differentiable(
 ) -> tuple[Any, ...]:
     """Returns the outputs, the last of which overwrite `remembered`. Backward uses the values of this call, even if the
     caller overwrites them later."""
-    if not isinstance(index, int | Tensor):
+    return _Differentiable.apply(operation, *frozen(index, noise), *tensors, *remembered)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def frozen(index: Any, noise: Any) -> tuple[Any, Any]:
+    """Returns row numbers and a noise that the caller cannot change, except for tensors, whose writes autograd sees."""
+    if not isinstance(index, INDEX):
         index = torch.tensor(np.array(index))
-    if isinstance(noise, list):
-        noise = tuple(noise)
-    return _Differentiable.apply(operation, index, noise, *tensors, *remembered)  # type: ignore[no-any-return,no-untyped-call]
+    return index, tuple(noise) if isinstance(noise, list) else noise
 
 
 class _Differentiable(torch.autograd.Function):
@@ -75,25 +88,77 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, operation: Operation, index: Any, noise: Any, *tensors: Any) -> tuple[Tensor, ...]:
-        n = len(operation.slots)
-        ctx.operation, ctx.noise, ctx.dtypes = operation, noise, [x.dtype for x in tensors[:n]]
-        ctx.others = len(tensors) - n
-        ctx.mark_dirty(*tensors[n:])
-        ctx.index = None if isinstance(index, Tensor) else index
-        ctx.save_for_backward(*operation.kept(tensors[:n]), *([index] if ctx.index is None else []))
-        made = (None,) * (operation.outputs - ctx.others)
-        return (*operation.run(index, tensors[:n], noise, (*made, *tensors[n:])),)
+        remembered, tensors = tensors[len(operation.slots) :], tensors[: len(operation.slots)]
+        if remembered:
+            ctx.mark_dirty(*remembered)
+        outs = (None,) * (operation.outputs - len(remembered)) + remembered
+        found = tuple(operation.run(index, tensors, noise, outs))
+        kept = operation.kept(tensors)
+        if isinstance(index, Tensor):
+            kept, index = (*kept, index), None
+        if kept:
+            ctx.save_for_backward(*kept)
+        ctx.made = operation, index, noise, [x.dtype for x in tensors], len(remembered)
+        return found
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        kept, index = list(ctx.saved_tensors), ctx.index
+        operation, index, noise, dtypes, remembered = ctx.made
+        kept = ctx.saved_tensors
         if index is None:
-            index = kept.pop()
+            *kept, index = kept
         made = [
-            ctx.operation.gradient(slot, index, kept, ctx.noise, grads).to(dtype) if needed else None
-            for slot, dtype, needed in zip(ctx.operation.slots, ctx.dtypes, ctx.needs_input_grad[3:], strict=False)
+            operation.gradient(slot, index, kept, noise, grads).to(dtype) if needed else None
+            for slot, dtype, needed in zip(operation.slots, dtypes, ctx.needs_input_grad[3:], strict=False)
         ]
-        return None, None, None, *made, *(None,) * ctx.others
+        return None, None, None, *made, *(None,) * remembered
+
+
+class OnceDifferentiable(Operation):
+    """A loss of the tensor in its first slot, which is differentiable once."""
+
+    def with_gradient(self, index: Any, tensors: Sequence[Any], noise: Any) -> tuple[Tensor, Tensor | None]:
+        """Returns the loss, and its gradient for an upstream gradient of 1 if the same pass makes it."""
+        raise NotImplementedError
+
+    def gradient(
+        self, slot: str, index: Any, kept: Sequence[Tensor], noise: Any, grads: Sequence[Tensor], out: Any = None
+    ) -> Tensor:
+        """Returns the gradient, in `out` if it can be written there."""
+        raise NotImplementedError
+
+
+def differentiable_once(loss: OnceDifferentiable, index: Any, noise: Any, tensors: Sequence[Any]) -> Any:
+    """Returns the loss. Backward uses the values of this call, even if the caller overwrites them later."""
+    return _DifferentiableOnce.apply(loss, *frozen(index, noise), *tensors)  # type: ignore[no-untyped-call]
+
+
+class _DifferentiableOnce(torch.autograd.Function):
+    """Runs `with_gradient`. backward() of the loss itself returns that gradient; for another upstream gradient a second
+    pass overwrites it."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: OnceDifferentiable, index: Any, noise: Any, *tensors: Any) -> Tensor:
+        value, early = loss.with_gradient(index, tensors, noise)
+        if isinstance(index, Tensor):
+            tensors, index = (*tensors, index), None
+        ctx.save_for_backward(*tensors)
+        ctx.made = loss, index, noise, early
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        loss, index, noise, early = ctx.made
+        if torch.is_grad_enabled():
+            raise NotImplementedError(f"{loss.name} is differentiable once: create_graph=True is not supported")
+        ctx.made = loss, index, noise, None  # autograd need not copy a tensor that has no other owner
+        if early is None or upstream.item() != 1:
+            kept = ctx.saved_tensors
+            if index is None:
+                *kept, index = kept
+            out = early if early is not None and early.is_contiguous() else None
+            early = loss.gradient(loss.slots[0], index, kept, noise, (upstream,), out)
+        return None, None, None, early, *(None,) * (len(loss.slots) - 1)
 
 
 # ---- torch.compile -----------------------------------------------------------------------------------------

@@ -29,7 +29,17 @@ from .arrays import (
     read_numbers,
     write,
 )
-from .graph import Operation, carried, carries, compiled, copied, differentiable, need_no_gradient, words_of
+from .graph import (
+    OnceDifferentiable,
+    carried,
+    carries,
+    compiled,
+    copied,
+    differentiable_once,
+    is_watched,
+    need_no_gradient,
+    words_of,
+)
 from .internals import is_compiling, untraced
 
 
@@ -42,10 +52,10 @@ def mse_loss(
         need_no_gradient(pred=pred)
         fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
         return Loss(*fields).part(t, tensors, noise, grad_out)
-    watched = pred.requires_grad and torch.is_grad_enabled()
+    watched = is_watched((pred,))
     if grad_out is not None and (watched or is_compiling()):
         raise ValueError("grad_out: autograd makes the gradient itself: call backward(), or use torch.no_grad()")
-    if watched and not isinstance(weight, Tensor | None) and not is_compiling():
+    if watched and weight is not None and not isinstance(weight, Tensor) and not is_compiling():
         weight = torch.from_numpy(np.array(weight))  # the caller may overwrite it before the backward pass
     fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
     if is_compiling():
@@ -55,9 +65,7 @@ def mse_loss(
         return compiled(Loss, fields, t, tensors, noise)[0]
     if watched:
         need_memory("pred", pred)
-        loss = Loss(*fields)
-        loss.early = []
-        return differentiable(loss, t, noise, tensors)[0]
+        return differentiable_once(Loss(*fields), t, noise, tensors)
     value, gradient = Loss(*fields).value(t, tensors, noise, grad_out)
     if grad_out is None:
         return value
@@ -86,7 +94,7 @@ def interpolate_loss(
     need_no_gradient(x0=x0, x1=x1, t=t, noise=noise, weight=weight)
     if is_compiling():
         return untraced(interpolate_loss, pred, x0, x1, t, path, noise, weight=weight, grad_out=grad_out, **options)
-    if not (pred.requires_grad and torch.is_grad_enabled()):
+    if not is_watched((pred,)):
         return _of_path(pred, x0, x1, t, path, noise, weight, grad_out, options)
     if grad_out is not None:
         raise ValueError("grad_out: autograd makes the gradient itself: call backward(), or use torch.no_grad()")
@@ -146,19 +154,19 @@ def _parts(pred: Any, x0: Any, schedule: Any, noise: Any, weight: Any, options: 
     """Returns the fields of a Loss, its tensors, and a noise that is no tensor."""
     if weight is not None and is_compiling():
         weight = torch.as_tensor(weight, dtype=torch.float64)
-    tensors = {"pred": pred, "x0": x0, "noise": noise if isinstance(noise, Tensor) else None, "weight": weight}
-    tensors = {name: x for name, x in tensors.items() if x is not None}
+    tensors = {"pred": pred}
+    if x0 is not None:
+        tensors["x0"] = x0
+    if isinstance(noise, Tensor):
+        tensors["noise"], noise = noise, None
+    if weight is not None:
+        tensors["weight"] = weight
     fields = schedule, "mse_loss", tuple(options.items()), tuple(tensors), 1
-    return fields, tuple(tensors.values()), None if "noise" in tensors else noise
+    return fields, tuple(tensors.values()), noise
 
 
-class Loss(Operation):
+class Loss(OnceDifferentiable):
     """mse_loss, with mse_loss_grad as its gradient. Slots are pred, x0, noise and weight, if they are present."""
-
-    # If autograd watches, the gradient of a mean in host memory is computed with the loss, in one pass, for an upstream
-    # gradient of 1: backward() of the loss itself returns it. For another upstream gradient a second pass overwrites
-    # it.
-    early: list[Tensor] | None = None
 
     def results(self, tensors: Sequence[Tensor]) -> list[tuple[tuple[int, ...], torch.dtype]]:
         pred, options = tensors[0], dict(self.options)
@@ -166,14 +174,18 @@ class Loss(Operation):
         return [((batch,) if options["reduction"] == "none" else (), _dtype(pred))]
 
     def run(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> tuple[Tensor, ...]:
-        given = {"x0": None, "noise": noise} | dict(zip(self.slots, tensors, strict=True)) | dict(self.options)
-        wanted = self.early is not None and given["reduction"] == "mean" and self.place(tensors).type == "cpu"
-        found: Any = nf.mse_loss(t=index, schedule=self.table, grad_out=True if wanted else None, **given)
-        if not wanted:
-            return (found,)
-        loss, gradient = found
-        self.early.append(gradient)  # type: ignore[union-attr]
-        return (loss,)
+        return (self._loss(index, tensors, noise, dict(self.options), None),)
+
+    def with_gradient(self, index: Any, tensors: Sequence[Any], noise: Any) -> tuple[Tensor, Tensor | None]:
+        options = dict(self.options)
+        if options["reduction"] != "mean" or not tensors[0].is_cpu:
+            return self._loss(index, tensors, noise, options, None), None
+        found: tuple[Tensor, Tensor] = self._loss(index, tensors, noise, options, True)
+        return found
+
+    def _loss(self, index: Any, tensors: Sequence[Any], noise: Any, options: dict[str, Any], grad_out: Any) -> Any:
+        given = {"x0": None, "noise": noise, **dict(zip(self.slots, tensors, strict=True))}
+        return nf.mse_loss(t=index, schedule=self.table, grad_out=grad_out, **given, **options)
 
     def value(self, index: Any, tensors: Sequence[Any], noise: Any, grad_out: Any = None) -> tuple[Tensor, Any]:
         """Returns the loss, and its gradient if it is wanted (True: as a new tensor)."""
@@ -197,14 +209,7 @@ class Loss(Operation):
     def gradient(
         self, slot: str, index: Any, kept: Sequence[Any], noise: Any, grads: Sequence[Any], out: Any = None
     ) -> Tensor:
-        if self.early is not None and torch.is_grad_enabled():
-            raise NotImplementedError("mse_loss is differentiable once: create_graph=True is not supported")
         pred, given_out = kept[0], out
-        if self.early:
-            early = self.early.pop()  # autograd need not copy a tensor that has no other owner
-            if grads[0].item() == 1:
-                return early
-            out = early if early.is_contiguous() else None
         place = self.place(kept)
         if out is None and place.type == "cuda":
             out = _like(pred)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...discrete_sampler import guided
 from .arrays import as_memory, as_tensor, need_plain
 from .internals import is_compiling, untraced
 
@@ -63,6 +64,8 @@ class _LogProb(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise NotImplementedError("log_prob is differentiable once: create_graph=True is not supported")
         logits, x, x_next = ctx.saved_tensors
         sampler, i = ctx.call
         made = through(sampler.pulled, i, x, logits, x_next, upstream, *ctx.weights)
@@ -72,8 +75,8 @@ class _LogProb(torch.autograd.Function):
 def token_log_prob(sampler: Any, i: int, x: Tensor, logits: Any, x_next: Any, where: Any) -> Tensor:
     if isinstance(logits, tuple):
         u, c = (one.float() for one in logits)
-        guided = u + (1 + sampler.table.guidance) * (c - u)
-        sampler, logits = type(sampler)(replace(sampler.table, guidance=0.0)), guided
+        logits = guided(u, c, sampler.table.guidance, torch.where)
+        sampler = type(sampler)(replace(sampler.table, guidance=0.0))
     apply: Any = _LogProb.apply
     found: Tensor = apply(logits, sampler, i, x, x_next, where)
     return found
