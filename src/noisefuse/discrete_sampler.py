@@ -222,7 +222,7 @@ class DiscreteSampler:
         For rows by rank it is that of the tokens, given which positions take them: `samplers.llada`, and
         `samplers.entropy_bound` with masks, show them in x'. `entropy_bound` of a vocabulary finds them by the logits'
         entropies, and its other positions have 1 / V each. For tensors it has a gradient with respect to the logits,
-        softmax - one-hot times weights.
+        weights times (one-hot - softmax).
 
         Raises:
             ValueError: the sampler has top_k or top_p, with which only ``step(.., log_prob=True)`` knows the
