@@ -74,6 +74,7 @@ CALLS: list[tuple[str, Call, float]] = [
     ("augment.gaussian, for each channel", lambda: nf.augment.gaussian(X, STD_OF_CHANNELS, NOISE), 27.5),
     ("augment.gaussian, shared", lambda: nf.augment.gaussian(X, 0.1, NOISE, layout="CHW", shared=True), 27.5),
     ("augment.gaussian, clip=", lambda: nf.augment.gaussian(X, 0.1, NOISE, clip=(0, 1)), 12.6),
+    ("fields.nearest_of, of 64", lambda: nf.fields.nearest_of(64, X, NOISE), 175.0),
     ("Noise.at", lambda: NOISE.at(sample=3), 2.1),
     ("Noise.at, ids", lambda: NOISE.at(sample=IDS), 5.7),
     ("a schedule at an int", lambda: SCHEDULE(300), 4.3),

@@ -82,6 +82,12 @@ def against_diffusers(shape: tuple[int, ...], threads: int, *, fresh: bool, dtyp
     )
 
 
+def old_seeds() -> Pair:
+    torch().set_num_threads(1)
+    ours, theirs = nf.legacy.TorchCPU(7), torch().Generator().manual_seed(7)
+    return Pair(lambda: ours.randn(1 << 16), lambda: torch().randn(1 << 16, generator=theirs))
+
+
 # ---- the figures -------------------------------------------------------------------------------------------
 
 SMALL: dict[str, Callable[[], Call]] = {
@@ -120,5 +126,6 @@ FIGURES = [
     Figure(
         "images, out=, bfloat16, over torch", ">=", 10, partial(against_diffusers, IMAGES, 1, fresh=False, dtype=HALF)
     ),
+    Figure("legacy.TorchCPU, 2^16 numbers, torch.randn's time", "<=", 1.5, old_seeds),
 ]
 test_figure = figures.test_figure

@@ -8,7 +8,7 @@ from . import augment, density, discrete, fields, paths, samplers, weights
 from .backends import info, set_num_threads, use_backend
 from .discrete_sampler import DiscreteSampler
 from .ground.headers import get_include
-from .ground.lazy import lazy
+from .ground.lazy import lazy, show_public
 from .ground.version import __version__ as __version__
 from .noise import NOISE_VERSION, Noise
 from .operations.categorical import categorical
@@ -39,5 +39,8 @@ __all__ = [
     "update", "use_backend", "weights",
 ]  # fmt: skip
 
+for _module in (augment, density, discrete, fields, paths, weights):
+    show_public(_module)
+show_public(samplers, "interpolants", *samplers.tokens.__all__)
 lazy(__name__, ("legacy", "numba"), [*__all__, "__version__", "interop"])
 import_module(".interop", __name__)  # stands above, and registers the libraries of arrays that it knows

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .arguments.arrays import allowed_dtype, as_numbers, check_overlap, count, host_view, is_array, output
 from .arguments.options import lengths
+from .ground import notebook
 from .ground.kinds import library_for, library_of
 from .mask_schedule import real
 from .noise import START, Noise, each, need_stream_0
@@ -111,6 +112,10 @@ class DiscreteSampler:
     def __repr__(self) -> str:
         plural = "" if len(self) == 1 else "s"
         return f"DiscreteSampler({self.table.name}, {len(self)} row{plural})\n{self.table.equations(6)}"
+
+    def _repr_html_(self) -> str:
+        """The rows of the repr as a table, for notebooks."""
+        return notebook.equations(repr(self))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return DiscreteSampler, (self.table,)

@@ -155,11 +155,6 @@ def test_bad_input(name):
 # ---- torch -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def torch():
-    return pytest.importorskip("torch")
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_autograd(torch, dtype):
     """Seen to fail: an upstream gradient of 3 that is left out."""

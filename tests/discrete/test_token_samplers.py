@@ -11,7 +11,6 @@ import warnings
 
 import numpy as np
 import pytest
-import torch
 
 import noisefuse as nf
 
@@ -343,7 +342,7 @@ def test_a_step_says_its_log_probability(name):
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 @pytest.mark.parametrize("name", BY_CHANCE)
-def test_gradients_of_log_probabilities(name, temperature):
+def test_gradients_of_log_probabilities(torch, name, temperature):
     v = 5
     table = ALL[name].table
     small = type(ALL[name])(
@@ -392,7 +391,7 @@ def test_resumed_and_sharded_runs_are_the_whole_run(name):
 
 
 @pytest.mark.parametrize("name", ["mdlm-mask", "d3pm-uniform", "llada-mask"])
-def test_tensors_in_tensors_out(name):
+def test_tensors_in_tensors_out(torch, name):
     sampler, model = ALL[name], model_for(ALL[name])
 
     def network(x, t):
@@ -586,7 +585,7 @@ def test_what_a_pair_forbids_stays_forbidden():
                 assert sampler.step(0, X * 0 + 3, pair, NOISE).tolist() == [[1, 1]]
 
 
-def test_what_a_pair_of_tensors_forbids_stays_forbidden():
+def test_what_a_pair_of_tensors_forbids_stays_forbidden(torch):
     """Seen to fail: the log-probability was a NaN, and so was the gradient."""
     sampler = nf.samplers.llada(steps=1, mask_id=3, cfg_scale=1.5, temperature=1.0)
     u = torch.tensor([[[0.5, 0.25, -np.inf], [-np.inf, 1.0, -np.inf]]], requires_grad=True)
@@ -618,7 +617,7 @@ def test_logits_of_a_prompt_are_not_looked_at():
     assert np.isfinite(likely).all()
 
 
-def test_log_probabilities_are_differentiable_once():
+def test_log_probabilities_are_differentiable_once(torch):
     """Seen to fail: a second derivative was left out, as if it were 0."""
     logits = torch.zeros(1, 2, 2, requires_grad=True)
     found = MDLM.log_prob(0, torch.from_numpy(X), logits, torch.from_numpy(X * 0)).sum()

@@ -6,7 +6,6 @@ Seen to fail: the prompt left unmasked in the second call.
 
 import numpy as np
 import pytest
-import torch
 
 import noisefuse as nf
 from noisefuse.interop.llada import generate
@@ -36,7 +35,7 @@ def test_it_is_the_sampler():
     assert (whole < V).all()
 
 
-def test_tensors_and_objects_with_logits():
+def test_tensors_and_objects_with_logits(torch):
     class Answer:
         def __init__(self, logits):
             self.logits = logits

@@ -148,7 +148,7 @@ class Library:
 NUMPY = Library("NumPy")  # CuPy answers like NumPy
 
 _loaders: dict[Any, Callable[[], Library]] = {}  # by type, or by the root module of a library's types
-_libraries: dict[type, Any] = {np.ndarray: None, type(None): None, str: None, type: None}
+_libraries: dict[type, Any] = dict.fromkeys((np.ndarray, type(None), bool, int, float, str, list, tuple, type), None)
 _libraries |= dict.fromkeys((type(np.dtype(code)) for code in "efd"), None)
 
 

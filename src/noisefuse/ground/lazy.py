@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules of a package that are loaded on first use, because they need other libraries."""
+"""What a package shows: modules that are loaded on first use, because they need other libraries, and public names."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 
@@ -16,7 +17,15 @@ def lazy(package: str, modules: Iterable[str], names: Iterable[str]) -> None:
 
     def load(name: str) -> Any:
         if name in loaded:
-            return import_module(f".{name}", package)
+            module = import_module(f".{name}", package)
+            show_public(module)
+            return module
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     vars(sys.modules[package]).update(__getattr__=load, __dir__=lambda: shown)
+
+
+def show_public(module: ModuleType, *others: str) -> None:
+    """Lets `dir`, and what completes names, show the module's `__all__`, if it has one, and these others."""
+    if names := vars(module).get("__all__"):
+        vars(module)["__dir__"] = lambda: sorted({*names, *others})
