@@ -21,10 +21,11 @@ int64_t rows_at_once(int64_t n) { return std::max<int64_t>(1, kTokensAtOnce / st
 // What the chunks of a row say of its softmax, in units of the largest term.
 struct RowSums {
     float most;
-    double total = 0, spread = 0, ln = 0;
+    double beta, total = 0, spread = 0, ln = 0;
 
-    RowSums(int64_t chunks, const float* largest, float most, double beta, const double* sums, const double* spreads)
-        : most(most) {
+    RowSums(int64_t chunks, const float* largest, float most, double beta, const double* sums,
+            const double* spreads = nullptr)
+        : most(most), beta(beta) {
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
             if (largest[chunk] == -INFINITY) continue;
             const double behind = static_cast<double>(most) - static_cast<double>(largest[chunk]);
@@ -34,7 +35,7 @@ struct RowSums {
         }
         ln = -0.5 * minus_two_ln<Scalar>(total);
     }
-    float log_prob(float x, double beta) const {
+    float log_prob(float x) const {
         return static_cast<float>(std::fma(static_cast<double>(x) - static_cast<double>(most), beta, -ln));
     }
 };
@@ -172,7 +173,7 @@ class Rows {
             r.copy = nullptr;
             if (refused(row, r)) return;
             if (r.largest < INFINITY) {
-                if (plain) raw.emplace(c.chunks, r.chunk_largest, r.largest, 1.0, r.plain, nullptr);
+                if (plain) raw = plain_sums(r);
                 leave(r, k, p, *space);
             }
             plain = plain && !raw;
@@ -183,14 +184,13 @@ class Rows {
         kernel_(r);
         if (refused(row, r)) return;
         if (once) std::copy_n(r.tempered, c.chunks, r.plain);
-        if (plain && r.token >= 0 && r.largest < INFINITY)
-            raw.emplace(c.chunks, r.chunk_largest, r.largest, 1.0, r.plain, nullptr);
+        if (plain && r.token >= 0 && r.largest < INFINITY) raw = plain_sums(r);
         if (c.score) c.score[row] = r.score, c.winner[row] = r.winner;
         if (c.token)
             c.token_is_32 ? void(static_cast<int32_t*>(c.token)[row] = static_cast<int32_t>(r.token))
                           : void(static_cast<int64_t*>(c.token)[row] = r.token);
         if (r.token < 0) return;
-        if (c.log_prob_raw) c.log_prob_raw[row] = raw ? raw->log_prob(r.winner, 1.0) : 0.0f;
+        if (c.log_prob_raw) c.log_prob_raw[row] = raw ? raw->log_prob(r.winner) : 0.0f;
         of_softmax(row, r, draws, tempered);
         if (c.rank) c.rank[row] = rank(all, r);
     }
@@ -204,7 +204,7 @@ class Rows {
         }
         const double beta = r.scale.beta;
         const RowSums sums(c.chunks, r.chunk_largest, r.largest, beta, r.tempered, c.entropy ? r.spread : nullptr);
-        if (c.log_prob) c.log_prob[row] = draws ? sums.log_prob(r.winner, beta) : 0.0f;
+        if (c.log_prob) c.log_prob[row] = draws ? sums.log_prob(r.winner) : 0.0f;
         if (c.entropy) c.entropy[row] = static_cast<float>(std::fma(beta, sums.spread / sums.total, sums.ln));
         if (!c.margin) return;
         const double behind = static_cast<double>(r.largest) - static_cast<double>(r.second);
@@ -217,12 +217,10 @@ class Rows {
         r.winner = c.winner[row];
         const bool draws = c.temperature[c.each ? row / c.of_sample : 0] > 0;
         of_softmax(row, r, draws, c.log_prob && draws);
-        if (!c.log_prob_raw) return;
-        c.log_prob_raw[row] = 0;
-        if (r.largest < INFINITY)
-            c.log_prob_raw[row] =
-                RowSums(c.chunks, r.chunk_largest, r.largest, 1.0, r.plain, nullptr).log_prob(r.winner, 1.0);
+        if (c.log_prob_raw) c.log_prob_raw[row] = r.largest < INFINITY ? plain_sums(r).log_prob(r.winner) : 0.0f;
     }
+
+    RowSums plain_sums(const RaceRow& r) const { return {c.chunks, r.chunk_largest, r.largest, 1.0, r.plain}; }
 
     void describe(RaceRow& r, int64_t row, int64_t sample) const {
         r.type = c.type;
@@ -263,7 +261,7 @@ class Rows {
             r.wanted = kTempered;
             kernel_(r);
         }
-        const double wanted = p * RowSums(c.chunks, r.chunk_largest, r.largest, beta, r.tempered, nullptr).total;
+        const double wanted = p * RowSums(c.chunks, r.chunk_largest, r.largest, beta, r.tempered).total;
         if (k == 0) order.load_sum(wanted);
         double reached = 0;
         size_t n = 0;
@@ -310,7 +308,7 @@ void cross_entropy(const CrossEntropy& c, int64_t row) {
     double factor = NAN, at_id = NAN;
     c.loss[row] = NAN;
     if (finite) {
-        const RowSums softmax(chunks_of(c.n), largest, r.largest, 1.0, sums, nullptr);
+        const RowSums softmax(chunks_of(c.n), largest, r.largest, 1.0, sums);
         const double behind = static_cast<double>(logit(r, c.id[row])) - static_cast<double>(r.largest);
         c.loss[row] = softmax.ln - behind;
         const double scale = c.weight[row * c.weight_step] * c.upstream[row * c.upstream_step] / c.mean_of;

@@ -40,7 +40,7 @@ void between(float* to, const float* low, const float* high, float part, int n) 
 
 // out = (out + weight * enlarged + ..) * scale, from element `i` of the tile.
 template <class Real>
-void add_enlarged(Real* out, const Columns<Real>* levels, int n_levels, const Real* scale, int i, int n) {
+void add_enlarged(Real* out, const Columns<Real>* levels, int n_levels, const Real* scale, int n, int i = 0) {
     for (; i < n; ++i) {
         Real sum = out[i];
         for (const Columns<Real>* level = levels; level < levels + n_levels; ++level) {
@@ -65,11 +65,7 @@ void add_enlarged(float* out, const Columns<float>* levels, int n_levels, const 
         }
         Lane::store(out + i, scale ? Lane::mul(sum, Lane::load(scale + i)) : sum);
     }
-    add_enlarged(out, levels, n_levels, scale, i, n);
-}
-
-void add_enlarged(double* out, const Columns<double>* levels, int n_levels, const double* scale, int n) {
-    add_enlarged(out, levels, n_levels, scale, 0, n);
+    add_enlarged<float>(out, levels, n_levels, scale, n, i);
 }
 
 template <class Real>

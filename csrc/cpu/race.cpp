@@ -310,6 +310,14 @@ class Reader {
     alignas(64) float values_[kLossChunk];
 };
 
+// Makes the first of the row's largest, which is in this chunk, the winner.
+void take_largest(RaceRow& r, const Chunk& chunk, int64_t at) {
+    int64_t i = 0;
+    while (chunk.x[i] != r.largest) ++i;
+    r.token = r.first + at + i;
+    r.score = static_cast<double>(r.winner = r.largest);
+}
+
 // Finds the first of the largest, and does nothing else.
 void find_largest(RaceRow& r, Reader& reader) {
     int64_t best = 0;
@@ -335,10 +343,7 @@ void find_largest(RaceRow& r, Reader& reader) {
     }
     if (r.largest == -INFINITY) return;
     reader.read(best, least(kLossChunk, r.n - best));
-    int64_t i = 0;
-    while (reader.chunk.x[i] != r.largest) ++i;
-    r.token = r.first + best + i;
-    r.score = static_cast<double>(r.winner = r.largest);
+    take_largest(r, reader.chunk, best);
 }
 
 template <DType type>
@@ -407,13 +412,7 @@ void NF_RACE(RaceRow& r) {
         }
         if (chunk.largest > r.largest) {
             r.largest = chunk.largest;
-            if (!(r.wanted & kDraw) || r.largest == INFINITY) {
-                int64_t i = 0;
-                while (chunk.x[i] != r.largest) ++i;
-                r.token = r.first + at + i;
-                r.winner = r.largest;
-                r.score = static_cast<double>(r.largest);
-            }
+            if (!(r.wanted & kDraw) || r.largest == INFINITY) take_largest(r, chunk, at);
         }
         if (r.copy) std::memcpy(r.copy + at, chunk.x, size_t(n) * 4);
         if (r.chunk_largest) r.chunk_largest[c] = chunk.largest;
