@@ -43,7 +43,7 @@ TYPES_ALONE = {"": {"interop"}}
 LESS = {
     "samplers.shared": "ground* sampler samplers.spacing tableau",
     "samplers.interpolants": "paths sampler tableau",
-    "samplers.tokens": "ground* discrete_sampler mask_schedule token_table",
+    "samplers.tokens": "ground* discrete_sampler mask_schedule samplers.shared token_table",
     "samplers*": "ground.kinds samplers* schedule tableau views",  # rules
     "interop.jax*": "*",  # while JAX traces, the code for NumPy builds and checks the call
     "interop*": "@ ground* language.levels interop* augment noise schedule tableau views",

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from inspect import signature
-from typing import ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 from ..ground.docstrings import Shared, completed
 from ..sampler import Sampler
@@ -14,6 +14,7 @@ from ..tableau import Tableau
 from .spacing import SpacingOptions
 
 P = ParamSpec("P")
+S = TypeVar("S")
 
 _SHARED = Shared(
     args={
@@ -59,17 +60,25 @@ def sampler(rule: Callable[P, Tableau]) -> Callable[P, Sampler]:
     """Returns a function with the rule's arguments that returns the `Sampler` of the rule's table. It is a
     decorator."""
     parameters = signature(rule).parameters
-    accepted = [name for name in parameters if name != "options"] + list(SpacingOptions.__annotations__)
+    example = _EXAMPLE.format(name=rule.__name__, family=_FAMILIES[parameters["prediction"].default])
+    return built(Sampler, rule, _SHARED, [*SpacingOptions.__annotations__], example)
+
+
+def built(
+    kind: type[S], rule: Callable[P, Any], shared: Shared, options: Sequence[str] = (), example: str = ""
+) -> Callable[P, S]:
+    """Returns a function with the rule's arguments that returns a sampler of this class, of the rule's table."""
+    parameters = signature(rule).parameters
+    accepted = [name for name in parameters if name != "options"] + [*options]
 
     @wraps(rule)
-    def make(*args: P.args, **kwargs: P.kwargs) -> Sampler:
+    def make(*args: P.args, **kwargs: P.kwargs) -> S:
         for name in kwargs:
             if name not in accepted:
                 raise TypeError(f"{rule.__name__} has no argument {name!r}: it takes {', '.join(accepted)}")
-        return Sampler(rule(*args, **kwargs))
+        return kind(rule(*args, **kwargs))  # type: ignore[call-arg]
 
-    make.__annotations__["return"] = "Sampler"
+    make.__annotations__["return"] = kind.__name__
     if rule.__doc__ is not None:  # python -OO
-        example = _EXAMPLE.format(name=rule.__name__, family=_FAMILIES[parameters["prediction"].default])
-        make.__doc__ = completed(rule.__doc__, parameters, _SHARED, example)
+        make.__doc__ = completed(rule.__doc__, parameters, shared, example)
     return make

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
-from inspect import signature
 from itertools import pairwise
 from typing import Any, Literal, ParamSpec, TypeAlias
 
 import numpy as np
 
 from ..discrete_sampler import DiscreteSampler
-from ..ground.docstrings import Shared, completed
+from ..ground.docstrings import Shared
 from ..mask_schedule import MaskSchedule, linear, log_linear, real
 from ..token_table import TokenRow, TokenTable
+from .shared import built
 
 __all__ = ["d3pm", "discrete_flow", "entropy_bound", "llada", "mdlm", "remdm", "sedd", "uniform_ddim"]
 
@@ -48,19 +47,7 @@ _SHARED = Shared(
 
 def _sampler(rule: Callable[P, TokenTable]) -> Callable[P, DiscreteSampler]:
     """Returns a function with the rule's arguments that returns the sampler of the rule's table. It is a decorator."""
-    accepted = [*signature(rule).parameters]
-
-    @wraps(rule)
-    def make(*args: P.args, **kwargs: P.kwargs) -> DiscreteSampler:
-        for name in kwargs:
-            if name not in accepted:
-                raise TypeError(f"{rule.__name__} has no argument {name!r}: it takes {', '.join(accepted)}")
-        return DiscreteSampler(rule(*args, **kwargs))
-
-    make.__annotations__["return"] = "DiscreteSampler"
-    if rule.__doc__ is not None:  # python -OO
-        make.__doc__ = completed(rule.__doc__, accepted, _SHARED, "")
-    return make
+    return built(DiscreteSampler, rule, _SHARED)
 
 
 def _spans(steps: Steps) -> Iterator[tuple[float, float]]:
