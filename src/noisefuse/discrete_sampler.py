@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from .arguments.arrays import allowed_dtype, as_numbers, check_overlap, count, host_view, is_array, output
 from .arguments.options import lengths
 from .ground import notebook
-from .ground.kinds import library_for, library_of
+from .ground.kinds import library, library_for, library_of
 from .mask_schedule import real
 from .noise import START, Noise, each, need_stream_0
 from .operations.categorical import categorical, settings_of
@@ -371,8 +371,8 @@ class DiscreteSampler:
 
     def _time(self, i: int, x: Any) -> Any:
         t = self.table.rows[i].time
-        library = library_for(x)
-        return library.times(x, np.float64(t), "float32") if library.time == "batch" else t
+        own = library_for(x)
+        return own.times(x, np.float64(t), "float32") if own.time == "batch" else t
 
     def _begun(self, x_or_shape: Any, noise: Any, start: int, dtype: Any, device: Any) -> Any:
         if not isinstance(x_or_shape, list | tuple):
@@ -387,8 +387,6 @@ class DiscreteSampler:
         made = self.start(x_or_shape, noise, dtype=dtype)
         if device is None:
             return made
-        from .ground.kinds import library
-
         return library("torch").on_device(made, device)
 
     def _logits(self, logits: Any, shape: tuple[int, ...]) -> Any:

@@ -190,7 +190,7 @@ IDS = ids_of(2, 8)
         ((IDS, 1.5, NOISE, 9), {}, ValueError, "p = 1.5: expected a probability from 0 to 1"),
         ((IDS, [0.5, np.nan], NOISE, 9), {}, ValueError, r"p\[1\] = nan: expected a probability"),
         ((IDS, np.full((2, 8), -0.1), NOISE, 9), {}, ValueError, r"p\[0, 0\] = -0.1"),
-        ((IDS, [0.5] * 3, NOISE, 9), {}, ValueError, r"a shape that begins ids' shape \(2, 8\), got \(3,\)"),
+        ((IDS, [0.5] * 3, NOISE, 9), {}, ValueError, r"a prefix of ids' shape \(2, 8\), got \(3,\)"),
         ((IDS, "half", NOISE, 9), {}, TypeError, "p: expected numbers, got str"),
         ((IDS, 0.5, NOISE, 2**63), {}, OverflowError, "mask_id = 9223372036854775808: does not fit ids of int64"),
         (

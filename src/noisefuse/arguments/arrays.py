@@ -181,6 +181,12 @@ def as_numbers(name: str, x: Any) -> Array:
     return array
 
 
+def host_numbers(name: str, x: Any) -> NDArray[Any]:
+    """Returns x as NumPy's array of any numbers, copied if it lies on a device. TypeError: x is masked."""
+    need_plain(name, x)
+    return np.asarray(library_for(x).to_numpy(host_view(name, x)))
+
+
 def wanted(x: object, of: str = "NumPy, CuPy, torch, JAX or dask, or one that speaks DLPack") -> str:
     """Returns what is expected in place of x. (x is a tensor here only if the other arguments are none.)"""
     is_anothers = library_of(x) is not None and hasattr(x, "shape")  # a generator of torch is no array

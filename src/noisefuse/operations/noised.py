@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..arguments.arrays import as_array, host_view
+from ..arguments.arrays import as_array, host_numbers
 from ..arguments.calls import Index, is_batch, make_call, names_or_array, run, segments
 from ..arguments.options import in_one_pass, result_dtype
 from ..arguments.types import Array, NoiseLike
 from ..call.description import Step
-from ..ground.kinds import library_for, library_of, need_plain
+from ..ground.kinds import library_for, library_of
 from ..language.forward import forward
 from ..language.levels import FLOATS, LEVELS, levels_of
 from ..language.rows import Rows, X, Z
@@ -90,8 +90,7 @@ def level_rows(alpha: Any, sigma: Any, shape: tuple[int, ...], target: Target | 
     """Returns the rows of x_t and of the target, and which elements each covers."""
     columns, most = [], 1
     for name, numbers in (("alpha", alpha), ("sigma", sigma)):
-        need_plain(name, numbers)
-        values = np.asarray(library_for(numbers).to_numpy(host_view(name, numbers)))
+        values = host_numbers(name, numbers)
         if values.dtype.kind not in "fiu" and values.dtype.name not in FLOATS:
             raise TypeError(f"{name}: expected numbers, got {values.dtype}")
         flat, segment = segments(name, values.astype(np.float64), shape)

@@ -8,7 +8,7 @@ results have x's kind.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Unpack, overload
+from typing import Any, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -62,9 +62,6 @@ from ..language.rows import Rows, X, Z
 from ..noise import FIELD, WALK, Noise
 from ..schedule import Schedule, need_schedule
 from ..views import Target, need_target
-
-if TYPE_CHECKING:
-    pass
 
 
 @overload

@@ -16,6 +16,7 @@ from ..arguments.arrays import (
     check_overlap,
     contiguous,
     count,
+    host_numbers,
     host_view,
     is_array,
     output,
@@ -370,9 +371,9 @@ _FIRST_ROW = np.zeros(1, np.int64)
 
 def tokens_of(name: str, ids: Any) -> Array:
     """Returns tokens (B, ..) that a kernel can read."""
-    if not isinstance(ids, np.ndarray) and not is_array(ids):
+    if not is_array(ids):
         raise TypeError(f"{name}: expected {wanted(ids, 'NumPy or torch')}, got {type(ids).__name__}")
-    tokens = as_array(name, host_view(name, ids), DTYPES)
+    tokens = as_array(name, ids, DTYPES)
     if not isinstance(tokens, np.ndarray):
         raise NotImplementedError(f"{name}: expected tokens in host memory, got an array on a device; copy it first")
     if tokens.ndim < 2:
@@ -439,7 +440,7 @@ def segments(name: str, p: Any, shape: tuple[int, ...], block: int | None) -> tu
     values, length = probabilities(name, p), count(shape[1:])
     if block is None:
         if shape[: values.ndim] != values.shape:
-            raise ValueError(f"{name}: expected a number or a shape that begins ids' shape {shape}, got {values.shape}")
+            raise ValueError(f"{name}: expected a number or a prefix of ids' shape {shape}, got {values.shape}")
         return contiguous(values).reshape(-1), max(1, count(shape[values.ndim :]))
     size = integer("block", block)
     if size < 1:
@@ -458,14 +459,10 @@ def allowed_of(where: Any, lengths: Any, shape: tuple[int, ...]) -> NDArray[np.b
     """Returns the tokens that may change, or None for all."""
     allowed: NDArray[np.bool_] | None = None
     if where is not None:
-        need_plain("where", where)
-        given = np.asarray(library_for(where).to_numpy(host_view("where", where)))
-        allowed = spread_bools("where", given, shape)
+        allowed = spread_bools("where", host_numbers("where", where), shape)
     if lengths is None:
         return allowed
-    need_plain("lengths", lengths)
-    ends = np.asarray(library_for(lengths).to_numpy(host_view("lengths", lengths)))
-    length = count(shape[1:])
+    ends, length = host_numbers("lengths", lengths), count(shape[1:])
     if ends.dtype.kind not in "iu" or ends.shape != shape[:1]:
         raise TypeError(f"lengths: expected integers of shape {shape[:1]}, got {ends.dtype} of shape {ends.shape}")
     if ends.size and not 0 <= int(ends.min()) <= int(ends.max()) <= length:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Unpack, overload
+from typing import Any, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -41,9 +41,6 @@ from ..language.levels import FLOATING, Levels
 from ..language.rows import Z
 from ..noise import SAMPLER, Noise
 from ..tableau import Tableau
-
-if TYPE_CHECKING:
-    pass
 
 
 @overload

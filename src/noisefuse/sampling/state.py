@@ -3,12 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from .types import Array
-
-if TYPE_CHECKING:
-    pass
 
 
 class State:

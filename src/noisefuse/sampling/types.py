@@ -4,16 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
 import numpy.typing as npt
 
 from .. import density
 from ..noise import Noise
-
-if TYPE_CHECKING:
-    pass
-
 
 Array: TypeAlias = Any  # NumPy, CuPy, torch: what `update` accepts
 

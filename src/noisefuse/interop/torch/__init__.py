@@ -42,7 +42,6 @@ from .arrays import (
     checked,
     dtype_name,
     in_format,
-    like_x,
     need_memory,
     need_plain,
     on,
@@ -50,10 +49,11 @@ from .arrays import (
     read,
     read_index,
     read_noise,
+    to_numpy,
     write,
 )
 from .categories import categorical, masked_cross_entropy
-from .density import combined, kl, kl_grad, log_prob, log_prob_grad, update_with_log_prob
+from .density import as_given, combined, inputs_of, kl, kl_grad, log_prob, log_prob_grad, update_with_log_prob
 from .graph import Operation, carries, compiled, copied, differentiable, is_watched, need_no_gradient, words_of
 from .internals import is_compiling, is_traced, untraced
 from .loss import interpolate_loss, mse_loss, mse_loss_grad
@@ -100,13 +100,6 @@ def _float(dtype: Any) -> torch.dtype:
 def moved(x: Any, to: Any) -> Any:
     """Returns NumPy's x as a tensor, on the device of another one."""
     return torch.from_numpy(x).to(to.device)
-
-
-def to_numpy(x: Any) -> Any:
-    if not isinstance(x, Tensor):
-        return np.asarray(x)
-    x = x.detach().cpu()
-    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
 
 
 def following(result: Any, *products: tuple[Any, Any, int]) -> Any:
@@ -169,9 +162,7 @@ def q_walk(x0: Any, schedule: Any, noise: Any, *, keep: Any, out: Any, **options
 def update(
     table: Any, i: Any, x: Any, model_output: Any, *, past: Any, noise: Any, out: Any, aux_out: Any, **options: Any
 ) -> Any:  # fmt: skip
-    models = model_output if isinstance(model_output, tuple) else (model_output,)
-    tensors = {"x": x} | {f"m{n + 1}": m for n, m in enumerate(models) if m is not None}
-    tensors = like_x(tensors | {f"past{n + 1}": p for n, p in enumerate(past)})
+    tensors = inputs_of(x, model_output, past)
     if options:  # rounded to integer levels
         need_no_gradient(**{nf.tableau.ARGUMENTS[slot]: tensor for slot, tensor in tensors.items()})
     made = isinstance(aux_out, int)
@@ -228,13 +219,11 @@ class RowCall(Operation):
 
     def _update(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> tuple[Any, ...]:
         given = dict(zip(self.slots, tensors, strict=True))
-        x, noise = given.pop("x"), given.pop("z", noise)
-        past = [p for slot, p in given.items() if slot.startswith("past")]
-        models = (given.get("m1"), given.get("m2")) if "m2" in given else given.get("m1")
+        models, past = as_given(given)
         out, *aux = outs
         aux_out = aux if any(a is not None for a in aux) else len(aux)
-        named = {"past": past, "noise": noise, "out": out, "aux_out": aux_out, **self._named()}
-        found = nf.update(self.table, index, x, models, **named)
+        named = {"past": past, "noise": given.get("z", noise), "out": out, "aux_out": aux_out, **self._named()}
+        found = nf.update(self.table, index, given["x"], models, **named)
         return (found, *aux) if aux_out is aux else found
 
     def _named(self) -> dict[str, Any]:

@@ -150,6 +150,13 @@ def memory(name: str, tensor: Tensor, place: torch.device) -> Any:
         raise _no_memory(name) from error
 
 
+def to_numpy(x: Any) -> Any:
+    if not isinstance(x, Tensor):
+        return np.asarray(x)
+    x = x.detach().cpu()
+    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+
+
 def need_memory(name: str, x: object) -> None:
     """Raises an error for tensors of torch.func. torch unwraps them in the forward pass, but not in the backward
     pass."""
@@ -211,6 +218,11 @@ def as_tensor(result: Any, out: Any, dtype: torch.dtype) -> Any:
         return torch.from_numpy(result.view(np.int16)).view(torch.bfloat16)
     made = torch.from_numpy(result)
     return made.bfloat16() if dtype == torch.bfloat16 else made
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """Returns an empty tensor in C order."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def in_format(result: Tensor, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import noisefuse as nf
 
-from .arrays import CPU, as_tensor, checked, memory, need_memory, need_plain, place_of, read, write
+from .arrays import CPU, as_tensor, checked, memory, need_memory, need_plain, place_of, read, to_numpy, write
 from .graph import (
     OnceDifferentiable,
     carries,
@@ -20,6 +20,7 @@ from .graph import (
     copied,
     differentiable_once,
     is_watched,
+    need_no_grad_out,
     need_no_gradient,
     noise_of,
     words_of,
@@ -66,11 +67,9 @@ def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, par
     if partial:
         return found
     token, known = found if info else (found, {})
-    if out is None:
-        result = torch.from_numpy(token)
-    else:
+    if out is not None:
         written(out)
-        result = out
+    result = torch.from_numpy(token) if out is None else out
     return (result, {name: torch.from_numpy(a) for name, a in known.items()}) if info else result
 
 
@@ -95,8 +94,7 @@ def _read(name: str, value: Any) -> Any:
     need_plain(name, value)
     need_no_gradient(**{name: value})
     place_of(name, value)
-    value = value.detach().cpu()
-    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    return to_numpy(value)
 
 
 def _written(out: Any) -> Any:
@@ -138,8 +136,7 @@ def masked_cross_entropy(
 ) -> Any:
     need_no_gradient(weight=weight, upstream=upstream)
     watched = is_watched((logits,))
-    if grad_out is not None and (watched or is_compiling()):
-        raise ValueError("grad_out: autograd makes the gradient itself: call backward(), or use torch.no_grad()")
+    need_no_grad_out(grad_out, watched or is_compiling())
     given = {"logits": logits, "ids": ids, "masked": masked, "weight": weight}
     # The caller may overwrite an array before the backward pass.
     make = torch.tensor if watched and not is_compiling() else torch.as_tensor

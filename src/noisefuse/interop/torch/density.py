@@ -17,6 +17,7 @@ import noisefuse as nf
 from .arrays import (
     as_tensor,
     checked,
+    empty_like,
     in_format,
     is_copied,
     like_x,
@@ -37,7 +38,7 @@ def log_prob(
     table: Any, i: Any, x: Any, model_output: Any, x_next: Any, *, past: Any, partial: bool = False, **options: Any
 ) -> Any:
     need_no_gradient(x_next=x_next, **_remembered(past))
-    tensors = _inputs(x, model_output, past) | {"x_next": x_next}
+    tensors = inputs_of(x, model_output, past) | {"x_next": x_next}
     if not partial:
         return _call("log_prob", table, options, i, tensors)
     need_no_gradient(**tensors)
@@ -50,7 +51,7 @@ def log_prob(
 def log_prob_grad(
     table: Any, i: Any, x: Any, model_output: Any, x_next: Any, *, past: Any, upstream: Any, out: Any, **options: Any
 ) -> Any:
-    tensors = _inputs(x, model_output, past) | {"x_next": x_next}
+    tensors = inputs_of(x, model_output, past) | {"x_next": x_next}
     need_no_gradient(**tensors, upstream=upstream)
     return _gradient(nf.density.log_prob_grad, table, i, tensors, upstream, out, options)
 
@@ -72,12 +73,11 @@ def update_with_log_prob(
 ) -> Any:  # fmt: skip
     """Returns a sample x', which has no gradient, and its log-density, which has one."""
     need_no_gradient(noise=noise)
-    tensors = _inputs(x, model_output, past)
+    tensors = inputs_of(x, model_output, past)
     watched = is_watched(tensors.values())
     if watched or is_compiling() or is_copied(x):
         models = {name: a.detach() for name, a in tensors.items()}
-        pair = (models["m1"], models["m2"]) if "m2" in models else models.get("m1")
-        step = functools.partial(nf.update, table, i, models["x"], pair, past=past, noise=noise)
+        step = functools.partial(nf.update, table, i, models["x"], as_given(models)[0], past=past, noise=noise)
         made = step()
         found = log_prob(table, i, x, model_output, made, past=past, partial=partial, **options)
         # The caller's arrays come last: the density is checked by then, and they may replace the inputs that it reads.
@@ -85,7 +85,7 @@ def update_with_log_prob(
     place = place_of("x", checked("x", x))
     into = out
     if out is None and place.type != "cpu":
-        into = torch.empty_like(x, memory_format=torch.contiguous_format)
+        into = empty_like(x)
     with on(place):
         noise = read("noise", noise, place) if isinstance(noise, Tensor) else read_noise(noise, "x")
         aux = [write(f"aux_out[{n}]", a, place, x.dtype) for n, a in enumerate(aux_out)]
@@ -113,9 +113,9 @@ class Density(Operation):
 
     def run(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> tuple[Tensor, ...]:
         if self.name == "log_prob":
-            x, models, past, x_next = _as_given(dict(zip(self.slots, tensors, strict=True)))
-            law = dict(self.options)
-            done = nf.density.fast(self.table, True, index, x, models, past, x_next, None, (), law)
+            given, law = dict(zip(self.slots, tensors, strict=True)), dict(self.options)
+            models, past = as_given(given)
+            done = nf.density.fast(self.table, True, index, given["x"], models, past, given["x_next"], None, (), law)
             if done is not NotImplemented:
                 return (done,)
         place = place_of(self.slots[0], checked(self.slots[0], tensors[0]))
@@ -126,7 +126,8 @@ class Density(Operation):
 
     def gradient(self, slot: str, index: Any, kept: Sequence[Any], noise: Any, grads: Sequence[Any]) -> Tensor:
         if self.name == "log_prob":
-            x, models, past, x_next = _as_given(dict(zip(self.slots, kept, strict=True)))
+            given = dict(zip(self.slots, kept, strict=True))
+            (models, past), x, x_next = as_given(given), given["x"], given["x_next"]
             g, law = grads[0].contiguous(), dict(self.options)
             made = nf.density.fast_gradient(self.table, slot, index, x, models, past, x_next, g, None, law)
             if made is not NotImplemented:
@@ -154,23 +155,22 @@ def _gradient(
     x = next(iter(tensors.values()))
     place, into = place_of("x", checked("x", x)), out
     if out is None and place.type != "cpu":  # torch allocates all results on a device
-        into = torch.empty_like(x, memory_format=torch.contiguous_format)
+        into = empty_like(x)
     with on(place):
         given = _arguments(table, i, tensors, place) | {"upstream": read_numbers("upstream", upstream, place)}
         made = function(**given, out=write("out", into, place, x.dtype), **options)
     return as_tensor(made, into, x.dtype)  # type: ignore[no-any-return]
 
 
-def _inputs(x: Any, model_output: Any, past: Sequence[Any]) -> dict[str, Any]:
+def inputs_of(x: Any, model_output: Any, past: Sequence[Any]) -> dict[str, Any]:
     models = model_output if isinstance(model_output, tuple) else (model_output,)
     return like_x({"x": x} | {f"m{n + 1}": m for n, m in enumerate(models) if m is not None} | _remembered(past))
 
 
-def _as_given(tensors: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
-    """Returns x, the model output or the pair, past and x_next."""
+def as_given(tensors: dict[str, Any]) -> tuple[Any, list[Any]]:
+    """Returns the model output or the pair, and past."""
     models = (tensors["m1"], tensors["m2"]) if "m2" in tensors else tensors.get("m1")
-    past = [a for name, a in tensors.items() if name.startswith("past")]
-    return tensors["x"], models, past, tensors["x_next"]
+    return models, [a for name, a in tensors.items() if name.startswith("past")]
 
 
 def _remembered(past: Sequence[Any]) -> dict[str, Any]:
@@ -180,12 +180,10 @@ def _remembered(past: Sequence[Any]) -> dict[str, Any]:
 def _arguments(table: Any, i: Any, tensors: dict[str, Any], place: torch.device) -> dict[str, Any]:
     """Returns the arguments of the functions of `density`: memory by argument."""
     memory = {name: read(nf.tableau.ARGUMENTS.get(name, name), a, place) for name, a in tensors.items()}
-    given: dict[str, Any] = {"table": table, "i": i.cpu().numpy() if isinstance(i, Tensor) else i}
-    given["model_output"] = (memory["m1"], memory["m2"]) if "m2" in memory else memory.get("m1")
+    models, past = as_given(memory)
+    given = {"table": table, "i": i.cpu().numpy() if isinstance(i, Tensor) else i, "model_output": models}
     given |= {name: memory[name] for name in ("x", "x_next", "reference") if name in memory}
-    if past := [a for name, a in memory.items() if name.startswith("past")]:
-        given["past"] = past
-    return given
+    return given | ({"past": past} if past else {})
 
 
 def _in_torch(sums: Any, x: Tensor) -> Tensor:

@@ -63,6 +63,18 @@ def need_no_gradient(**given: Any) -> None:
         raise NotImplementedError(f"{name}: gradients with respect to it are not computed: pass {name}.detach()")
 
 
+def need_no_grad_out(grad_out: Any, is_made: bool) -> None:
+    """Raises ValueError for the array of a gradient that autograd, or a compiled graph, makes."""
+    if grad_out is not None and is_made:
+        raise ValueError("grad_out: autograd makes the gradient itself: call backward(), or use torch.no_grad()")
+
+
+def need_once(name: str) -> None:
+    """Raises NotImplementedError if autograd watches the backward pass of this function."""
+    if torch.is_grad_enabled():
+        raise NotImplementedError(f"{name} is differentiable once: create_graph=True is not supported")
+
+
 # ---- autograd ----------------------------------------------------------------------------------------------
 
 
@@ -149,8 +161,7 @@ class _DifferentiableOnce(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
         loss, index, noise, early = ctx.made
-        if torch.is_grad_enabled():
-            raise NotImplementedError(f"{loss.name} is differentiable once: create_graph=True is not supported")
+        need_once(loss.name)
         ctx.made = loss, index, noise, None  # autograd need not copy a tensor that has no other owner
         if early is None or upstream.item() != 1:
             kept = ctx.saved_tensors

@@ -18,6 +18,7 @@ import noisefuse as nf
 from .arrays import (
     as_tensor,
     checked,
+    empty_like,
     in_format,
     memory,
     need_memory,
@@ -37,7 +38,9 @@ from .graph import (
     copied,
     differentiable_once,
     is_watched,
+    need_no_grad_out,
     need_no_gradient,
+    need_once,
     words_of,
 )
 from .internals import is_compiling, untraced
@@ -53,15 +56,13 @@ def mse_loss(
         fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
         return Loss(*fields).part(t, tensors, noise, grad_out)
     watched = is_watched((pred,))
-    if grad_out is not None and (watched or is_compiling()):
-        raise ValueError("grad_out: autograd makes the gradient itself: call backward(), or use torch.no_grad()")
+    need_no_grad_out(grad_out, watched or is_compiling())
     if watched and weight is not None and not isinstance(weight, Tensor) and not is_compiling():
         weight = torch.from_numpy(np.array(weight))  # the caller may overwrite it before the backward pass
     fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
     if is_compiling():
         if not carries(noise):
-            more = {"weight": weight, "grad_out": None, **options}
-            return untraced(mse_loss, pred, x0, t, schedule, noise, **more)
+            return untraced(mse_loss, pred, x0, t, schedule, noise, weight=weight, grad_out=None, **options)
         return compiled(Loss, fields, t, tensors, noise)[0]
     if watched:
         need_memory("pred", pred)
@@ -96,8 +97,7 @@ def interpolate_loss(
         return untraced(interpolate_loss, pred, x0, x1, t, path, noise, weight=weight, grad_out=grad_out, **options)
     if not is_watched((pred,)):
         return _of_path(pred, x0, x1, t, path, noise, weight, grad_out, options)
-    if grad_out is not None:
-        raise ValueError("grad_out: autograd makes the gradient itself: call backward(), or use torch.no_grad()")
+    need_no_grad_out(grad_out, True)
     return _OfPath.apply(pred, (x0, x1, t, path, noise, weight), options)  # type: ignore[no-untyped-call]
 
 
@@ -114,8 +114,7 @@ class _OfPath(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        if torch.is_grad_enabled():
-            raise NotImplementedError("interpolate_loss is differentiable once: create_graph=True is not supported")
+        need_once("interpolate_loss")
         (gradient,) = ctx.saved_tensors
         return gradient * upstream.reshape(upstream.shape + (1,) * (gradient.ndim - upstream.ndim)), None, None
 
@@ -125,7 +124,7 @@ def _of_path(
 ) -> Any:
     place = place_of("pred", checked("pred", pred))
     if grad_out is True and place.type == "cuda":
-        grad_out = _like(pred)
+        grad_out = empty_like(pred)
     made = grad_out is True
     with on(place):
         given: dict[str, Any] = {name: read(name, x, place) for name, x in (("pred", pred), ("x0", x0), ("x1", x1))}
@@ -192,7 +191,7 @@ class Loss(OnceDifferentiable):
         """Returns the loss, and its gradient if it is wanted (True: as a new tensor)."""
         pred, place = tensors[0], self.place(tensors)
         if grad_out is True and place.type == "cuda":
-            grad_out = _like(pred)
+            grad_out = empty_like(pred)
         made = grad_out is True
         with on(place):
             given = self._arrays(index, tensors, noise, place)
@@ -213,7 +212,7 @@ class Loss(OnceDifferentiable):
         pred, given_out = kept[0], out
         place = self.place(kept)
         if out is None and place.type == "cuda":
-            out = _like(pred)
+            out = empty_like(pred)
         with on(place):
             given, g = self._arrays(index, kept, noise, place), read_numbers("upstream", grads[0], place)
             found = nf.mse_loss_grad(**given, upstream=g, out=write("out", out, place, pred.dtype))
@@ -233,7 +232,3 @@ class Loss(OnceDifferentiable):
 
 def _dtype(pred: Tensor) -> torch.dtype:
     return torch.float64 if pred.dtype == torch.float64 else torch.float32
-
-
-def _like(pred: Tensor) -> Tensor:
-    return torch.empty_like(pred, memory_format=torch.contiguous_format)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .arrays import CPU, as_tensor, memory, need_plain
+from .graph import need_once
 from .internals import is_compiling, untraced
 
 
@@ -63,8 +64,7 @@ class _LogProb(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        if torch.is_grad_enabled():
-            raise NotImplementedError("log_prob is differentiable once: create_graph=True is not supported")
+        need_once("log_prob")
         logits, x, x_next = ctx.saved_tensors
         sampler, i = ctx.call
         made = through(sampler.pulled, i, x, logits, x_next, upstream, *ctx.weights)
