@@ -126,7 +126,7 @@ class DiscreteSampler:
         return np.array([row.time for row in self.table.rows])
 
     def state(self, *info: str) -> TokenState:
-        """Returns an empty state, for one run. It keeps what `categorical` tells by these names, such as
+        """Returns an empty state, for one run. It also keeps the info of `categorical` with these names, such as
         "log_prob_raw"."""
         return TokenState(info)
 
@@ -161,14 +161,15 @@ class DiscreteSampler:
         log_prob: bool = False,
         out: Array | None = None,
     ) -> Any:
-        """One step: the next x, from row i, the tokens x and the network's logits for them.
+        """Returns the next x, from row i, the tokens x and the network's logits for them.
 
         Args:
             i: the row.
             x: the tokens (B, L), or (B, ..): int64, int32, uint8 or uint16, of NumPy or torch.
-            logits: x's shape and an axis of V more, float32, float16 or bfloat16: of the clean tokens, or log-scores
-                for `samplers.sedd`. The mask has to have -inf, or lie beyond V. Or a pair (u, c) for guidance.
-            noise: a Noise, or a list of one for each sample; of a whole run, not of this step.
+            logits: the logits of the clean tokens, or log-scores for `samplers.sedd`; of x's shape and an axis of V
+                more, float32, float16 or bfloat16. The mask has to have -inf, or lie beyond V. Or a pair (u, c) for
+                guidance.
+            noise: the noise of the whole run, not of this step: a Noise, or a list of one for each sample.
             state: keeps what the step drew.
             where: bool, of a shape that broadcasts to x's: the tokens that may change. None: all.
             log_prob: also return log p(x' | x), (B,), in float64; see `log_prob`.
@@ -217,16 +218,16 @@ class DiscreteSampler:
     def log_prob(
         self, i: int, x: Array, logits: Array | tuple[Array, Array], x_next: Array, *, where: Any = None
     ) -> Any:
-        """log p(x' | x) of row i, (B,) in float64: the sum over positions, with the tokens that were drawn summed out.
+        """Returns log p(x' | x) of row i, (B,) in float64: a sum over positions. The drawn tokens are summed out.
 
-        For rows by rank it is that of the tokens, given which positions take them: `samplers.llada`, and
-        `samplers.entropy_bound` with masks, show them in x'. `entropy_bound` of a vocabulary finds them by the logits'
-        entropies, and its other positions have 1 / V each. For tensors it has a gradient with respect to the logits,
-        weights times (one-hot - softmax).
+        For rows by rank it is the log-probability of the tokens, given the positions that take them. `samplers.llada`,
+        and `samplers.entropy_bound` with masks, show these positions in x'. `entropy_bound` of a vocabulary finds them
+        by the logits' entropies, and each of its other positions has the probability 1 / V. For tensors it has a
+        gradient with respect to the logits, weights times (one-hot - softmax).
 
         Raises:
-            ValueError: the sampler has top_k or top_p, with which only ``step(.., log_prob=True)`` knows the
-                probability, and that of samplers of masks alone.
+            ValueError: the sampler has top_k or top_p. Then only ``step(.., log_prob=True)`` knows the probability, for
+                samplers of masks alone.
 
         >>> sampler = nf.samplers.mdlm(steps=1, mask_id=4)
         >>> x, logits = sampler.start((1, 6)), np.zeros((1, 6, 4), np.float32)
@@ -254,11 +255,11 @@ class DiscreteSampler:
     def log_prob_grad(
         self, i: int, x: Array, logits: Array, x_next: Array, upstream: ArrayLike = 1.0, *, where: Any = None
     ) -> NDArray[Any]:
-        """The gradient of ``(upstream * log_prob(i, x, logits, x_next)).sum()`` with respect to the logits.
+        """Returns the gradient of ``(upstream * log_prob(i, x, logits, x_next)).sum()`` with respect to the logits.
 
-        Of a position it is a (e_x' - p) + b (e_x - p), over the temperature, p the softmax and e a one-hot vector: one
-        pass over the logits. a and b are the derivatives of the position's log-probability; for masks that are revealed
-        a is 1, and b 0.
+        At each position it is (a (e_x' - p) + b (e_x - p)) / temperature, where p is the softmax and e a one-hot
+        vector. a and b are the derivatives of the position's log-probability; for masks that are revealed a is 1, and b
+        0. It takes one pass over the logits.
 
         Args:
             upstream: a number or (B,).
@@ -316,11 +317,11 @@ class DiscreteSampler:
                 prompt and masks after it, say.
             noise: a Noise, or a list of one for each sample.
             start: the first row. A run that was interrupted after row i goes on with ``start=i + 1`` to the same bits.
-            where: the tokens that may change, as in ``step``: without it, samplers that change tokens change a prompt.
-            dtype: of a new sample.
+            where: the tokens that may change, as in ``step``. Without it, samplers that change tokens change a prompt.
+            dtype: the dtype of a new sample.
             device: a device of torch, for a new sample of tensors.
             progress: show a bar (needs tqdm).
-            callback: callback(i, x, drawn) after each row, drawn the tokens that the network would have.
+            callback: callback(i, x, drawn) after each row; drawn are the tokens drawn from the network's distribution.
             log_probs: also return log p(x' | x) of each row.
 
         Returns:

@@ -210,7 +210,7 @@ IDS = ids_of(2, 8)
         ((IDS.tolist(), 0.5, NOISE, 9), {}, TypeError, "ids: expected an array"),
         ((IDS, 0.5, NOISE.at(stream=64), 9), {}, ValueError, "takes stream 0, got 64"),
         ((IDS, 0.5, 7, 9), {}, TypeError, "noise: expected a Noise"),
-        ((IDS, 0.5, IDS, 9), {}, TypeError, "which tokens are chosen by, got an array"),
+        ((IDS, 0.5, IDS, 9), {}, TypeError, "as its words choose the tokens, got an array"),
         ((IDS, 0.5, [NOISE] * 3, 9), {}, ValueError, "one Noise for each of 2 samples, got 3"),
         ((IDS, 0.5, NOISE, 9), {"where": IDS}, TypeError, "where: expected bool, got int64"),
         ((IDS, 0.5, NOISE, 9), {"where": np.ones(7, bool)}, ValueError, r"broadcasts to \(2, 8\), got \(7,\)"),

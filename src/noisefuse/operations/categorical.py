@@ -50,7 +50,7 @@ class Partial:
         first: its first token in the vocabulary.
         n: how many tokens it has.
         vocabulary: how many the whole vocabulary has.
-        info: what the whole's result is to have.
+        info: the names of the info that the whole's result has.
         temperature: float64, () or (B,).
         noise: the keys that it drew with.
         parts: its scores and sums.
@@ -111,11 +111,11 @@ def categorical(
     partial: bool = False,
     out: Array | None = None,
 ) -> Any:
-    """A token of each row of logits, drawn from softmax(logits / temperature) by the key (sample, position, token).
+    """Draws a token of each row of logits from softmax(logits / temperature), by the key (sample, position, token).
 
     The row is read once, and nothing of its size is stored. A token's noise does not depend on the vocabulary's size,
-    its padding, on top_k and top_p, or on the batch (docs/noise.md). Of the tokens, first the temperature divides the
-    logits, then top_k is applied, then top_p.
+    its padding, on top_k and top_p, or on the batch (docs/noise.md). First the temperature divides the logits, then
+    top_k is applied, then top_p.
 
     Args:
         logits: (B, .., V) float32, float16 or bfloat16, V <= 2^20; (V,) is one row. Axis 0 is the batch; a row's
@@ -127,15 +127,16 @@ def categorical(
         top_k: an int or (B,): only the k largest logits, of equals the lowest tokens. 0: all.
         top_p: a number or (B,) in (0, 1]: only the fewest tokens, from the most probable on, that together have this
             probability, at least one.
-        where: bool, broadcast to the rows: False rows are not read. Their token is -1 and their info 0, or what `out`
-            holds.
+        where: bool, broadcast to the rows: False rows are not read. Their token is -1, or what `out` holds, and their
+            info is 0.
         positions: integers, broadcast to the rows: the positions, if they are not counted from 0.
         info: what else to return: "log_prob" of the token in the distribution it was drawn from, "log_prob_raw" in
-            softmax(logits), "entropy" in nats and "margin", the two largest probabilities' difference, of the
+            softmax(logits), "entropy" in nats and "margin", the difference of the two largest probabilities, of the
             distribution drawn from, "rank", the number of logits before the token's. With temperature 0 log_prob is 0,
             and entropy and margin are those of softmax(logits).
-        dtype: of the tokens, int64 or int32.
-        partial: logits are a part of the vocabulary: returns what `discrete.combine` needs.
+        dtype: the dtype of the tokens, int64 or int32.
+        partial: True if the logits are a part of the vocabulary. The result is then a `Partial`, for
+            `discrete.combine`.
         out: an array of the rows' shape for the tokens.
 
     Returns:
@@ -196,17 +197,17 @@ def categorical(
 
 
 def combine(partials: Sequence[Partial], *, dtype: Any = None) -> Any:
-    """The tokens of the whole vocabulary, from `categorical(.., partial=True)` of its parts, to the bit.
+    """Returns the tokens of the whole vocabulary, from `categorical(.., partial=True)` of its parts, to the bit.
 
     Args:
         partials: the parts, in any order, which together have each token once.
-        dtype: of the tokens, int64 or int32.
+        dtype: the dtype of the tokens, int64 or int32.
 
     Returns:
         What `categorical` returns for the whole logits, tokens or (tokens, info).
 
     Raises:
-        TypeError: they are no parts.
+        TypeError: an entry is no part.
         ValueError: parts do not fit together, or a row has no logit above -inf in any of them.
 
     >>> logits = np.random.default_rng(0).normal(size=(2, 3, 8192)).astype(np.float32)

@@ -340,7 +340,7 @@ _NEAR = 1 << 14  # tokens whose numbers stay in the near caches
 def names_for(noise: Any, shape: tuple[int, ...], stream: int) -> tuple[Noise, ...]:
     """Returns the Noise or Noises on this stream, checked for tokens of this shape."""
     if is_array(noise):
-        raise TypeError("noise: expected a Noise or a list of them, which tokens are chosen by, got an array")
+        raise TypeError("noise: expected a Noise or a list of them, as its words choose the tokens, got an array")
     names, _ = names_or_array(noise, shape, FLOAT32, True, stream)
     return names
 

@@ -31,10 +31,11 @@ _LINEAR, _LOG_LINEAR = linear(), log_linear()
 _SHARED = Shared(
     args={
         "steps": """\
-    steps: how many model calls, on times that fall evenly from 1, or the times themselves. The last step ends at 0.""",
+    steps: the number of model calls, on times that fall evenly from 1, or the times themselves. The last step ends
+        at 0.""",
         "mask_id": """\
     mask_id: the token that stands for the mask. The network has to give it -inf, or have no logit for it.""",
-        "vocabulary": "    vocabulary: the number of tokens V that are drawn from where one is drawn anew.",
+        "vocabulary": "    vocabulary: the number of tokens V, from which a token is drawn anew.",
         "schedule": "    schedule: the probability of the mask, or of a token drawn anew, a `discrete.MaskSchedule`.",
         "temperature": "    temperature: divides the logits; 0 takes the largest.",
         "top_k": "    top_k, top_p: as in `categorical`.",
