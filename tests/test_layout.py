@@ -21,9 +21,9 @@ CSRC = ROOT / "csrc"
 # functions too. "" is the package itself, with its public names.
 FLOORS = (
     "ground* _native",  # nothing else of noisefuse
-    "views paths",
+    "views",
     "language*",
-    "noise schedule mask_schedule tableau token_table weights",
+    "noise paths schedule mask_schedule tableau token_table weights",
     "call*",
     "backends*",
     "arguments*",
