@@ -133,7 +133,8 @@ def categorical(
             distribution drawn from, "rank", the number of logits before the token's. With temperature 0 log_prob is 0,
             and entropy and margin are those of softmax(logits).
         dtype: of the tokens, int64 or int32.
-        partial: logits are a part of the vocabulary: returns what `discrete.combine` needs.
+        partial: logits are a part of the vocabulary: returns what `discrete.combine` needs. A part begins and ends at
+            multiples of 4096 tokens, or at the vocabulary's end.
         out: an array of the rows' shape for the tokens.
 
     Returns:
@@ -201,7 +202,7 @@ def combine(partials: Sequence[Partial], *, dtype: Any = None) -> Any:
         dtype: of the tokens, int64 or int32.
 
     Returns:
-        What `categorical` returns for the whole logits, tokens or (tokens, info).
+        What `categorical` returns for the whole logits, tokens or (tokens, info), as NumPy arrays.
 
     Raises:
         TypeError: they are no parts.
@@ -228,7 +229,7 @@ def combine(partials: Sequence[Partial], *, dtype: Any = None) -> Any:
         if part.first != next_ or part.vocabulary != head.vocabulary:
             raise ValueError(
                 f"combine: expected tokens from {next_} on of {head.vocabulary}, got those from {part.first} on of "
-                f"{part.vocabulary}"
+                f"{part.vocabulary}; noise.window((.., V), (.., first)) says where a part stands"
             )
         if (
             part.token.shape != head.token.shape
