@@ -19,7 +19,7 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
 from noisefuse.ground.drawing import BLUE, INK, ORANGE, STYLE
-from tables import FIGURES, MACHINES, RESULTS, ROOT, Row, number
+from tables import FIGURES, MACHINES, RESULTS, ROOT, Row, number, save
 
 PICTURE = ROOT / "docs" / "pictures" / "history.png"
 COLORS = dict(zip(MACHINES, (BLUE, ORANGE, INK), strict=True))
@@ -53,7 +53,7 @@ def main() -> None:
             ax.remove()
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), frameon=False)
-        figure.savefig(PICTURE, dpi=110)
+        save(figure, PICTURE)
 
 
 def panel(ax: Any, row: Row) -> None:

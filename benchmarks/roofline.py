@@ -35,7 +35,7 @@ from noisefuse.commands.bench.contenders import Call
 from noisefuse.commands.bench.results import describe
 from noisefuse.commands.bench.timing import machine
 from noisefuse.ground.drawing import BLUE, INK, ORANGE, STYLE
-from tables import roofline
+from tables import roofline, save
 
 HERE = Path(__file__).parent
 PICTURE = HERE.parent / "docs" / "pictures" / "roofline.png"
@@ -181,7 +181,7 @@ def draw(record: Record) -> None:
         axes[2].text(0, 1, names, va="top", size=9, linespacing=1.7)
         axes[0].set_ylabel("vector instructions a second, 10^9")
         figure.supxlabel(f"vector instructions a byte\n{describe(record['machine'])}", size=9)
-        figure.savefig(PICTURE, dpi=110)
+        save(figure, PICTURE)
 
 
 def panel(ax: Any, record: Record, place: str) -> None:

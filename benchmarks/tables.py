@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -162,6 +163,15 @@ def machine() -> str:
     """Returns the machine of the rivals' figures, and the day."""
     where = json.loads((RESULTS / f"{MACHINES[RIVALS_ON]}.json").read_text())["machine"]
     return f"{RIVALS_ON}, {where['cpu'].replace('(R)', '')}, {where['isa'].upper()}, {where['date']}"
+
+
+def save(figure: Any, path: Path) -> None:
+    """Saves a picture of lines in 128 colours, which takes a third of the bytes. The source distribution has it."""
+    from PIL import Image
+
+    drawn = BytesIO()
+    figure.savefig(drawn, dpi=110)
+    Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def roofline() -> dict[str, Any]:

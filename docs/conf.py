@@ -15,10 +15,12 @@ import inspect
 import re
 import sys
 import tomllib
+from functools import partial
 from html import escape
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
+from urllib.parse import urljoin
 
 from docutils import nodes
 from sphinx.ext import autosummary, intersphinx
@@ -270,12 +272,23 @@ def summarise(app, document, content):
         )
 
 
+RELATIVE = re.compile(r"\]\((?![\w+.-]+:)([^)#\s]+)")
+
+
+def address(document, link):
+    """The address on the site of what a page links to, for copies of the page that lie elsewhere."""
+    there = urljoin(f"{PROJECT['urls']['Documentation']}/{document}", link)
+    return re.sub(r"\.md$", ".html", there)
+
+
 def offer_notebook(app, document, content):
     """A tutorial can be downloaded, as can the program of the gallery."""
     if not document.startswith("tutorials/") and document != "gallery":
         return
     name = document.rpartition("/")[2]
     cells = notebooks.of_program(GALLERY) if document == "gallery" else notebooks.parts(content[0])
+    absolute = partial(RELATIVE.sub, lambda match: f"]({address(document, match[1])}")
+    cells = [(kind, absolute(text) if kind == "markdown" else text) for kind, text in cells]
     folder = Path(app.outdir) / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
     script = GALLERY.read_text() if document == "gallery" else notebooks.script(cells)
@@ -347,12 +360,12 @@ def describe_page(app, page, template, context, doctree):
 def setup(app):
     app.connect("autodoc-process-docstring", as_rst, priority=400)  # before napoleon
     for change in (
-        offer_notebook,
         show_gallery,
         summarise,
         name_pages,
         link_repository,
         join_alternatives,
+        offer_notebook,  # after the others, which mend links
     ):
         app.connect("source-read", change)
     app.connect("doctree-resolved", link_names)

@@ -17,14 +17,18 @@ from pathlib import Path
 from typing import Any
 
 FENCE = re.compile(r"^```(?P<language>[^\n]*)\n(?P<code>.*?)^```\n?", re.MULTILINE | re.DOTALL)
-SHOW = """from IPython.display import display
+SHOW = """from io import BytesIO
+
+from IPython.display import Image, display
 
 
-def show(draw, size=(11, 4)):
-    with matplotlib.rc_context(STYLE):
+def show(draw, size):
+    file = BytesIO()
+    with matplotlib.rc_context(STYLE | {"axes.titlesize": 10}):
         figure = Figure(size, layout="constrained")
         draw(figure)
-        display(figure)"""
+        figure.savefig(file, dpi=100)
+    display(Image(file.getvalue()))"""
 
 
 def parts(page: str) -> list[tuple[str, str]]:
@@ -42,10 +46,14 @@ def parts(page: str) -> list[tuple[str, str]]:
 
 
 def of_program(path: Path) -> list[tuple[str, str]]:
-    """Returns a program whose functions draw on a figure: what they share, and each with a cell that shows it."""
+    """Returns a program whose functions draw on a figure: what they share, and each with a cell that shows it.
+
+    A line of its dictionary ``SIZES`` says the size of each picture in inches.
+    """
     text = path.read_text()
     lines = text.splitlines()
     shared, pictures = [], []
+    sizes = dict(re.findall(r"^    (\w+): (\([\d., ]+\)),$", text, re.MULTILINE))
     body = ast.parse(text).body
     for node in body:
         first = min(
@@ -62,13 +70,13 @@ def of_program(path: Path) -> list[tuple[str, str]]:
     made.append(
         (
             "code",
-            "\n".join(code for code, _ in shared[1:] if not names.search(code)),
+            "".join(("\n\n\n" if name else "\n") + code for code, name in shared[1:] if not names.search(code)).strip(),
         )
     )
     made.append(("code", SHOW))
     return [
         *made,
-        *(("code", f"{code}\n\n\nshow({name})") for code, name in pictures),
+        *(("code", f"{code}\n\n\nshow({name}, {sizes[name]})") for code, name in pictures),
     ]
 
 

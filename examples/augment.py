@@ -147,7 +147,7 @@ def main() -> None:
     for name, speed in speeds.items():
         print(f"{name:30}{speed:8.0f} images a second")
     bars(speeds, options.speed)
-    print(options.sheet, options.speed)
+    print(f"wrote {options.sheet}\nwrote {options.speed}")
 
 
 if __name__ == "__main__":

@@ -87,8 +87,7 @@ def microseconds(scheduler: Any, shape: tuple[int, ...], noise: nf.Noise | None 
     ends = isinstance(scheduler, diffusers.SCMScheduler)  # its last time is the end of the run
     runs = []
     for _ in range(8):
-        with warnings.catch_warnings(action="ignore"):  # diffusers', of NumPy
-            scheduler.set_timesteps(STEPS, **({"intermediate_timesteps": None} if ends else {}))
+        scheduler.set_timesteps(STEPS, **({"intermediate_timesteps": None} if ends else {}))
         times = list(scheduler.timesteps)[: -1 if ends else None]
         scheduler.scale_model_input(x, times[0]) if hasattr(scheduler, "scale_model_input") else None
         scheduler.step(x, times[0], x, **draws)
@@ -106,7 +105,7 @@ def comparison(threads: int) -> Table:
     table.add_column("scheduler")
     for name, shape in SHAPES.items():
         table.add_column(f"{name} {shape}", justify="right")
-    with nf.set_num_threads(threads):
+    with nf.set_num_threads(threads), warnings.catch_warnings(action="ignore"):  # diffusers', of NumPy; torchsde's
         for theirs in track(SCHEDULERS, description="schedulers", transient=True):
             cells = []
             for shape in SHAPES.values():

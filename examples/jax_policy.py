@@ -22,16 +22,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
+from matplotlib.collections import LineCollection
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 import noisefuse as nf
+from noisefuse.ground.drawing import BLUE, GREY, INK, ORANGE, STYLE
 
 POINTS, WIDTH, BATCH = 16, 128, 256
 SCHEDULE = nf.Schedule.flow(100)
 SAMPLER = nf.samplers.ddim(SCHEDULE, steps=20, prediction="flow", spacing="trailing")  # Euler's method for a flow
 NOISE = nf.Noise(2026)
 Parameters = dict[str, Any]
+COLOURS = LinearSegmentedColormap.from_list("goals", [BLUE, GREY, ORANGE])
 
 
 def demonstrations(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -113,15 +118,18 @@ def act(parameters: Parameters, goal: Any, step: Any) -> Any:
 
 
 def draw(losses: Any, goal: Any, actions: Any, path: Path) -> None:
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.semilogy(np.convolve(losses, np.ones(20) / 20, "valid"))
-    left.set(xlabel="step", ylabel="loss, mean of 20", title="training")
-    for height, chunk in zip(goal[:, 0], actions, strict=True):
-        right.plot(*chunk.T, color=f"C{round((height + 1) * 4)}", alpha=0.5)
-    right.plot(0, 0, "ks", markersize=18)
-    right.set(title="actions, by the goal's height", aspect="equal")
-    figure.savefig(path, dpi=100)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        left.semilogy(np.convolve(losses, np.ones(20) / 20, "valid"), color=BLUE)
+        left.set(xlabel="step", ylabel="loss, mean of 20", title="Training")
+        lines = LineCollection(list(actions), array=goal[:, 0], cmap=COLOURS, linewidths=1)
+        right.add_collection(lines)
+        right.plot(0, 0, "s", color=INK, markersize=18)
+        right.set(title="Actions around an obstacle", aspect="equal")
+        right.autoscale()
+        figure.colorbar(lines, ax=right, label="height of the goal").outline.set_visible(False)
+        figure.savefig(path, dpi=100)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -139,6 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
     missed = np.abs(made[:, -1, 1] - seen[:, 0]).mean()
     print(f"goals are missed by {missed:.3f}; {np.mean(made[:, POINTS // 2, 1] > 0):.0%} go left")
     draw(losses, seen, made, options.out)
+    print(f"wrote {options.out}")
 
 
 if __name__ == "__main__":

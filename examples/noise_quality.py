@@ -72,14 +72,14 @@ def _plot(counts: NDArray[np.int64], out: Path) -> None:
     line.plot([-6.5, 6.5], [-6.5, 6.5], color="0.8", lw=3)
     line.plot(theory, drawn, ".", ms=3, color=BLUE)
     line.set(xlabel="normal quantile", ylabel="quantile of the numbers", aspect="equal")
-    line.set_title(f"2^{math.log2(counts.sum()):.3g} numbers against the normal distribution")
+    line.set_title(f"Quantiles of 2^{math.log2(counts.sum()):.3g} numbers")
     found, expected = tails(counts)
     ratio.fill_between(BEYOND, 1 - 2 / np.sqrt(expected), 1 + 2 / np.sqrt(expected), color="0.85", lw=0)
     ratio.plot(BEYOND, found / expected, "o", ms=5, color=BLUE)
     for b, n in zip(BEYOND, found, strict=True):
         ratio.annotate(f"{n:,}", (b, 0.03), ha="center", fontsize=7, xycoords=("data", "axes fraction"))
     ratio.set(xlabel="standard deviations", ylabel="found / expected", xlim=(2.7, 6.3), ylim=(0, 2))
-    ratio.set_title("numbers beyond")
+    ratio.set_title("Numbers beyond")
     figure.savefig(out, dpi=110)
 
 

@@ -124,11 +124,13 @@ def progress(steps: int, every: float = 3.0) -> Callable[[Sequence[float]], None
     began = shown = time.perf_counter()
 
     def tell(losses: Sequence[float]) -> None:
-        nonlocal shown
+        nonlocal began, shown
         now, done = time.perf_counter(), len(losses)
+        if done == 1:
+            began = shown = now  # torch prepares itself in the first step
         if done == steps or now - shown >= every:
             shown = now
-            left = (now - began) / done * (steps - done)
+            left = (now - began) / max(done - 1, 1) * (steps - done)
             print(f"step {done} of {steps}, loss {np.mean(losses[-100:]):.3f}, {left:.0f} s left", flush=True)
 
     return tell

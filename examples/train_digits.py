@@ -100,11 +100,13 @@ def progress(steps: int, every: float = 3.0) -> Callable[[Sequence[float]], None
     began = shown = time.perf_counter()
 
     def tell(losses: Sequence[float]) -> None:
-        nonlocal shown
+        nonlocal began, shown
         now, done = time.perf_counter(), len(losses)
+        if done == 1:
+            began = shown = now  # torch prepares itself in the first step
         if done == steps or now - shown >= every:
             shown = now
-            left = (now - began) / done * (steps - done)
+            left = (now - began) / max(done - 1, 1) * (steps - done)
             print(f"step {done} of {steps}, loss {np.mean(losses[-100:]):.4f}, {left:.0f} s left", flush=True)
 
     return tell
@@ -194,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
 
     torch.set_num_threads(arguments.threads)
-    print(f"torch and noisefuse on {arguments.threads} threads", flush=True)
+    print(f"torch and noisefuse on {arguments.threads} thread{'s' * (arguments.threads > 1)}", flush=True)
     began = time.perf_counter()
     with nf.set_num_threads(arguments.threads):
         trained = train(arguments.steps, seed=arguments.seed, tell=progress(arguments.steps))

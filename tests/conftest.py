@@ -144,6 +144,12 @@ def threads(request):
         yield request.param
 
 
+@pytest.fixture
+def torch():
+    """Yields the library, for single tests of it: the extra test-core has it not."""
+    return pytest.importorskip("torch")
+
+
 @pytest.fixture(scope="session")
 def csrc_constants(tmp_path_factory):
     """Returns [name, number, ..] for each line that csrc_constants.cpp prints of known/normal64.txt; numbers are still

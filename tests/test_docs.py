@@ -5,6 +5,7 @@ Seen to fail: a changed number in a block, a link to a file or heading that does
 that no page has, a name without its entry in the reference, a page that no table of contents has.
 """
 
+import ast
 import doctest
 import importlib
 import importlib.metadata
@@ -33,24 +34,8 @@ DOCUMENTS += [ROOT / name / "README.md" for name in ("csrc", "integrations/comfy
 DOCUMENTS += [ROOT / "tests" / "known" / "README.md"]
 FENCE = re.compile(r"^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 PRINTED = re.compile(r"\n*```text\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)  # what follows a block that prints
-NEEDS = {  # packages that are not installed everywhere
-    "README.md": ("skimage",),
-    "docs/index.md": ("skimage",),
-    "docs/augment.md": ("torch",),
-    "docs/dask.md": ("dask",),
-    "docs/diffusers.md": ("diffusers",),
-    "docs/jax.md": ("jax",),
-    "docs/k_diffusion.md": ("torch",),
-    "docs/loss.md": ("torch",),
-    "docs/migrate.md": ("torch",),
-    "docs/numba.md": ("numba",),
-    "docs/rl.md": ("diffusers",),
-    "docs/repeated-noise.md": ("dask", "jax", "torch"),
-    "docs/start.md": ("torch",),
-    "docs/torch.md": ("torch",),
+NEEDS = {  # libraries that pages import by modules of ours, too
     "docs/transforms.md": ("albumentations", "audiomentations", "grain", "kornia", "monai", "torchvision"),
-    "docs/tutorials/own-kernel.md": ("numba",),
-    "docs/tutorials/train-digits.md": ("torch",),
 }
 RELEASED = re.search(r"^## \[\d", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE) is not None  # some version
 HERE = "noisefuse" if RELEASED else "."  # pip's argument, except for tests, which only a checkout has
@@ -88,14 +73,23 @@ def run(path):
             assert output.getvalue() == block.printed
 
 
+def imported(path):
+    """Returns the libraries that a page's blocks import."""
+    nodes = [node for block in python_blocks(path.read_text()) for node in ast.walk(ast.parse(block.code))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.partition(".")[0] for name in names}
+
+
 @pytest.mark.parametrize("path", PAGES, ids=name)
 def test_blocks_run(path, tmp_path, monkeypatch):
-    """docs/cuda.md runs on a stand-in for CuPy, which is not the device, unless there is one."""
-    for library in NEEDS.get(name(path), ()):
-        pytest.importorskip(library)
+    """A library that is not installed skips its pages. docs/cuda.md runs on a stand-in for CuPy, which is not the
+    device, unless there is one. Seen to fail: a page that imports diffusers, without it."""
     monkeypatch.chdir(tmp_path)
     device = path.name != "cuda.md" or nf.info()["backends"]["cuda"] == "available"
     with nullcontext() if device else stand_in.installed():
+        for library in sorted({*imported(path), *NEEDS.get(name(path), ())}):
+            pytest.importorskip(library)
         run(path)
 
 

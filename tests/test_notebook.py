@@ -60,6 +60,17 @@ def test_samplers_and_tableaus_show_their_equations(name):
         assert len(curves(element)) == 2 * (thing is sampler)
 
 
+def test_a_sampler_of_tokens_shows_its_rows():
+    """Seen to fail: without a table."""
+    sampler = nf.samplers.mdlm(20, mask_id=5)
+    element, rows = shown(sampler)
+    title, *lines = repr(sampler).splitlines()
+    assert element.find("b").text == title
+    assert len(rows) == len(lines) > 5
+    assert rows[0] == ["0", "t = 1", "mask -> c with probability 0.05"]
+    assert rows[-1][0] == "19"
+
+
 def test_a_noise_shows_its_parts():
     noise = nf.Noise(7, sample=[3, 5], step=2).window((8,), (4,))
     _, rows = shown(noise)

@@ -12,7 +12,8 @@ namespace {
 constexpr int kEnlarged = 512;  // elements of a tile
 constexpr int kTogether = 8;    // levels that are added in one pass over it
 
-// The columns that a tile lies among, of one level, and behind them what is loaded but not used.
+// The columns that a tile lies among, of one level. What lies behind them is any numbers: loaded, then not used, or
+// multiplied by 0, beside an only column.
 template <class Real>
 struct Columns {
     Real coarse[kEnlarged + 32];
@@ -93,9 +94,8 @@ void enlarged_rows(const Pyramid& p, int64_t begin, int64_t end) {
                     const Real* const low = static_cast<const Real*>(level.planes) + *among.left +
                                             (plane * level.height + level.above[y]) * level.width;
                     const Real* const high = low + (level.height > 1 ? level.width : 0);
-                    const int many = last - *among.left + 1;
-                    between(among.coarse, low, high, static_cast<const Real*>(level.down)[y], many);
-                    among.coarse[many] = among.coarse[many - 1];  // beside the only column
+                    const Real part = static_cast<const Real*>(level.down)[y];
+                    between(among.coarse, low, high, part, last - *among.left + 1);
                 }
                 const bool is_last = done + kTogether >= p.n_levels;
                 const Real* const scale = is_last ? static_cast<const Real*>(p.scale) + y * p.width + x : nullptr;

@@ -10,7 +10,6 @@ Stages that follow one another each need a stream, ``noise.at(stream=64)``, so t
 
 from __future__ import annotations
 
-import hashlib
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -650,6 +649,8 @@ def sample_id(key: int | str) -> int:
     (17, 40181326664737271)
     """
     if isinstance(key, str):
+        import hashlib  # OpenSSL's library takes three milliseconds, which processes without such keys save
+
         return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=7).digest(), "little")
     if isinstance(key, bool) or not isinstance(key, int | np.integer):
         raise TypeError(f"key = {key!r}: expected an int or a str, got {type(key).__name__}")

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import backends
 from .arguments.arrays import as_array, as_numbers, device_of, is_written, on_device, output, overlap
-from .arguments.calls import Index, like, make_call, row_index, run
+from .arguments.calls import Index, converted, like, make_call, row_index, run
 from .arguments.options import inputs_of, need_tableau, those_read
 from .arguments.types import Array, Inputs, NoiseLike
 from .call.description import LOSS_CHUNK, Loss, Step
@@ -537,8 +537,11 @@ def _apart(step: Step) -> Step:
 
 def _residual(table: Tableau, x: Array, index: Index, inputs: Inputs, outs: Outs) -> Step:
     rows = _deviation(table).as_rows
-    # The dtype is that of m1, which must be given even if the row does not read it.
-    return make_call(x.shape, x.dtype, rows, index, (), {M1: x} | those_read(rows, inputs, x), outs)
+    # The dtype is that of m1, which must be given even if the row does not read it. Beside float64 it is not left
+    # narrow, since it chooses the arithmetic.
+    given = {M1: x} | those_read(rows, inputs, x)
+    given[M1] = given[M1] if x.dtype.itemsize < 8 else converted(given[M1], x.dtype)
+    return make_call(x.shape, x.dtype, rows, index, (), given, outs)
 
 
 @lru_cache(maxsize=64)

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .arguments.arrays import allowed_dtype, as_numbers, check_overlap, count, host_view, is_array, output
 from .arguments.options import lengths
+from .ground import notebook
 from .ground.kinds import library_for, library_of
 from .mask_schedule import real
 from .noise import START, Noise, each, need_stream_0
@@ -111,6 +112,10 @@ class DiscreteSampler:
     def __repr__(self) -> str:
         plural = "" if len(self) == 1 else "s"
         return f"DiscreteSampler({self.table.name}, {len(self)} row{plural})\n{self.table.equations(6)}"
+
+    def _repr_html_(self) -> str:
+        """The rows of the repr as a table, for notebooks."""
+        return notebook.equations(repr(self))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return DiscreteSampler, (self.table,)
@@ -217,7 +222,7 @@ class DiscreteSampler:
         For rows by rank it is that of the tokens, given which positions take them: `samplers.llada`, and
         `samplers.entropy_bound` with masks, show them in x'. `entropy_bound` of a vocabulary finds them by the logits'
         entropies, and its other positions have 1 / V each. For tensors it has a gradient with respect to the logits,
-        softmax - one-hot times weights.
+        weights times (one-hot - softmax).
 
         Raises:
             ValueError: the sampler has top_k or top_p, with which only ``step(.., log_prob=True)`` knows the
@@ -394,10 +399,16 @@ class DiscreteSampler:
             u, c = (self._array(one, shape).astype(np.float32) for one in logits)
             if u.shape != c.shape:
                 raise ValueError(f"logits: expected a pair (u, c) of one shape, got {u.shape} and {c.shape}")
-            return guided(u, c, self.table.guidance, np.where)
+            return self.guided(u, c, np.where)
         if self.table.guidance:
             raise TypeError(f"logits: expected a pair (u, c), as guidance is {self.table.guidance:g}, got one array")
         return self._array(logits, shape)
+
+    def guided(self, u: Any, c: Any, where: Callable[..., Any]) -> Any:
+        """Returns u + (1 + guidance) (c - u), and -inf where u or c is -inf: what either forbids stays forbidden."""
+        with np.errstate(invalid="ignore"):
+            mixed = u + (c - u) * (1 + self.table.guidance)
+        return where((u == -math.inf) | (c == -math.inf), -math.inf, mixed)
 
     def _array(self, logits: Any, shape: tuple[int, ...]) -> Any:
         array = host_view("logits", logits)
@@ -458,13 +469,6 @@ class DiscreteSampler:
         if row.bound is not None and self.table.mask_id is None:  # as step finds them, from the same bits
             taken = certain(row.bound, self._drawn(row, logits, Noise(0), may, ("entropy",)).info["entropy"], may)
         return law(self.table, row, x, to, may, of_next, of_own, total, taken)
-
-
-def guided(u: Any, c: Any, scale: float, where: Callable[..., Any]) -> Any:
-    """Returns u + (1 + scale) (c - u), and -inf where u or c is -inf: what either forbids stays forbidden."""
-    with np.errstate(invalid="ignore"):
-        mixed = u + (c - u) * (1 + scale)
-    return where((u == -math.inf) | (c == -math.inf), -math.inf, mixed)
 
 
 def _by_sample(tokens: Any) -> Any:

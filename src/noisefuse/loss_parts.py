@@ -7,7 +7,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -100,6 +99,8 @@ def _fma(a: float, b: float, c: float) -> float:
     """Returns a b + c, rounded once (Python has its own from 3.13 on)."""
     if a == 1 or not math.isfinite(a * b + c):
         return a * b + c
+    from fractions import Fraction  # it and its decimals take a millisecond and a half
+
     return float(Fraction(a) * Fraction(b) + Fraction(c))
 
 

@@ -7,12 +7,15 @@ A path is three functions of time and their derivatives. Where g is not 0 the pa
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from .language.families import lie_within
 
 __all__ = [
     "Path", "brownian_bridge", "conditional_flow", "encoder_decoder", "i2sb", "linear", "stochastic",
@@ -68,23 +71,22 @@ class Path:
         Raises:
             ValueError: A function returns another shape or no finite number. The message says at which t.
         """
-        found = {"out.x": self._at("a", t), "out.m1": self._at("b", t)}
-        if self.draws:
-            found["out.z"] = self._at("g", t)
-        if target == "velocity":
-            found |= {"aux1.x": self._at("da", t), "aux1.m1": self._at("db", t)}
+        with np.errstate(all="ignore"):
+            found = {"out.x": self._at("a", t), "out.m1": self._at("b", t)}
             if self.draws:
-                found["aux1.z"] = self._at("dg", t)
-        elif target == "score":
-            with np.errstate(divide="ignore"):
+                found["out.z"] = self._at("g", t)
+            if target == "velocity":
+                found |= {"aux1.x": self._at("da", t), "aux1.m1": self._at("db", t)}
+                if self.draws:
+                    found["aux1.z"] = self._at("dg", t)
+            elif target == "score":
                 found["aux1.z"] = self._finite("the score, -z / g,", -1 / found["out.z"], t)
-        elif target == "denoiser":
-            found["aux1.z"] = np.ones_like(t)
+            elif target == "denoiser":
+                found["aux1.z"] = np.ones_like(t)
         return found
 
     def _at(self, name: str, t: Array) -> Array:
-        with np.errstate(all="ignore"):
-            values = np.asarray(getattr(self, name)(t.copy()))
+        values = np.asarray(getattr(self, name)(t.copy()))
         if values.shape != t.shape or values.dtype.kind != "f":
             expected = f"{name}: expected a function that returns float64 of shape {t.shape}, as t has"
             raise ValueError(f"{expected}, got {values.dtype} {values.shape}")
@@ -92,7 +94,7 @@ class Path:
 
     @staticmethod
     def _finite(what: str, values: Array, t: Array) -> Array:
-        if not np.isfinite(values).all():
+        if not lie_within(values, -sys.float_info.max, sys.float_info.max):
             k = np.flatnonzero(~np.isfinite(values))[0]
             raise ValueError(f"{what} is {values[k]} at t = {t[k]}: expected a finite number; leave that time out")
         return values

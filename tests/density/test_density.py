@@ -63,6 +63,21 @@ def test_a_step_and_what_it_stored_have_the_same_bits_on_all_backends(backend, d
     assert log_prob(table, 4, x, m, x_next).tobytes() == found.tobytes()
 
 
+@pytest.mark.parametrize(
+    "dtypes", [("float64", "float32"), ("float32", "float16"), ("float32", "float64")], ids="-".join
+)
+def test_a_model_output_of_another_dtype_is_as_if_converted(backend, dtypes):
+    """Seen to fail: a float32 one beside float64, which chose float32 arithmetic for memory of float64."""
+    table, (x,), (m,) = TABLES["dance_sde"], arrays((3, 5000), dtypes[0], 1), arrays((3, 5000), dtypes[1], 1)
+    x_next, found = update_with_log_prob(table, 4, x, m, N)
+    expected, density = update_with_log_prob(table, 4, x, m.astype(x.dtype), N)
+    assert (x_next.tobytes(), found.tobytes()) == (expected.tobytes(), density.tobytes())
+    np.testing.assert_allclose(found, closed_form(table, 4, x, m.astype(x.dtype), x_next), rtol=1e-5)
+    assert log_prob(table, 4, x, m, x_next).tobytes() == found.tobytes()
+    gradients = [log_prob_grad(table, 4, x, one, x_next) for one in (m, m.astype(x.dtype))]
+    assert gradients[0].tobytes() == gradients[1].tobytes()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_alone_and_in_a_batch(dtype):
     """Seen to fail: samples of a chunk that begins before them."""

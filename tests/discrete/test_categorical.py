@@ -442,6 +442,14 @@ BAD = {
     "top_k of a part": (ValueError, "top_k, top_p", lambda o: draw(LOGITS, NOISE, top_k=3, partial=True)),
     "rank of a part": (ValueError, "info: 'rank'", lambda o: draw(LOGITS, NOISE, info="rank", partial=True)),
     "parts": (TypeError, "combine: expected results", lambda o: nf.discrete.combine([3])),
+    "a part alone": (TypeError, "combine: expected results .* got int", lambda o: nf.discrete.combine(3)),
+    "parts of other noise": (
+        ValueError, "combine: the parts differ in .* their noise",
+        lambda o: nf.discrete.combine([
+            nf.categorical(LOGITS[..., :4096], NOISE.window((3, 5000), (0, 0)), partial=True),
+            nf.categorical(LOGITS[..., 4096:], NOISE.at(step=9).window((3, 5000), (0, 4096)), partial=True),
+        ]),
+    ),
     "no parts": (ValueError, "combine: expected at least one", lambda o: nf.discrete.combine([])),
     "gap of an iterator": (
         ValueError, "combine: expected tokens from 0",

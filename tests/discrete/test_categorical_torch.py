@@ -28,6 +28,14 @@ def test_tensors_give_numpys_bits(dtype):
     assert {name: a.numpy().tobytes() for name, a in info.items()} == {n: a.tobytes() for n, a in known.items()}
 
 
+def test_temperatures_in_bfloat16():
+    """Seen to fail: NumPy does not have them."""
+    logits, heat = logits_of(2, 3, 700), torch.tensor([0.5, 1.5]).bfloat16()
+    assert torch.equal(
+        nf.categorical(logits, NOISE, temperature=heat), nf.categorical(logits, NOISE, temperature=[0.5, 1.5])
+    )
+
+
 def test_memory_is_shared():
     """Seen to fail: a copy of out is returned."""
     logits, out = logits_of(1, 4, 300), torch.full((1, 4), 9, dtype=torch.int32)
@@ -94,6 +102,9 @@ def test_what_has_no_gradient_says_so():
     [
         (TypeError, "out: expected a torch.Tensor", lambda x: nf.categorical(x, NOISE, out=np.zeros((1, 2), int))),
         (TypeError, "out: dtype torch.int16", lambda x: nf.categorical(x, NOISE, out=x[..., 0].short())),
+        (NotImplementedError, "temperature: expected a tensor on the CPU", lambda x: nf.categorical(
+            x, NOISE, temperature=torch.ones(1, device="meta")
+        )),
         (TypeError, "logits: dtype float64", lambda x: nf.categorical(x.double(), NOISE)),
         (TypeError, "logits: dtype torch.int64", lambda x: nf.categorical(x.long(), NOISE)),
         (TypeError, "dtype torch.int16", lambda x: nf.categorical(x, NOISE, dtype=torch.int16)),

@@ -155,11 +155,6 @@ def test_bad_input(name):
 # ---- torch -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def torch():
-    return pytest.importorskip("torch")
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_autograd(torch, dtype):
     """Seen to fail: an upstream gradient of 3 that is left out."""
@@ -175,6 +170,22 @@ def test_autograd(torch, dtype):
         expected = loss_of(array, ids, masked, weight, reduction=reduction, upstream=upstream, grad_out=True)
         assert np.array_equal(loss.detach().numpy(), np.float32(expected[0]))
         assert np.array_equal(gradient.float().numpy(), expected[1].astype(np.float32))
+
+
+def test_arrays_beside_tensors(torch):
+    """Seen to fail: weights of NumPy's that were overwritten before the backward pass; weights in bfloat16, which NumPy
+    does not have; a tensor of torch.func, without a word."""
+    logits, ids, masked, _ = case(300)
+    x, weight = torch.from_numpy(logits).requires_grad_(), np.array([[0.5], [2.0]])
+    loss = 3 * loss_of(x, ids, masked, weight)
+    expected = loss_of(logits, ids, masked, weight, upstream=3.0, grad_out=True)[1]
+    half = torch.from_numpy(weight).bfloat16()
+    assert loss_of(x, ids, masked, half) == loss_of(x, ids, masked, weight)
+    weight[...], ids[...] = 100, 0
+    loss.backward()
+    assert bits(x.grad.numpy()) == bits(expected)
+    with pytest.raises(TypeError, match="logits: expected a tensor with memory of its own"):
+        torch.vmap(loss_of)(x.detach(), torch.from_numpy(ids))
 
 
 def test_gradients_of_torchs_own(torch):

@@ -11,7 +11,6 @@ import warnings
 
 import numpy as np
 import pytest
-import torch
 
 import noisefuse as nf
 
@@ -48,6 +47,7 @@ MASKED = {
     "mdlm": nf.samplers.mdlm(steps=3, mask_id=MASK, schedule=nf.discrete.cosine()),
     "remdm": nf.samplers.remdm(steps=3, mask_id=MASK, eta=0.3),
     "remdm_rescale": nf.samplers.remdm(steps=3, mask_id=MASK, eta=0.7, variant="rescale"),
+    "remdm_switch": nf.samplers.remdm(steps=3, mask_id=MASK, eta=0.3, t_on=0.7),
     "d3pm": nf.samplers.d3pm(steps=3, mask_id=MASK),
     "flow": nf.samplers.discrete_flow(steps=3, mask_id=MASK),
     "flow_exponential": nf.samplers.discrete_flow(steps=3, mask_id=MASK, jump="exponential"),
@@ -131,6 +131,27 @@ def test_marginals_are_those_of_the_forward_process(name):
                     likely = sampler.log_prob(i, np.full((n, 1), x), np.repeat(logits, n, 0), to)
                 after += forward(sampler, t, x0)[x] * np.exp(likely)
             assert np.allclose(after, forward(sampler, s, x0), atol=1e-12)
+
+
+def test_a_loop_holds_alpha():
+    """Wang et al., section 4.2, in three phases: with a network that knows x0, the share of masks falls to 1 - alpha,
+    stays there while masks are set again, and falls to 0. Seen to fail: the schedule's own alpha after the loop."""
+    schedule, (t_on, t_off, held) = nf.discrete.cosine(), (0.6, 0.2, 0.8)
+    options = {"eta": 0.3, "t_on": t_on, "t_off": t_off, "loop": held, "schedule": schedule}
+    sampler = nf.samplers.remdm(steps=10, mask_id=MASK, **options)
+    masks = 1.0
+    for row, s in zip(sampler.table.rows, [*sampler.times[1:], 0.0], strict=True):
+        assert (row.remask > 0) == (t_on >= row.time > t_off)
+        masks = masks * (1 - row.reveal) + (1 - masks) * row.remask
+        if s > t_on:
+            alpha = held * (1 - schedule((s - t_on) / (1 - t_on)))
+        else:
+            alpha = held if s > t_off else 1 - (1 - held) * schedule(s / t_off) if s else 1
+        assert masks == pytest.approx(1 - alpha)
+    assert [row.remask for row in sampler.table.rows if row.remask] == pytest.approx([0.25] * 4)  # (1 - 0.8) / 0.8
+    plain = nf.samplers.remdm(steps=10, mask_id=MASK, eta=0.3)
+    late = nf.samplers.remdm(steps=10, mask_id=MASK, eta=0.3, t_on=0.5)
+    assert [row.remask for row in late.table.rows] == [0.0] * 5 + [row.remask for row in plain.table.rows[5:]]
 
 
 def test_d3pm_is_the_papers_posterior():
@@ -330,7 +351,7 @@ def test_a_step_says_its_log_probability(name):
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 @pytest.mark.parametrize("name", BY_CHANCE)
-def test_gradients_of_log_probabilities(name, temperature):
+def test_gradients_of_log_probabilities(torch, name, temperature):
     v = 5
     table = ALL[name].table
     small = type(ALL[name])(
@@ -379,7 +400,7 @@ def test_resumed_and_sharded_runs_are_the_whole_run(name):
 
 
 @pytest.mark.parametrize("name", ["mdlm-mask", "d3pm-uniform", "llada-mask"])
-def test_tensors_in_tensors_out(name):
+def test_tensors_in_tensors_out(torch, name):
     sampler, model = ALL[name], model_for(ALL[name])
 
     def network(x, t):
@@ -477,6 +498,8 @@ ROWS = (nf.TokenRow(time=1.0, reveal=1.0),)
             "multiple of the 2 blocks",
         ),
         (lambda: nf.samplers.llada(steps=4, mask_id=9, length=8, block_length=3), ValueError, "divides length = 8"),
+        (lambda: nf.samplers.remdm(steps=4, mask_id=9, t_on=0.2, t_off=0.5), ValueError, "expected t_off < t_on"),
+        (lambda: nf.samplers.remdm(steps=4, mask_id=9, loop=0.9), ValueError, "loop = 0.9: expected 0 < loop < 1 and"),
         (lambda: nf.samplers.remdm(steps=4, mask_id=9, eta=2), ValueError, "eta = 2: expected a number from 0 to 1"),
         (lambda: nf.samplers.sedd(steps=4, mask_id=9, schedule=SCHEDULE), ValueError, "where sigma is infinite"),
         (lambda: nf.samplers.llada(steps=1, mask_id=MASK).log_prob(0, X, ZEROS, X), ValueError, "no density at 0"),
@@ -576,7 +599,7 @@ def test_what_a_pair_forbids_stays_forbidden():
                 assert sampler.step(0, X * 0 + 3, pair, NOISE).tolist() == [[1, 1]]
 
 
-def test_what_a_pair_of_tensors_forbids_stays_forbidden():
+def test_what_a_pair_of_tensors_forbids_stays_forbidden(torch):
     """Seen to fail: the log-probability was a NaN, and so was the gradient."""
     sampler = nf.samplers.llada(steps=1, mask_id=3, cfg_scale=1.5, temperature=1.0)
     u = torch.tensor([[[0.5, 0.25, -np.inf], [-np.inf, 1.0, -np.inf]]], requires_grad=True)
@@ -608,7 +631,7 @@ def test_logits_of_a_prompt_are_not_looked_at():
     assert np.isfinite(likely).all()
 
 
-def test_log_probabilities_are_differentiable_once():
+def test_log_probabilities_are_differentiable_once(torch):
     """Seen to fail: a second derivative was left out, as if it were 0."""
     logits = torch.zeros(1, 2, 2, requires_grad=True)
     found = MDLM.log_prob(0, torch.from_numpy(X), logits, torch.from_numpy(X * 0)).sum()

@@ -7,7 +7,6 @@ its tokens; words of stream 0; w and w' swapped in `uniform_tokens`; ids not loo
 
 import numpy as np
 import pytest
-import torch
 
 import noisefuse as nf
 from conftest import NATIVE, NUMBA, using
@@ -157,7 +156,7 @@ def test_transitions_follow_their_matrix():
 
 
 @pytest.mark.parametrize("dtype", ["int64", "int32", "uint8", "uint16"])
-def test_tensors_in_tensors_out(dtype):
+def test_tensors_in_tensors_out(torch, dtype):
     ids = ids_of(3, 40, dtype=dtype)
     tensor = torch.from_numpy(ids.copy())
     p = torch.tensor([0.25, 0.5, 0.75])

@@ -6,7 +6,6 @@ Seen to fail: the prompt left unmasked in the second call.
 
 import numpy as np
 import pytest
-import torch
 
 import noisefuse as nf
 from noisefuse.interop.llada import generate
@@ -36,7 +35,7 @@ def test_it_is_the_sampler():
     assert (whole < V).all()
 
 
-def test_tensors_and_objects_with_logits():
+def test_tensors_and_objects_with_logits(torch):
     class Answer:
         def __init__(self, logits):
             self.logits = logits
@@ -68,3 +67,24 @@ def test_a_seed_for_each_request():
             assert np.array_equal(generate(model, PROMPT[b : b + 1], seeds[b], **OPTIONS, **options), whole[b : b + 1])
         with pytest.raises(TypeError, match="noise: expected a Noise for temperature"):
             generate(model, PROMPT, **OPTIONS, **options)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "error", "words"),
+    [
+        (PROMPT[0], {}, ValueError, r"prompt: expected ids \(B, L\), got shape \(5,\)"),
+        (PROMPT[None], {}, ValueError, r"prompt: expected ids \(B, L\), got shape \(1, 2, 5\)"),
+        (None, {}, ValueError, r"prompt: expected ids \(B, L\), got shape \(\)"),
+        (PROMPT.astype(float), {}, TypeError, "dtype float64: expected one of int64"),
+        (PROMPT.astype("uint8"), {"mask_id": 126336}, OverflowError, "mask_id = 126336: does not fit ids of uint8"),
+    ],
+)
+def test_wrong_arguments(prompt, options, error, words):
+    """Seen to fail: NumPy's words for axes and numbers that do not fit."""
+    with pytest.raises(error, match=words):
+        generate(model, prompt, **OPTIONS | options)
+
+
+def test_a_model_is_called():
+    with pytest.raises(TypeError, match="model: expected a function, or a network, of ids, got NoneType"):
+        generate(None, PROMPT, **OPTIONS)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The errors of modules whose library is missing. Seen to fail: bare imports, without `needs`."""
+"""The errors of modules whose library is missing.
+
+Seen to fail: bare imports, without `needs`; a part of `k_diffusion`, imported first, that named itself.
+"""
 
 import re
 import sys
@@ -49,8 +52,9 @@ def without(monkeypatch):
     """Forgets a module of `interop`, and that a library is installed."""
 
     def forget(module, library):
-        monkeypatch.delitem(sys.modules, f"noisefuse.interop.{module}", raising=False)
-        monkeypatch.delitem(vars(nf.interop), module, raising=False)
+        for one in (module, "dpm_adaptive"):  # which k_diffusion imports
+            monkeypatch.delitem(sys.modules, f"noisefuse.interop.{one}", raising=False)
+            monkeypatch.delitem(vars(nf.interop), one, raising=False)
         monkeypatch.delitem(sys.modules, library, raising=False)
         monkeypatch.setattr(sys, "meta_path", [Lacking(library), *sys.meta_path])
 

@@ -103,6 +103,8 @@ def test_tensors(reduction):
     numbers = {**options, "weight": w.numpy()}
     bare = nf.interpolate_loss(pred.numpy(), x0.numpy(), x1.numpy(), t.numpy(), *given[3:], **numbers, grad_out=True)
     assert np.array_equal(bare[1], gradient.numpy())
+    with pytest.raises(NotImplementedError, match="once: create_graph"):  # seen to fail: a second derivative of 0
+        torch.autograd.grad(nf.interpolate_loss(watched, *given, **options).sum(), watched, create_graph=True)
     with pytest.raises(ValueError, match="grad_out: autograd makes the gradient itself"):
         nf.interpolate_loss(watched, *given, **options, grad_out=True)
     with pytest.raises(NotImplementedError, match="x1: gradients with respect to it are not computed"):

@@ -33,10 +33,11 @@ from ..ground.docstrings import Shared, documented
 from ..ground.needs import needs
 from ..noise import SAMPLER, at_row, each, names_of
 from ..tableau import Tableau
-from . import dpm_adaptive
 
 with needs(__name__, "torch"):
     import torch
+
+    from . import dpm_adaptive
 
 __all__ = [
     "MENU",

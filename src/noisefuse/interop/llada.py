@@ -65,8 +65,13 @@ def generate(
         if temperature or remasking == "random":
             raise TypeError(f"noise: expected a Noise for temperature {temperature} and {remasking!r}, got None")
         noise = Noise(0)  # nothing is drawn
-    library, ids = library_for(prompt), library_for(prompt).to_numpy(prompt)
-    masks = np.full((len(ids), gen_length), mask_id, ids.dtype)
+    if not callable(model):
+        raise TypeError(f"model: expected a function, or a network, of ids, got {type(model).__name__}")
+    library = library_for(prompt)
+    ids = np.asarray(library.to_numpy(prompt))
+    if ids.ndim != 2:
+        raise ValueError(f"prompt: expected ids (B, L), got shape {ids.shape}")
+    masks = sampler.start((len(ids), gen_length), dtype=ids.dtype.name)
     x = np.concatenate([ids, masks], axis=1)
     given = ids.shape[1]
 

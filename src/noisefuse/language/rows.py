@@ -37,6 +37,7 @@ ROW = layout(np.float64)
 
 NAMES = tuple(f"{group}.{name}" for group in ROW.names or () for name in ROW[group].names or ())
 COLUMNS = len(NAMES)
+_NUMBER = {name: number for number, name in enumerate(NAMES)}
 CLEAN, LOW, HIGH = (NAMES.index(f"clean.{name}") for name in ("k", "lo", "hi"))
 AFFINE = tuple(NAMES.index(f"{output}.k") for output in OUTPUTS)  # the constant of each output's linear combination
 
@@ -78,7 +79,7 @@ class Rows:
     def of(cls, columns: Mapping[str, npt.ArrayLike], flags: int = 0) -> Rows:
         """Makes rows of active columns, by names such as out.x. A column is one number or one for each row."""
         table = np.zeros((max(np.size(c) for c in columns.values()), COLUMNS))
-        numbers = [NAMES.index(name) for name in columns]
+        numbers = [_NUMBER[name] for name in columns]
         for number, values in zip(numbers, columns.values(), strict=True):
             table[:, number] = values
         return cls(table, sum(1 << number for number in numbers) | flags)

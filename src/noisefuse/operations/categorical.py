@@ -52,6 +52,7 @@ class Partial:
         vocabulary: how many the whole vocabulary has.
         info: what the whole's result is to have.
         temperature: float64, () or (B,).
+        noise: the keys that it drew with.
         parts: its scores and sums.
     """
 
@@ -61,6 +62,7 @@ class Partial:
     vocabulary: int
     info: tuple[str, ...]
     temperature: NDArray[np.float64]
+    noise: tuple[Noise, ...]
     parts: Parts
 
 
@@ -190,7 +192,7 @@ def categorical(
     )  # fmt: skip
     _run(call, rows)
     if parts is not None:
-        return Partial(token, first, n, vocabulary, wanted, settings[0], parts)
+        return Partial(token, first, n, vocabulary, wanted, settings[0], names, parts)
     return (token, made) if wanted else token
 
 
@@ -216,7 +218,7 @@ def combine(partials: Sequence[Partial], *, dtype: Any = None) -> Any:
     >>> np.array_equal(nf.discrete.combine(each), nf.categorical(logits, noise))
     True
     """
-    partials = tuple(partials)
+    partials = tuple(partials) if isinstance(partials, Iterable) else (partials,)
     for part in partials:
         if not isinstance(part, Partial):
             raise TypeError(f"combine: expected results of categorical(.., partial=True), got {type(part).__name__}")
@@ -235,8 +237,9 @@ def combine(partials: Sequence[Partial], *, dtype: Any = None) -> Any:
             part.token.shape != head.token.shape
             or part.info != head.info
             or not np.array_equal(part.temperature, head.temperature)
+            or part.noise != head.noise
         ):
-            raise ValueError("combine: the parts differ in their rows, their info or their temperature")
+            raise ValueError("combine: the parts differ in their rows, their info, their temperature or their noise")
         next_ += part.n
     if next_ != head.vocabulary:
         raise ValueError(f"combine: expected {head.vocabulary} tokens, got those before {next_}")

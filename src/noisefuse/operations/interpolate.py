@@ -14,6 +14,7 @@ from ..arguments.options import in_one_pass, result_dtype
 from ..arguments.types import Array, NoiseLike
 from ..call.description import Step
 from ..ground.kinds import library_for, library_of
+from ..language.families import lie_within
 from ..language.levels import FLOATS, levels_of
 from ..language.rows import M1, Rows, X, Z
 from ..noise import FIELD, got, is_tracer
@@ -119,7 +120,7 @@ def _at(t: Any, shape: tuple[int, ...]) -> tuple[Any, Index]:
     if times.dtype.kind != "f":
         raise TypeError(f"t: expected floats from 0 to 1, got {times.dtype}")
     times = times.astype(np.float64)
-    if not ((times >= 0) & (times <= 1)).all():
+    if not lie_within(times, 0, 1):
         wrong = times[~((times >= 0) & (times <= 1))][0]
         raise ValueError(f"t: expected times from 0 to 1, got {wrong}")
     return times, Index(np.arange(len(times)), segment)

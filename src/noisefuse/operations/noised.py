@@ -100,8 +100,10 @@ def level_rows(alpha: Any, sigma: Any, shape: tuple[int, ...], target: Target | 
         most = max(most, len(flat))
     if {len(flat) for flat, _ in columns} - {1, most}:
         raise ValueError(f"alpha, sigma: expected one shape, got {np.shape(alpha)} and {np.shape(sigma)}")
-    full = [np.broadcast_to(flat, most) for flat, _ in columns]
-    return forward(full[0], full[1], target), Index(np.arange(most), min(segment for _, segment in columns))
+    (of_x0, _), (of_noise, _) = columns
+    if len(of_x0) != len(of_noise):
+        of_x0, of_noise = np.broadcast_to(of_x0, most), np.broadcast_to(of_noise, most)
+    return forward(of_x0, of_noise, target), Index(np.arange(most), min(segment for _, segment in columns))
 
 
 def noised_call(

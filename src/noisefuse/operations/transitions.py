@@ -8,7 +8,6 @@ another, and decimal powers.
 from __future__ import annotations
 
 import math
-from decimal import Context, Decimal
 from functools import lru_cache
 
 import numpy as np
@@ -88,5 +87,7 @@ def _together(gamma: float, *peaks: float) -> NDArray[np.void]:
 @lru_cache(8)
 def _light(gamma: float) -> NDArray[np.float64]:
     """Returns (n / 510)^gamma, n = 0 .. 511. Mathematical libraries' powers differ in the last place."""
+    from decimal import Context, Decimal  # a millisecond
+
     digits = Context(28)  # it does not depend on the caller's context
     return np.array([float(digits.power(digits.divide(n, 510), Decimal(gamma))) for n in range(512)])

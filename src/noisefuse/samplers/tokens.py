@@ -132,16 +132,21 @@ def mdlm(
 @_sampler
 def remdm(
     steps: Steps, *, mask_id: int, schedule: MaskSchedule = _LINEAR, eta: float = 0.1,
-    variant: Literal["cap", "rescale"] = "cap", temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+    variant: Literal["cap", "rescale"] = "cap", t_on: float = 1.0, t_off: float = 0.0, loop: float | None = None,
+    temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
 ) -> TokenTable:  # fmt: skip
     """Masked diffusion that masks tokens again: a token becomes the mask with probability sigma, and a mask its drawn
     token with probability (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), so that the marginals stay (Wang et al.
-    2025, "Remasking discrete diffusion models with inference-time scaling", equations 6 and 7, section 4.1).
+    2025, "Remasking discrete diffusion models with inference-time scaling", equations 6 and 7, section 4).
 
     Args:
         eta: from 0, which is `mdlm`, to 1: how many tokens become masks again.
         variant: chooses sigma by its greatest, min(1, (1 - alpha_s) / alpha_t): "cap": min(eta, greatest), "rescale":
             eta greatest.
+        t_on, t_off: masks are set again from time t_on until t_off, at t_on >= t > t_off: equation 10, the paper's
+            ReMDM-switch.
+        loop: alpha stays at this number from t_on until t_off, and takes the schedule's course before and after, in the
+            time that is left: ReMDM-loop. The paper has 0.9 from 0.55 to 0.05 with eta = 0.02.
 
     >>> print(nf.samplers.remdm(steps=2, mask_id=9, eta=0.5))
     DiscreteSampler(remdm, 2 rows)
@@ -150,11 +155,25 @@ def remdm(
     """
     if variant not in ("cap", "rescale"):
         raise ValueError(f"variant = {variant!r}: expected 'cap' or 'rescale'")
-    eta, rows = _share("eta", eta), []
+    eta, t_on, t_off, rows = _share("eta", eta), _share("t_on", t_on), _share("t_off", t_off), []
+    if not t_off < t_on:
+        raise ValueError(f"t_on = {t_on}, t_off = {t_off}: expected t_off < t_on, as time goes down")
+    if loop is not None:
+        loop = _share("loop", loop)
+        if not (0 < loop < 1 and t_off > 0 and t_on < 1):
+            raise ValueError(f"loop = {loop}: expected 0 < loop < 1 and 0 < t_off < t_on < 1, got {t_off} and {t_on}")
+
+    def alpha(t: float) -> float:
+        if loop is None:
+            return 1 - _hidden(schedule, t)
+        if t > t_on:
+            return loop * (1 - _hidden(schedule, (t - t_on) / (1 - t_on)))
+        return loop if t > t_off else 1 - (1 - loop) * _hidden(schedule, t / t_off)
+
     for t, s in _spans(steps):
-        alpha_t, alpha_s = 1 - _hidden(schedule, t), 1 - _hidden(schedule, s)
+        alpha_t, alpha_s = alpha(t), alpha(s)
         most = min(1.0, (1 - alpha_s) / alpha_t) if alpha_t > 0 else 1.0
-        sigma = (min(eta, most) if variant == "cap" else eta * most) if s > 0 else 0.0
+        sigma = (min(eta, most) if variant == "cap" else eta * most) if s > 0 and t_on >= t > t_off else 0.0
         reveal = min(1.0, (alpha_s - (1 - sigma) * alpha_t) / (1 - alpha_t))
         rows.append(TokenRow(time=t, reveal=reveal, remask=sigma))
     return TokenTable("remdm", tuple(rows), mask_id, temperature=temperature, top_k=top_k, top_p=top_p)

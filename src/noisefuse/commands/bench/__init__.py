@@ -16,13 +16,14 @@ import noisefuse as nf
 
 from ...arguments.arrays import float_dtype
 from ..shared import Progress, busy, check_writable
-from .contenders import OPERATIONS, Case
+from .contenders import CONTENDERS, OPERATIONS, Case, name_missing
 from .contenders import contenders as libraries
 from .results import Records, Result, record, report, stored
 from .timing import Device, Timing, interleaved, machine
 
 
 def cpu() -> Device:
+    name_missing(CONTENDERS)
     sizes = ((1, 16, 7), (64, 3, 32, 32), (256, 3, 128, 128))
     dtypes = ("float32", "float64", "float16", "uint8")
     return Device(machine(), OPERATIONS, sizes, dtypes, libraries, threads=nf.info()["threads"])

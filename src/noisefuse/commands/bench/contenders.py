@@ -10,10 +10,12 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -311,6 +313,17 @@ RIVALS = {
     "JAX": "jax.jit, on all processors",
     "MKL": "its normals alone, one thread",
 }
+LIBRARIES = {  # that rivals need; MKL is none of Python's modules
+    "numba": "numba", "LLaDA": "torch", "torch": "torch", "eager": "torch", "torch.compile": "torch",
+    "albumentations": "albumentations", "torchvision": "torchvision", "JAX": "jax",
+}  # fmt: skip
+
+
+def name_missing(rivals: Iterable[str]) -> None:
+    """Says on stderr which libraries are not installed, and so have no figures."""
+    needed = sorted({LIBRARIES[name] for name in rivals if name in LIBRARIES})
+    if missing := [library for library in needed if find_spec(library) is None]:
+        print(f"noisefuse bench: not installed, and so left out: {', '.join(missing)}", file=sys.stderr)
 
 
 def contenders(

@@ -7,7 +7,6 @@ each in torch as its users write it.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import cached_property, partial
 from importlib import import_module
@@ -18,7 +17,7 @@ import numpy as np
 
 import noisefuse as nf
 
-from .contenders import Array, Call, Case, contenders
+from .contenders import Array, Call, Case, contenders, name_missing
 from .timing import Device, machine
 
 OF_IDS = ("q_mask", "q_uniform")
@@ -62,8 +61,7 @@ class Tokens(Case):
 
 def device() -> Device:
     """Times one thread, torch's too, if nothing else is asked for."""
-    if find_spec("torch") is None:
-        print("noisefuse bench: torch is not installed, and so its rivals are left out", file=sys.stderr)
+    name_missing(CONTENDERS)
     bfloat16 = ("bfloat16",) * (find_spec("ml_dtypes") is not None)
     return Device(
         machine(), OPERATIONS, ((64, 4096), (1, 8, 32_000), (1024, 16_384), (1, 128, 126_464)),

@@ -256,7 +256,7 @@ def parts(numbers: int, seed: int, kinds: tuple[tuple[str, str], ...] = KINDS) -
         yield Part(f"{draw} {dtype}", whole.n, [*whole.values(random)], time.perf_counter() - begun, again=True)
     start = time.perf_counter()
     n, values = gram(share, random)
-    yield Part("names one bit apart", n, values, time.perf_counter() - start)
+    yield Part("keys one bit apart", n, values, time.perf_counter() - start)
 
 
 def uniformity(values: list[Value]) -> float:

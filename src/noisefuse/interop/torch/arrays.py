@@ -150,12 +150,6 @@ def memory(name: str, tensor: Tensor, place: torch.device) -> Any:
         raise _no_memory(name) from error
 
 
-def as_memory(x: Tensor) -> Any:
-    """Returns NumPy's view of a CPU tensor of any dtype that NumPy has, without its gradient."""
-    x = x.detach().resolve_neg()
-    return x.view(torch.int16).numpy().view(_numpy_dtype(x)) if x.dtype == torch.bfloat16 else x.numpy()
-
-
 def need_memory(name: str, x: object) -> None:
     """Raises an error for tensors of torch.func. torch unwraps them in the forward pass, but not in the backward
     pass."""

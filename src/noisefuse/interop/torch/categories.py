@@ -12,7 +12,7 @@ from torch import Tensor
 
 import noisefuse as nf
 
-from .arrays import CPU, as_tensor, checked, is_copied, memory, need_memory, need_plain, place_of, read, write
+from .arrays import CPU, as_tensor, checked, memory, need_memory, need_plain, place_of, read, write
 from .graph import (
     OnceDifferentiable,
     carries,
@@ -94,8 +94,9 @@ def _read(name: str, value: Any) -> Any:
         return value
     need_plain(name, value)
     need_no_gradient(**{name: value})
+    place_of(name, value)
     value = value.detach().cpu()
-    return (value.float() if is_copied(value) else value).numpy()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
 
 
 def _written(out: Any) -> Any:
@@ -140,7 +141,9 @@ def masked_cross_entropy(
     if grad_out is not None and (watched or is_compiling()):
         raise ValueError("grad_out: autograd makes the gradient itself: call backward(), or use torch.no_grad()")
     given = {"logits": logits, "ids": ids, "masked": masked, "weight": weight}
-    given = {name: torch.as_tensor(x) for name, x in given.items() if x is not None}
+    # The caller may overwrite an array before the backward pass.
+    make = torch.tensor if watched and not is_compiling() else torch.as_tensor
+    given = {name: x if isinstance(x, Tensor) else make(x) for name, x in given.items() if x is not None}
     fields = None, "masked_cross_entropy", (("reduction", reduction),), tuple(given), 1
     if is_compiling():
         return compiled(CrossEntropy, fields, 0, tuple(given.values()), None)[0]
@@ -168,14 +171,14 @@ class CrossEntropy(OnceDifferentiable):
     def value(self, tensors: Sequence[Any], upstream: Any = 1.0, grad_out: Any = None) -> tuple[Tensor, Any]:
         """Returns the loss, and its gradient if it is wanted (True: as a new tensor)."""
         logits, place = tensors[0], _place(tensors[0], self.name)
+        values = read("logits", logits, place)
         given = {name: _read(name, x) for name, x in zip(self.slots, tensors, strict=True) if name != "logits"}
         written_to = (
             grad_out if grad_out is None or grad_out is True else write("grad_out", grad_out, place, logits.dtype)
         )
         found = nf.masked_cross_entropy(
-            read("logits", logits, place), **given, **dict(self.options), upstream=_read("upstream", upstream),
-            grad_out=written_to,
-        )  # fmt: skip
+            values, **given, **dict(self.options), upstream=_read("upstream", upstream), grad_out=written_to
+        )
         loss, gradient = (found, None) if grad_out is None else found
         if gradient is not None:
             gradient = as_tensor(gradient, None if grad_out is True else grad_out, logits.dtype)

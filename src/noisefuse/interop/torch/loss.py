@@ -113,8 +113,9 @@ class _OfPath(torch.autograd.Function):
         return made
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():
+            raise NotImplementedError("interpolate_loss is differentiable once: create_graph=True is not supported")
         (gradient,) = ctx.saved_tensors
         return gradient * upstream.reshape(upstream.shape + (1,) * (gradient.ndim - upstream.ndim)), None, None
 

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...discrete_sampler import guided
-from .arrays import as_memory, as_tensor, need_plain
+from .arrays import CPU, as_tensor, memory, need_plain
 from .internals import is_compiling, untraced
 
 
@@ -30,7 +29,7 @@ def through(function: Any, *arguments: Any, **options: Any) -> Any:
         if not x.is_cpu:
             message = f"{function.__name__}: expected tensors on the CPU, got one on {x.device}; copy it there first"
             raise NotImplementedError(message)
-        given.append((as_memory(x), x))
+        given.append((memory(function.__name__, x.detach().resolve_neg(), CPU), x))
         return given[-1][0]
 
     def outward(result: Any) -> Any:
@@ -77,7 +76,7 @@ class _LogProb(torch.autograd.Function):
 def token_log_prob(sampler: Any, i: int, x: Tensor, logits: Any, x_next: Any, where: Any) -> Tensor:
     if isinstance(logits, tuple):
         u, c = (one.float() for one in logits)
-        logits = guided(u, c, sampler.table.guidance, torch.where)
+        logits = sampler.guided(u, c, torch.where)
         sampler = type(sampler)(replace(sampler.table, guidance=0.0))
     apply: Any = _LogProb.apply
     found: Tensor = apply(logits, sampler, i, x, x_next, where)
