@@ -883,6 +883,7 @@ def test_what_is_wrong_is_said_where_it_is_traced():
             "t: JAX traces it; expected JAX's arrays",
             lambda: jax.jit(lambda t: nf.q_sample(X, t, LINEAR, N))(1),
         ),
+        (TypeError, "guidance_scale: JAX traces it", lambda: jax.jit(lambda w: _guided(x, w))(3.0)),
         (TypeError, "seed: expected a number that is known", lambda: jax.jit(lambda s: Noise(s).seed)(3)),
         (TypeError, r"wrap_key_data makes one of a PRNGKey", lambda: Noise.from_key(jax.random.PRNGKey(1))),
         (NotImplementedError, "lax.stop_gradient", lambda: jax.grad(lambda y: _loss(x, y))(x)),
@@ -898,6 +899,10 @@ THRESHOLD = nf.samplers.ddpm(LINEAR, steps=3, clip=nf.samplers.Threshold(0.9, 2.
 
 def test_dynamic_thresholds_in_eager_code():
     assert equal(THRESHOLD.step(0, jnp.asarray(X), jnp.asarray(M), N), THRESHOLD.step(0, X, M, N))
+
+
+def _guided(x, scale):
+    return nf.samplers.ddim(LINEAR, steps=3).step(0, x, (x, x), N, guidance_scale=scale)
 
 
 def _loss(pred, x0):
