@@ -301,7 +301,7 @@ def test_guidance_mixes_a_pair():
         sampler.step(0, sampler.start((2, 3)), u, NOISE)
 
 
-def test_a_pair_of_tensors_is_guided():
+def test_a_pair_of_tensors_is_guided(torch):
     """Seen to fail: the pair reached NumPy's code as tensors, and was refused."""
     u, c = (torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(k)) for k in range(2))
     sampler = nf.samplers.llada(steps=2, mask_id=5, cfg_scale=1.5)
@@ -448,11 +448,6 @@ ROWS = (nf.TokenRow(time=1.0, reveal=1.0),)
         ),
         (lambda: MDLM.step(0, X, ZEROS.astype(int), NOISE), TypeError, "logits: dtype int64 is not supported"),
         (lambda: MDLM.step(0, X, ZEROS.tolist(), NOISE), TypeError, "logits: expected an array of x's kind, got list"),
-        (
-            lambda: MDLM.step(0, X, torch.from_numpy(ZEROS), NOISE),
-            TypeError,
-            "as x is one, got Tensor; for a network in torch give device= or x as a Tensor",
-        ),
         (lambda: MDLM.step(0, X, ZEROS, 7), TypeError, "noise: expected a Noise"),
         (lambda: MDLM.step(0, X, ZEROS, NOISE.at(stream=64)), ValueError, "takes stream 0, got 64"),
         (lambda: MDLM.step(0, X, ZEROS, NOISE.window((4,), (0,))), ValueError, "got a noise with a window"),
@@ -597,6 +592,11 @@ def test_what_a_pair_forbids_stays_forbidden():
             assert sampler.step(0, X * 0 + 3, (logits, logits), NOISE).tolist() == [[0, 1]]
             for pair in ((logits, further), (further, logits)):
                 assert sampler.step(0, X * 0 + 3, pair, NOISE).tolist() == [[1, 1]]
+
+
+def test_logits_of_torch_beside_tokens_of_numpy(torch):
+    with pytest.raises(TypeError, match="for a network in torch give device= or x as a Tensor"):
+        MDLM.step(0, X, torch.from_numpy(ZEROS), NOISE)
 
 
 def test_what_a_pair_of_tensors_forbids_stays_forbidden(torch):
