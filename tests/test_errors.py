@@ -124,6 +124,10 @@ ROWS = {
         ValueError, r"t.*\(4, 6\).*\(4, 6, 2\)", lambda o: q_sample(x(), np.ones((4, 6, 2), int), S, N, **o)
     ),
     "time outside": (ValueError, r"t.*\[0, 1\].*flow.*1\.5", lambda o: q_sample(x(), 1.5, Schedule.flow(10), N, **o)),
+    "time an index in floats": (
+        ValueError, r"t must be in \[0, 1\], .* \(an index is an integer\); got t\[0\] = 9",
+        lambda o: q_sample(x(), 9.0, Schedule.flow(10), N, **o),
+    ),
     "time NaN": (ValueError, r"t.*nan", lambda o: q_sample(x(), NAN, Schedule.flow(10), N, **o)),
     "q_step: t too large": (IndexError, r"t = 10 .*t < 10", lambda o: q_step(x(), 10, S, N, **o)),
     "q_step: t a float": (
@@ -168,15 +172,15 @@ ROWS = {
         lambda o: randn((4, 6), None, **o),
     ),
     "noise a generator": (
-        TypeError, r"noise: .*, got Generator: a noise is a name and not a state, such as Noise\(seed\)",
+        TypeError, r"noise: .*, got Generator: a noise is a key and not a state, such as Noise\(seed\)",
         lambda o: q_sample(x(), 1, S, np.random.default_rng(0), **o),
     ),
     "randn: noise a generator": (
-        TypeError, r"noise: .*, got RandomState: a noise is a name",
+        TypeError, r"noise: .*, got RandomState: a noise is a key",
         lambda o: randn((4, 6), np.random.RandomState(0), **o),
     ),
     "noise a list of generators": (
-        TypeError, r"noise\[1\]: expected a Noise, got Generator: a noise is a name",
+        TypeError, r"noise\[1\]: expected a Noise, got Generator: a noise is a key",
         lambda o: q_sample(x(), 1, S, [N, np.random.default_rng(0)], **o),
     ),
     "noise a bool": (TypeError, "noise: expected .* got bool", lambda o: randn((4, 6), True, **o)),
@@ -204,6 +208,10 @@ ROWS = {
     ),
     "too few ids": (ValueError, r"noise.*3 sample ids.*4", lambda o: q_sample(x(), 1, S, N.at(sample=[1, 2, 3]), **o)),
     "too many ids": (ValueError, r"noise.*5 sample ids.*4", lambda o: q_sample(x(), 1, S, N.at(sample=range(5)), **o)),
+    "ids of text": (
+        TypeError, r"sample: expected .* of shape \(2,\); augment\.sample_id makes an id of a str",
+        lambda o: q_sample(x(), 1, S, N.at(sample=["a.png", "b.png"]), **o),
+    ),
     "stream taken": (ValueError, r"noise.*stream 0.*got 2", lambda o: q_step(x(), 1, S, N.at(stream=2), **o)),
     "q_walk: stream taken": (ValueError, r"noise.*stream 0.*got 1", lambda o: q_walk(x(), S, N.at(stream=1), **o)),
     "window too small": (

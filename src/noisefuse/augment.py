@@ -551,6 +551,9 @@ def prepare(
         given |= {"noise_std": noise_std, "t": t, "schedule": schedule, "dtype": dtype, "out": out}
         return prepare(images, noise=noise, **given)
     batch, channels = shape[0] if batched else 1, shape[-1]
+    if shape[-3] in (1, 3, 4) and min(shape[-2:]) >= 16:
+        what = f"images: shape {tuple(shape)} is taken for images of {channels} channels, which are last"
+        warn_once("channels", f"{what}; move yours there, such as images.movedim(-3, -1)")
     gain, shift = _normalisation(scale, scale_mean, scale_std, channels)
     strength, alpha, times = _numbers("noise_std", noise_std), np.ones(1), None
     if (t is None) != (schedule is None) or (t is not None and strength.any()):
@@ -582,7 +585,8 @@ def _normalisation(scale: float, mean: ArrayLike, std: ArrayLike, channels: int)
     columns = {name: _numbers(name, numbers) for name, numbers in given.items()}
     for name, values in columns.items():
         if values.shape not in ((), (channels,)):
-            raise ValueError(f"{name}: expected a number or one for each of {channels} channels, got {values.shape}")
+            wanted = f"a number or one for each of {channels} channels, which are last"
+            raise ValueError(f"{name}: expected {wanted}, got {values.shape}")
     if not columns["scale_std"].all():
         raise ValueError(f"scale_std = {std!r}: expected numbers other than 0")
     return columns["scale"] / columns["scale_std"], -columns["scale_mean"] / columns["scale_std"]
@@ -1015,7 +1019,9 @@ def find_layout(layout: Layout | None, sample: tuple[int, ...], channels: int, n
     if layout is not None or not fits:
         raise ValueError(f"{names}: expected as many channels as samples of shape {sample} have, got {channels}")
     if len(fits) == 2 and len(sample) > 1:
-        raise ValueError(f"layout: samples of shape {sample} may have {channels} channels first or last; say which")
+        raise ValueError(
+            f"layout: samples of shape {sample} may have {channels} channels first or last; pass layout='CHW' or 'HWC'"
+        )
     return fits[0]
 
 

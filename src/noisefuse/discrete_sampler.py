@@ -412,7 +412,11 @@ class DiscreteSampler:
     def _array(self, logits: Any, shape: tuple[int, ...]) -> Any:
         array = host_view("logits", logits)
         if not isinstance(array, np.ndarray):
-            raise TypeError(f"logits: expected an array of x's kind, got {type(logits).__name__}")
+            given = type(logits).__name__
+            if library_of(logits) is not None:
+                hint = f"for a network in torch give device= or x as a {given}"
+                raise TypeError(f"logits: expected a NumPy array, as x is one, got {given}; {hint}")
+            raise TypeError(f"logits: expected an array of x's kind, got {given}")
         if array.dtype.name not in FLOATS:
             raise TypeError(f"logits: dtype {array.dtype} is not supported, expected one of {', '.join(FLOATS)}")
         length = count(array.shape[1:-1]) if array.ndim > 1 else 0

@@ -390,7 +390,7 @@ def got(noise: object) -> str:
         )
     if name not in ("Generator", "RandomState"):
         return name
-    return f"{name}: a noise is a name and not a state, such as Noise(seed) or Noise.from_rng(rng)"
+    return f"{name}: a noise is a key and not a state, such as Noise(seed) or Noise.from_rng(rng)"
 
 
 def listed(noise: Any) -> Sequence[Any]:
@@ -554,6 +554,10 @@ def _checked(name: str, value: SupportsIndex, end: int) -> int:
     try:
         number = operator.index(value)
     except TypeError:
+        if is_tracer(value):
+            raise TypeError(
+                f"{name}: expected a number that is known while JAX traces; trace a step or sample"
+            ) from None
         raise TypeError(f"{name} = {value!r}: expected an integer, got {type(value).__name__}") from None
     if not 0 <= number < end:
         raise OverflowError(f"{name} = {number} is out of range: expected 0 <= {name} < 2^{end.bit_length() - 1}")
@@ -590,7 +594,8 @@ def _ids(sample: int | ArrayLike) -> int | NDArray[np.uint64]:
     if ids.size == 0:
         ids = ids.astype(np.uint64)  # NumPy makes an empty list float
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise TypeError(f"sample: expected an int or integer ids (B,), got {ids.dtype} of shape {ids.shape}")
+        hint = "; augment.sample_id makes an id of a str" if ids.dtype.kind in "UO" else ""
+        raise TypeError(f"sample: expected an int or integer ids (B,), got {ids.dtype} of shape {ids.shape}{hint}")
     copied = ids.astype(np.uint64)  # numbers below 0 become those above 2^63
     if ids.size and copied.item(copied.argmax()) >= SAMPLES:  # for few ids, max takes four times as long
         bad = next(int(i) for i in ids if not 0 <= int(i) < SAMPLES)

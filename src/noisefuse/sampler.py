@@ -900,9 +900,9 @@ class Sampler:
 def _need_log_prob(asked: bool, law: density.Options) -> None:
     for name in law:
         if name not in density.Options.__annotations__:
-            raise TypeError(
-                f"{name}: no such argument; with log_prob there are {', '.join(density.Options.__annotations__)}"
-            )
+            there = "of a whole run it is log_probs=True" if name == "log_prob" else "with log_prob there are "
+            there += "" if name == "log_prob" else ", ".join(density.Options.__annotations__)
+            raise TypeError(f"{name}: no such argument; {there}")
     if law and not asked:
         raise TypeError(f"{', '.join(law)}: given without log_prob=True (of a whole run log_probs=True)")
 

@@ -811,9 +811,8 @@ class Schedule:
         if not lie_within(t, first, min(last, sys.float_info.max)):
             upper = f"{last:g}]" if last < math.inf else "inf)"
             valid = (t >= first) & (t <= last) & np.isfinite(t)
-            _require(
-                valid, "t", t, f"in [{first:g}, {upper}, the time {symbol} of the {self.kind} schedule", ValueError
-            )
+            wanted = f"in [{first:g}, {upper}, the time {symbol} of the {self.kind} schedule (an index is an integer)"
+            _require(valid, "t", t, wanted, ValueError)
         # Python's arithmetic gives one float the same bits, sooner.
         alpha, sigma = at(t if t.ndim else t.item(), **self._parameters)
         return np.asarray(alpha), np.asarray(sigma)

@@ -172,7 +172,7 @@ def test_of_tensors():
         ({"std": np.ones((4, 5))}, ValueError, "expected as many channels as samples .* have, got 5"),
         ({"std": np.ones((4, 3)), "layout": "CHW"}, ValueError, "expected as many channels"),
         ({"std": np.ones((4, 3)), "layout": "WHC"}, ValueError, "layout = 'WHC'"),
-        ({"x": np.zeros((4, 3, 8, 3)), "std": np.ones((4, 3))}, ValueError, "layout: .* say which"),
+        ({"x": np.zeros((4, 3, 8, 3)), "std": np.ones((4, 3))}, ValueError, "layout: .* pass layout='CHW' or 'HWC'"),
         ({"mean": np.inf}, ValueError, "mean = inf"),
         ({"clip": (3, 1)}, ValueError, r"clip = \(3, 1\)"),
         ({"clip": 3}, ValueError, "clip = 3"),

@@ -341,6 +341,12 @@ X = np.zeros((2, 3, 8), np.float32)
         (lambda t: nf.samplers.flow_sde(LINEAR), ValueError, "flow_sde needs a schedule with alpha"),
         (lambda t: nf.samplers.flow_sde(FLOW, 4, window=(2, 9)), ValueError, r"window = \(2, 9\): expected 0 <= beg"),
         (lambda t: nf.samplers.flow_cps(FLOW, 4, noise_level=2), ValueError, "noise_level must be from 0 to 1"),
+        (lambda t: nf.samplers.flow_sde(FLOW, 4, noise_level=[0.7] * 4), TypeError, "noise must be a number, got list"),
+        (
+            lambda t: nf.Sampler(t["flow_sde"]).sample(lambda x, t: x, X, N, log_prob=True),
+            TypeError,
+            "log_prob: no such argument; of a whole run it is log_probs=True",
+        ),
         (lambda t: nf.samplers.dance_sde(FLOW, 4, eta=-1), ValueError, "the level of noise must be at least 0"),
     ],
 )

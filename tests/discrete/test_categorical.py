@@ -455,6 +455,10 @@ BAD = {
         ValueError, "combine: expected tokens from 0",
         lambda o: nf.discrete.combine(iter([nf.categorical(LOGITS, NOISE.window((3, 9096), (0, 4096)), partial=True)])),
     ),
+    "parts without a window": (
+        ValueError, r"got those from 0 on of 4; noise\.window\(\(\.\., V\), \(\.\., first\)\) says where",
+        lambda o: nf.discrete.combine([nf.categorical(LOGITS[..., :4], NOISE, partial=True)] * 2),
+    ),
     "gap": (
         ValueError, "combine: expected tokens from 0",
         lambda o: nf.discrete.combine([nf.categorical(LOGITS, NOISE.window((3, 9096), (0, 4096)), partial=True)]),

@@ -301,6 +301,15 @@ def test_guidance_mixes_a_pair():
         sampler.step(0, sampler.start((2, 3)), u, NOISE)
 
 
+def test_a_pair_of_tensors_is_guided(torch):
+    """Seen to fail: the pair reached NumPy's code as tensors, and was refused."""
+    u, c = (torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(k)) for k in range(2))
+    sampler = nf.samplers.llada(steps=2, mask_id=5, cfg_scale=1.5)
+    x = sampler.sample(lambda x, t: (u, c), torch.full((2, 3), 5), NOISE)
+    assert isinstance(x, torch.Tensor)
+    assert np.array_equal(x, sampler.sample(lambda x, t: (u.numpy(), c.numpy()), (2, 3), NOISE))
+
+
 def test_equal_confidences_go_by_position():
     sampler = nf.samplers.llada(steps=4, mask_id=3)
     x = sampler.start((2, 4))
@@ -583,6 +592,11 @@ def test_what_a_pair_forbids_stays_forbidden():
             assert sampler.step(0, X * 0 + 3, (logits, logits), NOISE).tolist() == [[0, 1]]
             for pair in ((logits, further), (further, logits)):
                 assert sampler.step(0, X * 0 + 3, pair, NOISE).tolist() == [[1, 1]]
+
+
+def test_logits_of_torch_beside_tokens_of_numpy(torch):
+    with pytest.raises(TypeError, match="for a network in torch give device= or x as a Tensor"):
+        MDLM.step(0, X, torch.from_numpy(ZEROS), NOISE)
 
 
 def test_what_a_pair_of_tensors_forbids_stays_forbidden(torch):

@@ -103,7 +103,9 @@ def test_times_may_begin_anywhere():
     assert schedule.alpha[-1] == 0
     assert float(schedule(1.25)[1]) == 0.25
     assert nf.q_sample(X, 1.25, schedule, N).shape == X.shape
-    with pytest.raises(ValueError, match=r"in \[1, 2\], the time t of the late schedule; got t\[0\] = 0.5"):
+    with pytest.raises(
+        ValueError, match=r"in \[1, 2\], the time t of the late schedule \(an index is an integer\); got t\[0\] = 0.5"
+    ):
         nf.q_sample(X, 0.5, schedule, N)
     assert "from 1.0, the cleanest, to 2.0, the noisiest" in repr(schedule)
 

@@ -228,3 +228,23 @@ def test_a_path_of_ones_own():
     assert repr(path) == "Path(square)"
     assert repr(P.stochastic()) == "Path(stochastic, with noise)"
     assert pickle.loads(pickle.dumps(P.linear())) == P.linear()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda x, o: nf.interpolate(x, o, 0.5, P.linear()), TypeError, "x1: expected an array of torch, as x0 is"),
+        (
+            lambda x, o: nf.interpolate(x, x[:2], 0.5, P.linear()),
+            ValueError,
+            r"x1: expected shape \(4, 3\), got \(2, 3",
+        ),
+        (lambda x, o: nf.interpolate(x, x.byte(), 0.5, P.linear()), TypeError, "x1: dtype uint8 is not supported"),
+        (lambda x, o: nf.interpolate(x.byte(), x, 0.5, P.linear()), TypeError, "x0: dtype uint8 is not supported"),
+    ],
+)
+def test_errors_of_tensors_have_the_arguments_names(call, error, message):
+    """Seen to fail: the tensors were named x and model_output."""
+    torch = pytest.importorskip("torch")
+    with pytest.raises(error, match=message):
+        call(torch.zeros(4, 3), np.zeros((4, 3), np.float32))

@@ -153,6 +153,20 @@ def test_an_image_with_channels_first_is_warned_of_once(name, channels):
     assert OTHERS["q_sample"](x).shape == x.shape
 
 
+def test_prepare_warns_once_of_channels_first():
+    """Seen to fail: the columns were taken for channels in silence."""
+    x = image(2, 3, 16, 17)
+    nf.augment.prepare(np.moveaxis(x, 1, -1))
+    nf.augment.prepare(image(2, 3, 5, 17))  # a strip of few rows
+    said = r"images: shape \(2, 3, 16, 17\) is taken for images of 17 channels, which are last; move yours"
+    with pytest.warns(UserWarning, match=said) as seen:
+        nf.augment.prepare(x)
+    assert [each.filename for each in seen] == [__file__]
+    nf.augment.prepare(x)
+    with pytest.raises(ValueError, match="one for each of 17 channels, which are last, got"):
+        nf.augment.prepare(x, scale_mean=[0.5, 0.5, 0.5])
+
+
 def test_a_clip_in_stereo_is_warned_of_once():
     clip, short = (image(2, n, dtype=np.float32) for n in (1000, 999))
     nf.augment.at_snr(short, 3.0, N)

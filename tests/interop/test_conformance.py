@@ -122,5 +122,42 @@ def test_a_library_offers_what_it_is_asked_for():
         nf.interop.Library("mine").q_sample(None)
 
 
+@pytest.mark.parametrize(
+    ("of", "library", "message"),
+    [
+        (Boxed, Boxes, r"library: expected a Library.*, got the class Boxes: pass Boxes\(name\)"),
+        (Boxed, "boxes", "library: expected a Library, or a function that returns one, got boxes"),
+        (Boxes("Boxed"), Boxed, "of: expected a type of arrays, or the name of a module, got Boxes"),
+    ],
+)
+def test_what_is_no_library_is_not_registered(of, library, message):
+    """Seen to fail: it was taken, and the first array raised an error of something else."""
+    with pytest.raises(TypeError, match=message):
+        nf.interop.register(of, library)
+
+
+def test_the_last_registration_holds():
+    """Seen to fail: a type that was seen kept its first library."""
+
+    class Twice(Boxed):
+        pass
+
+    for name in ("first", "second"):
+        nf.interop.register(Twice, Boxes(name))
+        with pytest.raises(TypeError, match=f"arrays of {name} are not written to"):
+            nf.q_sample(Twice(data()), 3, S, N, out=Twice(data()))
+
+
+def test_half_an_adapter_cannot_be_made():
+    """Seen to fail: results were None."""
+
+    class Half(nf.interop.ThroughNumPy):
+        def to_numpy(self, x):
+            return x.inside
+
+    with pytest.raises(TypeError, match=r"abstract method .*from_numpy"):
+        Half("half")
+
+
 def test_augmentation_is_in_the_table():
     assert {name.partition(" ")[0].rstrip(",") for name in AUGMENTED} <= {*nf.augment.__all__}

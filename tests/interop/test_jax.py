@@ -164,6 +164,12 @@ def test_traced_times():
     assert all(map(equal, run(X, times), nf.q_sample(X, times, cosine, N, target="v")))
 
 
+def test_a_float_time_has_no_derivative():
+    """Seen to fail: grad's float is no array and has no `reshape`."""
+    flow, x = nf.Schedule.flow(10), jnp.asarray(X)
+    assert jax.grad(lambda t: nf.q_sample(x, t, flow, N).sum())(0.5) == 0
+
+
 def test_traced_times_beyond_the_schedule_are_its_ends():
     run = jax.jit(lambda x, t: nf.q_step(x, t, LINEAR, N))
     assert equal(run(X, np.array([-3, 0, 999, 5000])), nf.q_step(X, [0, 0, 999, 999], LINEAR, N))
@@ -872,6 +878,14 @@ def test_what_is_wrong_is_said_where_it_is_traced():
         (TypeError, "float64: JAX has it after", lambda: nf.randn(SHAPE, N, dtype=jnp.float64)),
         (TypeError, "shape: expected integers", lambda: jax.jit(lambda n: nf.randn((n, 2), N, dtype=jnp.float32))(3)),
         (TypeError, "fresh entropy", lambda: jax.jit(lambda x: nf.q_sample(x, 1, LINEAR, Noise()))(x)),
+        (
+            TypeError,
+            "t: JAX traces it; expected JAX's arrays",
+            lambda: jax.jit(lambda t: nf.q_sample(X, t, LINEAR, N))(1),
+        ),
+        (TypeError, "guidance_scale: JAX traces it", lambda: jax.jit(lambda w: _guided(x, w))(3.0)),
+        (TypeError, "seed: expected a number that is known", lambda: jax.jit(lambda s: Noise(s).seed)(3)),
+        (TypeError, r"wrap_key_data makes one of a PRNGKey", lambda: Noise.from_key(jax.random.PRNGKey(1))),
         (NotImplementedError, "lax.stop_gradient", lambda: jax.grad(lambda y: _loss(x, y))(x)),
         (NotImplementedError, "while JAX traces", lambda: jax.jit(lambda x: THRESHOLD.step(0, x, x, N))(x)),
         (TypeError, "denoised_out", lambda: nf.samplers.ddim(LINEAR, steps=3).step(0, x, x, N, denoised_out=x)),
@@ -885,6 +899,10 @@ THRESHOLD = nf.samplers.ddpm(LINEAR, steps=3, clip=nf.samplers.Threshold(0.9, 2.
 
 def test_dynamic_thresholds_in_eager_code():
     assert equal(THRESHOLD.step(0, jnp.asarray(X), jnp.asarray(M), N), THRESHOLD.step(0, X, M, N))
+
+
+def _guided(x, scale):
+    return nf.samplers.ddim(LINEAR, steps=3).step(0, x, (x, x), N, guidance_scale=scale)
 
 
 def _loss(pred, x0):

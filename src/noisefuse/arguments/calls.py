@@ -101,6 +101,8 @@ WARNED: set[str] = set()
 
 def segments(name: str, t: ArrayLike, shape: tuple[int, ...]) -> tuple[Array, int]:
     """Returns t as a flat array, and how many elements of x each of its entries covers."""
+    if is_tracer(t):
+        raise TypeError(f"{name}: JAX traces it; expected JAX's arrays beside it, jnp.asarray(x)")
     times = as_numbers(name, t)
     if times.size == 0:
         times = times.astype(np.int64)  # NumPy makes an empty list float

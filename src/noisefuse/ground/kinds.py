@@ -159,8 +159,19 @@ def register(of: type | str, library: Library | Callable[[], Library]) -> None:
     Args:
         of: The type, which stands for its subclasses too, or the name of a root module.
         library: The library, or a function that loads it when the first such array is seen.
+
+    Raises:
+        TypeError: `of` is neither a type nor a name, or `library` is neither a library nor a function.
     """
+    if not isinstance(of, type | str):
+        raise TypeError(f"of: expected a type of arrays, or the name of a module, got {type(of).__name__}")
+    if isinstance(library, type) or not (isinstance(library, Library) or callable(library)):
+        kind = f"the class {library.__name__}: pass {library.__name__}(name)" if isinstance(library, type) else library
+        raise TypeError(f"library: expected a Library, or a function that returns one, got {kind}")
     _loaders[of] = (lambda: library) if isinstance(library, Library) else library
+    for seen, found in list(_libraries.items()):
+        if found is not None:  # it is found again, perhaps in this library
+            _libraries.pop(seen, None)
 
 
 def library(root: str) -> Any:

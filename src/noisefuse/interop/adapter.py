@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +21,7 @@ def _through(function: Callable[..., Any]) -> Callable[..., Any]:
     return operation
 
 
-class ThroughNumPy(Library):
+class ThroughNumPy(Library, ABC):
     """A library of arrays whose operations are NumPy's: they run on `to_numpy`'s arrays, and `from_numpy` wraps
     results.
 

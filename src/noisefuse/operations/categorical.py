@@ -136,7 +136,7 @@ def categorical(
             and entropy and margin are those of softmax(logits).
         dtype: the dtype of the tokens, int64 or int32.
         partial: True if the logits are a part of the vocabulary. The result is then a `Partial`, for
-            `discrete.combine`.
+            `discrete.combine`. A part begins and ends at multiples of 4096 tokens, or at the vocabulary's end.
         out: an array of the rows' shape for the tokens.
 
     Returns:
@@ -204,7 +204,7 @@ def combine(partials: Sequence[Partial], *, dtype: Any = None) -> Any:
         dtype: the dtype of the tokens, int64 or int32.
 
     Returns:
-        What `categorical` returns for the whole logits, tokens or (tokens, info).
+        What `categorical` returns for the whole logits, tokens or (tokens, info), as NumPy arrays.
 
     Raises:
         TypeError: an entry is no part.
@@ -231,7 +231,7 @@ def combine(partials: Sequence[Partial], *, dtype: Any = None) -> Any:
         if part.first != next_ or part.vocabulary != head.vocabulary:
             raise ValueError(
                 f"combine: expected tokens from {next_} on of {head.vocabulary}, got those from {part.first} on of "
-                f"{part.vocabulary}"
+                f"{part.vocabulary}; noise.window((.., V), (.., first)) says where a part stands"
             )
         if (
             part.token.shape != head.token.shape

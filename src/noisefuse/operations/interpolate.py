@@ -15,7 +15,7 @@ from ..arguments.types import Array, NoiseLike
 from ..call.description import Step
 from ..ground.kinds import library_for, library_of
 from ..language.families import lie_within
-from ..language.levels import FLOATS
+from ..language.levels import FLOATS, levels_of
 from ..language.rows import M1, Rows, X, Z
 from ..noise import FIELD, got, is_tracer
 from ..paths import Path, PathTarget
@@ -159,6 +159,13 @@ def _of_library(
     """Interpolates arrays of other libraries: noise is drawn, and rows read it."""
     if is_tracer(t):
         raise NotImplementedError("t: expected known times, as a path's functions are NumPy's, got a traced one")
+    if library_of(x1) is not library_of(x0):
+        raise TypeError(f"x1: expected an array of {library_for(x0).name}, as x0 is one, got {type(x1).__name__}")
+    if x1.shape != x0.shape:
+        raise ValueError(f"x1: expected shape {tuple(x0.shape)}, got {tuple(x1.shape)}")
+    for name, array in (("x0", x0), ("x1", x1)):
+        if levels_of(array.dtype):
+            raise TypeError(f"{name}: dtype {levels_of(array.dtype)} is not supported, expected {', '.join(FLOATS)}")
     rows, index = path_rows(path, library_for(t).to_numpy(t), tuple(x0.shape), target)
     table = of_rows(rows, path.name)
     z = None

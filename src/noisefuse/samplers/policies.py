@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeAlias, Unpack
+from typing import SupportsFloat, TypeAlias, Unpack
 
 from ..schedule import Schedule
 from ..tableau import D, Tableau, x, z
@@ -122,7 +122,7 @@ def flow_cps(
     if not 0 <= noise_level <= 1:
         raise ValueError(f"noise_level must be from 0 to 1, got {noise_level}")
     placed = []
-    for (here, there), level in zip(run.pairs, _levels(run, noise_level, window), strict=True):
+    for (here, there), level in zip(run.pairs, _levels("flow_cps", run, noise_level, window), strict=True):
         keep, fresh = there.sigma * math.cos(math.pi * level / 2), there.sigma * math.sin(math.pi * level / 2)
         placed.append(run.row(here, there.alpha * D + keep * run.noise(here) + fresh * z))
     return run.table("flow_cps", placed)
@@ -139,10 +139,8 @@ def _plan(
 
 def _diffused(name: str, run: Plan, level: float, window: Window, rate: Callable[[Node], float]) -> Tableau:
     """Returns rows of dx = (u + s^2 e / (2 sigma)) dsigma + s dw, with s of each row in the window."""
-    if not 0 <= level < math.inf:
-        raise ValueError(f"{name}: the level of noise must be at least 0 and finite, got {level}")
     placed: list[Placed] = []
-    for (here, there), own in zip(run.pairs, _levels(run, level, window), strict=True):
+    for (here, there), own in zip(run.pairs, _levels(name, run, level, window), strict=True):
         down = here.sigma - there.sigma
         if own and down < 0:
             raise ValueError(f"{name}: a step that draws noise goes down, not from {here.sigma:g} to {there.sigma:g}")
@@ -153,8 +151,12 @@ def _diffused(name: str, run: Plan, level: float, window: Window, rate: Callable
     return run.table(name, placed)
 
 
-def _levels(run: Plan, level: float, window: Window) -> list[float]:
-    """Returns the noise level of each row in the window, and 0 outside."""
+def _levels(name: str, run: Plan, level: float, window: Window) -> list[float]:
+    """Returns the checked noise level of each row in the window, and 0 outside."""
+    if not isinstance(level, SupportsFloat):
+        raise TypeError(f"{name}: the level of noise must be a number, got {type(level).__name__}")
+    if not 0 <= level < math.inf:
+        raise ValueError(f"{name}: the level of noise must be at least 0 and finite, got {level}")
     rows = len(run.nodes) - 1
     begin, end = (0, rows) if window is None else window
     if not 0 <= begin <= end <= rows:

@@ -41,6 +41,10 @@ def guided(
     if scale is None or not isinstance(model_output, tuple) or len(model_output) != 2:
         raise TypeError("guidance needs both: model_output=(uncond, cond) and guidance_scale")
     need_plain("guidance_scale", scale)
+    if is_tracer(scale):
+        raise TypeError(
+            "guidance_scale: JAX traces it; expected a number that is known, as it is a part of the program"
+        )
     weights = np.asarray(scale, np.float64)
     if not np.all(np.isfinite(weights)):
         raise ValueError(f"guidance_scale must be finite, got {scale!r}")

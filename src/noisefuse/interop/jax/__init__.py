@@ -94,7 +94,8 @@ def zeros_like(x: Any) -> Any:
 def from_key(key: Any) -> nf.Noise:
     """Does `Noise.from_key`."""
     if not isinstance(key, jax.Array) or not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise TypeError(f"key: expected one of jax.random.key(seed), got {type(key).__name__}")
+        hint = "; jax.random.wrap_key_data makes one of a PRNGKey" if isinstance(key, jax.Array) else ""
+        raise TypeError(f"key: expected one of jax.random.key(seed), got {type(key).__name__}{hint}")
     if is_tracer(key):
         raise TypeError(
             "key: its value is not known while JAX traces: make the Noise before, and use noise.at(step=..)"
@@ -750,7 +751,7 @@ def _rows_at(make: Callable[[Any], Step], call: Step, t: Any) -> tuple[Any, Any]
         return found.table if wide else found.single
 
     shape = jax.ShapeDtypeStruct((t.size, call.rows.table.shape[1]), np.float64 if wide else np.float32)
-    flat = jax.lax.stop_gradient(t).reshape(-1)
+    flat = jnp.asarray(jax.lax.stop_gradient(t)).reshape(-1)  # grad passes a float, not an array
     made = jax.pure_callback(rows, shape, flat, vmap_method="sequential")
     made = jax.lax.optimization_barrier(made)  # XLA's partitioner cannot cut operations that read a callback's results
     return made, np.arange(t.size, dtype=np.int32)

@@ -22,6 +22,8 @@ def through(function: Any, *arguments: Any, **options: Any) -> Any:
     given: list[tuple[Any, Tensor]] = []
 
     def inward(x: Any) -> Any:
+        if type(x) is tuple:  # a pair of logits for guidance
+            return tuple(map(inward, x))
         if not isinstance(x, Tensor):
             return x
         need_plain(function.__name__, x)
