@@ -313,7 +313,7 @@ def test_other_arguments():
         (TypeError, r"aux_out: .* or a number of them, got Tensor", lambda: nf.update(TABLE, 1, X, X, aux_out=X)),
         (TypeError, r"noise\[2\]: expected a Noise, got Tensor", lambda: nf.q_sample(X, 3, S, [N, N, X])),
         (
-            TypeError, r"or else an array of NumPy, .* DLPack, got Generator: a noise is a name",
+            TypeError, r"or else an array of NumPy, .* DLPack, got Generator: a noise is a key",
             lambda: nf.q_sample(X, 3, S, torch.Generator()),
         ),
         (TypeError, r"dtype torch.int64: .*torch.bfloat16$", lambda: nf.randn((3, 4), N, dtype=torch.int64)),
