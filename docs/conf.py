@@ -228,7 +228,7 @@ def name_pages(app, document, content):
 
 
 def join_alternatives(app, document, content):
-    """Of a picture whose alternative text is wrapped: words would be joined where a line ends."""
+    """Puts a space where a picture's alternative text is wrapped. Without it the words beside a line end are joined."""
     content[0] = re.sub(r"!\[[^\]]*\]\(", lambda match: " ".join(match[0].split()), content[0])
 
 

@@ -313,7 +313,7 @@ def test_lines_of_a_body(text, lines):
 
 
 def test_the_package_imports_numpy_and_the_standard_library_alone():
-    """Of that, nothing slow: these three are a tenth of the time. Seen to fail: hashlib for `augment.sample_id`."""
+    """Three slow modules stay out, which take a tenth of the time. Seen to fail: hashlib for `augment.sample_id`."""
     code = """
 import json, sys, numpy
 before = set(sys.modules)

@@ -263,8 +263,7 @@ def _pyramid(x: Array, noise: Names, *, discount: float, levels: int, dtype: Any
     height, width = x.shape[-2:]
     coarser, scale = _levels_of(height, width, levels, discount, real)
     drawn = []
-    for level, (weight, places) in enumerate(coarser, 1):
-        lengths = _halved(height, width, level)
+    for level, (lengths, weight, places) in enumerate(coarser, 1):
         names = each(noise, lambda name: name.at(step=name.step * levels + level, stream=PYRAMID))  # noqa: B023
         coarse = _randn(total[..., : lengths[0], : lengths[1]], names, real)
         drawn.append(Level(coarse.reshape(-1, *lengths), weight, *places))
@@ -278,7 +277,7 @@ _PLANES = 1 << 15  # elements that are added together: they stay in the cache
 
 @lru_cache(4)
 def _levels_of(height: int, width: int, levels: int, discount: float, real: np.dtype[Any]) -> tuple[Any, NDArray[Any]]:
-    """Returns the weight of each coarser level and its places among the whole's, and the scale of the sum."""
+    """Returns the lengths of each coarser level, its weight and its places, and the scale of the sum."""
     variance, coarser = np.ones((height, width)), []
     for level in range(1, levels):
         if max(_halved(height, width, level - 1)) == 1:
@@ -288,7 +287,7 @@ def _levels_of(height: int, width: int, levels: int, discount: float, real: np.d
             (before.astype(np.int32), part.astype(real)) for before, part in map(_between, lengths, (height, width))
         ]
         variance += weight**2 * np.multiply.outer(*map(_squares, lengths, (height, width)))
-        coarser.append((weight, (*places[0], *places[1])))
+        coarser.append((lengths, weight, (*places[0], *places[1])))
     return coarser, (1 / np.sqrt(variance)).astype(real)
 
 

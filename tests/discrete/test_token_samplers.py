@@ -581,7 +581,7 @@ def test_no_samples_and_no_tokens(name):
 
 
 def test_what_a_pair_forbids_stays_forbidden():
-    """Where u or c has -inf, as the mask has to, guidance gives -inf. Seen to fail: -inf - -inf is a NaN, and u alone
+    """Guidance gives -inf where u or c has -inf, as the mask has to. Seen to fail: -inf - -inf is a NaN, and u alone
     with -inf was an error that said NaN."""
     logits = np.array([[[0.5, 0.25, -np.inf], [-np.inf, 1.0, -np.inf]]], np.float32)
     further = np.array([[[-np.inf, 0.25, 2.0], [3.0, -1.0, -np.inf]]], np.float32)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a package shows: modules that are loaded on first use, because they need other libraries, and public names."""
+"""A package shows its public names, and modules that are loaded on first use, because they need other libraries."""
 
 from __future__ import annotations
 
