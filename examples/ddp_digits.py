@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before there is a group, which it would keep: gloo's threads could then crash at the end
 from torch import Tensor
 
 import noisefuse as nf
