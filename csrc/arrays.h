@@ -130,5 +130,17 @@ inline void strides_of(const int64_t* shape, int ndim, int64_t item, bool channe
         if (!channels_last || axis != 1) next(axis);
 }
 
+// Whether results for such an array are channels_last, as those of torch's pointwise operations are.
+inline bool is_channels_last(const int64_t* shape, int ndim, int64_t item, const int64_t* of_array) {
+    if (ndim != 4 && ndim != 5) return false;
+    bool follows[2] = {true, true};  // C's order, channels_last
+    for (const bool last : {false, true}) {
+        int64_t strides[5];
+        strides_of(shape, ndim, item, last, strides);
+        for (int axis = 0; axis < ndim; ++axis) follows[last] &= shape[axis] == 1 || of_array[axis] == strides[axis];
+    }
+    return follows[1] && !follows[0];
+}
+
 }  // namespace
 }  // namespace nf

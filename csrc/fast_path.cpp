@@ -48,16 +48,20 @@ bool lengths(PyObject* given, int64_t* shape, Made& made) {
 PyObject* fast_row(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 11 && n != 12) return PyErr_Format(PyExc_TypeError, "row: expected 11 or 12 arguments, got %zd", n);
     PlainCall plain;
+    plain.turns = true;
     const Call& call = plain.call;
     const int stream = static_cast<int>(PyLong_AsLong(args[6]));
     if (!plain.parse(
             {args[0], args[1], args[2], args[3], args[4], args[5], stream, args[7], args[8], args[9], args[10]}))
         return declined();
     if (!plain.outputs.make(plain.call)) return nullptr;
-    if (n == 11 || args[11] == Py_None) return run_plain(call, run_step) ? plain.outputs.give() : nullptr;
-    const double low = PyFloat_AsDouble(PyTuple_GET_ITEM(args[11], 0)),
-                 high = PyFloat_AsDouble(PyTuple_GET_ITEM(args[11], 1));
-    const auto run = [&](const Call& step, const GoOn& go_on) { return run_clipped_step(step, low, high, go_on); };
+    const Turned& turned = plain.turned;
+    const bool clips = n == 12 && args[11] != Py_None;
+    const double low = clips ? PyFloat_AsDouble(PyTuple_GET_ITEM(args[11], 0)) : 0,
+                 high = clips ? PyFloat_AsDouble(PyTuple_GET_ITEM(args[11], 1)) : 0;
+    const auto run = [&](const Call& step, const GoOn& go_on) {
+        return clips ? run_clipped_step(step, low, high, go_on, turned) : run_step(step, go_on, turned);
+    };
     return run_plain(call, run) ? plain.outputs.give() : nullptr;
 }
 
@@ -85,7 +89,8 @@ PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n) {
         Py_RETURN_NOTIMPLEMENTED;
     if (args[3] == Py_True) noise.use_uniform(call);
     if (!outputs.make(call)) return nullptr;
-    return run_plain(call, run_step) ? outputs.give() : nullptr;
+    const auto run = [](const Call& step, const GoOn& go_on) { return run_step(step, go_on); };
+    return run_plain(call, run) ? outputs.give() : nullptr;
 }
 // mse(table, t, x0, pred, noise, weights or None, upstream, wants loss, out, batched, each), or NotImplemented; of the
 // mean over all elements, or over those of each sample. weights: one for each row. out: None, where the gradient is to

@@ -25,6 +25,7 @@ struct Tiles {
     int n_others = 0;
     int64_t rows = 1, columns = 1, row_tiles = 1, column_tiles = 1, count = 1;
     bool is_turned = false;
+    bool is_near = false;  // whether `to` lies in the caches, and its lines do not take each other's place there
 
     explicit Tiles(const Copy& copy) {
         Axis axes[kMostAxes];
@@ -77,14 +78,62 @@ T load(const char* at) {
     return element;
 }
 
+// Copies a plane: along its longer axis, whose loop is the inner one.
 template <class T>
-void copy_plane(const char* from, char* to, const Axis& outer, const Axis& inner) {
+void copy_plane(const char* from, char* to, const Axis& one, const Axis& other) {
+    const Axis &outer = one.length < other.length ? one : other, &inner = one.length < other.length ? other : one;
     const int64_t n = inner.length, from_step = inner.from, to_step = inner.to;  // bytes that are stored might be these
     for (int64_t i = 0; i < outer.length; ++i, from += outer.from, to += outer.to)
         for (int64_t k = 0; k < n; ++k) {
             const T element = load<T>(from + k * from_step);
             std::memcpy(to + k * to_step, &element, sizeof element);
         }
+}
+
+// Turns four runs of four elements, `step` apart, into four others. Only `inputs` of the former exist, and only
+// `outputs` of the latter are wanted.
+template <class T>
+[[gnu::always_inline]] inline void turn_four(const char* from, int64_t step, int64_t inputs, char* to, int64_t to_step,
+                                             int64_t outputs) {
+    using Four [[gnu::vector_size(4 * sizeof(T))]] = T;
+    const auto a = load<Four>(from), b = load<Four>(from + step), c = load<Four>(from + 2 * step),
+               d = inputs > 3 ? load<Four>(from + 3 * step) : c;
+    const Four low_ac = __builtin_shufflevector(a, c, 0, 4, 1, 5), high_ac = __builtin_shufflevector(a, c, 2, 6, 3, 7),
+               low_bd = __builtin_shufflevector(b, d, 0, 4, 1, 5), high_bd = __builtin_shufflevector(b, d, 2, 6, 3, 7);
+    const Four turned[] = {
+        __builtin_shufflevector(low_ac, low_bd, 0, 4, 1, 5), __builtin_shufflevector(low_ac, low_bd, 2, 6, 3, 7),
+        __builtin_shufflevector(high_ac, high_bd, 0, 4, 1, 5), __builtin_shufflevector(high_ac, high_bd, 2, 6, 3, 7)};
+    std::memcpy(to, &turned[0], sizeof(Four));
+    std::memcpy(to + to_step, &turned[1], sizeof(Four));
+    std::memcpy(to + 2 * to_step, &turned[2], sizeof(Four));
+    if (outputs > 3) std::memcpy(to + 3 * to_step, &turned[3], sizeof(Four));
+}
+
+// Copies a plane whose rows are next to each other in `from`, and its columns in `to`: four by four, by shuffles. Three
+// rows or columns, as of colours, count as four where the fourth element is the next one, which lies in the array and
+// is written later.
+template <class T>
+void turn_plane(const char* from, char* to, const Axis& row, const Axis& column) {
+    constexpr int64_t size = sizeof(T), three = 3 * size;
+    const bool three_in = row.length == 3 && column.from >= three, three_out = column.length == 3 && row.to == three;
+    const int64_t rows = three_in ? 3 : (row.length - three_out) / 4 * 4;
+    const int64_t columns = three_out ? 3 : (column.length - three_in) / 4 * 4;
+    const auto four = [&](int64_t r, int64_t c) {
+        turn_four<T>(from + r * size + c * column.from, column.from, columns - c, to + r * row.to + c * size, row.to,
+                     rows - r);
+    };
+    if (rows < columns)
+        for (int64_t r = 0; r < rows; r += 4)
+            for (int64_t c = 0; c < columns; c += 4) four(r, c);
+    else
+        for (int64_t c = 0; c < columns; c += 4)
+            for (int64_t r = 0; r < rows; r += 4) four(r, c);
+    const auto rest = [&](int64_t r, int64_t c, int64_t n_rows, int64_t n_columns) {
+        copy_plane<T>(from + r * size + c * column.from, to + r * row.to + c * size, {n_rows, size, row.to},
+                      {n_columns, column.from, size});
+    };
+    rest(rows, 0, row.length - rows, column.length);
+    rest(0, columns, rows, column.length - columns);
 }
 
 // Copies rows x columns elements in the order of `from`: to lines of `to` that stay in the nearest cache, else by a
@@ -94,11 +143,13 @@ void copy_turned(const Tiles& t, const char* from, char* to, int64_t rows, int64
     constexpr int64_t size = sizeof(T);
     alignas(kLine) char buffer[kTile];
     const bool few_rows = rows * size < kLine;
-    const bool direct = few_rows || t.column.to != size || t.row.to == columns * size;
+    const bool direct = t.is_near || few_rows || t.column.to != size || t.row.to == columns * size;
     char* const near = direct ? to : buffer;
     const Axis row{rows, t.row.from, direct ? t.row.to : columns * size};
     const Axis column{columns, t.column.from, direct ? t.column.to : size};
-    copy_plane<T>(from, near, few_rows ? row : column, few_rows ? column : row);
+    const bool turns = row.from == size && column.to == size && rows > 2 && columns > 2;
+    if constexpr (size < 8) turns ? turn_plane<T>(from, near, row, column) : copy_plane<T>(from, near, row, column);
+    if constexpr (size == 8) copy_plane<T>(from, near, row, column);
     if (direct) return;
     for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * t.row.to, near + r * row.to, static_cast<size_t>(row.to));
 }
@@ -127,17 +178,28 @@ void copy_tiles(const Copy& copy, const Tiles& t, int64_t begin, int64_t end) {
     }
 }
 
+using CopyTiles = void (*)(const Copy&, const Tiles&, int64_t begin, int64_t end);
+
+CopyTiles copies_of(int item) {
+    return item == 1   ? copy_tiles<uint8_t>
+           : item == 2 ? copy_tiles<uint16_t>
+           : item == 4 ? copy_tiles<uint32_t>
+                       : copy_tiles<uint64_t>;
+}
+
 }  // namespace
 
 bool run_copy(const Copy& copy, const GoOn& go_on) {
     if (std::find(copy.shape, copy.shape + copy.axes, 0) != copy.shape + copy.axes) return true;
     const Tiles tiles(copy);
-    const auto run = copy.item == 1   ? copy_tiles<uint8_t>
-                     : copy.item == 2 ? copy_tiles<uint16_t>
-                     : copy.item == 4 ? copy_tiles<uint32_t>
-                                      : copy_tiles<uint64_t>;
-    const auto body = [&](int64_t begin, int64_t end) { run(copy, tiles, begin, end); };
+    const auto body = [&](int64_t begin, int64_t end) { copies_of(copy.item)(copy, tiles, begin, end); };
     return parallel_for(tiles.count, kTilesAtOnce, body, go_on);
+}
+
+void copy_here(const Copy& copy) {
+    Tiles tiles(copy);
+    tiles.is_near = true;
+    copies_of(copy.item)(copy, tiles, 0, tiles.count);
 }
 
 }  // namespace nf

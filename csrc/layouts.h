@@ -20,5 +20,7 @@ struct Copy {
 
 // Copies all elements, on all threads. False: go_on ended it, and `to` is unspecified.
 bool run_copy(const Copy& copy, const GoOn& go_on);
+// The same, on this thread, to memory that lies in the caches and whose axes are not far apart by a power of two.
+void copy_here(const Copy& copy);
 
 }  // namespace nf

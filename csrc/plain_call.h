@@ -71,6 +71,8 @@ class PlainCall {
     View x;
     PlainOutputs outputs;
     int64_t indices = 1;  // the number of row numbers
+    bool turns = false;   // whether the caller runs calls with arrays that are `turned`, if it gives no outputs
+    Turned turned;
 
     PlainCall() = default;
     PlainCall(const PlainCall&) = delete;
@@ -81,6 +83,7 @@ class PlainCall {
 
     // False: something is not plain; no Python error is set then.
     bool parse(const RowArguments& a) {
+        turns &= a.out == Py_None && (a.auxiliary == Py_None || PyLong_CheckExact(a.auxiliary));
         if (!read(a.x, x, kX) || x.ndim == 0 || (x.is_tensor && torch.dual()) || !result(a) || !rows(a.table))
             return false;
         if (a.batched == Py_None ? may_be_image(x) : !PyBool_Check(a.batched)) return false;
@@ -102,7 +105,9 @@ class PlainCall {
 
     // New tensors have this one's order in memory, if it was copied for its own.
     void follow(PyObject* o, int slot) {
-        outputs.channels_last = copies_[slot].data && x.is_tensor && torch.is_channels_last(o);
+        const bool copied = copies_[slot].data || lies_turned(slot);
+        outputs.channels_last = copied && x.is_tensor && torch.is_channels_last(o);
+        outputs.turned = outputs.channels_last && lies_turned(slot) ? &turned : nullptr;
     }
 
     // Whether something that is computed lies where an input does.
@@ -124,6 +129,7 @@ class PlainCall {
     PyObject* past_ = nullptr;                      // a tuple
     // Copies of arrays that kernels cannot read; those of row numbers are in D's place.
     Scratch copies_[kSlots];
+    unsigned lie_turned_ = 0;        // or a bit for each slot whose array is not copied, but turned
     PyObject* native_[kSlots] = {};  // of swapped bytes
     View index_{}, inputs_[kSlots] = {};
     PlainNoise noise_;
@@ -187,6 +193,13 @@ class PlainCall {
         Copy copy;
         constexpr int64_t kMost = int64_t{1} << 34;  // elements: beyond are errors, which should not wait for a copy
         if (!view_any(o, v, copy) || v.count > kMost) return false;
+        constexpr int64_t kFew = 1 << 15;  // elements, whose copies lie in the caches
+        if (turns && slot != kD && v.count > kFew &&
+            is_channels_last(copy.shape, copy.axes, copy.item, copy.from_strides)) {
+            lie_turned_ |= 1u << slot;
+            turned.channels = copy.shape[1], turned.pixels = v.count / copy.shape[0] / copy.shape[1];
+            return true;
+        }
         Scratch& scratch = copies_[slot];
         if (!scratch.data) {
             if (!scratch.take(static_cast<size_t>(v.bytes))) return false;
@@ -201,9 +214,13 @@ class PlainCall {
     bool input(int slot, const View& v) {
         inputs_[slot] = v;
         call.in_type[slot] = dtype(v.kind);
-        if (reads(call.active, slot)) call.in[slot] = v.data;
+        if (!reads(call.active, slot)) return true;
+        call.in[slot] = v.data;
+        turned.inputs |= lie_turned_ & 1u << slot;
         return true;
     }
+
+    bool lies_turned(int slot) const { return lie_turned_ >> slot & 1; }
 
     // Takes an input of x's shape and the result's dtype; an array of noise may also be float32.
     bool input(int slot, PyObject* a) {

@@ -23,6 +23,7 @@ class PlainOutputs {
 
     Made first{}, others{};      // out, and auxiliary outputs
     bool channels_last = false;  // whether new tensors are: kernels write in C's order
+    Turned* turned = nullptr;    // or they are made so, and noted here
 
     PlainOutputs() = default;
     PlainOutputs(const PlainOutputs&) = delete;
@@ -76,8 +77,11 @@ class PlainOutputs {
         for (int o = 0; o < wanted; ++o) {
             if (given_[o]) continue;
             char* data;
-            if (!(owned_[o] = new_one(made(o), data))) return false;
+            Made one = made(o);
+            one.channels_last = turned;
+            if (!(owned_[o] = new_one(one, data))) return false;
             call.out[o] = data;
+            if (turned) turned->outputs |= 1u << o;
         }
         return true;
     }
@@ -87,7 +91,7 @@ class PlainOutputs {
         PyObject* written[3];
         Py_ssize_t n = 0;
         for (int o = 0; o < wanted; ++o) {
-            if (owned_[o] && channels_last) {
+            if (owned_[o] && channels_last && !turned) {
                 PyObject* const turned = torch.channels_last(owned_[o], made(o));
                 if (!turned) return nullptr;
                 Py_SETREF(owned_[o], turned);

@@ -46,8 +46,9 @@ bool run_chunks(Call call, const GoOn& go_on, const Body& body) {
 
 }  // namespace
 
-bool run_step(const Call& call, const GoOn& go_on) {
+bool run_step(const Call& call, const GoOn& go_on, const Turned& turned) {
     const Kernels& k = kernels();
+    if (turned.any()) return run_turned(call, turned, k.step, go_on);
     // Without noise an element is less work, but waking a thread costs the same.
     const int64_t total = call.batch * call.size, chunk = call.draw == Draw::none ? 2 * kChunk : kChunk;
     if (total <= chunk) {
@@ -57,17 +58,19 @@ bool run_step(const Call& call, const GoOn& go_on) {
     return parallel_for(total, chunk, [&](int64_t begin, int64_t end) { k.step(call, begin, end); }, go_on);
 }
 
-bool run_clipped_step(const Call& call, double low, double high, const GoOn& go_on) {
+bool run_clipped_step(const Call& call, double low, double high, const GoOn& go_on, const Turned& turned) {
     const Kernels& k = kernels();
-    const auto range = [&](int64_t begin, int64_t end) {
+    const auto range = [&](const Call& part, int64_t begin, int64_t end) {
         constexpr int64_t kNear = 16384;  // elements that lie in the nearest cache
         for (int64_t at = begin; at < end; at += kNear) {
             const int64_t stop = std::min(at + kNear, end);
-            k.step(call, at, stop);
-            k.clip(call, at, stop, low, high);
+            k.step(part, at, stop);
+            k.clip(part, at, stop, low, high);
         }
     };
-    return parallel_for(call.batch * call.size, kChunk, range, go_on);
+    if (turned.any()) return run_turned(call, turned, range, go_on);
+    return parallel_for(
+        call.batch * call.size, kChunk, [&](int64_t begin, int64_t end) { range(call, begin, end); }, go_on);
 }
 
 bool run_walk(const Call& call, const GoOn& go_on) {

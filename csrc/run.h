@@ -6,13 +6,14 @@
 #include "core/call.h"
 #include "core/pyramid.h"
 #include "cpu/pool.h"
+#include "turned.h"
 
 namespace nf {
 
 // False: go_on ended the run, and the outputs are unspecified.
-bool run_step(const Call& call, const GoOn& go_on);
+bool run_step(const Call& call, const GoOn& go_on, const Turned& turned = {});
 // The same; the first result is also clipped to [low, high], in its dtype, while it lies in the caches.
-bool run_clipped_step(const Call& call, double low, double high, const GoOn& go_on);
+bool run_clipped_step(const Call& call, double low, double high, const GoOn& go_on, const Turned& turned);
 // Tokens that become the mask.
 bool run_masks(const Call& call, const Masks& masks, const GoOn& go_on);
 bool run_pyramid(const Pyramid& call, const GoOn& go_on);

@@ -77,19 +77,6 @@ inline bool view_tensor(PyObject* o, const DLTensor& t, View& v) {
     return t.device_type == kCpu && bytes > 0 && reinterpret_cast<uintptr_t>(v.data) % static_cast<size_t>(bytes) == 0;
 }
 
-// Whether results for this tensor are channels_last, as those of torch's pointwise operations are.
-inline bool is_channels_last(const DLTensor& t) {
-    if (t.ndim != 4 && t.ndim != 5) return false;
-    bool follows[2] = {true, true};  // C's order, channels_last
-    for (const bool last : {false, true}) {
-        int64_t strides[5];
-        strides_of(t.shape, t.ndim, 1, last, strides);
-        for (int axis = 0; axis < t.ndim; ++axis)
-            follows[last] &= t.shape[axis] == 1 || t.strides[axis] == strides[axis];
-    }
-    return follows[1] && !follows[0];
-}
-
 // ------------------------------------------------------------------------------------------------ torch
 
 // It is looked up at the first tensor; `tensor` stays null if this torch lacks the exchange API.
@@ -199,7 +186,7 @@ class Torch {
     // Whether results for this tensor are channels_last.
     bool is_channels_last(PyObject* o) const {
         DLTensor t;
-        if (api_->borrow(o, &t) == 0) return nf::is_channels_last(t);
+        if (api_->borrow(o, &t) == 0) return nf::is_channels_last(t.shape, t.ndim, 1, t.strides);
         PyErr_Clear();
         return false;
     }

@@ -556,6 +556,19 @@ def test_results_keep_the_memory_format(name, graph):
             assert all(r.is_contiguous(memory_format=form) and not r.is_contiguous() for r in results)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("name", LIKE)
+def test_large_results_keep_the_memory_format(name, threads):
+    """Elements of large calls are turned block by block. Seen to fail: a block that is written where the one before
+    lies, and the last block of a sample as long as the others."""
+    for shape, form in [((2, 5, 90, 90), torch.channels_last), ((2, 70, 2, 17, 31), torch.channels_last_3d)]:
+        plain = tensor(*shape)
+        with nf.set_num_threads(threads):
+            results = LIKE[name](plain.to(memory_format=form))
+        assert equal(results, LIKE[name](plain))
+        assert all(r.is_contiguous(memory_format=form) and not r.is_contiguous() for r in results)
+
+
 def test_a_loss_keeps_the_memory_format():
     """The gradient keeps the format, whether backward() computes it, returns it, or scales it."""
     plain, g = tensor(2, 3, 4, 5), tensor(2, 3, 4, 5, seed=1)
