@@ -154,15 +154,16 @@ class PlainCall {
     }
 
     // (float rows, double rows, active coefficients, the same for x of uint8, and of uint16, or None, what `timed`
-    // takes, or an array of transitions, or None). Where there are no float rows, those of the call alone are rounded
-    // here.
+    // takes, or an array of transitions, or True for 256 rows by the levels of x, or None). Where there are no float
+    // rows, those of the call alone are rounded here.
     bool rows(PyObject* table) {
         if (is_level(x.kind)) table = PyTuple_GET_ITEM(table, x.kind == Kind::u8 ? 3 : 4);
         if (table == Py_None) return false;
         own_time_ = PyTuple_GET_ITEM(table, 5);
-        if (PyArray_Check(own_time_)) {  // bytes become others, by a table of 256 for each row
+        call.by_level = own_time_ == Py_True;
+        if (call.by_level || PyArray_Check(own_time_)) {  // bytes become others, by a table of 256 for each row
             if (x.kind != Kind::u8) return false;
-            call.transitions = static_cast<const Transition*>(PyArray_DATA(array(own_time_)));
+            if (!call.by_level) call.transitions = static_cast<const Transition*>(PyArray_DATA(array(own_time_)));
             own_time_ = Py_None;
         }
         own_rows_ = PyTuple_GET_ITEM(table, 0) == Py_None;
@@ -214,7 +215,7 @@ class PlainCall {
     bool input(int slot, const View& v) {
         inputs_[slot] = v;
         call.in_type[slot] = dtype(v.kind);
-        if (!reads(call.active, slot)) return true;
+        if (!reads(call.active, slot) && !(slot == kX && call.by_level)) return true;
         call.in[slot] = v.data;
         turned.inputs |= lie_turned_ & 1u << slot;
         return true;

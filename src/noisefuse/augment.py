@@ -257,11 +257,17 @@ def by_level(
     10
     """
     batched = _is_batch(x, batched)
+    options: dict[str, Any] = {"dtype": dtype, "batched": batched, "out": out}
     if (other := None if type(x) is np.ndarray else library_of(x)) is not None:
-        options: dict[str, Any] = {"dtype": dtype, "batched": batched, "out": out}
         return _of_tensors(other, _levels, x, noise, mean_table=mean_table, std_table=std_table, **options)
-    call = _levels_call(x, noise, mean_table=mean_table, std_table=std_table, dtype=dtype, batched=batched, out=out)
-    return run(call)[0]
+    tables = _level_tables(mean_table, std_table)
+    wanted = getattr(x if out is None else out, "dtype", None) if dtype is None else dtype
+    rows, kind = _BY_LEVEL.plain(tables, 256)[:3], FAST_LEVELS.get(levels_of(wanted) or "") or fast_dtype(wanted, None)
+    table = *rows, (*rows, None, None, True), None, True
+    done: Array = backends.fast_row(table, 0, x, None, None, noise, -1, out, None, kind, batched)
+    if done is not NotImplemented:
+        return done
+    return run(_levels_call(x, noise, tables, **options))[0]
 
 
 @overload
@@ -697,6 +703,7 @@ _PREPARED = _Model((("out.x", "gain"), ("out.z", "noise_std"), ("out.k", "shift"
 _GAUSSIAN = _Model((("out.x", 1.0), ("out.z", "std"), ("out.k", "mean")))
 _MULTIPLICATIVE = _Model((("clean.x", 1.0), ("out.x", 1.0), ("out.z", "std")), TIMES_CLEAN)
 _VARIANCE = (("clean.x", "a"), ("clean.k", "b"), ("clean.lo", 0.0), ("clean.hi", math.inf))
+_BY_LEVEL = _Model((("out.k", "mean_table"), ("out.z", "std_table")))
 _SENSOR = _Model((*_VARIANCE, ("out.x", 1.0), ("out.z", 1.0)), TIMES_ROOT)
 
 
@@ -799,24 +806,29 @@ def _apply_call(
     return _call(x, model.rows(columns), index, noise, kind, levels, batched, out), bounds
 
 
+def _level_tables(mean_table: ArrayLike, std_table: ArrayLike) -> dict[str, NDArray[np.float64]]:
+    tables = {name: _numbers(name, given) for name, given in (("mean_table", mean_table), ("std_table", std_table))}
+    for name, table in tables.items():
+        if table.shape != (256,):
+            raise ValueError(f"{name}: expected one number for each of 256 levels, got shape {table.shape}")
+    return tables
+
+
 def _levels_call(
-    x: Array, noise: NoiseLike, *, mean_table: ArrayLike, std_table: ArrayLike, dtype: DType | None, batched: bool,
+    x: Array, noise: NoiseLike, tables: Mapping[str, ArrayLike], *, dtype: DType | None, batched: bool,
     out: Array | None = None,
 ) -> Step:  # fmt: skip
     x = as_array("x", x, ("uint8",))
-    tables = {"out.k": _numbers("mean_table", mean_table), "out.z": _numbers("std_table", std_table)}
-    for name, table in zip(("mean_table", "std_table"), tables.values(), strict=True):
-        if table.shape != (256,):
-            raise ValueError(f"{name}: expected one number for each of 256 levels, got shape {table.shape}")
     index = Index(np.zeros(1, np.int64), max(1, x.size), by_level=True)
-    return _call(x, Rows.of(tables), index, noise, *_kinds(x, dtype, out), batched, out)
+    return _call(x, _BY_LEVEL.rows(tables), index, noise, *_kinds(x, dtype, out), batched, out)
 
 
 def call_inside(function: Any, x: Array, noise: NoiseLike, **options: Any) -> tuple[Step, Clip] | None:
     """Returns the work of `_of_tensors` as a checked call and the bounds of its result, for an x that stands for an
     array whose values are not known yet. None: it is more than one call of a row."""
     if function is _levels:
-        return _levels_call(x, noise, **options), None
+        tables = _level_tables(options.pop("mean_table"), options.pop("std_table"))
+        return _levels_call(x, noise, tables, **options), None
     if function is not _apply or options.pop("shared") or options.pop("order") not in (None, options["layout"]):
         return None
     return _apply_call(x, noise, **options)
@@ -990,14 +1002,17 @@ def _by_place(
 
 
 def _numbers(name: str, given: ArrayLike) -> NDArray[np.float64]:
+    negative, most = name in _NOT_NEGATIVE, sys.float_info.max
+    least = 0 if negative else -most
+    if type(given) in (float, int) and least <= given <= most:  # type: ignore[operator]
+        return np.array(given, np.float64)  # in a fifth of the time
     need_plain(name, given)
     given = host_view(name, given)
     try:
         values = np.array(library_for(given).to_numpy(given), np.float64)
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected numbers, got {type(given).__name__}") from None
-    negative = name in _NOT_NEGATIVE
-    if not lie_within(values, 0 if negative else -sys.float_info.max, sys.float_info.max):
+    if not lie_within(values, least, most):
         wrong = ~np.isfinite(values) | (negative & (values < 0))
         at = tuple(np.argwhere(wrong)[0].tolist())
         place = f"{name}[{', '.join(map(str, at))}]" if at else name
