@@ -92,10 +92,12 @@ PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n) {
     const auto run = [](const Call& step, const GoOn& go_on) { return run_step(step, go_on); };
     return run_plain(call, run) ? outputs.give() : nullptr;
 }
+
 // mse(table, t, x0, pred, noise, weights or None, upstream, wants loss, out, batched, each), or NotImplemented; of the
-// mean over all elements, or over those of each sample. weights: one for each row. out: None, where the gradient is to
-// be written, or True: make it. Returns the loss, float64 (B,) or a float (of tensors a tensor, of float32 unless pred
-// is of float64), the gradient, or (loss, gradient).
+// mean over all elements, or over those of each sample. pred: may be a pair, whose second array rows read, too.
+// weights: one for each row. out: None, where the gradient is to be written, or True: make it. Returns the loss,
+// float64 (B,) or a float (of tensors a tensor, of float32 unless pred is of float64), the gradient, or (loss,
+// gradient).
 PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 11) return PyErr_Format(PyExc_TypeError, "mse: expected 11 arguments, got %zd", n);
     PyObject *weights = args[5], *out = args[8] == Py_True ? Py_None : args[8];
@@ -106,7 +108,8 @@ PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
         return declined();
     const bool wants_loss = args[7] == Py_True, each = args[10] == Py_True;
     if (args[8] == Py_None) plain.outputs.wanted = 0;
-    plain.follow(args[3], kM1);  // the gradient is of the prediction
+    // The gradient is of the prediction.
+    plain.follow(PyTuple_CheckExact(args[3]) ? PyTuple_GET_ITEM(args[3], 0) : args[3], kM1);
     if (!plain.outputs.make(call)) return nullptr;
     call.piece = call.segment < call.size ? call.segment : call.size;
     call.g = PyFloat_AS_DOUBLE(args[6]);

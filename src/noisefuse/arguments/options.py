@@ -55,10 +55,15 @@ def in_one_pass(
     library = library_for(x)
     if library.is_traced():
         return NotImplemented
-    numbers = 0 if len(index.values) == 1 else index.values.reshape(shape)
+    numbers = row_numbers(index, shape)
     auxiliary = aux if aux is None or isinstance(aux, int) else (aux,)
     done = backends.fast_row(rows.plain, numbers, x, m, None, noise, -1, out, auxiliary, None, batched)
     return (done, aux) if done is not NotImplemented and type(auxiliary) is tuple else done
+
+
+def row_numbers(index: Index, shape: tuple[int, ...]) -> Any:
+    """Returns the row of each time, as the fast path takes them."""
+    return 0 if len(index.values) == 1 else index.values.reshape(shape)
 
 
 def rows_at(

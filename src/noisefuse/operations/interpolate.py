@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from ..arguments.arrays import as_array
 from ..arguments.calls import Index, is_batch, like, make_call, names_or_array, run, segments
-from ..arguments.options import in_one_pass, result_dtype
+from ..arguments.options import in_one_pass, result_dtype, row_numbers
 from ..arguments.types import Array, NoiseLike
 from ..call.description import Step
 from ..ground.kinds import library_for, library_of
@@ -171,7 +171,7 @@ def _of_library(
     z = None
     if path.draws:
         z = noise if hasattr(noise, "shape") else drawn_like(x0, noise, batched)
-    numbers: Any = 0 if len(index.values) == 1 else index.values.reshape(np.shape(t))
+    numbers = row_numbers(index, np.shape(t))
     outputs: Any = () if target is None else 1 if target_out is None else (target_out,)
     made = update(table, numbers, x0, x1, noise=z, out=out, aux_out=outputs)
     if target is None:

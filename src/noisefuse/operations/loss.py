@@ -22,7 +22,7 @@ from ..arguments.arrays import (
     output,
 )
 from ..arguments.calls import Index, is_batch, like, make_call, names_or_array
-from ..arguments.options import plain_table, rows_at
+from ..arguments.options import plain_table, row_numbers, rows_at
 from ..arguments.types import Array, ArrayT, NoiseLike
 from ..call.description import Loss
 from ..ground.kinds import library_for, library_of
@@ -266,8 +266,14 @@ def interpolate_loss(
     m = as_array("pred", pred)
     t = library_for(t).to_numpy(t)  # a path's functions are NumPy's
     rows, index = residual_rows(path, t, m.shape, target)
-    if Z in rows.reads and noise is None:
+    draws = Z in rows.reads
+    if draws and noise is None:
         raise TypeError(f"noise: expected a Noise, which the path {path.name} draws from, got {got(noise)}")
+    if weight is None or np.shape(weight) == np.shape(t):
+        numbers, keys, each = row_numbers(index, np.shape(t)), noise if draws else None, reduction == "none"
+        found = backends.fast_mse(rows.plain, numbers, x0, (m, x1), keys, weight, 1.0, True, grad_out, batched, each)
+        if found is not NotImplemented:
+            return found
     arrays = {X: like("x0", x0, m, FLOATS), M2: like("x1", x1, m, FLOATS)}
     outs = {} if grad_out is None else {"grad_out": None if grad_out is True else grad_out}
     drawn = Noise() if noise is None else noise  # nothing is drawn from it

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from ..arguments.arrays import as_array, host_numbers
 from ..arguments.calls import Index, is_batch, make_call, names_or_array, run, segments
-from ..arguments.options import in_one_pass, result_dtype
+from ..arguments.options import in_one_pass, result_dtype, row_numbers
 from ..arguments.types import Array, NoiseLike
 from ..call.description import Step
 from ..ground.kinds import library_for, library_of
@@ -132,7 +132,7 @@ def _of_library(
 ) -> Any:
     rows, index = level_rows(alpha, sigma, tuple(x0.shape), target)
     shape = max((np.shape(alpha), np.shape(sigma)), key=len)
-    numbers: Any = 0 if len(index.values) == 1 else index.values.reshape(shape)
+    numbers = row_numbers(index, shape)
     z = noise if hasattr(noise, "shape") else drawn_like(x0, noise, batched)
     outputs: Any = () if target is None else 1 if target_out is None else (target_out,)
     made = update(of_rows(rows, "noised"), numbers, x0, None, noise=z, out=out, aux_out=outputs)
