@@ -115,7 +115,8 @@ template <class T>
 template <class T>
 void turn_plane(const char* from, char* to, const Axis& row, const Axis& column) {
     constexpr int64_t size = sizeof(T), three = 3 * size;
-    const bool three_in = row.length == 3 && column.from >= three, three_out = column.length == 3 && row.to == three;
+    const bool three_in = row.length == 3 && column.length > 3 && column.from >= three;
+    const bool three_out = column.length == 3 && row.length > 3 && row.to == three;
     const int64_t rows = three_in ? 3 : (row.length - three_out) / 4 * 4;
     const int64_t columns = three_out ? 3 : (column.length - three_in) / 4 * 4;
     const auto four = [&](int64_t r, int64_t c) {

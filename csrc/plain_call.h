@@ -197,9 +197,12 @@ class PlainCall {
         constexpr int64_t kFew = 1 << 15;  // elements, whose copies lie in the caches
         if (turns && slot != kD && v.count > kFew &&
             is_channels_last(copy.shape, copy.axes, copy.item, copy.from_strides)) {
-            lie_turned_ |= 1u << slot;
-            turned.channels = copy.shape[1], turned.pixels = v.count / copy.shape[0] / copy.shape[1];
-            return true;
+            const int64_t channels = copy.shape[1], pixels = v.count / copy.shape[0] / channels;
+            if (pixels >= kFewestPixels) {
+                lie_turned_ |= 1u << slot;
+                turned.channels = channels, turned.pixels = pixels;
+                return true;
+            }
         }
         Scratch& scratch = copies_[slot];
         if (!scratch.data) {

@@ -12,7 +12,6 @@ namespace nf {
 namespace {
 
 constexpr int64_t kBlock = 1 << 15;  // elements of a block, or a few more or less
-constexpr int64_t kRun = 512;        // pixels that kernels take at once: fewer cost more an element
 constexpr int64_t kSlice = 1024;
 constexpr int64_t kGap = 64;  // elements between two rows of a block, whose lines would take each other's place
 
@@ -105,7 +104,8 @@ class Block {
 }  // namespace
 
 bool run_turned(const Call& call, const Turned& turned, const Range& range, const GoOn& go_on) {
-    const int64_t pixels = std::min(turned.pixels, std::max(kRun, kBlock / turned.channels / kRun * kRun));
+    const int64_t pixels =
+        std::min(turned.pixels, std::max(kFewestPixels, kBlock / turned.channels / kFewestPixels * kFewestPixels));
     const int64_t blocks = (turned.pixels + pixels - 1) / pixels;  // of a sample
     const int64_t samples = call.batch * call.size / (turned.channels * turned.pixels);
     std::atomic<bool> failed{false};

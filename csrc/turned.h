@@ -10,6 +10,8 @@
 
 namespace nf {
 
+inline constexpr int64_t kFewestPixels = 512;  // that kernels take at once: fewer cost more an element
+
 // The arrays that are channels_last: (batch, pixels, channels) in memory. All others lie in C's order.
 struct Turned {
     int64_t channels = 0, pixels = 0;  // of a sample

@@ -2,6 +2,7 @@
 """Copies between layouts have NumPy's result, whatever the strides; and large calls of any layout their own bits."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -49,9 +50,9 @@ def test_any_strides(way):
 @pytest.mark.parametrize("dtype", ["u1", "f2", "f4", "f8"])
 def test_channels(dtype, channels):
     """Channels become the last axis and the second one. Seen to fail: a fourth channel, which is the next pixel's
-    first one, written for the last pixel."""
+    first one, written for the last pixel, of three too."""
     r, copy = np.random.default_rng(5), EXTENSION[1]
-    for batch, height, width in ((1, 1, 1), (2, 3, 3), (1, 1, 4), (3, 8, 8), (2, 5, 67), (1, 64, 64)):
+    for batch, height, width in ((1, 1, 1), (2, 1, 3), (2, 3, 3), (1, 1, 4), (3, 8, 8), (2, 5, 67), (1, 64, 64)):
         whole = r.integers(0, 200, (batch, height, width, channels + 2)).astype(dtype)
         for last in (whole[..., :channels].copy(), whole[..., 1 : channels + 1], whole[::-1, :, ::-1, :channels]):
             first, again = (np.full(last.size + 9, 201, dtype) for _ in range(2))
@@ -104,6 +105,20 @@ def test_large_calls(name, dtype):
                 found, expected = call(x, last), call(x, x)
             for one, other in zip(found, expected, strict=True) if type(found) is tuple else [(found, expected)]:
                 assert np.array_equal(one, other)
+
+
+def test_few_pixels_of_many_channels():
+    """They are copied, since kernels that take a few elements at once are slow. Seen to fail: 70 times C's order."""
+    x = np.ones((256, 512, 2, 2), np.float32)
+    last = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+
+    def seconds(x):
+        begin = time.process_time()
+        nf.q_sample(x, 5, S, N)
+        return time.process_time() - begin
+
+    with nf.set_num_threads(1):
+        assert min(seconds(last) for _ in range(5)) < 10 * min(seconds(x) for _ in range(5))
 
 
 def test_an_output_where_an_input_lies_in_another_order():
