@@ -132,7 +132,7 @@ def mse_loss(
     """
     other = None if type(pred) is np.ndarray else library_of(pred)
     plain = reduction in ("mean", "none") and not partial and (other is None or not other.is_traced())
-    if plain and (table := _plain_table(schedule, target, scale, offset)) is not None:
+    if plain and _is_plain(pred, noise) and (table := _plain_table(schedule, target, scale, offset)) is not None:
         x = pred if x0 is None and target == "epsilon" else x0
         each = reduction == "none"
         found = backends.fast_mse(table, t, x, pred, noise, weight, 1.0, True, grad_out, batched, each)
@@ -206,7 +206,7 @@ def mse_loss_grad(
     gradient: Array
     other = None if type(pred) is np.ndarray else library_of(pred)
     plain = reduction in ("mean", "none") and (other is None or not other.is_traced())
-    if plain and (table := _plain_table(schedule, target, scale, offset)) is not None:
+    if plain and _is_plain(pred, noise) and (table := _plain_table(schedule, target, scale, offset)) is not None:
         x, wanted = pred if x0 is None and target == "epsilon" else x0, True if out is None else out
         each = reduction == "none"
         gradient = backends.fast_mse(table, t, x, pred, noise, weight, upstream, False, wanted, batched, each)
@@ -266,12 +266,11 @@ def interpolate_loss(
     m = as_array("pred", pred)
     t = library_for(t).to_numpy(t)  # a path's functions are NumPy's
     rows, index = residual_rows(path, t, m.shape, target)
-    draws = Z in rows.reads
-    if draws and noise is None:
+    if Z in rows.reads and noise is None:
         raise TypeError(f"noise: expected a Noise, which the path {path.name} draws from, got {got(noise)}")
-    if weight is None or np.shape(weight) == np.shape(t):
-        numbers, keys, each = row_numbers(index, np.shape(t)), noise if draws else None, reduction == "none"
-        found = backends.fast_mse(rows.plain, numbers, x0, (m, x1), keys, weight, 1.0, True, grad_out, batched, each)
+    if weight is None or getattr(weight, "shape", None) == np.shape(t):
+        numbers, each = row_numbers(index, np.shape(t)), reduction == "none"
+        found = backends.fast_mse(rows.plain, numbers, x0, (m, x1), noise, weight, 1.0, True, grad_out, batched, each)
         if found is not NotImplemented:
             return found
     arrays = {X: like("x0", x0, m, FLOATS), M2: like("x1", x1, m, FLOATS)}
@@ -280,6 +279,11 @@ def interpolate_loss(
     given = (drawn, batched, weight, t, reduction, 1.0, outs)
     loss, gradient = _run(_residual_call(m, arrays, rows, index, *given, want_loss=True))
     return loss if grad_out is None else (loss, gradient)
+
+
+def _is_plain(pred: object, noise: object) -> bool:
+    """Whether the fast path can check them. It takes a pair as pred, and no noise if none is drawn."""
+    return type(pred) is not tuple and noise is not None
 
 
 def _plain_table(schedule: Schedule, target: Target, scale: float | None, offset: float | None) -> Plain | None:
