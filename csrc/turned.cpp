@@ -13,7 +13,8 @@ namespace {
 
 constexpr int64_t kBlock = 1 << 15;  // elements of a block, or a few more or less
 constexpr int64_t kSlice = 1024;
-constexpr int64_t kGap = 64;  // elements between two rows of a block, whose lines would take each other's place
+constexpr int64_t kLine = 64;  // bytes of a line of the caches
+constexpr int64_t kGap = 64;   // elements between two rows of a block, whose lines would take each other's place
 
 // A block of one sample: some of its pixels, in all channels. Its elements lie in rows of its own memory, one for each
 // channel.
@@ -28,7 +29,7 @@ class Block {
         const auto place = [&](Array& a, int bit, unsigned bits, DType type, const void* whole) {
             if (!(bits >> bit & 1)) return;
             a = {bytes_of(type), const_cast<char*>(static_cast<const char*>(whole)), bytes};
-            bytes += a.size * row_ * turned_.channels;
+            bytes += (a.size * row_ * turned_.channels + kLine - 1) / kLine * kLine;  // the next one is aligned
         };
         for (int s = 0; s < kSlots; ++s) place(in_[s], s, turned_.inputs, call_.in_type[s], call_.in[s]);
         for (int o = 0; o < 3; ++o) place(out_[o], o, turned_.outputs, call_.type_of(o), call_.out[o]);
@@ -71,7 +72,6 @@ class Block {
     // Asks for n elements of the outputs, and of the inputs of the next block, `ahead` elements on: kernels leave the
     // time in which they come from memory.
     void prefetch(int64_t first, int64_t n, int64_t ahead) const {
-        constexpr int64_t kLine = 64;
         for (const Array& a : out_)
             for (int64_t byte = 0; byte < n * a.size; byte += kLine)
                 __builtin_prefetch(a.whole + a.size * first + byte, 1, 2);
