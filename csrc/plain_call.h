@@ -83,7 +83,8 @@ class PlainCall {
 
     // False: something is not plain; no Python error is set then.
     bool parse(const RowArguments& a) {
-        turns &= a.out == Py_None && (a.auxiliary == Py_None || PyLong_CheckExact(a.auxiliary));
+        const bool none_given = PyTuple_CheckExact(a.auxiliary) && PyTuple_GET_SIZE(a.auxiliary) == 0;
+        turns &= a.out == Py_None && (none_given || a.auxiliary == Py_None || PyLong_CheckExact(a.auxiliary));
         if (!read(a.x, x, kX) || x.ndim == 0 || (x.is_tensor && torch.dual()) || !result(a) || !rows(a.table))
             return false;
         if (a.batched == Py_None ? may_be_image(x) : !PyBool_Check(a.batched)) return false;

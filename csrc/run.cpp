@@ -48,7 +48,7 @@ bool run_chunks(Call call, const GoOn& go_on, const Body& body) {
 
 bool run_step(const Call& call, const GoOn& go_on, const Turned& turned) {
     const Kernels& k = kernels();
-    if (turned.any()) return run_turned(call, turned, k.step, go_on);
+    if (turned.any() && !turned.all(call)) return run_turned(call, turned, k.step, go_on);
     // Without noise an element is less work, but waking a thread costs the same.
     const int64_t total = call.batch * call.size, chunk = call.draw == Draw::none ? 2 * kChunk : kChunk;
     if (total <= chunk) {

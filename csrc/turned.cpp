@@ -103,6 +103,18 @@ class Block {
 
 }  // namespace
 
+bool Turned::all(const Call& call) const {
+    if (call.draw != Draw::none || call.period || call.segment % (channels * pixels) != 0) return false;
+    bool all = true;
+    for (int s = 0; s < kSlots; ++s) {
+        const bool aligned =
+            reinterpret_cast<uintptr_t>(call.in[s]) % static_cast<size_t>(bytes_of(call.in_type[s])) == 0;
+        all &= !call.in[s] || ((inputs >> s & 1) && aligned);
+    }
+    for (int o = 0; o < 3; ++o) all &= !call.out[o] || (outputs >> o & 1);
+    return all;
+}
+
 bool run_turned(const Call& call, const Turned& turned, const Range& range, const GoOn& go_on) {
     const int64_t pixels =
         std::min(turned.pixels, std::max(kFewestPixels, kBlock / turned.channels / kFewestPixels * kFewestPixels));

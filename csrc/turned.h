@@ -18,6 +18,9 @@ struct Turned {
     unsigned inputs = 0, outputs = 0;  // bit s: in[s], bit o: out[o]
 
     bool any() const { return inputs || outputs; }
+    // Whether kernels may take the elements in the order of memory instead, which is that of all arrays: an element's
+    // place plays no part.
+    bool all(const Call& call) const;
 };
 
 using Range = std::function<void(const Call& call, int64_t begin, int64_t end)>;

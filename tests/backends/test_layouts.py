@@ -84,6 +84,7 @@ LARGE = {
     "clip": lambda x, last: nf.augment.gaussian(last, 10.0, N, clip=(20, 90)),
     "one image": lambda x, last: nf.q_sample(last, 5, S, N, batched=False),
     "out": lambda x, last: nf.augment.gaussian(last, 10.0, N, out=np.empty_like(x)),
+    "a step": lambda x, last: DDIM.step(3, last.astype("f4"), last.astype("f4"), N),
     "model output alone": lambda x, last: DDIM.step(3, x.astype("f4"), last.astype("f4"), N),
     "x alone": lambda x, last: DDIM.step(3, last.astype("f4"), x.astype("f4"), N),
     "past": lambda x, last: MULTISTEP.sample(lambda y, t: last.astype("f4"), last.astype("f4"), N),

@@ -569,6 +569,34 @@ def test_large_results_keep_the_memory_format(name, threads):
         assert all(r.is_contiguous(memory_format=form) and not r.is_contiguous() for r in results)
 
 
+ODE = nf.samplers.ddim(S, 5).tableau
+STEPS = {
+    "all": lambda x, m: nf.update(ODE, 2, x, m),
+    "a row for each sample": lambda x, m: nf.update(ODE, [1, 3], x, m),
+    "a row for each channel": lambda x, m: nf.update(ODE, torch.arange(10).reshape(2, 5) % 5, x, m),
+    "a model output in C's order": lambda x, m: nf.update(ODE, 2, x, m.contiguous()),
+    "x in C's order": lambda x, m: nf.update(ODE, 2, x.contiguous(), m),
+    "misaligned": lambda x, m: nf.update(ODE, 2, misaligned(x), m),
+}
+
+
+def misaligned(x):
+    memory = np.zeros(4 * x.numel() + 1, np.uint8)[1:].view(np.float32)
+    made = torch.from_numpy(memory).as_strided(x.shape, x.stride())
+    return made.copy_(x)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_large_steps_that_draw_nothing(name):
+    """They go through the memory of channels_last in its own order where that is the order of all arrays. Seen to fail:
+    a row of the next channel, and an array in C's order. Under sanitizers: a misaligned tensor."""
+    x, m = tensor(2, 5, 90, 90), tensor(2, 5, 90, 90, seed=1)
+    found = STEPS[name](*(a.to(memory_format=torch.channels_last) for a in (x, m)))
+    assert torch.equal(found, STEPS[name](x, m))
+    if name != "x in C's order":
+        assert found.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_a_loss_keeps_the_memory_format():
     """The gradient keeps the format, whether backward() computes it, returns it, or scales it."""
     plain, g = tensor(2, 3, 4, 5), tensor(2, 3, 4, 5, seed=1)
