@@ -21,7 +21,9 @@ constexpr int64_t kGap = 64;   // elements between two rows of a block, whose li
 class Block {
   public:
     Block(const Call& call, const Turned& turned, int64_t pixels)
-        : whole_(call), call_(call), turned_(turned), row_(pixels + kGap) {}
+        : whole_(call), call_(call), turned_(turned), row_(pixels + kGap) {
+        call_.is_near = turned.outputs != 0;
+    }
 
     // False: there is no memory.
     bool take_memory() {

@@ -409,7 +409,7 @@ struct Arrays {
             bool is_input = false;
             for (int i = 0; i < n_in; ++i) is_input |= s.in[slots[i]] == s.out[o];
             direct[o] = s.type_of(o) == kOwn<Real> && (alone || !is_input);
-            past_caches[o] = !is_input && s.size * s.batch * bytes_of(s.type_of(o)) >= kPastCaches;
+            past_caches[o] = !s.is_near && !is_input && s.size * s.batch * bytes_of(s.type_of(o)) >= kPastCaches;
             if (s.out[o] && !past_caches[o])
                 written[n_written++] = {static_cast<const char*>(s.out[o]), bytes_of(s.type_of(o))};
         }
