@@ -194,9 +194,11 @@ class PlainCall {
         Copy copy;
         constexpr int64_t kMost = int64_t{1} << 34;  // elements: beyond are errors, which should not wait for a copy
         if (!view_any(o, v, copy) || v.count > kMost) return false;
-        constexpr int64_t kFew = 1 << 15;  // elements, whose copies lie in the caches
+        constexpr int64_t kFew = 1 << 15;    // elements, whose copies lie in the caches
+        constexpr int64_t kFewPixels = 256;  // of a channel: kernels take fewer so slowly that copies are faster
         if (turns && slot != kD && v.count > kFew &&
-            is_channels_last(copy.shape, copy.axes, copy.item, copy.from_strides)) {
+            is_channels_last(copy.shape, copy.axes, copy.item, copy.from_strides) &&
+            v.count / copy.shape[0] / copy.shape[1] >= kFewPixels) {
             lie_turned_ |= 1u << slot;
             turned.channels = copy.shape[1], turned.pixels = v.count / copy.shape[0] / copy.shape[1];
             return true;
