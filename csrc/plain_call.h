@@ -218,7 +218,8 @@ class PlainCall {
     // as good as C's. Otherwise many elements are turned on the way. Few are copied before, and so are arrays whose
     // memory is written to.
     bool settle() {
-        constexpr int64_t kFew = 1 << 15;  // elements, whose copies lie in the caches
+        constexpr int64_t kFew = 1 << 15;    // elements, whose copies lie in the caches
+        constexpr int64_t kFewPixels = 256;  // of a channel: kernels take fewer so slowly that copies are faster
         if (!lie_turned_) return true;
         unsigned read = 0;
         bool written = false;
@@ -231,7 +232,7 @@ class PlainCall {
             turned = {};
             return true;
         }
-        if (x.count > kFew && !written) {
+        if (x.count > kFew && turned.pixels >= kFewPixels && !written) {
             turned.outputs = outputs.written_last ? outputs.made() : 0;
             return true;
         }
