@@ -520,13 +520,20 @@ def test_auxiliary_outputs_that_are_made(dtype):
 
 
 ANY, EULER = random_table(clamps=True), nf.samplers.euler(S, steps=3)
+
+
+def two_steps(sampler, x):
+    state = sampler.state(x)
+    return sampler.step(1, sampler.step(0, x, 0.1 * x, N, state), 0.2 * x, N, state)
+
+
 # Operations on images x that keep their memory format.
 LIKE = {
     "q_sample": lambda x: nf.q_sample(x, 3, S, N, target="v"),
     "bytes": lambda x: (nf.q_sample((40 * x.abs()).to(torch.uint8), 3, S, N),),
     "q_step": lambda x: (nf.q_step(x, 3, S, N),),
     "update": lambda x: nf.update(ANY, 2, x, (x, x), past=[x] * 4, noise=N, aux_out=2),
-    "a step": lambda x: (SAMPLERS["unipc"].step(1, x, 0.1 * x, N, SAMPLERS["unipc"].state(x)),),
+    "two steps": lambda x: (two_steps(SAMPLERS["unipc"], x),),
     "rows of channels": lambda x: (
         nf.update(
             SAMPLERS["ddim"].tableau, np.arange(x[:, :, 0, 0].numel()).reshape(*x.shape[:2], -1)[..., 0] % 3, x, x
