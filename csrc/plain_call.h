@@ -71,7 +71,7 @@ class PlainCall {
     View x;
     PlainOutputs outputs;
     int64_t indices = 1;  // the number of row numbers
-    bool turns = false;   // whether the caller runs calls with arrays that are `turned`, if it gives no outputs
+    bool turns = false;   // whether large channels_last arrays may be turned on the way; never where outputs are given
     Turned turned;
 
     PlainCall() = default;
@@ -83,7 +83,7 @@ class PlainCall {
 
     // False: something is not plain; no Python error is set then.
     bool parse(const RowArguments& a) {
-        turns &= a.out == Py_None && (a.auxiliary == Py_None || PyLong_CheckExact(a.auxiliary));
+        turns &= a.out == Py_None && PlainOutputs::are_new(a.auxiliary);
         if (!read(a.x, x, kX) || x.ndim == 0 || (x.is_tensor && torch.dual()) || !result(a) || !rows(a.table))
             return false;
         if (a.batched == Py_None ? may_be_image(x) : !PyBool_Check(a.batched)) return false;
@@ -103,7 +103,7 @@ class PlainCall {
     // Of the row numbers, or the times.
     int index_axes() const { return index_.ndim; }
 
-    // New tensors have this one's order in memory, if it was copied for its own.
+    // New tensors have this one's order in memory, if it was copied for its own or is turned.
     void follow(PyObject* o, int slot) {
         const bool copied = copies_[slot].data || lies_turned(slot);
         outputs.channels_last = copied && x.is_tensor && torch.is_channels_last(o);
@@ -129,7 +129,7 @@ class PlainCall {
     PyObject* past_ = nullptr;                      // a tuple
     // Copies of arrays that kernels cannot read; those of row numbers are in D's place.
     Scratch copies_[kSlots];
-    unsigned lie_turned_ = 0;        // or a bit for each slot whose array is not copied, but turned
+    unsigned lie_turned_ = 0;        // bit s: the array of slot s is not copied, but turned
     PyObject* native_[kSlots] = {};  // of swapped bytes
     View index_{}, inputs_[kSlots] = {};
     PlainNoise noise_;

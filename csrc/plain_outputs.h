@@ -22,8 +22,8 @@ class PlainOutputs {
     bool all = false;  // whether all of them are returned
 
     Made first{}, others{};      // out, and auxiliary outputs
-    bool channels_last = false;  // whether new tensors are: kernels write in C's order
-    Turned* turned = nullptr;    // or they are made so, and noted here
+    bool channels_last = false;  // whether new tensors are: kernels write in C's order, and a copy follows
+    Turned* turned = nullptr;    // or no copy follows: `make` notes there which outputs are turned on the way
 
     PlainOutputs() = default;
     PlainOutputs(const PlainOutputs&) = delete;
@@ -42,6 +42,12 @@ class PlainOutputs {
         given_[o] = out;
         call.out[o] = v.data;
         return true;
+    }
+
+    // Whether take_auxiliary would take none of the caller's arrays.
+    static bool are_new(PyObject* arrays) {
+        return arrays == Py_None || PyLong_CheckExact(arrays) ||
+               (PyTuple_CheckExact(arrays) && PyTuple_GET_SIZE(arrays) == 0);
     }
 
     // Takes None, a list or tuple of arrays, or the number of new ones.
@@ -78,7 +84,7 @@ class PlainOutputs {
             if (given_[o]) continue;
             char* data;
             Made one = made(o);
-            one.channels_last = turned;
+            one.channels_last = turned != nullptr;
             if (!(owned_[o] = new_one(one, data))) return false;
             call.out[o] = data;
             if (turned) turned->outputs |= 1u << o;
@@ -92,9 +98,9 @@ class PlainOutputs {
         Py_ssize_t n = 0;
         for (int o = 0; o < wanted; ++o) {
             if (owned_[o] && channels_last && !turned) {
-                PyObject* const turned = torch.channels_last(owned_[o], made(o));
-                if (!turned) return nullptr;
-                Py_SETREF(owned_[o], turned);
+                PyObject* const last = torch.channels_last(owned_[o], made(o));
+                if (!last) return nullptr;
+                Py_SETREF(owned_[o], last);
             }
             if (owned_[o]) continue;
             written[n++] = given_[o];
