@@ -184,7 +184,7 @@ void copy_tiles(const Copy& copy, const Tiles& t, int64_t begin, int64_t end) {
 
 using CopyTiles = void (*)(const Copy&, const Tiles&, int64_t begin, int64_t end);
 
-CopyTiles copies_of(int item) {
+CopyTiles copy_tiles_of(int item) {
     return item == 1   ? copy_tiles<uint8_t>
            : item == 2 ? copy_tiles<uint16_t>
            : item == 4 ? copy_tiles<uint32_t>
@@ -196,14 +196,14 @@ CopyTiles copies_of(int item) {
 bool run_copy(const Copy& copy, const GoOn& go_on) {
     if (std::find(copy.shape, copy.shape + copy.axes, 0) != copy.shape + copy.axes) return true;
     const Tiles tiles(copy);
-    const auto body = [&](int64_t begin, int64_t end) { copies_of(copy.item)(copy, tiles, begin, end); };
+    const auto body = [&](int64_t begin, int64_t end) { copy_tiles_of(copy.item)(copy, tiles, begin, end); };
     return parallel_for(tiles.count, kTilesAtOnce, body, go_on);
 }
 
 void copy_here(const Copy& copy) {
     Tiles tiles(copy);
     tiles.is_near = true;
-    copies_of(copy.item)(copy, tiles, 0, tiles.count);
+    copy_tiles_of(copy.item)(copy, tiles, 0, tiles.count);
 }
 
 }  // namespace nf

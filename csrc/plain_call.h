@@ -71,7 +71,7 @@ class PlainCall {
     View x;
     PlainOutputs outputs;
     int64_t indices = 1;  // the number of row numbers
-    bool turns = false;   // whether the caller runs calls with arrays that are `turned`
+    bool turns = false;   // whether the caller runs calls whose channels_last arrays are turned on the way
     Turned turned;
 
     PlainCall() = default;
@@ -102,7 +102,7 @@ class PlainCall {
     // Of the row numbers, or the times.
     int index_axes() const { return index_.ndim; }
 
-    // New tensors have this one's order in memory, if it was copied for its own.
+    // New tensors have this one's order in memory, if it was copied for its own or is turned.
     void follow(PyObject* o, int slot) {
         const bool copied = copies_[slot].data || lies_turned(slot);
         outputs.channels_last = copied && x.is_tensor && torch.is_channels_last(o);
@@ -128,7 +128,7 @@ class PlainCall {
     PyObject* past_ = nullptr;                      // a tuple
     // Copies of arrays that kernels cannot read; those of row numbers are in D's place.
     Scratch copies_[kSlots];
-    unsigned lie_turned_ = 0;        // or a bit for each slot whose array is not copied, but turned
+    unsigned lie_turned_ = 0;        // bit s: the array of slot s is not copied, but turned
     PyObject* native_[kSlots] = {};  // of swapped bytes
     View index_{}, inputs_[kSlots] = {};
     PlainNoise noise_;

@@ -22,8 +22,8 @@ class PlainOutputs {
     bool all = false;  // whether all of them are returned
 
     Made first{}, others{};      // out, and auxiliary outputs
-    bool channels_last = false;  // whether new tensors are: kernels write in C's order
-    bool written_last = false;   // or they are written in that order
+    bool channels_last = false;  // whether new tensors are: kernels write in C's order, and a copy follows
+    bool written_last = false;   // or they are written as they lie, and no copy follows
 
     PlainOutputs() = default;
     PlainOutputs(const PlainOutputs&) = delete;
@@ -98,9 +98,9 @@ class PlainOutputs {
         Py_ssize_t n = 0;
         for (int o = 0; o < wanted; ++o) {
             if (owned_[o] && channels_last && !written_last) {
-                PyObject* const turned = torch.channels_last(owned_[o], made(o));
-                if (!turned) return nullptr;
-                Py_SETREF(owned_[o], turned);
+                PyObject* const last = torch.channels_last(owned_[o], made(o));
+                if (!last) return nullptr;
+                Py_SETREF(owned_[o], last);
             }
             if (owned_[o]) continue;
             written[n++] = given_[o];

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Calls whose arrays are channels_last. Kernels read and write C's order, so elements are turned on the way: block by
-// block, while they lie in the second-level cache. At 2^20 elements this takes a half to two thirds of the time of
-// copies of the whole arrays.
+// Calls with channels_last arrays. Kernels read and write C's order. So the elements are turned on the way: a block is
+// turned to C's order, computed and turned back, while it lies in the second-level cache. At 2^20 elements this takes a
+// half to two thirds of the time of copies of the whole arrays. plain_call.h decides which arrays are turned.
 #pragma once
 #include <functional>
 
@@ -10,7 +10,7 @@
 
 namespace nf {
 
-// The arrays that are channels_last: (batch, pixels, channels) in memory. All others lie in C's order.
+// The arrays of a call that are turned: (batch, pixels, channels) in memory. All others lie in C's order.
 struct Turned {
     int64_t channels = 0, pixels = 0;  // of a sample
     unsigned inputs = 0, outputs = 0;  // bit s: in[s], bit o: out[o]

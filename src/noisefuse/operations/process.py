@@ -106,7 +106,7 @@ def q_sample(
 
     Args:
         x0: an array or a torch tensor; float32, float64, float16, bfloat16, uint8 or uint16, with any strides (orders
-            other than C are copied first).
+            other than C take longer).
         t: integers are steps of the schedule, 0 the cleanest. Floats are times with 1.0 the noisiest (cosine and flow),
             or sigma (karras, exponential, edm). A scalar, (B,), or any prefix of x0's shape.
         schedule: it gives alpha and sigma of each t.

@@ -92,8 +92,8 @@ def update(
     Args:
         table: the rows; `print(table)` shows them as equations.
         i: the row as integers: a scalar, (B,) or any prefix of x's shape.
-        x: an array or a torch tensor; float32, float64, float16 or bfloat16, with any strides (orders other than C are
-            copied first).
+        x: an array or a torch tensor; float32, float64, float16 or bfloat16, with any strides (orders other than C take
+            longer).
         model_output: m1, or (m1, m2), of x's shape. An output of another float dtype than x's is converted first.
         past: past1 .. past4, the newest first, of x's shape and dtype.
         noise: a Noise, a list of one for each row of x, or an array of x's shape. For a Noise of stream 0, z is the
