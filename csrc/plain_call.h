@@ -193,7 +193,9 @@ class PlainCall {
         Copy copy;
         constexpr int64_t kMost = int64_t{1} << 34;  // elements: beyond are errors, which should not wait for a copy
         if (!view_any(o, v, copy) || v.count > kMost) return false;
-        if (turns && slot != kD && is_channels_last(copy.shape, copy.axes, copy.item, copy.from_strides)) {
+        const bool is_aligned = reinterpret_cast<uintptr_t>(v.data) % static_cast<size_t>(copy.item) == 0;
+        if (turns && slot != kD && is_aligned &&
+            is_channels_last(copy.shape, copy.axes, copy.item, copy.from_strides)) {
             lie_turned_ |= 1u << slot;
             turned.channels = copy.shape[1], turned.pixels = v.count / copy.shape[0] / copy.shape[1];
             return true;
