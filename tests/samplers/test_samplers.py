@@ -1362,7 +1362,7 @@ def test_a_new_state_serves_no_row_that_reads_what_earlier_rows_kept(backend):
             lambda: sampler.log_prob(3, x, x, x, sampler.state(x)),
         ):
             with pytest.raises(
-                ValueError, match="^state: row 3 of unipc reads what earlier rows kept, and the state is"
+                ValueError, match=r"^state: row 3 of unipc reads what earlier rows kept, and the state is"
             ):
                 call()
         state = sampler.state(x)
