@@ -123,6 +123,9 @@ def update(
         rows = table.as_rows if levels is None else table.as_rows.scaled(*levels.range)
         kind = None if levels is None else FAST_LEVELS[levels.dtype]
         done: Array = row(rows.plain, i, x, model_output, past, noise, SAMPLER, out, aux_out, kind, True)
+        if done is NotImplemented and other is not None and levels is None:
+            plain = rows.plain, i, x, model_output, past, noise, SAMPLER, out, aux_out, None, True
+            done = other.in_graph(row, plain, "update", table, ())
         if done is not NotImplemented:
             return done
     _need_several(model_output, past, aux_out)
