@@ -453,8 +453,8 @@ class PlainCall {
             return true;
         }
         const bool drawn = reads(call.active, kZ);
-        if (noise == Py_None) return !drawn || draws_nothing();
-        if (!drawn && is_noise(noise)) return true;  // what it names plays no part
+        if (noise == Py_None) return !drawn || (stream >= 0 && draws_nothing());  // samplers may leave it out
+        if (!drawn && is_noise(noise)) return true;                               // what it names plays no part
         if (View z; PyArray_CheckExact(noise) || view(noise, z)) return input(kZ, noise);
         if (!noise_.parse(noise, stream, call, x.ndim - batched_, x.shape + batched_)) return false;
         if (!drawn) call.draw = Draw::none;

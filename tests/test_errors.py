@@ -167,6 +167,17 @@ ROWS = {
         TypeError, r"noise: expected a Noise, a list of them, or else an array of NumPy, .* DLPack, got NoneType",
         lambda o: q_sample(x(), 1, S, None, **o),
     ),
+    "no noise where sigma is 0": (
+        TypeError, r"noise: expected a Noise.* got NoneType",
+        lambda o: q_sample(x(), 0.0, Schedule.cosine(10), None, **o),
+    ),
+    "noised: no noise where sigma is 0": (
+        TypeError, r"noise: expected a Noise.* got NoneType", lambda o: nf.noised(x(), 1.0, 0.0, None, **o)
+    ),
+    "no noise of a speckle of 0": (
+        TypeError, r"noise: expected a Noise.* got NoneType",
+        lambda o: nf.augment.multiplicative(x(), 0.0, None, **o),
+    ),
     "randn: noise None": (
         TypeError, "noise: expected a Noise or a list of them, got NoneType",
         lambda o: randn((4, 6), None, **o),

@@ -158,6 +158,8 @@ def test_libraries_without_it_say_so():
         ({"target": None}, ValueError, "target = None: expected one of velocity, score, denoiser"),
         ({"path": P.linear(), "target": "score"}, ValueError, "target = 'score': the path linear has no noise"),
         ({"noise": None}, TypeError, "noise: expected a Noise, which the path brownian_bridge draws from"),
+        ({"noise": [N], "path": PATHS["linear"]}, ValueError, "noise: expected one Noise for each of 4 samples, got 1"),
+        ({"noise": "7", "path": PATHS["linear"]}, TypeError, "noise: expected a Noise.* got str"),
         ({"x1": X1[:2]}, ValueError, r"x1: expected shape \(4, 3, 5\), got \(2, 3, 5\)"),
         ({"x0": X0[:2]}, ValueError, r"x0: expected shape \(4, 3, 5\), got \(2, 3, 5\)"),
         ({"t": 1.5}, ValueError, r"t: expected times from 0 to 1, got 1\.5"),

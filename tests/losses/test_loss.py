@@ -373,6 +373,8 @@ def x(dtype=np.float32, shape=(4, 6)):
         ({"schedule": 5}, TypeError, "schedule: expected a noisefuse.Schedule, got int"),
         ({"noise": 5}, TypeError, "noise: expected a Noise.* got 5: a bare seed"),
         ({"noise": None}, TypeError, "noise: expected a Noise"),
+        ({"noise": None, "target": "sample"}, TypeError, "noise: expected a Noise"),
+        ({"pred": (x(), x())}, TypeError, "pred: expected an array of NumPy.* got tuple"),
         ({"noise": x(shape=(4, 5))}, ValueError, r"noise: expected shape \(4, 6\)"),
         ({"noise": nf.Noise(1, sample=2**56 - 3)}, OverflowError, "go beyond"),
         ({"target": "x"}, ValueError, "target = 'x': expected 'epsilon', 'v', 'flow' or 'sample'"),

@@ -132,7 +132,8 @@ def mse_loss(
     """
     other = None if type(pred) is np.ndarray else library_of(pred)
     plain = reduction in ("mean", "none") and not partial and (other is None or not other.is_traced())
-    if plain and (table := _plain_table(schedule, target, scale, offset)) is not None:
+    given = noise is not None and type(pred) is not tuple  # `interpolate_loss` may do without, and brings a pair
+    if plain and given and (table := _plain_table(schedule, target, scale, offset)) is not None:
         x = pred if x0 is None and target == "epsilon" else x0
         each = reduction == "none"
         found = backends.fast_mse(table, t, x, pred, noise, weight, 1.0, True, grad_out, batched, each)
@@ -147,9 +148,9 @@ def mse_loss(
         if grad_out is not None:
             raise ValueError("grad_out: expected None with partial=True; mse_loss_grad computes the gradient")
         return _part(pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
-    given = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
+    arguments = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
     outs = {} if grad_out is None else {"grad_out": None if grad_out is True else grad_out}
-    loss, gradient = _run(mse_call(*given, 1.0, outs, want_loss=True))
+    loss, gradient = _run(mse_call(*arguments, 1.0, outs, want_loss=True))
     return loss if grad_out is None else (loss, gradient)
 
 
@@ -206,7 +207,8 @@ def mse_loss_grad(
     gradient: Array
     other = None if type(pred) is np.ndarray else library_of(pred)
     plain = reduction in ("mean", "none") and (other is None or not other.is_traced())
-    if plain and (table := _plain_table(schedule, target, scale, offset)) is not None:
+    given = noise is not None and type(pred) is not tuple  # as in `mse_loss`
+    if plain and given and (table := _plain_table(schedule, target, scale, offset)) is not None:
         x, wanted = pred if x0 is None and target == "epsilon" else x0, True if out is None else out
         each = reduction == "none"
         gradient = backends.fast_mse(table, t, x, pred, noise, weight, upstream, False, wanted, batched, each)
@@ -216,8 +218,8 @@ def mse_loss_grad(
     if other is not None:
         options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
         return other.mse_loss_grad(pred, x0, t, schedule, noise, batched=batched, upstream=upstream, out=out, **options)
-    given = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
-    gradient = _run(mse_call(*given, upstream, {"out": out}, want_loss=False))[1]
+    arguments = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
+    gradient = _run(mse_call(*arguments, upstream, {"out": out}, want_loss=False))[1]
     return gradient
 
 
@@ -266,12 +268,11 @@ def interpolate_loss(
     m = as_array("pred", pred)
     t = library_for(t).to_numpy(t)  # a path's functions are NumPy's
     rows, index = residual_rows(path, t, m.shape, target)
-    draws = Z in rows.reads
-    if draws and noise is None:
+    if Z in rows.reads and noise is None:
         raise TypeError(f"noise: expected a Noise, which the path {path.name} draws from, got {got(noise)}")
-    if weight is None or np.shape(weight) == np.shape(t):
-        numbers, keys, each = row_numbers(index, np.shape(t)), noise if draws else None, reduction == "none"
-        found = backends.fast_mse(rows.plain, numbers, x0, (m, x1), keys, weight, 1.0, True, grad_out, batched, each)
+    if weight is None or getattr(weight, "shape", None) == np.shape(t):
+        numbers, each = row_numbers(index, np.shape(t)), reduction == "none"
+        found = backends.fast_mse(rows.plain, numbers, x0, (m, x1), noise, weight, 1.0, True, grad_out, batched, each)
         if found is not NotImplemented:
             return found
     arrays = {X: like("x0", x0, m, FLOATS), M2: like("x1", x1, m, FLOATS)}
