@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The fast path. Calls of a few microseconds are mostly Python. So plain calls, with arrays of one float dtype (x may
 // be integer levels), row numbers or times and Noises, are checked here, from the original arguments. Arrays that are
-// not C-contiguous, aligned and in native byte order are copied first; tensors have to be plain. All other calls,
-// those with wrong arguments included, are declined (NotImplemented): operations then check them, and raise the errors.
+// not C-contiguous, aligned and in native byte order are copied first, or turned on the way (turned.h). Tensors have to
+// be plain. All other calls, those with wrong arguments included, are declined (NotImplemented): operations then check
+// them, and raise the errors.
 #include <vector>
 
 #include "fast_density.h"
@@ -94,10 +95,10 @@ PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n) {
 }
 
 // mse(table, t, x0, pred, noise, weights or None, upstream, wants loss, out, batched, each), or NotImplemented; of the
-// mean over all elements, or over those of each sample. pred: may be a pair, whose second array rows read, too.
-// weights: one for each row. out: None, where the gradient is to be written, or True: make it. Returns the loss,
-// float64 (B,) or a float (of tensors a tensor, of float32 unless pred is of float64), the gradient, or (loss,
-// gradient).
+// mean over all elements, or over those of each sample. pred: an array, or a pair, the prediction and another array
+// that the rows read as m2. weights: one for each row. out: None, where the gradient is to be written, or True: make
+// it. Returns the loss, float64 (B,) or a float (of tensors a tensor, of float32 unless pred is of float64), the
+// gradient, or (loss, gradient).
 PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 11) return PyErr_Format(PyExc_TypeError, "mse: expected 11 arguments, got %zd", n);
     PyObject *weights = args[5], *out = args[8] == Py_True ? Py_None : args[8];

@@ -90,8 +90,8 @@ void copy_plane(const char* from, char* to, const Axis& one, const Axis& other) 
         }
 }
 
-// Turns four runs of four elements, `step` apart, into four others. Only `inputs` of the former exist, and only
-// `outputs` of the latter are wanted.
+// Reads four runs of four elements, `step` apart, and writes their transpose, as four runs `to_step` apart. It reads
+// three runs where `inputs` is 3, and writes three where `outputs` is 3.
 template <class T>
 [[gnu::always_inline]] inline void turn_four(const char* from, int64_t step, int64_t inputs, char* to, int64_t to_step,
                                              int64_t outputs) {
@@ -110,13 +110,14 @@ template <class T>
 }
 
 // Copies a plane whose rows are next to each other in `from`, and its columns in `to`: four by four, by shuffles. Three
-// rows or columns, as of colours, count as four where the fourth element is the next one, which lies in the array and
-// is written later.
+// rows, as of colours, count as four: the fourth element that is read lies in the array and is not written. Three
+// columns count as four, too: the fourth element that is written belongs to the next row, which is written later. So
+// the last column, or row, is copied without shuffles. A plane of three by three has no four of either.
 template <class T>
 void turn_plane(const char* from, char* to, const Axis& row, const Axis& column) {
     constexpr int64_t size = sizeof(T), three = 3 * size;
-    const bool three_in = row.length == 3 && column.length > 3 && column.from >= three;
-    const bool three_out = column.length == 3 && row.length > 3 && row.to == three;
+    const bool three_in = row.length == 3 && column.from >= three;
+    const bool three_out = column.length == 3 && row.to == three && !three_in;
     const int64_t rows = three_in ? 3 : (row.length - three_out) / 4 * 4;
     const int64_t columns = three_out ? 3 : (column.length - three_in) / 4 * 4;
     const auto four = [&](int64_t r, int64_t c) {
@@ -149,8 +150,10 @@ void copy_turned(const Tiles& t, const char* from, char* to, int64_t rows, int64
     const Axis row{rows, t.row.from, direct ? t.row.to : columns * size};
     const Axis column{columns, t.column.from, direct ? t.column.to : size};
     const bool turns = row.from == size && column.to == size && rows > 2 && columns > 2;
-    if constexpr (size < 8) turns ? turn_plane<T>(from, near, row, column) : copy_plane<T>(from, near, row, column);
-    if constexpr (size == 8) copy_plane<T>(from, near, row, column);
+    if constexpr (size < 8)
+        turns ? turn_plane<T>(from, near, row, column) : copy_plane<T>(from, near, row, column);
+    else  // four elements fill two registers of some processors
+        copy_plane<T>(from, near, row, column);
     if (direct) return;
     for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * t.row.to, near + r * row.to, static_cast<size_t>(row.to));
 }
@@ -181,7 +184,7 @@ void copy_tiles(const Copy& copy, const Tiles& t, int64_t begin, int64_t end) {
 
 using CopyTiles = void (*)(const Copy&, const Tiles&, int64_t begin, int64_t end);
 
-CopyTiles copies_of(int item) {
+CopyTiles copy_tiles_of(int item) {
     return item == 1   ? copy_tiles<uint8_t>
            : item == 2 ? copy_tiles<uint16_t>
            : item == 4 ? copy_tiles<uint32_t>
@@ -193,14 +196,14 @@ CopyTiles copies_of(int item) {
 bool run_copy(const Copy& copy, const GoOn& go_on) {
     if (std::find(copy.shape, copy.shape + copy.axes, 0) != copy.shape + copy.axes) return true;
     const Tiles tiles(copy);
-    const auto body = [&](int64_t begin, int64_t end) { copies_of(copy.item)(copy, tiles, begin, end); };
+    const auto body = [&](int64_t begin, int64_t end) { copy_tiles_of(copy.item)(copy, tiles, begin, end); };
     return parallel_for(tiles.count, kTilesAtOnce, body, go_on);
 }
 
 void copy_here(const Copy& copy) {
     Tiles tiles(copy);
     tiles.is_near = true;
-    copies_of(copy.item)(copy, tiles, 0, tiles.count);
+    copy_tiles_of(copy.item)(copy, tiles, 0, tiles.count);
 }
 
 }  // namespace nf

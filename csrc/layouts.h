@@ -20,7 +20,8 @@ struct Copy {
 
 // Copies all elements, on all threads. False: go_on ended it, and `to` is unspecified.
 bool run_copy(const Copy& copy, const GoOn& go_on);
-// The same, on this thread, to memory that lies in the caches and whose axes are not far apart by a power of two.
+// The same, on this thread alone, to memory that lies in the caches. Lines that are written one after another must not
+// be a large power of two apart: they would take each other's place there.
 void copy_here(const Copy& copy);
 
 }  // namespace nf

@@ -71,7 +71,7 @@ class PlainCall {
     View x;
     PlainOutputs outputs;
     int64_t indices = 1;  // the number of row numbers
-    bool turns = false;   // whether the caller runs calls with arrays that are `turned`, if it gives no outputs
+    bool turns = false;   // whether the caller runs calls whose channels_last arrays are turned on the way
     Turned turned;
 
     PlainCall() = default;
@@ -83,8 +83,6 @@ class PlainCall {
 
     // False: something is not plain; no Python error is set then.
     bool parse(const RowArguments& a) {
-        const bool none_given = PyTuple_CheckExact(a.auxiliary) && PyTuple_GET_SIZE(a.auxiliary) == 0;
-        turns &= a.out == Py_None && (none_given || a.auxiliary == Py_None || PyLong_CheckExact(a.auxiliary));
         if (!read(a.x, x, kX) || x.ndim == 0 || (x.is_tensor && torch.dual()) || !result(a) || !rows(a.table))
             return false;
         if (a.batched == Py_None ? may_be_image(x) : !PyBool_Check(a.batched)) return false;
@@ -95,7 +93,7 @@ class PlainCall {
         follow(a.x, kX);
         return index(a.index) && (!times_ || timed()) && model_output(a.model_output) && past(a.past) &&
                noise(a.noise, a.stream) && outputs.take(0, a.out, call) && outputs.take_auxiliary(a.auxiliary, call) &&
-               apart() && complete();
+               apart() && complete() && settle();
     }
 
     // Whether numbers (n_rows,) are one for each row: those of float times have the shape of the times.
@@ -104,11 +102,11 @@ class PlainCall {
     // Of the row numbers, or the times.
     int index_axes() const { return index_.ndim; }
 
-    // New tensors have this one's order in memory, if it was copied for its own.
+    // New tensors have this one's order in memory, if it was copied for its own or is turned.
     void follow(PyObject* o, int slot) {
         const bool copied = copies_[slot].data || lies_turned(slot);
         outputs.channels_last = copied && x.is_tensor && torch.is_channels_last(o);
-        outputs.turned = outputs.channels_last && lies_turned(slot) ? &turned : nullptr;
+        outputs.written_last = outputs.channels_last && lies_turned(slot);
     }
 
     // Whether something that is computed lies where an input does.
@@ -130,7 +128,7 @@ class PlainCall {
     PyObject* past_ = nullptr;                      // a tuple
     // Copies of arrays that kernels cannot read; those of row numbers are in D's place.
     Scratch copies_[kSlots];
-    unsigned lie_turned_ = 0;        // or a bit for each slot whose array is not copied, but turned
+    unsigned lie_turned_ = 0;        // bit s: the array of slot s is not copied, but turned
     PyObject* native_[kSlots] = {};  // of swapped bytes
     View index_{}, inputs_[kSlots] = {};
     PlainNoise noise_;
@@ -195,16 +193,18 @@ class PlainCall {
         Copy copy;
         constexpr int64_t kMost = int64_t{1} << 34;  // elements: beyond are errors, which should not wait for a copy
         if (!view_any(o, v, copy) || v.count > kMost) return false;
-        constexpr int64_t kFew = 1 << 15;  // elements, whose copies lie in the caches
-        if (turns && slot != kD && v.count > kFew &&
+        const bool is_aligned = reinterpret_cast<uintptr_t>(v.data) % static_cast<size_t>(copy.item) == 0;
+        if (turns && slot != kD && is_aligned &&
             is_channels_last(copy.shape, copy.axes, copy.item, copy.from_strides)) {
-            const int64_t channels = copy.shape[1], pixels = v.count / copy.shape[0] / channels;
-            if (pixels >= kFewestPixels) {
-                lie_turned_ |= 1u << slot;
-                turned.channels = channels, turned.pixels = pixels;
-                return true;
-            }
+            lie_turned_ |= 1u << slot;
+            turned.channels = copy.shape[1], turned.pixels = v.count / copy.shape[0] / copy.shape[1];
+            return true;
         }
+        return copied(copy, v, slot);
+    }
+
+    // Copies an array for this slot, if it was not copied yet. False, perhaps with a Python error: there is no memory.
+    bool copied(Copy& copy, View& v, int slot) {
         Scratch& scratch = copies_[slot];
         if (!scratch.data) {
             if (!scratch.take(static_cast<size_t>(v.bytes))) return false;
@@ -213,6 +213,45 @@ class PlainCall {
             if (!run_copy(copy, v.count)) return false;
         }
         v.data = scratch.data;
+        return true;
+    }
+
+    // Decides how arrays that lie turned are read. If all arrays do, and no element asks for its place, their order is
+    // as good as C's. Otherwise many elements are turned on the way. Few are copied before, and so are arrays whose
+    // memory is written to.
+    bool settle() {
+        constexpr int64_t kFew = 1 << 15;    // elements, whose copies lie in the caches
+        constexpr int64_t kFewPixels = 256;  // of a channel: kernels take fewer so slowly that copies are faster
+        if (!lie_turned_) return true;
+        unsigned read = 0;
+        bool written = false;
+        for (int slot = 0; slot < kSlots; ++slot) {
+            read |= call.in[slot] ? 1u << slot : 0;
+            written |= lies_turned(slot) && outputs.spoil(inputs_[slot], false);
+        }
+        const bool anywhere = call.draw == Draw::none && call.segment % call.size == 0 && !call.period;
+        if (anywhere && read == turned.inputs && outputs.written_last && !outputs.given()) {
+            turned = {};
+            return true;
+        }
+        if (x.count > kFew && turned.pixels >= kFewPixels && !written) {
+            turned.outputs = outputs.written_last ? outputs.made() : 0;
+            return true;
+        }
+        for (int slot = 0; slot < kSlots; ++slot)
+            if (turned.inputs >> slot & 1 && !copy_turned(slot)) return false;
+        turned = {}, outputs.written_last = false;
+        return true;
+    }
+
+    bool copy_turned(int slot) {
+        View& v = inputs_[slot];
+        Copy copy;
+        copy.item = bytes_of(dtype(v.kind)), copy.axes = v.ndim, copy.from = v.data;
+        std::copy_n(v.shape, v.ndim, copy.shape);
+        strides_of(v.shape, v.ndim, copy.item, true, copy.from_strides);
+        if (!copied(copy, v, slot)) return false;
+        call.in[slot] = v.data;
         return true;
     }
 

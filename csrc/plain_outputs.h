@@ -22,8 +22,8 @@ class PlainOutputs {
     bool all = false;  // whether all of them are returned
 
     Made first{}, others{};      // out, and auxiliary outputs
-    bool channels_last = false;  // whether new tensors are: kernels write in C's order
-    Turned* turned = nullptr;    // or they are made so, and noted here
+    bool channels_last = false;  // whether new tensors are: kernels write in C's order, and a copy follows
+    bool written_last = false;   // or they are written as they lie, and no copy follows
 
     PlainOutputs() = default;
     PlainOutputs(const PlainOutputs&) = delete;
@@ -62,7 +62,14 @@ class PlainOutputs {
     }
 
     // Whether the caller gave any.
-    bool given() const { return given_[0] || tuple_; }
+    bool given() const { return made() != (1u << wanted) - 1; }
+
+    // A bit for each one that is made.
+    unsigned made() const {
+        unsigned bits = 0;
+        for (int o = 0; o < wanted; ++o) bits |= given_[o] ? 0 : 1u << o;
+        return bits;
+    }
 
     // Whether an output overlaps this array in part or, unless the array is an input, at all.
     bool spoil(const View& v, bool input) const {
@@ -78,10 +85,9 @@ class PlainOutputs {
             if (given_[o]) continue;
             char* data;
             Made one = made(o);
-            one.channels_last = turned;
+            one.channels_last = written_last;
             if (!(owned_[o] = new_one(one, data))) return false;
             call.out[o] = data;
-            if (turned) turned->outputs |= 1u << o;
         }
         return true;
     }
@@ -91,10 +97,10 @@ class PlainOutputs {
         PyObject* written[3];
         Py_ssize_t n = 0;
         for (int o = 0; o < wanted; ++o) {
-            if (owned_[o] && channels_last && !turned) {
-                PyObject* const turned = torch.channels_last(owned_[o], made(o));
-                if (!turned) return nullptr;
-                Py_SETREF(owned_[o], turned);
+            if (owned_[o] && channels_last && !written_last) {
+                PyObject* const last = torch.channels_last(owned_[o], made(o));
+                if (!last) return nullptr;
+                Py_SETREF(owned_[o], last);
             }
             if (owned_[o]) continue;
             written[n++] = given_[o];

@@ -48,14 +48,17 @@ bool run_chunks(Call call, const GoOn& go_on, const Body& body) {
 
 bool run_step(const Call& call, const GoOn& go_on, const Turned& turned) {
     const Kernels& k = kernels();
-    if (turned.any() && !turned.all(call)) return run_turned(call, turned, k.step, go_on);
+    const auto range = [&](const Call& part, int64_t begin, int64_t end) {
+        k.step(part, begin, end, turned.outputs != 0);
+    };
+    if (turned.any()) return run_turned(call, turned, range, go_on);
     // Without noise an element is less work, but waking a thread costs the same.
     const int64_t total = call.batch * call.size, chunk = call.draw == Draw::none ? 2 * kChunk : kChunk;
     if (total <= chunk) {
-        k.step(call, 0, total);
+        range(call, 0, total);
         return true;
     }
-    return parallel_for(total, chunk, [&](int64_t begin, int64_t end) { k.step(call, begin, end); }, go_on);
+    return parallel_for(total, chunk, [&](int64_t begin, int64_t end) { range(call, begin, end); }, go_on);
 }
 
 bool run_clipped_step(const Call& call, double low, double high, const GoOn& go_on, const Turned& turned) {
@@ -64,7 +67,7 @@ bool run_clipped_step(const Call& call, double low, double high, const GoOn& go_
         constexpr int64_t kNear = 16384;  // elements that lie in the nearest cache
         for (int64_t at = begin; at < end; at += kNear) {
             const int64_t stop = std::min(at + kNear, end);
-            k.step(part, at, stop);
+            k.step(part, at, stop, true);
             k.clip(part, at, stop, low, high);
         }
     };

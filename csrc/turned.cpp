@@ -11,19 +11,17 @@
 namespace nf {
 namespace {
 
-constexpr int64_t kBlock = 1 << 15;  // elements of a block, or a few more or less
-constexpr int64_t kSlice = 1024;
-constexpr int64_t kLine = 64;  // bytes of a line of the caches
-constexpr int64_t kGap = 64;   // elements between two rows of a block, whose lines would take each other's place
+constexpr int64_t kBlock = 1 << 15;  // elements of a block; more if there are more than 64 channels
+constexpr int64_t kRun = 512;        // a block has a multiple of so many pixels: kernels take fewer more slowly
+constexpr int64_t kSlice = 1024;     // pixels that kernels take between two prefetches
+constexpr int64_t kLine = 64;        // bytes of a line of the caches
+constexpr int64_t kGap = 64;  // elements after each row: rows a power of two apart would share a place in the caches
 
-// A block of one sample: some of its pixels, in all channels. Its elements lie in rows of its own memory, one for each
-// channel.
+// A block is some pixels of one sample, in all channels. Its own memory has a row for each channel.
 class Block {
   public:
     Block(const Call& call, const Turned& turned, int64_t pixels)
-        : whole_(call), call_(call), turned_(turned), row_(pixels + kGap) {
-        call_.is_near = turned.outputs != 0;
-    }
+        : whole_(call), call_(call), turned_(turned), row_(pixels + kGap) {}
 
     // False: there is no memory.
     bool take_memory() {
@@ -31,7 +29,7 @@ class Block {
         const auto place = [&](Array& a, int bit, unsigned bits, DType type, const void* whole) {
             if (!(bits >> bit & 1)) return;
             a = {bytes_of(type), const_cast<char*>(static_cast<const char*>(whole)), bytes};
-            bytes += (a.size * row_ * turned_.channels + kLine - 1) / kLine * kLine;  // the next one is aligned
+            bytes += (a.size * row_ * turned_.channels + kLine - 1) / kLine * kLine;
         };
         for (int s = 0; s < kSlots; ++s) place(in_[s], s, turned_.inputs, call_.in_type[s], call_.in[s]);
         for (int o = 0; o < 3; ++o) place(out_[o], o, turned_.outputs, call_.type_of(o), call_.out[o]);
@@ -41,12 +39,12 @@ class Block {
 
     void run(int64_t sample, int64_t pixel, int64_t pixels, const Range& range) {
         const int64_t channels = turned_.channels, first = sample * channels * turned_.pixels;
-        const int64_t last = first + pixel * channels;  // the block's first element in the order of channels_last
+        const int64_t origin = first + pixel * channels;  // the block's first element in channels_last arrays
         for (const Array& a : in_)
-            if (a.size) turn(a, a.whole + a.size * last, channels, 1, scratch_.data + a.at, 1, row_, pixels);
-        int64_t to_fetch = last;
+            if (a.size) turn(a, a.whole + a.size * origin, channels, 1, scratch_.data + a.at, 1, row_, pixels);
+        int64_t to_fetch = origin;
         for (int64_t c = 0; c < channels; ++c) {
-            // Kernels count the elements of the whole call. A row's follow one another there, too.
+            // Kernels count elements in C's order of the whole call, in which a row's elements follow one another, too.
             const int64_t begin = first + c * turned_.pixels + pixel, shift = c * row_ - begin;
             for (int s = 0; s < kSlots; ++s)
                 if (in_[s].size) call_.in[s] = scratch_.data + in_[s].at + in_[s].size * shift;
@@ -60,7 +58,7 @@ class Block {
             }
         }
         for (const Array& a : out_)
-            if (a.size) turn(a, scratch_.data + a.at, 1, row_, a.whole + a.size * last, channels, 1, pixels);
+            if (a.size) turn(a, scratch_.data + a.at, 1, row_, a.whole + a.size * origin, channels, 1, pixels);
     }
 
   private:
@@ -71,8 +69,8 @@ class Block {
         int64_t at;  // its first byte in the block's memory
     };
 
-    // Asks for n elements of the outputs, and of the inputs of the next block, `ahead` elements on: kernels leave the
-    // time in which they come from memory.
+    // Prefetches n elements of the outputs, and the inputs' elements that lie `ahead` further, in the next block. They
+    // come from memory while kernels compute.
     void prefetch(int64_t first, int64_t n, int64_t ahead) const {
         for (const Array& a : out_)
             for (int64_t byte = 0; byte < n * a.size; byte += kLine)
@@ -83,7 +81,7 @@ class Block {
                 __builtin_prefetch(a.whole + a.size * next + byte, 0, 2);
     }
 
-    // Copies so many pixels of all channels; their steps are counted in elements.
+    // Copies `pixels` pixels of all channels. Steps from a pixel, or a channel, to the next one are in elements.
     void turn(const Array& a, const char* from, int64_t from_pixel, int64_t from_channel, char* to, int64_t to_pixel,
               int64_t to_channel, int64_t pixels) const {
         Copy copy;
@@ -105,21 +103,8 @@ class Block {
 
 }  // namespace
 
-bool Turned::all(const Call& call) const {
-    if (call.draw != Draw::none || call.period || call.segment % (channels * pixels) != 0) return false;
-    bool all = true;
-    for (int s = 0; s < kSlots; ++s) {
-        const bool aligned =
-            reinterpret_cast<uintptr_t>(call.in[s]) % static_cast<size_t>(bytes_of(call.in_type[s])) == 0;
-        all &= !call.in[s] || ((inputs >> s & 1) && aligned);
-    }
-    for (int o = 0; o < 3; ++o) all &= !call.out[o] || (outputs >> o & 1);
-    return all;
-}
-
 bool run_turned(const Call& call, const Turned& turned, const Range& range, const GoOn& go_on) {
-    const int64_t pixels =
-        std::min(turned.pixels, std::max(kFewestPixels, kBlock / turned.channels / kFewestPixels * kFewestPixels));
+    const int64_t pixels = std::min(turned.pixels, std::max(kRun, kBlock / turned.channels / kRun * kRun));
     const int64_t blocks = (turned.pixels + pixels - 1) / pixels;  // of a sample
     const int64_t samples = call.batch * call.size / (turned.channels * turned.pixels);
     std::atomic<bool> failed{false};

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # before there is a group, which it would keep: gloo's threads could then crash at the end
+import torch.distributed.nn  # imported after a group is made, it keeps the group, and gloo's threads may crash at exit
 from torch import Tensor
 
 import noisefuse as nf

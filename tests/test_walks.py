@@ -45,10 +45,10 @@ WALKS = {
     "step": (lambda: lambda: DDPM.step(2, X, X, N), (3, 1, 0)),
     "strided": (lambda: lambda: nf.q_sample(X[..., ::2], 5, S, N), (3, 2, 1)),
     "float times": (lambda: lambda: nf.q_sample(X, [0.2, 0.4], FLOW, N), (4, 4, 3)),
-    "std (B,)": (lambda: lambda: nf.augment.gaussian(X, np.array([0.1, 0.2]), N), (40, 8, 25)),
+    "std (B,)": (lambda: lambda: nf.augment.gaussian(X, np.array([0.1, 0.2]), N), (25, 6, 15)),
     "channels_last": (lambda: of_tensor(lambda x: nf.q_sample(x, 5, S, N)), (4, 3, 2)),
     "large channels_last": (lambda: of_tensor(lambda x: nf.q_sample(x, 5, S, N), (2, 8, 96, 96)), (4, 3, 2)),
-    "with a gradient": (lambda: of_tensor(lambda x: nf.q_sample(x, 5, S, N), requires_grad=True), (40, 10, 25)),
+    "with a gradient": (lambda: of_tensor(lambda x: nf.q_sample(x, 5, S, N), requires_grad=True), (15, 6, 8)),
 }
 
 

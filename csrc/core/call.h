@@ -64,7 +64,6 @@ struct Call {
     int32_t masked;            // the one output is out + (aux1 if lo <= D <= hi else 0), D without its clamp
     int32_t field_per_sample;  // whether each sample has a field, or all share one
     int32_t by_level;          // or the row of an element is its x, a byte; only k and z of `out` count then
-    int32_t is_near;           // whether the outputs lie in the caches: they are not written past them
     const Field* fields;
     const Transition* transitions;  // words turn x, a byte, into another one; (n_rows, 256), one table for each row
 

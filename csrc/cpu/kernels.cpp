@@ -18,9 +18,9 @@ namespace nf {
 namespace {
 
 template <class Real>
-void step_drawing_nothing(const Call& s, int64_t begin, int64_t end) {
+void step_drawing_nothing(const Call& s, int64_t begin, int64_t end, bool stay) {
     Rows<Real> rows(s);
-    Arrays<Real> arrays(s);
+    Arrays<Real> arrays(s, stay);
     const OnArrays<Real> tile_on_arrays = on_arrays(arrays, shape_of(rows));
     const bool far = s.size * s.batch > kFar && asks_early();
     const bool asks = far || (arrays.n_written > 1 && s.size * s.batch >= kSeveral);
@@ -39,12 +39,11 @@ void step_drawing_nothing(const Call& s, int64_t begin, int64_t end) {
     }
 }
 
-// Calls after(end) as soon as the elements before `end` are done. If `stays`, it reads them, so the caches keep them.
+// Calls after(end) as soon as the elements before `end` are done.
 template <class Real, class After>
-void step_drawing(const Call& s, int64_t begin, int64_t end, bool stays, const After& after) {
+void step_drawing(const Call& s, int64_t begin, int64_t end, bool stay, const After& after) {
     Rows<Real> rows(s);
-    Arrays<Real> arrays(s);
-    for (bool& past_caches : arrays.past_caches) past_caches &= !stays;
+    Arrays<Real> arrays(s, stay);
     Noise<Real> noise;
     const uint64_t shape = shape_of(rows);
     const OnNoise tile_on_noise[] = {on_noise(arrays, shape, false), on_noise(arrays, shape, true)};  // per_element
@@ -120,18 +119,18 @@ void walk_range(const Call& s, int64_t begin, int64_t end) {
 }
 
 template <class Real>
-void step_range(const Call& s, int64_t begin, int64_t end) {
+void step_range(const Call& s, int64_t begin, int64_t end, bool stay) {
     const FloatMode mode;
     if (s.draw == Draw::words) return step_transitions(s, begin, end);
     if (s.draw == Draw::none)
-        step_drawing_nothing<Real>(s, begin, end);
+        step_drawing_nothing<Real>(s, begin, end, stay);
     else
-        step_drawing<Real>(s, begin, end, false, [](int64_t) {});
-    if (s.size * s.batch * int64_t{sizeof(Real)} >= kPastCaches) Lane::fence_nontemporal();
+        step_drawing<Real>(s, begin, end, stay, [](int64_t) {});
+    if (!stay && s.size * s.batch * int64_t{sizeof(Real)} >= kPastCaches) Lane::fence_nontemporal();
 }
 
-void step(const Call& s, int64_t begin, int64_t end) {
-    s.type == DType::f64 ? step_range<double>(s, begin, end) : step_range<float>(s, begin, end);
+void step(const Call& s, int64_t begin, int64_t end, bool stay) {
+    s.type == DType::f64 ? step_range<double>(s, begin, end, stay) : step_range<float>(s, begin, end, stay);
 }
 
 void walk(const Call& s, int64_t begin, int64_t end) {
@@ -150,7 +149,7 @@ void step_and_loss_range(const Call& s, const Call& of_loss, int64_t begin_chunk
         in_registers && s.draw != Draw::none)
         return step_drawing<Real>(s, first(begin_chunk), first(end_chunk), true,
                                   [&](int64_t end) { in_registers.take_to(end); });
-    step_range<Real>(s, first(begin_chunk), first(end_chunk));
+    step_range<Real>(s, first(begin_chunk), first(end_chunk), false);
     loss_range<Real>(of_loss, begin_chunk, end_chunk);
 }
 

@@ -24,7 +24,8 @@ inline double weight_of(const Call& s, int64_t piece) {
 
 struct Kernels {
     const char* name;
-    void (*step)(const Call&, int64_t begin, int64_t end);
+    // If results `stay`, they are read soon, so the caches keep them.
+    void (*step)(const Call&, int64_t begin, int64_t end, bool stay);
     void (*walk)(const Call&, int64_t begin, int64_t end);
     void (*loss)(const Call&, int64_t begin_chunk, int64_t end_chunk);  // the sums of chunks, and the gradient
     // Does the step first, then the same for what it wrote.

@@ -397,7 +397,8 @@ struct Arrays {
     const Real* value[kSlots] = {};
     alignas(64) Real staged[kSlots][kTile], clean[kTile], result[3][kTile];
 
-    explicit Arrays(const Call& call) : s(call) {
+    // If results `stay`, they are read soon, so the caches keep them.
+    explicit Arrays(const Call& call, bool stay = false) : s(call) {
         for (int slot = 0; slot < kSlots; ++slot)
             if (s.in[slot]) {
                 read[n_in] = {static_cast<const char*>(s.in[slot]), bytes_of(s.in_type[slot])};
@@ -409,7 +410,7 @@ struct Arrays {
             bool is_input = false;
             for (int i = 0; i < n_in; ++i) is_input |= s.in[slots[i]] == s.out[o];
             direct[o] = s.type_of(o) == kOwn<Real> && (alone || !is_input);
-            past_caches[o] = !s.is_near && !is_input && s.size * s.batch * bytes_of(s.type_of(o)) >= kPastCaches;
+            past_caches[o] = !stay && !is_input && s.size * s.batch * bytes_of(s.type_of(o)) >= kPastCaches;
             if (s.out[o] && !past_caches[o])
                 written[n_written++] = {static_cast<const char*>(s.out[o]), bytes_of(s.type_of(o))};
         }

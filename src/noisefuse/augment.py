@@ -262,8 +262,9 @@ def by_level(
         return _of_tensors(other, _levels, x, noise, mean_table=mean_table, std_table=std_table, **options)
     tables = _level_tables(mean_table, std_table)
     wanted = getattr(x if out is None else out, "dtype", None) if dtype is None else dtype
-    rows, kind = _BY_LEVEL.plain(tables, 256)[:3], FAST_LEVELS.get(levels_of(wanted) or "") or fast_dtype(wanted, None)
-    table = *rows, (*rows, None, None, True), None, True
+    kind = FAST_LEVELS.get(levels_of(wanted) or "") or fast_dtype(wanted, None)
+    rows = _BY_LEVEL.plain(tables, 256)[:3]
+    table = *rows, (*rows, None, None, True), None, True  # True: the row of an element is its level
     done: Array = backends.fast_row(table, 0, x, None, None, noise, -1, out, None, kind, batched)
     if done is not NotImplemented:
         return done
@@ -807,6 +808,7 @@ def _apply_call(
 
 
 def _level_tables(mean_table: ArrayLike, std_table: ArrayLike) -> dict[str, NDArray[np.float64]]:
+    """Returns the numbers of both tables by their names."""
     tables = {name: _numbers(name, given) for name, given in (("mean_table", mean_table), ("std_table", std_table))}
     for name, table in tables.items():
         if table.shape != (256,):
@@ -1005,7 +1007,7 @@ def _numbers(name: str, given: ArrayLike) -> NDArray[np.float64]:
     negative, most = name in _NOT_NEGATIVE, sys.float_info.max
     least = 0 if negative else -most
     if type(given) in (float, int) and least <= given <= most:  # type: ignore[operator]
-        return np.array(given, np.float64)  # in a fifth of the time
+        return np.array(given, np.float64)  # the checks below take five times as long
     need_plain(name, given)
     given = host_view(name, given)
     try:

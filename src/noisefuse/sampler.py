@@ -38,7 +38,7 @@ from .sampling.arrays import (
 )
 from .sampling.inpainting import keeper
 from .sampling.rows import SAME, guided, level_rows, mixed, oldest_past, scaling, thresholded, times_of
-from .sampling.state import State
+from .sampling.state import NEW, State
 from .sampling.types import (
     Array,
     LikelyRunOptions,
@@ -83,6 +83,7 @@ class Sampler:
     _slots: int
     _state_size: tuple[int, int]
     _push: list[int]
+    _move: list[int]
     _plain: Plain
     _fast_rows: int
     _denoised: list[int]
@@ -98,19 +99,22 @@ class Sampler:
 
     def __init__(self, tableau: Tableau) -> None:
         need_tableau("tableau", tableau)
+        push, reads = tableau.push.tolist(), oldest_past(tableau)
+        most = max(push, default=0)
         # this bypasses __setattr__, which refuses; lists, because indexing them is fast
         self.__dict__.update(
             tableau=tableau,
             _slots=tableau.slots,
-            _state_size=(tableau.slots, int(tableau.push.max(initial=0))),
-            _push=tableau.push.tolist(),
+            _state_size=(tableau.slots, most),
+            _push=push,
+            _move=[n + (most + 1) * bool(read) for n, read in zip(push, reads, strict=True)],  # see State.moves
             _plain=tableau.as_rows.plain,
             _fast_rows=0 if tableau.threshold or tableau.masked else len(tableau),  # all or none
             _denoised=tableau.denoised.tolist(),
             # NumPy's numbers: torch.compile cannot trace the array
             _times=[*tableau.timesteps],
             _integer_times=tableau.timesteps.dtype.kind in "iu",
-            _reads=oldest_past(tableau),
+            _reads=reads,
             _draws=tableau.as_rows.draws.tolist(),
             _levels=level_rows(tableau),
             _has_level=((tableau.alpha != 0) | (tableau.sigma != 0)).tolist(),
@@ -405,7 +409,7 @@ class Sampler:
             and denoised_out is None
             and (not slots or (type(state) is State and state.size == self._state_size))
         ):
-            past, kept, after = state.moves[self._push[i]][state.at] if slots else _NOTHING  # type: ignore[union-attr]
+            past, kept, after = state.moves[self._move[i]][state.at] if slots else _NOTHING  # type: ignore[union-attr]
             made: Any = NotImplemented
             if type(x) is not np.ndarray and is_traced(x):
                 if out is None and not log_prob:
@@ -475,7 +479,7 @@ class Sampler:
             noise = randn_like(x, noise, dtype="float64" if "float64" in str(x.dtype) else "float32")
         elif rows is not i and isinstance(noise, Noise | list | tuple):
             noise = drawn_for(noise, i, SAMPLER, x)
-        past, aux, after = ([], [], 0) if state is None else self._move(state, i)
+        past, aux, after = ([], [], 0) if state is None else self._moved(state, i)
         own: list[Array] = []
         at = 0 if denoised_out is None else self._denoised[i] - 1
         if denoised_out is not None and written:  # if the state has this array, it is filled afterwards
@@ -556,6 +560,7 @@ class Sampler:
         True
         """
         self._need_state(state)
+        self._need_past(state, i)
         table, rows, model_output = self._guided(i, x, model_output, guidance_scale)
         past = [] if state is None else state.past[: table.slots]
         return density.log_prob(table, rows, x, model_output, x_next, past=past, **law)
@@ -594,13 +599,24 @@ class Sampler:
             return self.tableau, i, model_output
         return *library_for(x).untraced(guided, self.tableau, self._mixed, i, x, model_output, scale), model_output
 
-    def _move(self, state: State, i: int) -> tuple[list[Array], list[Array], int]:
+    def _moved(self, state: State, i: int) -> tuple[list[Array], list[Array], int]:
         """Returns row i's arrays in the state: see ``State.moves``. TypeError: the state is not this sampler's."""
         if not isinstance(state, State) or state.size != self._state_size:
             what = "another's" if isinstance(state, State) else type(state).__name__
             name = self.tableau.name
             raise TypeError(f"state: expected {name}'s own, sampler.state(x), one per run, got {what}")
-        return state.moves[self._state_size[1] if is_tracer(i) else self._push[i]][state.at]
+        if is_tracer(i):
+            return state.moves[self._state_size[1]][state.at]
+        self._need_past(state, i)
+        return state.moves[self._move[i]][state.at]
+
+    def _need_past(self, state: State | None, i: Any) -> None:
+        """Raises ValueError if row i reads what earlier rows kept, and the state is new."""
+        if state is not None and state.at == NEW and type(i) is int and self._reads[i]:
+            raise ValueError(
+                f"state: row {i} of {self.tableau.name} reads what earlier rows kept, and the state is new; to start "
+                "later, build a sampler of the times that are left, steps=[..]"
+            )
 
     def _kept(self, i: Any, made: list[Array], past: list[Array]) -> list[Array]:
         """Returns the state's arrays after a row whose number is traced, if rows differ in what they keep."""

@@ -50,9 +50,10 @@ def test_any_strides(way):
 @pytest.mark.parametrize("dtype", ["u1", "f2", "f4", "f8"])
 def test_channels(dtype, channels):
     """Channels become the last axis and the second one. Seen to fail: a fourth channel, which is the next pixel's
-    first one, written for the last pixel, of three too."""
+    first one, written for the last pixel: of an array, and of a tile of three pixels."""
     r, copy = np.random.default_rng(5), EXTENSION[1]
-    for batch, height, width in ((1, 1, 1), (2, 1, 3), (2, 3, 3), (1, 1, 4), (3, 8, 8), (2, 5, 67), (1, 64, 64)):
+    shapes = (1, 1, 1), (2, 1, 3), (2, 3, 3), (1, 1, 4), (3, 8, 8), (2, 5, 67), (1, 5, 137), (1, 64, 64)
+    for batch, height, width in shapes:
         whole = r.integers(0, 200, (batch, height, width, channels + 2)).astype(dtype)
         for last in (whole[..., :channels].copy(), whole[..., 1 : channels + 1], whole[::-1, :, ::-1, :channels]):
             first, again = (np.full(last.size + 9, 201, dtype) for _ in range(2))

@@ -520,13 +520,25 @@ def test_auxiliary_outputs_that_are_made(dtype):
 
 
 ANY, EULER = random_table(clamps=True), nf.samplers.euler(S, steps=3)
+
+
+def two_steps(sampler, x):
+    state = sampler.state(x)
+    return sampler.step(1, sampler.step(0, x, 0.1 * x, N, state), 0.2 * x, N, state)
+
+
 # Operations on images x that keep their memory format.
 LIKE = {
     "q_sample": lambda x: nf.q_sample(x, 3, S, N, target="v"),
     "bytes": lambda x: (nf.q_sample((40 * x.abs()).to(torch.uint8), 3, S, N),),
     "q_step": lambda x: (nf.q_step(x, 3, S, N),),
     "update": lambda x: nf.update(ANY, 2, x, (x, x), past=[x] * 4, noise=N, aux_out=2),
-    "a step": lambda x: (SAMPLERS["unipc"].step(1, x, 0.1 * x, N, SAMPLERS["unipc"].state(x)),),
+    "two steps": lambda x: (two_steps(SAMPLERS["unipc"], x),),
+    "rows of channels": lambda x: (
+        nf.update(
+            SAMPLERS["ddim"].tableau, np.arange(x[:, :, 0, 0].numel()).reshape(*x.shape[:2], -1)[..., 0] % 3, x, x
+        ),
+    ),
     "a run": lambda x: (SAMPLERS["heun"].sample(lambda x, t: torch.cos(x), x, N),),
     "noised": lambda x: (SAMPLERS["ddim"].noised(1, x, N),),
     "model_input": lambda x: EULER.model_input(0, x)[:1],
@@ -595,6 +607,22 @@ def test_large_steps_that_draw_nothing(name):
     assert torch.equal(found, STEPS[name](x, m))
     if name != "x in C's order":
         assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 5, 90, 90)], ids=["small", "large"])
+def test_an_output_in_c_order_of_inputs_in_another_one(shape):
+    """Seen to fail: an output that is given, written in the inputs' order."""
+    plain, m = tensor(*shape), tensor(*shape, seed=1)
+    x, last = (a.to(memory_format=torch.channels_last) for a in (plain, m))
+    expected = nf.update(TABLE, 1, plain, m)
+    assert torch.equal(nf.update(TABLE, 1, x, last), expected)
+    assert torch.equal(nf.update(TABLE, 1, x, last, out=torch.empty(shape)), expected)
+    assert torch.equal(nf.update(TABLE, 1, x, m), expected)
+    assert torch.equal(nf.update(TABLE, 1, plain, last), expected)
+    two = nf.update(ANY, 2, plain, (m, m), past=[m] * 4, noise=plain, aux_out=2)
+    aux = [torch.empty(shape), torch.empty(shape)]
+    found = nf.update(ANY, 2, x, (last, last), past=[last] * 4, noise=x, aux_out=aux)
+    assert all(torch.equal(a, b) for a, b in zip((found, *aux), two, strict=True))
 
 
 def test_a_loss_keeps_the_memory_format():

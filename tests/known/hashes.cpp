@@ -268,7 +268,7 @@ uint64_t hash_random(DType type, Draw draw) {
             if (draw == Draw::uniform && f.stream == 0) f.stream = 7;
         Filled call(c, one, type);
         call.draw = draw;
-        NF_KERNELS.step(call, 0, c.elements());
+        NF_KERNELS.step(call, 0, c.elements(), false);
         hash.add(call.first);
     }
     return hash.value;
@@ -309,7 +309,7 @@ uint64_t hash_pyramid(DType type) {
         const int64_t size = 2 * height * width;  // two planes of a sample
         const Case c{3, size, {0}, {field(size, 5, 9, step, stream)}};
         Filled call(c, one, type);
-        NF_KERNELS.step(call, 0, c.elements());
+        NF_KERNELS.step(call, 0, c.elements(), false);
         return call.first;
     };
     Bytes whole = drawn(kHeight, kWidth, 2, 0), memory[kLevels][3];
@@ -350,7 +350,7 @@ uint64_t hash_samples(DType type, const std::vector<Case>& all, const char* targ
         const Bytes x0 = data(type, c.elements());
         call.read(x0, type);
         call.step_by_index = of_walk;
-        NF_KERNELS.step(call, 0, c.elements());
+        NF_KERNELS.step(call, 0, c.elements(), false);
         hash.add(call.first);
         hash.add(call.second);
     }
@@ -377,7 +377,7 @@ uint64_t hash_sample_levels(DType type) {
         Filled call(c, rows, result_of(type), Level, 1);
         const Bytes x0 = data(type, c.elements());
         call.read(x0, type);
-        NF_KERNELS.step(call, 0, c.elements());
+        NF_KERNELS.step(call, 0, c.elements(), false);
         hash.add(call.first);
         hash.add(call.second);
     }
@@ -406,7 +406,7 @@ uint64_t hash_augment(DType type) {
             Filled call(c, rows, result_of(type), type, 1);
             const Bytes x = data(type, c.elements());
             call.read(x, type);
-            NF_KERNELS.step(call, 0, c.elements());
+            NF_KERNELS.step(call, 0, c.elements(), false);
             hash.add(call.first);
         }
     return hash.value;
@@ -429,7 +429,7 @@ uint64_t hash_levels(DType type) {
         const Bytes x = data(DType::u8, c.elements());
         call.read(x, DType::u8);
         call.n_rows = 256, call.by_level = 1;
-        NF_KERNELS.step(call, 0, c.elements());
+        NF_KERNELS.step(call, 0, c.elements(), false);
         hash.add(call.first);
     }
     return hash.value;
@@ -465,7 +465,7 @@ uint64_t hash_transition(DType type) {
         const Bytes x = data(type, c.elements());
         call.read(x, type);
         call.draw = Draw::words, call.transitions = tables.data();
-        NF_KERNELS.step(call, 0, c.elements());
+        NF_KERNELS.step(call, 0, c.elements(), false);
         hash.add(call.first);
     }
     return hash.value;
@@ -525,7 +525,7 @@ uint64_t hash_update(DType type) {
         for (int slot = kX, n = 0; slot <= kPast4; ++slot)
             if (slot != kD) call.read(inputs[static_cast<size_t>(n++)], type, slot);
         call.step_by_index = true;
-        NF_KERNELS.step(call, 0, c.elements());
+        NF_KERNELS.step(call, 0, c.elements(), false);
         hash.add(call.first);
         hash.add(call.second);
         hash.add(call.third);
@@ -613,7 +613,7 @@ uint64_t hash_interval(DType type) {
                 if (&term != terms.data()) rows.set(kOutX, [](int) { return 1; });
                 Filled call(drawn, rows, &term == &terms.back() ? type : wide);
                 call.read(total, wide);
-                NF_KERNELS.step(call, 0, c.elements());
+                NF_KERNELS.step(call, 0, c.elements(), false);
                 (&term == &terms.back() ? made : total) = call.first;
             }
             hash.add(made);

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from conftest import one_in
+from conftest import one_in, using
 from exact import apply_exact, run_exact
 from noisefuse import samplers, views
 from noisefuse.noise import Noise
@@ -1350,6 +1350,26 @@ def test_a_new_state_is_zero():
     x = np.full((2, 3), np.nan, np.float32)
     state = samplers.unipc(VP, 5, order=3).state(x)
     assert [(array.dtype, array.shape, array.any()) for array in state.past] == [(x.dtype, x.shape, False)] * 3
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_a_new_state_serves_no_row_that_reads_what_earlier_rows_kept(backend):
+    """Seen to fail: zeros in their place. A row that reads none may come first, and a kept state serves any row."""
+    sampler, x = samplers.unipc(VP, 5), np.ones((2, 3), np.float32)
+    with using(backend):
+        for call in (
+            lambda: sampler.step(3, x, x, None, sampler.state(x)),
+            lambda: sampler.log_prob(3, x, x, x, sampler.state(x)),
+        ):
+            with pytest.raises(
+                ValueError, match=r"^state: row 3 of unipc reads what earlier rows kept, and the state is"
+            ):
+                call()
+        state = sampler.state(x)
+        sampler.step(0, x, x, None, state)
+        resumed = pickle.loads(pickle.dumps(state))
+        assert np.array_equal(sampler.step(1, x, x, None, resumed), sampler.step(1, x, x, None, state))
+        assert sampler.step(0, x, x, None, sampler.state(x)).shape == x.shape
 
 
 def test_rows_and_shapes_are_checked():

@@ -62,7 +62,7 @@ def in_one_pass(
 
 
 def row_numbers(index: Index, shape: tuple[int, ...]) -> Any:
-    """Returns the row of each time, as the fast path takes them."""
+    """Returns the rows as the fast path takes them: in the shape of the times, or 0 for a single row."""
     return 0 if len(index.values) == 1 else index.values.reshape(shape)
 
 

@@ -107,6 +107,11 @@ class Library:
         """Returns `Noise.from_key` of a key of the library."""
         raise self._refusal("Noise.from_key")
 
+    def in_graph(self, row: Any, arguments: Any, name: str, table: Any, options: Any) -> Any:
+        """Returns `row(*arguments)`, the plain call of a function with this name, table and options, with gradients.
+        NotImplemented: autograd watches none of the arrays, or the call is not plain."""
+        return NotImplemented
+
     def token_log_prob(self, sampler: Any, i: int, x: Any, logits: Any, x_next: Any, where: Any) -> Any:
         """Returns `DiscreteSampler.log_prob` of the library's arrays."""
         raise self._refusal("log_prob")

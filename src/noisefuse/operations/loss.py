@@ -132,7 +132,8 @@ def mse_loss(
     """
     other = None if type(pred) is np.ndarray else library_of(pred)
     plain = reduction in ("mean", "none") and not partial and (other is None or not other.is_traced())
-    if plain and _is_plain(pred, noise) and (table := _plain_table(schedule, target, scale, offset)) is not None:
+    given = noise is not None and type(pred) is not tuple  # `interpolate_loss` may do without, and brings a pair
+    if plain and given and (table := _plain_table(schedule, target, scale, offset)) is not None:
         x = pred if x0 is None and target == "epsilon" else x0
         each = reduction == "none"
         found = backends.fast_mse(table, t, x, pred, noise, weight, 1.0, True, grad_out, batched, each)
@@ -147,9 +148,9 @@ def mse_loss(
         if grad_out is not None:
             raise ValueError("grad_out: expected None with partial=True; mse_loss_grad computes the gradient")
         return _part(pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
-    given = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
+    arguments = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
     outs = {} if grad_out is None else {"grad_out": None if grad_out is True else grad_out}
-    loss, gradient = _run(mse_call(*given, 1.0, outs, want_loss=True))
+    loss, gradient = _run(mse_call(*arguments, 1.0, outs, want_loss=True))
     return loss if grad_out is None else (loss, gradient)
 
 
@@ -206,7 +207,8 @@ def mse_loss_grad(
     gradient: Array
     other = None if type(pred) is np.ndarray else library_of(pred)
     plain = reduction in ("mean", "none") and (other is None or not other.is_traced())
-    if plain and _is_plain(pred, noise) and (table := _plain_table(schedule, target, scale, offset)) is not None:
+    given = noise is not None and type(pred) is not tuple  # as in `mse_loss`
+    if plain and given and (table := _plain_table(schedule, target, scale, offset)) is not None:
         x, wanted = pred if x0 is None and target == "epsilon" else x0, True if out is None else out
         each = reduction == "none"
         gradient = backends.fast_mse(table, t, x, pred, noise, weight, upstream, False, wanted, batched, each)
@@ -216,8 +218,8 @@ def mse_loss_grad(
     if other is not None:
         options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
         return other.mse_loss_grad(pred, x0, t, schedule, noise, batched=batched, upstream=upstream, out=out, **options)
-    given = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
-    gradient = _run(mse_call(*given, upstream, {"out": out}, want_loss=False))[1]
+    arguments = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
+    gradient = _run(mse_call(*arguments, upstream, {"out": out}, want_loss=False))[1]
     return gradient
 
 
@@ -279,11 +281,6 @@ def interpolate_loss(
     given = (drawn, batched, weight, t, reduction, 1.0, outs)
     loss, gradient = _run(_residual_call(m, arrays, rows, index, *given, want_loss=True))
     return loss if grad_out is None else (loss, gradient)
-
-
-def _is_plain(pred: object, noise: object) -> bool:
-    """Whether the fast path can check them. It takes a pair as pred, and no noise if none is drawn."""
-    return type(pred) is not tuple and noise is not None
 
 
 def _plain_table(schedule: Schedule, target: Target, scale: float | None, offset: float | None) -> Plain | None:

@@ -106,7 +106,7 @@ def q_sample(
 
     Args:
         x0: an array or a torch tensor; float32, float64, float16, bfloat16, uint8 or uint16, with any strides (orders
-            other than C are copied first).
+            other than C take longer).
         t: integers are steps of the schedule, 0 the cleanest. Floats are times with 1.0 the noisiest (cosine and flow),
             or sigma (karras, exponential, edm). A scalar, (B,), or any prefix of x0's shape.
         schedule: it gives alpha and sigma of each t.
@@ -145,20 +145,23 @@ def q_sample(
     floating = out is None or getattr(out, "dtype", None) in FLOATING
     if not (floating and dtype is None and out_scale is None and out_offset is None):
         levels = levels_asked(dtype, out, out_scale, out_offset)
-    named = type(target) is str or (target is None and target_out is None)
+    known = type(target) is str or (target is None and target_out is None)
     row = backends.fast_row if other is None else fast_path(other, "fast_row")
-    if named and type(schedule) is Schedule and row is not None:
+    if known and type(schedule) is Schedule and row is not None:
         table = plain_table(schedule.kept.plain, target, scale, offset, levels)
         kind = FAST_LEVELS[levels.dtype] if levels else None if dtype is None else fast_dtype(dtype, other)
         aux: Any = None if target is None else 1 if target_out is None else (target_out,)
         done = row(table, t, x0, None, None, noise, -1, out, aux, kind, batched)
+        if done is NotImplemented and other is not None and levels is None:
+            given = table, t, x0, None, None, noise, -1, out, aux, kind, batched
+            done = other.in_graph(row, given, "q_sample", schedule, (("target", target), ("scale", scale)))
         if done is not NotImplemented:
             return done if target_out is None else (done, target_out)
     batched = is_batch("x0", x0, batched)
     if other is not None:
-        given = {"target": target, "scale": scale, "offset": offset, "target_out": target_out}
-        given |= level_options(levels) or {"dtype": dtype}
-        return other.q_sample(x0, t, schedule, noise, batched=batched, out=out, **given)
+        asked = {"target": target, "scale": scale, "offset": offset, "target_out": target_out}
+        asked |= level_options(levels) or {"dtype": dtype}
+        return other.q_sample(x0, t, schedule, noise, batched=batched, out=out, **asked)
     options = target, scale, offset, dtype, levels, batched
     results = run(q_sample_call(x0, t, schedule, noise, *options, out, target_out))
     return results[0] if target is None else (results[0], results[1])
@@ -219,6 +222,9 @@ def q_step(
         plain = kept.plain_markov if levels is None else kept.plain_markov_to(levels)
         kind = None if levels is None else FAST_LEVELS[levels.dtype]
         done: Array = row(plain, t, x, None, None, noise, WALK, out, None, kind, batched)
+        if done is NotImplemented and other is not None and levels is None:
+            given = plain, t, x, None, None, noise, WALK, out, None, None, batched
+            done = other.in_graph(row, given, "q_step", schedule, ())
         if done is not NotImplemented:
             return done
     batched = is_batch("x", x, batched)

@@ -92,8 +92,8 @@ def update(
     Args:
         table: the rows; `print(table)` shows them as equations.
         i: the row as integers: a scalar, (B,) or any prefix of x's shape.
-        x: an array or a torch tensor; float32, float64, float16 or bfloat16, with any strides (orders other than C are
-            copied first).
+        x: an array or a torch tensor; float32, float64, float16 or bfloat16, with any strides (orders other than C take
+            longer).
         model_output: m1, or (m1, m2), of x's shape. An output of another float dtype than x's is converted first.
         past: past1 .. past4, the newest first, of x's shape and dtype.
         noise: a Noise, a list of one for each row of x, or an array of x's shape. For a Noise of stream 0, z is the
@@ -123,6 +123,9 @@ def update(
         rows = table.as_rows if levels is None else table.as_rows.scaled(*levels.range)
         kind = None if levels is None else FAST_LEVELS[levels.dtype]
         done: Array = row(rows.plain, i, x, model_output, past, noise, SAMPLER, out, aux_out, kind, True)
+        if done is NotImplemented and other is not None and levels is None:
+            plain = rows.plain, i, x, model_output, past, noise, SAMPLER, out, aux_out, None, True
+            done = other.in_graph(row, plain, "update", table, ())
         if done is not NotImplemented:
             return done
     _need_several(model_output, past, aux_out)

@@ -264,7 +264,7 @@ EXCEPTIONS: dict[str, str] = {
     "augment.at_snr, *, transposed, *": "the pass that finds the signal's power makes its own copies",
     **{
         f"{function}, *, {layout}, *": _COPIES
-        for function in ("update", "interpolate", "mse_loss_grad", "density.*")
+        for function in ("update", "interpolate", "interpolate_loss", "mse_loss_grad", "density.*")
         for layout in ("channels last", "transposed")
     },
 }

@@ -556,7 +556,7 @@ def _past_and_size(state: State) -> Any:
 
 def _state(size: Any, past: Any) -> State:
     slots, free = size
-    return State(slots, [*(list(past[:1]) or [None]) * free, *past])
+    return State(slots, [*(list(past[:1]) or [None]) * free, *past], is_new=False)  # as far as is known
 
 
 jax.tree_util.register_pytree_node(State, _past_and_size, _state)

@@ -83,7 +83,20 @@ def differentiable(
 ) -> tuple[Any, ...]:
     """Returns the outputs, the last of which overwrite `remembered`. Backward uses the values of this call, even if the
     caller overwrites them later."""
-    return _Differentiable.apply(operation, *frozen(index, noise), *tensors, *remembered)  # type: ignore[no-any-return,no-untyped-call]
+    return _Differentiable.apply(operation, *frozen(index, noise), None, *tensors, *remembered)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def plain_call(operation: Operation, row: Any, arguments: tuple[Any, ...], tensors: Sequence[Any]) -> Any:
+    """Returns the outputs of row(*arguments), which is the operation's pass, or NotImplemented."""
+    index, noise = arguments[1], arguments[5]
+    try:
+        return _Differentiable.apply(operation, *frozen(index, noise), lambda: row(*arguments), *tensors)  # type: ignore[no-untyped-call]
+    except _Declined:
+        return NotImplemented
+
+
+class _Declined(Exception):
+    """The fast path does not take the call."""
 
 
 def frozen(index: Any, noise: Any) -> tuple[Any, Any]:
@@ -94,17 +107,23 @@ def frozen(index: Any, noise: Any) -> tuple[Any, Any]:
 
 
 class _Differentiable(torch.autograd.Function):
-    """Runs `run`, with `gradient` as its backward pass, which may be differentiable itself. (A forward pass with a
+    """Runs `run`, or `fast` in its place, with `gradient` as its backward pass, which may be differentiable itself. (A
+    forward pass with a
     setup_context, which torch.func would need, takes four times torch's part of the time, and the backward pass twice.)
     """
 
     @staticmethod
-    def forward(ctx: Any, operation: Operation, index: Any, noise: Any, *tensors: Any) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, operation: Operation, index: Any, noise: Any, fast: Any, *tensors: Any) -> Any:
         remembered, tensors = tensors[len(operation.slots) :], tensors[: len(operation.slots)]
-        if remembered:
-            ctx.mark_dirty(*remembered)
-        outs = (None,) * (operation.outputs - len(remembered)) + remembered
-        found = tuple(operation.run(index, tensors, noise, outs))
+        if fast is not None:
+            found = fast()
+            if found is NotImplemented:
+                raise _Declined
+        else:
+            if remembered:
+                ctx.mark_dirty(*remembered)
+            outs = (None,) * (operation.outputs - len(remembered)) + remembered
+            found = tuple(operation.run(index, tensors, noise, outs))
         kept = operation.kept(tensors)
         if isinstance(index, Tensor):
             kept, index = (*kept, index), None
@@ -121,9 +140,9 @@ class _Differentiable(torch.autograd.Function):
             *kept, index = kept
         made = [
             operation.gradient(slot, index, kept, noise, grads).to(dtype) if needed else None
-            for slot, dtype, needed in zip(operation.slots, dtypes, ctx.needs_input_grad[3:], strict=False)
+            for slot, dtype, needed in zip(operation.slots, dtypes, ctx.needs_input_grad[4:], strict=False)
         ]
-        return None, None, None, *made, *(None,) * remembered
+        return None, None, None, None, *made, *(None,) * remembered
 
 
 class OnceDifferentiable(Operation):
