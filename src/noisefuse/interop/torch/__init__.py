@@ -331,8 +331,8 @@ def _call(
 
 
 def in_graph(row: Any, arguments: tuple[Any, ...], name: str, table: Any, options: Any) -> Any:
-    """Does what `_call` does for tensors that autograd watches, if the call is plain and nothing is written to: in 0.6 of
-    the time."""
+    """Does what `_call` does for tensors that autograd watches, if the call is plain and nothing is written to: in 0.6
+    of the time."""
     _, index, x, models, past, noise, _, out, aux, *_ = arguments
     tensors = {"x": x} if models is None and not past else inputs_of(x, models, past)
     values = tuple(tensors.values())
