@@ -330,16 +330,21 @@ def _call(
     return tuple(in_format(x, values[0]) if out is None else x for x, out in zip(made, outs, strict=True))
 
 
+_SEVERAL = tuple, list
+
+
 def in_graph(row: Any, arguments: tuple[Any, ...], name: str, table: Any, options: Any) -> Any:
     """Does what `_call` does for tensors that autograd watches, if the call is plain and nothing is written to: in 0.6
     of the time."""
     _, index, x, models, past, noise, _, out, aux, *_ = arguments
-    tensors = {"x": x} if models is None and not past else inputs_of(x, models, past)
-    values = tuple(tensors.values())
-    if not is_watched(values) or is_watched((index,)) or isinstance(noise, Tensor):
+    is_number, is_none = type(aux) is int, aux is None or (type(aux) in _SEVERAL and not aux)
+    if out is not None or not (is_number or is_none) or isinstance(noise, Tensor):
         return NotImplemented
-    is_number = type(aux) is int
-    if out is not None or not (is_number or aux is None or aux == ()):
+    if past is not None and type(past) not in _SEVERAL:
+        return NotImplemented
+    tensors = {"x": x} if models is None and not past else inputs_of(x, models, past or ())
+    values = tuple(tensors.values())
+    if not is_watched(values) or is_watched((index,)):
         return NotImplemented
     try:
         for one in values:
