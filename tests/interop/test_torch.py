@@ -661,6 +661,35 @@ def test_a_gradient_is_the_transposed_row(dtype):
         assert same(a.grad, expected.astype("f8") if a is m1 else expected)
 
 
+GRAPHS = {
+    "q_sample": lambda x: nf.q_sample(x, [3, 5], S, N),
+    "its target": lambda x: sum(nf.q_sample(x, 3, S, N, target="v", scale=2.0)),
+    "float times": lambda x: nf.q_sample(x, [0.2, 0.4], nf.Schedule.flow(), N, dtype="float64"),
+    "q_step": lambda x: nf.q_step(x, torch.tensor([3, 5]), S, [N, N.at(sample=9)]),
+    "update": lambda x: sum(nf.update(ANY, 2, x, (x.sin(), x.cos()), past=[x, x, x, x], noise=N, aux_out=2)),
+    "a step": lambda x: SAMPLERS["ddpm"].step(2, x, x.sin(), N),
+}
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_plain_call_in_a_graph_is_the_checked_one(name, dtype, monkeypatch):
+    """With its gradients, first and second. Seen to fail: the gradient of a target without its scale."""
+
+    def derivatives():
+        x = tensor(2, 3, 4, dtype=dtype, grad=True)
+        result = GRAPHS[name](x)
+        (first,) = torch.autograd.grad(result.double().square().sum(), x, create_graph=True)
+        return result, first, *torch.autograd.grad(first.sum(), x)
+
+    taken, in_graph = [], interop.library.in_graph
+    monkeypatch.setattr(interop.library, "in_graph", lambda *given: taken.append(in_graph(*given)) or taken[-1])
+    found = derivatives()
+    assert nf.info()["backend"] != "native" or any(one is not NotImplemented for one in taken)
+    monkeypatch.setattr(interop.library, "in_graph", lambda *given: NotImplemented)
+    assert all(map(torch.equal, found, derivatives()))
+
+
 def test_slopes_are_not_rounded_to_the_results_dtype():
     """Seen to fail: slopes of the forward process as float16."""
     x, g = tensor(16, 16, grad=True), tensor(16, 16, dtype=torch.float16, seed=1)
