@@ -582,7 +582,7 @@ def test_later_calls_of_the_same_shape_on_the_stand_in(cupy, shape):
             nf.q_step(a, n, LINEAR, noise),
             ddpm.step(n, a, b, noise),
             ddpm.step(5, a, b),  # draws nothing
-            solver.step(n, a, b, None, state, out=b),
+            *(solver.step(i, a, b, None, state, out=b).copy() for i in range(n + 1)),
             *state.past,
             nf.q_sample(a, 5, LINEAR, noise, out=a),
         ]
