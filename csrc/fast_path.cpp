@@ -56,14 +56,13 @@ PyObject* fast_row(PyObject*, PyObject* const* args, Py_ssize_t n) {
             {args[0], args[1], args[2], args[3], args[4], args[5], stream, args[7], args[8], args[9], args[10]}))
         return declined();
     if (!plain.outputs.make(plain.call)) return nullptr;
-    const Turned& turned = plain.turned;
-    const bool clips = n == 12 && args[11] != Py_None;
-    const double low = clips ? PyFloat_AsDouble(PyTuple_GET_ITEM(args[11], 0)) : 0,
-                 high = clips ? PyFloat_AsDouble(PyTuple_GET_ITEM(args[11], 1)) : 0;
-    const auto run = [&](const Call& step, const GoOn& go_on) {
-        return clips ? run_clipped_step(step, low, high, go_on, turned) : run_step(step, go_on, turned);
-    };
-    return run_plain(call, run) ? plain.outputs.give() : nullptr;
+    const auto give = [&](const auto& run) { return run_plain(call, run) ? plain.outputs.give() : nullptr; };
+    if (n == 11 || args[11] == Py_None)
+        return give([&](const Call& step, const GoOn& go_on) { return run_step(step, go_on, plain.turned); });
+    const double low = PyFloat_AsDouble(PyTuple_GET_ITEM(args[11], 0)),
+                 high = PyFloat_AsDouble(PyTuple_GET_ITEM(args[11], 1));
+    return give(
+        [&](const Call& step, const GoOn& go_on) { return run_clipped_step(step, low, high, go_on, plain.turned); });
 }
 
 // random(table, shape, noise, uniform, dtype, batched, tensor, out), or NotImplemented: noise of this shape.

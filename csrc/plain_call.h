@@ -235,7 +235,7 @@ class PlainCall {
             return true;
         }
         if (x.count > kFew && turned.pixels >= kFewPixels && !written) {
-            turned.outputs = outputs.written_last ? outputs.made() : 0;
+            turned.outputs = outputs.written_last ? outputs.new_ones() : 0;
             return true;
         }
         for (int slot = 0; slot < kSlots; ++slot)

@@ -62,10 +62,10 @@ class PlainOutputs {
     }
 
     // Whether the caller gave any.
-    bool given() const { return made() != (1u << wanted) - 1; }
+    bool given() const { return new_ones() != (1u << wanted) - 1; }
 
-    // A bit for each one that is made.
-    unsigned made() const {
+    // A bit for each one that is made here.
+    unsigned new_ones() const {
         unsigned bits = 0;
         for (int o = 0; o < wanted; ++o) bits |= given_[o] ? 0 : 1u << o;
         return bits;
