@@ -17,15 +17,11 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-import pytest
-
 import figures
 import noisefuse as nf
 from figures import ACTION, IMAGES, NOISE, Figure, Pair, microseconds
 from noisefuse.commands.bench.contenders import Call
 from test_samplers import LATENTS
-
-pytestmark = pytest.mark.filterwarnings("ignore:__array")  # diffusers', with NumPy 2
 
 STEPS = 50
 

@@ -196,7 +196,6 @@ raise SystemExit("the child hangs")
             children = pool.map_async(_draw_bits, [0, 0, 7]).get(timeout=30)
         assert children == [expected, expected, _draw_bits(7)]
 
-    @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # one processor, perhaps
     def test_a_data_loader(self, expected):
         torch = pytest.importorskip("torch")
         loader = torch.utils.data.DataLoader(

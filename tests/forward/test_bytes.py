@@ -170,7 +170,7 @@ def test_of_tensors(levels):
                 found = call(x, dtype=asked)
                 assert found.dtype == kind
                 assert np.array_equal(found.numpy(), expected)
-            torch._dynamo.reset()
+            torch.compiler.reset()
             compiled = torch.compile(lambda x, call=call: call(x, dtype=kind), backend="eager", fullgraph=True)
             assert np.array_equal(compiled(x).numpy(), expected)
     out = torch.empty(SHAPE, dtype=kind)

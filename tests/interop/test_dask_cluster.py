@@ -18,10 +18,7 @@ import dask.array as da  # noqa: E402
 
 from noisefuse.interop.dask import check_workers  # noqa: E402
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore"),  # of workers that die
-]
+pytestmark = pytest.mark.slow
 S = nf.Schedule.cosine(50)
 SHAPE, CHUNKS = (64, 3, 8, 8), (4, 3, 4, 8)
 

@@ -11,8 +11,6 @@ pytest.importorskip("diffusers")
 
 from noisefuse.interop.diffusers.lanes import CLAMP, Alone, Choices, Lanes, Parted, counted, each, lanes, row_of  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # torch's, with NumPy 2
-
 NUMBERS = [0.3, 1.7, 0.9, 12.5]
 UNITS = torch.eye(3, dtype=torch.float64)[:1]
 
@@ -35,6 +33,7 @@ FUNCTIONS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:__array_wrap__")  # of torch's tensors in NumPy's functions
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_each_row_has_the_bits_that_it_has_alone(name, dtype):

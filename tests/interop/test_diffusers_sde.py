@@ -297,7 +297,7 @@ def test_a_pipeline_is_saved_with_it(tmp_path):
 
 def test_steps_in_compiled_code():
     """The graph breaks there."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     ours = scheduler()
 
     def run(x):

@@ -33,12 +33,8 @@ diffusers = pytest.importorskip("diffusers")
 from noisefuse.interop import diffusers as ours  # noqa: E402
 from noisefuse.interop.diffusers import engine  # noqa: E402
 from noisefuse.interop.torch import arrays as torch_arrays  # noqa: E402
+from private_names import private  # noqa: E402
 from test_torch_cuda import nothing_comes_back, on_the_stand_in  # noqa: E402
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),  # diffusers' warnings with NumPy 2
-    pytest.mark.filterwarnings("ignore:Should have:UserWarning"),  # torchsde's warnings of the ends of its tree
-]
 
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 SHAPE = (2, 3, 4, 4)
@@ -1124,9 +1120,8 @@ def test_copies_in_the_middle_of_a_run(name, duplicate):
 def test_no_step_reads_a_value_back(monkeypatch):
     """After the first run of a configuration no tensor's value comes to Python, so on a GPU nothing would wait. Only a
     first step without begin_index looks up its time, in a copy on the CPU. The control is diffusers' DDPM."""
-    from torch.utils._python_dispatch import TorchDispatchMode
 
-    class Reads(TorchDispatchMode):
+    class Reads(private("torch.utils._python_dispatch", "TorchDispatchMode")):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             name = function.overloadpacket.__name__
             if name in ("_local_scalar_dense", "nonzero", "equal", "is_nonzero"):
@@ -1555,7 +1550,7 @@ def test_gradients_of_torch_func(name):
 )
 def test_steps_in_compiled_code(name):
     """The graph breaks there. Seen to fail: torch.compile traced the search for rows, and failed."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     answers = []
     for scheduler in DEFAULTS[name].pair(5):
         scheduler.is_scale_input_called = True

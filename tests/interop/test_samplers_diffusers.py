@@ -21,8 +21,6 @@ from noisefuse.tableau import Tableau
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # torch's, with NumPy 2
-
 STEPS = (5, 20)  # below and beyond 15, below which solvers lower their order
 SHAPE = (2, 3, 4, 4)
 EXACT = 1e-12  # relative to the largest |x|; measured: 5e-14

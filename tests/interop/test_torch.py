@@ -26,9 +26,7 @@ from noisefuse.interop import torch as interop  # noqa: E402
 from noisefuse.interop.torch import arrays as torch_arrays  # noqa: E402
 from noisefuse.interop.torch import graph as torch_graph  # noqa: E402
 from noisefuse.interop.torch import internals as torch_internals  # noqa: E402
-
-# torch's own warning, when it loads its decompositions
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+from private_names import private  # noqa: E402
 
 S, FLOW, N = Schedule.linear(20), Schedule.flow(20), Noise(2**63 + 5, sample=3, step=7)
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -162,13 +160,18 @@ def test_a_mode_may_change_the_tensor_that_it_is_asked_about():
         assert same(result, nf.q_sample(np.zeros((100, 10, 10), np.float32), 3, S, N))
 
 
+def negative(x):
+    """Returns -x as a view, whose memory holds x."""
+    return torch.complex(x, x).conj().imag
+
+
 def test_strides_and_views():
     x = tensor(4, 6)
     for view in (x.t(), x[:, ::2], x[:1].expand(4, 6), x[2], torch.tensor(2.0), x[:0], x.view(2, 2, 2, 3)[:, :, 1]):
         assert same(nf.q_sample(view, 3, S, N), nf.q_sample(numpy(view), 3, S, N))
     images = tensor(2, 3, 4, 5).to(memory_format=torch.channels_last)
     assert same(nf.q_sample(images, 3, S, N), nf.q_sample(numpy(images), 3, S, N))
-    for negated in (tensor(3, 4).to(torch.complex64).mul(1j).conj().imag, torch._neg_view(x)):
+    for negated in (negative(x), negative(x[:, ::2])):
         assert negated.is_neg()
         assert same(nf.q_sample(negated, 3, S, N), nf.q_sample(negated.resolve_neg().numpy(), 3, S, N))
     inside = x.clone()
@@ -272,7 +275,7 @@ X = tensor(3, 4)
 OUTS = {
     "requires grad": (ValueError, r"out: requires grad", lambda: torch.zeros(3, 4, requires_grad=True)),
     "a parameter": (ValueError, r"out: requires grad", lambda: torch.nn.Parameter(torch.zeros(3, 4))),
-    "negated": (ValueError, r"out: expected a plain tensor", lambda: torch._neg_view(torch.zeros(3, 4))),
+    "negated": (ValueError, r"out: expected a plain tensor", lambda: negative(torch.zeros(3, 4))),
     "float64": (TypeError, r"out: expected dtype float32, got float64", lambda: torch.zeros(3, 4).double()),
     "other shape": (ValueError, r"out: expected shape \(3, 4\), got \(4, 3\)", lambda: torch.zeros(4, 3)),
     "transposed": (ValueError, r"out: expected a C-contiguous", lambda: torch.zeros(4, 3).t()),
@@ -347,7 +350,6 @@ ODD = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of (nested|Masked)")
 @pytest.mark.parametrize("kind", ODD)
 def test_tensors_that_stand_for_others_are_refused_by_name(kind):
     """Seen to fail: all three were "not one of torch.func or a fake one", and if only x's shape is read, the first two
@@ -389,7 +391,6 @@ BESIDE = {  # arguments that are numbers, or one for each sample, beside torch's
 }
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of (nested|Masked)")
 @pytest.mark.parametrize("name", BESIDE)
 def test_such_tensors_are_refused_as_numbers_too(name):
     """Seen to fail: ".numpy() is not supported for tensor subclasses" and "Internal error: NestedTensorImpl doesn't
@@ -754,8 +755,8 @@ def test_what_autograd_has_to_know():
 def compiled(function, backend="aot_eager"):
     if not torch_internals.FOLLOWED:
         pytest.skip("from torch 2.12 on")
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
+    torch.compiler.reset()
+    private("torch._dynamo.utils", "counters").clear()
     return torch.compile(function, fullgraph=True, backend=backend)
 
 
@@ -772,7 +773,7 @@ def g(x):
     return nf.update(sampler.tableau, 0, x * 2, x, noise=nf.Noise(1)).sin()
 for function in f, g:
     assert torch.equal(torch.compile(function, backend="aot_eager")(x), function(x))
-    torch._dynamo.reset()
+    torch.compiler.reset()
     try:
         torch.compile(function, backend="aot_eager", fullgraph=True)(x)
     except torch._dynamo.exc.Unsupported as error:
@@ -784,7 +785,7 @@ for function in f, g:
 
 
 def graphs():
-    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    return private("torch._dynamo.utils", "counters")["stats"]["unique_graphs"]
 
 
 def equal(results, expected):
@@ -807,9 +808,9 @@ def test_graphs_break_at_noise_that_they_cannot_have(noise):
 
     x = torch.ones(2, 3)
     whole = compiled(run)
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="no graph can have this call of noisefuse"):
+    with pytest.raises(private("torch._dynamo.exc", "Unsupported"), match="no graph can have this call of noisefuse"):
         whole(x, noise)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     assert equal(torch.compile(run, backend="aot_eager")(x, noise), run(x, noise))
     assert equal(compiled(run)(x, N), run(x, N))
 
@@ -1027,7 +1028,7 @@ def test_guidance_breaks_the_graph():
 
     for w in (2.0, [1.0, 2.0, 3.0]):
         assert torch.equal(torch.compile(function, backend="aot_eager")(x, w), function(x, w))
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="untraced"):
+    with pytest.raises(private("torch._dynamo.exc", "Unsupported"), match="untraced"):
         compiled(function)(x, 2.0)
 
 
@@ -1082,7 +1083,7 @@ def test_errors_in_a_graph():
     call = compiled(lambda x, t: nf.q_sample(x, t, S, N))
     with pytest.raises(IndexError, match="t = 20 is out of range"):
         call(X, torch.tensor([1, 2, 20]))
-    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"out: expected torch\.float32 of shape"):
+    with pytest.raises(private("torch._dynamo.exc", "Unsupported"), match=r"out: expected torch\.float32 of shape"):
         compiled(lambda x, out: nf.q_sample(x, 1, S, N, out=out))(X, torch.zeros(2, 3, 4))
 
 
@@ -1115,7 +1116,6 @@ def test_what_compiled_code_calls_has_one_number_for_each_value():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("grad", [False, True])
 def test_opcheck(grad):
     """torch's own checks: schema, fake tensors, autograd registration, dynamic shapes."""
@@ -1160,8 +1160,6 @@ class Noised(Dataset):
         return i, t, x_t[0], target[0]
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # where there is one processor
 @pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_noise_as_one_process_does(start):
     data = Noised(epoch=3)

@@ -25,12 +25,11 @@ from noisefuse import backends
 
 torch = pytest.importorskip("torch")
 
-from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
-
 from noisefuse.interop import torch as interop  # noqa: E402
 from noisefuse.interop.torch import arrays as torch_arrays  # noqa: E402
 from noisefuse.interop.torch import graph as torch_graph  # noqa: E402
 from noisefuse.interop.torch import loss as torch_loss  # noqa: E402
+from private_names import private  # noqa: E402
 from test_torch import (  # noqa: E402
     CALLS,
     DIFFERENTIABLE,
@@ -43,6 +42,7 @@ from test_torch import (  # noqa: E402
     X,
     compiled,
     equal,
+    negative,
     numpy,
     random_table,
     same,
@@ -50,8 +50,6 @@ from test_torch import (  # noqa: E402
 )
 from test_torch_loss import CALLS as LOSSES  # noqa: E402
 from test_torch_loss import arguments  # noqa: E402
-
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 
 CUDA, STREAM = torch.device("cuda", 1), 0x57EA
 
@@ -175,7 +173,7 @@ def test_draws_on_the_stand_in(dtype):
 
 def test_strides_on_the_stand_in():
     x = tensor(4, 6)
-    for view in (x.t(), x[:, ::2], x[1:, 2:], x[:1].expand(4, 6), x[2], torch.tensor(2.0), x[:0], torch._neg_view(x)):
+    for view in (x.t(), x[:, ::2], x[1:, 2:], x[:1].expand(4, 6), x[2], torch.tensor(2.0), x[:0], negative(x)):
         expected = nf.q_sample(view.resolve_neg().numpy(), 3, S, N)
         with on_the_stand_in():
             assert same(nf.q_sample(view, 3, S, N), expected)
@@ -345,7 +343,7 @@ def test_fake_tensors_of_cuda_need_no_device():
     options = ("target", "v"), ("reduction", "none"), ("batched", True)
     loss = torch_graph.number_of(torch_loss.Loss, S, "mse_loss", options, ("pred", "x0"), 1)
     like = (3, 4), torch.bfloat16
-    with FakeTensorMode():
+    with private("torch._subclasses.fake_tensor", "FakeTensorMode")():
         x = torch.empty(3, 4, dtype=torch.bfloat16, device="cuda:1")
         t, g = torch.empty(3, dtype=torch.int64, device="cuda:1"), torch.empty(3, device="cuda:1")
         results = {
@@ -376,7 +374,7 @@ def test_a_compiled_draw_is_made_where_out_lies(monkeypatch):
         return nf.q_sample(x, 3, S, noise), nf.uniform((3, 4), noise, out=out)
 
     monkeypatch.setattr(interop, "copied", lambda result, out: result)
-    with FakeTensorMode():
+    with private("torch._subclasses.fake_tensor", "FakeTensorMode")():
         x = torch.empty(3, 4, device="cuda:1")
         found = compiled(function, backend)(x, torch.empty(3, 4, device="cuda:1"), N)
     assert {result.device for result in found} == {CUDA}
@@ -447,7 +445,7 @@ def test_without_cupy():
 
 @pytest.mark.parametrize("device", ["meta", "xpu", "mps"])
 def test_other_devices(device):
-    with FakeTensorMode():
+    with private("torch._subclasses.fake_tensor", "FakeTensorMode")():
         x = torch.empty(3, 4, device=device)
     for name, call in (
         ("x0", lambda: nf.q_sample(x, 3, S, N)),
@@ -461,9 +459,8 @@ def test_other_devices(device):
             call()
 
 
-@pytest.mark.filterwarnings("ignore:Accessing the data pointer:UserWarning")
 def test_tensors_without_memory_on_the_stand_in():
-    with FakeTensorMode():
+    with private("torch._subclasses.fake_tensor", "FakeTensorMode")():
         x = torch.empty(3, 4, device="cuda:1")
     with on_the_stand_in() as cupy:
         with pytest.raises(TypeError, match="x0: expected a tensor with memory of its own"):

@@ -22,11 +22,6 @@ from noisefuse.interop.torch_data import AugmentedBatch, NoisyBatch  # noqa: E40
 S = Schedule.linear(50)
 IMAGES = torch.randint(0, 256, (13, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
 
-ignored = [
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # where there is one processor
-]
-
 
 class Images(Dataset):
     """A data set of items (id, image, label)."""
@@ -91,8 +86,8 @@ def grain(images, noise):
     return nf.augment.gaussian(x, nf.augment.strengths(len(x), 1, 9, noise.at(stream=65)), noise.at(stream=65), out=x)
 
 
-FORK = pytest.param("fork", marks=ignored)
-SPAWN = pytest.param("spawn", marks=[*ignored, pytest.mark.slow])  # imports torch in each worker
+FORK = "fork"
+SPAWN = pytest.param("spawn", marks=pytest.mark.slow)  # imports torch in each worker
 
 
 @pytest.mark.parametrize("start", [None, FORK, SPAWN])

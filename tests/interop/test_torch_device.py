@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 from torch.autograd import gradcheck, gradgradcheck  # noqa: E402
 
 from noisefuse.interop.torch import arrays as torch_arrays  # noqa: E402
+from private_names import private  # noqa: E402
 from test_torch import (  # noqa: E402
     CALLS,
     DIFFERENTIABLE,
@@ -25,12 +26,13 @@ from test_torch import (  # noqa: E402
     S,
     compiled,
     equal,
+    negative,
     numpy,
     random_table,
     tensor,
 )
 
-pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")]
+pytestmark = pytest.mark.gpu
 
 SLEEP = 1 << 30  # cycles: some half a second
 
@@ -60,7 +62,7 @@ def alike(results, expected):
 def nobody_waits():
     """The stream is busy at the start, and still is at the end; and torch itself raises if it would wait."""
     torch.cuda.synchronize()
-    torch.cuda._sleep(SLEEP)
+    private("torch.cuda", "_sleep")(SLEEP)
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -121,7 +123,7 @@ def test_draws(cupy, dtype):
 def test_strides(cupy, dtype):
     x = tensor(4, 6, dtype=dtype)
     for view in (lambda x: x.t(), lambda x: x[:, ::2], lambda x: x[1:, 2:], lambda x: x[:1].expand(4, 6),
-                 lambda x: x[2], lambda x: x[0, 0], lambda x: x[:0], torch._neg_view):  # fmt: skip
+                 lambda x: x[2], lambda x: x[0, 0], lambda x: x[:0], negative):  # fmt: skip
         assert alike(nf.q_sample(view(x.cuda()), 3, S, N), nf.q_sample(view(x), 3, S, N))
 
 
@@ -157,7 +159,7 @@ def test_in_the_order_of_torchs_stream(cupy):
     stream = torch.cuda.Stream()
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(SLEEP)
+        private("torch.cuda", "_sleep")(SLEEP)
         x.copy_(values)
         t.copy_(times)
         found = nf.q_sample(x, t, S, N)

@@ -63,7 +63,6 @@ class Items(torch.utils.data.Dataset):
         return GaussianNoise().at(index, epoch=1)(IMAGE)
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_workers_make_the_same():
     """Without a key each worker has its own seed, from torch."""

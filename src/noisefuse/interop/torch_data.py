@@ -31,7 +31,7 @@ class _NamedBatch:
         self.noise: nf.Noise = noise
         # Workers share this memory: workers that outlive an epoch would keep an old number.
         self._epoch = torch.tensor(self.noise.step, dtype=torch.int64)
-        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+        self._epoch.share_memory_()
 
     @property
     def epoch(self) -> int:

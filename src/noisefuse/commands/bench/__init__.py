@@ -23,10 +23,9 @@ from .timing import Device, Timing, interleaved, machine
 
 
 def cpu() -> Device:
-    name_missing(CONTENDERS)
     sizes = ((1, 16, 7), (64, 3, 32, 32), (256, 3, 128, 128))
     dtypes = ("float32", "float64", "float16", "uint8")
-    return Device(machine(), OPERATIONS, sizes, dtypes, libraries, threads=nf.info()["threads"])
+    return Device(machine(), OPERATIONS, sizes, dtypes, libraries, nf.info()["threads"], contenders=CONTENDERS)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -38,6 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     plot = arguments.plot and import_module(".plot", __package__).Plot(arguments.plot)
     device = _device(arguments)
     asked = cases(device, arguments)
+    name_missing(device.contenders)
     if warning := busy(device.where.get("load")):
         print(f"noisefuse bench: {warning}", file=sys.stderr)
     measured = measure(device, asked, quick=arguments.quick)

@@ -14,7 +14,7 @@ import numpy as np
 import noisefuse as nf
 
 from .contenders import CONTENDERS as FORWARD
-from .contenders import Array, Call, Case, contenders, name_missing
+from .contenders import Array, Call, Case, contenders
 from .timing import Device, machine
 
 OPERATIONS = ("gaussian", "multiplicative", "poisson")
@@ -42,10 +42,10 @@ class Images(Case):
 
 
 def device() -> Device:
-    name_missing(CONTENDERS)
     return Device(
         machine(), OPERATIONS, ((4, 64, 64, 3), (4, 224, 224, 3), (16, 512, 512, 3)), ("uint8", "float32"),
         partial(contenders, of=CONTENDERS), nf.info()["threads"], case=Images, columns=("img/s", "ns", "±", "copy"),
+        contenders=CONTENDERS,
     )  # fmt: skip
 
 

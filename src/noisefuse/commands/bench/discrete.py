@@ -17,7 +17,7 @@ import numpy as np
 
 import noisefuse as nf
 
-from .contenders import Array, Call, Case, contenders, name_missing
+from .contenders import Array, Call, Case, contenders
 from .timing import Device, machine
 
 OF_IDS = ("q_mask", "q_uniform")
@@ -61,12 +61,11 @@ class Tokens(Case):
 
 def device() -> Device:
     """Times one thread, torch's too, if nothing else is asked for."""
-    name_missing(CONTENDERS)
     bfloat16 = ("bfloat16",) * (find_spec("ml_dtypes") is not None)
     return Device(
         machine(), OPERATIONS, ((64, 4096), (1, 8, 32_000), (1024, 16_384), (1, 128, 126_464)),
         ("int64", "float32", *bfloat16), partial(contenders, of=CONTENDERS), 1, case=Tokens,
-        columns=("ns", "±", "plain"), quick=2,
+        columns=("ns", "±", "plain"), quick=2, contenders=CONTENDERS,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import itertools
 import math
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -91,8 +91,8 @@ def _timing(values: Sequence[float]) -> Timing:
 
 @dataclass(frozen=True)
 class Device:
-    """The place of a benchmark, its default measurements, and its clock. `--quick` takes the first two sizes, and so
-    many dtypes."""
+    """The place of a benchmark, its default measurements, its clock, and the names of its contenders. `--quick` takes
+    the first two sizes, and so many dtypes."""
 
     where: Mapping[str, Any]
     operations: Sequence[str]
@@ -104,6 +104,7 @@ class Device:
     case: type[Case] = Case
     columns: Sequence[str] = ("ns", "±", "GB/s", "copy")
     quick: int = 1
+    contenders: Collection[str] = ()
 
 
 def machine() -> dict[str, Any]:

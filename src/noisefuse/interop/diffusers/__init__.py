@@ -171,7 +171,7 @@ class UnCLIPScheduler(AddsNoise, diffusers.UnCLIPScheduler):
         options = (self._following(timestep, prev_timestep),)
         return Fused._step(self, model_output, timestep, sample, generator, return_dict, options)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable
     def _following(self, t: Any, after: Any) -> Any:
         """Returns `_Beside` if the run goes on to its next timestep, or ends, as in diffusers' pipeline."""
         clock = self._time()
@@ -211,7 +211,7 @@ class CogVideoXDPMScheduler(AddsNoise, diffusers.CogVideoXDPMScheduler):
         old, back = old_pred_original_sample, timestep_back
         return self._step_from(old, back, model_output, timestep, sample, generator, return_dict)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable
     def _step_from(self, old: Any, back: Any, m: Any, t: Any, x: Any, draws: Generators, return_dict: bool) -> Any:
         self.__dict__["_old"] = old
         options = (_Beside(back) if old is None else self._before(t, back),)
@@ -455,7 +455,7 @@ class FlowMatchEulerDiscreteScheduler(_Flow, diffusers.FlowMatchEulerDiscreteSch
             return self._step_of_tokens(model_output, timestep, sample, generator, return_dict, per_token_timesteps)
         return Fused._step(self, model_output, timestep, sample, generator, return_dict)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable
     def _step_of_tokens(self, m: Any, t: Any, x: Any, draws: Generators, return_dict: bool, times: Any) -> Any:
         """Takes the step of a token from its own time, which is any number, to the next lower sigma of the run."""
         clock: Any = self._time()
@@ -552,7 +552,7 @@ class DDPMWuerstchenScheduler(StochasticSteps, diffusers.DDPMWuerstchenScheduler
     ) -> Any:
         return self._step_at(model_output, timestep, sample, generator, return_dict)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable
     def _step_at(self, m: Any, t: Any, x: Any, draws: Generators, return_dict: bool) -> Any:
         clock: Any = self._time()
         place = self._rounded_place(t, clock)
@@ -647,7 +647,7 @@ class FlowMatchSDEDiscreteScheduler(FlowMatchEulerDiscreteScheduler):
 
     _draws = "model"
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable
     def step(
         self, model_output: Any, timestep: Any, sample: Any, s_churn: float = 0.0, s_tmin: float = 0.0,
         s_tmax: float = float("inf"), s_noise: float = 1.0, generator: Generators = None,
@@ -686,7 +686,7 @@ class FlowMatchSDEDiscreteScheduler(FlowMatchEulerDiscreteScheduler):
             self._step_index += 1
         return FlowMatchSDEDiscreteSchedulerOutput(*taken) if return_dict else taken
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable
     def sample_previous_step(
         self, sample: Any, model_output: Any, timestep: Any = None, generator: Generators = None,
         per_token_timesteps: Any = None, noise_level: float = 0.7, prev_sample: Any = None, sde_type: str = "sde",
@@ -772,7 +772,7 @@ def accelerate(target: Target, *, noise: Noises | None = None, coefficients: str
     if noise is not None:
         scheduler.noise = noise
     scheduler.coefficients = coefficients or scheduler.coefficients
-    return scheduler  # type: ignore[no-any-return]
+    return scheduler
 
 
 def _covering(scheduler: Any) -> Any:

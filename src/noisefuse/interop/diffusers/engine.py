@@ -136,7 +136,7 @@ class Fused:
 
     @property
     def coefficients(self) -> str:
-        return self.__dict__.get("coefficients", "compat")  # type: ignore[no-any-return]
+        return self.__dict__.get("coefficients", "compat")
 
     @coefficients.setter
     def coefficients(self, coefficients: str) -> None:
@@ -679,7 +679,7 @@ def planned(key: Any, make: Callable[[], Any]) -> Any:
 def field(noise: Noises, i: int, x: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns the stored noise of position i of the timesteps."""
     out: Any = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
-    return nf.randn(tuple(x.shape), at_row(noise, i, SAMPLER), out=out)  # type: ignore[no-any-return]
+    return nf.randn(tuple(x.shape), at_row(noise, i, SAMPLER), out=out)
 
 
 def _spread(spread: Any, i: Any, v: Tensor, z: Any) -> Tensor:
@@ -687,7 +687,7 @@ def _spread(spread: Any, i: Any, v: Tensor, z: Any) -> Tensor:
     table, deviation = spread
     z = z.to(v.dtype) if isinstance(z, Tensor) else z
     before, z = nf.update(table, i, v, noise=z, aux_out=1)
-    return deviation(before).mul_(z)  # type: ignore[no-any-return]
+    return deviation(before).mul_(z)
 
 
 def is_float(t: Any) -> bool:

@@ -73,7 +73,12 @@ class Lanes(Tensor):
     def __array_ufunc__(self, function: Any, method: str, *args: Any, **kwargs: Any) -> Any:
         if method != "__call__":
             raise Alone
-        return each(function, args, kwargs)
+
+        def through_numpy(*row: Any, **kwargs: Any) -> Tensor:
+            """NumPy's own way back to a tensor, by `__array_wrap__`, is deprecated."""
+            return torch.as_tensor(function(*(a.numpy() if isinstance(a, Tensor) else a for a in row), **kwargs))
+
+        return each(through_numpy, args, kwargs)
 
     def __iadd__(self, other: Any) -> Any:  # type: ignore[misc]
         if not self.counts:

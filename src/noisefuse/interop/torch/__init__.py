@@ -278,7 +278,7 @@ class RowCall(Operation):
             options = dict(self.options)
             scale = 1.0 if options.get("scale") is None else options["scale"]
             table = self.table.forward(options.get("target"), scale=scale, t=times)
-        return table.transpose(self.outputs)  # type: ignore[no-any-return]
+        return table.transpose(self.outputs)
 
 
 @lru_cache(maxsize=64)
@@ -297,7 +297,7 @@ def _call(
     fields, values = (table, name, tuple(options.items()), tuple(tensors), len(outs)), tuple(tensors.values())
     if is_compiling():
         if not carries(noise):
-            return untraced(_call, name, table, options, index, tensors, noise, outs)  # type: ignore[no-any-return]
+            return untraced(_call, name, table, options, index, tensors, noise, outs)
         made = compiled(RowCall, fields, index, values, noise)
         return tuple(copied(result, out) for result, out in zip(made, outs, strict=True))
     call = RowCall(*fields)

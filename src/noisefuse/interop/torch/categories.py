@@ -108,7 +108,7 @@ def _written(out: Any) -> Any:
 @operator(
     "categorical(Tensor logits, SymInt[] words, float temperature, int top_k, float top_p, str info, ScalarType dtype)"
     " -> Tensor[]"
-)  # type: ignore[untyped-decorator]
+)
 def _categorical(
     logits: Tensor, words: Sequence[int], temperature: float, top_k: int, top_p: float, info: str, dtype: torch.dtype
 ) -> list[Tensor]:
@@ -120,7 +120,7 @@ def _categorical(
     return [token, *known.values()]
 
 
-@_categorical.register_fake  # type: ignore[untyped-decorator]
+@_categorical.register_fake
 def _(
     logits: Tensor, words: Any, temperature: Any, top_k: Any, top_p: Any, info: str, dtype: torch.dtype
 ) -> list[Tensor]:

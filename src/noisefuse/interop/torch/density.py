@@ -131,7 +131,7 @@ class Density(Operation):
             g, law = grads[0].contiguous(), dict(self.options)
             made = nf.density.fast_gradient(self.table, slot, index, x, models, past, x_next, g, None, law)
             if made is not NotImplemented:
-                return made  # type: ignore[no-any-return]
+                return made
         options = dict(self.options) | ({"wrt": slot} if self.name == "log_prob" else {})
         function = getattr(nf.density, f"{self.name}_grad")
         made = _gradient(function, self.table, index, dict(zip(self.slots, kept, strict=True)), grads[0], None, options)
@@ -145,7 +145,7 @@ def _call(name: str, table: Any, options: dict[str, Any], i: Any, tensors: dict[
     if is_watched(values):
         for label, a in tensors.items():
             need_memory(label, a)
-        return differentiable(Density(*fields), i, None, values)[0]  # type: ignore[no-any-return]
+        return differentiable(Density(*fields), i, None, values)[0]
     return Density(*fields).run(i, values, None, ())[0]
 
 
@@ -159,7 +159,7 @@ def _gradient(
     with on(place):
         given = _arguments(table, i, tensors, place) | {"upstream": read_numbers("upstream", upstream, place)}
         made = function(**given, out=write("out", into, place, x.dtype), **options)
-    return as_tensor(made, into, x.dtype)  # type: ignore[no-any-return]
+    return as_tensor(made, into, x.dtype)
 
 
 def inputs_of(x: Any, model_output: Any, past: Sequence[Any]) -> dict[str, Any]:

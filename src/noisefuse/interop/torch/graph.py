@@ -83,14 +83,14 @@ def differentiable(
 ) -> tuple[Any, ...]:
     """Returns the outputs, the last of which overwrite `remembered`. Backward uses the values of this call, even if the
     caller overwrites them later."""
-    return _Differentiable.apply(operation, *frozen(index, noise), None, *tensors, *remembered)  # type: ignore[no-any-return,no-untyped-call]
+    return _Differentiable.apply(operation, *frozen(index, noise), None, *tensors, *remembered)
 
 
 def plain_call(operation: Operation, row: Any, arguments: tuple[Any, ...], tensors: Sequence[Any]) -> Any:
     """Returns the outputs of row(*arguments), which is the operation's pass, or NotImplemented."""
     index, noise = arguments[1], arguments[5]
     try:
-        return _Differentiable.apply(operation, *frozen(index, noise), lambda: row(*arguments), *tensors)  # type: ignore[no-untyped-call]
+        return _Differentiable.apply(operation, *frozen(index, noise), lambda: row(*arguments), *tensors)
     except _Declined:
         return NotImplemented
 
@@ -161,7 +161,7 @@ class OnceDifferentiable(Operation):
 
 def differentiable_once(loss: OnceDifferentiable, index: Any, noise: Any, tensors: Sequence[Any]) -> Any:
     """Returns the loss. Backward uses the values of this call, even if the caller overwrites them later."""
-    return _DifferentiableOnce.apply(loss, *frozen(index, noise), *tensors)  # type: ignore[no-untyped-call]
+    return _DifferentiableOnce.apply(loss, *frozen(index, noise), *tensors)
 
 
 class _DifferentiableOnce(torch.autograd.Function):
@@ -202,7 +202,7 @@ _operations: list[Operation] = []
 _numbers: dict[Operation, int] = {}
 
 
-@constant_of_graph  # type: ignore[untyped-decorator]
+@constant_of_graph
 def number_of(kind: Any, *fields: Any) -> int:
     """Returns the number of an operation."""
     operation = kind(*fields)
@@ -230,13 +230,13 @@ def carried(kind: Any, fields: tuple[Any, ...], index: Any) -> tuple[int, int | 
     return number_of(kind, *fields), None, times
 
 
-@operator("apply(int number, SymInt? row, Tensor? times, Tensor[] tensors, SymInt[] words) -> Tensor[]")  # type: ignore[untyped-decorator]
+@operator("apply(int number, SymInt? row, Tensor? times, Tensor[] tensors, SymInt[] words) -> Tensor[]")
 def _apply(number: int, row: Any, times: Any, tensors: Sequence[Tensor], words: Sequence[int]) -> list[Tensor]:
     operation = _operations[number]
     return [*operation.run(times if row is None else row, tensors, noise_of(words), [None] * operation.outputs)]
 
 
-@_apply.register_fake  # type: ignore[untyped-decorator]
+@_apply.register_fake
 def _(number: int, row: Any, times: Any, tensors: Sequence[Tensor], words: Any) -> list[Tensor]:
     operation = _operations[number]
     device = tensors[0].device
@@ -247,7 +247,7 @@ def _(number: int, row: Any, times: Any, tensors: Sequence[Tensor], words: Any) 
 @operator(
     "gradient(int number, str slot, SymInt[] shape, ScalarType dtype, SymInt? row, Tensor? times, Tensor[] kept, "
     "SymInt[] words, Tensor[] grads) -> Tensor"
-)  # type: ignore[untyped-decorator]
+)
 def _gradient(
     number: int, slot: str, shape: Any, dtype: torch.dtype, row: Any, times: Any, kept: Any, words: Any, grads: Any
 ) -> Tensor:
@@ -256,7 +256,7 @@ def _gradient(
     return gradient.to(dtype).contiguous()  # see below
 
 
-@_gradient.register_fake  # type: ignore[untyped-decorator]
+@_gradient.register_fake
 def _(number: int, slot: str, shape: Any, dtype: torch.dtype, *others: Any) -> Tensor:
     return torch.empty(shape, dtype=dtype, device=others[-1][0].device)
 
@@ -282,14 +282,14 @@ def _backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
 _apply.register_autograd(_backward, setup_context=_keep_for_backward)
 
 
-@operator("random(str name, SymInt[] shape, str dtype, SymInt[] words, bool batched, Device device) -> Tensor")  # type: ignore[untyped-decorator]
+@operator("random(str name, SymInt[] shape, str dtype, SymInt[] words, bool batched, Device device) -> Tensor")
 def _draw(name: str, shape: Any, dtype: str, words: Any, batched: bool, device: torch.device) -> Tensor:
     out = torch.empty(list(shape), dtype=NAMED[dtype], device=device)
     getattr(nf, name)(shape, noise_of(words), dtype=dtype, batched=batched, out=out)
     return out
 
 
-@_draw.register_fake  # type: ignore[untyped-decorator]
+@_draw.register_fake
 def _(name: str, shape: Any, dtype: str, words: Any, batched: bool, device: torch.device) -> Tensor:
     return torch.empty(list(shape), dtype=NAMED[dtype], device=device)
 

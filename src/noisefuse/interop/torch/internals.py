@@ -53,7 +53,7 @@ _REASON = {
 }
 
 
-@torch.compiler.disable(**(_REASON if FOLLOWED else {}))  # type: ignore[untyped-decorator, no-untyped-call]
+@torch.compiler.disable(**(_REASON if FOLLOWED else {}))
 def untraced(function: Any, *arguments: Any, **options: Any) -> Any:
     """Calls a function that torch.compile cannot trace: the graph breaks, or fullgraph=True refuses it."""
     return function(*arguments, **options)
@@ -68,7 +68,7 @@ def operator(schema: str) -> Any:
 
 def is_dual(tensor: Tensor) -> bool:
     """Tells whether the tensor has a tangent of forward-mode differentiation."""
-    return unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
+    return unpack_dual(tensor).tangent is not None
 
 
 def written(tensor: Tensor) -> None:

@@ -62,7 +62,7 @@ class _LogProb(torch.autograd.Function):
         found, *ctx.weights = through(sampler.log_prob_parts, i, x, logits, x_next, where)
         ctx.call = sampler, i
         ctx.save_for_backward(logits, x, x_next)
-        return found.sum(1)  # type: ignore[no-any-return]
+        return found.sum(1)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
