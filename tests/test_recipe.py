@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-import noisefuse as nf
-
 yaml = pytest.importorskip("yaml")
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +20,7 @@ FILE = ROOT / "recipe" / "recipe.yaml"
 RECIPE = yaml.safe_load(FILE.read_text())
 TOML = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = TOML["project"]
+RELEASE = runpy.run_path(str(ROOT / "tools" / "release.py"))
 OURS = {"pytorch": "torch"}  # packages with another name at conda-forge
 
 
@@ -51,7 +50,7 @@ def test_what_it_says_is_what_pyproject_says():
     assert (about["repository"], about["documentation"]) == (urls["Repository"], urls["Documentation"])
     scripts = [f"{name} = {value}" for name, value in PROJECT["scripts"].items()]
     assert RECIPE["build"]["python"]["entry_points"] == scripts
-    assert RECIPE["context"]["version"] == nf.__version__.partition(".dev")[0]
+    assert RECIPE["context"]["version"] == RELEASE["version_of"](ROOT).partition(".dev")[0]
     assert f'match(python, "<{PROJECT["requires-python"].removeprefix(">=")}")' in RECIPE["build"]["skip"]
 
 

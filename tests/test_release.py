@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-import noisefuse as nf
-
 ROOT = Path(__file__).parents[1]
 SCRIPT = runpy.run_path(str(ROOT / "tools" / "release.py"))
 CHANGED = ["CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "README.md", "pyproject.toml", "recipe/recipe.yaml"]
 CHANGED += ["src/noisefuse/ground/version.py", "integrations/comfyui/README.md", "tests/known/README.md"]
-RELEASED = ".dev" not in nf.__version__
+VERSION = SCRIPT["version_of"](ROOT)  # not of what is installed: this may be a copy that was released
+RELEASED = ".dev" not in VERSION
 FIRST = tomllib.loads(SCRIPT["FIRST"].read_text())["text"] if SCRIPT["FIRST"].exists() else []
+NOTES = "build/release_notes.md"
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_a_release_changes_every_text(copy):
     assert all("/noisefuse/noisefuse/" in link for link in links)
     assert all(link.endswith("/v99.0.0/") for link in links)
     assert "\n  version: 99.0.0\n" in (copy / "recipe" / "recipe.yaml").read_text()
-    commands = "    pip install 'noisefuse[demo]' && noisefuse demo\n    pip install '.[test]' && pytest -n auto\n"
+    commands = "    pip install 'noisefuse[demo]' && noisefuse demo\n    pip install '.[test-core]' && pytest -n auto\n"
     assert commands in (copy / "README.md").read_text()
 
 
@@ -50,8 +50,36 @@ def test_the_next_version_is_begun_after_it(copy):
     SCRIPT["begin_next"](copy, "99.0.1.dev0")
     assert "## [Unreleased]\n\n## [99.0.0] - 2030-12-31\n" in (copy / "CHANGELOG.md").read_text()
     assert (copy / "pyproject.toml").read_text() == before["pyproject.toml"]
-    assert (copy / "CITATION.cff").read_text() == before["CITATION.cff"].replace(nf.__version__, "99.0.1.dev0")
+    assert (copy / "CITATION.cff").read_text() == before["CITATION.cff"].replace(VERSION, "99.0.1.dev0")
     assert SCRIPT["unreleased"](copy) == []
+
+
+@pytest.mark.skipif(RELEASED, reason="this version is released")
+def test_notes_are_what_the_changelog_has_of_the_version(copy):
+    """The first release, which changes nothing, has a text of its own. Seen to fail: 41 KB of "Added"."""
+    SCRIPT["release"](copy, "99.0.0", "2030-12-31")
+    assert (copy / NOTES).read_text().startswith("The first release: ")
+    SCRIPT["begin_next"](copy, "99.1.0.dev0")
+    changelog = copy / "CHANGELOG.md"
+    changelog.write_text(changelog.read_text().replace("## [Unreleased]\n", "## [Unreleased]\n\n### Fixed\n\n- a\n"))
+    SCRIPT["release"](copy, "99.1.0", "2031-12-31")
+    assert (copy / NOTES).read_text() == "### Fixed\n\n- a\n"
+
+
+@pytest.mark.skipif(RELEASED, reason="this version is released")
+def test_a_rehearsal_has_a_version_of_its_own(copy):
+    """Seen to fail: one version for all rehearsals, whose files the index has already."""
+    SCRIPT["rehearse"](copy, 17)
+    version = SCRIPT["version_of"](copy)
+    assert version == VERSION.replace(".dev0", ".dev17")
+    assert f"\nversion: {version}\n" in (copy / "CITATION.cff").read_text()
+
+
+@pytest.mark.skipif(RELEASED, reason="this version is released")
+def test_a_version_before_the_release_may_be_uploaded(copy):
+    """It reserves the name on the index, so its pages may speak of a release to come. Seen to fail: it was refused."""
+    assert SCRIPT["wrong"](copy, f"v{VERSION}") == []
+    assert SCRIPT["wrong"](copy, "v0.0.9") == [f"expected the tag v{VERSION}, got v0.0.9"]
 
 
 @pytest.mark.parametrize("change", FIRST, ids=lambda change: change["file"])
@@ -69,7 +97,6 @@ def test_a_released_version_speaks_of_no_release_to_come():
     ("file", "pattern", "planted", "expected"),
     [
         ("src/noisefuse/ground/version.py", r"99\.0\.0", "99.0.1", "expected the tag v99.0.1, got v99.0.0"),
-        ("src/noisefuse/ground/version.py", r'99\.0\.0"', '99.0.0.dev0"', "expected a version without .dev"),
         ("CHANGELOG.md", r"\[99\.0\.0\]", "[Unreleased]", "expected a heading ## [99.0.0] - DATE"),
         ("CITATION.cff", "2030-12-31", "2030-12-30", "CITATION.cff: expected this version, and the changelog's date"),
         ("docs/loss.md", r"\Z", "Once it is released, look.\n", "docs/loss.md: Once it is released, look."),
@@ -86,10 +113,8 @@ def test_a_tag_of_something_else_is_refused(copy, file, pattern, planted, expect
 
 def test_citation_has_this_version_and_the_day_of_its_heading():
     text = (ROOT / "CITATION.cff").read_text()
-    assert re.search(r"^version: (.*)$", text, re.MULTILINE)[1] == nf.__version__
-    days = re.findall(
-        rf"^## \[{re.escape(nf.__version__)}\] - (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
-    )
+    assert re.search(r"^version: (.*)$", text, re.MULTILINE)[1] == VERSION
+    days = re.findall(rf"^## \[{re.escape(VERSION)}\] - (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert re.findall(r"^date-released: (.*)$", text, re.MULTILINE) == days
     assert bool(days) == RELEASED
 

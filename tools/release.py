@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Changes all the text that a release changes:
 
-python tools/release.py 0.1.0 2030-12-31    this version is released, on this day
+python tools/release.py 0.1.0 2030-12-31    this version is released, on this day; its notes: build/release_notes.md
 python tools/release.py 0.2.0.dev0          afterwards: work on the next one
 python tools/release.py --check v0.1.0      fails unless this is the tag of what the files say; runs before an upload
+python tools/release.py --rehearse 17       the version .dev17, so that a rehearsal uploads something new
 
 It writes files and commits nothing. docs/releasing.md says when.
 """
@@ -51,6 +52,12 @@ def put(root: Path, name: str, pattern: str, text: str) -> None:
     file.write_text(changed)
 
 
+def changes(root: Path, version: str) -> str:
+    """Returns what the changelog has below this version's heading."""
+    text = (root / "CHANGELOG.md").read_text()
+    return text.partition(f"\n## [{version}]")[2].partition("\n")[2].partition("\n## [")[0].strip() + "\n"
+
+
 def set_version(root: Path, version: str, day: str | None) -> None:
     """Sets the version in the package, in CITATION.cff and in the recipe, and the targets of the README's links on the
     package index."""
@@ -65,9 +72,16 @@ def set_version(root: Path, version: str, day: str | None) -> None:
 def release(root: Path, version: str, day: str) -> None:
     set_version(root, version, day)
     put(root, "CHANGELOG.md", r"^## \[Unreleased\]$", f"## [{version}] - {day}")
-    for change in tomllib.loads(FIRST.read_text())["text"] if FIRST.exists() else []:
+    notes = changes(root, version)
+    first = tomllib.loads(FIRST.read_text()) if FIRST.exists() else {"text": []}
+    for change in first["text"]:
         file = root / change["file"]
-        file.write_text(file.read_text().replace(change["before"], change["after"]))
+        text = file.read_text()
+        if change["before"] in text:
+            notes = first["notes"]
+            file.write_text(text.replace(change["before"], change["after"]))
+    (root / "build").mkdir(exist_ok=True)
+    (root / "build" / "release_notes.md").write_text(notes)
     for page in pages(root):
         if page.name != "start.md":
             page.write_text(EXTRA.sub(lambda line: line[0].replace("'.[", "'noisefuse["), page.read_text()))
@@ -81,15 +95,24 @@ def begin_next(root: Path, version: str) -> None:
     (root / "CHANGELOG.md").write_text(text.replace("\n## [", "\n## [Unreleased]\n\n## [", 1))
 
 
+def version_of(root: Path) -> str:
+    text = (root / "src/noisefuse/ground/version.py").read_text()
+    return re.search(r'^__version__ = "(.*)"$', text, re.MULTILINE)[1]
+
+
+def rehearse(root: Path, number: int) -> None:
+    set_version(root, f"{version_of(root).partition('.dev')[0]}.dev{number}", None)
+
+
 def wrong(root: Path, tag: str) -> list[str]:
-    """Returns the reasons against uploading this tag."""
-    version = re.search(
-        r'^__version__ = "(.*)"$', (root / "src/noisefuse/ground/version.py").read_text(), re.MULTILINE
-    )[1]
+    """Returns the reasons against uploading this tag. A .dev version is nobody's release: its texts may speak of one to
+    come."""
+    version = version_of(root)
+    found = [] if tag == f"v{version}" else [f"expected the tag v{version}, got {tag}"]
+    if ".dev" in version:
+        return found
     heading = re.search(rf"^## \[{re.escape(version)}\] - (\S+)$", (root / "CHANGELOG.md").read_text(), re.MULTILINE)
     cited = rf"^version: {re.escape(version)}\ndate-released: {heading[1] if heading else '?'}$"
-    found = [] if tag == f"v{version}" else [f"expected the tag v{version}, got {tag}"]
-    found += [f"__version__ = {version!r}: expected a version without .dev"] * (".dev" in version)
     found += [] if heading else [f"CHANGELOG.md: expected a heading ## [{version}] - DATE"]
     found += (
         []
@@ -104,10 +127,14 @@ def main() -> None:
     parser.add_argument("version", nargs="?")
     parser.add_argument("day", nargs="?", type=date.fromisoformat)
     parser.add_argument("--check", metavar="TAG")
+    parser.add_argument("--rehearse", metavar="NUMBER", type=int)
     arguments = parser.parse_args()
     if arguments.check:
         if found := wrong(ROOT, arguments.check):
             raise SystemExit("\n".join(found))
+        return
+    if arguments.rehearse is not None:
+        rehearse(ROOT, arguments.rehearse)
         return
     if not re.fullmatch(r"\d+\.\d+\.\d+(\.dev0)?", arguments.version or ""):
         parser.error(f"expected a version such as 0.1.0 or 0.2.0.dev0, got {arguments.version}")
