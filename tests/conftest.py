@@ -4,6 +4,7 @@
 import dataclasses
 import importlib.util
 import platform
+import re
 import subprocess
 import sys
 import tomllib
@@ -198,6 +199,8 @@ def read_known(name):
 def pytest_addoption(parser):
     help = "fail where a test is skipped that this file does not name (tests/allowed_skips.toml), as CI does"
     parser.addoption("--allowed-skips", type=Path, metavar="FILE", help=help)
+    help = "list the lines of noisefuse's whose calls failed, as is asked of new versions of libraries"
+    parser.addoption("--broken-calls", action="store_true", help=help)
 
 
 def skips_of(reports):
@@ -209,7 +212,7 @@ def unexpected_skips(skips, allowed):
     """Returns the skips that no entry allows, by file and beginning of the reason, on this system."""
 
     def names(entry, file, reason):
-        here = sys.platform in entry.get("on", [sys.platform])
+        here = not {sys.platform, platform.machine()}.isdisjoint(entry.get("on", [sys.platform]))
         return here and fnmatch(file, entry["file"]) and reason.startswith(entry["reason"])
 
     return sorted(skip for skip in skips if not any(names(entry, *skip) for entry in allowed))
@@ -229,6 +232,30 @@ def pytest_sessionfinish(session):
         reporter.write_line(f"skipped, which {file} does not allow: {': '.join(skip)}", red=True)
     if unexpected and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+# ---- calls that broke --------------------------------------------------------------------------------------
+
+
+def broken_calls(reports):
+    """{(file, line): first error} of failed tests: the last line of noisefuse's, or of a test, before the error."""
+    found = {}
+    for report in reports:
+        entries = getattr(getattr(report.longrepr, "reprtraceback", None), "reprentries", [])
+        places = [entry.reprfileloc for entry in entries if getattr(entry, "reprfileloc", None)]
+        ours = [place for place in places if re.search(r"(^|/)(noisefuse|tests)/", place.path)]
+        if ours:
+            error = report.longrepr.reprcrash.message.partition("\n")[0]
+            found.setdefault((ours[-1].path, ours[-1].lineno), error)
+    return found
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not config.getoption("broken_calls"):
+        return
+    failed = terminalreporter.getreports("failed") + terminalreporter.getreports("error")
+    for (file, line), error in sorted(broken_calls(failed).items()):
+        terminalreporter.write_line(f"broke: {file}:{line}: {error}")
 
 
 def pytest_report_header(config):

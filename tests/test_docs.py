@@ -39,7 +39,7 @@ NEEDS = {  # libraries that pages import by modules of ours, too
 }
 RELEASED = re.search(r"^## \[\d", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE) is not None  # some version
 HERE = "noisefuse" if RELEASED else "."  # pip's argument, except for tests, which only a checkout has
-COMMANDS = (f"pip install '{HERE}[demo]' && noisefuse demo", "pip install '.[test]' && pytest -n auto")
+COMMANDS = (f"pip install '{HERE}[demo]' && noisefuse demo", "pip install '.[test-core]' && pytest -n auto")
 
 
 class Block(NamedTuple):

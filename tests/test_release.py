@@ -4,10 +4,14 @@
 Seen to fail: a page that says "once it is released" and that the script does not know, another date in CITATION.cff.
 """
 
+import json
+import os
 import re
 import runpy
 import shutil
+import subprocess
 import tomllib
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -132,8 +136,57 @@ def test_one_page_lists_where_placeholders_stand(placeholder):
     assert found - {"LICENSE", "releasing.md"} <= listed
 
 
-def test_the_workflow_asks_before_it_uploads():
+def workflow(name):
     yaml = pytest.importorskip("yaml")
-    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "wheels.yml").read_text())["jobs"]
+    return yaml.safe_load((ROOT / ".github" / "workflows" / name).read_text())
+
+
+def test_the_workflow_asks_before_it_uploads():
+    jobs = workflow("wheels.yml")["jobs"]
     assert "tools/release.py --check" in jobs["tag"]["steps"][-1]["run"]
     assert "tag" in jobs["upload"]["needs"]
+
+
+WORKFLOWS = sorted(path.name for path in (ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_runs_of_pull_requests_alone_are_cancelled(name):
+    """Seen to fail: a push to main ended the run of the commit before it, and a publication half-way."""
+    found = workflow(name)
+    groups = [where["concurrency"] for where in (found, *found["jobs"].values()) if "concurrency" in where]
+    for group in groups:
+        alone = group["group"].endswith("-${{ github.event_name == 'pull_request' && github.ref || github.run_id }}")
+        assert alone or group["cancel-in-progress"] is False
+
+
+def test_one_job_stands_for_all_of_them():
+    """Seen to fail: without one job's name."""
+    jobs = workflow("tests.yml")["jobs"]
+    assert {*jobs["all"]["needs"]} == {*jobs} - {"all"}
+    assert jobs["all"]["if"] == "always()"
+
+
+@pytest.mark.parametrize(
+    ("results", "status"), [("success success", 0), ("success failure", 1), ("skipped success", 1)]
+)
+def test_it_passes_if_all_of_them_pass(results, status):
+    if shutil.which("jq") is None:
+        pytest.skip("needs jq")
+    needs = json.dumps({f"job{k}": {"result": result} for k, result in enumerate(results.split())})
+    command = workflow("tests.yml")["jobs"]["all"]["steps"][0]["run"]
+    done = subprocess.run(["bash", "-ec", command], env=os.environ | {"NEEDS": needs}, capture_output=True)
+    assert done.returncode == status
+
+
+ADVISORIES = runpy.run_path(str(ROOT / "tools" / "audit.py"))
+ENTRY = '[[advisory]]\nid = "A-1"\nreason = "not called"\nuntil = 2030-01-31\n'
+
+
+def test_accepted_advisories_have_a_reason_and_a_day():
+    ADVISORIES["accepted"](ADVISORIES["FILE"].read_text(), date(2000, 1, 1))
+    assert ADVISORIES["accepted"](ENTRY, date(2030, 1, 30)) == ["A-1"]
+    with pytest.raises(SystemExit, match="A-1: accepted until 2030-01-31"):
+        ADVISORIES["accepted"](ENTRY, date(2030, 1, 31))
+    with pytest.raises(SystemExit, match="expected an id, a reason and a day"):
+        ADVISORIES["accepted"](ENTRY.replace("reason", "why"), date(2030, 1, 1))

@@ -5,6 +5,8 @@ Seen to fail: a file that was skipped as a whole, on one process and on two; an 
 """
 
 import os
+import platform
+import re
 import subprocess
 import sys
 import tomllib
@@ -45,11 +47,27 @@ def test_a_skip_that_is_not_listed_fails_the_run(listed, workers, tmp_path):
     assert done.returncode == (1 if said else 0)
 
 
+def test_calls_that_broke_are_named(tmp_path):
+    """Seen to fail: only the test was named."""
+    package, test = tmp_path / "noisefuse" / "a.py", tmp_path / "test_a.py"
+    package.parent.mkdir()
+    package.write_text("import json\n\ndef f():\n    json.dumps({}, no_such_option=1)\n")
+    test.write_text(f"import sys\nsys.path.insert(0, {str(package.parent)!r})\nimport a\n\ndef test_f():\n    a.f()\n")
+    command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", "-c", os.devnull]
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    command += [f"--rootdir={tmp_path}", "--broken-calls", test]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    said = [line for line in done.stdout.splitlines() if line.startswith("broke: ")]
+    assert len(said) == 1, done.stdout
+    assert re.search(r"noisefuse/a\.py:4: TypeError: .*no_such_option", said[0])
+
+
 def test_an_entry_may_be_for_one_system():
     entry = {"file": "tests/*.py", "reason": "needs fork"}
     skip = ("tests/test_a.py", "needs fork and more")
     assert unexpected_skips([skip], [entry]) == []
     assert unexpected_skips([skip], [entry | {"on": ["no system"]}]) == [skip]
+    assert unexpected_skips([skip], [entry | {"on": [platform.machine()]}]) == []
     assert unexpected_skips([skip], [entry | {"reason": "fork"}]) == [skip]
 
 
@@ -58,4 +76,4 @@ def test_an_entry_of_the_list_is_of_a_file_that_is_there_and_says_why():
         assert list(TESTS.parent.glob(entry["file"])), entry
         assert entry["reason"]
         assert entry["why"]
-        assert {*entry.get("on", [])} <= {"linux", "darwin", "win32"}
+        assert {*entry.get("on", [])} <= {"linux", "darwin", "win32", "aarch64"}

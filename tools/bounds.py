@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prints the oldest and newest versions that pyproject.toml declares, as constraints for pip:
 
-python tools/bounds.py lowest|highest SET            lines for `pip install -c`
-python tools/bounds.py lowest|highest SET --check    whether that is what is installed here
+python tools/bounds.py lowest|highest|next SET            lines for `pip install -c`
+python tools/bounds.py lowest|highest|next SET --check    whether that is what is installed here
 
 Each set has its own environment. torch: torch, diffusers, Numba and NumPy. jax: JAX, dask, zarr and Pillow, which need
 a newer NumPy. transforms: the libraries whose classes ours derive from, which need a newer torch. build: the build
 tools.
 
-highest is the newest version published below the declared bound, so its lines give a range.
+highest is the newest version published below the declared bound, so its lines give a range, and so do those of next,
+which takes what is published before a release, too (`pip install --pre`).
 """
 
 import argparse
@@ -61,7 +62,7 @@ def check(end: str, group: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("end", choices=["lowest", "highest"])
+    parser.add_argument("end", choices=["lowest", "highest", "next"])
     parser.add_argument("group", choices=list(GROUPS))
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()

@@ -3,7 +3,8 @@
 # Tests the oldest and the newest versions that pyproject.toml declares of NumPy, torch, Numba and diffusers; of JAX, dask,
 # zarr and Pillow; and of the libraries whose transforms ours derive from. The wheel is built with the oldest or newest
 # CMake, Ninja and scikit-build-core:
-#     tools/test_bounds.sh [lowest|highest]...    both, if none is named
+#     tools/test_bounds.sh [lowest|highest|next]...    the first two, if none is named
+# next are the newest, those before a release included. At the end stands which calls of noisefuse's broke.
 # SETS names some of the sets torch, jax and transforms, where not all are wanted.
 # PYTHON names the interpreter. BOUNDS_DIR names a folder in which the environments stay for another time: the oldest
 # torch alone is gigabytes.
@@ -53,12 +54,14 @@ for end in "$@"; do
         at=$work/$end-$group
         "$python" -m venv "$at"
         "$python" tools/bounds.py "$end" "$group" >"$at.txt"
-        "$at/bin/pip" install -q --upgrade -c "$at.txt" "$wheel[${extras[$group]}]" flatbuffers hypothesis ml_dtypes pytest scipy
+        pre=()
+        [ "$end" != next ] || pre=(--pre)
+        "$at/bin/pip" install -q --upgrade "${pre[@]}" -c "$at.txt" "${wheel}[${extras[$group]}]" flatbuffers hypothesis ml_dtypes pytest scipy
         "$at/bin/pip" install -q --force-reinstall --no-deps "$wheel" # of the same version as the last time
         "$at/bin/python" tools/bounds.py "$end" "$group" --check
         # Other versions have warnings of their own, which say what is to come, and not that something is wrong.
         # shellcheck disable=SC2086
-        "$at/bin/python" -m pytest -q -p no:cacheprovider -W default ${tests[$group]} || status=$?
+        "$at/bin/python" -m pytest -q -p no:cacheprovider -W default --broken-calls ${tests[$group]} || status=$?
     done
 done
 exit $status

@@ -96,7 +96,8 @@ template <DType type>
     for (int i = 0; i < n; i += 4 * kW) {
         F32 v[4];
         for (int k = 0; k < 4; ++k) v[k] = load_logits<type>(x, at + i + kW * k);
-        bad |= Lane::any_nan(v[0], v[1]) | Lane::any_nan(v[2], v[3]);
+        bad |= Lane::any_nan(v[0], v[1]);
+        bad |= Lane::any_nan(v[2], v[3]);
         for (int k = 0; k < 4; ++k) most[k] = Lane::max(most[k], v[k]);
     }
     largest = Lane::largest(Lane::max(Lane::max(most[0], most[1]), Lane::max(most[2], most[3])));

@@ -5,6 +5,7 @@ Seen to fail: a wrong bit for AVX-512, and a wrong mask for the registers that t
 """
 
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,3 +34,14 @@ def test_the_extension_exports_one_function():
         ["nm", "-D", "--defined-only", _native.__file__], check=True, capture_output=True, text=True
     )
     assert [line.split()[-1] for line in listed.stdout.splitlines()] == ["PyInit__native"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone")
+def test_the_extension_is_hardened():
+    """Functions are bound when it is loaded, and then only read; what parses arguments checks its stack. Seen to fail:
+    without the flags."""
+    command = ["readelf", "-ldsW", _native.__file__]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "GNU_RELRO" in shown
+    assert re.search(r"\(FLAGS\)\s+BIND_NOW|FLAGS_1\)\s+Flags: NOW", shown)
+    assert "__stack_chk_fail" in shown
