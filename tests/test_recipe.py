@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipe for conda-forge agrees with pyproject.toml; the bill of materials has the declared parts.
+"""The recipe for conda-forge and the folder for ComfyUI agree with pyproject.toml; the bill of materials has the
+declared parts.
 
 Seen to fail: another bound in the recipe or in the group of a build, one run dependency more, a misspelt key, a package
 in the environment that nothing needs.
@@ -48,8 +49,6 @@ def test_what_it_says_is_what_pyproject_says():
     assert (about["summary"], about["license"]) == (PROJECT["description"], PROJECT["license"])
     assert about["license_file"] == PROJECT["license-files"]
     assert (about["repository"], about["documentation"]) == (urls["Repository"], urls["Documentation"])
-    scripts = [f"{name} = {value}" for name, value in PROJECT["scripts"].items()]
-    assert RECIPE["build"]["python"]["entry_points"] == scripts
     assert RECIPE["context"]["version"] == RELEASE["version_of"](ROOT).partition(".dev")[0]
     assert f'match(python, "<{PROJECT["requires-python"].removeprefix(">=")}")' in RECIPE["build"]["skip"]
 
@@ -75,6 +74,29 @@ def test_a_key_that_is_misspelt_is_seen():
     planted["requirements"]["runs"] = planted["requirements"].pop("run")
     with pytest.raises(rattler.RattlerBuildError, match="runs"):
         rattler.Stage0Recipe.from_dict(planted)
+
+
+COMFYUI = ROOT / "integrations" / "comfyui"
+
+
+def test_the_folder_for_comfyui_has_what_its_registry_asks_for():
+    """Seen to fail: no pyproject.toml, a requirement without bounds, links that end outside of the folder."""
+    found = tomllib.loads((COMFYUI / "pyproject.toml").read_text())
+    project = found["project"]
+    number = RELEASE["version_of"](ROOT).partition(".dev")[0]
+    assert project["version"] == number
+    assert project["license"] == {"text": PROJECT["license"]}
+    assert project["requires-python"] == PROJECT["requires-python"]
+    assert project["urls"]["Repository"] == PROJECT["urls"]["Repository"]
+    assert {"PublisherId", "DisplayName"} <= found["tool"]["comfy"].keys()
+    (asked,) = project["dependencies"]
+    assert (COMFYUI / "requirements.txt").read_text() == f"{asked}\n"
+    low, high = re.fullmatch(r"noisefuse>=([\d.]+)\.dev0,<([\d.]+)", asked).groups()
+    numbers = [tuple(map(int, version.split("."))) for version in (low, number, high)]
+    assert numbers == sorted(numbers)
+    links = re.findall(r"\]\(([^)]+)\)", (COMFYUI / "README.md").read_text())
+    assert len(links) > 3
+    assert all(link.startswith("https://") for link in links)
 
 
 SBOM = runpy.run_path(str(ROOT / "tools" / "sbom.py"))

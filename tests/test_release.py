@@ -19,7 +19,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SCRIPT = runpy.run_path(str(ROOT / "tools" / "release.py"))
 CHANGED = ["CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "README.md", "pyproject.toml", "recipe/recipe.yaml"]
-CHANGED += ["src/noisefuse/ground/version.py", "integrations/comfyui/README.md", "tests/known/README.md"]
+CHANGED += ["src/noisefuse/ground/version.py", "tests/known/README.md"]
+CHANGED += [f"integrations/comfyui/{name}" for name in ("README.md", "pyproject.toml", "requirements.txt")]
 VERSION = SCRIPT["version_of"](ROOT)  # not of what is installed: this may be a copy that was released
 RELEASED = ".dev" not in VERSION
 FIRST = tomllib.loads(SCRIPT["FIRST"].read_text())["text"] if SCRIPT["FIRST"].exists() else []
@@ -43,6 +44,7 @@ def test_a_release_changes_every_text(copy):
     assert all("/noisefuse/noisefuse/" in link for link in links)
     assert all(link.endswith("/v99.0.0/") for link in links)
     assert "\n  version: 99.0.0\n" in (copy / "recipe" / "recipe.yaml").read_text()
+    assert (copy / "integrations/comfyui/requirements.txt").read_text() == "noisefuse>=99.0.0.dev0,<99.1\n"
     commands = "    pip install 'noisefuse[demo]' && noisefuse demo\n    pip install '.[test-core]' && pytest -n auto\n"
     assert commands in (copy / "README.md").read_text()
 

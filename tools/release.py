@@ -59,12 +59,18 @@ def changes(root: Path, version: str) -> str:
 
 
 def set_version(root: Path, version: str, day: str | None) -> None:
-    """Sets the version in the package, in CITATION.cff and in the recipe, and the targets of the README's links on the
-    package index."""
+    """Sets the version in the package, in CITATION.cff, in the recipe and in ComfyUI's folder, and the targets of the
+    README's links on the package index."""
     put(root, "src/noisefuse/ground/version.py", r'^__version__ = ".*"$', f'__version__ = "{version}"')
     cited = f"version: {version}\n" + (f"date-released: {day}\n" if day else "")
     put(root, "CITATION.cff", r"^version: .*\n(?:date-released: .*\n)?", cited)
-    put(root, "recipe/recipe.yaml", r"^  version: [\d.]+$", f"  version: {version.partition('.dev')[0]}")
+    number = version.partition(".dev")[0]
+    put(root, "integrations/comfyui/pyproject.toml", r'^version = ".*"$', f'version = "{number}"')
+    put(root, "recipe/recipe.yaml", r"^  version: [\d.]+$", f"  version: {number}")
+    major, minor, _ = map(int, number.split("."))
+    asked = f"noisefuse>={major}.{minor}.0.dev0,<{major}.{minor + 1}"
+    put(root, "integrations/comfyui/pyproject.toml", r'^dependencies = \[".*"\]$', f'dependencies = ["{asked}"]')
+    put(root, "integrations/comfyui/requirements.txt", r"^noisefuse>=.*$", asked)
     branch = f"v{version}" if day else "main"
     put(root, "pyproject.toml", r"(/noisefuse/noisefuse/(?:blob/)?)(?:main|v[\d.]+)/(?=')", rf"\g<1>{branch}/")
 
