@@ -56,7 +56,7 @@ struct Candidate {
 // 1/64 temperature put them into a rough order.
 class Descending {
   public:
-    // `most` is the largest logit.
+    // `most` is the largest of these n logits, which no other thread changes.
     void read(const float* x, int64_t n, float most, double beta) {
         x_ = x, n_ = n, most_ = most, rate_ = static_cast<float>(kOfTemperature * beta);
         starts_.assign(kBins + 1, 0);
@@ -237,9 +237,9 @@ class Rows {
         r.block = static_cast<uint32_t>(c.position[row]) << (kTokenBits - 2);
     }
 
-    // A part of a vocabulary may have no token that can win.
+    // Only a part of a vocabulary may have no token that can win. (Another thread may take all of them away.)
     bool refused(int64_t row, const RaceRow& r) const {
-        c.bad[row] = r.bad ? 1 : r.token < 0 && !(r.largest > -INFINITY) && !c.score ? 2 : 0;
+        c.bad[row] = r.bad ? 1 : r.token < 0 && !c.score ? 2 : 0;
         return c.bad[row];
     }
 

@@ -98,7 +98,7 @@ class Torch {
     // False, perhaps with a Python error, for tensors without memory of their own, or not on the CPU.
     bool view(PyObject* o, View& v) const {
         DLTensor t;
-        return api_->borrow(o, &t) == 0 && view_tensor(o, t, v);
+        return api_->borrow(o, &t) == 0 && view_tensor(o, t, v) && !is_freed(o, t);
     }
 
     // Whether this is the memory that the exchange API shows, and autograd does not watch; the API does not tell.
@@ -159,7 +159,7 @@ class Torch {
         copy.item = t.bits / 8;
         copy.axes = t.ndim;
         copy.from = v.data;
-        if (t.device_type != kCpu || v.kind == Kind::other || t.ndim > kMostAxes) return false;
+        if (t.device_type != kCpu || v.kind == Kind::other || t.ndim > kMostAxes || is_freed(o, t)) return false;
         v.count = 1;
         for (int axis = 0; axis < t.ndim; ++axis) {
             v.count *= copy.shape[axis] = t.shape[axis];
@@ -199,8 +199,18 @@ class Torch {
     PyObject *is_grad_enabled_, *increment_version_;
     const PyGetSetDef* requires_grad_;  // looking up a name costs as much as calling it, and so does
     const PyMethodDef* is_neg_;         // calling it through the interpreter
-    PyObject* forward_ad_;              // a module's dictionary
-    PyObject* current_level_;           // a name
+    const PyMethodDef* storage_offset_;
+    PyObject* forward_ad_;     // a module's dictionary
+    PyObject* current_level_;  // a name
+
+    // Whether the storage was resized to nothing, as FSDP does with parameters: the address is then only the place in
+    // it. Systems seldom give memory that lies so low, so few tensors are asked.
+    bool is_freed(PyObject* o, const DLTensor& t) const {
+        const uint64_t address = reinterpret_cast<uintptr_t>(t.data) + t.byte_offset;
+        if (address >> 42) return false;
+        const Reference offset(storage_offset_->ml_meth(o, nullptr));
+        return !offset.object || PyLong_AsUnsignedLongLong(offset.object) * (t.bits / 8u) == address;
+    }
 
     // The header before the elements of a tensor from `make`; its lengths and strides follow.
     struct OwnTensor {
@@ -221,18 +231,24 @@ class Torch {
                (increment_version_ = get("torch.autograd.graph", "increment_version")) &&
                (parameter_ = reinterpret_cast<PyTypeObject*>(get("torch.nn", "Parameter"))) &&
                (forward_ad_ = get("torch.autograd.forward_ad", "__dict__")) &&
-               find(PyObject_GetAttrString(type, "requires_grad"), PyObject_GetAttrString(type, "is_neg")) &&
+               (requires_grad_ = property(type, "requires_grad")) && (is_neg_ = method(type, "is_neg")) &&
+               (storage_offset_ = method(type, "storage_offset")) &&
                (current_level_ = PyUnicode_InternFromString("_current_level"));
     }
 
-    // Keeps both descriptors alive, as `find` above keeps its result.
-    bool find(PyObject* property, PyObject* method) {
-        if (!property || !method || !Py_IS_TYPE(property, &PyGetSetDescr_Type) ||
-            !Py_IS_TYPE(method, &PyMethodDescr_Type))
-            return false;
-        requires_grad_ = reinterpret_cast<PyGetSetDescrObject*>(property)->d_getset;
-        is_neg_ = reinterpret_cast<PyMethodDescrObject*>(method)->d_method;
-        return is_neg_->ml_flags == METH_NOARGS;
+    // Null if there is no such property. The descriptor stays alive, as what `find` keeps does.
+    static const PyGetSetDef* property(PyObject* type, const char* name) {
+        PyObject* const found = PyObject_GetAttrString(type, name);
+        const bool is_one = found && Py_IS_TYPE(found, &PyGetSetDescr_Type);
+        return is_one ? reinterpret_cast<PyGetSetDescrObject*>(found)->d_getset : nullptr;
+    }
+
+    // Null if there is no method of this name without arguments.
+    static const PyMethodDef* method(PyObject* type, const char* name) {
+        PyObject* const found = PyObject_GetAttrString(type, name);
+        if (!found || !Py_IS_TYPE(found, &PyMethodDescr_Type)) return nullptr;
+        const PyMethodDef* const made = reinterpret_cast<PyMethodDescrObject*>(found)->d_method;
+        return made->ml_flags == METH_NOARGS ? made : nullptr;
     }
 
     void seek(PyObject* type) {

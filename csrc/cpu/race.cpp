@@ -311,10 +311,14 @@ class Reader {
     alignas(64) float values_[kLossChunk];
 };
 
-// Makes the first of the row's largest, which is in this chunk, the winner.
-void take_largest(RaceRow& r, const Chunk& chunk, int64_t at) {
-    int64_t i = 0;
-    while (chunk.x[i] != r.largest) ++i;
+// Makes the first of the row's largest, which is among the n tokens of this chunk, the winner. If another thread has
+// written over it since, the winner is any of them.
+void take_largest(RaceRow& r, const Chunk& chunk, int64_t at, int64_t n) {
+    int64_t b = 0;
+    while (b < chunk.blocks - 1 && chunk.of_block[b] != r.largest) ++b;
+    int64_t i = kBlock * b;
+    const int64_t last = least(i + kBlock, n) - 1;
+    while (i < last && chunk.x[i] != r.largest) ++i;
     r.token = r.first + at + i;
     r.score = static_cast<double>(r.winner = r.largest);
 }
@@ -343,8 +347,10 @@ void find_largest(RaceRow& r, Reader& reader) {
         if (r.chunk_largest) r.chunk_largest[at / kLossChunk] = largest;
     }
     if (r.largest == -INFINITY) return;
-    reader.read(best, least(kLossChunk, r.n - best));
-    take_largest(r, reader.chunk, best);
+    const int64_t n = least(kLossChunk, r.n - best);
+    reader.read(best, n);
+    largest_of_blocks(reader.chunk);
+    take_largest(r, reader.chunk, best, n);
 }
 
 template <DType type>
@@ -407,15 +413,18 @@ void NF_RACE(RaceRow& r) {
     for (int64_t at = 0, c = 0; at < r.n; at += kLossChunk, ++c) {
         const int64_t n = least(kLossChunk, r.n - at);
         reader.read(at, n);
+        if (r.copy) {  // which no other thread changes: all that is found out is of the copy
+            std::memcpy(r.copy + at, chunk.x, size_t(n) * 4);
+            if (n % kBlock == 0) reader.chunk.x = r.copy + at;
+        }
         if (!largest_of_blocks(reader.chunk)) {
             r.bad = true;
             return;
         }
         if (chunk.largest > r.largest) {
             r.largest = chunk.largest;
-            if (!(r.wanted & kDraw) || r.largest == INFINITY) take_largest(r, chunk, at);
+            if (!(r.wanted & kDraw) || r.largest == INFINITY) take_largest(r, chunk, at, n);
         }
-        if (r.copy) std::memcpy(r.copy + at, chunk.x, size_t(n) * 4);
         if (r.chunk_largest) r.chunk_largest[c] = chunk.largest;
         const bool none = chunk.largest == -INFINITY || chunk.largest == INFINITY;
         if ((r.wanted & kDraw) && !none && r.largest < INFINITY) runner.race(chunk, r.first + at);

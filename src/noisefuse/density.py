@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias, TypedDict, overload
+from typing import Any, Literal, TypeAlias, TypedDict, get_args, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,9 +28,10 @@ from .arguments.options import inputs_of, need_tableau, those_read
 from .arguments.types import Array, Inputs, NoiseLike
 from .call.description import LOSS_CHUNK, Loss, Step
 from .ground.kinds import library_of
+from .ground.stored import make_again
 from .language.levels import levels_of
 from .language.rows import M1, NAMES, ROW, SYMBOLS, Rows, X, Z
-from .loss_parts import LossPart, chunk_sums, combined, place_of
+from .loss_parts import LossPart, chunk_sums, chunks_of, combined, place_of
 from .noise import SAMPLER
 from .operations.update import update_call
 from .tableau import Tableau
@@ -357,6 +358,18 @@ class Law:
     reduction: Reduction
     density: Density
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.elements, int) or self.elements < 0:
+            raise ValueError(f"elements = {self.elements!r}: expected an integer of at least 0")
+        for name, given, known in (
+            ("reduction", self.reduction, get_args(Reduction)),
+            ("density", self.density, get_args(Density)),
+        ):
+            if given not in known:
+                raise ValueError(f"{name} = {given!r}: expected one of {', '.join(map(repr, known))}")
+
+    __setstate__ = make_again
+
     @property
     def factor(self) -> Any:
         whole = -1.0 if self.density == "squared" else -1 / (2 * self.std * self.std)
@@ -382,6 +395,16 @@ class Part:
 
     sums: Array
     law: Law
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.law, Law):
+            raise TypeError(f"law: expected that of a part, got {type(self.law).__name__}")
+        shape, chunks = np.shape(self.sums), chunks_of(self.law.elements)
+        if len(shape) != 2 or shape[1] != chunks or np.shape(self.law.std) not in ((), shape[:1]):
+            given = f"{tuple(shape)} and {np.shape(self.law.std)}"
+            raise ValueError(f"sums, law.std: expected shapes (B, {chunks}) and (B,), got {given}")
+
+    __setstate__ = make_again
 
 
 @overload
@@ -487,12 +510,6 @@ def _index(table: Tableau, i: ArrayLike | Array, x: Array) -> Index:
 
 
 def _law(table: Tableau, index: Index, call: Step, reduction: str, density: str) -> Law:
-    for name, given, known in (
-        ("reduction", reduction, ("sum", "mean")),
-        ("density", density, ("full", "no_constants", "squared")),
-    ):
-        if given not in known:
-            raise ValueError(f"{name} = {given!r}: expected one of {', '.join(map(repr, known))}")
     std = np.abs(table.rows["out"]["z"][index.values])
     if density != "squared" and not std.all():
         row = index.values[std == 0][0]

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from . import backends
 from .arguments.arrays import Array, contiguous, count, device_of, output
 from .arguments.calls import Index, make_call
 from .call.description import LOSS_CHUNK, Loss, window_runs
+from .ground.stored import make_again
 from .language.rows import M1, Rows
 from .noise import Noise
 
@@ -34,6 +35,26 @@ class LossPart:
     whole: int  # the number of a sample's elements in all parts
     tokens: bool  # t has an entry for each piece; else a sample is one piece
     reduction: Reduction
+
+    def __post_init__(self) -> None:
+        start, n, whole = places = self.start, self.elements, self.whole
+        if not all(isinstance(place, int) for place in places) or not 0 <= start <= start + n <= whole:
+            raise ValueError(f"start, elements, whole = {places}: expected some of the whole's elements from one on")
+        batch, pieces, _ = shape = np.shape(self.sums) if np.ndim(self.sums) == 3 else (0, 1, 0)
+        expected = batch, pieces, chunks_of(n // max(1, pieces))
+        if shape != expected or self.sums.dtype != np.float64 or not pieces or n % pieces:
+            raise ValueError(f"sums: expected float64 (B, pieces, chunks) of {n} elements, got {np.shape(self.sums)}")
+        if self.weights is not None and np.shape(self.weights) != (batch, pieces):
+            raise ValueError(f"weights: expected shape {(batch, pieces)}, got {np.shape(self.weights)}")
+        if self.reduction not in get_args(Reduction):
+            raise ValueError(f"reduction {self.reduction!r}: expected 'mean' or 'none'")
+
+    __setstate__ = make_again
+
+
+def chunks_of(elements: int) -> int:
+    """Returns how many chunks a piece has; there is a sum for none, too."""
+    return max(1, -(-elements // LOSS_CHUNK))
 
 
 def combined(parts: Sequence[LossPart]) -> float | NDArray[np.float64]:
@@ -128,7 +149,7 @@ def chunk_sums(
 ) -> Array:  # fmt: skip
     """Returns the sums of chunks, (batch, pieces, chunks), on the device of the inputs. Each chunk is treated as a
     sample whose noise is a window."""
-    chunks, full = max(1, -(-piece // LOSS_CHUNK)), piece // LOSS_CHUNK * LOSS_CHUNK
+    chunks, full = chunks_of(piece), piece // LOSS_CHUNK * LOSS_CHUNK
     sums = output("", None, (batch * pieces, chunks), np.dtype(np.float64), device_of(inputs[M1]))
     sums[...] = 0
     for begin, length, n in ((0, LOSS_CHUNK, full // LOSS_CHUNK), (full, piece - full, 1)):

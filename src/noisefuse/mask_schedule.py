@@ -6,13 +6,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .language.families import lie_within
+from .language.families import Formula, lie_within
 
 __all__ = ["MaskSchedule", "cosine", "geometric", "linear", "llada", "log_linear"]
 
@@ -65,7 +64,7 @@ def _times(t: ArrayLike) -> NDArray[np.float64]:
 
 
 def _straight(name: str, slope: float, first: float) -> MaskSchedule:
-    return MaskSchedule(name, partial(_line, slope, first), partial(_slope_of_line, slope))
+    return MaskSchedule(name, Formula(_line, (slope, first)), Formula(_slope_of_line, (slope,)))
 
 
 def _line(slope: float, first: float, t: Any) -> Any:
@@ -162,7 +161,7 @@ def geometric(sigma_min: float = 1e-4, sigma_max: float = 20.0) -> MaskSchedule:
         raise ValueError(f"sigma_min = {low}, sigma_max = {high}: expected 1e-100 <= sigma_min < sigma_max <= 1e100")
     ratio = math.log(high / low)
     name = f"geometric, {low:g} to {high:g}"
-    return MaskSchedule(name, partial(_geometric, low, ratio), partial(_geometric_slope, low, ratio))
+    return MaskSchedule(name, Formula(_geometric, (low, ratio)), Formula(_geometric_slope, (low, ratio)))
 
 
 def _geometric(low: float, ratio: float, t: Any) -> Any:

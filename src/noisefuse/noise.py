@@ -16,7 +16,7 @@ from typing import Any, NoReturn, SupportsIndex, TypeGuard
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .ground import notebook
+from .ground import notebook, stored
 from .ground.kinds import library, need_plain
 from .language.increments import CELLS, RUNS, Terms, grid_terms, tree_terms
 
@@ -351,10 +351,7 @@ class Increment:
         times = (tree_terms, self.span) if self.grid is None else (grid_terms, self.grid)
         object.__setattr__(self, "_terms", times[0](step, self.t0, self.t1, times[1]))  # this checks the times
 
-    def __setstate__(self, state: Sequence[Any]) -> None:
-        """Makes the terms again, because a pickle may come from anywhere."""
-        noise, t0, t1, span, grid, *_ = state
-        Increment.__init__(self, noise, t0, t1, span, grid)
+    __setstate__ = stored.make_again
 
     def terms(self) -> Terms:
         """Returns the draws that it adds, in order: their step words, and their factors."""

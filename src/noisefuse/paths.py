@@ -7,7 +7,6 @@ A path is three functions of time and their derivatives. Where g is not 0 the pa
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -15,7 +14,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .language.families import lie_within
+from .ground.stored import make_again
+from .language.families import Formula, lie_within
 
 __all__ = [
     "Path", "brownian_bridge", "conditional_flow", "encoder_decoder", "i2sb", "linear", "stochastic",
@@ -57,6 +57,8 @@ class Path:
         if (self.g is None) != (self.dg is None):
             raise TypeError("g, dg: expected both of them, or neither")
 
+    __setstate__ = make_again
+
     def __repr__(self) -> str:
         return f"Path({self.name}{'' if self.g is None else ', with noise'})"
 
@@ -69,7 +71,8 @@ class Path:
         """The coefficients of x_t and of the target at these times, by the names of a row's columns.
 
         Raises:
-            ValueError: A function returns another shape or no finite number. The message says at which t.
+            ValueError: A function returns another shape, or a number that float32 does not hold. The message says at
+                which t.
         """
         with np.errstate(all="ignore"):
             found = {"out.x": self._at("a", t), "out.m1": self._at("b", t)}
@@ -94,10 +97,14 @@ class Path:
 
     @staticmethod
     def _finite(what: str, values: Array, t: Array) -> Array:
-        if not lie_within(values, -sys.float_info.max, sys.float_info.max):
-            k = np.flatnonzero(~np.isfinite(values))[0]
-            raise ValueError(f"{what} is {values[k]} at t = {t[k]}: expected a finite number; leave that time out")
+        if not lie_within(values, -_MOST, _MOST):
+            k = np.flatnonzero(~(np.abs(values) <= _MOST))[0]
+            expected = "expected a finite number of float32's range; leave that time out"
+            raise ValueError(f"{what} is {values[k]} at t = {t[k]}: {expected}")
         return values
+
+
+_MOST = float(np.finfo(np.float32).max)  # of a coefficient: kernels round them to float32, but for float64 data
 
 
 def _one(t: Array) -> Array:
@@ -143,14 +150,23 @@ def variance_preserving() -> Path:
     >>> nf.interpolate(np.ones((1, 2)), np.ones((1, 2)), 0.5, nf.paths.variance_preserving()).round(6).tolist()
     [[1.414214, 1.414214]]
     """
-    k = math.pi / 2
-    return Path(
-        "variance_preserving",
-        lambda t: np.sin((1 - t) * k),
-        lambda t: np.sin(t * k),
-        lambda t: -k * np.sin(t * k),
-        lambda t: k * np.sin((1 - t) * k),
-    )
+    return Path("variance_preserving", _falling_sine, _sine, _falling_sine_slope, _sine_slope)
+
+
+def _sine(t: Array) -> Array:
+    return np.sin(t * (math.pi / 2))
+
+
+def _falling_sine(t: Array) -> Array:
+    return _sine(1 - t)
+
+
+def _sine_slope(t: Array) -> Array:
+    return math.pi / 2 * _sine(1 - t)
+
+
+def _falling_sine_slope(t: Array) -> Array:
+    return -math.pi / 2 * _sine(t)
 
 
 def conditional_flow(sigma: float) -> Path:
@@ -169,7 +185,12 @@ def conditional_flow(sigma: float) -> Path:
     Path(conditional_flow, with noise)
     """
     _positive("sigma", sigma)
-    return Path("conditional_flow", _falling, _same, _minus_one, _one, lambda t: np.full_like(t, sigma), np.zeros_like)
+    g = Formula(_constant, (sigma,))
+    return Path("conditional_flow", _falling, _same, _minus_one, _one, g, np.zeros_like)
+
+
+def _constant(value: float, t: Array) -> Array:
+    return np.full_like(t, value)
 
 
 def stochastic(scale: float = 1.0) -> Path:
@@ -210,11 +231,21 @@ def brownian_bridge(sigma: float = 1.0) -> Path:
 
 def _bridge(name: str, variance: float) -> Path:
     """g = sqrt(variance t (1 - t))."""
-    return Path(
-        name, _falling, _same, _minus_one, _one,
-        lambda t: np.sqrt(variance * (t * (1 - t))),
-        lambda t: 0.5 * variance * (1 - 2 * t) / np.sqrt(variance * (t * (1 - t))),
-    )  # fmt: skip
+    g, dg = Formula(_deviation, (variance,)), Formula(_deviation_slope, (variance,))
+    return Path(name, _falling, _same, _minus_one, _one, g, dg)
+
+
+def _deviation(variance: float, t: Array) -> Any:
+    return np.sqrt(variance * (t * (1 - t)))
+
+
+def _deviation_slope(variance: float, t: Array) -> Any:
+    return 0.5 * variance * (1 - 2 * t) / _deviation(variance, t)
+
+
+def _to_end(t: Array) -> Array:
+    """Returns how far t is from the nearer end. It is exact, where 1 - t and pi t would cancel."""
+    return np.minimum(t, 1 - t)
 
 
 def encoder_decoder() -> Path:
@@ -228,23 +259,38 @@ def encoder_decoder() -> Path:
     >>> nf.paths.encoder_decoder()
     Path(encoder_decoder, with noise)
     """
-    k = math.pi
+    return Path("encoder_decoder", _encoded, _decoded, _encoded_slope, _decoded_slope, _noisy, _noisy_slope)
 
-    def square(t: Array) -> Array:
-        return np.cos(k * t) ** 2
 
-    def slope(t: Array) -> Array:
-        return -k * np.sin(2 * k * t)
+def _decoded(t: Array) -> Array:
+    return np.where(t > 0.5, _clean(_to_end(t)), 0.0)
 
-    return Path(
-        "encoder_decoder",
-        lambda t: np.where(t < 0.5, square(t), 0.0),
-        lambda t: np.where(t > 0.5, square(t), 0.0),
-        lambda t: np.where(t < 0.5, slope(t), 0.0),
-        lambda t: np.where(t > 0.5, slope(t), 0.0),
-        lambda t: np.sin(k * t) ** 2,
-        lambda t: -slope(t),
-    )
+
+def _encoded(t: Array) -> Array:
+    return np.where(t < 0.5, _clean(t), 0.0)
+
+
+def _clean(end: Array) -> Any:
+    """cos^2(pi t)."""
+    return np.where(end < 0.25, np.cos(math.pi * end), np.sin(math.pi * (0.5 - end))) ** 2
+
+
+def _decoded_slope(t: Array) -> Array:
+    return np.where(t > 0.5, -_noisy_slope(t), 0.0)
+
+
+def _encoded_slope(t: Array) -> Array:
+    return np.where(t < 0.5, -_noisy_slope(t), 0.0)
+
+
+def _noisy(t: Array) -> Any:
+    return np.sin(math.pi * _to_end(t)) ** 2
+
+
+def _noisy_slope(t: Array) -> Any:
+    """pi sin(2 pi t)."""
+    end = _to_end(t)
+    return np.copysign(math.pi, 0.5 - t) * np.sin(2 * math.pi * np.minimum(end, 0.5 - end))
 
 
 def i2sb(beta_max: float = 1.0, *, symmetric: bool = True) -> Path:
@@ -269,23 +315,34 @@ def i2sb(beta_max: float = 1.0, *, symmetric: bool = True) -> Path:
     if not symmetric:
         return _bridge("i2sb", beta_max)
 
-    def before(t: Array) -> Array:
-        """The share of the integral of beta up to t: 4 t^3 until 1/2, and its mirror image."""
-        return np.where(t < 0.5, 4 * t**3, 1 - 4 * (1 - t) ** 3)
+    g, dg = Formula(_i2sb, (beta_max,)), Formula(_i2sb_slope, (beta_max,))
+    return Path("i2sb", _after, _before, _minus_rate, _rate, g, dg)
 
-    def after(t: Array) -> Array:
-        return before(1 - t)
 
-    def rate(t: Array) -> Array:
-        return 3 * (1 - np.abs(2 * t - 1)) ** 2
+def _before(t: Array) -> Array:
+    """The share of the integral of beta up to t: 4 t^3 until 1/2, and its mirror image."""
+    least = 4 * _to_end(t) ** 3
+    return np.where(t < 0.5, least, 1 - least)
 
-    whole = beta_max / 3
-    return Path(
-        "i2sb",
-        after,
-        before,
-        lambda t: -rate(t),
-        rate,
-        lambda t: np.sqrt(whole * (before(t) * after(t))),
-        lambda t: 0.5 * whole * rate(t) * (after(t) - before(t)) / np.sqrt(whole * (before(t) * after(t))),
-    )
+
+def _after(t: Array) -> Array:
+    least = 4 * _to_end(t) ** 3
+    return np.where(t < 0.5, 1 - least, least)
+
+
+def _rate(t: Array) -> Array:
+    return 12 * _to_end(t) ** 2
+
+
+def _minus_rate(t: Array) -> Array:
+    return -_rate(t)
+
+
+def _i2sb(beta_max: float, t: Array) -> Any:
+    return np.sqrt(beta_max / 3 * (_before(t) * _after(t)))
+
+
+def _i2sb_slope(beta_max: float, t: Array) -> Any:
+    end = _to_end(t)
+    apart = np.copysign((1 - 2 * end) * (1 + 2 * end + 4 * end**2), 0.5 - t)  # after - before
+    return 0.5 * (beta_max / 3) * _rate(t) * apart / _i2sb(beta_max, t)

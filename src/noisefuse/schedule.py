@@ -864,7 +864,8 @@ class Schedule:
             A `Schedule` equal to the original, with its name.
 
         Raises:
-            ValueError: the text is not a schedule, or one of another version.
+            ValueError: the text is not a schedule, or one of another version; or its name is registered for other
+                functions than those that were stored.
 
         >>> schedule = nf.Schedule.karras(10).with_name("mine")
         >>> nf.Schedule.from_json(schedule.to_json()).name
@@ -889,6 +890,8 @@ class Schedule:
                 level = made(0.5)  # TypeError: a parameter of its family is missing
             if not np.all(np.isfinite(level)):
                 raise ValueError(f"parameters: expected those of a {kind} schedule, got {parameters}")
+        if made._has_functions:
+            _need_same_functions(made)
         return made
 
     # ---- a value -------------------------------------------------------------------------------------------
@@ -988,7 +991,22 @@ def _of_registered(
     cls: type[Schedule], name: str, kind: str, parameters: dict[str, float], alpha: Array, sigma: Array
 ) -> Schedule:
     _need_family(kind)
-    return cls(alpha, sigma, name=name, _kind=kind, _parameters=parameters)
+    made = cls(alpha, sigma, name=name, _kind=kind, _parameters=parameters)
+    _need_same_functions(made)
+    return made
+
+
+def _need_same_functions(made: Schedule) -> None:
+    """Raises ValueError if the registered functions are not those of the stored columns."""
+    functions = Schedule._of_family(made.kind, len(made), **made._parameters)
+    for name in ("alpha", "sigma"):
+        stored_one, found = getattr(made, name), getattr(functions, name)
+        if (far := ~np.isclose(found, stored_one, rtol=1e-6, atol=1e-12)).any():  # machines round differently
+            t = int(np.argmax(far))
+            raise ValueError(
+                f"{made.kind!r} is registered for other functions here than those that were stored: {name} is "
+                f"{found[t]} at index {t}, expected {stored_one[t]}"
+            )
 
 
 def need_schedule(schedule: object) -> None:

@@ -155,6 +155,8 @@ class Row:
         if any(self.clean.coefficients[4:]):
             raise ValueError(f"clean may only use k, x, m1 and m2, got {self.clean}")
 
+    __setstate__ = stored.make_again
+
     def numbers(self) -> tuple[tuple[float, ...], ...]:
         """Returns the row in the layout of ``ROW``."""
         clean = (*self.clean.coefficients[:4], self.lo, self.hi)

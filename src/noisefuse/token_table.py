@@ -3,12 +3,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+import math
+import sys
+from dataclasses import dataclass
 from typing import Literal, get_args
+
+from .ground import stored
+from .mask_schedule import real
 
 Source = Literal["mask", "uniform"]
 Order = Literal["confidence", "random"]
+
+# What a row's numbers may be: the least, the greatest, and what that is called.
+_PROBABILITY = 0.0, 1 + 1e-12, "a probability"  # sums of rounded numbers
+_NUMBER = 0.0, sys.float_info.max, "a finite number of at least 0"
+_RANGES = {
+    "time": _NUMBER, "reveal": _PROBABILITY, "rate": _NUMBER, "change": _PROBABILITY, "remask": _PROBABILITY,
+    "left": (1.0, 2.0**34, "a whole number of at least 1"), "bound": (0.0, math.inf, "a number of at least 0"),
+    "end": (0.0, 2.0**34, "a whole number of at least 0"), "temperature": (0.0, 2.0**64, "a number from 0 to 2^64"),
+}  # fmt: skip
+_OPTIONAL, _WHOLE = ("rate", "left", "bound"), ("left", "end")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +53,10 @@ class TokenRow:
         end: how many positions at the sample's end are not revealed yet.
         temperature: the logits are divided by this number times the sampler's own temperature.
 
+    Raises:
+        ValueError: a number lies outside of its range, or probabilities add up to more than 1.
+        TypeError: what should be a number is none.
+
     >>> print(nf.TokenRow(time=0.5, reveal=0.25, remask=0.1))
     t = 0.5;  mask -> c with probability 0.25;  x -> mask with probability 0.1
     """
@@ -53,6 +71,22 @@ class TokenRow:
     bound: float | None = None
     end: int = 0
     temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if type(self.renoise) is not tuple or len(self.renoise) != 2:
+            raise TypeError(f"renoise = {self.renoise!r}: expected a pair of probabilities")
+        given = [(name, getattr(self, name), range_) for name, range_ in _RANGES.items()]
+        for name, number, (least, most, expected) in [*given, *(("renoise", p, _PROBABILITY) for p in self.renoise)]:
+            if number is None and name in _OPTIONAL:
+                continue
+            if not least <= real(name, number) <= most or (name in _WHOLE and number % 1):
+                raise ValueError(f"{name} = {number!r}: expected {expected}")
+        differ, same = self.renoise
+        for what, total in (("change, renoise and remask", self.change + differ), ("renoise and remask", same)):
+            if not total + self.remask <= _PROBABILITY[1]:
+                raise ValueError(f"{what} = {total + self.remask}: expected a probability of at most 1")
+
+    __setstate__ = stored.make_again
 
     def __str__(self) -> str:
         said = [f"t = {self.time:.6g}"]
@@ -119,12 +153,12 @@ class TokenTable:
     top_k: int = 0
     top_p: float = 1.0
 
+    __setstate__ = stored.make_again
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(self.rows))
         if not self.rows or not all(isinstance(row, TokenRow) for row in self.rows):
             raise TypeError("rows: expected at least one TokenRow")
-        for i, row in enumerate(self.rows):
-            _check(i, row)
         for name, given, allowed in (("source", self.source, Source), ("order", self.order, Order)):
             if given not in get_args(allowed):
                 raise ValueError(f"{name} = {given!r}: expected {' or '.join(map(repr, get_args(allowed)))}")
@@ -140,22 +174,3 @@ class TokenTable:
             half = most // 2
             lines = [*lines[:half], "  ..", *lines[-half:]]
         return "\n".join(lines)
-
-
-_TOLERANCE = 1e-12  # sums of rounded numbers
-
-
-def _check(i: int, row: TokenRow) -> None:
-    """Raises ValueError if a row's numbers are no probabilities."""
-    differ, same = row.renoise
-    sums = {"reveal": row.reveal, "change, renoise and remask": row.change + differ + row.remask}
-    sums["renoise and remask"] = same + row.remask
-    for name, total in sums.items():
-        if not total <= 1 + _TOLERANCE:
-            raise ValueError(f"row {i}: {name} = {total}: expected a probability of at most 1")
-    if row.left == 0:
-        raise ValueError(f"row {i}: left = 0: expected at least 1, as this step is one of those left")
-    for field in fields(row):
-        numbers: Sequence[float] = row.renoise if field.name == "renoise" else (getattr(row, field.name),)
-        if any(number is not None and not number >= 0 for number in numbers):
-            raise ValueError(f"row {i}: {field.name} = {numbers[0]}: expected at least 0")

@@ -352,6 +352,49 @@ other.join()
     assert done.returncode == 0, done.stderr
 
 
+def test_logits_may_change_meanwhile():
+    """Only that call's tokens are then any tokens. Seen to end the process, within a second for each of the first four
+    calls: the search for a largest logit that was gone ran off the array, and bins of top_k were counted from the
+    largest of other numbers."""
+    code = """
+import threading, time
+import ml_dtypes, numpy as np, noisefuse as nf
+nf.set_num_threads(1)
+V, noise, ids = 1 << 14, nf.Noise(1), np.zeros((1, 8), int)
+calls = [
+    (lambda: nf.categorical(x, noise, temperature=0.0), "f4"),
+    (lambda: nf.categorical(x, noise, top_k=50), "f4"),
+    (lambda: nf.categorical(x, noise, top_p=0.9), "f4"),
+    (lambda: nf.masked_cross_entropy(x, ids), "f4"),
+    (lambda: nf.masked_cross_entropy(x, ids, grad_out=True), "f4"),
+    (lambda: nf.categorical(x, noise, info=("log_prob", "log_prob_raw", "entropy", "margin", "rank"))[0], "f4"),
+    (lambda: nf.categorical(x, noise, temperature=0.0), "f2"),
+    (lambda: nf.categorical(x, noise, temperature=0.0), ml_dtypes.bfloat16),
+    (lambda: nf.categorical(x, noise, top_k=50, top_p=0.9), "f2"),
+]
+
+def meanwhile(x, stop):
+    rising = (np.arange(V) % 977 / 40).astype(x.dtype)
+    while not stop.is_set():
+        for row in x.dtype.type(1000), rising[::-1], x.dtype.type(-1000), rising:
+            np.copyto(x, row)
+
+for call, dtype in calls:
+    x, stop = np.zeros((1, 8, V), dtype), threading.Event()
+    other = threading.Thread(target=meanwhile, args=(x, stop))
+    other.start()
+    end = time.monotonic() + (0.7 if dtype == "f4" else 0.2)
+    while time.monotonic() < end:
+        found = call()
+        if isinstance(found, np.ndarray):
+            assert 0 <= found.min() and found.max() < V
+    stop.set()
+    other.join()
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
     "call", ["nf.q_walk(x, S, n, keep=[9])", "nf.randn(x.shape, n)", "nf.augment.gaussian(x, t, n)"]

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draws of categories: their bits on every backend, their distribution, and what is known of them."""
 
+import copy
+import dataclasses
 import math
 import pickle
 from fractions import Fraction
@@ -97,6 +99,80 @@ def test_shards_of_the_vocabulary(compiled, shards):
         expected, whole = nf.categorical(logits, NOISE, temperature=temperature, info=info)
         assert bits(token) == bits(expected)
         assert all(bits(known[name]) == bits(whole[name]) for name in info)
+
+
+def forged(part, **fields):
+    """Returns the pickle of a part whose fields nobody has checked."""
+    other = copy.copy(part)
+    for name, value in fields.items():
+        object.__setattr__(other, name, value)
+    return pickle.dumps(other)
+
+
+PART = nf.categorical(logits_of((2, 3, 5000)), NOISE, temperature=[0.7, 0.0], info=("log_prob",), partial=True)
+SUMS = {name: getattr(PART.parts, name) for name in ("score", "winner", "largest", "plain", "tempered")}
+
+
+def of_parts(**fields):
+    return {"parts": dataclasses.replace(PART.parts, **fields)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "words"),
+    [
+        ({"n": 1 << 20, "vocabulary": 1 << 20}, ValueError, r"parts.largest: expected shape \(6, 256\), got \(6, 2\)"),
+        ({"n": -5}, ValueError, "n = -5, vocabulary = 5000: expected a part"),
+        ({"n": 0}, ValueError, "n = 0"),
+        ({"n": 5000.0}, TypeError, "n = 5000.0: expected an integer, got float"),
+        ({"first": 4000}, ValueError, "first = 4000"),
+        ({"first": -4096, "n": 4096}, ValueError, "first = -4096"),
+        ({"vocabulary": 1 << 21}, ValueError, "vocabulary = 2097152: expected a part of at most 2\\^20 tokens"),
+        ({"token": PART.token.astype(float)}, TypeError, "token: dtype float64 .* expected one of int64"),
+        ({"token": PART.token.astype(object)}, TypeError, "token: dtype object"),
+        ({"token": PART.token + 5000}, ValueError, "token: expected tokens from 0 to 4999, or -1"),
+        ({"token": np.zeros((1 << 15, 64), np.int64)}, ValueError, "temperature: expected a number or one for each"),
+        ({"token": PART.token[:, :2]}, ValueError, r"parts.score: expected shape \(4,\), got \(6,\)"),
+        ({"token": np.full((2, 3), -1)}, ValueError, "parts.score: expected -inf where there is no token"),
+        ({"temperature": np.zeros(0)}, ValueError, "temperature: expected a number or one for each of 2"),
+        ({"temperature": np.array([0.7, np.nan])}, ValueError, "temperature = nan"),
+        ({"noise": ()}, ValueError, "noise: expected one Noise or one for each of 2 samples, got 0"),
+        ({"noise": (7,)}, TypeError, r"noise\[0\]: expected a Noise, got 7"),
+        ({"info": ("entropy",)}, ValueError, "info: 'entropy'"),
+        ({"info": ("log_prob_raw",)}, TypeError, "parts.plain: expected an array"),
+        ({"info": ()}, ValueError, r"parts.tempered: expected None, got \(6, 2\)"),
+        ({"parts": SUMS}, TypeError, "parts: expected the scores and sums of a part, got dict"),
+        (of_parts(score=SUMS["score"][:5]), ValueError, r"parts.score: expected shape \(6,\)"),
+        (of_parts(score=SUMS["score"].astype("f4")), TypeError, "parts.score: dtype float32"),
+        (of_parts(score=SUMS["score"] * np.nan), ValueError, "parts.score: has a NaN"),
+        (of_parts(winner=SUMS["winner"].astype(np.int8)), TypeError, "parts.winner: dtype int8"),
+        (of_parts(largest=SUMS["largest"][:, :1]), ValueError, "parts.largest: expected shape"),
+        (of_parts(largest=SUMS["largest"][:2]), ValueError, "parts.largest: expected shape"),
+        (of_parts(tempered=None), TypeError, "parts.tempered: expected an array"),
+        (of_parts(tempered=-SUMS["tempered"]), ValueError, "parts.tempered: has a NaN, or a sum below 0"),
+    ],
+)
+def test_a_part_is_checked_when_it_is_made(fields, error, words):
+    """It may come from anywhere, and kernels trust it. Seen to read beyond the arrays, and to end the process."""
+    with pytest.raises(error, match=words):
+        dataclasses.replace(PART, **fields)
+    with pytest.raises(error, match=words):
+        pickle.loads(forged(PART, **fields))
+
+
+def test_parts_in_another_order_of_memory():
+    """As a gather of another library may give them. Seen to read Fortran's order as C's."""
+    turned = {name: None if a is None else np.asfortranarray(a) for name, a in SUMS.items()}
+    other = dataclasses.replace(PART, token=np.asfortranarray(PART.token), parts=type(PART.parts)(**turned))
+    (token, info), (expected, known) = nf.discrete.combine([other]), nf.discrete.combine([PART])
+    assert bits(token) == bits(expected)
+    assert bits(info["log_prob"]) == bits(known["log_prob"])
+
+
+def test_a_part_owns_its_temperature():
+    """Seen to change that of later calls, which was kept for them."""
+    part = nf.categorical(logits_of((1, 3, 64)), NOISE, temperature=0.25, partial=True)
+    part.temperature[:] = 9
+    assert nf.categorical(logits_of((1, 3, 64)), NOISE, temperature=0.25, partial=True).temperature.tolist() == [0.25]
 
 
 def test_a_window_of_positions_is_that_of_the_whole(anywhere):

@@ -56,8 +56,10 @@ def test_schedules_rise_from_clean_to_masked(schedule):
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_schedules_can_be_pickled(schedule):
-    """Workers of data loaders get them so. Seen to fail: a lambda."""
+    """Workers of data loaders get them so. Seen to fail: a lambda; partial functions, which are equal to no others."""
     again, t = pickle.loads(pickle.dumps(schedule)), np.linspace(0, 1, 11)
+    assert again == schedule
+    assert hash(again) == hash(schedule)
     assert np.array_equal(again(t), schedule(t))
     assert np.array_equal(again.weight(t[1:], "elbo"), schedule.weight(t[1:], "elbo"))
 

@@ -251,6 +251,18 @@ def test_what_is_not_registered_here_is_not_read(registered):
             read()
 
 
+def test_a_stored_schedule_takes_no_other_functions_of_its_name(registered):
+    """Seen to fail: integer times were those of the stored columns, and float times those of the other functions."""
+    text, pickled = registered.to_json(), pickle.dumps(registered)
+    S.register("power", lambda t, p: power(t, p + 0.01), identity)
+    for read in (lambda: S.from_json(text), lambda: pickle.loads(pickled)):
+        with pytest.raises(ValueError, match=r"'power' is registered for other functions .*: alpha is 0\.\d+ at index"):
+            read()
+    S.register("power", quadratic, identity)  # without the parameter
+    with pytest.raises(ValueError, match="not a whole noisefuse schedule"):
+        S.from_json(text)
+
+
 def test_other_functions_of_that_name_are_not_taken_for_these(registered):
     S.register("power", quadratic, identity)
     with pytest.raises(TypeError, match="'power' does not name these"):

@@ -77,6 +77,30 @@ def test_ends(path):
         assert path.g(ends).round(7).tolist() == [0, 0]
 
 
+U = 2.0 ** -np.arange(20, 50)  # 1 - u and 1/2 - u are exact
+
+
+def test_encoder_decoder_is_exact_near_its_ends_and_its_middle():
+    """By the first terms of the sines' series. Seen to fail: sin(pi t), whose square at t = 1 was 1.5e-32."""
+    path, square = P.encoder_decoder(), (np.pi * U) ** 2
+    for t in (U, 1 - U):
+        np.testing.assert_allclose(path.g(t), square, rtol=5e-12)
+        np.testing.assert_allclose(np.abs(path.dg(t)), 2 * np.pi**2 * U, rtol=2e-11)
+    np.testing.assert_allclose(path.a(0.5 - U), square, rtol=5e-12)
+    np.testing.assert_allclose(path.b(0.5 + U), square, rtol=5e-12)
+    assert path.dg(np.array([0.0, 0.5, 1.0])).tolist() == [0, 0, 0]
+
+
+def test_i2sb_is_exact_near_its_ends_and_its_middle():
+    """Seen to fail: a rate of 0 at t = 1e-17, and the difference of two numbers near 1/2."""
+    path = P.i2sb(0.3)
+    assert path.da(np.array([1e-17])) == -12 * 1e-17**2
+    for t in (U, 1 - U):
+        assert np.array_equal(path.db(t), 12 * U**2)
+    np.testing.assert_allclose(path.dg(0.5 - U), 18 * np.sqrt(0.1) * U, rtol=1e-5)  # after - before is 6 u
+    np.testing.assert_allclose(path.dg(0.5 + U), -18 * np.sqrt(0.1) * U, rtol=1e-5)
+
+
 def test_i2sb_is_the_papers_formula():
     """Integrals of beta by a sum. Seen to fail: beta without its square."""
     grid = (np.arange(1_000_000) + 0.5) / 1_000_000
@@ -94,6 +118,15 @@ def test_a_gaussian_end_is_q_sample():
     """The path of z and x0 is rectified flow's: x1 may be noise that is stored, or not."""
     flow, z = nf.Schedule.flow(), nf.randn(X0.shape, N, dtype="float64")
     np.testing.assert_allclose(nf.interpolate(X0, z, T, P.linear()), nf.q_sample(X0, T, flow, N), rtol=0, atol=1e-15)
+
+
+@every_path
+def test_paths_are_values(path):
+    """Workers of data loaders get them by pickle. Seen to fail: lambdas."""
+    again = pickle.loads(pickle.dumps(path))
+    assert again == path
+    assert hash(again) == hash(path)
+    assert again != P.conditional_flow(0.2)
 
 
 # ---- draws, dtypes, memory ---------------------------------------------------------------------------------
@@ -193,12 +226,22 @@ BAD = [
     (
         lambda x: nf.interpolate(x, x, 0.0, P.brownian_bridge(), N, target="velocity"),
         ValueError,
-        r"dg of brownian_bridge is inf at t = 0\.0: expected a finite number; leave that time out",
+        r"dg of brownian_bridge is inf at t = 0\.0: expected a finite number of float32's range; leave that time out",
     ),
     (
         lambda x: nf.interpolate(x, x, 1.0, P.brownian_bridge(), N, target="score"),
         ValueError,
         r"the score, -z / g, is -inf at t = 1\.0",
+    ),
+    (
+        lambda x: nf.interpolate(x, x, 1.0, P.encoder_decoder(), N, target="score"),
+        ValueError,
+        r"the score, -z / g, is -inf at t = 1\.0",
+    ),
+    (
+        lambda x: nf.interpolate(x, x, 1e-310, P.brownian_bridge(), N, target="velocity"),
+        ValueError,
+        r"dg of brownian_bridge is 5\.0+7e\+154 at t = 1e-310: expected a finite number of float32's range; leave",
     ),
     (lambda x: P.conditional_flow(0), ValueError, "sigma must be positive and finite, got 0"),
     (lambda x: P.brownian_bridge(-1), ValueError, "sigma must be positive"),

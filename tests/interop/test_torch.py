@@ -1181,3 +1181,50 @@ def test_workers_noise_as_one_process_does(start):
 def test_a_class_of_tensors_of_ones_own():
     x = tensor(2, 3)
     assert same(nf.q_sample(x.as_subclass(Own), 3, S, N), nf.q_sample(numpy(x), 3, S, N))
+
+
+# ---- memory that was freed ---------------------------------------------------------------------------------
+
+
+def freed(view=lambda x: x, place=0, dtype=torch.float32):
+    """Returns a view of a parameter as FSDP leaves it: its memory was given back."""
+    x = torch.ones(8, 3, 4, 5, dtype=dtype)
+    made = view(x[place : place + 4])
+    x.untyped_storage().resize_(0)
+    return made
+
+
+ONES = torch.ones(4, 3, 4, 5)
+FREED = {
+    "x0": lambda x: nf.q_sample(x(), 3, S, N),
+    "x0 of another layout": lambda x: nf.q_sample(x(lambda x: x.permute(0, 2, 3, 1)), 3, S, N),
+    "x0 of bfloat16": lambda x: nf.q_sample(x(dtype=torch.bfloat16), 3, S, N),
+    "x0 that requires grad": lambda x: nf.q_sample(x(lambda x: x.detach().requires_grad_()), 3, S, N),
+    "out": lambda x: nf.q_sample(ONES, 3, S, N, out=x()),
+    "noise": lambda x: nf.q_sample(ONES, 3, S, x()),
+    "t": lambda x: nf.q_sample(ONES, x(lambda x: x[:, 0, 0, 0]), FLOW, N),
+    "model_output": lambda x: nf.update(TABLE, 1, ONES, x()),
+    "pred": lambda x: nf.mse_loss(x(), ONES, 3, S, N, target="v"),
+    "weight": lambda x: nf.mse_loss(
+        ONES, ONES, torch.zeros(4, dtype=int), S, N, target="v", weight=x(lambda x: x.flatten()[:20])
+    ),
+    "logits": lambda x: nf.categorical(x(), N),
+    "alpha": lambda x: nf.noised(ONES, x(lambda x: x[:, 0, 0, 0]), 0.5, N),
+    "tensor": lambda x: nf.interpolate(ONES, ONES, x(lambda x: x[:, 0, 0, 0]), nf.paths.linear()),
+}
+
+
+@pytest.mark.parametrize("place", [0, 2])
+@pytest.mark.parametrize("name", FREED)
+def test_memory_that_was_freed(name, place):
+    """Seen to read whatever lay there: NumPy's own new memory at place 0; elsewhere it ended the process."""
+    message = rf"^{name.split()[0]}.*: expected a tensor with its memory, .* resized to 0 bytes"
+    with pytest.raises(ValueError, match=message):
+        FREED[name](lambda *view, **options: freed(*view, place=place, **options))
+
+
+def test_memory_that_is_too_short():
+    x = torch.ones(4, 3, 4, 5)
+    x.untyped_storage().resize_(900)
+    with pytest.raises(ValueError, match=r"logits: expected a tensor with its memory, .* resized to 900 bytes"):
+        nf.categorical(x, N)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the JSON that `to_json` writes. It checks every type, because the text may come from anywhere."""
+"""Reads the JSON that `to_json` writes, and pickles. It checks every type, because they may come from anywhere."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, NoReturn, TypeVar
 
 Made = TypeVar("Made")
@@ -28,6 +29,14 @@ def refuse_state(value: object) -> NoReturn:
     """Raises TypeError. Classes whose pickles call their constructor have it as ``__setstate__``, so that no pickle
     skips the checks."""
     raise TypeError(f"this pickle sets the attributes of a {type(value).__name__}, which only its constructor may do")
+
+
+def make_again(value: Any, state: Any) -> None:
+    """Calls the constructor with what a pickle holds. Dataclasses that check their fields have it as
+    ``__setstate__``."""
+    names = [field.name for field in fields(value) if field.init]  # of slots the others follow
+    given = state if isinstance(state, dict) else dict(zip(names, state, strict=False))
+    type(value).__init__(value, **given)
 
 
 def entries(name: str, values: object) -> list[Any]:

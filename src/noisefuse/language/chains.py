@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..ground import stored
+
 
 @dataclass(frozen=True, slots=True)
 class Transition:
@@ -20,6 +22,9 @@ class Transition:
         kind: "absorbing" or "uniform".
         p: the probability that the token does not stay.
         token: the mask's id, or the number of tokens in the vocabulary.
+
+    Raises:
+        ValueError: the message says what was given and what was expected.
     """
 
     kind: Literal["absorbing", "uniform"]
@@ -29,6 +34,13 @@ class Transition:
     def __post_init__(self) -> None:
         if self.kind not in ("absorbing", "uniform"):
             raise ValueError(f"kind = {self.kind!r}: expected 'absorbing' or 'uniform'")
+        if not isinstance(self.p, int | float) or not 0 <= self.p <= 1:
+            raise ValueError(f"p = {self.p!r}: expected a probability from 0 to 1")
+        least = int(self.kind == "uniform")
+        if not isinstance(self.token, int | np.integer) or self.token < least:
+            raise ValueError(f"token = {self.token!r}: expected an integer of at least {least}")
+
+    __setstate__ = stored.make_again
 
     def matrix(self, vocabulary: int) -> NDArray[np.float64]:
         """Returns the probabilities Q (V, V): token i becomes j with probability Q[i, j]."""
@@ -47,4 +59,5 @@ class Transition:
             return NotImplemented
         if (self.kind, self.token) != (other.kind, other.token):
             raise ValueError(f"{self} @ {other}: expected two of one kind; else multiply their matrices")
-        return Transition(self.kind, self.p + other.p - self.p * other.p, self.token)
+        p = min(1.0, self.p + other.p - self.p * other.p)  # which is rounded
+        return Transition(self.kind, p, self.token)

@@ -93,6 +93,17 @@ FAMILIES: dict[str, Family] = {
 OURS = frozenset(FAMILIES)
 
 
+@dataclass(frozen=True, slots=True)
+class Formula:
+    """A module's function of these numbers and of t. It is pickled, and equal to another of the same numbers."""
+
+    function: Callable[..., Any]
+    numbers: tuple[float, ...]
+
+    def __call__(self, t: Any) -> Any:
+        return self.function(*self.numbers, t)
+
+
 # ---- users' ------------------------------------------------------------------------------------------------
 
 

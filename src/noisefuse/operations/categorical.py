@@ -28,7 +28,10 @@ from ..arguments.calls import names_or_array
 from ..arguments.types import Array, ArrayT
 from ..call.description import LOSS_CHUNK, POSITIONS, TOKENS, Parts, Race
 from ..ground.kinds import library_of
+from ..ground.stored import make_again
+from ..language.families import lie_within
 from ..noise import RACE, Noise, names_of, whole
+from .tokens import integer
 
 LOGITS = ("float32", "bfloat16", "float16")
 TOKEN_DTYPES = ("int64", "int32")
@@ -51,9 +54,12 @@ class Partial:
         n: how many tokens it has.
         vocabulary: how many the whole vocabulary has.
         info: the names of the info that the whole's result has.
-        temperature: float64, () or (B,).
+        temperature: float64, (1,) or (B,).
         noise: the keys that it drew with.
         parts: its scores and sums.
+
+    Raises:
+        TypeError, ValueError: the fields are not those of one part. Arrays are taken in C order.
     """
 
     token: NDArray[np.int64]
@@ -64,6 +70,33 @@ class Partial:
     temperature: NDArray[np.float64]
     noise: tuple[Noise, ...]
     parts: Parts
+
+    def __post_init__(self) -> None:
+        """Kernels trust a part, and it may come from anywhere."""
+        token = contiguous(as_array("token", self.token, ("int64",)))
+        first, n, whole = (integer(name, getattr(self, name)) for name in ("first", "n", "vocabulary"))
+        if not (0 <= first < first + n <= whole <= TOKENS) or _cuts_a_chunk(first, n, whole):
+            raise ValueError(
+                f"first = {first}, n = {n}, vocabulary = {whole}: expected a part of at most 2^20 tokens that begins "
+                f"and ends with chunks of {LOSS_CHUNK}"
+            )
+        if not ((token == -1) | ((token >= first) & (token < first + n))).all():
+            raise ValueError(f"token: expected tokens from {first} to {first + n - 1}, or -1")
+        batch = token.shape[0] if token.ndim else 1
+        heat = as_numbers("temperature", self.temperature)
+        temperature, *_ = _settings(batch, heat.reshape(()) if heat.shape == (1,) else heat, 0, 1.0)
+        noise = tuple(names_of(self.noise))
+        if len(noise) not in (1, batch):
+            raise ValueError(f"noise: expected one Noise or one for each of {batch} samples, got {len(noise)}")
+        info = _info(self.info, True)
+        parts = _checked(self.parts, token.size, -(-n // LOSS_CHUNK), info)
+        if not np.array_equal(parts.score == -np.inf, token.reshape(-1) == -1):
+            raise ValueError("parts.score: expected -inf where there is no token, and only there")
+        fields = (token, first, n, whole, info, temperature, noise, parts)
+        for name, value in zip(Partial.__slots__, fields, strict=True):
+            object.__setattr__(self, name, value)
+
+    __setstate__ = make_again
 
 
 @overload
@@ -253,9 +286,10 @@ def combine(partials: Sequence[Partial], *, dtype: Any = None) -> Any:
         raise ValueError(_bad(rows, int(np.argmax(token < 0)), 2))
     winner = np.stack([part.parts.winner for part in group])[best, at]
     together = Parts(
-        scores[best, at], np.ascontiguousarray(winner), np.concatenate([part.parts.largest for part in group], axis=1),
+        scores[best, at], winner, np.concatenate([part.parts.largest for part in group], axis=1),
         _joined([part.parts.plain for part in group]), _joined([part.parts.tempered for part in group]),
     )  # fmt: skip
+    together = _checked(together, size, -(-head.vocabulary // LOSS_CHUNK), head.info)
     made = {name: np.zeros(rows, INFO[name]) for name in head.info}
     settings = np.zeros(len(head.temperature), np.int64), np.ones(len(head.temperature))
     call = Race(
@@ -266,6 +300,28 @@ def combine(partials: Sequence[Partial], *, dtype: Any = None) -> Any:
     _run(call, rows)
     token = token.reshape(rows)
     return (token, made) if head.info else token
+
+
+def _checked(parts: Any, rows: int, chunks: int, info: tuple[str, ...]) -> Parts:
+    """Returns the scores and sums of this number of rows and chunks as kernels read them."""
+    if not isinstance(parts, Parts):
+        raise TypeError(f"parts: expected the scores and sums of a part, got {type(parts).__name__}")
+    each = (rows, chunks)
+    expected = {"score": (rows,), "winner": (rows,), "largest": each, "plain": None, "tempered": None}
+    expected |= {sums: each for sums, name in (("plain", "log_prob_raw"), ("tempered", "log_prob")) if name in info}
+    made: dict[str, Any] = {}
+    for name, shape in expected.items():
+        given = getattr(parts, name)
+        if shape is None and given is None:
+            made[name] = None
+            continue
+        array = as_array(f"parts.{name}", given, ("float32" if name in ("winner", "largest") else "float64",))
+        if array.shape != shape:
+            raise ValueError(f"parts.{name}: expected {f'shape {shape}' if shape else None}, got {array.shape}")
+        if not lie_within(array, 0.0 if name in ("plain", "tempered") else -np.inf, np.inf):
+            raise ValueError(f"parts.{name}: has a NaN, or a sum below 0")
+        made[name] = contiguous(array)
+    return Parts(**made)
 
 
 def _joined(parts: list[Any]) -> Any:
@@ -416,7 +472,7 @@ def _token_dtype(dtype: Any, out: Any) -> np.dtype[Any]:
 
 
 def _need_whole_chunks(first: int, n: int, vocabulary: int, settings: Any, chosen: Any, out: Any) -> None:
-    if first % LOSS_CHUNK or (n % LOSS_CHUNK and first + n != vocabulary):
+    if _cuts_a_chunk(first, n, vocabulary):
         raise ValueError(
             f"noise: its window has tokens {first} .. {first + n - 1} of {vocabulary}: expected a part of the "
             f"vocabulary that begins and ends with chunks of {LOSS_CHUNK}"
@@ -426,6 +482,10 @@ def _need_whole_chunks(first: int, n: int, vocabulary: int, settings: Any, chose
         raise ValueError("top_k, top_p: expected neither with partial=True: they need the whole vocabulary")
     if chosen is not None or out is not None:
         raise ValueError("where, out: expected neither with partial=True")
+
+
+def _cuts_a_chunk(first: int, n: int, vocabulary: int) -> bool:
+    return bool(first % LOSS_CHUNK or (n % LOSS_CHUNK and first + n != vocabulary))
 
 
 def _parts(size: int, chunks: int, wanted: tuple[str, ...]) -> Parts:

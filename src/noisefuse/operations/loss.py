@@ -21,7 +21,7 @@ from ..arguments.arrays import (
     one_place,
     output,
 )
-from ..arguments.calls import Index, is_batch, like, make_call, names_or_array
+from ..arguments.calls import Index, is_batch, make_call, names_or_array
 from ..arguments.options import plain_table, row_numbers, rows_at
 from ..arguments.types import Array, ArrayT, NoiseLike
 from ..call.description import Loss
@@ -242,7 +242,8 @@ def interpolate_loss(
 
     Args:
         pred: the network's prediction; float32, float64 (then the arithmetic is float64), float16 or bfloat16.
-        x0, x1, t, path, noise, target, batched: as in `interpolate`; x0 and x1 have pred's shape.
+        x0, x1, t, path, noise, target, batched: as in `interpolate`; x0 and x1 have pred's shape, and any float dtype,
+            from which they are read as they are.
         weight: an array of t's shape, finite. None: 1.
         reduction, grad_out: as in `mse_loss`.
 
@@ -275,7 +276,7 @@ def interpolate_loss(
         found = backends.fast_mse(rows.plain, numbers, x0, (m, x1), noise, weight, 1.0, True, grad_out, batched, each)
         if found is not NotImplemented:
             return found
-    arrays = {X: like("x0", x0, m, FLOATS), M2: like("x1", x1, m, FLOATS)}
+    arrays = {X: _like_pred("x0", x0, m, FLOATS), M2: _like_pred("x1", x1, m, FLOATS)}
     outs = {} if grad_out is None else {"grad_out": None if grad_out is True else grad_out}
     drawn = Noise() if noise is None else noise  # nothing is drawn from it
     given = (drawn, batched, weight, t, reduction, 1.0, outs)
@@ -432,10 +433,15 @@ def _need_reduction(reduction: Reduction) -> None:
 def _clean(x0: Array | None, pred: Array, target: Target) -> Array | None:
     if x0 is None and target == "epsilon":
         return None
-    x = as_array("x0", x0, (*FLOATS, *LEVELS))
-    if x.shape != pred.shape:
-        raise ValueError(f"x0: expected pred's shape {pred.shape}, got {x.shape}")
-    return x
+    return _like_pred("x0", x0, pred, (*FLOATS, *LEVELS))
+
+
+def _like_pred(name: str, a: object, pred: Array, allowed: tuple[str, ...]) -> Array:
+    """Returns data of pred's shape in their own dtype: kernels widen it, and a loss rounds no data to pred's."""
+    array = as_array(name, a, allowed)
+    if array.shape != pred.shape:
+        raise ValueError(f"{name}: expected pred's shape {pred.shape}, got {array.shape}")
+    return array
 
 
 def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> Any:

@@ -114,19 +114,35 @@ def checked(name: str, x: object) -> Tensor:
 
 def need_plain(name: str, x: Any) -> None:
     """Raises TypeError for tensors that stand for several, or for parts of one. The message says what to pass in their
-    place. Whatever else torch has, a dtype or a generator, passes."""
+    place. ValueError: its memory was freed. Whatever else torch has, a dtype or a generator, passes."""
     if not isinstance(x, Tensor):
         return
     expected = f"{name}: expected a plain tensor"
     if x.is_nested:
         raise TypeError(f"{expected}, got a nested one: pass its parts one by one, {name}.unbind()")
-    if type(x) is Tensor:
+    if type(x) is not Tensor:
+        if hasattr(x, "placements"):
+            part = f"the part of this rank, {name}.to_local(), with noise.local(dtensor), the noise of that part"
+            raise TypeError(f"{expected}, got a DTensor: pass {part}")
+        if torch.masked.is_masked_tensor(x):
+            raise TypeError(f"{expected}, got a masked one: pass {name}.get_data() or {name}.to_tensor(value)")
+    _need_storage(name, x)
+
+
+def _need_storage(name: str, x: Tensor) -> None:
+    """Raises ValueError if elements lie beyond the tensor's storage: NumPy would read, and write, other memory."""
+    if x.layout != torch.strided or is_compiling():
         return
-    if hasattr(x, "placements"):
-        part = f"the part of this rank, {name}.to_local(), with noise.local(dtensor), the noise of that part"
-        raise TypeError(f"{expected}, got a DTensor: pass {part}")
-    if torch.masked.is_masked_tensor(x):
-        raise TypeError(f"{expected}, got a masked one: pass {name}.get_data() or {name}.to_tensor(value)")
+    last = x.storage_offset() + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
+    try:
+        held = x.untyped_storage().nbytes()
+    except RuntimeError:  # a tensor of torch.func
+        return
+    if x.numel() and held < (last + 1) * x.itemsize:
+        raise ValueError(
+            f"{name}: expected a tensor with its memory, got one whose storage was resized to {held} bytes, as FSDP "
+            "does with parameters that are not in use: gather it first, by FSDP's summon_full_params or unshard"
+        )
 
 
 def place_of(name: str, x: Tensor) -> torch.device:
@@ -153,6 +169,7 @@ def memory(name: str, tensor: Tensor, place: torch.device) -> Any:
 def to_numpy(x: Any) -> Any:
     if not isinstance(x, Tensor):
         return np.asarray(x)
+    _need_storage("tensor", x)
     x = x.detach().cpu()
     return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
 
