@@ -70,7 +70,8 @@ class DiscreteDDIMScheduler(diffusers.DiscreteDDIMScheduler):
             options: dict[str, Any] = {"temperature": temperature, "generator": generator, "return_dict": return_dict}
             return _base(super()).step(model_output, timestep, sample, **options)
         v = model_output.shape[-1]
-        sampler = nf.samplers.d3pm(_base(self).num_inference_steps, vocabulary=v, temperature=temperature)
+        steps = _base(self).num_inference_steps
+        sampler = nf.samplers.d3pm(steps, vocabulary=v, network="denoiser", temperature=temperature)
         state = sampler.state("log_prob_raw")
         made = sampler.step(int(timestep), sample, model_output, generator, state)
         return _result(
