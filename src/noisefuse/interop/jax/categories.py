@@ -47,13 +47,8 @@ def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, par
     return (token, dict(zip(info, known, strict=True))) if info else token
 
 
-@jax.custom_jvp
-def _without_gradient(logits: Any) -> Any:
-    """Returns the logits, whose derivative is an error: it would be 0, and nobody would see it."""
-    return logits
-
-
 def _refuse(primals: Any, tangents: Any) -> Any:
+    """Raises NotImplementedError if a derivative is asked for: it would be 0, and nobody would see it."""
     if not isinstance(tangents[0], jax.custom_derivatives.SymbolicZero):
         message = (
             "logits: the info of categorical has no gradient; pass jax.lax.stop_gradient(logits), and for that of "
@@ -62,6 +57,7 @@ def _refuse(primals: Any, tangents: Any) -> Any:
     return *primals, jax.numpy.zeros_like(primals[0])
 
 
+_without_gradient: Any = jax.custom_jvp(lambda logits: logits)
 _without_gradient.defjvp(_refuse, symbolic_zeros=True)
 
 
