@@ -111,7 +111,7 @@ def learn(
     network: Network, optimizer: torch.optim.Optimizer, x_t: Tensor, ids: Tensor, masked: Tensor, weight: Tensor
 ) -> float:
     """Makes one step down the mean of masked (1 / p) (-ln p_theta) over all characters, LLaDA's equation 3."""
-    loss = nf.masked_cross_entropy(network(x_t), ids, masked, weight[:, None])
+    loss = nf.masked_cross_entropy(network(x_t), ids, masked, weight)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(network.parameters(), 1.0)

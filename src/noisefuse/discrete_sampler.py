@@ -29,7 +29,7 @@ from .operations.tokens import (
     tokens_of,
     vocabulary_of,
 )
-from .sampling.arrays import bar
+from .sampling.arrays import asked, bar
 from .sampling.tokens import Drawn, Law, certain, law, next_tokens, positions, wanted_info
 from .token_table import TokenRow, TokenTable
 
@@ -141,7 +141,7 @@ class DiscreteSampler:
         if len(full) < 2:
             raise ValueError(f"shape: expected (B, L), got {full}")
         if self.table.source == "mask":
-            return np.full(full, token_of("mask_id", self.table.mask_id, kind))
+            return np.full(full, token_of("mask_id", self.table.mask_id, kind), kind)
         if noise is None:
             raise TypeError(f"noise: {self.table.name} begins with random tokens; expected a Noise, got none")
         vocabulary = self.table.vocabulary
@@ -167,7 +167,7 @@ class DiscreteSampler:
             i: the row.
             x: the tokens (B, L), or (B, ..): int64, int32, uint8 or uint16, of NumPy or torch.
             logits: the logits of the clean tokens, or log-scores for `samplers.sedd`; of x's shape and an axis of V
-                more, float32, float16 or bfloat16. The mask has to have -inf, or lie beyond V. Or a pair (u, c) for
+                more, float32, float16 or bfloat16. That of the mask is ignored, if there is one. Or a pair (u, c) for
                 guidance.
             noise: the noise of the whole run, not of this step: a Noise, or a list of one for each sample.
             state: keeps what the step drew.
@@ -200,10 +200,11 @@ class DiscreteSampler:
         flat = self._flat(tokens)
         allowed = allowed_of(where, None, tokens.shape)
         may = positions(self.table, row, flat, None if allowed is None else allowed.reshape(flat.shape))
-        given = self._logits(logits, flat.shape)
+        given = self._of_clean(row, flat, self._logits(logits, flat.shape))
         name = _at(noise, int(i))
         info = wanted_info(self.table, row, log_prob, () if state is None else state.asked)
         drawn = self._drawn(row, given, name, may, info)
+        _need_room(drawn.token, tokens.dtype)
         made, taken = next_tokens(self.table, row, flat, drawn, name, may)
         likely = self._likely(row, flat, made, given, may, drawn, taken) if log_prob else None
         result[...] = made.reshape(tokens.shape)
@@ -219,6 +220,8 @@ class DiscreteSampler:
         self, i: int, x: Array, logits: Array | tuple[Array, Array], x_next: Array, *, where: Any = None
     ) -> Any:
         """Returns log p(x' | x) of row i, (B,) in float64: a sum over positions. The drawn tokens are summed out.
+
+        Tokens x' that cannot be drawn, such as those beyond the vocabulary, have -inf.
 
         For rows by rank it is the log-probability of the tokens, given the positions that take them. `samplers.llada`,
         and `samplers.entropy_bound` with masks, show these positions in x'. `entropy_bound` of a vocabulary finds them
@@ -249,7 +252,7 @@ class DiscreteSampler:
         flat, after = self._flat(tokens), _by_sample(to)
         allowed = allowed_of(where, None, tokens.shape)
         may = positions(self.table, row, flat, None if allowed is None else allowed.reshape(flat.shape))
-        found = self._law(row, flat, after, self._logits(logits, flat.shape), may)
+        found = self._law(row, flat, after, self._of_clean(row, flat, self._logits(logits, flat.shape)), may)
         return found.log_prob, found.by_next, found.by_own
 
     def log_prob_grad(
@@ -280,18 +283,20 @@ class DiscreteSampler:
         self, i: int, x: Array, logits: Array, x_next: Array, upstream: ArrayLike, by_next: Any, by_own: Any
     ) -> NDArray[Any]:
         """Returns `log_prob_grad` from what `log_prob_parts` found."""
-        temperature, shape = self._temperature(self._row(i)), by_next.shape
+        row, shape = self._row(i), by_next.shape
+        temperature = self._temperature(row)
         above = as_numbers("upstream", upstream)
         if above.dtype.kind not in "iuf" or above.shape not in ((), shape[:1]):
             raise ValueError(f"upstream: expected a number or {shape[:1]} of them, got {above.dtype} {above.shape}")
         factor = np.broadcast_to(above.astype(np.float64), shape[:1])[:, None] / temperature
-        ids, values = (x_next.reshape(shape), x.reshape(shape)), logits.reshape(*shape, -1)
+        ids = x_next.reshape(shape), x.reshape(shape)
+        values = self._of_clean(row, ids[1], logits.reshape(*shape, logits.shape[-1]))
         if temperature == 1 and not by_own.any():  # masks alone: the loss's gradient, with another sign
             back: dict[str, Any] = {"reduction": "none", "upstream": -by_next * factor, "grad_out": True}
             made: Any = masked_cross_entropy(values, ids[0].astype(np.int64), by_next != 0, **back)[1]
         else:
             made = _pulled(values, ids, (by_next * factor, by_own * factor), temperature)
-        result: NDArray[Any] = made.reshape(logits.shape)
+        result: NDArray[Any] = made.reshape(logits.shape).astype(logits.dtype, copy=False)
         return result
 
     def sample(
@@ -319,7 +324,7 @@ class DiscreteSampler:
             start: the first row. A run that was interrupted after row i goes on with ``start=i + 1`` to the same bits.
             where: the tokens that may change, as in ``step``. Without it, samplers that change tokens change a prompt.
             dtype: the dtype of a new sample.
-            device: a device of torch, for a new sample of tensors.
+            device: a device of torch, for a new sample of tensors: a network in torch needs it.
             progress: show a bar (needs tqdm).
             callback: callback(i, x, drawn) after each row; drawn are the tokens drawn from the network's distribution.
             log_probs: also return log p(x' | x) of each row.
@@ -338,9 +343,10 @@ class DiscreteSampler:
         if not callable(model):
             raise TypeError(f"model: expected a function, or a network, of (x, t), got {type(model).__name__}")
         x = self._begun(x_or_shape, noise, start, dtype, device)
-        state, found = self.state(), []
+        state, found, is_new = self.state(), [], isinstance(x_or_shape, list | tuple) and device is None
         for i in bar(range(start, len(self)), progress):
-            made = self.step(i, x, model(x, self._time(i, x)), noise, state, where=where, log_prob=log_probs)
+            logits = asked(model, x, self._time(i, x), _HINT) if i == 0 and is_new else model(x, self._time(i, x))
+            made = self.step(i, x, logits, noise, state, where=where, log_prob=log_probs)
             if log_probs:
                 x, one = made
                 found.append(one)
@@ -427,9 +433,28 @@ class DiscreteSampler:
             raise ValueError(f"logits: expected {tokens} in the last axis, got {array.shape[-1]}")
         return array.reshape(*shape, array.shape[-1])
 
+    def _of_clean(self, row: TokenRow, x: Array, logits: Any) -> Any:
+        """Returns the logits from which c is drawn: with -inf for the mask, and what the row adds for x. They are a
+        copy where they differ."""
+        table, made = self.table, logits
+        mask = table.mask_id if table.mask_id is not None and table.mask_logit == "ignore" else -1
+        if row.own:
+            made, at = logits.astype(np.float32), x.astype(np.int64)[..., None]
+            np.put_along_axis(made, at, np.take_along_axis(made, at, axis=-1) + np.float32(row.own), axis=-1)
+        elif 0 <= mask < logits.shape[-1] and (logits[..., mask] != -math.inf).any():
+            made = logits.copy()
+            made[..., mask] = -math.inf
+        heat = self._temperature(row)
+        return _nucleus(made, heat, table.top_k, table.top_p) if heat and self._cuts else made
+
+    @property
+    def _cuts(self) -> bool:
+        """Tells whether top_p is not that of `categorical`."""
+        return self.table.top_p < 1 and not self.table.crossing
+
     def _drawn(self, row: TokenRow, logits: Any, noise: Any, may: NDArray[np.bool_], info: tuple[str, ...]) -> Drawn:
         table = self.table
-        options: dict[str, Any] = {"top_k": table.top_k, "top_p": table.top_p, "info": info}
+        options: dict[str, Any] = {"top_k": table.top_k, "top_p": 1.0 if self._cuts else table.top_p, "info": info}
         options["temperature"] = self._temperature(row)
         made: Any = categorical(logits, noise, where=None if may.all() else may, **options)
         token, known = made if info else (made, {})
@@ -448,9 +473,9 @@ class DiscreteSampler:
         self, row: TokenRow, x: Any, to: Any, logits: Any, may: NDArray[np.bool_], drawn: Drawn,
         taken: NDArray[np.bool_],
     ) -> NDArray[np.float64]:  # fmt: skip
-        if row.touches_tokens:
+        if row.touches_tokens or self.table.mask_logit == "keep":
             return np.asarray(self._law(row, x, to, logits, may).log_prob.sum(axis=1))
-        of_next, of_own = drawn.info["log_prob"], np.zeros(x.shape)
+        of_next, of_own = np.where(taken, drawn.info["log_prob"], -np.inf), np.zeros(x.shape)
         return np.asarray(law(self.table, row, x, to, may, of_next, of_own, drawn.total, taken).log_prob.sum(axis=1))
 
     def _law(self, row: TokenRow, x: Any, to: Any, logits: Any, may: NDArray[np.bool_]) -> Law:
@@ -470,10 +495,20 @@ class DiscreteSampler:
         return law(self.table, row, x, to, may, of_next, of_own, total, taken)
 
 
+def _need_room(drawn: NDArray[np.int64], dtype: np.dtype[Any]) -> None:
+    """Raises OverflowError, with the place, if ids of this dtype do not hold a drawn token."""
+    most = np.iinfo(dtype).max
+    if (beyond := drawn > most).any():
+        at = tuple(np.argwhere(beyond)[0].tolist())
+        place = f"logits[{', '.join(map(str, at))}]"
+        raise OverflowError(f"{place}: drew {drawn[at]}, which ids of {dtype} do not hold: expected at most {most}")
+
+
 def _by_sample(tokens: Any) -> Any:
     return tokens.reshape(len(tokens), count(tokens.shape[1:]))
 
 
+_HINT = 'as no device= was given; for a network in torch give device="cpu"'
 _ROWS = 1 << 18  # logits at a time
 
 
@@ -481,6 +516,23 @@ def _parts(shape: tuple[int, ...]) -> Any:
     n = max(1, _ROWS // shape[-1])
     rows = count(shape[:-1])
     return (slice(at, at + n) for at in range(0, rows, n))
+
+
+def _nucleus(logits: Any, temperature: float, k: int, p: float) -> Any:
+    """Returns a copy of the logits with -inf for all but the most probable tokens that together have at most p of the k
+    largest's probability (0: of all); one token is always left."""
+    made = logits.reshape(-1, logits.shape[-1]).copy()
+    for part in _parts(made.shape):
+        values = made[part].astype(np.float64) / temperature
+        order = np.argsort(-values, axis=-1, kind="stable")
+        falling = np.take_along_axis(values, order[:, : k or None], axis=-1)
+        with np.errstate(invalid="ignore"):
+            reached = np.exp(falling - falling[:, :1]).cumsum(axis=-1)
+        n = np.maximum(1, (reached <= p * reached[:, -1:]).sum(axis=-1, keepdims=True))
+        ranks = np.empty_like(order)
+        np.put_along_axis(ranks, order, np.arange(order.shape[1])[None], axis=-1)
+        made[part][(ranks >= n) & ~np.isnan(values)] = -math.inf  # a NaN is an error of the draw
+    return made.reshape(logits.shape)
 
 
 def _log_softmax_at(logits: Any, ids: Sequence[Any], temperature: float) -> tuple[Any, Any, Any]:

@@ -13,6 +13,7 @@ from .mask_schedule import real
 
 Source = Literal["mask", "uniform"]
 Order = Literal["confidence", "random"]
+MaskLogit = Literal["ignore", "keep"]
 
 # What a row's numbers may be: the least, the greatest, and what that is called.
 _PROBABILITY = 0.0, 1 + 1e-12, "a probability"  # sums of rounded numbers
@@ -21,6 +22,7 @@ _RANGES = {
     "time": _NUMBER, "reveal": _PROBABILITY, "rate": _NUMBER, "change": _PROBABILITY, "remask": _PROBABILITY,
     "left": (1.0, 2.0**34, "a whole number of at least 1"), "bound": (0.0, math.inf, "a number of at least 0"),
     "end": (0.0, 2.0**34, "a whole number of at least 0"), "temperature": (0.0, 2.0**64, "a number from 0 to 2^64"),
+    "own": _NUMBER,
 }  # fmt: skip
 _OPTIONAL, _WHOLE = ("rate", "left", "bound"), ("left", "end")
 
@@ -35,6 +37,7 @@ class TokenRow:
 
     Attributes:
         time: what the network is told.
+        own: added to the logit of x, before c is drawn; of tables without masks.
         reveal: the probability that a mask becomes c.
         rate: if given, reveal is min(1, rate S) instead, where S is the sum of exp over the position's logits, which
             are log-scores.
@@ -71,6 +74,7 @@ class TokenRow:
     bound: float | None = None
     end: int = 0
     temperature: float = 1.0
+    own: float = 0.0
 
     def __post_init__(self) -> None:
         if type(self.renoise) is not tuple or len(self.renoise) != 2:
@@ -90,6 +94,8 @@ class TokenRow:
 
     def __str__(self) -> str:
         said = [f"t = {self.time:.6g}"]
+        if self.own:
+            said.append(f"logit of x + {self.own:.6g}")
         if self.left is not None:
             said.append(f"1/{self.left} of the masks -> c" + (f", but for the last {self.end}" if self.end else ""))
         elif self.bound is not None:
@@ -136,6 +142,8 @@ class TokenTable:
         order: what ranks the positions in rows with `left`.
         guidance: cfg_scale: logits are u + (1 + guidance) (c - u) of a pair (u, c).
         temperature, top_k, top_p: as in `categorical`.
+        crossing: whether top_p keeps the token with which the sum of probabilities exceeds it, as `categorical` does.
+        mask_logit: "ignore": the mask is never drawn, whatever its logit. "keep": it is drawn as any other token.
 
     >>> table = nf.TokenTable("own", (nf.TokenRow(time=1.0, reveal=0.5), nf.TokenRow(time=0.5, reveal=1.0)), mask_id=9)
     >>> len(nf.DiscreteSampler(table))
@@ -152,6 +160,8 @@ class TokenTable:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    mask_logit: MaskLogit = "ignore"
+    crossing: bool = True
 
     __setstate__ = stored.make_again
 
@@ -159,13 +169,20 @@ class TokenTable:
         object.__setattr__(self, "rows", tuple(self.rows))
         if not self.rows or not all(isinstance(row, TokenRow) for row in self.rows):
             raise TypeError("rows: expected at least one TokenRow")
-        for name, given, allowed in (("source", self.source, Source), ("order", self.order, Order)):
+        choices = (
+            ("source", self.source, Source),
+            ("order", self.order, Order),
+            ("mask_logit", self.mask_logit, MaskLogit),
+        )
+        for name, given, allowed in choices:
             if given not in get_args(allowed):
                 raise ValueError(f"{name} = {given!r}: expected {' or '.join(map(repr, get_args(allowed)))}")
         if self.mask_id is None and (self.source == "mask" or any(row.reveal or row.remask for row in self.rows)):
             raise ValueError("mask_id: expected a token, as rows reveal or set masks")
         if self.vocabulary is None and (self.source == "uniform" or any(any(row.renoise) for row in self.rows)):
             raise ValueError("vocabulary: expected a number of tokens, as rows draw from all of them")
+        if self.mask_id is not None and any(row.own for row in self.rows):
+            raise ValueError("mask_id: expected None, as rows add to the logits of tokens")
 
     def equations(self, most: int | None = None) -> str:
         """Returns a line for each row; with `most`, at most that many: the first and the last rows."""

@@ -46,6 +46,36 @@ def test_one_program_serves_all_steps():
     assert len(traces) == 1
 
 
+@pytest.mark.parametrize("name", ["log_prob", "entropy"])
+def test_info_has_no_gradient_and_says_so(name):
+    """As for tensors. Seen to fail: it was 0, and a policy learned nothing."""
+
+    def told(logits):
+        return nf.categorical(logits, NOISE, info=name)[1][name].sum()
+
+    logits = logits_of(2, 3, 30)
+    for of in (told, jax.jit(told), lambda logits: jax.vmap(told)(logits[None]).sum()):
+        with pytest.raises(NotImplementedError, match=r"logits: the info of categorical has no gradient; pass jax.lax"):
+            jax.grad(of)(logits)
+        assert np.isclose(of(logits), told(logits))
+    assert jax.jit(jax.grad(lambda a: a * told(logits)))(2.0) == told(logits)
+    stopped = jax.grad(lambda logits: logits.sum() * told(jax.lax.stop_gradient(logits)))(logits)
+    assert np.allclose(stopped, told(logits))
+    assert not jax.grad(lambda logits: 0.0 * logits.sum() + nf.categorical(logits, NOISE).sum())(logits).any()
+
+
+def test_what_has_a_gradient_in_place_of_the_info():
+    logits = logits_of(2, 3, 30)
+    token, info = nf.categorical(logits, NOISE, info="log_prob")
+
+    def told(logits):
+        return -nf.masked_cross_entropy(logits, token, reduction="none")
+
+    assert np.allclose(told(jax.numpy.asarray(logits)), info["log_prob"], atol=1e-6)
+    expected = np.eye(30)[token] - jax.nn.softmax(logits)
+    assert np.allclose(jax.grad(lambda logits: told(logits).sum())(jax.numpy.asarray(logits)), expected, atol=1e-6)
+
+
 def test_bad_input():
     logits = jax.numpy.zeros((1, 2, 5))
     with pytest.raises(TypeError, match="out: expected None"):

@@ -125,6 +125,23 @@ def test_bits_of_threads(compiled, threads):
     assert loss == total / 64
 
 
+def test_a_weight_for_each_sample():
+    """(B,) and (B, 1), also where there are as many positions as samples. Seen to fail: (B,) weighed positions there,
+    and was refused elsewhere."""
+    for shape in ((6, 6), (6, 4), (6, 2, 6), (6,)):
+        rng = np.random.default_rng(len(shape))
+        logits, ids, w = rng.normal(size=(*shape, 9)).astype(np.float32), rng.integers(0, 9, shape), rng.random(6)
+        whole = np.broadcast_to(w.reshape(6, *[1] * (len(shape) - 1)), shape)
+        expected = loss_of(logits, ids, None, whole, reduction="none")
+        for axes in range(len(shape)):
+            weight = w.reshape(6, *[1] * axes)
+            assert np.array_equal(loss_of(logits, ids, None, weight, reduction="none"), expected)
+            made = [loss_of(logits, ids, reduction="none", upstream=g, grad_out=True)[1] for g in (weight, whole)]
+            assert np.array_equal(*made)
+    with pytest.raises(ValueError, match=r"weight: expected a number, one for each sample, \(6,\), .*got \(2,\)"):
+        loss_of(np.zeros((6, 2, 9), np.float32), np.zeros((6, 2), int), None, np.ones(2))
+
+
 LOGITS, IDS = np.zeros((2, 3, 50), np.float32), np.zeros((2, 3), int)
 BAD = {
     "dtype": (TypeError, "logits: dtype float64", lambda g: loss_of(LOGITS.astype(float), IDS)),

@@ -56,7 +56,8 @@ MASKED = {
     "entropy_bound": nf.samplers.entropy_bound(steps=2, mask_id=MASK, bound=0.0, t_max=1.0, t_min=1.0),
 }
 UNIFORM = {
-    "d3pm": nf.samplers.d3pm(steps=3, vocabulary=K),
+    "d3pm": nf.samplers.d3pm(steps=3, vocabulary=K, network="denoiser"),
+    "d3pm_loo": nf.samplers.d3pm(steps=3, vocabulary=K, network="leave_one_out"),
     "ddim": nf.samplers.uniform_ddim(steps=3, vocabulary=K),
     "ddim_eta": nf.samplers.uniform_ddim(steps=3, vocabulary=K, eta=0.6),
     "flow": nf.samplers.discrete_flow(steps=3, vocabulary=K),
@@ -155,11 +156,12 @@ def test_a_loop_holds_alpha():
 
 
 def test_d3pm_is_the_papers_posterior():
-    """Equation 4 with matrices: the sum over x0 of q(x_s | x_t, x0) p(x0 | x_t), q(x_s | x_t, x0) ~ Q_ts Q_s."""
+    """With matrices, for a network that knows p(x0 | x_t): the sum over x0 of q(x_s | x_t, x0) p(x0 | x_t), q(x_s |
+    x_t, x0) ~ Q_ts Q_s."""
     v, (t, s) = 4, (0.75, 0.5)
     p0 = np.array([0.4, 0.3, 0.2, 0.1])
     for mask_id in (None, v):
-        options = {"vocabulary": v} if mask_id is None else {"mask_id": v}
+        options = {"vocabulary": v, "network": "denoiser"} if mask_id is None else {"mask_id": v}
         sampler = nf.samplers.d3pm(steps=[t, s, 0.25], **options)
         n = v + (mask_id is not None)
         make = nf.discrete.uniform if mask_id is None else nf.discrete.absorbing
@@ -174,6 +176,54 @@ def test_d3pm_is_the_papers_posterior():
             with np.errstate(divide="ignore"):
                 found = np.exp(sampler.log_prob(0, np.full((n, 1), x), logits, np.arange(n)[:, None]))
             assert np.allclose(found, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "geometric"])
+@pytest.mark.parametrize("v", [3, 7])
+def test_d3pm_puts_the_networks_distribution_into_the_posterior(schedule, v):
+    """Equation 4 of Austin et al.: p(x_s | x_t) ~ sum over c of q(x_s, x_t | c) p(c), by matrices, in every row.
+
+    Seen to fail: the posterior's mean over c ~ p, which leaves 0.645 of x_t where this leaves 0.842.
+    """
+    schedule = getattr(nf.discrete, schedule)()
+    p0 = np.random.default_rng(v).dirichlet(np.ones(v))
+    sampler = nf.samplers.d3pm(steps=4, vocabulary=v, network="leave_one_out", schedule=schedule)
+    logits = np.log(p0).astype(np.float32)[None, None].repeat(v, 0)
+    for i, (t, s) in enumerate(itertools.pairwise([*sampler.times, 0.0])):
+        p_t, p_s = float(schedule(t)), float(schedule(s)) if s else 0.0
+        q_s, q_ts = (nf.discrete.uniform(p, v).matrix(v) for p in (p_s, 1 - (1 - p_t) / (1 - p_s)))
+        joint = p0 @ q_s * q_ts.T  # over x_t, then x_s
+        expected = joint / joint.sum(axis=1, keepdims=True)
+        for x in range(v):
+            found = np.exp(sampler.log_prob(i, np.full((v, 1), x), logits, np.arange(v)[:, None]))
+            assert np.allclose(found, expected[x], atol=1e-6)
+
+
+def test_d3pm_stays_as_often_as_the_papers_code():
+    logits = np.log(np.array([0.5, 0.2, 0.15, 0.1, 0.05], np.float32))[None, None].repeat(5, 0)
+    x, to = np.zeros((5, 1), int), np.arange(5)[:, None]
+    for network, stays in (("leave_one_out", 0.842), ("denoiser", 0.645)):
+        sampler = nf.samplers.d3pm([0.6, 0.3], vocabulary=5, network=network)
+        assert np.exp(sampler.log_prob(0, x, logits, to))[0] == pytest.approx(stays, abs=5e-4)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+def test_d3pm_of_two_networks_that_know_the_data(temperature):
+    """p(x0_l | x_t) is p(x0_l | the other tokens of x_t) q(x_t_l | x0_l), normalised: both give the same run."""
+    made = {}
+    for network in ("leave_one_out", "denoiser"):
+        options = {"network": network, "temperature": temperature, "schedule": nf.discrete.cosine()}
+        sampler = nf.samplers.d3pm(steps=5, vocabulary=K, **options)
+
+        def model(x, t, network=network):
+            logits = model_of(nf.discrete.cosine())(x, t)
+            if network == "denoiser":
+                return logits
+            alpha = 1 - float(nf.discrete.cosine()(t))
+            return logits - np.log((1 - alpha) / K + alpha * np.eye(K, dtype=np.float32)[x])
+
+        made[network] = sampler.sample(lambda x, t, model=model: np.float32(model(x, t)), (2000, 2), NOISE)
+    assert (made["leave_one_out"] == made["denoiser"]).mean() > 0.998  # a draw may lie on the edge of two tokens
 
 
 def test_ddim_of_tokens_is_the_papers_mixture():
@@ -415,7 +465,7 @@ def test_tensors_in_tensors_out(torch, name):
 
 
 def test_a_prompt_stays():
-    sampler = nf.samplers.d3pm(steps=4, vocabulary=K)
+    sampler = nf.samplers.d3pm(steps=4, vocabulary=K, network="denoiser")
     x = np.zeros((3, 2), np.int64)
     where = np.array([False, True])
     done = sampler.sample(model_of(SCHEDULE), x, NOISE, where=where)
@@ -437,6 +487,10 @@ MDLM = nf.samplers.mdlm(steps=3, mask_id=MASK)
 ROWS = (nf.TokenRow(time=1.0, reveal=1.0),)
 
 
+def D3PM(v):
+    return nf.samplers.d3pm(steps=2, vocabulary=v, network="denoiser")
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
@@ -454,6 +508,14 @@ ROWS = (nf.TokenRow(time=1.0, reveal=1.0),)
         (lambda: MDLM.sample(None, (1, 2), NOISE), TypeError, "model: expected a function"),
         (lambda: MDLM.sample(model_of(), (1, 2), NOISE, start=1), TypeError, "a new sample begins at row 0"),
         (lambda: nf.samplers.d3pm(steps=3), TypeError, "either mask_id, for masks, or vocabulary"),
+        (lambda: nf.samplers.d3pm(3, vocabulary=5), ValueError, "network = None: expected what the network of these t"),
+        (lambda: nf.samplers.d3pm(3, mask_id=5, network="loo"), ValueError, "network = 'loo': expected what the netw"),
+        (lambda: nf.samplers.mdlm(3, mask_id=5, mask_logit=-1), ValueError, "mask_logit = -1: expected 'ignore' or 'k"),
+        (
+            lambda: nf.TokenTable("own", (nf.TokenRow(time=1.0, own=1.0),), mask_id=9),
+            ValueError,
+            "mask_id: expected None, as rows add to the logits",
+        ),
         (lambda: nf.samplers.mdlm(steps=0, mask_id=9), ValueError, "steps = 0: expected a whole number"),
         (lambda: nf.samplers.mdlm(steps=[0.5, 0.7], mask_id=9), ValueError, "steps: expected times that fall"),
         (lambda: MDLM.step(0.5, X, ZEROS, NOISE), TypeError, "i = 0.5: expected an integer, got float"),
@@ -531,17 +593,17 @@ ROWS = (nf.TokenRow(time=1.0, reveal=1.0),)
         (lambda: nf.samplers.mdlm(steps=10**9, mask_id=9), ValueError, "steps = 1000000000: expected at most 2.20"),
         (lambda: nf.samplers.sedd(steps=10**9, mask_id=9), ValueError, "steps = 1000000000: expected at most 2.20"),
         (
-            lambda: nf.samplers.d3pm(steps=2, vocabulary=5).step(0, X, ZEROS, NOISE),
+            lambda: D3PM(5).step(0, X, ZEROS, NOISE),
             ValueError,
             "logits: expected at least the 5 tokens of the vocabulary in the last axis, got 2",
         ),
         (
-            lambda: nf.samplers.d3pm(steps=2, vocabulary=2).step(0, X, ZEROS, NOISE),
+            lambda: D3PM(2).step(0, X, ZEROS, NOISE),
             ValueError,
             r"x\[0, 0\] = 2: expected tokens of the vocabulary, 0 .. 1",
         ),
         (
-            lambda: nf.samplers.d3pm(steps=2, vocabulary=2).step(0, X * 0, np.float32([[[0, 0, 99]] * 2]), NOISE),
+            lambda: D3PM(2).step(0, X * 0, np.float32([[[0, 0, 99]] * 2]), NOISE),
             ValueError,
             r"logits\[0, 0\]: drew 2, beyond the 2 tokens of the vocabulary",
         ),
@@ -620,6 +682,92 @@ def test_what_a_pair_of_tensors_forbids_stays_forbidden(torch):
     assert torch.isfinite(u.grad).all()
     assert torch.isfinite(c.grad).all()
     assert c.grad[0, 0, :2].abs().min() > 0
+
+
+@pytest.mark.parametrize("name", UNIFORM)
+def test_a_token_beyond_the_vocabulary_has_no_probability(name):
+    """Seen to fail: each had that of a token drawn anew."""
+    x, logits = np.zeros((1, 1), int), np.zeros((1, 1, K + 3), np.float32)
+    for token in (K, 10**6, -7):
+        assert UNIFORM[name].log_prob(1, x, logits, np.full((1, 1), token)).tolist() == [-np.inf]
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_the_networks_logit_for_the_mask_is_ignored(name):
+    """Seen to fail: up to a third of the masks stayed, and `log_prob` and its gradient counted them as tokens."""
+    sampler, logits = MASKED[name], np.zeros((40, 2, K + 1), np.float32)
+    x, without = sampler.start((40, 2)), logits.copy()
+    without[..., MASK] = -np.inf
+    done = sampler.sample(lambda x, t: logits, (40, 2), NOISE)
+    assert np.array_equal(done, sampler.sample(lambda x, t: without, (40, 2), NOISE))
+    assert not np.isin(MASK, done)
+    to = np.tile([0, MASK], (40, 1))
+    for of in ("log_prob", "log_prob_grad"):
+        assert np.array_equal(getattr(sampler, of)(0, x, logits, to), getattr(sampler, of)(0, x, without, to))
+    assert (logits == 0).all()
+
+
+def test_the_networks_logit_for_the_mask_is_kept():
+    """With mask_logit="keep" the mask is drawn as the others are: the law adds to 1, and draws follow it."""
+    logits = np.log(np.array([0.5, 0.2, 0.3], np.float32))[None, None].repeat(20000, 0)
+    options = {"mask_id": MASK, "mask_logit": "keep"}
+    for make in (nf.samplers.mdlm, nf.samplers.remdm, nf.samplers.discrete_flow, nf.samplers.d3pm):
+        sampler = make(steps=3, **options)
+        for x in range(3):
+            to = np.arange(3)[:, None]
+            law = np.exp(sampler.log_prob(1, np.full((3, 1), x), logits[:3], to))
+            assert law.sum() == pytest.approx(1, abs=1e-6)
+            drawn = sampler.step(1, np.full((20000, 1), x), logits, NOISE)
+            assert abs(np.bincount(drawn[:, 0], minlength=3) / 20000 - law).max() < 0.02
+    x, likely = nf.samplers.mdlm(steps=1, **options).step(0, np.full((20000, 1), MASK), logits, NOISE, log_prob=True)
+    assert np.allclose(np.exp(likely), np.array([0.5, 0.2, 0.3])[x[:, 0]])
+
+
+@pytest.mark.parametrize(("kind", "v"), [("uint8", 1000), ("uint16", 70_000)])
+def test_ids_that_do_not_hold_a_token(kind, v):
+    """Seen to fail: 900 became 132, and 69,900 became 4,364."""
+    logits = np.full((1, 2, v), -np.inf, np.float32)
+    logits[..., v - 100] = 0
+    for make in (nf.samplers.mdlm, nf.samplers.llada, nf.samplers.discrete_flow, nf.samplers.entropy_bound):
+        x = np.full((1, 2), 255, kind)
+        with pytest.raises(OverflowError, match=rf"logits\[0, 0\]: drew {v - 100}, which ids of {kind} do not hold"):
+            make(steps=1, mask_id=255).step(0, x, logits, NOISE, out=x)
+        assert (x == 255).all()
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "int32", "int64"])
+def test_a_run_has_the_dtype_that_is_asked_for(kind):
+    """Seen to fail: samplers of masks gave int64."""
+    for sampler in (MDLM, UNIFORM["ddim"]):
+        assert sampler.start((1, 2), NOISE, dtype=kind).dtype == kind
+        assert sampler.sample(lambda x, t: ZEROS, (1, 2), NOISE, dtype=kind).dtype == kind
+
+
+def test_the_nucleus_of_remdm_leaves_out_the_crossing_token():
+    """Its code keeps tokens while their probabilities add up to at most top_p. Seen to fail: the next one, too."""
+    p = np.array([0.15, 0.5, 0.1, 0.25], np.float32)
+    logits = np.log(p)[None, None].repeat(20000, 0)
+    x = np.full((20000, 1), 4)
+    cases = [({"top_p": 0.8}, [0, 2 / 3, 0, 1 / 3]), ({"top_p": 0.3}, [0, 1, 0, 0]), ({}, p)]
+    cases += [
+        ({"top_p": 0.8, "top_k": 2}, [0, 1, 0, 0]),
+        ({"top_p": 0.95, "temperature": 1e9}, [1 / 3, 1 / 3, 0, 1 / 3]),
+    ]
+    for options, expected in cases:
+        drawn = nf.samplers.remdm(steps=1, mask_id=4, **options).step(0, x, logits, NOISE)[:, 0]
+        assert abs(np.bincount(drawn, minlength=4) / 20000 - expected).max() < 0.02
+    logits[3, 0, 2] = np.nan
+    with pytest.raises(ValueError, match=r"logits\[3, 0\]: has a NaN"):
+        nf.samplers.remdm(steps=1, mask_id=4, top_p=0.3).step(0, x, logits, NOISE)
+
+
+def test_a_network_of_torch_without_a_device(torch):
+    """Seen to fail: torch's own error of an embedding."""
+    network = torch.nn.Embedding(MASK + 1, K)
+    with pytest.raises(TypeError, match=r'as no device= was given; for a network in torch give device="cpu"'):
+        MDLM.sample(lambda x, t: network(x), (1, 2), NOISE)
+    with torch.no_grad():
+        assert MDLM.sample(lambda x, t: network(x), (1, 2), NOISE, device="cpu").shape == (1, 2)
 
 
 def test_a_token_below_0_has_no_probability():

@@ -10,6 +10,7 @@ import pytest
 
 import noisefuse as nf
 from conftest import NATIVE, NUMBA, using
+from noisefuse.operations import tokens
 from noisefuse.operations.tokens import words
 
 NOISE = nf.Noise(0x0123456789ABCDEF, sample=2**32 - 2, step=7)
@@ -174,6 +175,70 @@ def test_tensors_in_tensors_out(torch, dtype):
     assert nf.q_transition(tensor, nf.discrete.gaussian(0.5, V), NOISE).dtype == tensor.dtype
 
 
+@pytest.mark.parametrize("draw", [nf.q_mask, nf.q_uniform])
+def test_a_number_for_each_sample(draw):
+    """(B,) and (B, 1), also where there are as many tokens as samples. Seen to fail: (B, 1) was refused."""
+    for ids in (ids_of(8, 8), ids_of(8, 20), ids_of(8, 4, 5)):
+        p = np.linspace(0, 1, 8)
+        expected = draw(ids, np.broadcast_to(p.reshape(8, *[1] * (ids.ndim - 1)), ids.shape), NOISE, V)[0]
+        assert np.array_equal(draw(ids, p, NOISE, V)[0], expected)
+        for axes in range(1, ids.ndim + 1):
+            assert np.array_equal(draw(ids, p.reshape(8, *[1] * axes), NOISE, V)[0], expected)
+    assert np.array_equal(draw(ids, [0.5], NOISE, V)[0], draw(ids, 0.5, NOISE, V)[0])
+
+
+@pytest.mark.parametrize("shape", [(40,), (5, 8), (2, 4, 5)])
+def test_one_sample_without_a_batch(host, shape):
+    """As the only one of a batch. Seen to fail: ids (L,) were refused, and ids (5, 8) were 5 samples."""
+    ids, p, where = ids_of(*shape), ids_of(*shape) / V, ids_of(*shape) % 3 > 0
+    one, alone = {"where": where[None], "lengths": [33]}, {"where": where, "lengths": 33, "batched": False}
+    for draw in (nf.q_mask, nf.q_uniform):
+        for chances in (p, p.reshape(-1)[: shape[0]], 0.3):
+            expected = draw(ids[None], np.asarray(chances)[None] if np.ndim(chances) else 0.3, NOISE, V, **one)
+            out = ids.copy()
+            made = draw(ids, chances, NOISE, V, **alone)
+            assert draw(out, chances, NOISE, V, **alone, out=out)[0] is out
+            for a, b in zip((*made, out), (*expected, expected[0]), strict=True):
+                assert a.shape == shape
+                assert np.array_equal(a, b[0])
+    for q in (nf.discrete.gaussian(0.5, V), nf.discrete.uniform(0.5, V), nf.discrete.absorbing(0.5, V)):
+        assert np.array_equal(nf.q_transition(ids, q, NOISE, **alone), nf.q_transition(ids[None], q, NOISE, **one)[0])
+    blocks = nf.q_mask(ids, [0.2, 0.5, 0.9], NOISE, V, block=16, batched=False)[0]
+    assert np.array_equal(blocks, nf.q_mask(ids[None], [[0.2, 0.5, 0.9]], NOISE, V, block=16)[0][0])
+
+
+def test_one_sample_of_tensors(torch):
+    ids, out = torch.from_numpy(ids_of(40)), torch.zeros(40, dtype=torch.int64)
+    x_t, masked = nf.q_mask(ids, 0.5, NOISE, V, batched=False)
+    assert nf.q_mask(ids, 0.5, NOISE, V, batched=False, out=out)[0] is out
+    expected = nf.q_mask(ids_of(40), 0.5, NOISE, V, batched=False)
+    assert np.array_equal(x_t, expected[0])
+    assert np.array_equal(out, expected[0])
+    assert np.array_equal(masked, expected[1])
+
+
+def test_an_interrupt_is_heard_between_pieces(monkeypatch):
+    """NumPy's functions hear no Ctrl-C. Seen to fail: p for each token was checked in one piece of any size, and tokens
+    were drawn from a matrix so."""
+    seen = []
+
+    def watched(function):
+        def call(*given):
+            seen.append(max(np.size(x) for x in given))
+            return function(*given)
+
+        return call
+
+    for name in ("lie_within", "chosen_by"):
+        monkeypatch.setattr(tokens, name, watched(getattr(tokens, name)))
+    ids = np.zeros((3, 1 << 20), np.int64)
+    expected = nf.q_mask(ids[:, :9], 0.5, NOISE, 9)[0]
+    assert np.array_equal(nf.q_mask(ids, np.full(ids.shape, 0.5), NOISE, 9)[0][:, :9], expected)
+    nf.q_transition(ids[:, : 1 << 18], np.eye(2), NOISE)
+    assert len(seen) > 50
+    assert max(seen) <= 1 << 20
+
+
 def test_in_place():
     ids = ids_of(3, 1000)
     expected = nf.q_mask(ids, 0.5, NOISE, 999)[0]
@@ -224,6 +289,12 @@ IDS = ids_of(2, 8)
         ),
         ((IDS, 0.5, NOISE, 9), {"block": 0}, ValueError, "block = 0: expected at least 1 token"),
         ((IDS, None, NOISE, 9), {}, TypeError, "p: expected numbers, got NoneType"),
+        ((IDS, [0.5] * 3, NOISE, 9), {"batched": False}, ValueError, r"a prefix of ids' shape \(2, 8\), got \(3,\)"),
+        ((IDS[0, 0], 0.5, NOISE, 9), {"batched": False}, TypeError, "ids: expected an array"),
+        ((IDS[0], 0.5, NOISE, 9), {}, ValueError, r"one sequence pass ids\[None\], or batched=False"),
+        ((IDS[0], [[0.5] * 2], NOISE, 9), {"batched": False, "block": 4}, ValueError, r"shape \(2,\), one for each bl"),
+        ((IDS, 0.5, NOISE, 9), {"batched": False, "lengths": [9]}, TypeError, r"integers of shape \(\), got int64"),
+        ((IDS, 0.5, [NOISE] * 2, 9), {"batched": False}, ValueError, "one Noise for each of 1 samples, got 2"),
     ],
 )
 def test_wrong_arguments_of_masks(arguments, options, error, words):

@@ -5,6 +5,10 @@ Seen to fail: accepted positions of the untempered entropies; a step counted dow
 of the most certain in place of the least (Amused).
 """
 
+import importlib
+import sys
+import types
+
 import numpy as np
 import pytest
 
@@ -31,6 +35,23 @@ def made(name, *arguments, steps=6, **options):
     for scheduler in (own, theirs):
         scheduler.set_timesteps(steps)
     return own, theirs
+
+
+def test_an_older_diffusers_has_less(monkeypatch):
+    """0.35 has two of the schedulers. Seen to fail: none could be imported."""
+    older = types.ModuleType("diffusers")
+    older.__version__ = "0.35.2"
+    older.AmusedScheduler, older.VQDiffusionScheduler = diffusers.AmusedScheduler, diffusers.VQDiffusionScheduler
+    monkeypatch.setitem(sys.modules, "diffusers", older)
+    monkeypatch.delitem(sys.modules, keyed.__name__)
+    less = importlib.import_module(keyed.__name__)
+    monkeypatch.setattr(nf.interop, "diffusers_tokens", keyed)
+    own = less.AmusedScheduler(V)
+    own.set_timesteps(6)
+    assert (own.step(logits_of(B, L, V), 0, torch.full((B, L), V), generator=NOISE).prev_sample < V).all()
+    for make in (less.EntropyBoundScheduler, less.EntropyBoundScheduler.from_config):
+        with pytest.raises(ImportError, match=r"EntropyBoundScheduler: diffusers 0\.35\.2 does not have it, 0.42 does"):
+            make({})
 
 
 CASES = {

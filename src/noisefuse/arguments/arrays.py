@@ -249,6 +249,16 @@ def spread(name: str, x: Array, shape: tuple[int, ...]) -> Array:
         raise ValueError(f"{name}: expected a shape that broadcasts to {shape}, got {x.shape}") from None
 
 
+def of_samples(name: str, x: Array, shape: tuple[int, ...]) -> Array:
+    """Returns numbers broadcast to this shape, C-contiguous. Axes that x lacks are the last ones: (B,) and (B, 1) are a
+    number for each sample, also where another axis has B elements, too."""
+    try:
+        return np.ascontiguousarray(np.broadcast_to(x.reshape(*x.shape, *(1,) * (len(shape) - x.ndim)), shape))
+    except ValueError:
+        expected = f"a number, one for each sample, {shape[:1]}, or a shape that broadcasts to {shape}"
+        raise ValueError(f"{name}: expected {expected}, got {x.shape}") from None
+
+
 def spread_bools(name: str, x: Array, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     """Returns bools broadcast to this shape, C-contiguous."""
     if x.dtype != np.bool_:

@@ -9,6 +9,7 @@ one read of the logits, no draw that depends on the batch. docs/discrete.md has 
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import noisefuse as nf
@@ -19,12 +20,6 @@ from ..noise import are_names, each
 with needs(__name__, "diffusers", "torch"):
     import diffusers
     import torch
-    from diffusers.schedulers import (
-        scheduling_amused,
-        scheduling_discrete_ddim,
-        scheduling_entropy_bound,
-        scheduling_vq_diffusion,
-    )
     from torch import Tensor
 
 __all__ = [
@@ -55,11 +50,25 @@ def _gumbel(shape: tuple[int, ...], noise: Any) -> Tensor:
     return -torch.log(-torch.log(u))
 
 
-def _result(return_dict: bool, kind: Any, **values: Any) -> Any:
-    return kind(**values) if return_dict else tuple(values.values())
+def _result(return_dict: bool, name: str, **values: Any) -> Any:
+    if not return_dict:
+        return tuple(values.values())
+    module = sys.modules[getattr(diffusers, name).__module__]
+    return getattr(module, f"{name}Output")(**values)
 
 
-class DiscreteDDIMScheduler(diffusers.DiscreteDDIMScheduler):
+def _scheduler(name: str) -> Any:
+    """Returns diffusers' class. Where its version has none: one that says so when it is made."""
+
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        raise ImportError(f"{name}: diffusers {diffusers.__version__} does not have it, 0.42 does: upgrade diffusers")
+
+    made = classmethod(refuse)
+    absent = {"__init__": refuse, "from_config": made, "from_pretrained": made}
+    return getattr(diffusers, name, None) or type(name, (), absent)
+
+
+class DiscreteDDIMScheduler(_scheduler("DiscreteDDIMScheduler")):  # type: ignore[misc]
     """diffusers' DiscreteDDIMScheduler: `samplers.d3pm` of uniform tokens. `step_correct` takes torch's generators."""
 
     def step(
@@ -70,17 +79,18 @@ class DiscreteDDIMScheduler(diffusers.DiscreteDDIMScheduler):
             options: dict[str, Any] = {"temperature": temperature, "generator": generator, "return_dict": return_dict}
             return _base(super()).step(model_output, timestep, sample, **options)
         v = model_output.shape[-1]
-        sampler = nf.samplers.d3pm(_base(self).num_inference_steps, vocabulary=v, temperature=temperature)
+        steps = _base(self).num_inference_steps
+        sampler = nf.samplers.d3pm(steps, vocabulary=v, network="denoiser", temperature=temperature)
         state = sampler.state("log_prob_raw")
         made = sampler.step(int(timestep), sample, model_output, generator, state)
         return _result(
-            return_dict, scheduling_discrete_ddim.DiscreteDDIMSchedulerOutput, prev_sample=made,
+            return_dict, "DiscreteDDIMScheduler", prev_sample=made,
             sampled_tokens=torch.from_numpy(state.drawn),
             sampled_probs=torch.from_numpy(state.info["log_prob_raw"]).exp(), pred_logits=model_output,
         )  # fmt: skip
 
 
-class EntropyBoundScheduler(diffusers.EntropyBoundScheduler):
+class EntropyBoundScheduler(_scheduler("EntropyBoundScheduler")):  # type: ignore[misc]
     """diffusers' EntropyBoundScheduler: `samplers.entropy_bound` of uniform tokens."""
 
     def step(
@@ -98,14 +108,14 @@ class EntropyBoundScheduler(diffusers.EntropyBoundScheduler):
         state, i = sampler.state("log_prob"), int(timestep)
         made = sampler.step(i, sample, model_output, generator, state)
         return _result(
-            return_dict, scheduling_entropy_bound.EntropyBoundSchedulerOutput, prev_sample=made,
+            return_dict, "EntropyBoundScheduler", prev_sample=made,
             accepted_index=torch.from_numpy(state.taken), sampled_tokens=torch.from_numpy(state.drawn),
             sampled_probs=torch.from_numpy(state.info["log_prob"]).exp(),
             pred_logits=model_output / sampler.table.rows[i].temperature,
         )  # fmt: skip
 
 
-class BlockRefinementScheduler(diffusers.BlockRefinementScheduler):
+class BlockRefinementScheduler(_scheduler("BlockRefinementScheduler")):  # type: ignore[misc]
     """diffusers' BlockRefinementScheduler: tokens by `categorical`, and tokens that are drawn anew by `q_uniform`.
 
     Its greedy choice, and its choice of positions, are diffusers' own code.
@@ -177,7 +187,7 @@ class AmusedScheduler(diffusers.AmusedScheduler):
             ranks = keys.argsort(dim=1, stable=True).argsort(dim=1)
             made = torch.where(ranks < hidden, own.config.mask_token_id, clean)
         values = {"prev_sample": made.reshape(shape), "pred_original_sample": clean.reshape(shape)}
-        return _result(return_dict, scheduling_amused.AmusedSchedulerOutput, **values)
+        return _result(return_dict, "AmusedScheduler", **values)
 
 
 class VQDiffusionScheduler(diffusers.VQDiffusionScheduler):
@@ -191,4 +201,4 @@ class VQDiffusionScheduler(diffusers.VQDiffusionScheduler):
         log_p = model_output if int(timestep) == 0 else _base(self).q_posterior(model_output, sample, timestep)
         i = len(_base(self).timesteps) - 1 - int(timestep)
         token = nf.categorical(log_p.transpose(1, 2).contiguous().float(), _at(generator, i))
-        return _result(return_dict, scheduling_vq_diffusion.VQDiffusionSchedulerOutput, prev_sample=token)
+        return _result(return_dict, "VQDiffusionScheduler", prev_sample=token)

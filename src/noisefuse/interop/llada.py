@@ -35,7 +35,7 @@ def generate(
 
     At temperature 0 the tokens are LLaDA's, wherever no two confidences lie within some 1e-6: it computes them in
     float64 from all logits at once, and of equal ones takes any. At other temperatures the distribution is LLaDA's and
-    the draws are the noise's.
+    the draws are the noise's. As in its code, a network that draws the mask leaves it.
 
     Args:
         model: ids (B, L) -> logits (B, L, V), or an object with such `logits`.
@@ -59,7 +59,7 @@ def generate(
     """
     sampler = nf.samplers.llada(
         steps, mask_id=mask_id, length=gen_length, block_length=block_length, remask=remasking,  # type: ignore[arg-type]
-        cfg_scale=cfg_scale, temperature=temperature,
+        cfg_scale=cfg_scale, temperature=temperature, mask_logit="keep",
     )  # fmt: skip
     if noise is None:
         if temperature or remasking == "random":

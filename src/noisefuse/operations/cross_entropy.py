@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
-from ..arguments.arrays import as_array, as_numbers, contiguous, count, on_device, output, spread, spread_bools
+from ..arguments.arrays import as_array, as_numbers, contiguous, count, of_samples, on_device, output, spread_bools
 from ..arguments.types import Array, ArrayT
 from ..call.description import TOKENS, CrossEntropy
 from ..ground.float_mode import float_mode
@@ -73,9 +73,10 @@ def masked_cross_entropy(
         logits: (B, .., V) float32, float16 or bfloat16, V <= 2^20.
         ids: (B, ..) integers, the clean tokens. Ids of rows that do not count are ignored.
         masked: (B, ..) bool, or a shape that broadcasts to it: the rows that count. None: all.
-        weight: w >= 0, an array that broadcasts to the rows: (B, 1) is one weight for each sample. None: 1.
+        weight: w >= 0, a number, (B,) or (B, 1) for each sample, or an array with the rows' axes that broadcasts to
+            them. None: 1.
         reduction: "mean" over all rows, masked or not, or "none": w times the loss of each row.
-        upstream: the gradient with respect to the loss, a number, or of the rows' shape with the reduction "none".
+        upstream: the gradient with respect to the loss, a number, or with the reduction "none" as the weight.
         grad_out: an array for the gradient with respect to the logits, which is computed while a row is in the caches:
             upstream w / n (softmax - 1 at the id), where n is the number of rows in the mean, and 0 in rows that do not
             count. It is C-contiguous, of the logits' shape and dtype. It may be the logits themselves. True: a new
@@ -154,7 +155,9 @@ def _numbers(name: str, value: Any, rows: tuple[int, ...]) -> NDArray[np.float64
     if array.dtype.kind not in "iuf":
         raise TypeError(f"{name}: expected numbers, got {array.dtype if array.dtype != object else repr(value)}")
     array = array.astype(np.float64)
-    return array.reshape(1) if array.size == 1 and array.ndim <= len(rows) else spread(name, array, rows).reshape(-1)
+    return (
+        array.reshape(1) if array.size == 1 and array.ndim <= len(rows) else of_samples(name, array, rows).reshape(-1)
+    )
 
 
 def _ids(ids: Any, rows: tuple[int, ...], counts: NDArray[np.bool_], n: int) -> NDArray[np.int64]:

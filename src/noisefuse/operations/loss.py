@@ -107,8 +107,8 @@ def mse_loss(
             target "epsilon", which does not need it.
         target: "epsilon" z (Ho et al. 2020, eq. 14), "v" alpha z - sigma x0, "flow" z - x0, "sample" x0.
         weight: for integer t a row, (T,), one number for each step of the schedule (`noisefuse.weights` makes them);
-            for float t an array of t's shape; finite at the given t. None: 1. It may lie on pred's device. The weight
-            is not checked if it or t lies on a device.
+            for float t an array of t's shape, or (B, 1) for (B,); finite at the given t. None: 1. It may lie on pred's
+            device. The weight is not checked if it or t lies on a device.
         reduction: "mean" over all elements, or "none": the mean over each sample, (B,).
         grad_out: an array for the gradient with respect to pred (of the sum of the losses, if there are several), which
             the same pass computes; C-contiguous, of pred's shape and dtype. It may be pred itself. True: a new array.
@@ -244,7 +244,7 @@ def interpolate_loss(
         pred: the network's prediction; float32, float64 (then the arithmetic is float64), float16 or bfloat16.
         x0, x1, t, path, noise, target, batched: as in `interpolate`; x0 and x1 have pred's shape, and any float dtype,
             from which they are read as they are.
-        weight: an array of t's shape, finite. None: 1.
+        weight: an array of t's shape, or (B, 1) for (B,), finite. None: 1.
         reduction, grad_out: as in `mse_loss`.
 
     Returns:
@@ -452,6 +452,8 @@ def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> Any:
     expected = times.shape if floating else (len(rows.table),)
     if row.dtype.kind not in "iuf":
         raise TypeError(f"weight: expected numbers, got {row.dtype}")
+    if floating and set(row.shape[times.ndim :]) == {1}:  # (B, 1), say, is a number for each sample
+        row = row.reshape(row.shape[: times.ndim])
     if row.shape != expected:
         what = "t's shape" if floating else "one for each step of the schedule,"
         raise ValueError(

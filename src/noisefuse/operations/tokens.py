@@ -15,6 +15,7 @@ from ..arguments.arrays import (
     as_array,
     check_overlap,
     contiguous,
+    copy,
     count,
     host_numbers,
     host_view,
@@ -26,6 +27,7 @@ from ..arguments.arrays import (
 from ..arguments.calls import names_or_array
 from ..arguments.types import Array, ArrayT
 from ..call.description import FLOAT32, Masks, Step
+from ..ground import layouts
 from ..ground.kinds import library_for, library_of, need_plain
 from ..language.chains import Transition
 from ..language.families import lie_within
@@ -41,12 +43,13 @@ _WORDS = Rows.of({"out.z": 1.0})
 def q_mask(
     ids: NDArray[Any], p: ArrayLike, noise: Noise | Sequence[Noise], mask_id: SupportsIndex, *,
     where: ArrayLike | None = None, block: int | None = None, lengths: ArrayLike | None = None,
-    complement: bool = False, out: NDArray[Any] | None = None,
+    complement: bool = False, batched: bool = True, out: NDArray[Any] | None = None,
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]: ...  # fmt: skip
 @overload
 def q_mask(
     ids: ArrayT, p: Any, noise: Noise | Sequence[Noise], mask_id: SupportsIndex, *, where: Any = None,
-    block: int | None = None, lengths: Any = None, complement: bool = False, out: ArrayT | None = None,
+    block: int | None = None, lengths: Any = None, complement: bool = False, batched: bool = True,
+    out: ArrayT | None = None,
 ) -> tuple[ArrayT, ArrayT]: ...  # fmt: skip
 def q_mask(
     ids: Array,
@@ -58,6 +61,7 @@ def q_mask(
     block: int | None = None,
     lengths: Any = None,
     complement: bool = False,
+    batched: bool = True,
     out: Array | None = None,
 ) -> tuple[Any, Any]:
     """Masks each token with probability p: the forward process of masked diffusion, q(x_t | x_0) with alpha_t = 1 - p
@@ -66,14 +70,15 @@ def q_mask(
 
     Args:
         ids: the tokens (B, L), or (B, ..): int64, int32, uint8 or uint16, of NumPy or torch. Axis 0 is the batch.
-        p: the probability: a number, (B,) or (B, L); with `block` one for each block, (B, blocks). It is rounded to a
-            multiple of 2^-32; 0 masks nothing and 1 everything.
+        p: the probability: a number, (B,) or (B, 1) for each sample, or (B, L); with `block` one for each block, (B,
+            blocks). It is rounded to a multiple of 2^-32; 0 masks nothing and 1 everything.
         noise: a Noise, or a list of one for each sample. Position l of a sample takes element l of stream 14.
         mask_id: the token that stands for the mask. It must fit ids' dtype.
         where: bool, of a shape that broadcasts to ids': the tokens that may be masked, such as those of the answer.
         block: the number of tokens in a block, which share a p. The last block of a sample may be shorter.
         lengths: (B,), how many positions of each sample are no padding. Padding is never masked.
         complement: mask exactly the other tokens, among those that may be masked.
+        batched: False makes all ids one sample: (L,), or of any shape, and p, block's p and lengths have no axis B.
         out: an array of ids' shape and dtype to write x_t to, C-contiguous; it may be ids itself.
 
     Returns:
@@ -90,27 +95,29 @@ def q_mask(
     >>> others, _ = nf.q_mask(ids, 0.5, nf.Noise(7), mask_id=99, complement=True)
     >>> others.tolist()
     [[0, 1, 2, 99], [99, 5, 99, 99]]
+    >>> nf.q_mask(np.arange(4, 8), 0.5, nf.Noise(7, sample=1), mask_id=99, batched=False)[0].tolist()
+    [4, 99, 6, 7]
     """
     if type(ids) is not np.ndarray and (other := library_of(ids)) is not None:
         options: dict[str, Any] = {"where": where, "block": block, "lengths": lengths, "complement": complement}
-        return other.through(q_mask, ids, p, noise, mask_id, out=out, **options)  # type: ignore[no-any-return]
-    tokens = tokens_of("ids", ids)
+        return other.through(q_mask, ids, p, noise, mask_id, batched=batched, out=out, **options)  # type: ignore[no-any-return]
+    tokens = tokens_of("ids", ids, batched)
     mask = token_of("mask_id", mask_id, tokens.dtype)
-    drawn = segments("p", p, tokens.shape, block)
-    allowed = allowed_of(where, lengths, tokens.shape)
-    return _changed(tokens, drawn, noise, allowed, out, mask=mask, complement=bool(complement))
+    drawn = segments("p", p, tokens.shape, block, batched)
+    allowed = allowed_of(where, lengths, tokens.shape, batched)
+    return _changed(tokens, drawn, noise, allowed, batched, out, mask=mask, complement=bool(complement))
 
 
 @overload
 def q_uniform(
     ids: NDArray[Any], p: ArrayLike, noise: Noise | Sequence[Noise], vocabulary: SupportsIndex, *,
-    where: ArrayLike | None = None, block: int | None = None, lengths: ArrayLike | None = None,
+    where: ArrayLike | None = None, block: int | None = None, lengths: ArrayLike | None = None, batched: bool = True,
     out: NDArray[Any] | None = None,
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]: ...  # fmt: skip
 @overload
 def q_uniform(
     ids: ArrayT, p: Any, noise: Noise | Sequence[Noise], vocabulary: SupportsIndex, *, where: Any = None,
-    block: int | None = None, lengths: Any = None, out: ArrayT | None = None,
+    block: int | None = None, lengths: Any = None, batched: bool = True, out: ArrayT | None = None,
 ) -> tuple[ArrayT, ArrayT]: ...  # fmt: skip
 def q_uniform(
     ids: Array,
@@ -121,6 +128,7 @@ def q_uniform(
     where: Any = None,
     block: int | None = None,
     lengths: Any = None,
+    batched: bool = True,
     out: Array | None = None,
 ) -> tuple[Any, Any]:
     """Draws each token anew with probability p, uniformly from the whole vocabulary: q(x_t | x_0) = (1 - p) x_0 + p / V
@@ -129,8 +137,8 @@ def q_uniform(
 
     Args:
         ids: as in `q_mask`; all of them lie in [0, vocabulary), also those that stay.
-        p, noise, where, block, lengths, out: as in `q_mask`. Stream 14 decides which tokens are drawn anew, as it does
-            there, and stream 15 draws them: element l of a sample for position l.
+        p, noise, where, block, lengths, batched, out: as in `q_mask`. Stream 14 decides which tokens are drawn anew, as
+            it does there, and stream 15 draws them: element l of a sample for position l.
         vocabulary: the number of tokens V, at most 2^31. With the 64 bits u of position l the token is floor(u V /
             2^64).
 
@@ -147,41 +155,43 @@ def q_uniform(
     ([[37, 28, 26, 0, 0, 0]], [[1, 1, 1, 0, 0, 0]])
     """
     if type(ids) is not np.ndarray and (other := library_of(ids)) is not None:
-        options: dict[str, Any] = {"where": where, "block": block, "lengths": lengths, "out": out}
+        options: dict[str, Any] = {"where": where, "block": block, "lengths": lengths, "batched": batched, "out": out}
         return other.through(q_uniform, ids, p, noise, vocabulary, **options)  # type: ignore[no-any-return]
-    tokens = tokens_of("ids", ids)
+    tokens = tokens_of("ids", ids, batched)
     v = vocabulary_of(vocabulary, tokens.dtype)
-    need_within("ids", tokens, v)
-    drawn = segments("p", p, tokens.shape, block)
-    return _changed(tokens, drawn, noise, allowed_of(where, lengths, tokens.shape), out, vocabulary=v)
+    need_within("ids", tokens if batched else tokens[0], v)
+    drawn = segments("p", p, tokens.shape, block, batched)
+    allowed = allowed_of(where, lengths, tokens.shape, batched)
+    return _changed(tokens, drawn, noise, allowed, batched, out, vocabulary=v)
 
 
 def _changed(
-    tokens: Array, drawn: tuple[NDArray[np.float64], int], noise: Any, allowed: NDArray[np.bool_] | None, out: Any, *,
-    mask: int = 0, complement: bool = False, vocabulary: int = 0,
+    tokens: Array, drawn: tuple[NDArray[np.float64], int], noise: Any, allowed: NDArray[np.bool_] | None, batched: bool,
+    out: Any, *, mask: int = 0, complement: bool = False, vocabulary: int = 0,
 ) -> tuple[Any, Any]:  # fmt: skip
     """Returns the tokens, of which some became the mask or, of a vocabulary, others; and whether each of them did."""
     (chances, segment), shape = drawn, tokens.shape
     names = names_for(noise, shape, MASKS)
-    result = _result(out, tokens, allowed)
-    changed = backends.empty(shape, np.dtype(np.bool_))
+    made = _result(out, tokens, allowed, batched)
+    result, changed = made.reshape(shape), backends.empty(shape, np.dtype(np.bool_))
+    told = made, changed if batched else changed[0]
     if not tokens.size:
-        return result, changed
+        return told
     backend = backends.of(tokens)
     if backend.mask is not None:
         call = _drawing(shape, names, changed.view(np.uint8))
         backend.mask(Masks(call, tokens, result, allowed, chances, segment, mask, complement, vocabulary))
-        return result, changed
+        return told
     chosen = below(shape, names, chances, segment)
     np.logical_and(chosen != complement, True if allowed is None else allowed, out=changed)
     new = uniform_tokens(shape, noise, vocabulary) if vocabulary else np.full(shape, mask)
     replace(result, tokens, changed, new)
-    return result, changed
+    return told
 
 
-def _result(out: Any, tokens: Array, allowed: NDArray[np.bool_] | None) -> Array:
+def _result(out: Any, tokens: Array, allowed: NDArray[np.bool_] | None, batched: bool) -> Array:
     """Returns where to write the new tokens; it may be where the old ones lie."""
-    result = output("out", out, tokens.shape, tokens.dtype)
+    result = output("out", out, tokens.shape if batched else tokens.shape[1:], tokens.dtype)
     check_overlap([("out", result)], [tokens] if allowed is None else [tokens, allowed])
     return result
 
@@ -189,12 +199,12 @@ def _result(out: Any, tokens: Array, allowed: NDArray[np.bool_] | None) -> Array
 @overload
 def q_transition(
     ids: NDArray[Any], Q: ArrayLike | Transition, noise: Noise | Sequence[Noise], *, where: ArrayLike | None = None,
-    lengths: ArrayLike | None = None, out: NDArray[Any] | None = None,
+    lengths: ArrayLike | None = None, batched: bool = True, out: NDArray[Any] | None = None,
 ) -> NDArray[Any]: ...  # fmt: skip
 @overload
 def q_transition(
     ids: ArrayT, Q: Any, noise: Noise | Sequence[Noise], *, where: Any = None, lengths: Any = None,
-    out: ArrayT | None = None,
+    batched: bool = True, out: ArrayT | None = None,
 ) -> ArrayT: ...  # fmt: skip
 def q_transition(
     ids: Array,
@@ -203,6 +213,7 @@ def q_transition(
     *,
     where: Any = None,
     lengths: Any = None,
+    batched: bool = True,
     out: Array | None = None,
 ) -> Any:
     """Draws x_t from Cat(x_0 Q): token i becomes j with probability Q[i, j] (Austin et al. 2021, "Structured denoising
@@ -215,7 +226,7 @@ def q_transition(
             `discrete.Transition`, which needs no matrix: `discrete.absorbing` draws as `q_mask`, `discrete.uniform` as
             `q_uniform`. `discrete.gaussian` gives a matrix.
         noise: as in `q_mask`. A matrix takes element l of stream 15 for position l.
-        where, lengths, out: as in `q_mask`.
+        where, lengths, batched, out: as in `q_mask`.
 
     Returns:
         The tokens x_t, of ids' kind, shape and dtype.
@@ -231,22 +242,27 @@ def q_transition(
     [[6, 6, 6, 3, 4, 5]]
     """
     if type(ids) is not np.ndarray and (other := library_of(ids)) is not None:
-        options: dict[str, Any] = {"where": where, "lengths": lengths, "out": out}
+        options: dict[str, Any] = {"where": where, "lengths": lengths, "batched": batched, "out": out}
         return other.through(q_transition, ids, Q, noise, **options)
     if isinstance(Q, Transition):
         draw = q_mask if Q.kind == "absorbing" else q_uniform
-        return draw(ids, Q.p, noise, Q.token, where=where, lengths=lengths, out=out)[0]
-    tokens = tokens_of("ids", ids)
+        return draw(ids, Q.p, noise, Q.token, where=where, lengths=lengths, batched=batched, out=out)[0]
+    tokens = tokens_of("ids", ids, batched)
     shape, matrix = tokens.shape, _matrix(Q, tokens.shape[0])
-    need_within("ids", tokens, vocabulary_of(matrix.shape[-1], tokens.dtype))
-    allowed = allowed_of(where, lengths, shape)
+    v = vocabulary_of(matrix.shape[-1], tokens.dtype)
+    need_within("ids", tokens if batched else tokens[0], v)
+    allowed = allowed_of(where, lengths, shape, batched)
     names = names_for(noise, shape, TOKENS)
-    result = _result(out, tokens, allowed)
-    row = tokens.reshape(len(tokens), count(shape[1:])).astype(np.int64)
-    if matrix.ndim == 3:
-        row += np.arange(len(row))[:, None] * matrix.shape[-1]
-    new = chosen_by(cumulated(matrix.reshape(-1, matrix.shape[-1])), row.reshape(shape), words(shape, names))
-    replace(result, tokens, np.True_ if allowed is None else allowed, new)
+    result = _result(out, tokens, allowed, batched)
+    counts, size = cumulated(matrix.reshape(-1, v)), count(shape[1:])
+    drawn, old, to = words(shape, names).reshape(-1), tokens.reshape(-1), result.reshape(-1)
+    for at in range(0, old.size, _NEAR):  # pieces of it are quicker, and Ctrl-C is heard between two
+        part = slice(at, at + _NEAR)
+        row = old[part].astype(np.int64)
+        if matrix.ndim == 3:
+            row += np.arange(at, at + len(row)) // size * v
+        new = chosen_by(counts, row, drawn[part])
+        replace(to[part], old[part], np.True_ if allowed is None else allowed.reshape(-1)[part], new)
     return result
 
 
@@ -369,18 +385,18 @@ _FIRST_ROW = np.zeros(1, np.int64)
 # ---- arguments ---------------------------------------------------------------------------------------------
 
 
-def tokens_of(name: str, ids: Any) -> Array:
-    """Returns tokens (B, ..) that a kernel can read."""
+def tokens_of(name: str, ids: Any, batched: bool = True) -> Array:
+    """Returns tokens (B, ..) that a kernel can read; with B = 1 where they are one sample."""
     if not is_array(ids):
         raise TypeError(f"{name}: expected {wanted(ids, 'NumPy or torch')}, got {type(ids).__name__}")
     tokens = as_array(name, ids, DTYPES)
     if not isinstance(tokens, np.ndarray):
         raise NotImplementedError(f"{name}: expected tokens in host memory, got an array on a device; copy it first")
-    if tokens.ndim < 2:
-        raise ValueError(
-            f"{name}: expected tokens (B, L), axis 0 the batch, got shape {tokens.shape}; one sequence is {name}[None]"
-        )
-    return contiguous(tokens)
+    if tokens.ndim < 1 + bool(batched):
+        expected = "(B, L), axis 0 the batch" if batched else "(L,), one sample"
+        hint = f"; for one sequence pass {name}[None], or batched=False to operations that have it" if batched else ""
+        raise ValueError(f"{name}: expected tokens {expected}, got shape {tokens.shape}{hint}")
+    return contiguous(tokens if batched else tokens[None])
 
 
 def token_of(name: str, given: Any, dtype: np.dtype[Any]) -> int:
@@ -425,46 +441,51 @@ def probabilities(name: str, given: Any) -> NDArray[np.float64]:
         values = np.asarray(library_for(given).to_numpy(given))
         if values.dtype.kind in "cSUO":
             raise TypeError
-        values = values.astype(np.float64)
+        values = values.astype(np.float64) if values.size <= layouts.PIECE else copy(values, np.dtype(np.float64))
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected numbers, got {type(given).__name__}") from None
-    if not lie_within(values, 0.0, 1.0):
+    if not all(lie_within(values[part], 0.0, 1.0) for part in layouts.pieces(values.shape)):
         at = tuple(np.argwhere(~((values >= 0) & (values <= 1)))[0].tolist())
         place = f"{name}[{', '.join(map(str, at))}]" if at else name
         raise ValueError(f"{place} = {values[at]}: expected a probability from 0 to 1")
     return values
 
 
-def segments(name: str, p: Any, shape: tuple[int, ...], block: int | None) -> tuple[NDArray[np.float64], int]:
-    """Returns p of each segment of the tokens, and the number of tokens in a segment."""
+def segments(
+    name: str, p: Any, shape: tuple[int, ...], block: int | None, batched: bool
+) -> tuple[NDArray[np.float64], int]:
+    """Returns p of each segment of the tokens (B, ..), and the number of tokens in a segment."""
     values, length = probabilities(name, p), count(shape[1:])
+    given, shape_of_ids = values.shape, shape if batched else shape[1:]
     if block is None:
-        if shape[: values.ndim] != values.shape:
-            raise ValueError(f"{name}: expected a number or a prefix of ids' shape {shape}, got {values.shape}")
-        return contiguous(values).reshape(-1), max(1, count(shape[values.ndim :]))
+        while values.ndim and values.shape[-1] == 1:  # (B, 1) is a number for each sample
+            values = values[..., 0]
+        if shape_of_ids[: values.ndim] != values.shape:
+            raise ValueError(f"{name}: expected a number or a prefix of ids' shape {shape_of_ids}, got {given}")
+        return contiguous(values).reshape(-1), max(1, count(shape_of_ids[values.ndim :]))
     size = integer("block", block)
     if size < 1:
         raise ValueError(f"block = {size}: expected at least 1 token")
     size = min(size, max(length, 1))
     blocks = -(-length // size)
-    if values.shape != (shape[0], blocks):
-        expected = f"({shape[0]}, {blocks}), one for each block of {size} tokens"
-        raise ValueError(f"{name}: expected shape {expected}, got {values.shape}")
+    if given != (expected := (*shape_of_ids[: int(batched)], blocks)):
+        raise ValueError(f"{name}: expected shape {expected}, one for each block of {size} tokens, got {given}")
     if length % size == 0:
         return contiguous(values).reshape(-1), size
-    return np.repeat(values, size, axis=1)[:, :length].reshape(-1), 1
+    return np.repeat(values.reshape(-1, blocks), size, axis=1)[:, :length].reshape(-1), 1
 
 
-def allowed_of(where: Any, lengths: Any, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
-    """Returns the tokens that may change, or None for all."""
+def allowed_of(where: Any, lengths: Any, shape: tuple[int, ...], batched: bool = True) -> NDArray[np.bool_] | None:
+    """Returns the tokens (B, ..) that may change, or None for all."""
     allowed: NDArray[np.bool_] | None = None
     if where is not None:
-        allowed = spread_bools("where", host_numbers("where", where), shape)
+        allowed = spread_bools("where", host_numbers("where", where), shape if batched else shape[1:]).reshape(shape)
     if lengths is None:
         return allowed
-    ends, length = host_numbers("lengths", lengths), count(shape[1:])
-    if ends.dtype.kind not in "iu" or ends.shape != shape[:1]:
-        raise TypeError(f"lengths: expected integers of shape {shape[:1]}, got {ends.dtype} of shape {ends.shape}")
+    ends, length, expected = host_numbers("lengths", lengths), count(shape[1:]), shape[: int(batched)]
+    if ends.dtype.kind not in "iu" or ends.shape != expected:
+        raise TypeError(f"lengths: expected integers of shape {expected}, got {ends.dtype} of shape {ends.shape}")
+    ends = ends.reshape(shape[:1])
     if ends.size and not 0 <= int(ends.min()) <= int(ends.max()) <= length:
         b = int(np.flatnonzero((ends < 0) | (ends > length))[0])
         raise ValueError(f"lengths[{b}] = {ends[b]}: expected from 0 to {length} positions")

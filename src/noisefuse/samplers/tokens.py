@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Literal, ParamSpec, TypeAlias
+from typing import Any, Literal, ParamSpec, TypeAlias, get_args
 
 import numpy as np
 
 from ..discrete_sampler import DiscreteSampler
 from ..ground.docstrings import Shared
 from ..mask_schedule import MaskSchedule, linear, log_linear, real
-from ..token_table import TokenRow, TokenTable
+from ..token_table import MaskLogit, TokenRow, TokenTable
 from .shared import built
 
 __all__ = ["d3pm", "discrete_flow", "entropy_bound", "llada", "mdlm", "remdm", "sedd", "uniform_ddim"]
@@ -26,6 +26,7 @@ P = ParamSpec("P")
 Steps: TypeAlias = int | Sequence[float]
 
 MOST_STEPS = 1 << 20
+Network: TypeAlias = Literal["leave_one_out", "denoiser"]
 
 _LINEAR, _LOG_LINEAR = linear(), log_linear()
 _SHARED = Shared(
@@ -33,13 +34,15 @@ _SHARED = Shared(
         "steps": """\
     steps: the number of model calls, on times that fall evenly from 1, or the times themselves. The last step ends
         at 0.""",
-        "mask_id": """\
-    mask_id: the token that stands for the mask. The network has to give it -inf, or have no logit for it.""",
+        "mask_id": "    mask_id: the token that stands for the mask.",
         "vocabulary": "    vocabulary: the number of tokens V, from which a token is drawn anew.",
         "schedule": "    schedule: the probability of the mask, or of a token drawn anew, a `discrete.MaskSchedule`.",
         "temperature": "    temperature: divides the logits; 0 takes the largest.",
         "top_k": "    top_k, top_p: as in `categorical`.",
         "top_p": "    top_k, top_p: as in `categorical`.",
+        "mask_logit": """\
+    mask_logit: a mask is not drawn, whatever logit the network has for it; with "keep" it is drawn as any other token,
+        and may stay.""",
     },
     returns="    A `DiscreteSampler`.",
     raises="    TypeError, ValueError: the message says what was given and what was expected.",
@@ -102,7 +105,7 @@ def _one_of(mask_id: int | None, vocabulary: int | None) -> None:
 @_sampler
 def mdlm(
     steps: Steps, *, mask_id: int, schedule: MaskSchedule = _LINEAR, temperature: float = 1.0, top_k: int = 0,
-    top_p: float = 1.0,
+    top_p: float = 1.0, mask_logit: MaskLogit = "ignore",
 ) -> TokenTable:  # fmt: skip
     """Ancestral sampling of masked diffusion: a mask becomes its drawn token with probability (alpha_s - alpha_t) / (1
     - alpha_t), and a token stays (Sahoo et al. 2024, "Simple and effective masked diffusion language models", equation
@@ -114,14 +117,16 @@ def mdlm(
       1: t = 0.5;  mask -> c with probability 1
     """
     rows = [TokenRow(time=t, reveal=1 - _hidden(schedule, s) / _hidden(schedule, t)) for t, s in _spans(steps)]
-    return TokenTable("mdlm", tuple(rows), mask_id, temperature=temperature, top_k=top_k, top_p=top_p)
+    return TokenTable(
+        "mdlm", tuple(rows), mask_id, temperature=temperature, top_k=top_k, top_p=top_p, mask_logit=mask_logit
+    )
 
 
 @_sampler
 def remdm(
     steps: Steps, *, mask_id: int, schedule: MaskSchedule = _LINEAR, eta: float = 0.1,
     variant: Literal["cap", "rescale"] = "cap", t_on: float = 1.0, t_off: float = 0.0, loop: float | None = None,
-    temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+    temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, mask_logit: MaskLogit = "ignore",
 ) -> TokenTable:  # fmt: skip
     """Masked diffusion that masks tokens again: a token becomes the mask with probability sigma, and a mask its drawn
     token with probability (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), so that the marginals stay (Wang et al.
@@ -133,6 +138,8 @@ def remdm(
             eta greatest.
         t_on, t_off: masks are set again from time t_on until t_off, at t_on >= t > t_off: equation 10, the paper's
             ReMDM-switch.
+        top_k, top_p: as in `categorical`, but top_p leaves out the token with which the sum of probabilities exceeds
+            it, unless it is the first, as the paper's code does.
         loop: alpha stays at this number from t_on until t_off, and takes the schedule's course before and after, in the
             time that is left: ReMDM-loop. The paper has 0.9 from 0.55 to 0.05 with eta = 0.02.
 
@@ -164,28 +171,40 @@ def remdm(
         sigma = (min(eta, most) if variant == "cap" else eta * most) if s > 0 and t_on >= t > t_off else 0.0
         reveal = min(1.0, (alpha_s - (1 - sigma) * alpha_t) / (1 - alpha_t))
         rows.append(TokenRow(time=t, reveal=reveal, remask=sigma))
-    return TokenTable("remdm", tuple(rows), mask_id, temperature=temperature, top_k=top_k, top_p=top_p)
+    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "mask_logit": mask_logit}
+    return TokenTable("remdm", tuple(rows), mask_id, crossing=False, **options)
 
 
 @_sampler
 def d3pm(
-    steps: Steps, *, mask_id: int | None = None, vocabulary: int | None = None, schedule: MaskSchedule = _LINEAR,
-    temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+    steps: Steps, *, mask_id: int | None = None, vocabulary: int | None = None, network: Network | None = None,
+    schedule: MaskSchedule = _LINEAR, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+    mask_logit: MaskLogit = "ignore",
 ) -> TokenTable:  # fmt: skip
-    """The posterior q(x_s | x_t, c) of D3PM with the drawn token c for x_0, whose mean over c is p_theta(x_s | x_t)
-    (Austin et al. 2021, "Structured denoising diffusion models in discrete state-spaces", equations 3 and 4).
+    """The reverse process of D3PM, for masks or uniform tokens: p_theta(x_s | x_t) is the sum over c of q(x_s | x_t, c)
+    p(c | x_t) (Austin et al. 2021, "Structured denoising diffusion models in discrete state-spaces", equations 3 and
+    4). A step draws c, to which temperature, top_k and top_p apply, and then x_s.
 
-    With mask_id it is that of the absorbing state, the same as `mdlm`. With vocabulary it is that of uniform tokens:
-    with a = alpha_t / alpha_s, b = alpha_s and K = vocabulary, c, x_t and any token have the weights b (1 - a) / K + a
-    b [c = x_t], a (1 - b) / K and (1 - a) (1 - b) / K, as in diffusers' ``DiscreteDDIMScheduler``.
+    With mask_id it is the same as `mdlm`. With K = vocabulary, a = alpha_t / alpha_s and b = alpha_s, x_s is c, x_t or
+    any token with the weights b (1 - a) / K + a b [c = x_t], a (1 - b) / K and (1 - a) (1 - b) / K.
 
-    >>> print(nf.samplers.d3pm(steps=2, vocabulary=10))
+    Args:
+        network: with vocabulary, what the network predicts; with mask_id there is no difference. "leave_one_out": p(c),
+            the clean token given all other tokens of x_t, which the losses of D3PM, UDLM and Duo train. Then p(c | x_t)
+            is in proportion to q(x_t | c) p(c): ln(1 + K alpha_t / (1 - alpha_t)) is added to the logit of x_t.
+            (D3PM's code takes the largest p(c) in its last step.) "denoiser": p(c | x_t) itself, which cross entropy
+            trains, as in diffusers' ``DiscreteDDIMScheduler``.
+
+    >>> print(nf.samplers.d3pm(steps=2, vocabulary=10, network="leave_one_out"))
     DiscreteSampler(d3pm, 2 rows)
       0: t = 1;  x -> c with probability 0.5;  x -> any with probability 0.5
-      1: t = 0.5;  x -> c with probability 1
+      1: t = 0.5;  logit of x + 2.3979;  x -> c with probability 1
     """
     _one_of(mask_id, vocabulary)
-    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    if network not in (None, *get_args(Network)) or (network is None and mask_id is None):
+        kinds = "'leave_one_out', as D3PM, UDLM and Duo train it, or 'denoiser', as cross entropy trains it"
+        raise ValueError(f"network = {network!r}: expected what the network of these tokens predicts, {kinds}")
+    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "mask_logit": mask_logit}
     if vocabulary is None:
         rows = [TokenRow(time=t, reveal=1 - _hidden(schedule, s) / _hidden(schedule, t)) for t, s in _spans(steps)]
         return TokenTable("d3pm", tuple(rows), mask_id, **options)
@@ -195,7 +214,8 @@ def d3pm(
         a = (1 - _hidden(schedule, t)) / b if b > 0 else 0.0
         differ, same = (1 - a * b) / k, a * b + (1 - a * b) / k
         noise = (1 - a) * (1 - b) / k
-        rows.append(TokenRow(time=t, change=b * (1 - a) / k / differ, renoise=(noise / differ, noise / same)))
+        own = math.log1p(k * a * b / (1 - a * b)) if network == "leave_one_out" else 0.0
+        rows.append(TokenRow(time=t, change=b * (1 - a) / k / differ, renoise=(noise / differ, noise / same), own=own))
     return TokenTable("d3pm", tuple(rows), None, k, "uniform", **options)
 
 
@@ -207,7 +227,9 @@ def uniform_ddim(
     """DDIM for uniform tokens: q(x_s | x_t, c) = Cat(sigma x_t + (alpha_s - sigma alpha_t) c + ((1 - alpha_s) - (1 -
     alpha_t) sigma) / K) (Song et al. 2021, "Denoising diffusion implicit models", appendix A, equations 18 and 19).
 
-    sigma = (1 - eta) (1 - alpha_s) / (1 - alpha_t). (diffusers' ``DiscreteDDIMScheduler`` is `d3pm` of uniform tokens.)
+    sigma = (1 - eta) (1 - alpha_s) / (1 - alpha_t). The network's distribution is that of the clean token given all of
+    x_t, the "denoiser" of `d3pm`, which cross entropy trains. (diffusers' ``DiscreteDDIMScheduler`` is `d3pm` of
+    uniform tokens.)
 
     Args:
         eta: with 0 no token is drawn anew; with 1 x_s depends on x_t through c alone.
@@ -231,11 +253,13 @@ def uniform_ddim(
 def discrete_flow(
     steps: Steps, *, mask_id: int | None = None, vocabulary: int | None = None, schedule: MaskSchedule = _LINEAR,
     jump: Literal["euler", "exponential"] = "euler", temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+    mask_logit: MaskLogit = "ignore",
 ) -> TokenTable:  # fmt: skip
     """Euler's method for the mixture path of discrete flow matching: x becomes the drawn token with probability h
     kappa' / (1 - kappa), kappa = 1 - p (Gat et al. 2024, "Discrete flow matching", equations 9 and 24, algorithm 1).
 
-    The last step takes the drawn token. The source is the mask, or uniform tokens.
+    The last step takes the drawn token. The source is the mask, or uniform tokens. The network's distribution is that
+    of the clean token given all of x_t, the "denoiser" of `d3pm`, which cross entropy trains.
 
     Args:
         jump: "euler", or "exponential": 1 - exp(-h kappa' / (1 - kappa)), as in Meta's flow_matching.
@@ -256,14 +280,14 @@ def discrete_flow(
         chance = chance if s > 0 else 1.0
         rows.append(TokenRow(time=t, reveal=0.0 if mask_id is None else chance, change=chance))
     source: Literal["mask", "uniform"] = "uniform" if mask_id is None else "mask"
-    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "mask_logit": mask_logit}
     return TokenTable("discrete_flow", tuple(rows), mask_id, vocabulary, source, **options)
 
 
 @_sampler
 def sedd(
     steps: int, *, mask_id: int, schedule: MaskSchedule = _LOG_LINEAR, last: float = 1e-5, temperature: float = 1.0,
-    top_k: int = 0, top_p: float = 1.0,
+    top_k: int = 0, top_p: float = 1.0, mask_logit: MaskLogit = "ignore",
 ) -> TokenTable:  # fmt: skip
     """Tau-leaping for scores of masked tokens: a mask becomes y with probability h sigma'(t) s(y), s the network's
     ratios and sigma = -ln(1 - p) (Lou et al. 2024, "Discrete diffusion modeling by estimating the ratios of the data
@@ -290,14 +314,16 @@ def sedd(
             raise ValueError(f"schedule: p({t:g}) = 1, where sigma is infinite; expected less, as log_linear has")
         rows.append(TokenRow(time=t, rate=h * float(schedule.slope(np.array(t))) / (1 - p)))
     rows.append(TokenRow(time=last, reveal=1.0))
-    return TokenTable("sedd", tuple(rows), mask_id, temperature=temperature, top_k=top_k, top_p=top_p)
+    return TokenTable(
+        "sedd", tuple(rows), mask_id, temperature=temperature, top_k=top_k, top_p=top_p, mask_logit=mask_logit
+    )
 
 
 @_sampler
 def llada(
     steps: int, *, mask_id: int, length: int | None = None, block_length: int | None = None,
     remask: Literal["low_confidence", "random"] = "low_confidence", cfg_scale: float = 0.0, temperature: float = 0.0,
-    top_k: int = 0, top_p: float = 1.0,
+    top_k: int = 0, top_p: float = 1.0, mask_logit: MaskLogit = "ignore",
 ) -> TokenTable:  # fmt: skip
     """LLaDA's ``generate``: each step draws all masks, and reveals its share of them, the most certain ones first (Nie
     et al. 2025, "Large language diffusion models", section 2.4 and algorithm 5; its ``low_confidence`` remasking).
@@ -336,14 +362,14 @@ def llada(
     each = n // blocks
     rows = [TokenRow(time=1 - i / n, left=each - i % each, end=(blocks - 1 - i // each) * block) for i in range(n)]
     order: Literal["confidence", "random"] = "random" if remask == "random" else "confidence"
-    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "mask_logit": mask_logit}
     return TokenTable("llada", tuple(rows), mask_id, order=order, guidance=real("cfg_scale", cfg_scale), **options)
 
 
 @_sampler
 def entropy_bound(
     steps: int, *, bound: float = 0.1, mask_id: int | None = None, vocabulary: int | None = None, t_max: float = 0.8,
-    t_min: float = 0.4, top_k: int = 0, top_p: float = 1.0,
+    t_min: float = 0.4, top_k: int = 0, top_p: float = 1.0, mask_logit: MaskLogit = "ignore",
 ) -> TokenTable:  # fmt: skip
     """Takes, in each step, the drawn tokens of the positions of least entropy whose entropies, without the largest, add
     up to at most `bound` (Ben-Hamu et al. 2025, "Accelerated sampling from masked diffusion models via entropy bounded
@@ -368,4 +394,6 @@ def entropy_bound(
     heat = [t_min + (t_max - t_min) * (n - i) / n for i in range(n)]
     rows = [TokenRow(time=1 - i / n, bound=bound, temperature=heat[i]) for i in range(n)]
     source: Literal["mask", "uniform"] = "uniform" if mask_id is None else "mask"
-    return TokenTable("entropy_bound", tuple(rows), mask_id, vocabulary, source, top_k=top_k, top_p=top_p)
+    return TokenTable(
+        "entropy_bound", tuple(rows), mask_id, vocabulary, source, top_k=top_k, top_p=top_p, mask_logit=mask_logit
+    )

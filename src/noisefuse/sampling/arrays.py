@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -124,19 +124,27 @@ def bar(rows: range, progress: bool) -> Iterable[int]:
     return bar
 
 
-def first_answer(model: Model, x: Array, x_in: Array, t: Any) -> tuple[Any, Array]:
-    """Asks the model about the input of NumPy's x, a new sample. Returns the answer, and x in the answer's library and
-    on its device."""
+_HINT = (
+    "as neither dtype= nor device= was given; for a network in torch give dtype=torch.float32 or "
+    'device="cpu", for one in JAX dtype=jnp.float32'
+)
+
+
+def asked(model: Callable[..., Any], x: Any, t: Any, hint: str) -> Any:
+    """Returns what the model answers NumPy's x of a new sample. TypeError: it takes another library's arrays."""
     try:
-        answer = model(x_in, t)
+        return model(x, t)
     except (AttributeError, IndexError, TypeError) as error:  # networks raise these for arrays of another library
         if not {"torch", "jax"} & sys.modules.keys():
             raise
-        raise TypeError(
-            f"model: {type(error).__name__} ({str(error)[:80]}) where x is NumPy's and t = {t!r}, as neither "
-            "dtype= nor device= was given; for a network in torch give dtype=torch.float32 or "
-            'device="cpu", for one in JAX dtype=jnp.float32'
-        ) from error
+        what = f"{type(error).__name__} ({str(error)[:80]})"
+        raise TypeError(f"model: {what} where x is NumPy's and t = {t!r}, {hint}") from error
+
+
+def first_answer(model: Model, x: Array, x_in: Array, t: Any) -> tuple[Any, Array]:
+    """Asks the model about the input of NumPy's x, a new sample. Returns the answer, and x in the answer's library and
+    on its device."""
+    answer = asked(model, x_in, t, _HINT)
     need_answer(answer, x, 0, any_library=True)
     first = answer[0] if isinstance(answer, list | tuple) else answer
     return answer, library_for(first).moved(x, first)

@@ -27,7 +27,7 @@ class Drawn(NamedTuple):
 def wanted_info(table: TokenTable, row: TokenRow, log_prob: bool, asked: tuple[str, ...]) -> tuple[str, ...]:
     """Returns what `categorical` has to tell for this row."""
     names = [*asked]
-    if log_prob and not row.touches_tokens:
+    if log_prob and not row.touches_tokens and table.mask_logit == "ignore":
         names.append("log_prob")
     if row.rate is not None or (row.left is not None and table.order == "confidence"):
         names.append("log_prob_raw")
@@ -159,11 +159,13 @@ def law(
     p, own = np.exp(of_next.astype(np.float64)), np.exp(of_own.astype(np.float64))
     masked = np.zeros(x.shape, np.bool_) if table.mask_id is None else x == table.mask_id
     hidden = np.zeros(x.shape, np.bool_) if table.mask_id is None else to == table.mask_id
+    possible = np.True_ if table.mask_id is not None else (to >= 0) & (to < _size(table))
     zero: NDArray[np.float64] = np.zeros(x.shape)
     if row.by_rank:
-        taken = may & (to != x) if taken is None else taken
+        taken = may & (to != x) if taken is None or table.mask_id is not None else taken
         left = 0.0 if table.mask_id is not None else np.where(may, -math.log(_size(table)), 0.0)
         found = np.where(taken, of_next.astype(np.float64), np.where(~may & (to != x), -np.inf, left))
+        found = np.where(possible, found, -np.inf)
         return Law(found, taken.astype(np.float64), zero)
     reveal = _reveal(row, Drawn(to, {}, total))
     (change, _), (reached, same), _ = _events(row)
@@ -175,10 +177,11 @@ def law(
     moved = np.where(to == x, differ_stays + noise, noise)
     by_p = np.where(to == x, 0.0, change)
     by_own = np.where(to == x, (same_stays + noise_same) - (differ_stays + noise), noise_same - noise)
-    moved, by_p, by_own = (np.where(hidden, a, b) for a, b in ((row.remask, moved), (0.0, by_p), (0.0, by_own)))
-    moved, by_p = np.where(masked, np.where(hidden, 1 - reveal, 0.0), moved), np.where(masked, reveal * ~hidden, by_p)
+    moved, by_own = np.where(hidden, row.remask, moved), np.where(hidden, 0.0, by_own)
+    moved, by_p = np.where(masked, np.where(hidden, 1 - reveal, 0.0), moved), np.where(masked, reveal, by_p)
     by_own = np.where(masked, 0.0, by_own)
     still = np.where(to == x, 1.0, 0.0)
+    may = may & possible
     moved, by_p, by_own = np.where(may, moved, still), np.where(may, by_p, 0.0), np.where(may, by_own, 0.0)
     whole = moved + by_p * p + by_own * own
     with np.errstate(divide="ignore", invalid="ignore"):

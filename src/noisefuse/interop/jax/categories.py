@@ -41,10 +41,24 @@ def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, par
         token, known = jax.pure_callback(
             lambda logits, given, numbers: on_host(logits, given, _named(noise, numbers)),
             (jax.ShapeDtypeStruct(shape, kind), shapes),
-            *(jax.lax.stop_gradient(logits), given, numbers),
+            *(jax.lax.stop_gradient(_without_gradient(logits) if info else logits), given, numbers),
             vmap_method="sequential",
         )
     return (token, dict(zip(info, known, strict=True))) if info else token
+
+
+def _refuse(primals: Any, tangents: Any) -> Any:
+    """Raises NotImplementedError if a derivative is asked for: it would be 0, and nobody would see it."""
+    if not isinstance(tangents[0], jax.custom_derivatives.SymbolicZero):
+        message = (
+            "logits: the info of categorical has no gradient; pass jax.lax.stop_gradient(logits), and for that of "
+        )
+        raise NotImplementedError(message + "log_prob take -masked_cross_entropy(logits, token, reduction='none')")
+    return *primals, jax.numpy.zeros_like(primals[0])
+
+
+_without_gradient: Any = jax.custom_jvp(lambda logits: logits)
+_without_gradient.defjvp(_refuse, symbolic_zeros=True)
 
 
 def _kept(value: Any) -> Any:
