@@ -24,6 +24,7 @@ from .ground.docstrings import Shared, documented
 from .ground.drawing import plot_levels
 from .ground.kinds import need_plain
 from .language import families
+from .language.axis import Axis
 from .language.diffusers_config import family
 from .language.families import FAMILIES, AlphaSigma, Array, Family, Functions, lie_within
 from .language.forward import KeptRows, OwnTime, forward
@@ -770,6 +771,11 @@ class Schedule:
                 f"a schedule of functions is stored by its name, and {self.kind!r} does not name these: call "
                 f"nf.Schedule.register({self.kind!r}, alpha, sigma) first"
             )
+
+    @property
+    def axis(self) -> Axis:
+        """The schedule's noise level as one coordinate, made anew at each call."""
+        return Axis(self, self._family)
 
     @property
     def has_unit_times(self) -> bool:

@@ -10,10 +10,11 @@ from typing import NamedTuple, TypeAlias, Unpack
 
 import numpy as np
 
+from ..language.axis import Axis
 from ..schedule import Schedule
 from ..tableau import ZERO, Affine, D, Row, Tableau, m1, x
-from ..views import Prediction, View, view
-from .spacing import Axis, Spacing, SpacingOptions, Steps, grid
+from ..views import Prediction, View, own_time, view
+from .spacing import Spacing, SpacingOptions, Steps, axis_of, grid
 
 __all__ = ["Clip", "Node", "Placed", "Plan", "Threshold", "descent", "plan", "split"]
 
@@ -183,9 +184,8 @@ class Plan:
 
     def node(self, sigma: float) -> Node:
         """Returns a node of the exploding frame between the visited ones."""
-        level = np.array([sigma / (1 + sigma) if self.axis.family == "flow" else sigma])
-        alpha, times = self.axis.columns(level)[0], self.axis.times(level)
-        return Node(1.0, sigma, float(times[0]), float(alpha[0]))
+        place = self.axis.at_level(np.array([sigma / (1 + sigma) if self.axis.family == "flow" else sigma]))
+        return Node(1.0, sigma, float(self.axis.times(place)[0]), float(place.alpha[0]))
 
     def clean(self, node: Node) -> Affine:
         """Returns D before its clamp, in x and m1."""
@@ -215,9 +215,12 @@ class Plan:
         """Makes a table from rows. start: the plan's by default."""
         nodes, rows, push, denoised = zip(*placed, strict=True)
         own = [(node.scale * node.alpha, node.scale * node.sigma) for node in nodes]
+        times = np.array([self.view.time(*c, node.t) for c, node in zip(own, nodes, strict=True)])
+        if self.view.time is own_time and self.axis.timed_by_index and times.min() < 0:
+            raise ValueError(f"{name}: expected times from the first index on, got one at index {times.min():g}")
         return Tableau(
             rows,
-            timesteps=np.array([self.view.time(*c, node.t) for c, node in zip(own, nodes, strict=True)]),
+            timesteps=times,
             name=name,
             push=np.array(push),
             denoised=np.array(denoised),
@@ -241,7 +244,7 @@ def plan(
     **options: Unpack[SpacingOptions],
 ) -> Plan:
     """Returns the plan of a run in the schedule's own frame; see ``spacing.grid`` for the arguments and errors."""
-    axis = Axis(schedule)
+    axis = axis_of(schedule)
     levels = grid(axis, steps, spacing, whole=whole, drop_last=drop_last, **options)
     nodes = map(Node, *(column.tolist() for column in levels))
     threshold = clip if isinstance(clip, Threshold) else None
