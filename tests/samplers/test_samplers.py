@@ -606,7 +606,13 @@ BAD_ARGUMENTS = [
     ("ddim", VP, {"final": "one"}, ValueError, "final must be zero or sigma_min or a time, got 'one'"),
     ("ddim", VP, {"final": None}, ValueError, "final must be zero or sigma_min or a time, got None"),
     ("ddim", VP, {"final": 1000}, ValueError, r"has indices 0 \.\. 999, got 1000"),
-    ("flow_euler", FLOW, {"final": 1.5}, ValueError, r"final: t must be in \[0, 1\], the time s of .* got t\[0\] = 1.5"),
+    (
+        "flow_euler",
+        FLOW,
+        {"final": 1.5},
+        ValueError,
+        r"final: t must be in \[0, 1\], the time s of .* got t\[0\] = 1.5",
+    ),
     ("ddim", VP, {"spacing": "karras", "sigma_min": 3.0, "sigma_max": 2.0}, ValueError, "< inf, got 3.0, 2.0"),
     *(
         ("ddim", VP, {"spacing": "karras", "rho": rho}, ValueError, f"rho must be positive and finite, got {rho}")

@@ -7,6 +7,7 @@ be written.
 """
 
 import math
+import pickle
 import re
 from itertools import pairwise
 
@@ -208,3 +209,126 @@ def test_what_keeps_its_meaning_does_not_warn(recwarn):
     flow_euler(Schedule.flow(), steps=[900, 500])
     ddim(Schedule.linear(), steps=[900, 0], final=0)
     assert not recwarn.list
+
+
+# ---- what the network is given -----------------------------------------------------------------------------
+
+
+KINDS = ["index", "sigma", "schedule", lambda alpha, sigma, t: 1 - t + alpha / 8 + sigma]
+
+
+@pytest.mark.filterwarnings("ignore:steps. floats are times of the schedule")
+@pytest.mark.parametrize("kind", KINDS, ids=["index", "sigma", "schedule", "function"])
+@pytest.mark.parametrize("schedule", [*UNIT, Schedule.flow(shift=3.0)], ids=ids)
+def test_model_time_is_that_of_training(schedule, kind):
+    """The numbers of `Schedule.model_time`, for indices and for own times, in every row that calls the network.
+
+    Seen to fail: a flow with shift 3, trained on its own time and run on sigma (mean radius 1.45 for 2); the time of
+    Heun's second call left as sigma.
+    """
+    first, last = schedule.times
+    indices = np.array([899, 499, 99])
+    own = first + (last - first) * np.array([0.9, 0.5, 0.1])
+    for t in (indices, own):
+        expected = schedule.model_time(t, kind)
+        sampler = ddim(schedule, steps=t if t is indices else [*own], prediction="v", model_time=kind)
+        np.testing.assert_allclose(sampler.timesteps, expected, rtol=1e-12)
+        if kind == "schedule" or (kind == "index" and t is indices):
+            assert sampler.timesteps.tolist() == expected.tolist()
+        two = nf.samplers.heun(schedule, steps=t if t is indices else [*own], prediction="v", model_time=kind)
+        np.testing.assert_allclose(two.timesteps, np.asarray(expected)[[0, 1, 1, 2, 2]], rtol=1e-12)
+    np.testing.assert_allclose(schedule.model_time(indices, "schedule"), own, rtol=1e-12)
+    np.testing.assert_allclose(schedule.model_time(own, "index"), indices, rtol=1e-12)
+    between = nf.samplers.dpm_2(schedule, steps=[*own], prediction="v", model_time=kind)
+    level = between.tableau.sigma / (between.tableau.alpha + between.tableau.sigma)
+    assert np.all(np.diff(level) < 0)
+    moves = np.diff(between.timesteps)
+    assert np.all(moves < 0) if isinstance(kind, str) else np.all(moves != 0)
+
+
+def test_model_time_at_levels():
+    """Of a level it is the schedule's inverse. Seen to fail: the column's place for a level between two columns."""
+    flow = Schedule.flow(shift=3.0)
+    s = np.array([0.9, 0.55, 0.1234])
+    for kind, expected in (("schedule", s), ("index", 1000 * s - 1), ("sigma", flow(s)[1])):
+        sampler = flow_euler(flow, levels=flow(s)[1], model_time=kind)
+        np.testing.assert_allclose(sampler.timesteps, expected, rtol=1e-11)
+    u = ddim(Schedule.cosine(), steps=5, spacing="karras", sigma_max=50, prediction="v", model_time="schedule")
+    np.testing.assert_allclose(Schedule.cosine()(u.timesteps)[1], u.tableau.sigma, rtol=1e-9)
+    karras = ddim(Schedule.karras(40), steps=[80.0, 5.0], prediction="v", model_time="index")
+    at = int(karras.timesteps[1])
+    assert karras.timesteps[0] == 39
+    assert Schedule.karras(40).sigma[at] < 5 < Schedule.karras(40).sigma[at + 1]
+    assert ddim(Schedule.karras(40), steps=[80.0], prediction="v", model_time="schedule").timesteps.tolist() == [80.0]
+
+
+def test_model_time_changes_nothing_else():
+    """Also where a sampler computes with its index: lcm's weights, tcd's inner time. It is printed and pickled."""
+    for name in ("lcm", "tcd", "heun", "dpmpp_2m", "ddim_inverse", "edm"):
+        rule, schedule = getattr(nf.samplers, name), Schedule.cosine()
+        plain = rule(schedule, 4, prediction="v", final="sigma_min")
+        other = rule(schedule, 4, prediction="v", final="sigma_min", model_time="schedule")
+        assert (plain.tableau.rows == other.tableau.rows).all()
+        if name != "edm":  # its levels lie between columns
+            np.testing.assert_allclose(other.timesteps, (plain.timesteps + 1) / 1000, rtol=1e-9, atol=1e-12)
+    assert repr(other).startswith("Sampler(edm, 7 rows, model_time=schedule)\n  0: t = ")
+    again = pickle.loads(pickle.dumps(other))
+    assert (again, repr(again)) == (other, repr(other))
+    named = ddim(schedule, 2, prediction="v", model_time=lambda alpha, sigma, t: t)
+    assert repr(named).startswith("Sampler(ddim, 2 rows, model_time=<lambda>)\n")
+
+
+def test_defaults_are_as_before():
+    assert Schedule.cosine().model_time([3, 4]).tolist() == [3, 4]
+    assert Schedule.flow(shift=3.0).model_time(0.5) == 0.75
+    assert Schedule.flow(shift=3.0).model_time([499]).tolist() == [0.75]
+    assert Schedule.karras(40).model_time(3.0) == 3.0
+    assert Schedule.linear().model_time(7) == 7
+
+
+def test_a_prediction_with_a_time_of_its_own():
+    karras = Schedule.karras(40)
+    expected = np.log(karras.sigma[[3, 30]]) / 4
+    np.testing.assert_allclose(karras.model_time([3, 30], prediction="edm"), expected, rtol=1e-15)
+    assert karras.model_time(2.0, prediction=nf.views.edm(0.3)) == math.log(2.0) / 4
+    refusals = (
+        lambda: karras.model_time(3, "sigma", "edm"),
+        lambda: euler(karras, 3, prediction="edm_v", model_time="sigma"),
+    )
+    for refused in refusals:
+        with pytest.raises(ValueError, match=r'expected none, as a prediction of "edm(_v)?" has a time of its own'):
+            refused()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "t", "kind", "error", "message"),
+    [
+        (Schedule.cosine(), [0.5, 0.0005], None, ValueError, "t = 0.0005: expected a time from the first index on"),
+        (Schedule.linear(), [3], "schedule", TypeError, "a linear schedule has no time of its own"),
+        (Schedule.linear(), [0.5], None, TypeError, "no continuous time"),
+        (Schedule.linear(), [3], "level", ValueError, 'model_time = \'level\': expected "index", "sigma"'),
+        (Schedule.linear(), [3, 4], lambda a, s, t: 1.0, ValueError, r"returns shape \(2,\), got \(\)"),
+        (Schedule.linear(), [1000], None, IndexError, "an index, 0 <= t < 1000"),
+    ],
+)
+def test_model_times_that_are_none(schedule, t, kind, error, message):
+    with pytest.raises(error, match=message):
+        schedule.model_time(t, kind)
+
+
+@pytest.mark.parametrize("kind", [None, *KINDS], ids=["default", "index", "sigma", "schedule", "function"])
+def test_model_time_of_tensors_and_jax(kind):
+    """The numbers of NumPy, rounded to float32 unless t is float64."""
+    torch, flow = pytest.importorskip("torch"), Schedule.flow(shift=3.0)
+    for t in (np.array([3, 700]), np.array([[0.25], [0.75]], np.float32), np.float64([0.2, 0.7])):
+        expected = np.asarray(flow.model_time(t, kind))
+        found = flow.model_time(torch.from_numpy(t), kind)
+        assert isinstance(found, torch.Tensor)
+        wanted = expected.dtype if expected.dtype.kind == "i" or t.dtype == np.float64 else np.float32
+        assert found.numpy().dtype == wanted
+        assert np.array_equal(found.numpy(), expected.astype(wanted))
+        if t.dtype != np.float64:
+            jax = pytest.importorskip("jax")
+            found = flow.model_time(jax.numpy.asarray(t), kind)
+            assert isinstance(found, jax.Array)
+            assert np.array_equal(found, expected.astype(wanted))

@@ -111,17 +111,21 @@ class Axis:
 
     # ---- times ---------------------------------------------------------------------------------------------
 
-    def times(self, place: Place, kind: ModelTime | None = None) -> Array:
-        """Returns the time that a network is given at these places. An index may lie below 0, and may be whole."""
-        kind = kind or ("index" if self.timed_by_index else "sigma")
+    def kind(self, given: ModelTime | None) -> ModelTime:
+        """Returns the kind of time that was chosen, or the default."""
+        if given not in (None, "index", "sigma", "schedule") and not callable(given):
+            raise ValueError(f'model_time = {given!r}: expected "index", "sigma", "schedule" or a function')
+        return given or ("index" if self.timed_by_index else "sigma")
+
+    def times(self, place: Place, given: ModelTime | None = None) -> Array:
+        """Returns the time that a network is given at these places. An index may lie below 0: no network has that."""
+        kind = self.kind(given)
         if kind == "sigma":
             return place.sigma
         if kind == "index":
             return self._index(place)
         if kind == "schedule":
             return self._own(place)
-        if not callable(kind):
-            raise ValueError(f'model_time = {kind!r}: expected "index", "sigma", "schedule" or a function')
         t = self._index(place) if self._known is None else self._own(place)
         made = np.asarray(kind(place.alpha, place.sigma, t), np.float64)
         if made.shape != t.shape:

@@ -37,7 +37,7 @@ _SHARED = Shared(
         "spacing": """\
     spacing: how a number of steps becomes times: by index, "leading", "trailing" or "linspace"; by noise level,
         "karras", "exponential" or "beta".""",
-        "options": "    **options: levels, final, final_level and others of `SpacingOptions`.",
+        "options": "    **options: levels, final, final_level, model_time and others of `SpacingOptions`.",
     },
     returns="""\
     A `Sampler`, with a row of float64 coefficients for each call of the network. It runs on arrays of any shape, whose
@@ -79,7 +79,8 @@ def built(
         for name, other in (("levels", "steps"), ("final_level", "final")):
             if name in kwargs and (other in kwargs or (other == "steps" and len(args) > 1)):
                 raise TypeError(f"expected {name} or {other}, got both")
-        return kind(rule(*args, **kwargs))  # type: ignore[call-arg]
+        made, chosen = rule(*args, **kwargs), kwargs.get("model_time")
+        return kind(made) if chosen is None else kind(made, chosen)  # type: ignore[call-arg]
 
     make.__annotations__["return"] = kind.__name__
     if rule.__doc__ is not None:  # python -OO

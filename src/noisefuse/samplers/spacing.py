@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from ..arguments.calls import warn_once
 from ..ground.kinds import need_plain
-from ..language.axis import Axis, Place
+from ..language.axis import Axis, ModelTime, Place
 from ..schedule import Schedule
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -44,6 +44,10 @@ class SpacingOptions(TypedDict, total=False):
             like those of ``steps``.
         final_level: a noise level, in place of ``final``: a list of sigmas as in k-diffusion is ``levels=sigmas[:-1],
             final_level=sigmas[-1]``.
+        model_time: what the network is given as its time: "index"; "sigma"; "schedule", the schedule's own time; or a
+            function of float64 arrays (alpha, sigma, t), where t is the own time, or the index of a schedule that has
+            none. Default: sigma where alpha = 1 or alpha + sigma = 1, else the index. `Schedule.model_time` gives the
+            same numbers for training. A prediction with a time of its own ("edm", "edm_v", some Views) takes none.
         sigma_min, sigma_max: the ends of "karras", "exponential" and "beta". Default: the schedule's.
         rho: the exponent of "karras". Default 7.
     """
@@ -52,6 +56,7 @@ class SpacingOptions(TypedDict, total=False):
     levels: Levels
     final: Literal["zero", "sigma_min"] | float
     final_level: float
+    model_time: ModelTime
     sigma_min: float
     sigma_max: float
     rho: float
@@ -64,11 +69,12 @@ def axis_of(schedule: Schedule) -> Axis:
 
 
 class Grid(NamedTuple):
-    """The n visited noise levels, in order, and the end: (n + 1,) each. times are given to the model."""
+    """The n visited noise levels, in order, and the end: (n + 1,) each. The model is given `told`, by default times."""
 
     alpha: Array
     sigma: Array
     times: npt.NDArray[np.float64 | np.int64]
+    told: npt.NDArray[np.float64 | np.int64]
 
 
 def grid(
@@ -82,6 +88,7 @@ def grid(
     levels: Levels | None = None,
     final: Literal["zero", "sigma_min"] | float = "zero",
     final_level: float | None = None,
+    model_time: ModelTime | None = None,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     rho: float = 7.0,
@@ -92,6 +99,7 @@ def grid(
         axis: the schedule's axis.
         steps: a number; or the times themselves, in any order (``spacing`` is then not used).
         levels: noise levels, in place of steps.
+        model_time: what the model is given as its time.
         whole: round the indices of "linspace".
         drop_last: place one more index in "leading" and "linspace" and drop the least noisy one.
 
@@ -128,10 +136,16 @@ def grid(
             )
     else:
         end = _given(axis, "final", [final], None if final_level is None else [final_level])
-    times = np.append(axis.times(visited), axis.times(end))
-    if axis.timed_by_index and np.all(times == np.floor(times)):
-        times = times.astype(np.int64)  # networks embed a whole time as an integer
-    return Grid(np.append(visited.alpha, end.alpha), np.append(visited.sigma, end.sigma), times)
+    times, told = (_times(axis, visited, end, kind) for kind in (None, model_time))
+    return Grid(np.append(visited.alpha, end.alpha), np.append(visited.sigma, end.sigma), times, told)
+
+
+def _times(axis: Axis, visited: Place, end: Place, kind: ModelTime | None) -> Any:
+    """Returns the times of a kind. Clean data has none: no model is called there."""
+    times = np.append(axis.times(visited, kind), axis.times(end, kind) if end.sigma[0] else 0.0)
+    if axis.kind(kind) == "index" and np.all(times == np.floor(times)):
+        return times.astype(np.int64)  # networks embed a whole time as an integer
+    return times
 
 
 def _given(axis: Axis, name: str, times: Any, levels: Any) -> Place:
