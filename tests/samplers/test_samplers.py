@@ -715,6 +715,8 @@ BAD_ARGUMENTS = [
     # alpha = 0: another prediction, or a start with some signal
     ("ddim", ZERO_SNR, {"spacing": "trailing"}, ValueError, 'prediction "epsilon" divides by alpha.*zero terminal SNR'),
     ("ddim", FLOW, {"spacing": "trailing"}, ValueError, 'say what the network predicts, prediction="flow"'),
+    ("euler", FLOW, {}, ValueError, 'say what the network predicts, prediction="flow", .*, or flow_euler, or leave'),
+    ("euler", FLOW, {"prediction": "flow"}, ValueError, "divides by alpha.*use ddim, .*, or flow_euler, or leave"),
     ("unipc", FLOW, {"prediction": "flow"}, ValueError, '^unipc divides by alpha.*spacing="leading", or a list'),
     *(
         (name, ZERO_SNR, {"prediction": "v", "spacing": "trailing"}, ValueError, "divides by alpha.*use ddim")

@@ -167,6 +167,7 @@ class Plan:
         """Raises ValueError if x is pure noise at one of the nodes, for formulas that divide by alpha there."""
         for node in self.nodes[nodes]:
             if node.alpha == 0:
+                instead += ", or flow_euler" if self.axis.family == "flow" else ""
                 raise ValueError(
                     f"{name} divides by alpha, which is 0 at time {node.t:g} (zero terminal SNR, or sigma = 1 of a "
                     f'flow): {instead}, or leave that time out, by spacing="leading", or a list of times as steps'
