@@ -66,6 +66,7 @@ class Sampler:
 
     Args:
         tableau: the rows; see ``noisefuse.samplers`` for functions that make them.
+        model_time: what the times of the rows are, for ``print``: a word, or a function, whose name counts.
 
     Row i is the i-th model call, so ``len(sampler)`` counts model calls (Heun's method: 2 n - 1). Arrays may be of any
     kind and dtype that ``noisefuse.update`` accepts.
@@ -80,6 +81,7 @@ class Sampler:
     """
 
     tableau: Tableau
+    model_time: str | None
     _slots: int
     _state_size: tuple[int, int]
     _push: list[int]
@@ -97,13 +99,14 @@ class Sampler:
     _inputs: Tableau | None
     _mixed: Callable[[float], Tableau]
 
-    def __init__(self, tableau: Tableau) -> None:
+    def __init__(self, tableau: Tableau, model_time: str | Callable[..., Any] | None = None) -> None:
         need_tableau("tableau", tableau)
         push, reads = tableau.push.tolist(), oldest_past(tableau)
         most = max(push, default=0)
         # this bypasses __setattr__, which refuses; lists, because indexing them is fast
         self.__dict__.update(
             tableau=tableau,
+            model_time=getattr(model_time, "__name__", model_time),
             _slots=tableau.slots,
             _state_size=(tableau.slots, most),
             _push=push,
@@ -135,8 +138,8 @@ class Sampler:
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a Sampler is immutable: cannot set {name!r}")
 
-    def __reduce__(self) -> tuple[type[Sampler], tuple[Tableau]]:
-        return Sampler, (self.tableau,)
+    def __reduce__(self) -> tuple[type[Sampler], tuple[Tableau, str | None]]:
+        return Sampler, (self.tableau, self.model_time)
 
     def __setstate__(self, state: object) -> NoReturn:
         stored.refuse_state(self)
@@ -151,7 +154,9 @@ class Sampler:
         return hash(self.tableau)
 
     def __repr__(self) -> str:
-        return repr(self.tableau).replace("Tableau(", "Sampler(", 1)
+        title, *lines = repr(self.tableau).replace("Tableau(", "Sampler(", 1).split("\n")
+        told = "" if self.model_time is None else f", model_time={self.model_time}"
+        return "\n".join([f"{title[:-1]}{told})", *lines])
 
     def _repr_html_(self) -> str:
         """The rows of the repr as a table, below a plot of their noise levels, for notebooks."""
@@ -161,7 +166,7 @@ class Sampler:
 
     @property
     def timesteps(self) -> npt.NDArray[Any]:
-        """The t that the model is given in each row, (n,). They are indices of the schedule, or noise levels."""
+        """The t that the model is given in each row, (n,): indices, noise levels, or what ``model_time`` says."""
         return self.tableau.timesteps
 
     # ---- one step ------------------------------------------------------------------------------------------

@@ -22,13 +22,14 @@ import numpy.typing as npt
 from .ground import notebook, stored
 from .ground.docstrings import Shared, documented
 from .ground.drawing import plot_levels
-from .ground.kinds import need_plain
+from .ground.kinds import NUMPY, library_for, need_plain
 from .language import families
+from .language.axis import Axis, ModelTime, Place
 from .language.diffusers_config import family
 from .language.families import FAMILIES, AlphaSigma, Array, Family, Functions, lie_within
 from .language.forward import KeptRows, OwnTime, forward
 from .tableau import Tableau, of_rows
-from .views import Target
+from .views import Prediction, Target, own_time, view
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -772,9 +773,14 @@ class Schedule:
             )
 
     @property
-    def has_unit_times(self) -> bool:
-        """Tells whether float times go from 0.0, the cleanest, to 1.0, the noisiest."""
-        return self._family is not None and (self._family.first, self._family.last) == (0, 1)
+    def axis(self) -> Axis:
+        """The schedule's noise level as one coordinate, made anew at each call."""
+        return Axis(self, self._family)
+
+    @property
+    def times(self) -> tuple[float, float] | None:
+        """The cleanest and the noisiest float time, (0, 1) for most; None if there are no float times."""
+        return self._family and (self._family.first, self._family.last)
 
     @property
     def continuous(self) -> bool:
@@ -816,6 +822,52 @@ class Schedule:
         # Python's arithmetic gives one float the same bits, sooner.
         alpha, sigma = at(t if t.ndim else t.item(), **self._parameters)
         return np.asarray(alpha), np.asarray(sigma)
+
+    def model_time(self, t: Any, kind: ModelTime | None = None, prediction: Prediction | None = None) -> Any:
+        """What a network is given as its time at t: the numbers that samplers of this ``model_time`` give it.
+
+        Args:
+            t: as in `q_sample`, integers or floats of any shape: a number, an array, a tensor, or an array of JAX's.
+            kind: "index", "sigma", "schedule" or a function, as the samplers' ``model_time``. An own time t has the
+                index (t - first) / (last - first) T - 1. None: sigma where alpha = 1 or alpha + sigma = 1, else the
+                index.
+            prediction: as that of samplers. One with a time of its own, such as "edm", takes no kind.
+
+        Returns:
+            Times of t's shape, kind and device: t itself for indices of indices, else float64, which tensors and JAX's
+            arrays round to float32 unless t is float64.
+
+        Raises:
+            ValueError: an index would lie below 0, or as for ``schedule(t)``; a kind for such a prediction.
+            TypeError: the schedule has no time of its own, for "schedule"; or as for ``schedule(t)``.
+
+        >>> flow = nf.Schedule.flow(1000, shift=3.0)
+        >>> flow.model_time(0.5), flow.model_time(0.5, "schedule"), flow.model_time(0.5, "index")
+        (0.75, 0.5, 499.0)
+        """
+        need_plain("t", t)
+        library = library_for(t)
+        given = np.asarray(library.to_numpy(t))
+        levels = self(given)
+        own, is_index = view(prediction or "epsilon"), given.dtype.kind in "iu"
+        if own.time is not own_time:
+            if kind is not None:
+                raise ValueError(f'kind: expected none, as a prediction of "{own.name}" has a time of its own')
+            alpha, sigma = (column.ravel().tolist() for column in levels)
+            made = np.array([own.time(a, s, math.nan) for a, s in zip(alpha, sigma, strict=True)]).reshape(given.shape)
+        elif is_index and self.axis.kind(kind) == "index":
+            made = given
+        else:
+            axis = self.axis
+            numbers = given.astype(np.float64)
+            made = axis.times(Place(*levels, at=numbers) if is_index else Place(*levels, own=numbers), kind)
+            if axis.kind(kind) == "index" and np.any(made < 0):
+                raise ValueError(f"t = {given[made < 0][0]:g}: expected a time from the first index on")
+        if library is NUMPY:
+            return made if made.ndim else made.item()
+        if made is given:
+            return t
+        return library.moved(made.astype(np.float64 if given.dtype == np.float64 else np.float32), t)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Plots alpha, sigma (left axis) and log-SNR (right axis) against the index t; returns the left axis.

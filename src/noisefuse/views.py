@@ -29,7 +29,7 @@ def _unscaled(alpha: float, sigma: float) -> float:
     return 1.0
 
 
-def _own_time(alpha: float, sigma: float, t: float) -> float:
+def own_time(alpha: float, sigma: float, t: float) -> float:
     return t
 
 
@@ -49,7 +49,7 @@ class View:
     clean: Callable[[float, float], tuple[float, float]]
     noise: Callable[[float, float], tuple[float, float]]
     scale: Callable[[float, float], float] = _unscaled
-    time: Callable[[float, float, float], float] = _own_time
+    time: Callable[[float, float, float], float] = own_time
 
 
 Prediction: TypeAlias = Literal["epsilon", "sample", "v", "flow", "velocity", "edm", "edm_v"] | View

@@ -61,9 +61,9 @@ def ddpo(x, e, z, i, eta):
 
 LADDER = nf.samplers.ddim(LINEAR, 10, eta=0.8)
 CASES = {
-    "flow_sde": (nf.samplers.flow_sde(FLOW, SIGMAS[:-1], noise_level=0.7), flow_grpo, 0.7, "full"),
-    "flow_cps": (nf.samplers.flow_cps(FLOW, SIGMAS[:-1], noise_level=0.7), cps, 0.7, "squared"),
-    "dance_sde": (nf.samplers.dance_sde(FLOW, SIGMAS[:-1], eta=0.3), dance, 0.3, "full"),
+    "flow_sde": (nf.samplers.flow_sde(FLOW, levels=SIGMAS[:-1], noise_level=0.7), flow_grpo, 0.7, "full"),
+    "flow_cps": (nf.samplers.flow_cps(FLOW, levels=SIGMAS[:-1], noise_level=0.7), cps, 0.7, "squared"),
+    "dance_sde": (nf.samplers.dance_sde(FLOW, levels=SIGMAS[:-1], eta=0.3), dance, 0.3, "full"),
     "ddim": (LADDER, ddpo, 0.8, "full"),
 }
 
@@ -139,7 +139,7 @@ def recorded(found, numbers):
 
 
 def flow(rule, sigmas, **options):
-    return getattr(nf.samplers, rule)(FLOW, steps=sigmas[:-1], **options)
+    return getattr(nf.samplers, rule)(FLOW, levels=sigmas[:-1], **options)
 
 
 @pytest.mark.parametrize("i", [0, 4, 9])

@@ -102,7 +102,7 @@ def test_densities_at_hard_ends(rule, ends, dtype):
     """Compares the step from sigma to sigma'. Seen to fail: a noise level off by 1e-4 of it, at every end in float64;
     in float32 if the rounding of x' is not larger than that."""
     level, (sigma, after) = 0.7, ends
-    sampler = getattr(nf.samplers, rule)(FLOW, [sigma, after], noise_level=level)
+    sampler = getattr(nf.samplers, rule)(FLOW, levels=[sigma, after], noise_level=level)
     rng = np.random.default_rng(3)
     x, m = (rng.standard_normal((2, 300)).astype(dtype) for _ in range(2))
     x_next, found = sampler.step(0, x, m, nf.Noise(7), log_prob=True)

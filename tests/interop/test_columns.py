@@ -7,6 +7,7 @@ Seen to fail: ids that are not used; t from the noise's own stream.
 import doctest
 import inspect
 import pickle
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -114,6 +115,75 @@ def test_examples_in_docstrings_run(kind):
 def test_all_times_are_drawn():
     """Seen to fail: the last one left out."""
     assert {*drawn_times(nf.Schedule.linear(3), nf.Noise(7).at(sample=np.arange(100)), 100)} == {0, 1, 2}
+
+
+TIMES = {"float": None, "logit_normal": None, "squares": lambda u: u**2}
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_float_times_and_what_the_network_is_given(times):
+    """x_t has the level of t, and the fourth is the schedule's model_time; all loaders have the same.
+
+    Seen to fail: t that was rounded after x_t had been made of it; times that depend on the batch.
+    """
+    flow, noise = nf.Schedule.flow(1000, shift=3.0), nf.Noise(7, step=2)
+    options = {"target": "flow", "times": TIMES[times] or times, "model_time": "sigma"}
+    noisy = NoisyColumns(flow, noise, **options)
+    found = noisy({"id": np.arange(13), "image": IMAGES})
+    assert [*found] == ["id", "x_t", "t", "target", "model_time"]
+    assert found["t"].dtype == np.float32
+    x_t, target = nf.q_sample(IMAGES, found["t"], flow, noise.at(sample=np.arange(13)), target="flow")
+    assert np.array_equal(found["x_t"], x_t)
+    assert np.array_equal(found["target"], target)
+    assert np.array_equal(found["model_time"], flow(found["t"])[1])
+    one = noisy({"id": [5], "image": IMAGES[5:6]})
+    assert one["t"] == found["t"][5]
+    torch = pytest.importorskip("torch")
+    from noisefuse.interop.torch_data import NoisyBatch
+
+    batch = NoisyBatch(flow, noise, **options)(np.arange(13), torch.from_numpy(IMAGES))
+    for name, tensor in zip(("x_t", "t", "target", "model_time"), batch, strict=True):
+        assert np.array_equal(tensor.numpy(), found[name].astype(np.float32))
+    pytest.importorskip("grain")
+    from noisefuse.interop.grain import Noisy
+
+    element = Noisy(flow, noise, **options).map_with_index(5, {"image": IMAGES[5]})
+    assert all(np.array_equal(element[name], found[name][5]) for name in ("x_t", "t", "target", "model_time"))
+
+
+normal = NormalDist().inv_cdf
+
+
+def test_the_law_of_float_times():
+    """Quantiles, to 5 standard deviations, and independence of the noise. Seen to fail: times of stream 0."""
+    flow = nf.Schedule.from_functions(lambda t: 1 - t**2 / 16, lambda t: t / 4, name="long", times=(0, 4))
+    ids, n = np.arange(1 << 14), 1 << 14
+    for times, quantile in (("float", lambda q: 4 * q), ("logit_normal", lambda q: 4 / (1 + np.exp(-normal(q))))):
+        batch = NoisyColumns(flow, nf.Noise(7), times=times)({"id": ids, "image": np.zeros((n, 1), np.float32)})
+        for q in (0.1, 0.5, 0.9):
+            assert abs((batch["t"] < quantile(q)).mean() - q) < 5 * (q * (1 - q) / n) ** 0.5
+        assert abs(np.corrcoef(batch["t"], batch["target"][:, 0])[0, 1]) < 5 / n**0.5
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options", "error", "message"),
+    [
+        (S, {"times": "float"}, TypeError, "times: a linear schedule has no float times"),
+        (S, {"times": "even"}, ValueError, 'times = \'even\': expected "index", "float"'),
+        (S, {"model_time": "schedule"}, TypeError, "a linear schedule has no time of its own"),
+        (S, {"model_time": "level"}, ValueError, "model_time = 'level'"),
+        (nf.Schedule.karras(9), {"times": "float"}, ValueError, "expected a schedule with a last time, got karras"),
+        (
+            nf.Schedule.cosine(),
+            {"times": "float", "model_time": "index"},
+            ValueError,
+            "expected another one with float",
+        ),
+    ],
+)
+def test_times_that_are_none(schedule, options, error, message):
+    with pytest.raises(error, match=message):
+        NoisyColumns(schedule, nf.Noise(7), **options)
 
 
 def test_reprs_say_what_a_batch_gets():

@@ -466,7 +466,7 @@ def test_our_own_samplers_take_a_step_in_the_flow(nodes, name):
     sigmas = node(nodes, "NoisefuseSigmas", schedule="flow", spacing="trailing", steps=4)
     noise, guider = node(nodes, "NoisefuseNoise", noise_seed=7), Guider(CONST())
     found = run(noise, node(nodes, "NoisefuseSamplerRows", sampler_name=name, eta=0.5), sigmas, latent(2), CONST())
-    sampler = getattr(nf.samplers, name)(nf.Schedule.flow(), steps=sigmas[:-1].tolist(), prediction="sample", eta=0.5)
+    sampler = getattr(nf.samplers, name)(nf.Schedule.flow(), levels=sigmas[:-1].tolist(), prediction="sample", eta=0.5)
     x = noise.generate_noise(latent(2))
     assert torch.equal(found, sampler.sample(lambda x, t: guider(x, t), x, nf.Noise(7), time="batch"))
 

@@ -174,7 +174,7 @@ def test_the_grid_of_flow_grpo():
     theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     theirs.set_timesteps(10)
     flow, (x, m, x_next) = nf.Schedule.flow(1000, shift=3.0), tensors(15, torch.float64)
-    sampler = nf.samplers.flow_sde(flow, steps=theirs.sigmas[:-1].numpy(), noise_level=LEVELS["sde"])
+    sampler = nf.samplers.flow_sde(flow, levels=theirs.sigmas[:-1].numpy(), noise_level=LEVELS["sde"])
     for i in range(10):
         mean, std, _ = naive("sde", GRID, i, x, m)
         expected = naive_log_prob("sde", x_next, mean, std)

@@ -9,10 +9,12 @@ import contextlib
 import importlib
 import itertools
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import noisefuse as nf
 from conftest import one_in
 from noisefuse import samplers
 from noisefuse.schedule import Schedule
@@ -634,3 +636,23 @@ def test_schedule_of_euler_with_its_own_levels():
         scheduler.set_timesteps(50)
         schedule = Schedule.from_diffusers(scheduler)
         np.testing.assert_allclose(schedule.sigma[::-1], scheduler.sigmas[:50].double().numpy(), rtol=1e-5)
+
+
+def test_the_robot_policy_of_the_page_is_diffusers():
+    """The block of docs/migrate.md, beside DDIMScheduler as lerobot configures it; x and m are such that D is clipped.
+
+    Seen to fail: the noise that fits the clipped sample, 1.8 to 2.1 off.
+    """
+    text = (Path(__file__).parents[2] / "docs" / "migrate.md").read_text()
+    block = text.partition("## Robot policies")[2].partition("```python\n")[2].partition("```")[0]
+    space = {"nf": nf, "np": np, "seed": 1}
+    exec(block, space)
+    sampler = space["sampler"]
+    config = {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2", "clip_sample": True}
+    theirs = diffusers.DDIMScheduler(**config)
+    theirs.set_timesteps(10)
+    assert sampler.timesteps.tolist() == theirs.timesteps.tolist()
+    x, m = torch.randn(2, 1, 16, 7, generator=torch.Generator().manual_seed(0))
+    for i, t in enumerate(theirs.timesteps):
+        expected = theirs.step(m, t, x).prev_sample
+        torch.testing.assert_close(sampler.step(i, x, m), expected, rtol=0, atol=1e-6)

@@ -74,10 +74,12 @@ class Case:
         """Returns the table over a schedule with exactly the wanted noise levels; the last of them ends the run."""
         levels = self.levels(n)
         schedule = Schedule(*FAMILIES[self.family](np.sort(levels)))
-        times = np.argsort(np.argsort(levels)) if self.family == "preserving" else levels
         rule = getattr(samplers, self.name).__wrapped__
-        final = times[-1] if self.rising else "sigma_min"
-        return rule(schedule, times[:-1], prediction="sample", final=final, **self.options)
+        own = {"prediction": "sample", "final": "sigma_min", **self.options}
+        if self.family != "preserving":
+            return rule(schedule, levels=levels[:-1], **own, **{"final_level": levels[-1]} if self.rising else {})
+        indices = np.argsort(np.argsort(levels))
+        return rule(schedule, indices[:-1], **own | ({"final": indices[-1]} if self.rising else {}))
 
     def model(self, tableau, n):
         """Returns (constant, slope): the model's answer to x_in at every row, for the Gaussian."""
@@ -544,16 +546,16 @@ BAD_ARGUMENTS = [
     ("ddim", VP, {"steps": 2.0}, ValueError, "steps must be an integer or a list of times, got 2.0"),
     ("ddim", VP, {"steps": "5"}, ValueError, "steps must be an integer or a list of times, got '5'"),
     ("ddim", VP, {"steps": None}, ValueError, "steps must be an integer or a list of times, got None"),
-    ("ddim", VP, {"steps": [1000, 5]}, ValueError, r"has times 0 \.\. 999, got 1000 \.\. 5"),
-    ("ddim", VP, {"steps": [5, math.nan]}, ValueError, r"has times 0 \.\. 999, got 5 \.\. nan"),
-    ("ddim", VP, {"steps": [5, 1000, 7]}, ValueError, r"has times 0 \.\. 999"),
+    ("ddim", VP, {"steps": [1000, 5]}, ValueError, r"has indices 0 \.\. 999, got 1000 \.\. 5"),
+    ("ddim", VP, {"steps": [5.0, math.nan]}, ValueError, r"has indices 0 \.\. 999, got 5 \.\. nan"),
+    ("ddim", VP, {"steps": [5, 1000, 7]}, ValueError, r"has indices 0 \.\. 999"),
     *(
         ("euler", Schedule.karras(9), {"steps": steps}, ValueError, message)
         for steps, message in (
             ([80.0, 1.0, 0.0], "noise levels above 0, got .*: drop the 0, the last step goes there by itself"),
             ([0.0, 1.0, 80.0], "noise levels above 0, got .*: take a small level in place of 0"),
-            ([80.0, -1.0], "steps must be noise levels of the schedule, got"),
-            ([math.inf, 1.0], "steps must be noise levels of the schedule, got"),
+            ([80.0, -1.0], r"steps: t must be in \[0, inf\), the time sigma"),
+            ([math.inf, 1.0], r"steps: t must be in \[0, inf\), the time sigma"),
         )
     ),
     # up: steps that draw noise cannot rise, and only those that do not divide by alpha can end on pure noise
@@ -600,11 +602,17 @@ BAD_ARGUMENTS = [
         for name in ("dpmpp_2m", "dpmpp_2m_sde", "unipc")  # their indices would coincide
         for spacing in ("leading", "linspace")
     ),
-    ("ddim", VP, {"steps": 1000, "steps_offset": 1}, ValueError, r"has times 0 \.\. 999"),
+    ("ddim", VP, {"steps": 1000, "steps_offset": 1}, ValueError, r"has indices 0 \.\. 999"),
     ("ddim", VP, {"final": "one"}, ValueError, "final must be zero or sigma_min or a time, got 'one'"),
     ("ddim", VP, {"final": None}, ValueError, "final must be zero or sigma_min or a time, got None"),
-    ("ddim", VP, {"final": 1000}, ValueError, r"has times 0 \.\. 999, got 1000"),
-    ("flow_euler", FLOW, {"final": 1.5}, ValueError, "final must be noise levels of the schedule, got .1.5"),
+    ("ddim", VP, {"final": 1000}, ValueError, r"has indices 0 \.\. 999, got 1000"),
+    (
+        "flow_euler",
+        FLOW,
+        {"final": 1.5},
+        ValueError,
+        r"final: t must be in \[0, 1\], the time s of .* got t\[0\] = 1.5",
+    ),
     ("ddim", VP, {"spacing": "karras", "sigma_min": 3.0, "sigma_max": 2.0}, ValueError, "< inf, got 3.0, 2.0"),
     *(
         ("ddim", VP, {"spacing": "karras", "rho": rho}, ValueError, f"rho must be positive and finite, got {rho}")
@@ -691,7 +699,7 @@ BAD_ARGUMENTS = [
     ("tcd", FLOW, {"steps": 3}, ValueError, "tcd counts indices, and with this schedule a model is told noise levels"),
     ("lcm", VP, {"steps": 60}, ValueError, "1 <= steps <= original_steps <= 1000"),
     ("lcm", VP, {"original_steps": 1001}, ValueError, "1 <= steps <= original_steps <= 1000"),
-    ("flow_euler", FLOW, {"steps": [1.5, 0.5]}, ValueError, "noise levels of the schedule"),
+    ("flow_euler", FLOW, {"levels": [1.5, 0.5], "steps": None}, TypeError, "expected levels or steps, got both"),
     ("euler", Schedule([0.9, 0.5], [0.1, 1.0]), {"steps": [0.5]}, ValueError, "use whole indices"),
     # a name that the sampler does not know, even if another would take it
     ("ddim", VP, {"step": 5}, TypeError, "^ddim has no argument 'step': it takes schedule, steps, eta, .*, rho$"),
@@ -703,10 +711,12 @@ BAD_ARGUMENTS = [
     ("lcm", "linear", {"steps": 4}, TypeError, "schedule must be a Schedule"),
     ("flow_euler", VP, {}, ValueError, r"^flow_euler needs a schedule with alpha \+ sigma = 1 .*; euler takes others"),
     ("flow_heun", VP, {}, ValueError, r"^flow_heun needs a schedule with alpha \+ sigma = 1 .*; heun takes others"),
-    ("lcm", FLOW, {"steps": 3}, ValueError, r"told noise levels.*: give the levels themselves, steps=\[\.\.\]"),
+    ("lcm", FLOW, {"steps": 3}, ValueError, r"told noise levels.*: give the levels themselves, levels=\[\.\.\]"),
     # alpha = 0: another prediction, or a start with some signal
     ("ddim", ZERO_SNR, {"spacing": "trailing"}, ValueError, 'prediction "epsilon" divides by alpha.*zero terminal SNR'),
     ("ddim", FLOW, {"spacing": "trailing"}, ValueError, 'say what the network predicts, prediction="flow"'),
+    ("euler", FLOW, {}, ValueError, 'say what the network predicts, prediction="flow", .*, or flow_euler, or leave'),
+    ("euler", FLOW, {"prediction": "flow"}, ValueError, "divides by alpha.*use ddim, .*, or flow_euler, or leave"),
     ("unipc", FLOW, {"prediction": "flow"}, ValueError, '^unipc divides by alpha.*spacing="leading", or a list'),
     *(
         (name, ZERO_SNR, {"prediction": "v", "spacing": "trailing"}, ValueError, "divides by alpha.*use ddim")

@@ -8,14 +8,16 @@ are ints in [0, 2^56), or strs: `augment.sample_id`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 import noisefuse as nf
 
+from ..language.axis import ModelTime
 from ..noise import got
 from ..schedule import need_schedule
 from ..views import Target, need_target
@@ -29,10 +31,76 @@ def need_noise(noise: object) -> None:
         raise TypeError(f"noise: expected a Noise, got {got(noise)}")
 
 
-def need_training(schedule: object, target: object) -> None:
-    """Raises TypeError or ValueError if no pair of x_t and a target can be made of these."""
-    need_schedule(schedule)
-    need_target(target)
+Times: TypeAlias = Literal["index", "float", "logit_normal"] | Callable[[NDArray[np.float64]], Any]
+"""Training times: uniform indices; the schedule's own times, uniform or as 1 / (1 + e^-z), z ~ N(0, 1) (Esser et al.
+2024), from its first to its last; or a function from uniform numbers (B,) to own times."""
+
+
+class Training(NamedTuple):
+    """What a loader makes of images: x_t, t, the target and, if it is asked for, the network's time."""
+
+    schedule: nf.Schedule
+    target: Target
+    times: Times
+    model_time: ModelTime | None
+
+    def checked(self) -> Training:
+        """Returns itself. TypeError, ValueError: no x_t, time and target can be made of these."""
+        schedule, target, times, model_time = self
+        need_schedule(schedule)
+        need_target(target)
+        if times not in ("index", "float", "logit_normal") and not callable(times):
+            raise ValueError(f'times = {times!r}: expected "index", "float", "logit_normal" or a function')
+        if times != "index" and not schedule.continuous:
+            raise TypeError(f"times: a {schedule.name} schedule has no float times")
+        if times in ("float", "logit_normal"):
+            _ends(schedule, times)
+        if times != "index" and model_time == "index":  # the least times have none
+            raise ValueError('model_time = "index": expected another one with float times, or times="index"')
+        if model_time is not None:
+            schedule.model_time(len(schedule) - 1, model_time)
+        return self
+
+    def told(self) -> str:
+        """Returns the text for a repr, without what is so by default."""
+        more = {"times": (self.times, "index"), "model_time": (self.model_time, None)}
+        return f"target={self.target!r}" + "".join(
+            f", {name}={getattr(given, '__qualname__', repr(given))}"
+            for name, (given, default) in more.items()
+            if given != default
+        )
+
+    def drawn(self, noise: nf.Noise, n: int) -> NDArray[Any]:
+        return drawn_times(self.schedule, noise, n, self.times)
+
+    def made(self, images: Any, t: Any, noise: nf.Noise, *, batched: bool) -> dict[str, Any]:
+        """Returns x_t, t, target and the network's time, for times t like the images."""
+        x_t, target = nf.q_sample(images, t, self.schedule, noise, target=self.target, batched=batched)
+        made = {"x_t": x_t, "t": t, "target": target}
+        return made if self.model_time is None else made | {"model_time": self.schedule.model_time(t, self.model_time)}
+
+
+def drawn_times(schedule: nf.Schedule, noise: nf.Noise, n: int, times: Times = "index") -> NDArray[Any]:
+    """Returns a time for each of n rows, int64 or float32. It is always drawn from stream 7, and so independent of the
+    noise."""
+    if times == "logit_normal":
+        along = 1 / (1 + np.exp(-nf.randn((n, 1), noise.at(stream=7), dtype="float64")[:, 0]))
+    else:
+        along = nf.uniform((n, 1), noise.at(stream=0), dtype="float32" if times == "index" else "float64")[:, 0]
+    if times == "index":
+        return np.asarray(along * len(schedule), np.int64)
+    if callable(times):
+        return np.asarray(times(along), np.float32)
+    first, last = _ends(schedule, times)
+    return np.asarray(first + along * (last - first), np.float32)  # what networks and losses take
+
+
+def _ends(schedule: nf.Schedule, times: Times) -> tuple[float, float]:
+    """Returns the cleanest and the noisiest time."""
+    first, last = schedule.times or (0.0, math.inf)
+    if last == math.inf:
+        raise ValueError(f'times = "{times}": expected a schedule with a last time, got {schedule.name}')
+    return first, last
 
 
 def need_function(augment: object) -> None:
@@ -56,13 +124,6 @@ def of_rows(noise: nf.Noise, ids: Any) -> nf.Noise:
     return noise.at(sample=ids)
 
 
-def drawn_times(schedule: nf.Schedule, noise: nf.Noise, n: int) -> NDArray[np.int64]:
-    """Returns a uniform time for each of n rows. It is always drawn from stream 7, and so independent of the noise."""
-    u = nf.uniform((n, 1), noise.at(stream=0))[:, 0]
-    times: NDArray[np.int64] = (u * len(schedule)).astype(np.int64)
-    return times
-
-
 class _NamedColumns:
     def __init__(self, noise: nf.Noise, id: str, image: str) -> None:
         need_noise(noise)
@@ -84,10 +145,15 @@ class NoisyColumns(_NamedColumns):
     """Adds noise to the images of a batch; docs/dask.md has the lines for Ray Data, Hugging Face and Spark.
 
     Args:
-        schedule: a Schedule; t is uniform over its steps.
+        schedule: a Schedule.
         noise: a Noise; its step is the epoch, and the ids replace its samples.
         id, image: the names of two columns: the ids, and the images (B, ...), uint8 (0 .. 255 become -1 .. 1) or float.
         target: as in `q_sample`.
+        times: how t is drawn: "index", uniform over the schedule's steps; "float", uniform in its own time;
+            "logit_normal", 1 / (1 + e^-z) with z ~ N(0, 1) (Esser et al. 2024), from its first time to its last; or a
+            function from uniform float64 numbers (B,) to own times.
+        model_time: what the network is given as its time, as in `Schedule.model_time`: the batch then has a column of
+            this name.
 
     >>> noisy = nf.interop.columns.NoisyColumns(nf.Schedule.cosine(1000), nf.Noise(7, step=3))
     >>> batch = noisy({"id": np.array([17, 4]), "image": np.zeros((2, 8, 8, 3), np.uint8)})
@@ -103,26 +169,24 @@ class NoisyColumns(_NamedColumns):
         id: str = "id",
         image: str = "image",
         target: Target = "epsilon",
+        times: Times = "index",
+        model_time: ModelTime | None = None,
     ) -> None:
         super().__init__(noise, id, image)
-        need_training(schedule, target)
-        self.schedule: nf.Schedule = schedule
-        self.target: Target = target
+        self.training: Training = Training(schedule, target, times, model_time).checked()
 
     def __repr__(self) -> str:
-        return f"NoisyColumns({told(self.schedule)}, {self._told()}, target={self.target!r})"
+        return f"NoisyColumns({told(self.training.schedule)}, {self._told()}, {self.training.told()})"
 
     def __call__(self, batch: Columns) -> dict[str, Any]:
-        """Returns the batch's columns, with x_t, t (int64) and target in place of the images.
+        """Returns the batch's columns, with x_t, t (int64, or float32) and target in place of the images.
 
         Raises:
             KeyError: a column is missing. Other errors are those of `q_sample`.
         """
         noise, images = self._read(batch)
-        t = drawn_times(self.schedule, noise, len(images))
-        x_t, target = nf.q_sample(images, t, self.schedule, noise, target=self.target, batched=True)
         rest = {name: column for name, column in batch.items() if name != self.image}
-        return {**rest, "x_t": x_t, "t": t, "target": target}
+        return {**rest, **self.training.made(images, self.training.drawn(noise, len(images)), noise, batched=True)}
 
 
 class AugmentedColumns(_NamedColumns):

@@ -99,7 +99,7 @@ def transitions(kind: str, sigmas: Sequence[float], level: float) -> Transitions
         raise ValueError(f"sde_type = {kind!r}: expected one of {', '.join(map(repr, SDES))}")
     if len(sigmas) < 2 or sigmas[-1] != 0:
         raise ValueError("sigmas: expected a run down to 0, as set_timesteps makes it")
-    table = SDES[kind](nf.Schedule.flow(1000), list(sigmas[:-1]), **{LEVEL[kind]: level}).tableau
+    table = SDES[kind](nf.Schedule.flow(1000), levels=list(sigmas[:-1]), **{LEVEL[kind]: level}).tableau
     rows = table.rows.copy()
     rows["out"]["z"] = 0
     std, sqrt_dt = table.rows["out"]["z"], np.sqrt(-np.diff(sigmas))

@@ -78,7 +78,9 @@ def sample(
         t = way * min(way * end, way * (s + control.h))
         here, there = math.exp(-s), math.exp(-t)
         down = max(_down(here, there, options.eta), sigma_min) if options.eta else there
-        rows = nf.samplers.dpm_solver(schedule, [here], order=options.order, final=down, prediction="sample")
+        rows = nf.samplers.dpm_solver(
+            schedule, levels=[here], order=options.order, final_level=down, prediction="sample"
+        )
         state, high, answers = rows.state(at), at, []
         for i, level in enumerate(rows.timesteps.tolist()):
             if i or answer is None:  # after a rejected step, x and its answer are as before

@@ -19,8 +19,9 @@ import numpy as np
 import noisefuse as nf
 
 from ..ground.needs import needs
+from ..language.axis import ModelTime
 from ..views import Target
-from .columns import drawn_times, need_function, need_noise, need_training, told
+from .columns import Times, Training, need_function, need_noise, told
 
 with needs(__name__, "grain"):
     import grain
@@ -72,12 +73,13 @@ class Noisy(_Named):
     """Adds noise to the image of an element: x_t, t and target replace it.
 
     Args:
-        schedule: a Schedule; t is uniform over its steps.
+        schedule: a Schedule.
         noise: a Noise, if the index gives the key; None if Grain's generator does.
         length: the number of elements in the source. It is needed if ``repeat`` comes after this, since the index then
             goes on counting.
         image: the name of the image, which is uint8 (0 .. 255 become -1 .. 1) or float, of any shape.
         target: as in `q_sample`.
+        times, model_time: as in `interop.columns.NoisyColumns`; with a model_time there is an entry of this name.
 
     >>> noisy = nf.interop.grain.Noisy(nf.Schedule.cosine(1000), nf.Noise(7))
     >>> element = noisy.map_with_index(17, {"image": np.zeros((8, 8, 3), np.uint8), "label": 3})
@@ -93,20 +95,19 @@ class Noisy(_Named):
         length: int | None = None,
         image: str = "image",
         target: Target = "epsilon",
+        times: Times = "index",
+        model_time: ModelTime | None = None,
     ) -> None:
         super().__init__(noise, length, image)
-        need_training(schedule, target)
-        self.schedule: nf.Schedule = schedule
-        self.target: Target = target
+        self.training: Training = Training(schedule, target, times, model_time).checked()
 
     def __repr__(self) -> str:
-        return f"Noisy({told(self.schedule)}, {self._told()}, target={self.target!r})"
+        return f"Noisy({told(self.training.schedule)}, {self._told()}, {self.training.told()})"
 
     def _made(self, element: Element, noise: nf.Noise) -> dict[str, Any]:
         image, rest = self._read(element), {name: one for name, one in element.items() if name != self.image}
-        t = int(drawn_times(self.schedule, noise, 1)[0])
-        x_t, target = nf.q_sample(image, t, self.schedule, noise, target=self.target, batched=False)
-        return {**rest, "x_t": x_t, "t": t, "target": target}
+        t = self.training.drawn(noise, 1)[0].item()
+        return {**rest, **self.training.made(image, t, noise, batched=False)}
 
 
 class Augmented(_Named):

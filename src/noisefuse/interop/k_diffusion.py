@@ -243,7 +243,7 @@ def _run(
 
 def _of(make: Callable[..., nf.Sampler], levels: Sequence[float], flow: bool = False, **options: Any) -> Tableau:
     """Returns the rows for the model's own x, of samplers of x / alpha, too."""
-    steps: dict[str, Any] = {"steps": levels[:-1], "final": levels[-1] or "zero", "prediction": "sample"}
+    steps: dict[str, Any] = {"levels": levels[:-1], "final_level": levels[-1], "prediction": "sample"}
     table = make(_FLOW if flow else _EXPLODING, **steps, **options).tableau
     if np.all(table.scale == 1):
         return table
@@ -607,24 +607,22 @@ class _Rule(NamedTuple):
 
 def _sa_solver(
     schedule: nf.Schedule,
-    steps: Sequence[float],
     *,
-    final: Any,
+    levels: Sequence[float],
+    final_level: float,
     tau_func: Callable[[float], float] | None,
     use_pece: bool,
     **options: Any,
 ) -> nf.Sampler:
     """Returns SA-Solver with ComfyUI's options: a step's tau is that of its end, and only a run to clean data ends with
     lower orders."""
-    to_clean = final == "zero"
-    tau = 1.0 if tau_func is None else [float(tau_func(level)) for level in (*steps[1:], 0.0 if to_clean else final)]
-    ends: dict[str, Any] = {"final": final, "lower_order_final": to_clean, "pece": use_pece}
-    return nf.samplers.sa_solver(schedule, steps, tau=tau, **ends, **options)
+    tau = 1.0 if tau_func is None else [float(tau_func(level)) for level in (*levels[1:], final_level)]
+    ends: dict[str, Any] = {"lower_order_final": final_level == 0, "pece": use_pece}
+    return nf.samplers.sa_solver(schedule, levels=levels, final_level=final_level, tau=tau, **ends, **options)
 
 
 def _er_sde(
     schedule: nf.Schedule,
-    steps: Sequence[float],
     *,
     noise_scaler: Callable[[torch.Tensor], torch.Tensor] | None,
     max_stage: int,
@@ -632,15 +630,15 @@ def _er_sde(
 ) -> nf.Sampler:
     """Returns ER-SDE with ComfyUI's sums, and a scale of the noise that takes tensors."""
     phi = None if noise_scaler is None else lambda level: np.asarray(noise_scaler(torch.from_numpy(level)))
-    return nf.samplers.er_sde(schedule, steps, order=max_stage, phi=phi, points=200, **options)
+    return nf.samplers.er_sde(schedule, order=max_stage, phi=phi, points=200, **options)
 
 
-def _deis(schedule: nf.Schedule, steps: Sequence[float], *, deis_mode: str, **options: Any) -> nf.Sampler:
+def _deis(schedule: nf.Schedule, *, deis_mode: str, **options: Any) -> nf.Sampler:
     """Returns DEIS with ComfyUI's sums."""
     if deis_mode != "tab":
         raise ValueError(f"deis_mode must be tab, got {deis_mode!r}; sample_lms has Adams' method in sigma")
     own: dict[str, Any] = {"variable": "vp_time", "points": 10_000, "lower_order_final": False}
-    return nf.samplers.deis(schedule, steps, **own, **options)
+    return nf.samplers.deis(schedule, **own, **options)
 
 
 def _signature(own: str, defaults: Mapping[str, Any]) -> inspect.Signature:

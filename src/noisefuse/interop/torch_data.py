@@ -14,8 +14,9 @@ from typing import Any
 import noisefuse as nf
 
 from ..ground.needs import needs
+from ..language.axis import ModelTime
 from ..views import Target
-from .columns import drawn_times, need_function, need_noise, need_training, of_rows, told
+from .columns import Times, Training, need_function, need_noise, of_rows, told
 
 with needs(__name__, "torch"):
     import torch
@@ -61,31 +62,39 @@ class NoisyBatch(_NamedBatch):
     ``collate_fn=noisy.collate``.
 
     Args:
-        schedule: a Schedule; t is uniform over its steps.
+        schedule: a Schedule.
         noise: a Noise; its step is the first epoch, and the ids replace its samples.
         target: as in `q_sample`.
+        times, model_time: as in `interop.columns.NoisyColumns`; with a model_time there is a fourth tensor.
     """
 
-    def __init__(self, schedule: nf.Schedule, noise: nf.Noise, *, target: Target = "epsilon") -> None:
+    def __init__(
+        self,
+        schedule: nf.Schedule,
+        noise: nf.Noise,
+        *,
+        target: Target = "epsilon",
+        times: Times = "index",
+        model_time: ModelTime | None = None,
+    ) -> None:
         super().__init__(noise)
-        need_training(schedule, target)
-        self.schedule: nf.Schedule = schedule
-        self.target: Target = target
+        self.training: Training = Training(schedule, target, times, model_time).checked()
 
     def __repr__(self) -> str:
-        return f"NoisyBatch({told(self.schedule)}, {self.noise!r}, target={self.target!r}, epoch={self.epoch})"
+        made = self.training
+        return f"NoisyBatch({told(made.schedule)}, {self.noise!r}, {made.told()}, epoch={self.epoch})"
 
-    def __call__(self, ids: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, ids: Any, images: Tensor) -> tuple[Tensor, ...]:
         """ids: integers (B,), on the CPU, or a list of ints or strs. images: (B, ...) on any device, uint8 (0 .. 255
         become -1 .. 1) or float.
 
         Returns:
-            x_t and target, of the images' shape, and t (B,) int64; all on their device.
+            x_t, t and target, and the network's time if ``model_time`` is given. x_t and target have the images' shape,
+            t is int64 or float32 (B,), which losses and weights take; all are on their device.
         """
         noise = self._named(ids)
-        t = torch.from_numpy(drawn_times(self.schedule, noise, len(images)))
-        x_t, target = nf.q_sample(images, t, self.schedule, noise, target=self.target, batched=True)
-        return x_t, t.to(images.device), target
+        t = torch.from_numpy(self.training.drawn(noise, len(images)))
+        return (*(each.to(images.device) for each in self.training.made(images, t, noise, batched=True).values()),)
 
 
 class AugmentedBatch(_NamedBatch):

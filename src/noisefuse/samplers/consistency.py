@@ -7,13 +7,15 @@ import math
 from typing import Unpack
 
 import numpy as np
+import numpy.typing as npt
 
+from ..language.axis import Axis
 from ..schedule import Schedule
 from ..tableau import D, Tableau, x, z
 from ..views import Prediction
 from .plan import Clip, Node, need_fall, plan
 from .shared import sampler
-from .spacing import Axis, SpacingOptions, Steps
+from .spacing import SpacingOptions, Steps, axis_of
 
 
 @sampler
@@ -46,8 +48,8 @@ def lcm(
     >>> nf.samplers.lcm(nf.Schedule.scaled_linear(1000), steps=4).timesteps.tolist()
     [999, 759, 499, 259]
     """
-    if isinstance(steps, int | np.integer):
-        steps = _distilled(Axis(schedule), original_steps, int(steps))
+    if isinstance(steps, int | np.integer) and "levels" not in options:
+        steps = _distilled(axis_of(schedule), original_steps, int(steps))
     run = plan(schedule, steps, prediction, clip, "leading", **options)
     rows = []
     for here, there in run.pairs:
@@ -88,9 +90,9 @@ def tcd(
     """
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma must be at least 0 and at most 1, got {gamma}")
-    axis = Axis(schedule)
+    axis = axis_of(schedule)
     need_index(axis, "tcd")
-    if isinstance(steps, int | np.integer):
+    if isinstance(steps, int | np.integer) and "levels" not in options:
         steps = _distilled(axis, original_steps, int(steps))
     run = plan(schedule, steps, prediction, clip, "leading", **options)
     rows = []
@@ -98,8 +100,9 @@ def tcd(
         inner = there
         if there.sigma and gamma:
             need_fall(here, there)
-            alpha, sigma, t = (float(column[0]) for column in axis.at_index(np.array([(1 - gamma) * there.t // 1])))
-            inner = Node(alpha, sigma, t)
+            t = (1 - gamma) * there.t // 1
+            place = axis.at_index(np.array([t]))
+            inner = Node(float(place.alpha[0]), float(place.sigma[0]), t)
         ratio = there.alpha / inner.alpha
         fresh = math.sqrt(max(0.0, there.sigma**2 - (ratio * inner.sigma) ** 2))
         x_s = inner.alpha * D + inner.sigma * run.noise(here)
@@ -116,15 +119,15 @@ def need_index(axis: Axis, name: str) -> None:
         )
 
 
-def _distilled(axis: Axis, original: int, n: int) -> list[float]:
+def _distilled(axis: Axis, original: int, n: int) -> npt.NDArray[np.int64]:
     """Returns n of the times r - 1, 2 r - 1, .., r = length // original, evenly by index, the noisiest first."""
     if not axis.timed_by_index:
         raise ValueError(
             "lcm counts indices, and with this schedule a model is told noise levels (alpha = 1 or alpha + sigma = 1): "
-            "give the levels themselves, steps=[..]"
+            "give the levels themselves, levels=[..]"
         )
     length = len(axis.levels)
     if not 1 <= n <= original <= length:
         raise ValueError(f"1 <= steps <= original_steps <= {length} must hold, got {n} and {original}")
-    times = (np.arange(original, 0, -1) * (length // original) - 1).astype(float)
-    return list(times[np.arange(n) * original // n])
+    times = np.arange(original, 0, -1) * (length // original) - 1
+    return times[np.arange(n) * original // n]

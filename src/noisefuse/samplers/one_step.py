@@ -130,7 +130,7 @@ def ddim_inverse(
         )
     rows = []
     for here, there in pairwise(run.nodes[::-1]):
-        told = here._replace(t=there.t)
+        told = here._replace(t=there.t, told=there.told)
         rows.append(run.row(told, there.alpha * D + there.sigma * run.predicted_noise(told)))
     return run.table("ddim_inverse", rows, start=math.hypot(*run.nodes[-1][:2]))
 
@@ -252,12 +252,12 @@ def flow_euler(
 
         x' = x + (sigma' - sigma) u,    u = z - x0 = (x - D) / sigma
 
-    The model is given the (shifted) sigma.
+    The model is given the (shifted) sigma, unless ``model_time`` says otherwise.
 
     Raises:
         ValueError: a schedule without alpha + sigma = 1.
 
-    >>> nf.samplers.flow_euler(nf.Schedule.flow(1000, shift=3.0), steps=[0.9, 0.5]).timesteps.tolist()
+    >>> nf.samplers.flow_euler(nf.Schedule.flow(1000, shift=3.0), levels=[0.9, 0.5]).timesteps.tolist()
     [0.9, 0.5]
     """
     run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options)

@@ -10,10 +10,11 @@ from typing import NamedTuple, TypeAlias, Unpack
 
 import numpy as np
 
+from ..language.axis import Axis, ModelTime
 from ..schedule import Schedule
 from ..tableau import ZERO, Affine, D, Row, Tableau, m1, x
-from ..views import Prediction, View, view
-from .spacing import Axis, Spacing, SpacingOptions, Steps, grid
+from ..views import Prediction, View, own_time, view
+from .spacing import Spacing, SpacingOptions, Steps, axis_of, grid
 
 __all__ = ["Clip", "Node", "Placed", "Plan", "Threshold", "descent", "plan", "split"]
 
@@ -36,11 +37,15 @@ Clip: TypeAlias = float | Sequence[float] | Threshold | None
 
 
 class Node(NamedTuple):
-    """One noise level: x = alpha x0 + sigma z. The model knows the schedule's own x, which is scale * x."""
+    """One noise level: x = alpha x0 + sigma z. The model knows the schedule's own x, which is scale * x.
+
+    t is the time by default, and told what the model is given, None where that is t.
+    """
 
     alpha: float
     sigma: float
     t: float
+    told: float | None = None
     scale: float = 1.0
 
     @property
@@ -141,6 +146,7 @@ class Plan:
     view: View
     bounds: tuple[float, float]
     threshold: Threshold | None
+    model_time: ModelTime | None
 
     @property
     def pairs(self) -> Iterable[tuple[Node, Node]]:
@@ -161,6 +167,7 @@ class Plan:
         """Raises ValueError if x is pure noise at one of the nodes, for formulas that divide by alpha there."""
         for node in self.nodes[nodes]:
             if node.alpha == 0:
+                instead += ", or flow_euler" if self.axis.family == "flow" else ""
                 raise ValueError(
                     f"{name} divides by alpha, which is 0 at time {node.t:g} (zero terminal SNR, or sigma = 1 of a "
                     f'flow): {instead}, or leave that time out, by spacing="leading", or a list of times as steps'
@@ -174,18 +181,20 @@ class Plan:
     def exploding(self) -> Plan:
         """Returns the same nodes for x / alpha: alpha = 1, and sigma is sigma / alpha, as in k-diffusion."""
         self.need_signal("a sampler of x / alpha")
-        nodes = (Node(1.0, node.sigma / node.alpha, node.t, node.alpha) for node in self.nodes)
+        nodes = (Node(1.0, node.sigma / node.alpha, node.t, node.told, node.alpha) for node in self.nodes)
         return replace(self, nodes=tuple(nodes))
 
     def flow_or_exploding(self) -> Plan:
         """Returns the plan itself in a flow, whose dx / dsigma is e - D, or else that of x / alpha, where it is e."""
         return self if self.axis.family == "flow" else self.exploding()
 
-    def node(self, sigma: float) -> Node:
-        """Returns a node of the exploding frame between the visited ones."""
-        level = np.array([sigma / (1 + sigma) if self.axis.family == "flow" else sigma])
-        alpha, times = self.axis.columns(level)[0], self.axis.times(level)
-        return Node(1.0, sigma, float(times[0]), float(alpha[0]))
+    def node(self, sigma: float, *, of_flow: bool = False) -> Node:
+        """Returns a node between the visited ones, of the exploding frame or of a flow's own."""
+        level = sigma / (1 + sigma) if self.axis.family == "flow" and not of_flow else sigma
+        place = self.axis.at_level(np.array([level]))
+        alpha = place.alpha.item()
+        t, told = (self.axis.times(place, kind).item() for kind in (None, self.model_time))
+        return Node(alpha, sigma, t, told) if of_flow else Node(1.0, sigma, t, told, alpha)
 
     def clean(self, node: Node) -> Affine:
         """Returns D before its clamp, in x and m1."""
@@ -215,9 +224,13 @@ class Plan:
         """Makes a table from rows. start: the plan's by default."""
         nodes, rows, push, denoised = zip(*placed, strict=True)
         own = [(node.scale * node.alpha, node.scale * node.sigma) for node in nodes]
+        told = (node.t if node.told is None else node.told for node in nodes)
+        times = np.array([self.view.time(*c, t) for c, t in zip(own, told, strict=True)])
+        if self.view.time is own_time and self.axis.kind(self.model_time) == "index" and times.min() < 0:
+            raise ValueError(f"{name}: expected times from the first index on, got one at index {times.min():g}")
         return Tableau(
             rows,
-            timesteps=np.array([self.view.time(*c, node.t) for c, node in zip(own, nodes, strict=True)]),
+            timesteps=times,
             name=name,
             push=np.array(push),
             denoised=np.array(denoised),
@@ -241,11 +254,14 @@ def plan(
     **options: Unpack[SpacingOptions],
 ) -> Plan:
     """Returns the plan of a run in the schedule's own frame; see ``spacing.grid`` for the arguments and errors."""
-    axis = Axis(schedule)
+    axis = axis_of(schedule)
     levels = grid(axis, steps, spacing, whole=whole, drop_last=drop_last, **options)
     nodes = map(Node, *(column.tolist() for column in levels))
     threshold = clip if isinstance(clip, Threshold) else None
-    run = Plan(axis, tuple(nodes), view(prediction), _bounds(clip), threshold)
+    own, model_time = view(prediction), options.get("model_time")
+    if model_time is not None and own.time is not own_time:
+        raise ValueError(f'model_time: expected none, as a prediction of "{own.name}" has a time of its own')
+    run = Plan(axis, tuple(nodes), own, _bounds(clip), threshold, model_time)
     if prediction == "epsilon":
         instead = 'say what the network predicts, prediction="flow", "v" or "sample"'
         run.need_signal('prediction "epsilon"', instead, slice(-1))  # no model is called at the last node

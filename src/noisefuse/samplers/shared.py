@@ -20,8 +20,8 @@ _SHARED = Shared(
     args={
         "schedule": "    schedule: the levels of noise, a `Schedule`.",
         "steps": """\
-    steps: the number of steps, or the times themselves, such as [900, 500, 100]. Times are indices of the schedule or,
-        where alpha = 1 or alpha + sigma = 1, noise levels sigma > 0.""",
+    steps: the number of steps, or the times themselves: integers, such as [900, 500, 100], are indices of the
+        schedule, and floats its own time, as in `q_sample`. (If it has none, floats are places between indices.)""",
         "eta": """\
     eta: how much of the noise is drawn anew: 0 draws none and follows the ODE; 1 draws as much as the reverse
         process.""",
@@ -37,7 +37,7 @@ _SHARED = Shared(
         "spacing": """\
     spacing: how a number of steps becomes times: by index, "leading", "trailing" or "linspace"; by noise level,
         "karras", "exponential" or "beta".""",
-        "options": "    **options: steps_offset, final, sigma_min, sigma_max, rho, see `SpacingOptions`.",
+        "options": "    **options: levels, final, final_level, model_time and others of `SpacingOptions`.",
     },
     returns="""\
     A `Sampler`, with a row of float64 coefficients for each call of the network. It runs on arrays of any shape, whose
@@ -76,7 +76,11 @@ def built(
         for name in kwargs:
             if name not in accepted:
                 raise TypeError(f"{rule.__name__} has no argument {name!r}: it takes {', '.join(accepted)}")
-        return kind(rule(*args, **kwargs))  # type: ignore[call-arg]
+        for name, other in (("levels", "steps"), ("final_level", "final")):
+            if name in kwargs and (other in kwargs or (other == "steps" and len(args) > 1)):
+                raise TypeError(f"expected {name} or {other}, got both")
+        made, chosen = rule(*args, **kwargs), kwargs.get("model_time")
+        return kind(made) if chosen is None else kind(made, chosen)  # type: ignore[call-arg]
 
     make.__annotations__["return"] = kind.__name__
     if rule.__doc__ is not None:  # python -OO

@@ -21,13 +21,16 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from ..arguments.calls import warn_once
 from ..ground.kinds import need_plain
+from ..language.axis import Axis, ModelTime, Place
 from ..schedule import Schedule
 
 Array: TypeAlias = npt.NDArray[np.float64]
 _OF_INDICES = ("leading", "trailing", "linspace")
 _OF_LEVELS = ("karras", "exponential", "beta")
 Spacing: TypeAlias = Literal["leading", "trailing", "linspace", "karras", "exponential", "beta"]
+Levels: TypeAlias = Sequence[float] | npt.NDArray[np.floating | np.integer]
 Steps: TypeAlias = int | Sequence[float] | npt.NDArray[np.floating | np.integer]
 
 
@@ -36,88 +39,42 @@ class SpacingOptions(TypedDict, total=False):
 
     Attributes:
         steps_offset: a number added to the indices of "leading" (1 for Stable Diffusion). Default 0.
+        levels: noise levels, in place of ``steps``: sigma where alpha = 1 or alpha + sigma = 1, else sigma / alpha.
         final: the end of the last step. "zero" (default): clean data; "sigma_min": the least noisy level; or a time
-            like those of ``steps``: a list of sigmas as in k-diffusion is ``steps=sigmas[:-1], final=sigmas[-1]``.
+            like those of ``steps``.
+        final_level: a noise level, in place of ``final``: a list of sigmas as in k-diffusion is ``levels=sigmas[:-1],
+            final_level=sigmas[-1]``.
+        model_time: what the network is given as its time: "index"; "sigma"; "schedule", the schedule's own time; or a
+            function of float64 arrays (alpha, sigma, t), where t is the own time, or the index of a schedule that has
+            none. Default: sigma where alpha = 1 or alpha + sigma = 1, else the index. `Schedule.model_time` gives the
+            same numbers for training. A prediction with a time of its own ("edm", "edm_v", some Views) takes none.
         sigma_min, sigma_max: the ends of "karras", "exponential" and "beta". Default: the schedule's.
         rho: the exponent of "karras". Default 7.
     """
 
     steps_offset: int
+    levels: Levels
     final: Literal["zero", "sigma_min"] | float
+    final_level: float
+    model_time: ModelTime
     sigma_min: float
     sigma_max: float
     rho: float
 
 
-class Axis:
-    """A schedule's noise level as one coordinate.
-
-    The coordinate is sigma / alpha if alpha^2 + sigma^2 = 1, and sigma if alpha = 1 or alpha + sigma = 1. The time that
-    a model is given is the index in the first family (between two indices, log-levels are interpolated), and the noise
-    level itself in the others. Other schedules are visited at whole indices only.
-    """
-
-    schedule: Schedule
-    family: str
-    timed_by_index: bool
-    levels: Array
-
-    def __init__(self, schedule: Schedule) -> None:
-        if not isinstance(schedule, Schedule):
-            raise TypeError(f"schedule must be a Schedule, such as Schedule.linear(), got {schedule!r}")
-        self.schedule = schedule
-        alpha, sigma = schedule.alpha, schedule.sigma
-        if np.all(alpha == 1):
-            self.family = "exploding"
-        elif np.allclose(alpha + sigma, 1, rtol=0, atol=1e-12):
-            self.family = "flow"
-        elif np.allclose(alpha**2 + sigma**2, 1, rtol=0, atol=1e-12):
-            self.family = "preserving"
-        else:
-            self.family = "other"
-        self.timed_by_index = self.family in ("preserving", "other")
-        with np.errstate(divide="ignore"):  # an infinite coordinate at zero terminal SNR
-            self.levels = sigma / alpha if self.timed_by_index else sigma
-
-    def columns(self, level: Array) -> tuple[Array, Array]:
-        """Returns (alpha, sigma) at a coordinate."""
-        if self.family == "exploding":
-            return np.ones_like(level), level
-        if self.family == "flow":
-            return 1 - level, level
-        if self.family == "preserving":
-            with np.errstate(invalid="ignore"):  # pure noise, whose level is infinite, is a column of its own
-                return 1 / np.hypot(1, level), level / np.hypot(1, level)
-        raise ValueError("this schedule is unknown between its indices: use whole indices, or a spacing by index")
-
-    def times(self, level: Array) -> Array:
-        """Returns the times that a model is given at these coordinates."""
-        if not self.timed_by_index:
-            return level
-        return np.interp(np.log(level), np.log(self.levels), np.arange(len(self.levels)))
-
-    def at_index(self, t: Array) -> tuple[Array, Array, Array]:
-        """Returns (alpha, sigma, time) at indices: the schedule's at whole ones, elsewhere interpolated by
-        coordinate."""
-        whole = t == np.floor(t)
-        nearest = np.floor(t).astype(int)
-        alpha, sigma = self.schedule.alpha[nearest], self.schedule.sigma[nearest]
-        if not np.all(whole):
-            if self.family == "flow" and self.schedule.continuous:
-                level = self.schedule((t + 1) / len(self.levels))[1]
-            else:
-                level = np.interp(t, np.arange(len(self.levels)), self.levels)
-            between = self.columns(level)
-            alpha, sigma = np.where(whole, alpha, between[0]), np.where(whole, sigma, between[1])
-        return alpha, sigma, t if self.timed_by_index else sigma
+def axis_of(schedule: Schedule) -> Axis:
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule must be a Schedule, such as Schedule.linear(), got {schedule!r}")
+    return schedule.axis
 
 
 class Grid(NamedTuple):
-    """The n visited noise levels, in order, and the end: (n + 1,) each. times are given to the model."""
+    """The n visited noise levels, in order, and the end: (n + 1,) each. The model is given `told`, by default times."""
 
     alpha: Array
     sigma: Array
     times: npt.NDArray[np.float64 | np.int64]
+    told: npt.NDArray[np.float64 | np.int64]
 
 
 def grid(
@@ -128,7 +85,10 @@ def grid(
     whole: bool = True,
     drop_last: bool = False,
     steps_offset: int = 0,
+    levels: Levels | None = None,
     final: Literal["zero", "sigma_min"] | float = "zero",
+    final_level: float | None = None,
+    model_time: ModelTime | None = None,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     rho: float = 7.0,
@@ -138,6 +98,8 @@ def grid(
     Args:
         axis: the schedule's axis.
         steps: a number; or the times themselves, in any order (``spacing`` is then not used).
+        levels: noise levels, in place of steps.
+        model_time: what the model is given as its time.
         whole: round the indices of "linspace".
         drop_last: place one more index in "leading" and "linspace" and drop the least noisy one.
 
@@ -145,77 +107,105 @@ def grid(
         ValueError: the spacing is unknown, there are more steps than the schedule has, a time lies outside it, the ends
             are impossible, or final="sigma_min" lies above the last noise level.
     """
-    if not isinstance(steps, int | np.integer):
-        alpha, sigma, times = _explicit(axis, steps)
+    if levels is not None or not isinstance(steps, int | np.integer):
+        visited = _given(axis, "steps", steps, levels)
+        if not np.all(visited.sigma > 0):
+            last = np.all(visited.sigma[:-1] > 0)
+            hint = "drop the 0, the last step goes there by itself" if last else "take a small level in place of 0"
+            raise ValueError(f"steps must be noise levels above 0, got {visited.sigma}: {hint}")
     elif steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     elif spacing in _OF_INDICES:
-        indices = _indices(spacing, len(axis.levels), int(steps), steps_offset, drop_last)
-        alpha, sigma, times = axis.at_index(np.round(indices) if whole else indices)
+        indices = _indices(spacing, axis, int(steps), steps_offset, drop_last)
+        visited = axis.at_index(np.round(indices) if whole else indices)
     elif spacing in _OF_LEVELS:
         least = axis.levels[0] if sigma_min is None else sigma_min
         most = axis.levels[-1] if sigma_max is None else sigma_max
         if axis.family == "flow" and most > 1:
             raise ValueError(f"sigma_max must be at most 1 where alpha + sigma = 1, got {most}")
-        level = _levels(spacing, int(steps), least, most, rho)
-        alpha, sigma = axis.columns(level)
-        times = axis.times(level)
+        visited = axis.at_level(_levels(spacing, int(steps), least, most, rho))
     else:
         raise ValueError(f"spacing must be one of {', '.join(_OF_INDICES + _OF_LEVELS)}, got {spacing!r}")
-    alpha, sigma, times = map(np.append, (alpha, sigma, times), _end(axis, final))
-    if final == "sigma_min" and sigma[-1] * alpha[-2] > (1 + 1e-9) * sigma[-2] * alpha[-1]:
-        raise ValueError('final="sigma_min", the schedule\'s least noisy level, is above the last one of these steps')
-    if axis.timed_by_index and np.all(times == np.floor(times)):
-        times = times.astype(np.int64)  # networks embed a whole time as an integer
-    return Grid(alpha, sigma, times)
+    if final_level == 0 or (final_level is None and final == "zero"):
+        end = Place(np.ones(1), np.zeros(1), at=np.zeros(1))
+    elif final_level is None and final == "sigma_min":
+        end = axis.at_index(np.zeros(1))
+        if end.sigma[0] * visited.alpha[-1] > (1 + 1e-9) * visited.sigma[-1] * end.alpha[0]:
+            raise ValueError(
+                'final="sigma_min", the schedule\'s least noisy level, is above the last one of these steps'
+            )
+    else:
+        end = _given(axis, "final", [final], None if final_level is None else [final_level])
+    times, told = (_times(axis, visited, end, kind) for kind in (None, model_time))
+    return Grid(np.append(visited.alpha, end.alpha), np.append(visited.sigma, end.sigma), times, told)
 
 
-def _explicit(axis: Axis, steps: Steps) -> tuple[Array, Array, Array]:
-    need_plain("steps", steps)
+def _times(axis: Axis, visited: Place, end: Place, kind: ModelTime | None) -> Any:
+    """Returns the times of a kind. Clean data has none: no model is called there."""
+    times = np.append(axis.times(visited, kind), axis.times(end, kind) if end.sigma[0] else 0.0)
+    if axis.kind(kind) == "index" and np.all(times == np.floor(times)):
+        return times.astype(np.int64)  # networks embed a whole time as an integer
+    return times
+
+
+def _given(axis: Axis, name: str, times: Any, levels: Any) -> Place:
+    """Returns places that are given as levels; or as times: integers are indices, floats the schedule's own times."""
+    if levels is not None:
+        numbers = _numbers("final_level" if name == "final" else "levels", levels).astype(np.float64)
+        if not np.all((numbers >= 0) & (numbers <= 1 if axis.family == "flow" else numbers < np.inf)):
+            raise ValueError(f"levels must be noise levels of the schedule, got {numbers}")
+        return axis.at_level(numbers)
+    numbers = _numbers(name, times)
+    if numbers.dtype.kind in "iu":
+        _inside(axis, numbers)
+        if axis.family == "exploding" or (axis.family == "flow" and np.all(numbers <= 1)):
+            warn_once("times", f"{name}: {_NEW.format('integers are indices')}")
+        return axis.at_index(numbers.astype(np.float64))
+    numbers = numbers.astype(np.float64)
+    if not axis.schedule.continuous:
+        _inside(axis, numbers)
+        if not axis.timed_by_index:
+            warn_once("times", f"{name}: {_NEW.format('floats are places between indices')}")
+        return axis.at_index(numbers)
     try:
-        times = np.zeros(0) if isinstance(steps, str) else np.asarray(steps, np.float64)
-    except (TypeError, ValueError):
-        times = np.zeros(0)
-    if times.ndim != 1 or not times.size:
-        raise ValueError(f"steps must be an integer or a list of times, got {steps!r}")
-    if not axis.timed_by_index and not np.all(times):
-        last = np.all(times[:-1])
-        hint = "drop the 0, the last step goes there by itself" if last else "take a small level in place of 0"
-        raise ValueError(f"steps must be noise levels above 0, got {times}: {hint}")
-    return _at_times(axis, times, "steps")
+        place = axis.at_time(numbers)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    if axis.family == "flow" and not np.allclose(place.sigma, numbers, rtol=0, atol=1e-12):
+        warn_once("times", f"{name}: {_NEW.format('floats are times of the schedule, before its shift')}")
+    return place
 
 
-def _end(axis: Axis, final: str | float) -> tuple[Any, ...]:
-    """Returns (alpha, sigma, time) at the end of the last step."""
-    if final == "zero":
-        return 1.0, 0.0, 0.0
-    if final == "sigma_min":
-        return axis.at_index(np.zeros(1))
+_NEW = "{}; noise levels, as these were before version 0.2, are levels= and final_level="
+
+
+def _numbers(name: str, given: Any) -> npt.NDArray[Any]:
+    """Returns the numbers of a list (n,), integers or floats. ValueError: they are none, or both."""
+    need_plain(name, given)
     try:
-        time = np.array([float(final)])
+        numbers = np.asarray(given)
     except (TypeError, ValueError):
-        raise ValueError(f"final must be zero or sigma_min or a time, got {final!r}") from None
-    return _at_times(axis, time, "final")
+        numbers = np.zeros(0)
+    if numbers.dtype.kind not in "iuf" or numbers.ndim != 1 or not numbers.size:
+        expected = "zero or sigma_min or a time" if name == "final" else "an integer or a list of times"
+        shown = given[0] if name == "final" else given
+        raise ValueError(f"{name} must be {'numbers' if 'level' in name else expected}, got {shown!r}")
+    if numbers.dtype.kind == "f" and isinstance(given, list | tuple):
+        whole = [isinstance(number, int | np.integer) for number in given]
+        if "level" not in name and any(whole):
+            raise ValueError(f"{name} must be integers, which are indices, or floats, which are times, got {given!r}")
+    return numbers
 
 
-def _at_times(axis: Axis, times: Array, name: str) -> tuple[Array, Array, Array]:
-    """Returns (alpha, sigma, time) at a model's times."""
-    if axis.timed_by_index:
-        _inside(times, len(axis.levels))
-        return axis.at_index(times)
-    if not np.all((times >= 0) & (times <= 1 if axis.family == "flow" else times < np.inf)):
-        raise ValueError(f"{name} must be noise levels of the schedule, got {times}")
-    return (*axis.columns(times), times)
-
-
-def _inside(t: Array, length: int) -> None:
+def _inside(axis: Axis, t: npt.NDArray[Any]) -> None:
+    length, hint = len(axis.levels), "" if axis.timed_by_index else "; noise levels are levels="
     if not np.all((t >= 0) & (t <= length - 1)):
-        raise ValueError(f"a schedule of {length} steps has times 0 .. {length - 1}, got {t[0]:g} .. {t[-1]:g}")
+        raise ValueError(f"a schedule of {length} steps has indices 0 .. {length - 1}, got {t[0]:g} .. {t[-1]:g}{hint}")
 
 
-def _indices(spacing: Spacing, length: int, n: int, offset: int, drop_last: bool) -> Array:
+def _indices(spacing: Spacing, axis: Axis, n: int, offset: int, drop_last: bool) -> Array:
     """Returns n falling indices, as floats; those of "linspace" may lie between two indices."""
-    laid = n + drop_last
+    length, laid = len(axis.levels), n + drop_last
     if n > length:
         raise ValueError(f"{n} steps do not fit into a schedule of {length}")
     if spacing == "trailing":
@@ -227,7 +217,7 @@ def _indices(spacing: Spacing, length: int, n: int, offset: int, drop_last: bool
     if not np.all(np.diff(np.round(indices)) < 0):
         hint = 'one more is laid and left out; spacing="trailing" has room'
         raise ValueError(f"{n} steps do not fit into a schedule of {length} by {spacing!r}: {hint}")
-    _inside(indices, length)
+    _inside(axis, indices)
     return indices
 
 

@@ -141,7 +141,7 @@ def _dpm_2(name: str, run: Plan, eta: float) -> Tableau:
 
 def _between(run: Plan, here: Node, sigma: float) -> Node:
     """Returns a node of here's frame, x / alpha or that of a flow."""
-    return run.node(sigma) if here.alpha == 1 else Node(1 - sigma, sigma, sigma)
+    return run.node(sigma, of_flow=here.alpha != 1)
 
 
 def _slope(node: Node) -> float:
