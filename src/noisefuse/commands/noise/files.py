@@ -9,7 +9,6 @@ import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Protocol, TypeAlias
@@ -19,6 +18,7 @@ import numpy.typing as npt
 
 import noisefuse as nf
 
+from ...ground.kept import kept_property
 from ...language.levels import LEVELS, OF_NUMPY
 from .journal import Journal, make_own_folder, open_own, read, size_of, sync, sync_directory, write, write_whole
 
@@ -64,7 +64,7 @@ class Work:
             raise ValueError(f"--range {self.range[0]:g} {self.range[1]:g}: expected --dtype uint8 or uint16 with it")
         return result
 
-    @cached_property
+    @kept_property
     def _table(self) -> nf.Schedule:
         if self.schedule is not None:
             return SCHEDULES[self.schedule](STEPS)
@@ -196,7 +196,7 @@ class Npy:
             "the source's time": self.time,
         }
 
-    @cached_property
+    @kept_property
     def _header(self) -> bytes:
         header, descr = io.BytesIO(), np.lib.format.dtype_to_descr(self.work.result(self.kind))
         np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": self.shape})
