@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
@@ -32,7 +32,7 @@ from .arguments.arrays import (
     is_lazy,
     output,
 )
-from .arguments.calls import Index, image_layout, is_batch, make_call, names_or_array, run, warn_once
+from .arguments.calls import Index, is_batch, make_call, names_or_array, run, warn_once
 from .arguments.options import FAST_LEVELS, at_times
 from .arguments.types import Array, ArrayT, DType, NoiseLike
 from .call.description import Step
@@ -112,7 +112,8 @@ def gaussian(
         x: images, volumes or signals, axis 0 the batch; float32, float64, float16, bfloat16, uint8 or uint16, of NumPy,
             CuPy or torch.
         std: the standard deviation in the units of x's values, grey levels for integers: a number, (B,) for each
-            sample, or (B, C) for each channel of each sample, with `layout` for the channels' axis.
+            sample, or (B, C) for each channel of each sample, with `layout` for the channels' axis. One that hardly
+            changes a grey level, up to 0.2, gives a warning, once: it may be a fraction of the range.
         noise: a Noise of stream 0 or 64 .. 127, a list of one for each sample, or an array of x's shape.
         mean: the mean, in the form of std.
         layout: a sample's layout: "CHW", channels first, or "HWC", channels last, whatever the number of axes.
@@ -256,10 +257,10 @@ def by_level(
     >>> round(float(nf.augment.by_level(image, levels, 0.05 * levels, nf.Noise(7)).std()))
     10
     """
-    batched = _is_batch(x, batched)
+    batched = is_batch("x", x, batched)
     options: dict[str, Any] = {"dtype": dtype, "batched": batched, "out": out}
     if (other := None if type(x) is np.ndarray else library_of(x)) is not None:
-        return _of_tensors(other, _levels, x, noise, mean_table=mean_table, std_table=std_table, **options)
+        return other.augmented(_levels, x, noise, mean_table=mean_table, std_table=std_table, **options)
     tables = _level_tables(mean_table, std_table)
     wanted = getattr(x if out is None else out, "dtype", None) if dtype is None else dtype
     kind = FAST_LEVELS.get(levels_of(wanted) or "") or fast_dtype(wanted, None)
@@ -312,7 +313,7 @@ def poisson(
     >>> round(float(noisy.mean())), round(float(noisy.var()), -1)
     (200, 200.0)
     """
-    batched = _is_batch(x, batched)
+    batched = is_batch("x", x, batched)
     peaks, gammas = _numbers("peak", peak), _numbers("gamma", gamma)
     for name, values, most in (("peak", peaks, 1), ("gamma", gammas, 0)):
         if values.ndim > most:
@@ -323,7 +324,7 @@ def poisson(
     if not 0.1 <= float(gammas) <= 10:
         raise ValueError(f"gamma = {gamma!r}: expected a number from 0.1 to 10")
     if (other := None if type(x) is np.ndarray else library_of(x)) is not None:
-        return _of_tensors(other, _poisson, x, noise, peak=peak, gamma=gamma, batched=batched, out=out)
+        return other.augmented(_poisson, x, noise, peak=peak, gamma=gamma, batched=batched, out=out)
     tables, each = transitions.of_poissons(peaks.reshape(-1), float(gammas))
     return _become(x, tables, "peak", peaks.shape, each, noise, batched, out)
 
@@ -372,9 +373,9 @@ def transition(
     >>> np.unique(noisy).tolist(), round(float((noisy == 0).mean()), 1)
     ([0, 200], 0.1)
     """
-    batched = _is_batch(x, batched)
+    batched = is_batch("x", x, batched)
     if (other := None if type(x) is np.ndarray else library_of(x)) is not None:
-        return _of_tensors(other, _transition, x, noise, matrix=matrix, batched=batched, out=out)
+        return other.augmented(_transition, x, noise, matrix=matrix, batched=batched, out=out)
     given = _Matrix(matrix if type(matrix) is np.ndarray else _numbers("matrix", matrix))
     shape = given.numbers.shape
     if shape[-2:] != (256, 256) or len(shape) > 3:
@@ -459,7 +460,7 @@ def at_snr(x: Array, snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options
         _warn_of_one_clip(x)
         batched = options["batched"] = True
     if (other := None if type(x) is np.ndarray else library_of(x)) is not None:
-        return _of_tensors(other, _snr, x, noise, snr=snr, **options)
+        return other.augmented(_snr, x, noise, snr=snr, **options)
     x, decibels = as_array("x", x), _numbers("snr", snr)
     batch, _ = batch_shape(x.shape, batched)
     if decibels.shape not in ((), (batch,)):
@@ -753,7 +754,7 @@ def _apply(
     if order == layout:
         order = None
     if (shared or order is not None) and other is None:
-        batched, x = _is_batch(x, batched), as_array("x", x, (*FLOATS, *LEVELS))
+        batched, x = is_batch("x", x, batched), as_array("x", x, (*FLOATS, *LEVELS))
         noise = _stored(x, noise, layout, shared, order, _kinds(x, dtype, out)[0], batched)
         shared, order = False, None
     wanted = getattr(x if out is None else out, "dtype", None) if dtype is None else dtype
@@ -772,27 +773,35 @@ def _apply(
         else:
             table, rows = _plain_rows(model, numbers, tuple(x.shape), layout, batched is not False)
         if table is not None:
-            asked = FAST_LEVELS.get(levels_of(wanted) or "") or fast_dtype(wanted, other)
+            levels = levels_of(wanted) or ""
+            if levels and model is _GAUSSIAN:
+                strength = numbers if alone else {name: table[1][:, column] for column, name in model.places}
+                _warn_of_little(strength, LEVELS[levels])
+            asked = FAST_LEVELS.get(levels) or fast_dtype(wanted, other)
             within = None if bounds is None or not asked else _bounds_in(asked[1], bounds)
             done: Array = backends.fast_row(table, rows, x, None, None, noise, -1, out, None, asked, batched, within)
             if done is not NotImplemented:
                 return done
-    batched = _is_batch(x, batched)
+    batched = is_batch("x", x, batched)
     given: dict[str, Any] = {"layout": layout, "clip": clip, "batched": batched}
     given |= {"model": model, "numbers": numbers, "dtype": dtype, "out": out}
     if other is not None:
-        return _of_tensors(other, _apply, x, noise, shared=shared, order=order, **given)
+        return other.augmented(_apply, x, noise, shared=shared, order=order, **given)
     call, bounds = _apply_call(x, noise, **given)
     result = run(call)[0]
     return result if bounds is None else _clipped(result, bounds)
 
 
-def _is_batch(x: Array, batched: bool | None) -> bool:
-    """Returns `is_batch`, and warns if x may be one image with its channels first."""
-    if batched is None and image_layout("x", x) == "CHW":
-        what = f"x: {x.dtype} of shape {tuple(x.shape)} is taken for a batch of {x.shape[0]}"
-        warn_once("image", f"{what}; pass batched=False for one image (C, H, W), or batched=True")
-    return is_batch("x", x, batched)
+_LITTLE = 0.2  # grey levels: one value in 80 is rounded to another one
+
+
+def _warn_of_little(numbers: Mapping[str, Any], top: int) -> None:
+    """Warns once if hardly a value changes, as results are rounded to whole levels up to `top`. Other libraries take a
+    fraction of the range."""
+    std = numbers["std"] if type(numbers["std"]) is float else numbers["std"].max()
+    if 0 < std <= _LITTLE and not np.any(numbers["mean"]):
+        said = f"std = {std:g} is in grey levels, which are whole numbers: it hardly changes any"
+        warn_once("std", f"{said}; if a fraction of the range 0 .. {top} was meant, pass std = {std * top:g}")
 
 
 def _apply_call(
@@ -899,12 +908,6 @@ def _become(
 @lru_cache(64)
 def _copies(n: int) -> Rows:
     return Rows.of({"out.x": np.ones(n)})
-
-
-def _of_tensors(other: Any, function: Any, x: Array, noise: NoiseLike, **options: Any) -> Array:
-    """Runs the function on the memory of tensors. A compiler's graph breaks there, and continues after it."""
-    call = partial(other.augmented, function, **options)
-    return other.untraced(call, x, noise) if other.is_traced() else call(x, noise)
 
 
 def _kinds(x: Array, dtype: DType | None, out: Array | None) -> tuple[np.dtype[Any], str | None]:

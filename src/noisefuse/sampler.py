@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, overload
 
 import numpy as np
@@ -18,6 +18,7 @@ from .arguments.options import fast_path, need_tableau
 from .arguments.types import ArrayT, Device, DType, NumPyDType
 from .ground import notebook, stored
 from .ground.drawing import plot_levels
+from .ground.kept import kept_property
 from .ground.kinds import library_for, library_of, need_plain
 from .language.rows import Plain
 from .noise import SAMPLER, START, Noise, are_names, each, got, is_tracer, names_of
@@ -131,7 +132,7 @@ class Sampler:
                 f"row {i} of {tableau.name} reads {oldest}, which no row before it keeps: see Tableau(push)"
             )
 
-    @cached_property
+    @kept_property
     def _plain_density(self) -> Any:
         return density.plain_table(self.tableau)
 

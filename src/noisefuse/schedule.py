@@ -13,7 +13,7 @@ import math
 import operator
 import sys
 from collections.abc import Callable, Mapping
-from functools import cached_property, lru_cache, partial, wraps
+from functools import lru_cache, partial, wraps
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 import numpy as np
@@ -22,6 +22,7 @@ import numpy.typing as npt
 from .ground import notebook, stored
 from .ground.docstrings import Shared, documented
 from .ground.drawing import plot_levels
+from .ground.kept import kept_property
 from .ground.kinds import NUMPY, library_for, need_plain
 from .language import families
 from .language.axis import Axis, ModelTime, Place
@@ -666,12 +667,12 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.alpha)
 
-    @cached_property
+    @kept_property
     def snr(self) -> Array:
         """SNR_t = alpha_t^2 / sigma_t^2, (T,); 0 at the end if the last alpha is 0."""
         return _frozen((self.alpha / self.sigma) ** 2)
 
-    @cached_property
+    @kept_property
     def betas(self) -> Array:
         """beta_t = 1 - alpha_t^2 / alpha_{t-1}^2, (T,); exactly the given ones, if betas were given.
 
@@ -682,7 +683,7 @@ class Schedule:
         self._need_variance_preserving("betas", AttributeError)
         return _frozen(self.step_coefficients()[1] ** 2)
 
-    @cached_property
+    @kept_property
     def alphas_cumprod(self) -> Array:
         """abar_t = alpha_t^2, (T,); AttributeError if alpha^2 + sigma^2 is not 1 (to 1e-12)."""
         self._need_variance_preserving("alphas_cumprod", AttributeError)
@@ -698,7 +699,7 @@ class Schedule:
         """
         return self._step_coefficients
 
-    @cached_property
+    @kept_property
     def _step_coefficients(self) -> AlphaSigma:
         if self._betas is not None:
             return _frozen(np.sqrt(1 - self._betas)), _frozen(np.sqrt(self._betas))
@@ -967,7 +968,7 @@ class Schedule:
         title, *lines = repr(self).splitlines()
         return notebook.table(title, [[line.strip()] for line in lines], notebook.levels(self.alpha, self.sigma, "t"))
 
-    @cached_property
+    @kept_property
     def _key(self) -> tuple[object, ...]:
         betas = b"" if self._betas is None else self._betas.tobytes()
         functions = (self._family,) if self._has_functions else ()

@@ -19,13 +19,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from .ground import notebook, stored
+from .ground.kept import kept_property
 from .language.rows import AFFINE, COLUMNS, NAMES, OUTPUTS, PAST_SYMBOLS, ROW, SYMBOLS, Rows, layout
 
 __all__ = ["ROW", "ZERO", "Affine", "D", "Row", "Tableau", "k", "m1", "m2", "past", "x", "z"]
@@ -352,7 +352,7 @@ class Tableau:
         run = self.timesteps.dtype.kind == "f", self.name, self.start, self.threshold, self.masked
         return self.rows.tobytes(), self.active.tobytes(), *columns, *run
 
-    @cached_property
+    @kept_property
     def _hash(self) -> int:
         return hash(self._key)
 
@@ -367,7 +367,7 @@ class Tableau:
         numbers = self.numbers
         return _frozen_mask(np.any(np.where(_BOUNDS, np.isfinite(numbers), numbers != 0), axis=0).view(_ACTIVE)[0])
 
-    @cached_property
+    @kept_property
     def as_rows(self) -> Rows:
         """The table as kernels take it."""
         flags = np.frombuffer(self.active.tobytes(), np.bool_)

@@ -19,6 +19,7 @@ import noisefuse as nf
 from conftest import NATIVE, NUMBA, bits, using
 from noisefuse import _native, backends
 from noisefuse.backends.threads import _workers, quota, together
+from noisefuse.language.rows import Rows
 
 LARGE = (8, 50_000)  # more than a dozen chunks
 S = nf.Schedule.linear(20)
@@ -152,6 +153,30 @@ os._exit(10 * _native.num_threads() + threads.count() if child else os.waitstatu
             finally:
                 stop.set()
             assert busy.result()
+
+    def test_a_fork_in_the_middle_of_a_kept_property(self, monkeypatch):
+        """Another thread makes rows when the child is born, which makes rows of its own. Seen to hang: on Python 3.11
+        cached_property held one lock for all rows."""
+        x, path = np.ones((2, 3), np.float32), nf.paths.linear()
+        expected, inside, go_on = bits(nf.interpolate(x, -x, 0.3, path)), threading.Event(), threading.Event()
+        main, kept = threading.main_thread(), vars(Rows)["plain"]
+        rows_of = kept.func
+
+        def slow(rows):
+            if threading.current_thread() is not main:
+                inside.set()
+                go_on.wait(60)
+            return rows_of(rows)
+
+        monkeypatch.setattr(kept, "func", slow)
+        with ThreadPoolExecutor(1) as other:
+            busy = other.submit(nf.interpolate, x, -x, 0.3, path)
+            try:
+                assert inside.wait(60)
+                assert child_says_yes(lambda: bits(nf.interpolate(x, -x, 0.3, path)) == expected, seconds=10)
+            finally:
+                go_on.set()
+            assert bits(busy.result()) == expected
 
     def test_a_fork_by_a_signals_handler_in_the_middle_of_a_call(self, backend):
         """The child returns into the call, without the call's other threads. Seen to wait for them for ever."""

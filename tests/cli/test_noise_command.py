@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 
 import noisefuse as nf
 from conftest import first_and_slow, one_in
+from noisefuse.arguments import calls
 from noisefuse.commands.cli import main
 from noisefuse.commands.noise import _Progress
 from noisefuse.commands.noise import files as _noise_files
@@ -160,6 +161,19 @@ def photographs(folder: Path) -> dict[str, Any]:
         made[str(Path(name).with_suffix(".png"))] = np.dstack([expected, pixels[..., 3]]) if alpha else expected
     (folder / "notes.txt").write_text("not an image")
     return made
+
+
+@pytest.mark.filterwarnings("default:std = 0.1:UserWarning")
+@pytest.mark.parametrize("kind", [".npy", ".zarr", ""])
+def test_noise_that_is_rounded_away_is_said(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seen to fail: "wrote 30 samples", a copy of the source."""
+    monkeypatch.setattr(calls, "WARNED", set())
+    assert run(few(tmp_path, kind, "x", 0), tmp_path / f"y{kind}", "--std", 0.1, "--seed", 7) == 0
+    said = "std = 0.1 is in grey levels, which are whole numbers: it hardly changes any"
+    meant = "if a fraction of the range 0 .. 255 was meant, pass std = 25.5"
+    assert capsys.readouterr().err == f"noisefuse noise: {said}; {meant}\n"
 
 
 def test_images_are_named_by_their_paths(tmp_path: Path) -> None:
@@ -895,6 +909,25 @@ def test_another_source_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     assert run(tmp_path / "x.npy", tmp_path / "y.npy", *AT_300) == 0
     save(tmp_path / "x.npy", 10, 11)
     assert "shape [10, 10] and not [10, 11]" in fails(capsys, tmp_path / "x.npy", tmp_path / "y.npy", *AT_300)
+
+
+@pytest.mark.parametrize("kind", [".npy", ".zarr"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_another_source_of_the_same_sizes_and_times_is_refused(
+    whole: bool, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seen to fail: "is whole already" for a target that is another array's."""
+    source, new = few(tmp_path, kind, "x", 0), few(tmp_path, kind, "new", 1)
+    arguments, target = [source, tmp_path / f"y{kind}", *AT_300], tmp_path / f"y{kind}"
+    assert run(*arguments) == 0
+    if not whole:
+        target.rename(tmp_path / f"{target.name}.noisefuse-partial")
+    for file in [source] if source.is_file() else [path for path in source.rglob("*") if path.is_file()]:
+        before = file.stat()
+        file.write_bytes((new if source.is_file() else new / file.relative_to(source)).read_bytes())
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert "the source's" in fails(capsys, *arguments)
 
 
 def test_a_target_that_is_there_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

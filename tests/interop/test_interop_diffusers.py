@@ -32,6 +32,7 @@ diffusers = pytest.importorskip("diffusers")
 
 from noisefuse.interop import diffusers as ours  # noqa: E402
 from noisefuse.interop.diffusers import engine  # noqa: E402
+from noisefuse.interop.diffusers.exact import rebound  # noqa: E402
 from noisefuse.interop.torch import arrays as torch_arrays  # noqa: E402
 from private_names import private  # noqa: E402
 from test_torch_cuda import nothing_comes_back, on_the_stand_in  # noqa: E402
@@ -1484,13 +1485,14 @@ def test_gradients_that_begin_in_the_middle_of_a_run(caplog):
 
 def test_a_step_that_is_not_affine_is_seen(monkeypatch):
     """This covers a change of diffusers: a product of two tensors has no row, though each unit vector has an answer."""
-    kind = inspect.getmodule(diffusers.DDPMScheduler).DDPMSchedulerOutput
+    module = inspect.getmodule(diffusers.DDPMScheduler)
+    kind = module.DDPMSchedulerOutput
 
     def step(self, model_output, timestep, sample, generator=None, return_dict=True):
         return kind(prev_sample=sample * model_output)
 
     scheduler, (m, x) = ours.DDPMScheduler(beta_end=0.0123), torch.randn(2, *SHAPE)
-    monkeypatch.setattr(diffusers.DDPMScheduler, "step", step)
+    monkeypatch.setattr(diffusers.DDPMScheduler, "step", rebound(step, vars(module)))
     assert torch.equal(scheduler.step(m, scheduler.timesteps[0], x).prev_sample, x * m)
     assert "not affine" in str(scheduler._run.plan)
 
@@ -1656,6 +1658,51 @@ def test_methods_that_a_derived_class_replaces(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "Wider: diffusers' own step is used because _get_variance of its own replaces diffusers'"
     ]
+
+
+CALLED = []  # a global name of the module that replaces methods
+
+
+@pytest.mark.parametrize("coefficients", ["compat", "exact"])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("FlowMatchEulerDiscreteScheduler", "step"),
+        ("EulerDiscreteScheduler", "step"),
+        ("DDIMScheduler", "step"),
+        ("DPMSolverMultistepScheduler", "convert_model_output"),
+        ("DDIMScheduler", "add_noise"),
+        ("EulerDiscreteScheduler", "set_timesteps"),
+    ],
+)
+def test_methods_that_another_program_replaces(name, method, coefficients, monkeypatch, caplog):
+    """A profiler may wrap them. Seen to fail: NameError, as the trace ran the wrapper with diffusers' names; a
+    `convert_model_output` that was called with the trace's numbers, and never again."""
+    engine._said.clear()
+    base = getattr(diffusers, name)
+    theirs = getattr(base, method)
+
+    def wrapper(*arguments, **options):
+        CALLED.append(method)
+        return theirs(*arguments, **options)
+
+    monkeypatch.setattr(base, method, wrapper)
+    results = []
+    for scheduler in (base(), ours.accelerate(base(), coefficients=coefficients)):
+        CALLED.clear()
+        scheduler.set_timesteps(4)
+        x = torch.linspace(-1, 1, 96).reshape(SHAPE)
+        for t in scheduler.timesteps[:3]:
+            getattr(scheduler, "scale_model_input", print)(x, t)
+            x = scheduler.step(0.1 * x, t, x, return_dict=False)[0]
+        results.append((scheduler.add_noise(x, x, t[None]) if method == "add_noise" else x, len(CALLED)))
+    (expected, times), (found, ours_times) = results
+    assert times == ours_times > 0
+    assert difference(found, expected) <= LOOP
+    used = "add_noise" if method == "add_noise" else "step"
+    said = [f"{name}: diffusers' own {used} is used because another program has replaced its {method}"]
+    kept = method == "set_timesteps" and coefficients == "compat"  # its timesteps are taken
+    assert [record.getMessage() for record in caplog.records] == ([] if kept else said)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -39,6 +39,7 @@ SAMPLERS = {
     "threshold": nf.samplers.ddim(S, steps=4, clip=nf.samplers.Threshold(0.9, 2.0)),
 }
 TABLE = SAMPLERS["ddim"].tableau
+BRIDGE = nf.paths.brownian_bridge(0.5)
 
 
 def numpy(x):
@@ -402,9 +403,15 @@ def test_such_tensors_are_refused_as_numbers_too(name):
 
 
 def test_torch_func_is_refused_by_name():
+    """Seen to fail: "out", which nobody gave; torch's words on an autograd.Function, or on tensors without storage."""
     for label, call in (
         ("x0", lambda x: nf.q_sample(x, 3, S, N)),
         ("model_output (m1)", lambda m: nf.update(TABLE, 1, X, m)),
+        ("x", lambda x: nf.noised(x, 0.5, 0.25, N)),
+        ("x", lambda x: nf.interpolate(x, X, 0.5, BRIDGE, N)),
+        ("pred", lambda x: nf.interpolate_loss(x, X, X, 0.5, BRIDGE, N, target="velocity")),
+        ("a number, such as a time, level or weight", lambda x: nf.noised(X, x.mean(), 0.25, N)),
+        ("a number, such as a time, level or weight", lambda x: nf.interpolate(X, X, x.mean().abs(), BRIDGE, N)),
     ):
         with pytest.raises(
             TypeError, match=rf"{re.escape(label)}: expected a tensor with memory of its own, not one of torch\.func"
@@ -813,6 +820,37 @@ def test_graphs_break_at_noise_that_they_cannot_have(noise):
     torch.compiler.reset()
     assert equal(torch.compile(run, backend="aot_eager")(x, noise), run(x, noise))
     assert equal(compiled(run)(x, N), run(x, N))
+
+
+LEARNED = torch.tensor(0.5, requires_grad=True)
+BREAK = {
+    "noised": lambda x: nf.noised(x, 0.5, torch.tensor([0.25, 0.5]), N),
+    "noised with a target": lambda x: nf.noised(x, LEARNED, 0.25, N, target="v"),
+    "interpolate": lambda x: nf.interpolate(x, x, 0.5, BRIDGE, N),
+    "interpolate with a target": lambda x: nf.interpolate(x, x, [0.25, 0.5], BRIDGE, N, target="velocity"),
+    "gaussian": lambda x: nf.augment.gaussian(x.detach(), 0.5, N),
+    "offset_like": lambda x: nf.fields.offset_like(x.detach(), 0.5, N),
+    "pyramid_like": lambda x: nf.fields.pyramid_like(x.detach(), 0.5, N),
+    "mixed_like": lambda x: nf.fields.mixed_like(x.detach(), 0.5, N),
+    "progressive_like": lambda x: nf.fields.progressive_like(x.detach(), 0.5, N),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # Dynamo's, where it resumes
+@pytest.mark.parametrize("name", BREAK)
+def test_graphs_break_at_functions_that_they_cannot_have(name):
+    """Seen to fail: Dynamo traced how rows of `noised` and `interpolate` are made, and what fields are made of, and
+    raised errors of its own."""
+    function, x = BREAK[name], tensor(2, 3, 4, grad=True)
+    torch._dynamo.reset()
+    made = [f(x) for f in (torch.compile(function, backend="eager"), function)]
+    found, expected = (each if isinstance(each, tuple) else (each,) for each in made)
+    assert equal(found, expected)
+    if expected[0].requires_grad:
+        found, expected = (torch.autograd.grad(each[0].sum(), x) for each in (found, expected))
+        assert equal(found, expected)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="no graph can have this call of noisefuse"):
+        compiled(function, "eager")(x)
 
 
 def test_compiled_code_reads_the_numbers_of_schedules():

@@ -11,12 +11,12 @@ x0 and z are always active in x_t, whatever their numbers: 0 * inf is NaN there.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from ..ground.kept import kept_property
 from ..views import Target, target_factors
 from .levels import DEFAULT_RANGE, Levels
 from .rows import Plain, Rows
@@ -125,17 +125,17 @@ class KeptRows:
         ends = make(np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0]), target, scale, offset)
         return (*self._own_time, ends.table, levels and levels.range)
 
-    @cached_property
+    @kept_property
     def markov(self) -> Rows:
         return forward(*self._steps())
 
-    @cached_property
+    @kept_property
     def markov_of(self) -> dict[str | None, Rows]:
         """Returns q_step's rows for x of integer levels, or None."""
         made: dict[str | None, Rows] = {None: self.markov}
         return made | {name: forward(*self._steps(), None, *default) for name, default in DEFAULT_RANGE.items()}
 
-    @cached_property
+    @kept_property
     def plain_markov(self) -> Plain:
         return plain_rows([*self.markov_of.values()])
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from ..ground.float_mode import float_mode
+from ..ground.kept import kept_property
 
 PAST_SYMBOLS = "past1", "past2", "past3", "past4"  # every other count follows from these
 SYMBOLS = ("k", "x", "m1", "m2", "d", *PAST_SYMBOLS, "z")
@@ -84,13 +84,13 @@ class Rows:
             table[:, number] = values
         return cls(table, sum(1 << number for number in numbers) | flags)
 
-    @cached_property
+    @kept_property
     def single(self) -> npt.NDArray[np.float32]:
         """Returns the table for float32 arithmetic, with each coefficient rounded once."""
         with float_mode():  # the table is kept, so the caller's mode must not affect it
             return self.table.astype(np.float32)
 
-    @cached_property
+    @kept_property
     def without_noise(self) -> Rows:
         """Returns the same rows without noise."""
         return Rows(self.table, self.active & ~Z_BITS)
@@ -107,7 +107,7 @@ class Rows:
         made = self._scaled[scale, offset] = Rows(table, self.active | 1 << first)
         return made
 
-    @cached_property
+    @kept_property
     def plain(self) -> Plain:
         """Returns the rows as the fast path takes them."""
         return self.single, self.table, self.active, None, None, None
@@ -118,7 +118,7 @@ class Rows:
         flags = np.array([self.active >> column & 1 for column in range(COLUMNS)], np.bool_)
         return flags.view(layout(np.bool_))[0]  # type: ignore[no-any-return]
 
-    @cached_property
+    @kept_property
     def reads(self) -> frozenset[int]:
         """Returns the values that a linear combination reads."""
         firsts = [(first, Z + 1) for first in AFFINE] + [(CLEAN, M2 + 1)]
@@ -126,7 +126,7 @@ class Rows:
             slot for first, slots in firsts for slot in range(slots) if self.active >> (first + 1 + slot) & 1
         )
 
-    @cached_property
+    @kept_property
     def draws(self) -> npt.NDArray[np.bool_]:
         """Returns whether each row has noise in one of its outputs, (n,)."""
         return np.asarray(self.table[:, Z_COLUMNS].any(axis=1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 import noisefuse as nf
 
+from ...ground.kept import kept_property
 from .contenders import CONTENDERS as FORWARD
 from .contenders import Array, Call, Case, contenders
 from .timing import Device, machine
@@ -36,7 +37,7 @@ class Images(Case):
     def white(self) -> float:
         return 255.0 if self.dtype == "uint8" else 1.0
 
-    @cached_property
+    @kept_property
     def x(self) -> Array:
         return (np.random.default_rng(0).random(self.shape) * self.white).astype(self.dtype)
 

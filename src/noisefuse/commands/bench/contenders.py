@@ -13,7 +13,7 @@ import math
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import Any, TypeAlias
@@ -25,6 +25,7 @@ import noisefuse as nf
 from noisefuse.commands.bench import naive
 
 from ...arguments.arrays import float_dtype
+from ...ground.kept import kept_property
 from ...ground.processors import processors
 from ...language.levels import FLOATS, LEVELS
 
@@ -83,7 +84,7 @@ class Case:
         """The number of noised elements: each step of a walk noises them all."""
         return math.prod(self.shape) * self.steps
 
-    @cached_property
+    @kept_property
     def schedule(self) -> nf.Schedule:
         return nf.Schedule.linear(self.steps if self.operation == "q_walk" else 1000)
 
@@ -111,16 +112,16 @@ class Case:
     def out_dtype(self) -> np.dtype[Any]:
         return float_dtype("float32" if self.dtype in LEVELS else self.dtype)
 
-    @cached_property
+    @kept_property
     def x(self) -> Array:
         low, high = (0, LEVELS[self.dtype] + 1) if self.dtype in LEVELS else (-1, 1)
         return np.random.default_rng(0).uniform(low, high, self.shape).astype(self.x_dtype)
 
-    @cached_property
+    @kept_property
     def t(self) -> npt.NDArray[np.int64]:
         return np.random.default_rng(1).integers(0, len(self.schedule), self.shape[0])
 
-    @cached_property
+    @kept_property
     def out(self) -> Array:
         return np.zeros(self.shape, self.out_dtype)
 

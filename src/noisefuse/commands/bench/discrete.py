@@ -8,7 +8,7 @@ each in torch as its users write it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 
 import noisefuse as nf
 
+from ...ground.kept import kept_property
 from .contenders import Array, Call, Case, contenders
 from .timing import Device, machine
 
@@ -44,14 +45,14 @@ class Tokens(Case):
     def out_dtype(self) -> np.dtype[Any]:
         return np.dtype(np.int64) if self.dtype == "int64" else super().out_dtype
 
-    @cached_property
+    @kept_property
     def x(self) -> Array:
         rng = np.random.default_rng(0)
         if self.operation in OF_IDS:
             return rng.integers(0, VOCABULARY, self.shape)
         return (3 * rng.standard_normal(self.shape, dtype=np.float32)).astype(self.out_dtype)
 
-    @cached_property
+    @kept_property
     def rows(self) -> tuple[Array, Array, Array]:
         """Returns the loss's ids, masks and weights 1 / p, one of each for every row of logits."""
         rng = np.random.default_rng(1)

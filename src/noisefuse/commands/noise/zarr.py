@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +15,7 @@ from zarr.storage import LocalStore, MemoryStore
 
 import noisefuse as nf
 
+from ...ground.kept import kept_property
 from .files import Made, Work, check_shape, digest, files_in, samples_to
 from .journal import Journal, make_own_folder, size_of, sync_directory, write_whole
 
@@ -78,7 +78,7 @@ class Zarr:
         text = (self.path / "zarr.json").read_text(encoding="utf-8")
         return {"zarr.json": text, "the source's files": digest(self.path, files)}
 
-    @cached_property
+    @kept_property
     def _empty(self) -> tuple[Any, bytes]:
         """Returns the target without any chunk, in memory, and its zarr.json."""
         source, files = self._source, dict[str, Any]()
@@ -147,11 +147,11 @@ class Zarr:
             index.append(i)
         return tuple(reversed(index))
 
-    @cached_property
+    @kept_property
     def _source(self) -> Any:
         return _open(self.path)
 
-    @cached_property
+    @kept_property
     def _target(self) -> Any:  # chunks of zeros are written, too
         return zarr.open_array(DurableStore(self.partial), mode="r+", config={"write_empty_chunks": True})
 

@@ -8,7 +8,7 @@ import operator
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import dask.array as da
@@ -19,6 +19,7 @@ from dask.layers import ArraySliceDep
 
 import noisefuse as nf
 
+from ...ground.kept import kept_property
 from ...noise import each, listed
 
 Shape: TypeAlias = tuple[int, ...]
@@ -256,11 +257,11 @@ class _Task:
         shape, own, inside = noise.window_shape, noise.window_start, self.call.sample(start)
         return noise.window(shape, [a + b for a, b in zip(own, inside, strict=True)])  # type: ignore[arg-type]
 
-    @cached_property
+    @kept_property
     def _fields(self) -> tuple[Any, ...]:
         return self.call, self.names, self.fixed, self.noise, self.cut
 
-    @cached_property
+    @kept_property
     def _pickled(self) -> bytes:
         return pickle.dumps(self._fields, pickle.HIGHEST_PROTOCOL)
 

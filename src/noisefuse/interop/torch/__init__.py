@@ -86,18 +86,12 @@ def empty(shape: Any, dtype: Any, device: Any) -> Any:
 
 
 def randn_like(x: Any, noise: Any, *, dtype: Any, batched: bool) -> Any:
-    out = _empty_like(x, dtype)
-    kind = x.dtype if out is None else out.dtype
-    return in_format(nf.randn(tuple(x.shape), noise, dtype=kind, batched=batched, out=out), x)
-
-
-def _empty_like(x: Any, dtype: Any) -> Any:
-    """Returns an empty tensor for noise, in C order, of x's dtype, or float32 for integers. None: `randn` allocates."""
-    if dtype is None and x.is_cpu and x.dtype in DTYPES and x.dtype.is_floating_point and not is_traced():
-        return None
     if dtype is None:
         dtype = x.dtype if x.dtype.is_floating_point or x.dtype.is_complex else torch.float32
-    return torch.empty(x.shape, dtype=_float(dtype), device=x.device)
+    kind = _float(dtype)
+    # On a CPU `randn` allocates: within torch.func a new tensor has no memory.
+    out = None if x.is_cpu and not is_traced() else torch.empty(x.shape, dtype=kind, device=x.device)
+    return in_format(nf.randn(tuple(x.shape), noise, dtype=kind, batched=batched, out=out), x)
 
 
 def _float(dtype: Any) -> torch.dtype:
@@ -181,7 +175,9 @@ def update(
 
 
 def augmented(function: Any, x: Any, noise: Any, *, dtype: Any = None, out: Any = None, **options: Any) -> Any:
-    """Runs a function of `augment` on the memory of tensors."""
+    """Runs a function of `augment` or `fields` on the memory of tensors. A compiler's graph breaks there."""
+    if is_compiling():
+        return untraced(augmented, function, x, noise, dtype=dtype, out=out, **options)
     need_no_gradient(x=x, noise=noise)
     place, name, made = place_of("x", checked("x", x)), dtype_name(dtype, or_levels=True), out
     kind = NAMED.get(name, x.dtype)
@@ -372,10 +368,11 @@ def _random(name: str, shape: Any, noise: Any, *, dtype: Any, batched: bool, out
 
 
 library: Library = Library(
-    "torch", time="batch", is_traced=is_traced, untraced=untraced, need_plain=need_plain, to_numpy=to_numpy,
-    moved=moved, following=following, of_arrays=of_arrays, zeros_like=zeros_like, where=torch.where, times=times,
-    empty=empty, randn=randn, randn_like=randn_like, uniform=uniform, q_sample=q_sample, q_step=q_step, q_walk=q_walk,
-    update=update, mse_loss=mse_loss, mse_loss_grad=mse_loss_grad, interpolate_loss=interpolate_loss,
+    "torch", time="batch", is_traced=is_traced, can_warn=lambda: not is_traced(), untraced=untraced,
+    need_plain=need_plain, to_numpy=to_numpy, moved=moved, following=following, of_arrays=of_arrays,
+    zeros_like=zeros_like, where=torch.where, times=times, empty=empty, randn=randn, randn_like=randn_like,
+    uniform=uniform, q_sample=q_sample, q_step=q_step, q_walk=q_walk, update=update,
+    mse_loss=mse_loss, mse_loss_grad=mse_loss_grad, interpolate_loss=interpolate_loss,
     log_prob=log_prob, log_prob_grad=log_prob_grad, kl=kl, kl_grad=kl_grad,
     combined=combined, augmented=augmented, update_with_log_prob=update_with_log_prob,
     in_graph=in_graph, categorical=categorical, masked_cross_entropy=masked_cross_entropy, through=through,
