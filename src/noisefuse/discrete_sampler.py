@@ -439,14 +439,15 @@ class DiscreteSampler:
         row adds for x. They are a copy where they differ."""
         table, made = self.table, logits
         mask = table.mask_id if table.mask_id is not None and table.mask_logit == "ignore" else -1
-        if row.own:
-            made, at = logits.astype(np.float32), x.astype(np.int64)[..., None]
-            np.put_along_axis(made, at, np.take_along_axis(made, at, axis=-1) + np.float32(row.own), axis=-1)
-        elif 0 <= mask < logits.shape[-1] and (logits[..., mask] != -math.inf).any():
-            made = np.zeros(logits.shape, logits.dtype)  # memory that is not written to costs nothing
+        hides = 0 <= mask < logits.shape[-1] and bool((logits[..., mask] != -math.inf).any())
+        if hides or row.own:
+            made = np.zeros(logits.shape, np.float32 if row.own else logits.dtype)  # what is not written costs nothing
             for at in zip(*np.nonzero(read), strict=True):
                 made[at] = logits[at]
-            made[read, mask] = -math.inf
+            if hides:
+                made[read, mask] = -math.inf
+            else:
+                made[read, x[read]] += np.float32(row.own)
         heat = self._temperature(row)
         return _nucleus(made, heat, table.top_k, table.top_p) if heat and self._cuts else made
 

@@ -771,12 +771,16 @@ def test_a_token_below_0_has_no_probability():
 
 def test_logits_of_a_prompt_are_not_looked_at():
     """Seen to fail: a NaN there made the log-probability a NaN."""
-    sampler = nf.samplers.discrete_flow(steps=2, mask_id=MASK)
-    logits = np.array([[[np.nan, 0.0], [0.0, 0.0]]], np.float32)
     options, x = {"where": np.array([False, True])}, np.array([[0, MASK]])
-    x_next, likely = sampler.step(0, x, logits, NOISE, log_prob=True, **options)
-    assert likely.tolist() == sampler.log_prob(0, x, logits, x_next, **options).tolist()
-    assert np.isfinite(likely).all()
+    samplers = [nf.samplers.discrete_flow(steps=2, mask_id=MASK), *map(UNIFORM.get, ("d3pm", "d3pm_loo"))]
+    for sampler, v in itertools.product(samplers, (K, K + 1)):  # with a logit for the mask, and without
+        logits = np.zeros((1, 2, v), np.float32)
+        logits[0, 0, 0] = np.nan
+        if sampler.table.mask_id is None:
+            x, logits = x % K, logits[..., :K]
+        x_next, likely = sampler.step(1, x, logits, NOISE, log_prob=True, **options)
+        assert likely.tolist() == sampler.log_prob(1, x, logits, x_next, **options).tolist()
+        assert np.isfinite(likely).all()
 
 
 def test_log_probabilities_are_differentiable_once(torch):
