@@ -736,16 +736,20 @@ def test_a_run_has_the_dtype_that_is_asked_for(kind):
 
 
 def test_the_nucleus_of_remdm_leaves_out_the_crossing_token():
-    """Its code keeps tokens while their probabilities add up to at most top_p. Seen to fail: the next one, too."""
-    p = np.array([0.15, 0.5, 0.1, 0.25], np.float32)
-    logits = np.log(p)[None, None].repeat(20000, 0)
-    x = np.full((20000, 1), 4)
-    cases = [({"top_p": 0.8}, [0, 2 / 3, 0, 1 / 3]), ({"top_p": 0.3}, [0, 1, 0, 0]), ({}, p)]
-    cases += [
-        ({"top_p": 0.8, "top_k": 2}, [0, 1, 0, 0]),
-        ({"top_p": 0.95, "temperature": 1e9}, [1 / 3, 1 / 3, 0, 1 / 3]),
+    """Its code keeps tokens while their probabilities add up to at most top_p. Seen to fail: the next one, too; top_p
+    again, of those that were kept."""
+    p, flat = (0.15, 0.5, 0.1, 0.25), (0.04, 0.88, 0.04, 0.04)
+    cases = [
+        (p, {}, p),
+        (p, {"top_p": 0.8}, (0, 2 / 3, 0, 1 / 3)),
+        (p, {"top_p": 0.3}, (0, 1, 0, 0)),
+        (p, {"top_p": 0.8, "top_k": 2}, (0, 1, 0, 0)),
+        (p, {"top_p": 0.95, "temperature": 1e9}, (1 / 3, 1 / 3, 0, 1 / 3)),
+        (flat, {"top_p": 0.93}, (1 / 23, 22 / 23, 0, 0)),
     ]
-    for options, expected in cases:
+    x = np.full((20000, 1), 4)
+    for given, options, expected in cases:
+        logits = np.log(np.array(given, np.float32))[None, None].repeat(20000, 0)
         drawn = nf.samplers.remdm(steps=1, mask_id=4, **options).step(0, x, logits, NOISE)[:, 0]
         assert abs(np.bincount(drawn, minlength=4) / 20000 - expected).max() < 0.02
     logits[3, 0, 2] = np.nan
