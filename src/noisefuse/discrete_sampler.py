@@ -200,7 +200,7 @@ class DiscreteSampler:
         flat = self._flat(tokens)
         allowed = allowed_of(where, None, tokens.shape)
         may = positions(self.table, row, flat, None if allowed is None else allowed.reshape(flat.shape))
-        given = self._of_clean(row, flat, self._logits(logits, flat.shape))
+        given = self._of_clean(row, flat, self._logits(logits, flat.shape), may)
         name = _at(noise, int(i))
         info = wanted_info(self.table, row, log_prob, () if state is None else state.asked)
         drawn = self._drawn(row, given, name, may, info)
@@ -252,7 +252,8 @@ class DiscreteSampler:
         flat, after = self._flat(tokens), _by_sample(to)
         allowed = allowed_of(where, None, tokens.shape)
         may = positions(self.table, row, flat, None if allowed is None else allowed.reshape(flat.shape))
-        found = self._law(row, flat, after, self._of_clean(row, flat, self._logits(logits, flat.shape)), may)
+        given = self._of_clean(row, flat, self._logits(logits, flat.shape), may)
+        found = self._law(row, flat, after, given, may)
         return found.log_prob, found.by_next, found.by_own
 
     def log_prob_grad(
@@ -290,7 +291,7 @@ class DiscreteSampler:
             raise ValueError(f"upstream: expected a number or {shape[:1]} of them, got {above.dtype} {above.shape}")
         factor = np.broadcast_to(above.astype(np.float64), shape[:1])[:, None] / temperature
         ids = x_next.reshape(shape), x.reshape(shape)
-        values = self._of_clean(row, ids[1], logits.reshape(*shape, logits.shape[-1]))
+        values = self._of_clean(row, ids[1], logits.reshape(*shape, logits.shape[-1]), (by_next != 0) | (by_own != 0))
         if temperature == 1 and not by_own.any():  # masks alone: the loss's gradient, with another sign
             back: dict[str, Any] = {"reduction": "none", "upstream": -by_next * factor, "grad_out": True}
             made: Any = masked_cross_entropy(values, ids[0].astype(np.int64), by_next != 0, **back)[1]
@@ -433,17 +434,20 @@ class DiscreteSampler:
             raise ValueError(f"logits: expected {tokens} in the last axis, got {array.shape[-1]}")
         return array.reshape(*shape, array.shape[-1])
 
-    def _of_clean(self, row: TokenRow, x: Array, logits: Any) -> Any:
-        """Returns the logits from which c is drawn: with -inf for the mask, and what the row adds for x. They are a
-        copy where they differ."""
+    def _of_clean(self, row: TokenRow, x: Array, logits: Any, read: NDArray[np.bool_]) -> Any:
+        """Returns the logits from which c is drawn at the positions that are read: with -inf for the mask, and what the
+        row adds for x. They are a copy where they differ."""
         table, made = self.table, logits
         mask = table.mask_id if table.mask_id is not None and table.mask_logit == "ignore" else -1
-        if row.own:
-            made, at = logits.astype(np.float32), x.astype(np.int64)[..., None]
-            np.put_along_axis(made, at, np.take_along_axis(made, at, axis=-1) + np.float32(row.own), axis=-1)
-        elif 0 <= mask < logits.shape[-1] and (logits[..., mask] != -math.inf).any():
-            made = logits.copy()
-            made[..., mask] = -math.inf
+        hides = 0 <= mask < logits.shape[-1] and bool((logits[..., mask] != -math.inf).any())
+        if hides or row.own:
+            made = np.zeros(logits.shape, np.float32 if row.own else logits.dtype)  # what is not written costs nothing
+            for at in zip(*np.nonzero(read), strict=True):
+                made[at] = logits[at]
+            if hides:
+                made[read, mask] = -math.inf
+            else:
+                made[read, x[read]] += np.float32(row.own)
         heat = self._temperature(row)
         return _nucleus(made, heat, table.top_k, table.top_p) if heat and self._cuts else made
 

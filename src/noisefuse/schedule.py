@@ -1051,7 +1051,7 @@ def _of_registered(
 
 def _need_same_functions(made: Schedule) -> None:
     """Raises ValueError if the registered functions are not those of the stored columns."""
-    functions = Schedule._of_family(made.kind, len(made), **made._parameters)
+    functions = Schedule._of_family(made.kind, len(made), None, **made._parameters)
     for name in ("alpha", "sigma"):
         stored_one, found = getattr(made, name), getattr(functions, name)
         if (far := ~np.isclose(found, stored_one, rtol=1e-6, atol=1e-12)).any():  # machines round differently

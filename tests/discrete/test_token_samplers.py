@@ -744,16 +744,20 @@ def test_a_run_has_the_dtype_that_is_asked_for(kind):
 
 
 def test_the_nucleus_of_remdm_leaves_out_the_crossing_token():
-    """Its code keeps tokens while their probabilities add up to at most top_p. Seen to fail: the next one, too."""
-    p = np.array([0.15, 0.5, 0.1, 0.25], np.float32)
-    logits = np.log(p)[None, None].repeat(20000, 0)
-    x = np.full((20000, 1), 4)
-    cases = [({"top_p": 0.8}, [0, 2 / 3, 0, 1 / 3]), ({"top_p": 0.3}, [0, 1, 0, 0]), ({}, p)]
-    cases += [
-        ({"top_p": 0.8, "top_k": 2}, [0, 1, 0, 0]),
-        ({"top_p": 0.95, "temperature": 1e9}, [1 / 3, 1 / 3, 0, 1 / 3]),
+    """Its code keeps tokens while their probabilities add up to at most top_p. Seen to fail: the next one, too; top_p
+    again, of those that were kept."""
+    p, flat = (0.15, 0.5, 0.1, 0.25), (0.04, 0.88, 0.04, 0.04)
+    cases = [
+        (p, {}, p),
+        (p, {"top_p": 0.8}, (0, 2 / 3, 0, 1 / 3)),
+        (p, {"top_p": 0.3}, (0, 1, 0, 0)),
+        (p, {"top_p": 0.8, "top_k": 2}, (0, 1, 0, 0)),
+        (p, {"top_p": 0.95, "temperature": 1e9}, (1 / 3, 1 / 3, 0, 1 / 3)),
+        (flat, {"top_p": 0.93}, (1 / 23, 22 / 23, 0, 0)),
     ]
-    for options, expected in cases:
+    x = np.full((20000, 1), 4)
+    for given, options, expected in cases:
+        logits = np.log(np.array(given, np.float32))[None, None].repeat(20000, 0)
         drawn = nf.samplers.remdm(steps=1, mask_id=4, **options).step(0, x, logits, NOISE)[:, 0]
         assert abs(np.bincount(drawn, minlength=4) / 20000 - expected).max() < 0.02
     logits[3, 0, 2] = np.nan
@@ -779,12 +783,16 @@ def test_a_token_below_0_has_no_probability():
 
 def test_logits_of_a_prompt_are_not_looked_at():
     """Seen to fail: a NaN there made the log-probability a NaN."""
-    sampler = nf.samplers.discrete_flow(steps=2, mask_id=MASK)
-    logits = np.array([[[np.nan, 0.0], [0.0, 0.0]]], np.float32)
     options, x = {"where": np.array([False, True])}, np.array([[0, MASK]])
-    x_next, likely = sampler.step(0, x, logits, NOISE, log_prob=True, **options)
-    assert likely.tolist() == sampler.log_prob(0, x, logits, x_next, **options).tolist()
-    assert np.isfinite(likely).all()
+    samplers = [nf.samplers.discrete_flow(steps=2, mask_id=MASK), *map(UNIFORM.get, ("d3pm", "d3pm_loo"))]
+    for sampler, v in itertools.product(samplers, (K, K + 1)):  # with a logit for the mask, and without
+        logits = np.zeros((1, 2, v), np.float32)
+        logits[0, 0, 0] = np.nan
+        if sampler.table.mask_id is None:
+            x, logits = x % K, logits[..., :K]
+        x_next, likely = sampler.step(1, x, logits, NOISE, log_prob=True, **options)
+        assert likely.tolist() == sampler.log_prob(1, x, logits, x_next, **options).tolist()
+        assert np.isfinite(likely).all()
 
 
 def test_log_probabilities_are_differentiable_once(torch):

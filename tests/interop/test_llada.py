@@ -35,6 +35,18 @@ def test_it_is_the_sampler():
     assert (whole < V).all()
 
 
+def test_a_mask_that_the_network_draws_stays():
+    """As in LLaDA's code. Seen to fail: another token took its place."""
+
+    def masks_the_third(x):
+        logits = np.pad(model(x), [(0, 0), (0, 0), (0, 1)], constant_values=-9)
+        logits[:, 7, MASK] = 99
+        return logits
+
+    done = generate(masks_the_third, PROMPT, **OPTIONS)
+    assert (done == MASK).tolist() == [[at == 7 for at in range(13)]] * 2
+
+
 def test_tensors_and_objects_with_logits(torch):
     class Answer:
         def __init__(self, logits):

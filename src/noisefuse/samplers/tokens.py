@@ -374,7 +374,7 @@ def entropy_bound(
     """Takes, in each step, the drawn tokens of the positions of least entropy whose entropies, without the largest, add
     up to at most `bound` (Ben-Hamu et al. 2025, "Accelerated sampling from masked diffusion models via entropy bounded
     unmasking"). With vocabulary the others are drawn anew, as in diffusers' ``EntropyBoundScheduler``;
-    with mask_id they stay masks.
+    with mask_id they stay masks, and some may be left after the last step.
 
     Args:
         steps: how many model calls.
