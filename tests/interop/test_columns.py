@@ -156,9 +156,12 @@ normal = NormalDist().inv_cdf
 
 def test_the_law_of_float_times():
     """Quantiles, to 5 standard deviations, and independence of the noise. Seen to fail: times of stream 0."""
-    flow = nf.Schedule.from_functions(lambda t: 1 - t**2 / 16, lambda t: t / 4, name="long", times=(0, 4))
+    flow = nf.Schedule.from_functions(lambda t: 1 - (t - 1) ** 2 / 16, lambda t: (t - 1) / 4, name="long", times=(1, 5))
     ids, n = np.arange(1 << 14), 1 << 14
-    for times, quantile in (("float", lambda q: 4 * q), ("logit_normal", lambda q: 4 / (1 + np.exp(-normal(q))))):
+    for times, quantile in (
+        ("float", lambda q: 1 + 4 * q),
+        ("logit_normal", lambda q: 1 + 4 / (1 + np.exp(-normal(q)))),
+    ):
         batch = NoisyColumns(flow, nf.Noise(7), times=times)({"id": ids, "image": np.zeros((n, 1), np.float32)})
         for q in (0.1, 0.5, 0.9):
             assert abs((batch["t"] < quantile(q)).mean() - q) < 5 * (q * (1 - q) / n) ** 0.5

@@ -153,9 +153,9 @@ def test_distilled_samplers_take_levels(rule):
         (Schedule.flow(), {"final": 0.1, "final_level": 0.1}, TypeError, "expected final_level or final, got both"),
         (Schedule.flow(), {"steps": [1, 0.5]}, ValueError, "steps must be integers, which are indices, or floats"),
         (Schedule.flow(), {"levels": [1.5]}, ValueError, r"levels must be noise levels of the schedule, got \[1.5\]"),
-        (Schedule.flow(), {"levels": "many"}, ValueError, "levels must be numbers, got 'many'"),
+        (Schedule.flow(), {"levels": "many"}, ValueError, "levels must be noise levels, got 'many'"),
         (Schedule.flow(), {"levels": [0.5, 0.0]}, ValueError, "above 0, .*: drop the 0"),
-        (Schedule.flow(), {"final_level": -1}, ValueError, "levels must be noise levels"),
+        (Schedule.flow(), {"final_level": -1}, ValueError, "final_level must be noise levels of the schedule"),
         (Schedule.karras(40), {"levels": [math.inf]}, ValueError, "levels must be noise levels"),
         (SHORT, {"levels": [1e9]}, ValueError, "levels: expected sigma / alpha within those of the schedule"),
         (Schedule.cosine(), {"steps": [999.0, 500.0]}, ValueError, r"steps: t must be in \[0, 1\], the time u .*index"),
@@ -238,6 +238,7 @@ def test_model_time_is_that_of_training(schedule, kind):
         two = nf.samplers.heun(schedule, steps=t if t is indices else [*own], prediction="v", model_time=kind)
         np.testing.assert_allclose(two.timesteps, np.asarray(expected)[[0, 1, 1, 2, 2]], rtol=1e-12)
     np.testing.assert_allclose(schedule.model_time(indices, "schedule"), own, rtol=1e-12)
+    np.testing.assert_allclose(schedule.model_time(indices, lambda alpha, sigma, t: t), own, rtol=1e-12)
     np.testing.assert_allclose(schedule.model_time(own, "index"), indices, rtol=1e-12)
     between = nf.samplers.dpm_2(schedule, steps=[*own], prediction="v", model_time=kind)
     level = between.tableau.sigma / (between.tableau.alpha + between.tableau.sigma)
@@ -271,11 +272,19 @@ def test_model_time_changes_nothing_else():
         assert (plain.tableau.rows == other.tableau.rows).all()
         if name != "edm":  # its levels lie between columns
             np.testing.assert_allclose(other.timesteps, (plain.timesteps + 1) / 1000, rtol=1e-9, atol=1e-12)
-    assert repr(other).startswith("Sampler(edm, 7 rows, model_time=schedule)\n  0: t = ")
+    assert repr(other).startswith("Sampler(edm, 8 rows, model_time=schedule)\n  0: t = ")
     again = pickle.loads(pickle.dumps(other))
     assert (again, repr(again)) == (other, repr(other))
     named = ddim(schedule, 2, prediction="v", model_time=lambda alpha, sigma, t: t)
     assert repr(named).startswith("Sampler(ddim, 2 rows, model_time=<lambda>)\n")
+
+
+def test_a_function_is_not_asked_where_no_network_is_called():
+    """At clean data log(sigma) is infinite. It gets the index of a schedule without a time of its own."""
+    sampler = ddim(Schedule.linear(), [500, 3], model_time=lambda alpha, sigma, t: np.log(sigma) + t)
+    np.testing.assert_allclose(
+        sampler.timesteps, np.log(Schedule.linear().sigma[[500, 3]]) + np.array([500, 3]), rtol=1e-15
+    )
 
 
 def test_defaults_are_as_before():

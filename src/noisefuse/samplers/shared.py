@@ -46,7 +46,8 @@ _SHARED = Shared(
     ValueError: an argument lies outside of its range; the schedule does not have the times or levels; a step that draws
         noise rises, or needs more noise than there is; the sampler or the prediction divides by alpha, and x is pure
         noise there.
-    TypeError: schedule is no `Schedule`, clip is no bound, or there is no such argument.
+    TypeError: schedule is no `Schedule`, clip is no bound, there is no such argument, or steps and levels (final and
+        final_level) are both given.
     ImportError: spacing "beta" without SciPy.""",
 )
 _EXAMPLE = """\

@@ -108,11 +108,13 @@ def grid(
             are impossible, or final="sigma_min" lies above the last noise level.
     """
     if levels is not None or not isinstance(steps, int | np.integer):
-        visited = _given(axis, "steps", steps, levels)
+        visited = _at_times(axis, "steps", steps) if levels is None else _at_levels(axis, "levels", levels)
         if not np.all(visited.sigma > 0):
             last = np.all(visited.sigma[:-1] > 0)
             hint = "drop the 0, the last step goes there by itself" if last else "take a small level in place of 0"
-            raise ValueError(f"steps must be noise levels above 0, got {visited.sigma}: {hint}")
+            raise ValueError(
+                f"{'steps' if levels is None else 'levels'} must be noise levels above 0, got {visited.sigma}: {hint}"
+            )
     elif steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     elif spacing in _OF_INDICES:
@@ -134,8 +136,10 @@ def grid(
             raise ValueError(
                 'final="sigma_min", the schedule\'s least noisy level, is above the last one of these steps'
             )
+    elif final_level is None:
+        end = _at_times(axis, "final", [final])
     else:
-        end = _given(axis, "final", [final], None if final_level is None else [final_level])
+        end = _at_levels(axis, "final_level", [final_level])
     times, told = (_times(axis, visited, end, kind) for kind in (None, model_time))
     return Grid(np.append(visited.alpha, end.alpha), np.append(visited.sigma, end.sigma), times, told)
 
@@ -148,52 +152,57 @@ def _times(axis: Axis, visited: Place, end: Place, kind: ModelTime | None) -> An
     return times
 
 
-def _given(axis: Axis, name: str, times: Any, levels: Any) -> Place:
-    """Returns places that are given as levels; or as times: integers are indices, floats the schedule's own times."""
-    if levels is not None:
-        numbers = _numbers("final_level" if name == "final" else "levels", levels).astype(np.float64)
-        if not np.all((numbers >= 0) & (numbers <= 1 if axis.family == "flow" else numbers < np.inf)):
-            raise ValueError(f"levels must be noise levels of the schedule, got {numbers}")
-        return axis.at_level(numbers)
+def _at_levels(axis: Axis, name: str, levels: Any) -> Place:
+    """Returns the places of noise levels."""
+    numbers = _numbers(name, levels).astype(np.float64)
+    if not np.all((numbers >= 0) & (numbers <= 1 if axis.family == "flow" else numbers < np.inf)):
+        raise ValueError(f"{name} must be noise levels of the schedule, got {numbers}")
+    return axis.at_level(numbers)
+
+
+def _at_times(axis: Axis, name: str, times: Any) -> Place:
+    """Returns the places of times: integers are indices, and floats the schedule's own times. If it has none, they are
+    places between indices."""
     numbers = _numbers(name, times)
-    if numbers.dtype.kind in "iu":
+    of_indices = numbers.dtype.kind in "iu"
+    if of_indices or not axis.schedule.continuous:
         _inside(axis, numbers)
-        if axis.family == "exploding" or (axis.family == "flow" and np.all(numbers <= 1)):
-            warn_once("times", f"{name}: {_NEW.format('integers are indices')}")
-        return axis.at_index(numbers.astype(np.float64))
-    numbers = numbers.astype(np.float64)
-    if not axis.schedule.continuous:
-        _inside(axis, numbers)
-        if not axis.timed_by_index:
-            warn_once("times", f"{name}: {_NEW.format('floats are places between indices')}")
-        return axis.at_index(numbers)
+        place = axis.at_index(numbers.astype(np.float64))
+        if of_indices and (axis.family == "exploding" or (axis.family == "flow" and np.all(numbers <= 1))):
+            _warn(name, "integers are indices")
+        elif not of_indices and not axis.timed_by_index:
+            _warn(name, "floats are places between indices")
+        return place
     try:
-        place = axis.at_time(numbers)
+        place = axis.at_time(numbers.astype(np.float64))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     if axis.family == "flow" and not np.allclose(place.sigma, numbers, rtol=0, atol=1e-12):
-        warn_once("times", f"{name}: {_NEW.format('floats are times of the schedule, before its shift')}")
+        _warn(name, "floats are times of the schedule, before its shift")
     return place
 
 
-_NEW = "{}; noise levels, as these were before version 0.2, are levels= and final_level="
+def _warn(name: str, meaning: str) -> None:
+    """Warns of numbers that were noise levels. Version 0.2 does not."""
+    warn_once(meaning, f"{name}: {meaning}; noise levels, as these were until now, are levels= and final_level=")
+
+
+_EXPECTED = {"steps": "an integer or a list of times", "final": "zero or sigma_min or a time"}
 
 
 def _numbers(name: str, given: Any) -> npt.NDArray[Any]:
-    """Returns the numbers of a list (n,), integers or floats. ValueError: they are none, or both."""
+    """Returns the numbers of a list (n,), integers or floats. ValueError: they are none, or times of both kinds."""
     need_plain(name, given)
     try:
         numbers = np.asarray(given)
     except (TypeError, ValueError):
         numbers = np.zeros(0)
     if numbers.dtype.kind not in "iuf" or numbers.ndim != 1 or not numbers.size:
-        expected = "zero or sigma_min or a time" if name == "final" else "an integer or a list of times"
-        shown = given[0] if name == "final" else given
-        raise ValueError(f"{name} must be {'numbers' if 'level' in name else expected}, got {shown!r}")
-    if numbers.dtype.kind == "f" and isinstance(given, list | tuple):
-        whole = [isinstance(number, int | np.integer) for number in given]
-        if "level" not in name and any(whole):
-            raise ValueError(f"{name} must be integers, which are indices, or floats, which are times, got {given!r}")
+        shown = given[0] if name.startswith("final") else given
+        raise ValueError(f"{name} must be {_EXPECTED.get(name, 'noise levels')}, got {shown!r}")
+    of_floats = numbers.dtype.kind == "f" and isinstance(given, list | tuple)
+    if name in _EXPECTED and of_floats and any(isinstance(number, int | np.integer) for number in given):
+        raise ValueError(f"{name} must be integers, which are indices, or floats, which are times, got {given!r}")
     return numbers
 
 
