@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random calls with other libraries' arrays, against other backends than the reference, beside a thread that changes
-their inputs, and on small stacks: a few of each."""
+"""Random calls with other libraries' arrays, other backends, changing inputs and small stacks: a few of each."""
 
 import subprocess
 import sys
