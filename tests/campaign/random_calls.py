@@ -129,6 +129,8 @@ def compare_libraries(libraries, cases, seed, minutes, progress=lambda line: Non
         if not any(word in line for word in calls.ANY_LIBRARY) or operation(line).startswith(("legacy", "raced")):
             continue
         for library in libraries:
+            if library == "jax" and operation(line) == "sampled":
+                continue  # its network is XLA's arithmetic, which has no subnormal numbers
             wrong, refused = problem(library, line)
             counts[library, "refused" if refused else "compared"] += 1
             if wrong:
