@@ -4,7 +4,7 @@
 #     tests/sanitize.sh address [pytest arguments]    AddressSanitizer and UndefinedBehaviorSanitizer
 #     tests/sanitize.sh calls --minutes M             the same, of random calls (tests/campaign/random_calls.py)
 #     tests/sanitize.sh thread [pytest arguments]     ThreadSanitizer: the pool alone (tests/campaign/pool.cpp), then
-#                                                     tests/backends/test_threads.py
+#                                                     tests/backends/test_threads.py and large calls of tokens
 # Arguments take the place of the tests below. The compiler is c++, or $CXX: clang (with its runtimes: libclang-rt-dev)
 # instruments in a quarter of GCC's time, which is minutes for the kernels of one instruction set. All are
 # one text: so it is done for the one that this processor takes by itself and, for addresses, the portable one.
@@ -26,6 +26,7 @@ address | calls)
     # alone (samplers, schedules, the reference, pages, examples), and the tests of threads, which `thread` runs.
     tests=(tests/test_known.py tests/test_errors.py tests/augment tests/density tests/backends tests/forward/test_forward.py
         tests/forward/test_bytes.py tests/forward/test_plain_calls.py tests/losses tests/noise/test_noise.py tests/cuda/test_cuda.py
+        tests/discrete/test_categorical.py tests/discrete/test_cross_entropy.py tests/discrete/test_tokens.py
         --ignore tests/backends/test_threads.py -k 'not reference and not native-avx2')
     export STAND_IN_FLAGS='-g -fsanitize=address,undefined -fno-sanitize-recover=undefined' # tests/cuda_kernels
     runtimes=(libasan.so libubsan.so)
@@ -37,7 +38,8 @@ thread)
     flags='-g -fsanitize=thread'
     others+=';portable'
     settings=()
-    tests=(tests/backends/test_threads.py)
+    tests=(tests/backends/test_threads.py tests/discrete/test_categorical.py::test_bits_of_threads_and_batches
+        tests/discrete/test_cross_entropy.py::test_bits_of_threads tests/discrete/test_tokens.py::test_bits_of_threads)
     runtimes=(libtsan.so)
     # BLAS is not instrumented: its threads meet in ways that the runtime cannot see.
     echo 'called_from_lib:openblas' >"$tmp/suppressions"

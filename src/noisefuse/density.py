@@ -626,4 +626,5 @@ def _like(a: Array, number: Any) -> Any:
 
 
 def _scaled(sums: Array, factor: Any, constant: Any) -> Array:
-    return sums * _like(sums, factor) + _like(sums, constant)
+    with np.errstate(all="ignore"):  # as in native
+        return sums * _like(sums, factor) + _like(sums, constant)

@@ -16,6 +16,7 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["noisefuse"]):
+    import calls
     from noisefuse.commands.campaign import differential
     from noisefuse.commands.campaign.arguments import Draw, random_call
 
@@ -26,10 +27,10 @@ def one_call(data: bytes) -> None:
     """Reads two bytes as a choice, after one for the number of threads."""
     threads = 1 + (data[0] % 7 if data else 0)
     draw = Draw([int.from_bytes(data[k : k + 2], "little") for k in range(1, len(data), 2)])
-    line = random_call(draw)
-    problems, _ = differential.compared(BACKENDS, threads, line)
+    line = random_call(draw, calls.CALLS)
+    problems, _ = differential.compared(BACKENDS, threads, line, words=calls)
     for backend in problems:
-        raise AssertionError(differential.report(backend, threads, draw.taken))
+        raise AssertionError(differential.report(backend, threads, draw.taken, words=calls))
 
 
 if __name__ == "__main__":

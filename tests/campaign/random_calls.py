@@ -7,21 +7,25 @@
 
 A call with another library's arrays gives the bits of NumPy's, or is refused with a reason. Tensors lie in memory as
 NumPy's views do, with any strides; dask's arrays are cut into chunks along every axis. It ends with status 1 if a call
-differs, and prints a line for each such call.
+differs, and prints a line for each such call. If a call ends the process, its line is the last one printed.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter
 from contextlib import nullcontext
+from pathlib import Path
 from random import Random
 
 import numpy as np
 
+import calls
 import noisefuse as nf
 from noisefuse.commands.campaign import arguments, differential
 from noisefuse.commands.campaign.arguments import Draw, operation, random_call
@@ -63,8 +67,8 @@ LIBRARIES = {"torch": torch_array, "jax": jax_array, "dask": dask_array}
 
 
 def as_numpy(value):
-    if isinstance(value, list | tuple):
-        return [part for each in value for part in as_numpy(each)]
+    if isinstance(value, dict | list | tuple):
+        return [part for each in (value.values() if isinstance(value, dict) else value) for part in as_numpy(each)]
     if isinstance(value, nf.Noise):
         return [np.array(repr(value))]
     if type(value).__module__.partition(".")[0] == "dask":
@@ -87,7 +91,7 @@ def answer(code, library=None):
     try:
         with in_float64(library), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return as_numpy(eval(code, dict(vars(arguments))))
+            return as_numpy(eval(code, vars(arguments) | vars(calls)))
     except Exception as error:
         return error
     finally:
@@ -113,17 +117,20 @@ def problem(library, line):
     return "" if same else "other bits", False
 
 
-def compare_libraries(libraries, cases, seed, minutes):
+def compare_libraries(libraries, cases, seed, minutes, progress=lambda line: None):
     """Returns whether all of them have NumPy's bits."""
     random, counts, lines = Random(seed), Counter(), []
     end = time.monotonic() + 60 * minutes
     for _ in range(cases):
         if time.monotonic() > end:
             break
-        line = random_call(Draw(random=random))
-        if "array(" not in line or operation(line).startswith("legacy"):
+        line = random_call(Draw(random=random), calls.CALLS)
+        progress(line)
+        if not any(word in line for word in calls.ANY_LIBRARY) or operation(line).startswith(("legacy", "raced")):
             continue
         for library in libraries:
+            if library == "jax" and operation(line) == "sampled":
+                continue  # its network is XLA's arithmetic, which has no subnormal numbers
             wrong, refused = problem(library, line)
             counts[library, "refused" if refused else "compared"] += 1
             if wrong:
@@ -136,6 +143,30 @@ def compare_libraries(libraries, cases, seed, minutes):
     return not lines
 
 
+def of_backends(given, progress):
+    """Returns whether all backends give the same bits; prints how many calls of each operation were compared."""
+    results = differential.run(
+        given.cases, given.seed, numba=not given.no_numba, against=given.against, minutes=given.minutes, words=calls,
+        progress=progress,
+    )  # fmt: skip
+    for result in results:
+        print(f"{result.name:32} {result.cases:10,} {'ok' if result.passed else 'FAILED':6} {result.worst}")
+        print(*result.lines, sep="\n", end="\n" if result.lines else "")
+    print(f"{sum(result.cases for result in results):,} calls")
+    return all(result.passed for result in results)
+
+
+def in_a_child():
+    """Makes the calls in a child, which writes down each of them first. Returns its status."""
+    with tempfile.TemporaryDirectory() as folder:
+        last = Path(folder, "last")
+        done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--last", last], check=False)
+        if last.exists() and (line := last.read_text()):
+            print(f"ended with status {done.returncode}, in {line}")
+            return 1
+        return done.returncode
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=sys.maxsize)
@@ -144,20 +175,26 @@ def main():
     parser.add_argument("--against", default="reference", choices=("reference", "numba", "native-portable"))
     parser.add_argument("--no-numba", action="store_true", help="of the backends, native alone")
     parser.add_argument("--libraries", nargs="+", choices=LIBRARIES)
+    parser.add_argument("--last", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.cases == sys.maxsize and given.minutes == float("inf"):
         parser.error("expected --cases or --minutes")
+    if given.last is None:
+        return in_a_child()
     print(f"# noisefuse {nf.__version__} on {nf.info()['cpu']}; --seed {given.seed}", flush=True)
-    if given.libraries:
-        return 0 if compare_libraries(given.libraries, given.cases, given.seed, given.minutes) else 1
-    results = differential.run(
-        given.cases, given.seed, numba=not given.no_numba, against=given.against, minutes=given.minutes
-    )
-    for result in results:
-        print(f"{result.name:24} {result.cases:10,} {'ok' if result.passed else 'FAILED':6} {result.worst}")
-        print(*result.lines, sep="\n", end="\n" if result.lines else "")
-    print(f"{sum(result.cases for result in results):,} calls")
-    return 0 if all(result.passed for result in results) else 1
+    with given.last.open("wb", buffering=0) as last:
+
+        def progress(line):
+            last.seek(0)
+            last.truncate()
+            last.write(line.encode())
+
+        if given.libraries:
+            good = compare_libraries(given.libraries, given.cases, given.seed, given.minutes, progress)
+        else:
+            good = of_backends(given, progress)
+        last.truncate(0)
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

@@ -149,6 +149,7 @@ def test_numba_takes_part_where_it_is_wanted(name, numba, expected):
         "nf.q_walk(array((2, 1), 'uint8'), SHORT, nf.Noise(0), batched=-1)",
         "step(sampler('ddim'), 0, array((2, 1)), array((2, 1)), -1)",
         "step(sampler('ddim'), 0, array((2, 1)), array((2, 1)), [nf.Noise(0), nf.Noise(0, stream=1)])",
+        "nf.density.log_prob(sampler('flow_cps').tableau, 3, *[array((71, 2), 'float64', n) for n in (705, 0, 0)])",
     ],
 )
 def test_what_differed_does_not_any_more(line):

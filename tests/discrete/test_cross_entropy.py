@@ -191,13 +191,16 @@ def test_autograd(torch, dtype):
 
 def test_arrays_beside_tensors(torch):
     """Seen to fail: weights of NumPy's that were overwritten before the backward pass; weights in bfloat16, which NumPy
-    does not have; a tensor of torch.func, without a word."""
+    does not have; Python's floats, rounded to float32; a tensor of torch.func, without a word."""
     logits, ids, masked, _ = case(300)
     x, weight = torch.from_numpy(logits).requires_grad_(), np.array([[0.5], [2.0]])
     loss = 3 * loss_of(x, ids, masked, weight)
     expected = loss_of(logits, ids, masked, weight, upstream=3.0, grad_out=True)[1]
     half = torch.from_numpy(weight).bfloat16()
     assert loss_of(x, ids, masked, half) == loss_of(x, ids, masked, weight)
+    for numbers in (0.1, [[0.1], [0.3]]):
+        own = loss_of(x.detach(), ids, masked, numbers, grad_out=True)[1]
+        assert bits(own.numpy()) == bits(loss_of(logits, ids, masked, numbers, grad_out=True)[1])
     weight[...], ids[...] = 100, 0
     loss.backward()
     assert bits(x.grad.numpy()) == bits(expected)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from conftest import NATIVE, NUMBA, using
+from conftest import NATIVE, NUMBA, bits, using
 from noisefuse.operations import tokens
 from noisefuse.operations.tokens import words
 
@@ -117,6 +117,21 @@ def test_alone_as_in_a_batch(draw):
     assert np.array_equal(call(ids, NOISE.at(sample=NOISE.sample + np.arange(5))), whole)
     assert np.array_equal(call(ids, [NOISE.at(sample=NOISE.sample + b) for b in range(5)]), whole)
     assert np.array_equal(call(ids[:, 8:20], NOISE.window((37,), (8,))), whole[:, 8:20])
+
+
+def test_bits_of_threads(compiled):
+    """Seen to fail: the words of a tile in memory that threads share."""
+    ids, p = ids_of(3, 70_001), np.array([0.3, 0.5, 0.9])
+
+    def drawn():
+        made = nf.q_mask(ids, p, NOISE, 999), nf.q_uniform(ids, p, NOISE, V)
+        return [*map(bits, (*made[0], *made[1], nf.q_transition(ids, nf.discrete.gaussian(0.3, V), NOISE)))]
+
+    with nf.set_num_threads(1):
+        alone = drawn()
+    for threads in (2, 5):
+        with nf.set_num_threads(threads):
+            assert drawn() == alone
 
 
 def test_rates_and_neighbours():

@@ -14,7 +14,7 @@ from dataclasses import asdict
 import noisefuse as nf
 
 from .campaign import Result, differential, statistics
-from .shared import Progress, check_writable, wrapped
+from .shared import WIDTH, Progress, check_writable, wrapped
 
 # The number of compared calls, and of drawn numbers.
 LEVELS = {"quick": (2_000, 1 << 22), "night": (20_000, 1 << 28), "full": (100_000, 1 << 30)}
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     left_out = ", numba left out at this level" if quick and "numba" not in compared else ""
     about.append(f"against the reference: {', '.join(compared) or 'nothing'}{left_out}")
     print(*wrapped(about, "# "), sep="\n", flush=True)
-    results = differential.run(cases, seed, numba=not quick, progress=progress)
+    results = differential.run(cases, seed, numba=not quick, progress=lambda line: progress(line[:WIDTH]))
     results += statistics.run(numbers, seed, progress=progress)
     progress.clear()
     _print(results)

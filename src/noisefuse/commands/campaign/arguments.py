@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from random import Random
@@ -27,7 +27,7 @@ Shape = tuple[int, ...]
 
 # ------------------------------------------------------------------------------------ the functions of the lines
 
-# All arrays that `array` has returned since the list was emptied, and their contents then.
+# All arrays that `in_layout` has returned since the list was emptied, and their contents then.
 made: list[tuple[Array, Array]] = []
 # Functions that turn such an array into another library's, in tests/campaign/random_calls.py.
 handed_over: list[Callable[[Array], Any]] = []
@@ -41,6 +41,11 @@ def array(shape: Shape, dtype: str = "float32", seed: int = 0, layout: str = "pl
         values = np.frombuffer(bytearray(rng.bytes(math.prod(shape) * kind.itemsize)), kind).reshape(shape)
     else:
         values = rng.standard_normal(shape).astype(kind).reshape(shape)
+    return in_layout(values, layout)
+
+
+def in_layout(values: Array, layout: str) -> Any:
+    """Returns an array of these values in one of LAYOUTS."""
     memory, view = LAYOUTS[layout](values)
     made.append((memory, memory.copy()))
     return handed_over[-1](view) if handed_over else view
@@ -230,15 +235,17 @@ WRONG = (
 )  # fmt: skip
 
 
-def random_call(draw: Draw) -> str:
-    call = draw.of(*CALLS)(draw)
+def random_call(draw: Draw, calls: Sequence[Callable[[Draw], Call]] | None = None) -> str:
+    """Returns a line that one of these functions makes, by default one of CALLS."""
+    call = draw.of(*calls or CALLS)(draw)
     while draw.once_in(6):  # add an error
         call.argument(draw.of(*call.required, *call.options, "out"), draw.of(*WRONG))
     return str(call)
 
 
 def operation(text: str) -> str:
-    return text.partition("(")[0].removeprefix("nf.")
+    before, _, call = text.partition("lambda y: ")
+    return f"raced {operation(call)}" if call else before.partition("(")[0].removeprefix("nf.")
 
 
 def _shape(draw: Draw) -> Shape:
@@ -256,17 +263,17 @@ def _array(draw: Draw, shape: Shape, dtype: str, layouts: tuple[str, ...] = ("pl
     return f"array({shape}, {dtype!r}{rest})"
 
 
-def _noise(draw: Draw, shape: Shape, batched: bool, dtype: str = "", stream: bool = True) -> str:
+def _noise(draw: Draw, shape: Shape, batched: bool, dtype: str = "", stream: bool = True, windows: bool = True) -> str:
     """Returns a Noise, a list of them or, if there is a dtype, an array."""
     rows, sample = (shape[0], shape[1:]) if batched and shape else (1, shape)
     if dtype and draw.once_in(5):
         return _array(draw, shape, draw.of(dtype, "float32"))
     if rows < 6 and draw.once_in(5):
-        return f"[{', '.join(_name(draw, 1, sample, stream) for _ in range(rows))}]"
-    return _name(draw, rows, sample, stream)
+        return f"[{', '.join(_name(draw, 1, sample, stream, windows) for _ in range(rows))}]"
+    return _name(draw, rows, sample, stream, windows)
 
 
-def _name(draw: Draw, rows: int, sample: Shape, stream: bool) -> str:
+def _name(draw: Draw, rows: int, sample: Shape, stream: bool, windows: bool = True) -> str:
     numbers = {"sample": str(draw.edge(2**56 - rows)), "step": str(draw.edge(2**32 - 1000))}
     if draw.once_in(4):
         numbers["sample"] = f"times(({rows},), 2**56, {draw(99)}, 'uint64')"
@@ -275,7 +282,7 @@ def _name(draw: Draw, rows: int, sample: Shape, stream: bool) -> str:
     text = ", ".join(
         [str(draw.edge(2**64)), *(f"{name}={number}" for name, number in numbers.items() if number != "0")]
     )
-    if not draw.once_in(4):
+    if not windows or not draw.once_in(4):
         return f"nf.Noise({text})"
     start = tuple([draw(4) for _ in sample])
     whole = tuple([s + n + draw(3) for s, n in zip(start, sample, strict=True)])

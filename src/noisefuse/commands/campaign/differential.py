@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,6 +69,15 @@ def bits(array: Any) -> bytes:
     return copy.tobytes()
 
 
+def leaves(found: Any) -> Iterator[Any]:
+    """Yields what is in tuples and dicts, in order."""
+    if isinstance(found, tuple | dict):
+        for each in found.values() if isinstance(found, dict) else found:
+            yield from leaves(each)
+    else:
+        yield found
+
+
 class Outcome(NamedTuple):
     """A call's result or error, and the contents of all memory that it was given."""
 
@@ -78,18 +87,18 @@ class Outcome(NamedTuple):
     wrote: bool  # it wrote, and raised an error
 
 
-def outcome(code: str | CodeType) -> Outcome:
+def outcome(code: str | CodeType, words: ModuleType = arguments) -> Outcome:
     arguments.made.clear()
     WARNED.clear()  # so that every backend gives one-time warnings
     failed, results = False, tuple[bytes, ...]()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
-            found = eval(code, dict(vars(arguments)))  # a line that `random_call` wrote  # nosec B307
+            found = eval(code, vars(arguments) | vars(words))  # a line that `random_call` wrote  # nosec B307
         except Exception as error:
             answer, failed = f"{type(error).__name__}: {error}", True
         else:
-            values = found if isinstance(found, tuple) else (found,)
+            values = tuple(leaves(found))
             answer = ", ".join(f"{type(v).__name__} {getattr(v, 'dtype', '')} {np.shape(v)}" for v in values)
             results = tuple(map(bits, values))
     answer += "".join(sorted({f", with {type(w.message).__name__}: {w.message}" for w in warned}))
@@ -110,23 +119,23 @@ def different(expected: Outcome, found: Outcome) -> str:
 
 
 def compared(
-    backends: Sequence[str], threads: int, line: str, against: str = REFERENCE
+    backends: Sequence[str], threads: int, line: str, against: str = REFERENCE, words: ModuleType = arguments
 ) -> tuple[dict[str, str], Outcome]:
     """Returns the differences by backend, and the outcome on the backend that they are compared with."""
     code = compile(line, "<case>", "eval")
     with using(against):
-        expected = outcome(code)
+        expected = outcome(code, words)
     found = {against: different(expected, expected)}
     with nf.set_num_threads(threads):
         for backend in backends:
             with using(backend):
-                found[backend] = different(expected, outcome(code))
+                found[backend] = different(expected, outcome(code, words))
     return {backend: problem for backend, problem in found.items() if problem}, expected
 
 
-def differ(backend: str, threads: int, line: str, against: str = REFERENCE) -> str:
+def differ(backend: str, threads: int, line: str, against: str = REFERENCE, words: ModuleType = arguments) -> str:
     """Returns what is wrong with this call, or "": the lines of a report call this function."""
-    return compared([backend], threads, line, against)[0].get(backend, "")
+    return compared([backend], threads, line, against, words)[0].get(backend, "")
 
 
 def shrunk(choices: list[int], fails: Callable[[list[int]], list[int] | None]) -> list[int]:
@@ -145,18 +154,22 @@ def shrunk(choices: list[int], fails: Callable[[list[int]], list[int] | None]) -
     return choices
 
 
-def report(backend: str, threads: int, choices: list[int], against: str = REFERENCE) -> str:
+def report(
+    backend: str, threads: int, choices: list[int], against: str = REFERENCE, words: ModuleType = arguments
+) -> str:
     """Returns the smallest such call as a line to paste, and what is wrong with it."""
 
     def fails(given: list[int]) -> list[int] | None:
         draw = Draw(given)
-        line = random_call(draw)
-        return draw.taken if differ(backend, threads, line, against) else None
+        line = random_call(draw, words.CALLS)
+        return draw.taken if differ(backend, threads, line, against, words) else None
 
-    line = random_call(Draw(shrunk(choices, fails)))
-    problem = differ(backend, threads, line, against)
+    line = random_call(Draw(shrunk(choices, fails)), words.CALLS)
+    problem = differ(backend, threads, line, against, words)
     other = "" if against == REFERENCE else f", {against!r}"
-    return f"from {__name__} import differ; differ({backend!r}, {threads}, {line!r}{other})  # {problem}"
+    where = "" if words is arguments else f"import {words.__name__}; "
+    other += f", words={words.__name__}" if where else ""
+    return f"{where}from {__name__} import differ; differ({backend!r}, {threads}, {line!r}{other})  # {problem}"
 
 
 @dataclass
@@ -183,21 +196,25 @@ def run(
     numba: bool = True,
     against: str = REFERENCE,
     minutes: float = math.inf,
+    words: ModuleType = arguments,
     progress: Callable[[str], object] = lambda line: None,
 ) -> list[Result]:
-    """Makes so many random calls, or as many as there is time for, and returns a Result for each operation."""
+    """Makes so many random calls, or as many as there is time for, and returns a Result for each operation.
+
+    The calls are the CALLS of a module, whose names their lines may use.
+    """
     random, tallies, end = Random(seed), dict[str, Tally](), time.monotonic() + 60 * minutes
     backends = [backend for backend in contenders(numba=numba) if backend != against]
     for case in range(cases):
         if time.monotonic() > end:
             break
         draw, threads, start = Draw(random=random), 1 + random.randrange(7), time.perf_counter()
-        line = random_call(draw)
-        progress(f"{case + 1} of {cases}: {line[:60]}")
-        problems, expected = compared(backends, threads, line, against)
+        line = random_call(draw, words.CALLS)
+        progress(f"{case + 1} of {cases}: {line}")
+        problems, expected = compared(backends, threads, line, against, words)
         tally = tallies.setdefault(operation(line), Tally())
         if problems and len(tally.lines) < SHOWN:
-            tally.lines.append(report(next(iter(problems)), threads, draw.taken, against))
+            tally.lines.append(report(next(iter(problems)), threads, draw.taken, against, words))
         tally.cases += 1
         tally.raised += not expected.results
         tally.failed += bool(problems)

@@ -138,9 +138,14 @@ def masked_cross_entropy(
     watched = is_watched((logits,))
     need_no_grad_out(grad_out, watched or is_compiling())
     given = {"logits": logits, "ids": ids, "masked": masked, "weight": weight}
-    # The caller may overwrite an array before the backward pass.
+    # The caller may overwrite an array before the backward pass. torch would round Python's floats to float32.
     make = torch.tensor if watched and not is_compiling() else torch.as_tensor
-    given = {name: x if isinstance(x, Tensor) else make(x) for name, x in given.items() if x is not None}
+    dtypes = {"weight": torch.float64} if isinstance(weight, float | list | tuple) else {}
+    given = {
+        name: x if isinstance(x, Tensor) else make(x, dtype=dtypes.get(name))
+        for name, x in given.items()
+        if x is not None
+    }
     fields = None, "masked_cross_entropy", (("reduction", reduction),), tuple(given), 1
     if is_compiling():
         return compiled(CrossEntropy, fields, 0, tuple(given.values()), None)[0]
