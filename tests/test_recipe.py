@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipe for conda-forge and the folder for ComfyUI agree with pyproject.toml; the bill of materials has the
-declared parts.
+"""The recipe, ComfyUI's folder and the bill of materials agree with pyproject.toml.
 
 Seen to fail: another bound in the recipe or in the group of a build, one run dependency more, a misspelt key, a package
 in the environment that nothing needs.
