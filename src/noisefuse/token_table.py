@@ -181,6 +181,8 @@ class TokenTable:
             raise ValueError("mask_id: expected a token, as rows reveal or set masks")
         if self.vocabulary is None and (self.source == "uniform" or any(any(row.renoise) for row in self.rows)):
             raise ValueError("vocabulary: expected a number of tokens, as rows draw from all of them")
+        if not isinstance(self.crossing, bool):
+            raise TypeError(f"crossing = {self.crossing!r}: expected True or False")
         if self.mask_id is not None and any(row.own for row in self.rows):
             raise ValueError("mask_id: expected None, as rows add to the logits of tokens")
 
