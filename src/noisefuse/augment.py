@@ -32,7 +32,7 @@ from .arguments.arrays import (
     is_lazy,
     output,
 )
-from .arguments.calls import Index, image_layout, is_batch, make_call, names_or_array, run, warn_once
+from .arguments.calls import Index, is_batch, make_call, names_or_array, run, warn_once
 from .arguments.options import FAST_LEVELS, at_times
 from .arguments.types import Array, ArrayT, DType, NoiseLike
 from .call.description import Step
@@ -256,7 +256,7 @@ def by_level(
     >>> round(float(nf.augment.by_level(image, levels, 0.05 * levels, nf.Noise(7)).std()))
     10
     """
-    batched = _is_batch(x, batched)
+    batched = is_batch("x", x, batched)
     options: dict[str, Any] = {"dtype": dtype, "batched": batched, "out": out}
     if (other := None if type(x) is np.ndarray else library_of(x)) is not None:
         return _of_tensors(other, _levels, x, noise, mean_table=mean_table, std_table=std_table, **options)
@@ -312,7 +312,7 @@ def poisson(
     >>> round(float(noisy.mean())), round(float(noisy.var()), -1)
     (200, 200.0)
     """
-    batched = _is_batch(x, batched)
+    batched = is_batch("x", x, batched)
     peaks, gammas = _numbers("peak", peak), _numbers("gamma", gamma)
     for name, values, most in (("peak", peaks, 1), ("gamma", gammas, 0)):
         if values.ndim > most:
@@ -372,7 +372,7 @@ def transition(
     >>> np.unique(noisy).tolist(), round(float((noisy == 0).mean()), 1)
     ([0, 200], 0.1)
     """
-    batched = _is_batch(x, batched)
+    batched = is_batch("x", x, batched)
     if (other := None if type(x) is np.ndarray else library_of(x)) is not None:
         return _of_tensors(other, _transition, x, noise, matrix=matrix, batched=batched, out=out)
     given = _Matrix(matrix if type(matrix) is np.ndarray else _numbers("matrix", matrix))
@@ -753,7 +753,7 @@ def _apply(
     if order == layout:
         order = None
     if (shared or order is not None) and other is None:
-        batched, x = _is_batch(x, batched), as_array("x", x, (*FLOATS, *LEVELS))
+        batched, x = is_batch("x", x, batched), as_array("x", x, (*FLOATS, *LEVELS))
         noise = _stored(x, noise, layout, shared, order, _kinds(x, dtype, out)[0], batched)
         shared, order = False, None
     wanted = getattr(x if out is None else out, "dtype", None) if dtype is None else dtype
@@ -777,7 +777,7 @@ def _apply(
             done: Array = backends.fast_row(table, rows, x, None, None, noise, -1, out, None, asked, batched, within)
             if done is not NotImplemented:
                 return done
-    batched = _is_batch(x, batched)
+    batched = is_batch("x", x, batched)
     given: dict[str, Any] = {"layout": layout, "clip": clip, "batched": batched}
     given |= {"model": model, "numbers": numbers, "dtype": dtype, "out": out}
     if other is not None:
@@ -785,14 +785,6 @@ def _apply(
     call, bounds = _apply_call(x, noise, **given)
     result = run(call)[0]
     return result if bounds is None else _clipped(result, bounds)
-
-
-def _is_batch(x: Array, batched: bool | None) -> bool:
-    """Returns `is_batch`, and warns if x may be one image with its channels first."""
-    if batched is None and image_layout("x", x) == "CHW":
-        what = f"x: {x.dtype} of shape {tuple(x.shape)} is taken for a batch of {x.shape[0]}"
-        warn_once("image", f"{what}; pass batched=False for one image (C, H, W), or batched=True")
-    return is_batch("x", x, batched)
 
 
 def _apply_call(

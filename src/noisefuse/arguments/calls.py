@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import backends
 from ..call.description import Draw, Step
 from ..ground.float_mode import float_mode
-from ..ground.kinds import need_plain
+from ..ground.kinds import library_for, need_plain
 from ..language.levels import levels_of
 from ..language.rows import M1, M2, PASTS, Rows, X, Z
 from ..noise import ELEMENTS, SAMPLES, STEPS, Noise, got, is_tracer, names_of, need_stream_0
@@ -56,17 +56,23 @@ class Index(NamedTuple):
 
 
 def is_batch(name: str, x: Any, batched: bool | None) -> bool:
-    """Returns `batched` if the caller gives it. Otherwise it is True: axis 0 is the batch.
+    """Returns `batched` if the caller gives it. Otherwise it is True, axis 0 is the batch; but x may be one image: with
+    its channels first it gives a warning, once.
 
     Raises:
-        ValueError: the caller does not give it, and x may be one image, whose rows would each be a sample.
+        ValueError: x may be one image with its channels last, whose rows would each be a sample.
     """
-    if batched is None and image_layout(name, x) == "HWC":
+    if batched is None and (layout := image_layout(name, x)) is not None:
         x = host_view(name, x)
-        raise ValueError(
-            f"{name}: {x.dtype} of shape {tuple(x.shape)} may be one image and not a batch: expected "
-            "batched=False for one image (H, W, C), or batched=True for a batch, of points (B, N, C) say"
-        )
+        what = f"{name}: {x.dtype} of shape {tuple(x.shape)}"
+        if layout == "HWC":
+            raise ValueError(
+                f"{what} may be one image and not a batch: expected batched=False for one image (H, W, C), or "
+                "batched=True for a batch, of points (B, N, C) say"
+            )
+        if library_for(x).can_warn():
+            said = "pass batched=False for one image (C, H, W), or batched=True"
+            warn_once("image", f"{what} is taken for a batch of {x.shape[0]}; {said}")
     return True if batched is None else batched
 
 

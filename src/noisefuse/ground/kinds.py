@@ -57,6 +57,10 @@ class Library:
         """Tells whether a compiler traces the call. It cannot trace the fast path."""
         return False
 
+    def can_warn(self) -> bool:
+        """Tells whether a warning may be given: a compiler cannot trace one."""
+        return True
+
     def untraced(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Calls a function that a compiler cannot trace."""
         return function(*arguments)

@@ -123,7 +123,8 @@ def q_sample(
             1] to the whole range: 127.5 and 127.5 for bytes, 32767.5 and 32767.5 for uint16. If only one is given, the
             other is 1 or 0.
         batched: False makes the whole array one sample. None is True, but integers of shape (H, W, C) with 1, 3 or 4
-            channels and sides of 16 or more may be one image, so they need True or False.
+            channels and sides of 16 or more may be one image, so they need True or False; (C, H, W) gives a warning,
+            once.
         out, target_out: arrays to write to; C-contiguous, of the result's shape and dtype. `out` may be x0 itself, and
             may hold uint8 or uint16 if dtype is not given.
 

@@ -372,10 +372,11 @@ def _random(name: str, shape: Any, noise: Any, *, dtype: Any, batched: bool, out
 
 
 library: Library = Library(
-    "torch", time="batch", is_traced=is_traced, untraced=untraced, need_plain=need_plain, to_numpy=to_numpy,
-    moved=moved, following=following, of_arrays=of_arrays, zeros_like=zeros_like, where=torch.where, times=times,
-    empty=empty, randn=randn, randn_like=randn_like, uniform=uniform, q_sample=q_sample, q_step=q_step, q_walk=q_walk,
-    update=update, mse_loss=mse_loss, mse_loss_grad=mse_loss_grad, interpolate_loss=interpolate_loss,
+    "torch", time="batch", is_traced=is_traced, can_warn=lambda: not is_traced(), untraced=untraced,
+    need_plain=need_plain, to_numpy=to_numpy, moved=moved, following=following, of_arrays=of_arrays,
+    zeros_like=zeros_like, where=torch.where, times=times, empty=empty, randn=randn, randn_like=randn_like,
+    uniform=uniform, q_sample=q_sample, q_step=q_step, q_walk=q_walk, update=update,
+    mse_loss=mse_loss, mse_loss_grad=mse_loss_grad, interpolate_loss=interpolate_loss,
     log_prob=log_prob, log_prob_grad=log_prob_grad, kl=kl, kl_grad=kl_grad,
     combined=combined, augmented=augmented, update_with_log_prob=update_with_log_prob,
     in_graph=in_graph, categorical=categorical, masked_cross_entropy=masked_cross_entropy, through=through,
