@@ -155,6 +155,12 @@ def randn(
     >>> z = nf.randn((4, 3), nf.Noise(7))
     >>> np.array_equal(z[2:], nf.randn((2, 3), nf.Noise(7, sample=2)))
     True
+
+    A layer's weights are no batch, in which row 1 would be row 0 of sample 1:
+
+    >>> weights = [nf.randn((4, 3), nf.Noise(7, sample=layer), batched=False) for layer in range(2)]
+    >>> np.array_equal(weights[0][1], weights[1][0])
+    False
     """
     if chunks is not None:
         _need_adding(noise, dask := library("dask"))
