@@ -897,6 +897,25 @@ def test_another_source_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "shape [10, 10] and not [10, 11]" in fails(capsys, tmp_path / "x.npy", tmp_path / "y.npy", *AT_300)
 
 
+@pytest.mark.parametrize("kind", [".npy", ".zarr"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_another_source_of_the_same_sizes_and_times_is_refused(
+    whole: bool, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seen to fail: "is whole already" for a target that is another array's."""
+    source, new = few(tmp_path, kind, "x", 0), few(tmp_path, kind, "new", 1)
+    arguments, target = [source, tmp_path / f"y{kind}", *AT_300], tmp_path / f"y{kind}"
+    assert run(*arguments) == 0
+    if not whole:
+        target.rename(tmp_path / f"{target.name}.noisefuse-partial")
+    for file in [source] if source.is_file() else [path for path in source.rglob("*") if path.is_file()]:
+        before = file.stat()
+        file.write_bytes((new if source.is_file() else new / file.relative_to(source)).read_bytes())
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert "the source's" in fails(capsys, *arguments)
+
+
 def test_a_target_that_is_there_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path / "x.npy", 10, 10)
     (tmp_path / "y.npy").write_text("mine")

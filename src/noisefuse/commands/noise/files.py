@@ -169,20 +169,20 @@ class Npy:
     shape: tuple[int, ...]
     kind: np.dtype[Any]
     begin: int  # the first element's place in the file
-    time: int  # the file's last change, in ns
+    state: list[int]  # as it was
 
     @classmethod
     def of(cls, path: Path, partial: Path, work: Work, block: int) -> Npy:
         with open(path, "rb") as file:
             shape, fortran, kind = _header_of(path, file)
-            begin, state = file.tell(), os.fstat(file.fileno())
+            begin, state = file.tell(), state_of(file.fileno())
         if fortran and len(shape) > 1:
             raise ValueError(f"{path} is in Fortran order: expected C order, in which noise counts the elements")
         check_shape(path, shape)
         work.result(kind, path)
-        if state.st_size != (expected := begin + prod(shape) * kind.itemsize):
-            raise ValueError(f"{path} has {state.st_size} bytes, and its header speaks of {expected}")
-        return cls(path, partial, work, block, shape, kind, begin, state.st_mtime_ns)
+        if state[-1] != (expected := begin + prod(shape) * kind.itemsize):
+            raise ValueError(f"{path} has {state[-1]} bytes, and its header speaks of {expected}")
+        return cls(path, partial, work, block, shape, kind, begin, state)
 
     @property
     def blocks(self) -> int:
@@ -193,7 +193,7 @@ class Npy:
             "--block": self.block,
             "the source's shape": self.shape,
             "the source's dtype": self.kind.str,
-            "the source's time": self.time,
+            "the source's times and size": self.state,
         }
 
     @kept_property
@@ -235,7 +235,7 @@ class Npy:
                 read(source, x, self.begin + element * x.itemsize)
                 self.work(x, y, sample, *(() if n == size else ((size,), (start,))))
                 write(target, y, len(self._header) + element * y.itemsize)
-            if os.fstat(source).st_mtime_ns != self.time:
+            if state_of(source) != self.state:
                 raise ValueError(
                     f"{self.path} was changed while it was noised; to start anew, remove {self.partial.name} and the "
                     "journal beside it"
@@ -311,9 +311,8 @@ def files_in(folder: Path) -> Iterator[Path]:
 
 
 def digest(folder: Path, names: Iterable[Path]) -> str:
-    """Returns a digest of the names, sizes and times."""
-    states = ((name, (folder / name).stat()) for name in names)
-    listed = "".join(f"{name.as_posix()!r} {state.st_size} {state.st_mtime_ns}\n" for name, state in states)
+    """Returns a digest of the names, times and sizes."""
+    listed = "".join(f"{name.as_posix()!r} {state_of(folder / name)}\n" for name in names)
     return hashlib.sha256(listed.encode()).hexdigest()
 
 
@@ -436,9 +435,10 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join([*names[:LISTED], *rest])
 
 
-def state_of(path: Path) -> list[int]:
-    """Returns values that change when a file is changed, or replaced by another one."""
-    state = path.stat()
+def state_of(file: Path | int) -> list[int]:
+    """Returns values that change when a file is changed, or replaced by another one: the times of its contents and of
+    its entry, which nobody can set, and its size."""
+    state = os.stat(file)
     return [state.st_mtime_ns, state.st_ctime_ns, state.st_size]
 
 
