@@ -112,7 +112,8 @@ def gaussian(
         x: images, volumes or signals, axis 0 the batch; float32, float64, float16, bfloat16, uint8 or uint16, of NumPy,
             CuPy or torch.
         std: the standard deviation in the units of x's values, grey levels for integers: a number, (B,) for each
-            sample, or (B, C) for each channel of each sample, with `layout` for the channels' axis.
+            sample, or (B, C) for each channel of each sample, with `layout` for the channels' axis. One that hardly
+            changes a grey level, up to 0.2, gives a warning, once: it may be a fraction of the range.
         noise: a Noise of stream 0 or 64 .. 127, a list of one for each sample, or an array of x's shape.
         mean: the mean, in the form of std.
         layout: a sample's layout: "CHW", channels first, or "HWC", channels last, whatever the number of axes.
@@ -772,7 +773,11 @@ def _apply(
         else:
             table, rows = _plain_rows(model, numbers, tuple(x.shape), layout, batched is not False)
         if table is not None:
-            asked = FAST_LEVELS.get(levels_of(wanted) or "") or fast_dtype(wanted, other)
+            levels = levels_of(wanted) or ""
+            if levels and model is _GAUSSIAN:
+                strength = numbers if alone else {name: table[1][:, column] for column, name in model.places}
+                _warn_of_little(strength, LEVELS[levels])
+            asked = FAST_LEVELS.get(levels) or fast_dtype(wanted, other)
             within = None if bounds is None or not asked else _bounds_in(asked[1], bounds)
             done: Array = backends.fast_row(table, rows, x, None, None, noise, -1, out, None, asked, batched, within)
             if done is not NotImplemented:
@@ -785,6 +790,18 @@ def _apply(
     call, bounds = _apply_call(x, noise, **given)
     result = run(call)[0]
     return result if bounds is None else _clipped(result, bounds)
+
+
+_LITTLE = 0.2  # grey levels: one value in 80 is rounded to another one
+
+
+def _warn_of_little(numbers: Mapping[str, Any], top: int) -> None:
+    """Warns once if hardly a value changes, as results are rounded to whole levels up to `top`. Other libraries take a
+    fraction of the range."""
+    std = numbers["std"] if type(numbers["std"]) is float else numbers["std"].max()
+    if 0 < std <= _LITTLE and not np.any(numbers["mean"]):
+        said = f"std = {std:g} is in grey levels, which are whole numbers: it hardly changes any"
+        warn_once("std", f"{said}; if a fraction of the range 0 .. {top} was meant, pass std = {std * top:g}")
 
 
 def _apply_call(

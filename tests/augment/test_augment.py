@@ -6,6 +6,7 @@ import pytest
 
 import noisefuse as nf
 from conftest import DTYPES, reference_is_slow, using
+from noisefuse.arguments import calls
 from noisefuse.augment import at_snr, by_level, gaussian, multiplicative, prepare, sensor, strengths
 
 N = nf.Noise(7, sample=5, step=2)
@@ -116,6 +117,35 @@ def test_the_levels_have_the_probabilities_of_a_rounded_normal(std):
         pooled = [of[: len(of) - (pooled[1][-1] < 5)] for of in pooled]
         statistic = ((pooled[0] - pooled[1]) ** 2 / pooled[1]).sum()
         assert scipy.chi2.sf(statistic, len(pooled[0]) - 1) > 1e-4
+
+
+LITTLE = r"std = 0\.1 is in grey levels.* fraction of the range 0 \.\. {} was meant, pass std = {}"
+
+
+@pytest.mark.parametrize("std", [0.1, np.float32(0.1), [0.1, 0.05, 0, 0.1], np.full((4, 3), 0.1)], ids=type)
+@pytest.mark.parametrize(("dtype", "top", "meant"), [("uint8", 255, "25.5"), ("uint16", 65535, "6553.5")])
+def test_noise_that_is_rounded_away_is_warned_of_once(dtype, top, meant, std, monkeypatch):
+    """Seen to fail: a fraction, as other libraries take it, gave the image itself in silence."""
+    monkeypatch.setattr(calls, "WARNED", set())
+    x = images(dtype)
+    for other in (0.0, 0.25, [0.0, 0.0, 0.0, 3.0]):
+        gaussian(x, other, N)
+    gaussian(x, std, N, mean=0.4)
+    gaussian(x, std, N, dtype="float32")
+    gaussian(x / top, std, N)
+    with pytest.warns(UserWarning, match=LITTLE.format(top, meant)) as seen:
+        found = gaussian(x, std, N)
+    assert [each.filename for each in seen] == [__file__]
+    assert np.array_equal(found, x)
+    gaussian(x, std, N)
+
+
+@pytest.mark.parametrize("library", ["torch", "jax.numpy", "dask.array"])
+def test_noise_of_other_arrays_that_is_rounded_away_is_warned_of(library, monkeypatch):
+    monkeypatch.setattr(calls, "WARNED", set())
+    module = pytest.importorskip(library)
+    with pytest.warns(UserWarning, match=LITTLE.format(255, "25.5")):
+        gaussian(module.asarray(images()), 0.1, N)
 
 
 def test_results_go_where_they_are_asked_to():

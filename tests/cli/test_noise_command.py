@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 
 import noisefuse as nf
 from conftest import first_and_slow, one_in
+from noisefuse.arguments import calls
 from noisefuse.commands.cli import main
 from noisefuse.commands.noise import _Progress
 from noisefuse.commands.noise import files as _noise_files
@@ -160,6 +161,19 @@ def photographs(folder: Path) -> dict[str, Any]:
         made[str(Path(name).with_suffix(".png"))] = np.dstack([expected, pixels[..., 3]]) if alpha else expected
     (folder / "notes.txt").write_text("not an image")
     return made
+
+
+@pytest.mark.filterwarnings("default:std = 0.1:UserWarning")
+@pytest.mark.parametrize("kind", [".npy", ".zarr", ""])
+def test_noise_that_is_rounded_away_is_said(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seen to fail: "wrote 30 samples", a copy of the source."""
+    monkeypatch.setattr(calls, "WARNED", set())
+    assert run(few(tmp_path, kind, "x", 0), tmp_path / f"y{kind}", "--std", 0.1, "--seed", 7) == 0
+    said = "std = 0.1 is in grey levels, which are whole numbers: it hardly changes any"
+    meant = "if a fraction of the range 0 .. 255 was meant, pass std = 25.5"
+    assert capsys.readouterr().err == f"noisefuse noise: {said}; {meant}\n"
 
 
 def test_images_are_named_by_their_paths(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import argparse
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -31,10 +32,16 @@ def run(arguments: argparse.Namespace) -> int:
     except RuntimeError as error:  # links in a circle
         raise ValueError(str(error)) from error
     try:
-        return _run(source, target, arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _say  # type: ignore[assignment]
+            return _run(source, target, arguments)
     except KeyboardInterrupt:
         print(f"noisefuse noise: stopped; run it again for the rest of {target}", file=sys.stderr)
         return 130
+
+
+def _say(message: Warning, *_: object) -> None:
+    print(f"noisefuse noise: {message}", file=sys.stderr)
 
 
 def _run(source: Path, target: Path, arguments: argparse.Namespace) -> int:
