@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
@@ -260,7 +260,7 @@ def by_level(
     batched = is_batch("x", x, batched)
     options: dict[str, Any] = {"dtype": dtype, "batched": batched, "out": out}
     if (other := None if type(x) is np.ndarray else library_of(x)) is not None:
-        return _of_tensors(other, _levels, x, noise, mean_table=mean_table, std_table=std_table, **options)
+        return other.augmented(_levels, x, noise, mean_table=mean_table, std_table=std_table, **options)
     tables = _level_tables(mean_table, std_table)
     wanted = getattr(x if out is None else out, "dtype", None) if dtype is None else dtype
     kind = FAST_LEVELS.get(levels_of(wanted) or "") or fast_dtype(wanted, None)
@@ -324,7 +324,7 @@ def poisson(
     if not 0.1 <= float(gammas) <= 10:
         raise ValueError(f"gamma = {gamma!r}: expected a number from 0.1 to 10")
     if (other := None if type(x) is np.ndarray else library_of(x)) is not None:
-        return _of_tensors(other, _poisson, x, noise, peak=peak, gamma=gamma, batched=batched, out=out)
+        return other.augmented(_poisson, x, noise, peak=peak, gamma=gamma, batched=batched, out=out)
     tables, each = transitions.of_poissons(peaks.reshape(-1), float(gammas))
     return _become(x, tables, "peak", peaks.shape, each, noise, batched, out)
 
@@ -375,7 +375,7 @@ def transition(
     """
     batched = is_batch("x", x, batched)
     if (other := None if type(x) is np.ndarray else library_of(x)) is not None:
-        return _of_tensors(other, _transition, x, noise, matrix=matrix, batched=batched, out=out)
+        return other.augmented(_transition, x, noise, matrix=matrix, batched=batched, out=out)
     given = _Matrix(matrix if type(matrix) is np.ndarray else _numbers("matrix", matrix))
     shape = given.numbers.shape
     if shape[-2:] != (256, 256) or len(shape) > 3:
@@ -460,7 +460,7 @@ def at_snr(x: Array, snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options
         _warn_of_one_clip(x)
         batched = options["batched"] = True
     if (other := None if type(x) is np.ndarray else library_of(x)) is not None:
-        return _of_tensors(other, _snr, x, noise, snr=snr, **options)
+        return other.augmented(_snr, x, noise, snr=snr, **options)
     x, decibels = as_array("x", x), _numbers("snr", snr)
     batch, _ = batch_shape(x.shape, batched)
     if decibels.shape not in ((), (batch,)):
@@ -786,7 +786,7 @@ def _apply(
     given: dict[str, Any] = {"layout": layout, "clip": clip, "batched": batched}
     given |= {"model": model, "numbers": numbers, "dtype": dtype, "out": out}
     if other is not None:
-        return _of_tensors(other, _apply, x, noise, shared=shared, order=order, **given)
+        return other.augmented(_apply, x, noise, shared=shared, order=order, **given)
     call, bounds = _apply_call(x, noise, **given)
     result = run(call)[0]
     return result if bounds is None else _clipped(result, bounds)
@@ -908,12 +908,6 @@ def _become(
 @lru_cache(64)
 def _copies(n: int) -> Rows:
     return Rows.of({"out.x": np.ones(n)})
-
-
-def _of_tensors(other: Any, function: Any, x: Array, noise: NoiseLike, **options: Any) -> Array:
-    """Runs the function on the memory of tensors. A compiler's graph breaks there, and continues after it."""
-    call = partial(other.augmented, function, **options)
-    return other.untraced(call, x, noise) if other.is_traced() else call(x, noise)
 
 
 def _kinds(x: Array, dtype: DType | None, out: Array | None) -> tuple[np.dtype[Any], str | None]:

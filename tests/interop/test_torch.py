@@ -814,6 +814,37 @@ def test_graphs_break_at_noise_that_they_cannot_have(noise):
     assert equal(compiled(run)(x, N), run(x, N))
 
 
+BRIDGE, LEARNED = nf.paths.brownian_bridge(0.5), torch.tensor(0.5, requires_grad=True)
+BREAK = {
+    "noised": lambda x: nf.noised(x, 0.5, torch.tensor([0.25, 0.5]), N),
+    "noised with a target": lambda x: nf.noised(x, LEARNED, 0.25, N, target="v"),
+    "interpolate": lambda x: nf.interpolate(x, x, 0.5, BRIDGE, N),
+    "interpolate with a target": lambda x: nf.interpolate(x, x, [0.25, 0.5], BRIDGE, N, target="velocity"),
+    "gaussian": lambda x: nf.augment.gaussian(x.detach(), 0.5, N),
+    "offset_like": lambda x: nf.fields.offset_like(x.detach(), 0.5, N),
+    "pyramid_like": lambda x: nf.fields.pyramid_like(x.detach(), 0.5, N),
+    "mixed_like": lambda x: nf.fields.mixed_like(x.detach(), 0.5, N),
+    "progressive_like": lambda x: nf.fields.progressive_like(x.detach(), 0.5, N),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # Dynamo's, where it resumes
+@pytest.mark.parametrize("name", BREAK)
+def test_graphs_break_at_functions_that_they_cannot_have(name):
+    """Seen to fail: Dynamo traced how rows of `noised` and `interpolate` are made, and what fields are made of, and
+    raised errors of its own."""
+    function, x = BREAK[name], tensor(2, 3, 4, grad=True)
+    torch._dynamo.reset()
+    made = [f(x) for f in (torch.compile(function, backend="eager"), function)]
+    found, expected = (each if isinstance(each, tuple) else (each,) for each in made)
+    assert equal(found, expected)
+    if expected[0].requires_grad:
+        found, expected = (torch.autograd.grad(each[0].sum(), x) for each in (found, expected))
+        assert equal(found, expected)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="no graph can have this call of noisefuse"):
+        compiled(function, "eager")(x)
+
+
 def test_compiled_code_reads_the_numbers_of_schedules():
     """Seen to fail: the same AssertionError."""
     function = compiled(lambda x: x * float(S.alpha[3]), "eager")

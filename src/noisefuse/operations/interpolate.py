@@ -8,7 +8,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..arguments.arrays import as_array
+from ..arguments.arrays import as_array, is_traced
 from ..arguments.calls import Index, is_batch, like, make_call, names_or_array, run, segments
 from ..arguments.options import in_one_pass, result_dtype, row_numbers
 from ..arguments.types import Array, NoiseLike
@@ -74,7 +74,14 @@ def interpolate(
         raise ValueError("target_out: given without target=")
     if path.draws and noise is None:
         raise TypeError(f"noise: expected a Noise, which the path {path.name} draws from, got {got(noise)}")
-    batched = is_batch("x0", x0, batched)
+    given = x0, x1, t, path, noise, target, is_batch("x0", x0, batched), out, target_out
+    return library_for(x0).untraced(_interpolate, *given) if is_traced(x0) else _interpolate(*given)
+
+
+def _interpolate(
+    x0: Any, x1: Any, t: Any, path: Path, noise: Any, target: PathTarget | None, batched: bool, out: Any,
+    target_out: Any,
+) -> Any:  # fmt: skip
     if hasattr(x0, "shape") and not is_tracer(t):
         rows, index = path_rows(path, library_for(t).to_numpy(t), tuple(x0.shape), target)
         aux: Any = None if target is None else 1 if target_out is None else target_out

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..arguments.arrays import as_array, host_numbers
+from ..arguments.arrays import as_array, host_numbers, is_traced
 from ..arguments.calls import Index, is_batch, make_call, names_or_array, run, segments
 from ..arguments.options import in_one_pass, result_dtype, row_numbers
 from ..arguments.types import Array, NoiseLike
@@ -67,7 +67,13 @@ def noised(
         need_target(target)
     elif target_out is not None:
         raise ValueError("target_out: given without target=")
-    batched = is_batch("x0", x0, batched)
+    given = x0, alpha, sigma, noise, target, is_batch("x0", x0, batched), out, target_out
+    return library_for(x0).untraced(_noised, *given) if is_traced(x0) else _noised(*given)
+
+
+def _noised(
+    x0: Any, alpha: Any, sigma: Any, noise: Any, target: Target | None, batched: bool, out: Any, target_out: Any
+) -> Any:
     for name, numbers in (("alpha", alpha), ("sigma", sigma)):
         if is_tracer(numbers):
             raise NotImplementedError(

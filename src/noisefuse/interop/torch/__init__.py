@@ -181,7 +181,9 @@ def update(
 
 
 def augmented(function: Any, x: Any, noise: Any, *, dtype: Any = None, out: Any = None, **options: Any) -> Any:
-    """Runs a function of `augment` on the memory of tensors."""
+    """Runs a function of `augment` or `fields` on the memory of tensors. A compiler's graph breaks there."""
+    if is_compiling():
+        return untraced(augmented, function, x, noise, dtype=dtype, out=out, **options)
     need_no_gradient(x=x, noise=noise)
     place, name, made = place_of("x", checked("x", x)), dtype_name(dtype, or_levels=True), out
     kind = NAMED.get(name, x.dtype)
