@@ -1663,6 +1663,51 @@ def test_methods_that_a_derived_class_replaces(caplog):
     ]
 
 
+CALLED = []  # a global name of the module that replaces methods
+
+
+@pytest.mark.parametrize("coefficients", ["compat", "exact"])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("FlowMatchEulerDiscreteScheduler", "step"),
+        ("EulerDiscreteScheduler", "step"),
+        ("DDIMScheduler", "step"),
+        ("DPMSolverMultistepScheduler", "convert_model_output"),
+        ("DDIMScheduler", "add_noise"),
+        ("EulerDiscreteScheduler", "set_timesteps"),
+    ],
+)
+def test_methods_that_another_program_replaces(name, method, coefficients, monkeypatch, caplog):
+    """A profiler may wrap them. Seen to fail: NameError, as the trace ran the wrapper with diffusers' names; a
+    `convert_model_output` that was called with the trace's numbers, and never again."""
+    engine._said.clear()
+    base = getattr(diffusers, name)
+    theirs = getattr(base, method)
+
+    def wrapper(*arguments, **options):
+        CALLED.append(method)
+        return theirs(*arguments, **options)
+
+    monkeypatch.setattr(base, method, wrapper)
+    results = []
+    for scheduler in (base(), ours.accelerate(base(), coefficients=coefficients)):
+        CALLED.clear()
+        scheduler.set_timesteps(4)
+        x = torch.linspace(-1, 1, 96).reshape(SHAPE)
+        for t in scheduler.timesteps[:3]:
+            getattr(scheduler, "scale_model_input", print)(x, t)
+            x = scheduler.step(0.1 * x, t, x, return_dict=False)[0]
+        results.append((scheduler.add_noise(x, x, t[None]) if method == "add_noise" else x, len(CALLED)))
+    (expected, times), (found, ours_times) = results
+    assert times == ours_times > 0
+    assert difference(found, expected) <= LOOP
+    used = "add_noise" if method == "add_noise" else "step"
+    said = [f"{name}: diffusers' own {used} is used because another program has replaced its {method}"]
+    kept = method == "set_timesteps" and coefficients == "compat"  # its timesteps are taken
+    assert [record.getMessage() for record in caplog.records] == ([] if kept else said)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_float32_sample_with_half_model_outputs(name):
     """As in video pipelines, the sample stays float32, or gets diffusers' dtype."""

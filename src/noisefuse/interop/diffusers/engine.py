@@ -7,9 +7,11 @@ from __future__ import annotations
 import functools
 import logging
 import operator
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from types import FunctionType
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -411,11 +413,25 @@ class Fused:
             return "with a solver_p"
         if own := _replaced(type(self)):  # type: ignore[arg-type]
             return f"because {own} of its own replaces diffusers'"
+        if reason := self._patched("add_noise", "scale_noise"):
+            return reason
         if reason := _without_kernel(x) or _without_kernel(m):
             return reason
         same = x.dtype is m.dtype
         if not same and (torch.promote_types(x.dtype, m.dtype) != x.dtype or config.get("prediction_type") == "sample"):
             return f"for a {x.dtype} sample and a {m.dtype} model output"
+        return None
+
+    def _patched(self, *unused: str) -> str | None:
+        """Returns the reason if another program has replaced a method of diffusers' class, but for unused ones: it
+        reads names that a trace does not have, and expects to be called at each step."""
+        base, own = self._base, vars(sys.modules[self._base.__module__])
+        if self.coefficients != "exact":  # these are called as they are
+            unused = *unused, "set_timesteps", "scale_model_input"
+        for name, method in vars(base).items():
+            is_method = isinstance(method, FunctionType) and not name.startswith("__")
+            if (is_method or name == "step") and name not in unused and getattr(method, "__globals__", None) is not own:
+                return f"because another program has replaced its {name}"
         return None
 
     # ---- which row -----------------------------------------------------------------------------------------
@@ -523,7 +539,8 @@ class Fused:
             return fallback(None) if given else untraced(self._noised, x0, noise, t, fallback)
         if given and not isinstance(x0, Tensor):
             return fallback(None)  # raises an error
-        if given and (reason := _without_kernel(x0) or _one_at_many_times(x0, t) or _unlike(x0, noise)):
+        cannot = given and (_without_kernel(x0) or _one_at_many_times(x0, t) or _unlike(x0, noise))
+        if reason := cannot or (self._patched("step") if given else None):
             return fallback(reason)
         if not (given or are_names(noise)):
             names_of(noise, "a Tensor, a Noise or a list of them")  # it raises the error
