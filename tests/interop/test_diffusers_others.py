@@ -22,6 +22,7 @@ from diffusers.utils.torch_utils import randn_tensor  # noqa: E402
 
 from noisefuse.interop import diffusers as ours  # noqa: E402
 from noisefuse.interop.diffusers import engine  # noqa: E402
+from noisefuse.interop.diffusers.exact import rebound  # noqa: E402
 from test_interop_diffusers import LOOP, OTHERS, SHAPE, Case, difference, need_generators, said, their_noise  # noqa: E402
 from test_torch_cuda import nothing_comes_back, on_the_stand_in  # noqa: E402
 
@@ -187,7 +188,8 @@ def test_a_step_in_which_two_draws_count(monkeypatch):
         return sample + first + second, model_output
 
     engine._plans.clear()
-    monkeypatch.setattr(diffusers.CogVideoXDPMScheduler, "step", step)
+    diffusers_own = rebound(step, vars(inspect.getmodule(diffusers.CogVideoXDPMScheduler)))
+    monkeypatch.setattr(diffusers.CogVideoXDPMScheduler, "step", diffusers_own)
     _, mine = pair("CogVideoXDPMScheduler", 10)
     with pytest.raises(TypeError, match="diffusers does this step because a step is not finite"):
         mine.step(start(), None, mine.timesteps[0], None, start(), generator=nf.Noise(1))

@@ -32,6 +32,7 @@ diffusers = pytest.importorskip("diffusers")
 
 from noisefuse.interop import diffusers as ours  # noqa: E402
 from noisefuse.interop.diffusers import engine  # noqa: E402
+from noisefuse.interop.diffusers.exact import rebound  # noqa: E402
 from noisefuse.interop.torch import arrays as torch_arrays  # noqa: E402
 from test_torch_cuda import nothing_comes_back, on_the_stand_in  # noqa: E402
 
@@ -1489,13 +1490,14 @@ def test_gradients_that_begin_in_the_middle_of_a_run(caplog):
 
 def test_a_step_that_is_not_affine_is_seen(monkeypatch):
     """This covers a change of diffusers: a product of two tensors has no row, though each unit vector has an answer."""
-    kind = inspect.getmodule(diffusers.DDPMScheduler).DDPMSchedulerOutput
+    module = inspect.getmodule(diffusers.DDPMScheduler)
+    kind = module.DDPMSchedulerOutput
 
     def step(self, model_output, timestep, sample, generator=None, return_dict=True):
         return kind(prev_sample=sample * model_output)
 
     scheduler, (m, x) = ours.DDPMScheduler(beta_end=0.0123), torch.randn(2, *SHAPE)
-    monkeypatch.setattr(diffusers.DDPMScheduler, "step", step)
+    monkeypatch.setattr(diffusers.DDPMScheduler, "step", rebound(step, vars(module)))
     assert torch.equal(scheduler.step(m, scheduler.timesteps[0], x).prev_sample, x * m)
     assert "not affine" in str(scheduler._run.plan)
 

@@ -41,6 +41,7 @@ SAMPLERS = {
     "threshold": nf.samplers.ddim(S, steps=4, clip=nf.samplers.Threshold(0.9, 2.0)),
 }
 TABLE = SAMPLERS["ddim"].tableau
+BRIDGE = nf.paths.brownian_bridge(0.5)
 
 
 def numpy(x):
@@ -401,9 +402,15 @@ def test_such_tensors_are_refused_as_numbers_too(name):
 
 
 def test_torch_func_is_refused_by_name():
+    """Seen to fail: "out", which nobody gave; torch's words on an autograd.Function, or on tensors without storage."""
     for label, call in (
         ("x0", lambda x: nf.q_sample(x, 3, S, N)),
         ("model_output (m1)", lambda m: nf.update(TABLE, 1, X, m)),
+        ("x", lambda x: nf.noised(x, 0.5, 0.25, N)),
+        ("x", lambda x: nf.interpolate(x, X, 0.5, BRIDGE, N)),
+        ("pred", lambda x: nf.interpolate_loss(x, X, X, 0.5, BRIDGE, N, target="velocity")),
+        ("a number, such as a time, level or weight", lambda x: nf.noised(X, x.mean(), 0.25, N)),
+        ("a number, such as a time, level or weight", lambda x: nf.interpolate(X, X, x.mean().abs(), BRIDGE, N)),
     ):
         with pytest.raises(
             TypeError, match=rf"{re.escape(label)}: expected a tensor with memory of its own, not one of torch\.func"
@@ -814,7 +821,7 @@ def test_graphs_break_at_noise_that_they_cannot_have(noise):
     assert equal(compiled(run)(x, N), run(x, N))
 
 
-BRIDGE, LEARNED = nf.paths.brownian_bridge(0.5), torch.tensor(0.5, requires_grad=True)
+LEARNED = torch.tensor(0.5, requires_grad=True)
 BREAK = {
     "noised": lambda x: nf.noised(x, 0.5, torch.tensor([0.25, 0.5]), N),
     "noised with a target": lambda x: nf.noised(x, LEARNED, 0.25, N, target="v"),

@@ -86,18 +86,12 @@ def empty(shape: Any, dtype: Any, device: Any) -> Any:
 
 
 def randn_like(x: Any, noise: Any, *, dtype: Any, batched: bool) -> Any:
-    out = _empty_like(x, dtype)
-    kind = x.dtype if out is None else out.dtype
-    return in_format(nf.randn(tuple(x.shape), noise, dtype=kind, batched=batched, out=out), x)
-
-
-def _empty_like(x: Any, dtype: Any) -> Any:
-    """Returns an empty tensor for noise, in C order, of x's dtype, or float32 for integers. None: `randn` allocates."""
-    if dtype is None and x.is_cpu and x.dtype in DTYPES and x.dtype.is_floating_point and not is_traced():
-        return None
     if dtype is None:
         dtype = x.dtype if x.dtype.is_floating_point or x.dtype.is_complex else torch.float32
-    return torch.empty(x.shape, dtype=_float(dtype), device=x.device)
+    kind = _float(dtype)
+    # On a CPU `randn` allocates: within torch.func a new tensor has no memory.
+    out = None if x.is_cpu and not is_traced() else torch.empty(x.shape, dtype=kind, device=x.device)
+    return in_format(nf.randn(tuple(x.shape), noise, dtype=kind, batched=batched, out=out), x)
 
 
 def _float(dtype: Any) -> torch.dtype:

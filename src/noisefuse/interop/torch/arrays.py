@@ -89,7 +89,8 @@ def read_numbers(name: str, x: Any, place: torch.device) -> Any:
     need_plain(name, x)
     if place_of(name, x).type == "cuda":
         return memory(name, x.detach().double(), place)
-    return x.item() if x.ndim == 0 else x.detach().double().numpy()
+    numbers = to_numpy(x.double())
+    return numbers.item() if x.ndim == 0 else numbers
 
 
 def read_noise(noise: Any, beside: str) -> Any:
@@ -154,7 +155,10 @@ def to_numpy(x: Any) -> Any:
     if not isinstance(x, Tensor):
         return np.asarray(x)
     x = x.detach().cpu()
-    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+    try:
+        return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+    except RuntimeError as error:
+        raise _no_memory("a number, such as a time, level or weight") from error
 
 
 def need_memory(name: str, x: object) -> None:
@@ -167,7 +171,8 @@ def need_memory(name: str, x: object) -> None:
 
 
 def _no_memory(name: str) -> TypeError:
-    return TypeError(f"{name}: expected a tensor with memory of its own, not one of torch.func or a fake one")
+    said = "expected a tensor with memory of its own, not one of torch.func or a fake one"
+    return TypeError(f"{name}: {said}; for gradients use torch.autograd")
 
 
 def _numpy_dtype(tensor: Tensor) -> np.dtype[Any]:

@@ -98,6 +98,7 @@ def interpolate_loss(
     if not is_watched((pred,)):
         return _of_path(pred, x0, x1, t, path, noise, weight, grad_out, options)
     need_no_grad_out(grad_out, True)
+    need_memory("pred", pred)
     return _OfPath.apply(pred, (x0, x1, t, path, noise, weight), options)  # type: ignore[no-untyped-call]
 
 
