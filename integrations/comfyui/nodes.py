@@ -171,7 +171,8 @@ def _dpm_adaptive(model, x, sigmas, *called, **options):
 
 
 def _sampler(name, **options):
-    return (comfy.samplers.KSAMPLER(_function(name), options),)
+    # Under a mask the host's ddim draws other noise for what is known, from torch's generator.
+    return (comfy.samplers.KSAMPLER(_function(name), options, {"random": True} if name == "ddim" else {}),)
 
 
 def _with(*names):

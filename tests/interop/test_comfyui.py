@@ -89,11 +89,15 @@ class Masked:
 class KSAMPLER:
     def __init__(self, sampler_function, extra_options={}, inpaint_options={}):  # noqa: B006
         self.sampler_function, self.extra_options = sampler_function, extra_options
+        self.inpaint_options = inpaint_options
 
     def sample(self, guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar):
         extra_args["denoise_mask"] = denoise_mask
         model, scaling = Masked(guider), guider.inner_model.model_sampling
         model.latent_image, model.noise = latent_image, noise
+        if self.inpaint_options.get("random", False):
+            generator = torch.manual_seed(extra_args.get("seed", 41) + 1)
+            model.noise = torch.randn(noise.shape, generator=generator).to(noise)
         most = float(scaling.sigma_max) <= float(sigmas[0]) * (1 + 1e-5)
         x = scaling.noise_scaling(sigmas[0], noise, latent_image, most)
         told = lambda found: callback(found["i"], found["denoised"], found["x"], len(sigmas) - 1)  # noqa: E731
@@ -266,7 +270,7 @@ def test_all_samplers_are_on_the_menu(nodes):
     assert {*EVERY} > {*drawing} > {"dpm_2_ancestral", "seeds_3", "dpmpp_2m_sde_heun_gpu", "dpm_fast"}
     assert not {*drawing} & {"er_sde", "euler", "res_multistep", "sa_solver"}  # which have no eta
     (churned,) = nodes.NODE_CLASS_MAPPINGS["NoisefuseSamplerChurn"].INPUT_TYPES()["required"]["sampler_name"]
-    assert churned == ["euler", "heun", "heunpp2", "dpm_2"]
+    assert churned == ["euler", "heun", "heunpp2", "dpm_2", "ddim"]
 
 
 @pytest.mark.parametrize("name", [name for name in EVERY if name not in BATCH])
@@ -334,6 +338,26 @@ def test_beyond_a_mask_the_latent_stays(nodes, name):
     found = run(noise, sampler, SIGMAS, {"samples": known, "noise_mask": mask})
     assert torch.allclose(found[..., 3:], known[..., 3:], atol=1e-5)
     assert not torch.allclose(found[..., :3], known[..., :3], atol=0.1)
+
+
+def test_ddim_is_the_hosts(nodes):
+    """comfy/samplers.py: ksampler("euler", inpaint_options={"random": True}), other noise for what is known. Seen to
+    fail: euler's noise there."""
+    known, mask = torch.randn(2, 4, 6, 5), torch.zeros(2, 1, 6, 5)
+    mask[..., :3] = 1
+    noise, masked = node(nodes, "NoisefuseNoise", noise_seed=7), {"samples": known, "noise_mask": mask}
+    sampler = node(nodes, "NoisefuseSampler", sampler_name="ddim")
+    euler = node(nodes, "NoisefuseSampler", sampler_name="euler")
+    theirs = KSAMPLER(euler.sampler_function, {}, {"random": True})
+    given = []
+    for each in (sampler, theirs, euler):
+        guider = Guider(EPS())
+        guider.sample(noise.generate_noise(masked), known, each, SIGMAS, mask, seed=noise.seed)
+        given.append(torch.stack(guider.seen))
+    assert torch.equal(given[0], given[1])
+    assert torch.equal(given[0][..., :3], given[2][..., :3])
+    assert not torch.allclose(given[0][..., 3:], given[2][..., 3:], atol=0.1)
+    assert torch.equal(run(noise, sampler, SIGMAS, latent()), run(noise, euler, SIGMAS, latent()))
 
 
 @pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_sde"])

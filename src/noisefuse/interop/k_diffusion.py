@@ -44,6 +44,7 @@ __all__ = [
     "Entry",
     "brownian_noise_sampler",
     "noise_sampler",
+    "sample_ddim",
     "sample_ddpm",
     "sample_deis",
     "sample_dpm_2",
@@ -737,7 +738,7 @@ MENU: dict[str, Entry] = {
     "seeds_3": Entry("seeds_3", **_BELOW),
     "sa_solver": Entry("sa_solver", **_BELOW, note="`tau_func=None` is 1; the nodes take ComfyUI's interval"),
     "sa_solver_pece": Entry("sa_solver", **_BELOW, note="likewise"),
-    "ddim": Entry("euler", note="ComfyUI's other name of euler"),
+    "ddim": Entry("euler", note="`euler`; under a mask ComfyUI draws other noise for what is known, as the nodes do"),
     "uni_pc": Entry("", "", note="other steps near the end; `samplers.unipc`"),
     "uni_pc_bh2": Entry("", "", note="likewise"),
 }
@@ -756,6 +757,7 @@ _MULTISTEP_SDE = _Rule(
 )
 _MULTISTEP_HEUN = _MULTISTEP_SDE._replace(defaults={"solver_type": "heun"})
 _RULES: dict[str, _Rule] = {
+    "ddim": _Rule(f"{_KARRAS[:-1]}: ComfyUI's other name of `sample_euler`.", _CHURNED),
     "euler": _Rule(_KARRAS, _CHURNED),
     "euler_cfg_pp": _Rule(_CFG_PP),
     "euler_ancestral": _Rule(
@@ -858,6 +860,7 @@ sample_dpmpp_2m_sde_heun: _Function = _function("dpmpp_2m_sde_heun")
 sample_dpmpp_2m_sde_heun_gpu: _Function = _function("dpmpp_2m_sde_heun_gpu")
 sample_dpmpp_3m_sde: _Function = _function("dpmpp_3m_sde")
 sample_dpmpp_3m_sde_gpu: _Function = _function("dpmpp_3m_sde_gpu")
+sample_ddim: _Function = _function("ddim")
 sample_ddpm: _Function = _function("ddpm")
 sample_lcm: _Function = _function("lcm")
 sample_ipndm: _Function = _function("ipndm")
