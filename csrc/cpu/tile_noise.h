@@ -3,6 +3,7 @@
 #pragma once
 #include <cstring>
 #include <numeric>
+#include <type_traits>
 
 #include "../core/normal.h"
 #include "cursor.h"
@@ -20,6 +21,11 @@ struct BlockOrder {
 };
 template <class Real>
 constexpr BlockOrder<Real> kOrder{};
+struct LaneNumbers {
+    uint32_t lane[Lane::width];
+    constexpr LaneNumbers() : lane{} { std::iota(lane, lane + Lane::width, 0u); }
+};
+constexpr LaneNumbers kLanes{};
 inline uint32_t tag(uint64_t sample, uint32_t stream) { return stream << 24 | static_cast<uint32_t>(sample >> 32); }
 
 // The part of the counters that all blocks of a run share.
@@ -47,8 +53,9 @@ struct Counters {
     int size, groups;  // elements; lane vectors of blocks
     bool one_run;
     bool in_order;  // the elements are those of the blocks, without a gap, from `skip` on
+    bool singles;   // samples of one element each, from `sample` on: a group is two vectors of their only blocks
     int skip;
-    // one run: the first block
+    // one run, or singles: the first block
     uint32_t block, step, sample, tag_word;
     // short runs: the words of their blocks' counters in the order of the lanes, to whose samples `shift` is added, and
     // where their elements are; with `own_seeds` not all have the same seed
@@ -73,11 +80,11 @@ struct Counters {
             for (uint32_t& one : tags) one ^= bits << 24;
     }
 
-    bool whole_groups() const { return in_order && skip == 0 && size % kGroup == 0; }
+    bool whole_groups() const { return in_order && !singles && skip == 0 && size % kGroup == 0; }
 
     // Begins a tile of short runs, with none yet.
     void clear() {
-        one_run = repeats = own_seeds = false;
+        one_run = repeats = own_seeds = singles = false;
         in_order = true;
         size = n_parts = 0;
         shift = 0;
@@ -112,6 +119,20 @@ struct Counters {
     }
 };
 
+// Takes samples of one element: their elements are the first ones of blocks whose counters differ in the sample alone.
+// Returns false if they are few, or their ids differ in other words, too.
+inline bool take_singles(Counters& counters, Cursor& cursor, int64_t end, int most) {
+    const int count = static_cast<int>(least(least(most, kTile / 2), end - cursor.at));
+    const RunName name(cursor);
+    if (count < Lane::width || name.sample + static_cast<uint32_t>(count) < name.sample) return false;
+    counters.clear();
+    counters.singles = true;
+    counters.skip = 0, counters.size = count, counters.groups = (count + 2 * Lane::width - 1) / (2 * Lane::width);
+    counters.step = name.step, counters.sample = name.sample, counters.tag_word = name.tag_word;
+    cursor.move_to(cursor.at + count);
+    return true;
+}
+
 // Takes as many whole samples as fit, if their ids are consecutive and few lanes stay idle: points and actions come by
 // the million. Such tiles differ in their first sample only, so they are made once and then shifted. Returns false if
 // this is no such tile.
@@ -121,6 +142,7 @@ inline bool take_samples(Counters& counters, Cursor& cursor, int64_t end, int mo
     const Field& f = cursor.field();
     if (cursor.in_sample || s.size > most || s.field_per_sample || !cursor.one_step() || f.start || f.axes || f.samples)
         return false;
+    if (s.size == 1) return take_singles(counters, cursor, end, most);
     const int size = static_cast<int>(s.size), blocks = (size + 3) / 4;
     const int most_samples = most / 4 / blocks, of_groups = Lane::width / std::gcd(blocks, Lane::width);
     const bool whole = size % 4 == 0 && most_samples >= of_groups;  // groups, which need no packing
@@ -166,7 +188,7 @@ inline void take_short_runs(Counters& counters, Cursor& cursor, int64_t end, int
 inline void take_run(Counters& counters, const Cursor& cursor) {
     const RunName name(cursor);
     counters.one_run = counters.in_order = true;
-    counters.repeats = false;
+    counters.repeats = counters.singles = false;
     counters.step = name.step;
     counters.sample = name.sample;
     counters.tag_word = name.tag_word;
@@ -267,6 +289,35 @@ inline Words<Lane::word> counters_of(const Counters& counters, int group, uint32
     }
 }
 
+// What `fill_words` does for samples of one element. Of their blocks the first two words are kept.
+template <class Between>
+inline void fill_singles(TileWords& words, const Counters& counters, const RoundKeys& keys, uint32_t later,
+                         uint32_t low_bit, const Between& between) {
+    using Word = Lane::word;
+    const Word block = Lane::word_splat(0), step = Lane::word_splat(counters.step + later),
+               tags = Lane::word_splat(counters.tag_word | low_bit << 31);
+    const auto samples = [&](int vector) {
+        const uint32_t first = counters.sample + static_cast<uint32_t>(vector * Lane::width);
+        return Lane::word_from(Lane::add(Lane::load(kLanes.lane), Lane::splat(first)));
+    };
+    for (int g = 0; g < counters.groups; ++g) {
+        if (g * kGroup < counters.size) between(g);
+        if constexpr (Lane::twice) {
+            const auto both = philox_rounds<Twice<Lane>>(
+                {{{block, block}, {step, step}, {samples(2 * g), samples(2 * g + 1)}, {tags, tags}}}, keys, 0);
+            for (int w = 0; w < 2; ++w) {
+                Lane::store(words[g][w], both.w[w].a);
+                Lane::store(words[g][w + 2], both.w[w].b);
+            }
+        } else {
+            for (int half = 0; half < 2; ++half) {
+                const auto made = philox_rounds<Lane>({{block, step, samples(2 * g + half), tags}}, keys, 0);
+                for (int w = 0; w < 2; ++w) Lane::store(words[g][2 * half + w], made.w[w]);
+            }
+        }
+    }
+}
+
 // The words of the counters' blocks, `later` steps after its own. `low_bit` is the counter's top bit: 1 for the lower
 // halves of the 64-bit words that float64 takes.
 template <class Real, class Between>
@@ -293,6 +344,7 @@ template <class Real, class Between>
         }
         return;
     }
+    if (counters.singles) return fill_singles(words, counters, keys, later, low_bit, between);
     if (counters.own_seeds) return fill_own_words(words, counters, later, low_bit);
     if constexpr (Lane::twice)
         for (; g + 2 <= groups; g += 2) {
@@ -320,20 +372,21 @@ inline void words_to_radii(int groups, TileWords& words) {
         }
 }
 
+inline Pair<Lane::f32> pair_of(Lane::u32 first, Lane::u32 second) {
+    return kCut ? normals_at<Lane>(Lane::as_float(first), second) : normal_pair<Lane>(first, second);
+}
+
 // Makes the normals or uniforms of a tile, or leaves its words as they are. take(g, z) receives those of group g, four
 // vectors in the order of the elements. The words are used up.
 template <Draw draw, class Take>
 inline void words_to_floats(int groups, TileWords& words, Take take) {
     if constexpr (draw == Draw::normal && kCut) words_to_radii(groups, words);
-    const auto pair = [](Lane::u32 first, Lane::u32 second) {
-        return kCut ? normals_at<Lane>(Lane::as_float(first), second) : normal_pair<Lane>(first, second);
-    };
     for (int g = 0; g < groups; ++g) {
         const Lane::u32 w[4] = {Lane::load(words[g][0]), Lane::load(words[g][1]), Lane::load(words[g][2]),
                                 Lane::load(words[g][3])};
         Lane::f32 z[4];
         if constexpr (draw == Draw::normal) {
-            const auto p = pair(w[0], w[1]), q = pair(w[2], w[3]);
+            const auto p = pair_of(w[0], w[1]), q = pair_of(w[2], w[3]);
             z[0] = p.z0, z[1] = p.z1, z[2] = q.z0, z[3] = q.z1;
         } else {
             for (int i = 0; i < 4; ++i) z[i] = draw == Draw::uniform ? uniform<Lane>(w[i]) : Lane::as_float(w[i]);
@@ -394,6 +447,45 @@ template <Draw draw>
     });
 }
 
+// Makes the first element of each pair of words, as singles need it.
+template <Draw draw>
+[[gnu::noinline, gnu::flatten]] void singles_to_values(float* to, int groups, TileWords& words, const TileWords&) {
+    if constexpr (draw == Draw::normal && kCut) words_to_radii(groups, words);
+    for (int g = 0; g < groups; ++g)
+        for (int w = 0; w < 4; w += 2, to += Lane::width) {
+            const Lane::u32 first = Lane::load(words[g][w]);
+            if constexpr (draw == Draw::normal)
+                Lane::store(to, pair_of(first, Lane::load(words[g][w + 1])).z0);
+            else
+                Lane::store(to, draw == Draw::uniform ? uniform<Lane>(first) : Lane::as_float(first));
+        }
+}
+
+template <Draw draw>
+[[gnu::noinline, gnu::flatten]] void singles_to_values(double* to, int groups, const TileWords& words,
+                                                       const TileWords& low_words) {
+    for (int g = 0; g < groups; ++g)
+        for (int w = 0; w < 4; w += 2) {
+            const Lane::u32 w0 = Lane::load(words[g][w]), v0 = Lane::load(low_words[g][w]),
+                            w1 = Lane::load(words[g][w + 1]), v1 = Lane::load(low_words[g][w + 1]);
+            const auto put = [&]<int half>(std::integral_constant<int, half>) {
+                if constexpr (draw == Draw::normal)
+                    Lane::store(to, normal_pair<Lane, half>(w0, v0, w1, v1).z0);
+                else
+                    Lane::store(to, uniform<Lane, half>(w0, v0));
+                to += kWidth<double>;
+            };
+            put(std::integral_constant<int, 0>());
+            if constexpr (Lane::halves == 2) put(std::integral_constant<int, 1>());
+        }
+}
+
+template <Draw draw, class Real>
+void make_values(Real* to, const Counters& counters, TileWords& words, const TileWords& low_words) {
+    if (counters.singles) return singles_to_values<draw>(to, counters.groups, words, low_words);
+    words_to_values<draw>(to, counters.groups, words, low_words);
+}
+
 // The noise of a tile: `values` holds whole blocks, `packed` the elements of short runs one after another.
 template <class Real>
 struct Noise {
@@ -409,11 +501,11 @@ struct Noise {
         fill_words<Real>(words, counters, keys, later, low_bit, between);
         if constexpr (sizeof(Real) == 8) fill_words<Real>(low_words, counters, keys, later, 1, Nothing{});
         if (draw == Draw::normal)
-            words_to_values<Draw::normal>(values, counters.groups, words, low_words);
+            make_values<Draw::normal>(values, counters, words, low_words);
         else if (draw == Draw::uniform)
-            words_to_values<Draw::uniform>(values, counters.groups, words, low_words);
+            make_values<Draw::uniform>(values, counters, words, low_words);
         else if constexpr (sizeof(Real) == 4)
-            words_to_values<Draw::words>(values, counters.groups, words, low_words);
+            make_values<Draw::words>(values, counters, words, low_words);
         if (counters.in_order) return values + counters.skip;
         Real* to = packed;
         for (int p = 0; p < counters.n_parts; ++p) {
