@@ -53,7 +53,7 @@ ARGUMENTS: dict[str, Callable[[tuple[int, ...]], Any]] = {
     "path": lambda shape: nf.paths.linear(),
     "alpha": lambda shape: 0.8,
     "sigma": lambda shape: 0.6,
-    "std": lambda shape: 0.1,
+    "std": lambda shape: 0.25,
     "snr": lambda shape: 20.0,
     "snr_db": lambda shape: 20.0,
     "a": lambda shape: 0.01,
