@@ -168,8 +168,8 @@ def fenced(x):
     page, size = mmap.PAGESIZE, -(-x.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = mmap.mmap(-1, size + page)
     at = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    if hasattr(libc := ctypes.CDLL(None), "mprotect"):
-        libc.mprotect(ctypes.c_void_p(at + size), ctypes.c_size_t(page), 0)
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).mprotect(ctypes.c_void_p(at + size), ctypes.c_size_t(page), 0)
     made = np.frombuffer(memory, x.dtype, x.size, size - x.nbytes).reshape(x.shape)
     made[...] = x
     return made
