@@ -150,8 +150,8 @@ HERE = Path(__file__).parent
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="its stacks")
 @pytest.mark.parametrize("name", NATIVE)
 def test_every_operation_fits_a_thread_of_128_kib(name):
-    """docs/backends.md asks for it. Seen to end the process: on 96 KiB the log-density of unaligned float64, on 88 losses
-    of float64."""
+    """docs/backends.md asks for it. Seen to end the process: on 96 KiB the log-density of unaligned float64, on 88 the
+    losses of float64."""
     code = f"""
 import os, threading
 import calls, noisefuse as nf
