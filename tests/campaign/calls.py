@@ -179,7 +179,12 @@ def fenced(x):
     return made
 
 
-BAD = ("a NaN", "nothing", "holes", "huge")  # rows that may raise an error as they are read, when some tokens are written
+BAD = (
+    "a NaN",
+    "nothing",
+    "holes",
+    "huge",
+)  # rows that may raise an error as they are read, when some tokens are written
 SECONDS = 0.02  # of a race
 RIGHT_ERRORS = (TypeError, ValueError, IndexError, OverflowError, NotImplementedError)
 ANY_LIBRARY = ("array(", "logits(", "ids(")  # what `handed_over` turns into another library's
