@@ -74,9 +74,13 @@ VALUES = {
 }
 
 
-def ids(shape, end, dtype="int64", seed=0, layout="plain"):
-    """Returns tokens below an end in one of LAYOUTS."""
-    return in_layout(np.random.default_rng(seed).integers(end, size=shape).astype(dtype), layout)
+def ids(shape, end, dtype="int64", seed=0, layout="plain", mask=None):
+    """Returns tokens below an end in one of LAYOUTS, half of them the mask if there is one."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(end, size=shape)
+    if mask is not None:
+        tokens = np.where(rng.random(shape) < 0.5, mask, tokens)
+    return in_layout(tokens.astype(dtype), layout)
 
 
 def matrix(shape, seed=0):
@@ -168,14 +172,19 @@ def fenced(x):
     page, size = mmap.PAGESIZE, -(-x.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = mmap.mmap(-1, size + page)
     at = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    if hasattr(libc := ctypes.CDLL(None), "mprotect"):
-        libc.mprotect(ctypes.c_void_p(at + size), ctypes.c_size_t(page), 0)
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).mprotect(ctypes.c_void_p(at + size), ctypes.c_size_t(page), 0)
     made = np.frombuffer(memory, x.dtype, x.size, size - x.nbytes).reshape(x.shape)
     made[...] = x
     return made
 
 
-BAD = ("a NaN", "nothing", "holes")  # rows that may raise an error as they are read, when some tokens are written
+BAD = (
+    "a NaN",
+    "nothing",
+    "holes",
+    "huge",
+)  # rows that may raise an error as they are read, when some tokens are written
 SECONDS = 0.02  # of a race
 RIGHT_ERRORS = (TypeError, ValueError, IndexError, OverflowError, NotImplementedError)
 ANY_LIBRARY = ("array(", "logits(", "ids(")  # what `handed_over` turns into another library's
@@ -201,10 +210,10 @@ def _logits(draw, shape, dtype=None):
     return f"logits({shape}, {dtype!r}, {draw(1000)}, {kind!r}, {layout!r})"
 
 
-def _ids(draw, shape, end, dtype="", layouts=("plain", "plain", *arguments.LAYOUTS)):
-    layout, dtype = draw.of(*layouts), dtype or draw.of(*TOKEN_DTYPES)
+def _ids(draw, shape, end, dtype="", mask=None):
+    layout, dtype = draw.of("plain", "plain", *arguments.LAYOUTS), dtype or draw.of(*TOKEN_DTYPES)
     end = min(end, np.iinfo(dtype).max + 1) + draw.once_in(20)  # which may not fit
-    return f"ids({shape}, {end}, {dtype!r}, {draw(1000)}, {layout!r})"
+    return f"ids({shape}, {end}, {dtype!r}, {draw(1000)}, {layout!r}{'' if mask is None else f', {mask}'})"
 
 
 def _prefix(draw, shape):
@@ -341,7 +350,8 @@ def _interpolate(draw):
         call.required["pred"] = _array(draw, shape, dtype)
     call.required["x0"] = _array(draw, shape, dtype)
     call.required |= {"x1": _array(draw, shape, draw.of(dtype, *KINDS)), "t": _path_times(draw, shape)}
-    call.required |= {"path": f"nf.paths.{path}", "noise": _noise(draw, shape, _batched(draw, call), dtype)}
+    noise = _noise(draw, shape, _batched(draw, call), dtype)
+    call.required |= {"path": f"nf.paths.{path}", "noise": "None" if draw.once_in(6) else noise}
     target = draw.of("'velocity'", "'score'", "'denoiser'")
     if loss:
         call.options["target"] = target
@@ -389,20 +399,20 @@ OPTIONS = {
 
 
 def _token_sampler(draw, v):
-    """Returns a sampler, and whether it has masks."""
+    """Returns a sampler, and its mask if it has one."""
     name = draw.of(*SAMPLERS)
     masked = draw.of(*SAMPLERS[name])
     filters = draw.of("", "", ", top_k=3", ", top_p=0.7")
     options = draw.of(*OPTIONS.get(name, ("", ", temperature=0.7", ", temperature=0.0"))) + filters
-    return f"token_sampler({name!r}, {v}, {masked}{options})", masked
+    return f"token_sampler({name!r}, {v}, {masked}{options})", v if masked else None
 
 
 def _token_step(draw):
     v, shape = draw.of(5, 2, 64, 200, 1000), draw.of((2, 8), (1, 8), (3, 2, 4), (2, 0), (0, 8))
-    made, masked = _token_sampler(draw, v)
+    made, mask = _token_sampler(draw, v)
     call = Call("token_step", {"sampler": made, "i": str(draw(4))}, {})
     dtype = draw.of(*TOKEN_DTYPES)
-    call.required["x"] = _ids(draw, shape, min(v + masked, v * 2), dtype)
+    call.required["x"] = _ids(draw, shape, v, dtype, mask)
     call.required["logits"] = _logits(draw, (*shape, v))
     if "cfg_scale" in made:
         call.required["logits"] = f"({call.required['logits']}, {_logits(draw, (*shape, v))})"
@@ -416,8 +426,8 @@ def _token_step(draw):
 
 def _token_run(draw):
     v, shape = draw.of(5, 2, 64, 200), draw.of((2, 8), (1, 8), (3, 2, 4))
-    made, masked = _token_sampler(draw, v)
-    x = str(shape) if draw.once_in(2) else _ids(draw, shape, v + masked)
+    made, mask = _token_sampler(draw, v)
+    x = str(shape) if draw.once_in(2) else _ids(draw, shape, v, "", mask)
     call = Call("token_run", {"sampler": made, "x": x, "vocabulary": str(v)}, {})
     call.required["noise"] = _noise(draw, shape, True, stream=draw.once_in(9), windows=draw.once_in(9))
     _may(draw, call, "where", _bools(draw, shape))
