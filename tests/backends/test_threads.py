@@ -23,10 +23,10 @@ from noisefuse.language.rows import Rows
 
 LARGE = (8, 50_000)  # more than a dozen chunks
 S = nf.Schedule.linear(20)
-# Python 3.12 warns of every fork where there are threads; here that is the point.
+# Python 3.12, and JAX, warn of every fork where there are threads; here that is the point.
 forks = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
-    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*fork"),
 ]
 
 

@@ -459,6 +459,7 @@ def test_other_devices(device):
             call()
 
 
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer")
 def test_tensors_without_memory_on_the_stand_in():
     with private("torch._subclasses.fake_tensor", "FakeTensorMode")():
         x = torch.empty(3, 4, device="cuda:1")

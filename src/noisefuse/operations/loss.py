@@ -452,7 +452,7 @@ def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> Any:
     expected = times.shape if floating else (len(rows.table),)
     if row.dtype.kind not in "iuf":
         raise TypeError(f"weight: expected numbers, got {row.dtype}")
-    if floating and set(row.shape[times.ndim :]) == {1}:  # (B, 1), say, is a number for each sample
+    if floating and times.ndim and set(row.shape[times.ndim :]) == {1}:  # (B, 1), say, is a number for each sample
         row = row.reshape(row.shape[: times.ndim])
     if row.shape != expected:
         what = "t's shape" if floating else "one for each step of the schedule,"
