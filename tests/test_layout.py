@@ -181,6 +181,15 @@ def test_what_is_asked_of_torchs_internals_stands_in_one_file():
     assert found == {"interop.torch.internals"}
 
 
+def test_tests_take_private_names_of_libraries_by_one_way():
+    """`private` says which version lacks one. Seen to fail: a test with an error of torch's compiler."""
+    names = re.compile(r"^(?!.*\bprivate\().*\b(?:torch|jax)(?:\.\w+)*\._[a-z].*$", re.MULTILINE)
+    others = {"private_names.py", "test_layout.py", "test_types.py"}
+    files = [path for path in (ROOT / "tests").rglob("*.py") if path.name not in others]
+    found = {path.name: len(names.findall(path.read_text())) for path in files}
+    assert {name: n for name, n in found.items() if n} == {"test_torch.py": 1}  # for older versions of torch alone
+
+
 def test_no_lock_of_python_is_on_the_way_of_a_call():
     """A child that is forked while another thread holds one waits for ever. Seen to fail: functools.cached_property,
     which holds a lock on Python 3.11, in seven modules; a lock in `schedule`."""
