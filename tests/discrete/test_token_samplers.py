@@ -619,6 +619,21 @@ def test_wrong_arguments(call, error, words):
         call()
 
 
+LATE = nf.discrete.MaskSchedule("late", lambda t: np.maximum(0.0, 2 * t - 1), lambda t: np.where(t > 0.5, 2.0, 0.0))
+
+
+@pytest.mark.parametrize("name", ["mdlm", "remdm", "d3pm", "discrete_flow", "uniform_ddim"])
+def test_a_step_does_not_begin_where_nothing_is_masked(name):
+    """Seen to fail: ZeroDivisionError."""
+    rule = getattr(nf.samplers, name)
+    tokens = {"vocabulary": 5} if name == "uniform_ddim" else {"mask_id": 5}
+    assert len(rule([1.0, 0.75], schedule=LATE, **tokens)) == 2
+    with pytest.raises(
+        ValueError, match=r"schedule: p\(0\.5\) = 0 where a step begins: expected more; leave that time"
+    ):
+        rule(4, schedule=LATE, **tokens)
+
+
 def test_scores_of_sedd():
     """With the true ratios s(y) = p(y) alpha / (1 - alpha) a mask is revealed with probability h p' / p."""
     sampler = nf.samplers.sedd(steps=4, mask_id=MASK)

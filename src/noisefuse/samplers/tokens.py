@@ -54,9 +54,12 @@ def _sampler(rule: Callable[P, TokenTable]) -> Callable[P, DiscreteSampler]:
     return built(DiscreteSampler, rule, _SHARED)
 
 
-def _spans(steps: Steps) -> Iterator[tuple[float, float]]:
-    """Yields the times (t, s) at which a step begins and ends."""
-    return pairwise(_times(steps))
+def _spans(steps: Steps, schedule: MaskSchedule) -> Iterator[tuple[float, float]]:
+    """Yields the times (t, s) at which a step begins and ends. ValueError: one begins where no token is masked."""
+    for t, s in pairwise(_times(steps)):
+        if not _hidden(schedule, t) > 0:
+            raise ValueError(f"schedule: p({t:g}) = 0 where a step begins: expected more; leave that time out of steps")
+        yield t, s
 
 
 def _times(steps: Any) -> list[float]:
@@ -97,6 +100,12 @@ def _hidden(schedule: MaskSchedule, t: float) -> float:
     return float(schedule(t)) if t > 0 else 0.0
 
 
+def _unmasking(steps: Steps, schedule: MaskSchedule) -> tuple[TokenRow, ...]:
+    """A mask becomes its drawn token with probability 1 - p(s) / p(t)."""
+    spans = _spans(steps, schedule)
+    return tuple(TokenRow(time=t, reveal=1 - _hidden(schedule, s) / _hidden(schedule, t)) for t, s in spans)
+
+
 def _one_of(mask_id: int | None, vocabulary: int | None) -> None:
     if (mask_id is None) == (vocabulary is None):
         raise TypeError("expected either mask_id, for masks, or vocabulary, for tokens drawn anew")
@@ -116,10 +125,8 @@ def mdlm(
       0: t = 1;  mask -> c with probability 0.5
       1: t = 0.5;  mask -> c with probability 1
     """
-    rows = [TokenRow(time=t, reveal=1 - _hidden(schedule, s) / _hidden(schedule, t)) for t, s in _spans(steps)]
-    return TokenTable(
-        "mdlm", tuple(rows), mask_id, temperature=temperature, top_k=top_k, top_p=top_p, mask_logit=mask_logit
-    )
+    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "mask_logit": mask_logit}
+    return TokenTable("mdlm", _unmasking(steps, schedule), mask_id, **options)
 
 
 @_sampler
@@ -165,7 +172,7 @@ def remdm(
             return loop * (1 - _hidden(schedule, (t - t_on) / (1 - t_on)))
         return loop if t > t_off else 1 - (1 - loop) * _hidden(schedule, t / t_off)
 
-    for t, s in _spans(steps):
+    for t, s in _spans(steps, schedule):
         alpha_t, alpha_s = alpha(t), alpha(s)
         most = min(1.0, (1 - alpha_s) / alpha_t) if alpha_t > 0 else 1.0
         sigma = (min(eta, most) if variant == "cap" else eta * most) if s > 0 and t_on >= t > t_off else 0.0
@@ -206,10 +213,9 @@ def d3pm(
         raise ValueError(f"network = {network!r}: expected what the network of these tokens predicts, {kinds}")
     options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "mask_logit": mask_logit}
     if vocabulary is None:
-        rows = [TokenRow(time=t, reveal=1 - _hidden(schedule, s) / _hidden(schedule, t)) for t, s in _spans(steps)]
-        return TokenTable("d3pm", tuple(rows), mask_id, **options)
+        return TokenTable("d3pm", _unmasking(steps, schedule), mask_id, **options)
     k, rows = _count("vocabulary", vocabulary), []
-    for t, s in _spans(steps):
+    for t, s in _spans(steps, schedule):
         b = 1 - _hidden(schedule, s)
         a = (1 - _hidden(schedule, t)) / b if b > 0 else 0.0
         differ, same = (1 - a * b) / k, a * b + (1 - a * b) / k
@@ -240,7 +246,7 @@ def uniform_ddim(
       1: t = 0.5;  x -> c with probability 1
     """
     eta, rows = _share("eta", eta), []
-    for t, s in _spans(steps):
+    for t, s in _spans(steps, schedule):
         alpha_t, alpha_s = 1 - _hidden(schedule, t), 1 - _hidden(schedule, s)
         sigma = (1 - eta) * (1 - alpha_s) / (1 - alpha_t)
         noise = max(0.0, (1 - alpha_s) - (1 - alpha_t) * sigma)
@@ -273,7 +279,7 @@ def discrete_flow(
     if jump not in ("euler", "exponential"):
         raise ValueError(f"jump = {jump!r}: expected 'euler' or 'exponential'")
     rows = []
-    for t, s in _spans(steps):
+    for t, s in _spans(steps, schedule):
         p = _hidden(schedule, t)
         rate = (t - s) * float(schedule.slope(np.array(t))) / p
         chance = min(1.0, rate) if jump == "euler" else -math.expm1(-rate)
