@@ -24,4 +24,4 @@ def accepted(text: str, today: date) -> list[str]:
 
 if __name__ == "__main__":
     ids = accepted(FILE.read_text(), date.today())
-    sys.exit(subprocess.run(["pip-audit", *(f"--ignore-vuln={id}" for id in ids)]).returncode)
+    sys.exit(subprocess.run([sys.executable, "-m", "pip_audit", *(f"--ignore-vuln={id}" for id in ids)]).returncode)
