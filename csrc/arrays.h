@@ -7,8 +7,8 @@
 
 #include "core/call.h"
 #include "interrupts.h"
-#include "layouts.h"
 #include "python.h"
+#include "run/layouts.h"
 
 namespace nf {
 namespace {

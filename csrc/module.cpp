@@ -13,10 +13,10 @@
 #include "cpu/lane_scalar.h"
 #include "cpu/pool.h"
 #include "interrupts.h"
-#include "memory.h"
 #include "python.h"
-#include "race.h"
-#include "run.h"
+#include "run/memory.h"
+#include "run/race.h"
+#include "run/run.h"
 #include "xla.h"
 
 namespace nf {

@@ -5,7 +5,7 @@
 
 #include "cpu/dispatch.h"
 #include "interrupts.h"
-#include "run.h"
+#include "run/run.h"
 #include "torch.h"
 
 namespace nf {

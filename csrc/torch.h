@@ -10,7 +10,7 @@
 #include <new>
 
 #include "arrays.h"
-#include "memory.h"
+#include "run/memory.h"
 
 namespace nf {
 namespace {

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "cpu/float_mode.h"
-#include "run.h"
+#include "run/run.h"
 
 namespace nf::xla {
 namespace {

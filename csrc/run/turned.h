@@ -5,8 +5,8 @@
 #pragma once
 #include <functional>
 
-#include "core/call.h"
-#include "cpu/pool.h"
+#include "../core/call.h"
+#include "../cpu/pool.h"
 
 namespace nf {
 
