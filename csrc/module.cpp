@@ -17,7 +17,7 @@
 #include "run/memory.h"
 #include "run/race.h"
 #include "run/run.h"
-#include "xla.h"
+#include "xla/xla.h"
 
 namespace nf {
 

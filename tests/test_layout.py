@@ -369,7 +369,8 @@ LAYERS = {
     "cpu": {"core", "cpu"},
     "cuda": {"core", "cuda"},
     "run": {"core", "cpu", "run"},
-    "csrc": {"core", "cpu", "run", "csrc"},
+    "xla": {"core", "cpu", "run", "xla"},
+    "csrc": {"core", "cpu", "run", "xla", "csrc"},
 }
 
 
@@ -390,8 +391,8 @@ def wrong_includes(path, names):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_includes_point_down(path):
-    """core includes itself; cpu and cuda include core; run includes core and cpu; csrc, the boundary, all but cuda. It
-    alone includes Python, and in run the memory of outputs, which NumPy is handed.
+    """core includes itself; cpu and cuda include core; run includes core and cpu, and xla run; csrc, the boundary, all
+    but cuda. It alone includes Python, and in run the memory of outputs, which NumPy is handed.
 
     NVRTC has no standard header: <cstdint> in csrc/cuda/rtc is all that core and cuda get.
     """
@@ -409,8 +410,10 @@ def test_includes_point_down(path):
         ("cpu", "<Python.h>"),
         ("cuda", '"../cpu/tile.h"'),
         ("cuda", "<cmath>"),
-        ("run", '"../xla.h"'),
+        ("run", '"../xla/xla.h"'),
         ("run", "<Python.h>"),
+        ("xla", '"../module.h"'),
+        ("xla", "<Python.h>"),
         (".", '"cuda/storage.h"'),
     ],
 )
