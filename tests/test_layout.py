@@ -370,7 +370,8 @@ LAYERS = {
     "cuda": {"core", "cuda"},
     "run": {"core", "cpu", "run"},
     "xla": {"core", "cpu", "run", "xla"},
-    "csrc": {"core", "cpu", "run", "xla", "csrc"},
+    "python": {"core", "cpu", "run", "xla", "python"},
+    "csrc": {"core", "cpu"},
 }
 
 
@@ -383,7 +384,7 @@ def wrong_includes(path, names):
         elif folder.name in {"core", "cuda"}:
             wrong = name != "<cstdint>"
         else:
-            at_boundary = folder.name == "csrc" or (folder.name, path.stem) == ("run", "memory")
+            at_boundary = folder.name == "python" or (folder.name, path.stem) == ("run", "memory")
             wrong = name.startswith(("<Python.h>", "<numpy/")) and not at_boundary
         if wrong:
             yield name
@@ -391,8 +392,9 @@ def wrong_includes(path, names):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_includes_point_down(path):
-    """core includes itself; cpu and cuda include core; run includes core and cpu, and xla run; csrc, the boundary, all
-    but cuda. It alone includes Python, and in run the memory of outputs, which NumPy is handed.
+    """core includes itself; cpu and cuda include core; run includes core and cpu, and xla run; python, the boundary,
+    all but cuda. It alone includes Python, and in run the memory of outputs, which NumPy is handed. csrc itself has the
+    header for programs of users' own, which includes core and cpu.
 
     NVRTC has no standard header: <cstdint> in csrc/cuda/rtc is all that core and cuda get.
     """
@@ -410,11 +412,14 @@ def test_includes_point_down(path):
         ("cpu", "<Python.h>"),
         ("cuda", '"../cpu/tile.h"'),
         ("cuda", "<cmath>"),
+        ("run", '"../python/python.h"'),
         ("run", '"../xla/xla.h"'),
         ("run", "<Python.h>"),
-        ("xla", '"../module.h"'),
+        ("xla", '"../python/python.h"'),
         ("xla", "<Python.h>"),
-        (".", '"cuda/storage.h"'),
+        ("python", '"../cuda/storage.h"'),
+        (".", '"run/run.h"'),
+        (".", "<Python.h>"),
     ],
 )
 def test_an_include_that_points_up_is_seen(folder, name):

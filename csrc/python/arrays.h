@@ -5,10 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
-#include "core/call.h"
+#include "../core/call.h"
+#include "../run/layouts.h"
 #include "interrupts.h"
 #include "python.h"
-#include "run/layouts.h"
 
 namespace nf {
 namespace {

@@ -9,8 +9,8 @@
 #include <cstring>
 #include <new>
 
+#include "../run/memory.h"
 #include "arrays.h"
-#include "run/memory.h"
 
 namespace nf {
 namespace {
