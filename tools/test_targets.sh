@@ -29,7 +29,7 @@ hashes() {
     # shellcheck disable=SC2086 # flags are several words
     "$(compiler "$1")" -std=c++20 -O3 -ffp-contract=off -fno-fast-math -fno-math-errno -fno-sanitize=all -Icsrc \
         "-DNF_LANE=$3" "-DNF_LANE_HEADER=\"cpu/$4.h\"" "-DNF_KERNELS=kernels_$2" "-DNF_RACE=race_$2" "-DNF_NAME=\"$2\"" $5 \
-        csrc/cpu/kernels.cpp csrc/cpu/race.cpp csrc/race.cpp tests/known/hashes.cpp -o "$tmp/hashes.exe"
+        csrc/cpu/kernels.cpp csrc/cpu/race.cpp csrc/run/race.cpp tests/known/hashes.cpp -o "$tmp/hashes.exe"
     ${6:-} "$tmp/hashes.exe" 2>"$tmp/said" | tr -d '\r' >"$tmp/hashes.txt" || { cat "$tmp/said" && exit 1; }
     diff <(grep -v '^#' tests/known/hashes.txt) "$tmp/hashes.txt"
     echo "$1, $2: $(wc -l <"$tmp/hashes.txt") hashes, all as known"

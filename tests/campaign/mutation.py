@@ -122,7 +122,7 @@ class Build:
         """Returns whether the program of the hashes prints the known ones. It stops at the first difference."""
         name = next(name for name in self.commands if f"kernels_{lane}." in name and "kernels.cpp" in name)
         command = self.commands[name].replace("-O1", f"-O0 -I{self.copy}/csrc -I{self.copy}/csrc/cpu")
-        sources = ("csrc/cpu/kernels.cpp", "csrc/cpu/race.cpp", "csrc/race.cpp", "tests/known/hashes.cpp")
+        sources = ("csrc/cpu/kernels.cpp", "csrc/cpu/race.cpp", "csrc/run/race.cpp", "tests/known/hashes.cpp")
         objects = [f"hashes-{n}.o" for n in range(len(sources))]
         self.compile(
             [command.replace(name, o).replace(sources[0], source) for o, source in zip(objects, sources, strict=True)]

@@ -1009,7 +1009,7 @@ def test_augmentation_under_vmap_grad_and_elsewhere():
 
 COMPARED = """
 #include "xla/ffi/api/c_api.h"
-#include "xla.h"
+#include "xla/xla.h"
 #define SAME(ours, theirs) static_assert(sizeof(nf::xla::ours) == sizeof(theirs), #ours);
 #define AT(ours, field, theirs, other) \\
     static_assert(offsetof(nf::xla::ours, field) == offsetof(theirs, other), #ours "." #field); \\

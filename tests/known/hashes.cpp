@@ -13,7 +13,7 @@
 #include "core/philox.h"
 #include "cpu/dispatch.h"
 #include "cpu/lane_scalar.h"
-#include "race.h"
+#include "run/race.h"
 
 namespace nf {
 extern const Kernels NF_KERNELS;

@@ -91,8 +91,8 @@ def _at_first(name: str) -> Callable[..., Any]:
     return call
 
 
-# The fast path of the backend in use, csrc/fast_path.cpp. It takes arguments as they came, checks them itself, and
-# declines all that are not plain with NotImplemented.
+# The fast path of the backend in use, csrc/python/fast_path.cpp. It takes arguments as they came, checks them itself,
+# and declines all that are not plain with NotImplemented.
 fast_row: Callable[..., Any] = _at_first("fast_row")
 fast_random: Callable[..., Any] = _at_first("fast_random")
 fast_mse: Callable[..., Any] = _at_first("fast_mse")

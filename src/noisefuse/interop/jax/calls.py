@@ -3,7 +3,7 @@
 
 The operation gets a `Described`, which holds shapes and dtypes and is a value that JAX can compare, and operands, which
 hold all numbers: rows of coefficients, row numbers, the noise's key, and arrays. So a program with other numbers is the
-same program. On CPUs it is a custom call of XLA's typed FFI (csrc/xla.cpp), which runs the native kernels on XLA's
+same program. On CPUs it is a custom call of XLA's typed FFI (csrc/xla/xla.cpp), which runs the native kernels on XLA's
 buffers. Elsewhere it is written in jax.numpy (pure.py), and with another backend XLA calls Python
 (`jax.pure_callback`); the bits are the same.
 """

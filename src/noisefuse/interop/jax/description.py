@@ -22,7 +22,7 @@ try:
 except ImportError:  # installed without the extension
     native = None
 
-# Roles of operands beyond the inputs' slots, and kinds of calls, with the numbers of csrc/xla.cpp.
+# Roles of operands beyond the inputs' slots, and kinds of calls, with the numbers of csrc/xla/xla.cpp.
 ROWS, FIELDS, INDEX, STEP, IDS, START, WEIGHTS, SHARD, LAW = range(Z + 1, Z + 10)
 STEP_CALLS, WALKS, LOSSES = range(3)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The uses of torch's internals, and of interfaces that it may still change, by the modules beside this one. No other
-Python module uses any. (The fast path's uses are in csrc/arrays.h.) Tested with torch 2.5 and 2.11 (no graphs), 2.12,
-2.13 and 2.15.
+Python module uses any. (The fast path's uses are in csrc/python/torch.h.) Tested with torch 2.5 and 2.11 (no graphs),
+2.12, 2.13 and 2.15.
 """
 
 from __future__ import annotations

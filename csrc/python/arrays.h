@@ -5,9 +5,9 @@
 #include <cstdint>
 #include <cstring>
 
-#include "core/call.h"
+#include "../core/call.h"
+#include "../run/layouts.h"
 #include "interrupts.h"
-#include "layouts.h"
 #include "python.h"
 
 namespace nf {

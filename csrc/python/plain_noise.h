@@ -3,9 +3,9 @@
 #pragma once
 #include <memory>
 
-#include "cpu/dispatch.h"
+#include "../cpu/dispatch.h"
+#include "../run/run.h"
 #include "interrupts.h"
-#include "run.h"
 #include "torch.h"
 
 namespace nf {

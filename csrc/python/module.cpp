@@ -7,17 +7,17 @@
 #include <cstring>
 #include <mutex>
 
+#include "../core/philox.h"
+#include "../cpu/dispatch.h"
+#include "../cpu/lane_scalar.h"
+#include "../cpu/pool.h"
+#include "../run/memory.h"
+#include "../run/race.h"
+#include "../run/run.h"
+#include "../xla/xla.h"
 #include "arrays.h"
-#include "core/philox.h"
-#include "cpu/dispatch.h"
-#include "cpu/lane_scalar.h"
-#include "cpu/pool.h"
 #include "interrupts.h"
-#include "memory.h"
 #include "python.h"
-#include "race.h"
-#include "run.h"
-#include "xla.h"
 
 namespace nf {
 

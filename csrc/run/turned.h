@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Calls with channels_last arrays. Kernels read and write C's order. So the elements are turned on the way: a block is
 // turned to C's order, computed and turned back, while it lies in the second-level cache. At 2^20 elements this takes a
-// half to two thirds of the time of copies of the whole arrays. plain_call.h decides which arrays are turned.
+// half to two thirds of the time of copies of the whole arrays. python/plain_call.h decides which arrays are turned.
 #pragma once
 #include <functional>
 
-#include "core/call.h"
-#include "cpu/pool.h"
+#include "../core/call.h"
+#include "../cpu/pool.h"
 
 namespace nf {
 

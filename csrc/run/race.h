@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Checked races of categories and cross entropies, run by the instruction set in use on all threads.
 #pragma once
-#include "core/race.h"
-#include "cpu/pool.h"
+#include "../core/race.h"
+#include "../cpu/pool.h"
 
 namespace nf {
 

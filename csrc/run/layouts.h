@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copies between layouts: from an array of any strides to another one.
 #pragma once
-#include "cpu/pool.h"
+#include "../cpu/pool.h"
 
 namespace nf {
 

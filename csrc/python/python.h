@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // CPython's and NumPy's C API, and the boundary's shared declarations. module.cpp imports NumPy and defines NF_MODULE.
 #pragma once
-#define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #if PY_VERSION_HEX < 0x030C0000
 #include <structmember.h>  // class members

@@ -4,10 +4,10 @@
 #include <algorithm>
 #include <vector>
 
-#include "core/loss.h"
-#include "cpu/dispatch.h"
-#include "cpu/float_mode.h"
-#include "cpu/lane_scalar.h"
+#include "../core/loss.h"
+#include "../cpu/dispatch.h"
+#include "../cpu/float_mode.h"
+#include "../cpu/lane_scalar.h"
 
 namespace nf {
 namespace {

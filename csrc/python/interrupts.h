@@ -6,7 +6,7 @@
 #include <new>
 #include <thread>
 
-#include "cpu/pool.h"
+#include "../cpu/pool.h"
 #include "python.h"
 
 namespace nf {

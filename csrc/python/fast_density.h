@@ -3,7 +3,7 @@
 #pragma once
 #include <vector>
 
-#include "core/loss.h"
+#include "../core/loss.h"
 #include "fast_results.h"
 #include "plain_call.h"
 

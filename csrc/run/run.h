@@ -3,9 +3,9 @@
 #pragma once
 #include <string_view>
 
-#include "core/call.h"
-#include "core/pyramid.h"
-#include "cpu/pool.h"
+#include "../core/call.h"
+#include "../core/pyramid.h"
+#include "../cpu/pool.h"
 #include "turned.h"
 
 namespace nf {

@@ -8,9 +8,9 @@
 #include <optional>
 #include <vector>
 
-#include "cpu/dispatch.h"
-#include "cpu/float_mode.h"
-#include "cpu/lane_scalar.h"
+#include "../cpu/dispatch.h"
+#include "../cpu/float_mode.h"
+#include "../cpu/lane_scalar.h"
 
 namespace nf {
 namespace {

@@ -11,8 +11,8 @@
 #include <new>
 #include <vector>
 
-#include "cpu/float_mode.h"
-#include "run.h"
+#include "../cpu/float_mode.h"
+#include "../run/run.h"
 
 namespace nf::xla {
 namespace {

@@ -9,8 +9,8 @@
 #include <cstring>
 #include <new>
 
+#include "../run/memory.h"
 #include "arrays.h"
-#include "memory.h"
 
 namespace nf {
 namespace {

@@ -8,8 +8,8 @@
 #include <numeric>
 #include <span>
 
-#include "core/narrow.h"
-#include "cpu/float_mode.h"
+#include "../core/narrow.h"
+#include "../cpu/float_mode.h"
 #include "plain_outputs.h"
 
 namespace nf {
