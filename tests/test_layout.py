@@ -41,7 +41,7 @@ FLOORS = (
 TYPES_ALONE = {"": {"interop"}}
 # These may import less than the floors below them.
 LESS = {
-    "samplers.shared": "ground* sampler samplers.spacing tableau",
+    "samplers.shared": "ground* sampler samplers.plan samplers.spacing tableau",
     "samplers.spacing": "arguments.calls ground.kinds language.axis schedule",
     "samplers.interpolants": "paths sampler tableau",
     "samplers.tokens": "ground* discrete_sampler mask_schedule samplers.shared token_table",

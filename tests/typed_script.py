@@ -95,6 +95,10 @@ nf.samplers.ddim(S, levels=[3.0, 0.5], final_level=0.02, model_time="schedule")
 nf.samplers.heun(S, [0.9, 0.5], model_time=lambda alpha, sigma, t: 1 - t)
 nf.samplers.ddim(S, 3, prediction="epsilonn")  # error
 nf.samplers.ddim(S, 3, spacing="tailing")  # error
+nf.samplers.ddim(S, 3, eta="1")  # error
+nf.samplers.ddim(S, 3, clip="1")  # error
+nf.samplers.lcm(S, 3, spacing="karras")  # error
+nf.samplers.pndm(S, 3, clip=1.0)  # error
 nf.samplers.ddim(S, 3, final="zeroo")  # error
 nf.samplers.ddpm(S, 3, variance="fixed")  # error
 nf.samplers.dpmpp_2m_sde(S, 3, solver="euler")  # error

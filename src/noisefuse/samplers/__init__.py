@@ -2,11 +2,12 @@
 """Samplers: ``nf.samplers.ddim(schedule, steps=50, ..)`` returns a ``Sampler``.
 
 One small file per family holds the rules, functions from a schedule to a table of rows. ``@sampler`` (shared.py) turns
-each into a function that returns a ``Sampler``; ``ddim.__wrapped__`` is the rule itself.
+each into a function that returns a ``Sampler``; ``ddim.__wrapped__`` is the rule itself, with the same defaults.
 
 All accept ``steps`` (a number, or the times themselves), ``prediction`` (a name in ``views.VIEWS`` or a ``View``),
-``clip`` (c, (lo, hi), ``Threshold`` or None), ``spacing`` and the ``SpacingOptions``. A rule's docstring has its
-equation and its own arguments; the shared ones are added.
+``clip`` (c, (lo, hi), ``Threshold`` or None), ``spacing`` and the ``SpacingOptions``. A rule hands them on as
+``PlanOptions``, and ``@sampler`` states their defaults. A rule's docstring has its equation and its own arguments; the
+shared ones are added.
 
 Samplers of tokens (tokens.py) are functions here, too: ``nf.samplers.mdlm(steps=50, mask_id=..)`` returns a
 ``DiscreteSampler``. ``__all__`` lists those of arrays.
@@ -26,6 +27,7 @@ from .consistency import lcm, tcd
 from .dpmpp import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_singlestep
 from .exponential import er_sde, res_multistep, sa_solver, seeds_2, seeds_3
 from .one_step import ddim, ddim_inverse, ddpm, euler, euler_ancestral, flow_euler, repaint
+from .plan import PlanOptions as PlanOptions
 from .plan import Threshold
 from .policies import dance_sde, flow_cps, flow_sde
 from .predictor_corrector import unipc

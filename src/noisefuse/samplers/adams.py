@@ -15,7 +15,7 @@ from ..schedule import Schedule
 from ..tableau import D, Tableau, m1, past, x
 from ..views import Prediction
 from .integrals import integral_weights
-from .plan import Clip, Placed, Plan, need_int, need_order, plan
+from .plan import Placed, Plan, PlanOptions, need_int, need_order, plan
 from .shared import sampler
 from .spacing import Spacing, SpacingOptions, Steps
 
@@ -25,16 +25,11 @@ _ADAMS = ((1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24
 """Adams-Bashforth weights of orders 1 to 4, the newest value first."""
 
 
-@sampler
+@sampler()
 def pndm(
-    schedule: Schedule,
-    steps: Steps = 50,
-    *,
-    average: Literal["epsilon", "output"] = "epsilon",
-    prediction: Prediction = "epsilon",
-    spacing: Spacing = "leading",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 50, *, average: Literal["epsilon", "output"] = "epsilon",
+    prediction: Prediction = "epsilon", spacing: Spacing = "leading", **options: Unpack[SpacingOptions],
+) -> Tableau:  # fmt: skip
     """Pseudo linear multistep sampling (PLMS), Liu et al. 2022 (PNDM); n + 1 model calls.
 
         x' = (alpha' / alpha) x + (sigma' - sigma alpha' / alpha) e
@@ -49,7 +44,7 @@ def pndm(
     >>> nf.samplers.pndm(nf.Schedule.linear(1000), steps=5).timesteps.tolist()
     [800, 600, 600, 400, 200, 0]
     """
-    run = plan(schedule, steps, prediction, None, spacing, **options)
+    run = plan(schedule, steps, prediction=prediction, spacing=spacing, **options)
     run.need_signal("pndm")
     if average not in ("epsilon", "output"):
         raise ValueError(f"average must be epsilon or output, got {average!r}")
@@ -99,17 +94,8 @@ def _multistep(
     return run.table(name, rows)
 
 
-@sampler
-def lms(
-    schedule: Schedule,
-    steps: Steps = 50,
-    *,
-    order: int = 4,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+@sampler()
+def lms(schedule: Schedule, steps: Steps = 50, *, order: int = 4, **options: Unpack[PlanOptions]) -> Tableau:
     """Linear multistep method in sigma, k-diffusion (Crowson 2022): Adams-Bashforth on unequal steps, for x / alpha.
 
         x' = x + sum_j w_j d_j,    w_j = integral of L_j over sigma .. sigma',    d = (x - D) / sigma
@@ -117,21 +103,12 @@ def lms(
     d_0 .. d_(order - 1) are the newest slopes, L_j Lagrange's polynomials on their noise levels.
     """
     need_order(order, 4)
-    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    run = plan(schedule, steps, whole=False, **options).exploding()
     return _multistep("lms", run, order, integral_weights)
 
 
-@sampler
-def ipndm(
-    schedule: Schedule,
-    steps: Steps = 50,
-    *,
-    order: int = 4,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+@sampler()
+def ipndm(schedule: Schedule, steps: Steps = 50, *, order: int = 4, **options: Unpack[PlanOptions]) -> Tableau:
     """Improved PNDM, Zhang & Chen 2022 (DEIS), appendix H: Adams-Bashforth weights of equal steps, without a warm-up.
 
         x' = (alpha' / alpha) x + (sigma' - sigma alpha' / alpha) e
@@ -140,7 +117,7 @@ def ipndm(
     is of first order: x' = D.
     """
     need_order(order, 4)
-    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options)
+    run = plan(schedule, steps, whole=False, **options)
 
     def weights(levels: list[float], end: float) -> list[float]:
         average = _ADAMS[len(levels) - 1 if end else 0]
@@ -149,17 +126,8 @@ def ipndm(
     return _multistep("ipndm", run, order, weights)
 
 
-@sampler
-def ipndm_v(
-    schedule: Schedule,
-    steps: Steps = 50,
-    *,
-    order: int = 4,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+@sampler()
+def ipndm_v(schedule: Schedule, steps: Steps = 50, *, order: int = 4, **options: Unpack[PlanOptions]) -> Tableau:
     """Improved PNDM of unequal steps, for x / alpha, as in ComfyUI and diff-sampler's code (Zhou et al. 2023, AMED).
 
         x' = x + h (d + (h / 2 h_1) (d - d_1) + u (d - (1 + a) d_1 + a d_2)
@@ -177,7 +145,7 @@ def ipndm_v(
     10
     """
     need_order(order, 4)
-    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    run = plan(schedule, steps, whole=False, **options).exploding()
     return _multistep("ipndm_v", run, order, _weights_of_ipndm_v)
 
 
@@ -200,20 +168,11 @@ def _weights_of_ipndm_v(levels: list[float], end: float) -> list[float]:
     return [h * sum(factor * own[j] for factor, own in terms if j < len(own)) for j in range(len(levels))]
 
 
-@sampler
+@sampler()
 def deis(
-    schedule: Schedule,
-    steps: Steps = 20,
-    *,
-    order: int = 2,
-    variable: Literal["log_rho", "vp_time"] = "log_rho",
-    points: int | None = None,
-    lower_order_final: bool = True,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 20, *, order: int = 2, variable: Literal["log_rho", "vp_time"] = "log_rho",
+    points: int | None = None, lower_order_final: bool = True, **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """DEIS-tAB in log rho, Zhang & Chen 2022 (arXiv:2204.13902): Adams-Bashforth with exact exponential weights.
 
         x' = (alpha' / alpha) x + alpha' sum_j w_j e_j,    rho = sigma / alpha
@@ -233,7 +192,7 @@ def deis(
         raise ValueError(f"variable must be log_rho or vp_time, got {variable!r}")
     if points is not None:
         need_int("points", points, 2)
-    run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
+    run = plan(schedule, steps, drop_last=True, **options)
 
     def weights(levels: list[float], end: float) -> list[float]:
         """Substitutes s = log rho - log t; the density is then -rho e^-s."""
@@ -265,17 +224,10 @@ def _vp_density(t: Array) -> Array:
     return np.asarray((_SLOPE * t + _BETA) * (1 + squared) / (2 * np.sqrt(squared)))
 
 
-@sampler
+@sampler()
 def gradient_estimation(
-    schedule: Schedule,
-    steps: Steps = 50,
-    *,
-    gamma: float = 2.0,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 50, *, gamma: float = 2.0, **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """Gradient estimation, Permenter & Yuan 2023 (arXiv:2306.04848), algorithm 2, for x / alpha.
 
         x' = x + (sigma' - sigma) (gamma d + (1 - gamma) d_before),    d = (x - D) / sigma
@@ -287,7 +239,7 @@ def gradient_estimation(
     """
     if not math.isfinite(gamma):
         raise ValueError(f"gamma must be finite, got {gamma}")
-    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    run = plan(schedule, steps, whole=False, **options).exploding()
 
     def weights(levels: list[float], end: float) -> list[float]:
         h = end - levels[0]

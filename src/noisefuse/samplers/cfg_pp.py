@@ -12,11 +12,10 @@ from typing import Unpack
 
 from ..schedule import Schedule
 from ..tableau import ZERO, Affine, D, Tableau, m2, past, x, z
-from ..views import Prediction
 from .dpmpp import _weight
-from .plan import Clip, Plan, descent, plan, split
+from .plan import Plan, PlanOptions, descent, plan, split
 from .shared import sampler
-from .spacing import Spacing, SpacingOptions, Steps
+from .spacing import Steps
 from .two_stage import middle
 
 
@@ -35,16 +34,8 @@ def _euler(name: str, run: Plan, eta: float) -> Tableau:
     return run.table(name, rows)
 
 
-@sampler
-def euler_cfg_pp(
-    schedule: Schedule,
-    steps: Steps = 50,
-    *,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+@sampler()
+def euler_cfg_pp(schedule: Schedule, steps: Steps = 50, **options: Unpack[PlanOptions]) -> Tableau:
     """DDIM with CFG++: Chung et al. 2024, algorithm 2, in the schedule's own frame.
 
         x' = alpha' D + sigma' e_u
@@ -56,20 +47,13 @@ def euler_cfg_pp(
     Sampler(euler_cfg_pp, 1 rows)
       0: t = 500;  D = 3.58525 x - 3.44297 m1;  x' = 0.586219 m2 + 0.810152 D
     """
-    return _euler("euler_cfg_pp", plan(schedule, steps, prediction, clip, spacing, whole=False, **options), 0.0)
+    return _euler("euler_cfg_pp", plan(schedule, steps, whole=False, **options), 0.0)
 
 
-@sampler
+@sampler()
 def euler_ancestral_cfg_pp(
-    schedule: Schedule,
-    steps: Steps = 50,
-    *,
-    eta: float = 1.0,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 50, *, eta: float = 1.0, **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """`euler_cfg_pp` with fresh noise, as in ComfyUI. keep and fresh are those of `ddim` with the same eta.
 
         x' = alpha' D + keep e_u + fresh z
@@ -78,21 +62,11 @@ def euler_ancestral_cfg_pp(
     >>> sampler.sample(lambda x, t: (x, 0.9 * x), (2, 8), nf.Noise(7), guidance_scale=0.6).shape
     (2, 8)
     """
-    return _euler(
-        "euler_ancestral_cfg_pp", plan(schedule, steps, prediction, clip, spacing, whole=False, **options), eta
-    )
+    return _euler("euler_ancestral_cfg_pp", plan(schedule, steps, whole=False, **options), eta)
 
 
-@sampler
-def dpmpp_2m_cfg_pp(
-    schedule: Schedule,
-    steps: Steps = 20,
-    *,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+@sampler()
+def dpmpp_2m_cfg_pp(schedule: Schedule, steps: Steps = 20, **options: Unpack[PlanOptions]) -> Tableau:
     """DPM-Solver++(2M) with CFG++, as in ComfyUI, for x / alpha.
 
         x' = D + sigma' e_u + (1 - e^-h) (D - D_u_before) / 2 r,    h = log(sigma / sigma'),    r = h_before / h
@@ -105,7 +79,7 @@ def dpmpp_2m_cfg_pp(
     >>> sampler.sample(lambda x, t: (x, 0.9 * x), (2, 8), nf.Noise(7), guidance_scale=0.6).shape
     (2, 8)
     """
-    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    run = plan(schedule, steps, whole=False, **options).exploding()
     rows, before = [], 0.0
     for here, there in run.pairs:
         h = math.inf if there.sigma == 0 else math.log(here.sigma / there.sigma)
@@ -117,17 +91,10 @@ def dpmpp_2m_cfg_pp(
     return run.table("dpmpp_2m_cfg_pp", rows)
 
 
-@sampler
+@sampler()
 def dpmpp_2s_ancestral_cfg_pp(
-    schedule: Schedule,
-    steps: Steps = 50,
-    *,
-    eta: float = 1.0,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 50, *, eta: float = 1.0, **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """`dpmpp_2s_ancestral` of the unconditional output, with CFG++'s guidance added, as in ComfyUI: 2 n - 1 calls.
 
         x' = what `dpmpp_2s_ancestral` makes of D_u + alpha' (D - D_u)
@@ -139,7 +106,7 @@ def dpmpp_2s_ancestral_cfg_pp(
     >>> sampler.sample(lambda x, t: (x, 0.9 * x), (2, 8), nf.Noise(7), guidance_scale=0.6).shape
     (2, 8)
     """
-    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).flow_or_exploding()
+    run = plan(schedule, steps, whole=False, **options).flow_or_exploding()
     rows = []
     for here, there in run.pairs:
         down, ratio, fresh = descent(here, there, eta)
@@ -154,17 +121,10 @@ def dpmpp_2s_ancestral_cfg_pp(
     return run.table("dpmpp_2s_ancestral_cfg_pp", rows)
 
 
-@sampler
+@sampler()
 def res_multistep_cfg_pp(
-    schedule: Schedule,
-    steps: Steps = 20,
-    *,
-    eta: float = 0.0,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 20, *, eta: float = 0.0, **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """`res_multistep` of the unconditional output with CFG++, as in ComfyUI, for x / alpha.
 
         x' = e^-h (x + D - D_u) + (1 - e^-h) D_u + (1 - (1 - e^-h) / h) D1 + sigma_up z
@@ -178,7 +138,7 @@ def res_multistep_cfg_pp(
     >>> sampler.sample(lambda x, t: (x, 0.9 * x), (2, 8), nf.Noise(7), guidance_scale=0.6).shape
     (2, 8)
     """
-    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    run = plan(schedule, steps, whole=False, **options).exploding()
     rows, moved = [], 0.0
     for i, (here, there) in enumerate(run.pairs):
         keep, fresh = split(here, there, eta)
@@ -194,17 +154,10 @@ def res_multistep_cfg_pp(
     return run.table("res_multistep_cfg_pp", rows)
 
 
-@sampler
+@sampler()
 def gradient_estimation_cfg_pp(
-    schedule: Schedule,
-    steps: Steps = 50,
-    *,
-    gamma: float = 2.0,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 50, *, gamma: float = 2.0, **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """`gradient_estimation` with CFG++, as in ComfyUI, for x / alpha.
 
         x' = D + sigma' e_u + (gamma - 1) (sigma' - sigma) (e_u - e_u_before)
@@ -221,7 +174,7 @@ def gradient_estimation_cfg_pp(
     """
     if not math.isfinite(gamma):
         raise ValueError(f"gamma must be finite, got {gamma}")
-    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    run = plan(schedule, steps, whole=False, **options).exploding()
     rows = []
     for i, (here, there) in enumerate(run.pairs):
         e_u = _unconditional(run.predicted_noise(here))

@@ -18,18 +18,11 @@ from .shared import sampler
 from .spacing import SpacingOptions, Steps, axis_of
 
 
-@sampler
+@sampler()
 def lcm(
-    schedule: Schedule,
-    steps: Steps = 4,
-    *,
-    original_steps: int = 50,
-    timestep_scaling: float = 10.0,
-    sigma_data: float = 0.5,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 4, *, original_steps: int = 50, timestep_scaling: float = 10.0,
+    sigma_data: float = 0.5, prediction: Prediction = "epsilon", clip: Clip = None, **options: Unpack[SpacingOptions],
+) -> Tableau:  # fmt: skip
     """Multistep latent consistency sampling, Luo et al. 2023: jump to clean data, add noise for the next noise level.
 
         f = c_skip x + c_out D,    x' = alpha' f + sigma' z,    the last x' is f
@@ -50,7 +43,7 @@ def lcm(
     """
     if isinstance(steps, int | np.integer) and "levels" not in options:
         steps = _distilled(axis_of(schedule), original_steps, int(steps))
-    run = plan(schedule, steps, prediction, clip, "leading", **options)
+    run = plan(schedule, steps, prediction=prediction, clip=clip, spacing="leading", **options)
     rows = []
     for here, there in run.pairs:
         s = timestep_scaling * here.t
@@ -60,17 +53,11 @@ def lcm(
     return run.table("lcm", rows)
 
 
-@sampler
+@sampler()
 def tcd(
-    schedule: Schedule,
-    steps: Steps = 4,
-    *,
-    gamma: float = 0.3,
-    original_steps: int = 50,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 4, *, gamma: float = 0.3, original_steps: int = 50,
+    prediction: Prediction = "epsilon", clip: Clip = None, **options: Unpack[SpacingOptions],
+) -> Tableau:  # fmt: skip
     """Strategic stochastic sampling of trajectory consistency distillation, Zheng et al. 2024 (algorithm 4).
 
         s = floor((1 - gamma) t'),    x_s = alpha_s D + sigma_s e
@@ -94,7 +81,7 @@ def tcd(
     need_index(axis, "tcd")
     if isinstance(steps, int | np.integer) and "levels" not in options:
         steps = _distilled(axis, original_steps, int(steps))
-    run = plan(schedule, steps, prediction, clip, "leading", **options)
+    run = plan(schedule, steps, prediction=prediction, clip=clip, spacing="leading", **options)
     rows = []
     for here, there in run.pairs:
         inner = there

@@ -12,11 +12,10 @@ import numpy as np
 
 from ..schedule import Schedule
 from ..tableau import ZERO, Affine, D, Tableau, past, x, z
-from ..views import Prediction
 from .integrals import integral_weights
-from .plan import Clip, Node, Placed, Plan, need_eta, need_fall, need_order, plan
+from .plan import Node, Placed, Plan, PlanOptions, need_eta, need_fall, need_order, plan
 from .shared import sampler
-from .spacing import Spacing, SpacingOptions, Steps
+from .spacing import Steps
 
 
 def _steps(run: Plan, lower_order_final: bool) -> Iterator[tuple[Node, Node, float, Affine]]:
@@ -37,18 +36,11 @@ def _steps(run: Plan, lower_order_final: bool) -> Iterator[tuple[Node, Node, flo
         h_before = h
 
 
-@sampler
+@sampler()
 def dpmpp_2m(
-    schedule: Schedule,
-    steps: Steps = 20,
-    *,
-    solver: Literal["midpoint", "heun"] = "midpoint",
-    lower_order_final: bool = True,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 20, *, solver: Literal["midpoint", "heun"] = "midpoint",
+    lower_order_final: bool = True, **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """DPM-Solver++(2M): Lu et al. 2022, algorithm 2 (midpoint); "heun" integrates D1 exactly instead.
 
         x' = (sigma' / sigma) x + alpha' (1 - e^-h) D + alpha' w D1
@@ -62,7 +54,7 @@ def dpmpp_2m(
     >>> nf.samplers.dpmpp_2m(nf.Schedule.linear(1000), steps=5).timesteps.tolist()
     [999, 799, 599, 400, 200]
     """
-    run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
+    run = plan(schedule, steps, drop_last=True, **options)
     rows: list[Placed] = []
     for here, there, h, D1 in _steps(run, lower_order_final):
         phi = -math.expm1(-h)
@@ -72,19 +64,11 @@ def dpmpp_2m(
     return run.table("dpmpp_2m", rows)
 
 
-@sampler
+@sampler()
 def dpmpp_2m_sde(
-    schedule: Schedule,
-    steps: Steps = 20,
-    *,
-    eta: float = 1.0,
-    solver: Literal["midpoint", "heun"] = "midpoint",
-    lower_order_final: bool = True,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 20, *, eta: float = 1.0, solver: Literal["midpoint", "heun"] = "midpoint",
+    lower_order_final: bool = True, **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """SDE-DPM-Solver++(2M): Lu et al. 2022, section 5; eta is the share of noise that is drawn, as in k-diffusion.
 
         x' = (sigma' / sigma) e^(-eta h) x + alpha' (1 - e^-a) D + alpha' w D1 + sigma' sqrt(1 - e^(-2 eta h)) z
@@ -98,7 +82,7 @@ def dpmpp_2m_sde(
     >>> nf.samplers.dpmpp_2m_sde(nf.Schedule.linear(1000), steps=5).tableau.as_rows.draws.tolist()
     [True, True, True, True, False]
     """
-    run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
+    run = plan(schedule, steps, drop_last=True, **options)
     need_eta(eta)
     rows: list[Placed] = []
     for here, there, h, D1 in _steps(run, lower_order_final):
@@ -112,18 +96,10 @@ def dpmpp_2m_sde(
     return run.table("dpmpp_2m_sde", rows)
 
 
-@sampler
+@sampler()
 def dpmpp_3m_sde(
-    schedule: Schedule,
-    steps: Steps = 20,
-    *,
-    eta: float = 1.0,
-    exact: bool = False,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 20, *, eta: float = 1.0, exact: bool = False, **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """SDE-DPM-Solver++(3M) as in k-diffusion; eta = 0: the multistep DPM-Solver++ of order 3, Lu et al. 2022.
 
         x' = (sigma' / sigma) e^(-eta h) x + alpha' ((1 - e^-a) D + phi_2 D1 + phi_3 D2)
@@ -139,7 +115,7 @@ def dpmpp_3m_sde(
         exact: the published phi_3 is half the integral that belongs to D2, so the method is of second order. True takes
             the whole integral, which makes it third-order.
     """
-    run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
+    run = plan(schedule, steps, drop_last=True, **options)
     run.need_signal("a multistep sampler", nodes=slice(1, None))
     need_eta(eta)
     rows: list[Placed] = []
@@ -172,19 +148,11 @@ def _differences(h: float, h_1: float, h_2: float) -> tuple[Affine, Affine]:
     return D1_0 + h_1 / (h_1 + h_2) * (D1_0 - D1_1), h / (h_1 + h_2) * (D1_0 - D1_1)
 
 
-@sampler
+@sampler()
 def dpmpp_singlestep(
-    schedule: Schedule,
-    steps: Steps = 20,
-    *,
-    order: int = 2,
-    solver: Literal["midpoint", "heun"] = "midpoint",
-    lower_order_final: bool = True,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 20, *, order: int = 2, solver: Literal["midpoint", "heun"] = "midpoint",
+    lower_order_final: bool = True, **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """DPM-Solver++(2S) and (3S), Lu et al. 2022, with noise levels of the run as inner points: n model calls.
 
     A group of ``order`` steps begins at x; its k-th step starts from this x again, with D_0 .. D_(k-1) of the group:
@@ -201,7 +169,7 @@ def dpmpp_singlestep(
     """
     need_order(order, 3)
     _need_solver(solver)
-    run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
+    run = plan(schedule, steps, drop_last=True, **options)
     run.need_signal("dpmpp_singlestep")
     rows: list[Placed] = []
     at = 0

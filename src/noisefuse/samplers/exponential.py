@@ -13,27 +13,19 @@ import numpy.typing as npt
 
 from ..schedule import Schedule
 from ..tableau import ZERO, Affine, D, Tableau, past, x, z
-from ..views import Prediction
 from .dpmpp import _weight
 from .integrals import integral_weights
-from .plan import Clip, Placed, Plan, need_eta, need_fall, need_int, need_order, plan, split
+from .plan import Placed, Plan, PlanOptions, need_eta, need_fall, need_int, need_order, plan, split
 from .shared import sampler
-from .spacing import Spacing, SpacingOptions, Steps
+from .spacing import Steps
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
 
-@sampler
+@sampler()
 def res_multistep(
-    schedule: Schedule,
-    steps: Steps = 20,
-    *,
-    eta: float = 0.0,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 20, *, eta: float = 0.0, **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """Refined exponential solver, multistep: Zhang et al. 2023 (arXiv:2308.02157), as in ComfyUI.
 
         x' = e^-h x + (1 - e^-h) D + (1 - (1 - e^-h) / h) D1 + sigma_up z,    h = log(sigma / sigma_down)
@@ -48,7 +40,7 @@ def res_multistep(
     >>> nf.samplers.res_multistep(nf.Schedule.flow(1000), steps=[1.0, 0.6, 0.3], prediction="flow").timesteps.tolist()
     [1.0, 0.6, 0.3]
     """
-    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options)
+    run = plan(schedule, steps, whole=False, **options)
     flow, run = run.axis.family == "flow", run.flow_or_exploding()
     rows: list[Placed] = []
     moved = 0.0  # the last step's way down, in log sigma
@@ -68,19 +60,11 @@ def res_multistep(
     return run.table("res_multistep", rows)
 
 
-@sampler
+@sampler()
 def seeds_2(
-    schedule: Schedule,
-    steps: Steps = 50,
-    *,
-    eta: float = 1.0,
-    r: float = 0.5,
-    solver: Literal["midpoint", "heun"] = "midpoint",
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 50, *, eta: float = 1.0, r: float = 0.5,
+    solver: Literal["midpoint", "heun"] = "midpoint", **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """SEEDS-2, Gonzalez et al. 2023 (arXiv:2305.14267), as in ComfyUI, for x / alpha: 2 n - 1 model calls.
 
         u  = (s / sigma) e^(-eta r h) x + (1 - e^(-r c)) D(x, sigma) + s w(0, r h)
@@ -100,7 +84,7 @@ def seeds_2(
     """
     if not 0 < r <= 1:
         raise ValueError(f"r must be above 0 and at most 1, got {r}")
-    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    run = plan(schedule, steps, whole=False, **options).exploding()
 
     def weights(c: float) -> list[list[float]]:
         b = _weight(solver, _phi(c), c) / r
@@ -109,19 +93,11 @@ def seeds_2(
     return _seeds("seeds_2", run, eta, [r], weights)
 
 
-@sampler
+@sampler()
 def seeds_3(
-    schedule: Schedule,
-    steps: Steps = 50,
-    *,
-    eta: float = 1.0,
-    r_1: float = 1 / 3,
-    r_2: float = 2 / 3,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 50, *, eta: float = 1.0, r_1: float = 1 / 3, r_2: float = 2 / 3,
+    **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """SEEDS-3, Gonzalez et al. 2023 (arXiv:2305.14267), as in ComfyUI, for x / alpha: 3 n - 2 model calls.
 
         u  = (s_1 / sigma) e^(-eta r_1 h) x + (1 - e^(-r_1 c)) D_1 + s_1 w(0, r_1 h)
@@ -139,7 +115,7 @@ def seeds_3(
     """
     if not 0 < r_1 < r_2 <= 1:
         raise ValueError(f"0 < r_1 < r_2 <= 1 must hold, got {r_1} and {r_2}")
-    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    run = plan(schedule, steps, whole=False, **options).exploding()
 
     def weights(c: float) -> list[list[float]]:
         psi_2, psi = (_weight("heun", _phi(r * c), r * c) for r in (r_2, 1.0))
@@ -182,22 +158,12 @@ def _phi(c: float) -> float:
     return -math.expm1(-c)
 
 
-@sampler
+@sampler()
 def sa_solver(
-    schedule: Schedule,
-    steps: Steps = 20,
-    *,
-    tau: float | Sequence[float] = 1.0,
-    predictor_order: int = 2,
-    corrector_order: int = 2,
-    simple_order_2: bool = False,
-    pece: bool = False,
-    lower_order_final: bool = True,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 20, *, tau: float | Sequence[float] = 1.0, predictor_order: int = 2,
+    corrector_order: int = 2, simple_order_2: bool = False, pece: bool = False, lower_order_final: bool = True,
+    **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """SA-Solver, Xue et al. 2023 (arXiv:2309.05019), algorithm 1: stochastic Adams predictor and corrector.
 
         x' = (sigma' / sigma) e^(-tau^2 h) x + alpha' sum_j w_j D_j + sigma' sqrt(1 - e^(-2 tau^2 h)) z
@@ -220,7 +186,7 @@ def sa_solver(
     >>> sampler.tableau.as_rows.draws.tolist()
     [False, True, True, False]
     """
-    run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
+    run = plan(schedule, steps, drop_last=True, **options)
     run.need_signal("sa_solver")
     need_order(predictor_order, 3)
     need_int("corrector_order", corrector_order, 0, 4)
@@ -286,20 +252,11 @@ def _adams(levels: list[float], h: float, begin: float, k: float, simple: bool) 
     return [found.get(j, 0.0) for j in range(len(s))]
 
 
-@sampler
+@sampler()
 def er_sde(
-    schedule: Schedule,
-    steps: Steps = 20,
-    *,
-    order: int = 3,
-    phi: Callable[[Array], Array] | float | None = None,
-    points: int | None = None,
-    exact: bool = False,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 20, *, order: int = 3, phi: Callable[[Array], Array] | float | None = None,
+    points: int | None = None, exact: bool = False, **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """ER-SDE-Solver-1, 2 and 3, Cui et al. 2023 (arXiv:2309.06169), for the SDE with noise scaled by phi.
 
         x' = (alpha' / alpha) r x + alpha' ((1 - r) D + a_1 D1 + a_2 D2 + sqrt(l'^2 - l^2 r^2) z)
@@ -328,7 +285,7 @@ def er_sde(
     need_order(order, 3)
     if points is not None:
         need_int("points", points, 1)
-    run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
+    run = plan(schedule, steps, drop_last=True, **options)
     run.need_signal("er_sde")
     scale = _noise_scale(phi)
     rows: list[Placed] = []

@@ -12,10 +12,9 @@ from typing import Literal, Unpack
 
 from ..schedule import Schedule
 from ..tableau import D, Tableau, z
-from ..views import Prediction
-from .plan import Clip, Plan, descent, need_int, plan, split
+from .plan import Plan, PlanOptions, descent, need_int, plan, split
 from .shared import sampler
-from .spacing import Spacing, SpacingOptions, Steps
+from .spacing import Steps
 
 
 def _rows(name: str, run: Plan, eta: float) -> Tableau:
@@ -27,17 +26,11 @@ def _rows(name: str, run: Plan, eta: float) -> Tableau:
     return run.table(name, rows)
 
 
-@sampler
+@sampler(spacing="leading")
 def ddpm(
-    schedule: Schedule,
-    steps: Steps = 1000,
-    *,
-    variance: Literal["fixed_small", "fixed_large"] = "fixed_small",
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "leading",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 1000, *, variance: Literal["fixed_small", "fixed_large"] = "fixed_small",
+    **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """Ancestral sampling, Ho et al. 2020 (algorithm 2), on any subset of the steps (Nichol & Dhariwal 2021).
 
         x' ~ N(mean of q(x' | x, x0 = D), variance)
@@ -50,7 +43,7 @@ def ddpm(
     >>> nf.samplers.ddpm(nf.Schedule.linear(1000), steps=5).tableau.as_rows.draws.tolist()
     [True, True, True, True, False]
     """
-    run = plan(schedule, steps, prediction, clip, spacing, **options)
+    run = plan(schedule, steps, **options)
     if variance == "fixed_small":
         return _rows("ddpm", run, eta=1.0)
     if variance != "fixed_large":
@@ -65,18 +58,11 @@ def ddpm(
     return run.table("ddpm", rows)
 
 
-@sampler
+@sampler(spacing="leading")
 def ddim(
-    schedule: Schedule,
-    steps: Steps = 50,
-    *,
-    eta: float = 0.0,
-    use_clipped_model_output: bool = True,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "leading",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 50, *, eta: float = 0.0, use_clipped_model_output: bool = True,
+    **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """Song et al. 2021 (DDIM), equations 12 and 16; eta = 0: deterministic, eta = 1: DDPM.
 
         x' = alpha' D + keep e + fresh z,    keep, fresh = split(sigma', eta),    e = (x - alpha D) / sigma
@@ -89,7 +75,7 @@ def ddim(
     Sampler(ddim, 1 rows)
       0: t = 500;  D = 3.58525 x - 3.44297 m1;  x' = 0.586219 m1 + 0.810152 D
     """
-    run = plan(schedule, steps, prediction, clip, spacing, **options)
+    run = plan(schedule, steps, **options)
     rows = []
     for here, there in run.pairs:
         keep, fresh = split(here, there, eta)
@@ -98,16 +84,8 @@ def ddim(
     return run.table("ddim", rows)
 
 
-@sampler
-def ddim_inverse(
-    schedule: Schedule,
-    steps: Steps = 50,
-    *,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "leading",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+@sampler(spacing="leading")
+def ddim_inverse(schedule: Schedule, steps: Steps = 50, **options: Unpack[PlanOptions]) -> Tableau:
     """DDIM upwards, from clean data to the noise that leads to it: Song et al. 2021, as in diffusers.
 
         x' = alpha' D + sigma' e,    D, e from m(x, t') read as the answer at x's own level
@@ -123,7 +101,7 @@ def ddim_inverse(
     >>> nf.samplers.ddim_inverse(nf.Schedule.linear(1000), steps=5).timesteps.tolist()
     [0, 200, 400, 600, 800]
     """
-    run = plan(schedule, steps, prediction, clip, spacing, **options)
+    run = plan(schedule, steps, **options)
     if run.nodes[-1].sigma == 0 and run.view.name not in ("epsilon", "v", "flow"):
         raise ValueError(
             f'a prediction of {run.view.name} does not determine the noise of clean data: begin at final="sigma_min"'
@@ -135,19 +113,11 @@ def ddim_inverse(
     return run.table("ddim_inverse", rows, start=math.hypot(*run.nodes[-1][:2]))
 
 
-@sampler
+@sampler(spacing="leading")
 def repaint(
-    schedule: Schedule,
-    steps: Steps = 250,
-    *,
-    eta: float = 1.0,
-    jump_length: int = 10,
-    jump_n_sample: int = 10,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "leading",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 250, *, eta: float = 1.0, jump_length: int = 10, jump_n_sample: int = 10,
+    **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """RePaint's walk, Lugmayr et al. 2022 (arXiv:2201.09865), algorithm 1: `ddim`'s steps down, with jumps back up.
 
         down: x' = alpha' D + keep e + fresh z
@@ -166,7 +136,7 @@ def repaint(
     """
     need_int("jump_length", jump_length, 1)
     need_int("jump_n_sample", jump_n_sample, 1)
-    run = plan(schedule, steps, prediction, clip, spacing, **options)
+    run = plan(schedule, steps, **options)
     n = len(run.nodes) - 1
     # noise levels count from the end, as in the paper: so many steps remain after a step
     left = dict.fromkeys(range(1, n - jump_length + 1, jump_length), jump_n_sample - 1)
@@ -186,36 +156,21 @@ def repaint(
     return run.table("repaint", rows)
 
 
-@sampler
-def euler(
-    schedule: Schedule,
-    steps: Steps = 50,
-    *,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+@sampler()
+def euler(schedule: Schedule, steps: Steps = 50, **options: Unpack[PlanOptions]) -> Tableau:
     """Euler's method for the probability flow of x / alpha (Karras et al. 2022).
 
         x' = x + (sigma' - sigma) d,    d = (x - D) / sigma
 
     In this frame (sigma is sigma / alpha) it is DDIM with eta = 0.
     """
-    return _rows("euler", plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding(), 0.0)
+    return _rows("euler", plan(schedule, steps, whole=False, **options).exploding(), 0.0)
 
 
-@sampler
+@sampler()
 def euler_ancestral(
-    schedule: Schedule,
-    steps: Steps = 50,
-    *,
-    eta: float = 1.0,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 50, *, eta: float = 1.0, **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """Euler's method to sigma_down, then fresh noise up to sigma' (k-diffusion, Crowson 2022), for x / alpha.
 
         sigma_up^2 = eta^2 sigma'^2 (sigma^2 - sigma'^2) / sigma^2,    sigma_down^2 = sigma'^2 - sigma_up^2
@@ -230,7 +185,7 @@ def euler_ancestral(
     >>> sampler.sample(lambda x, t: 0.1 * x, (2, 8), nf.Noise(7)).shape
     (2, 8)
     """
-    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).flow_or_exploding()
+    run = plan(schedule, steps, whole=False, **options).flow_or_exploding()
     rows = []
     for here, there in run.pairs:
         down, ratio, fresh = descent(here, there, eta)
@@ -238,16 +193,8 @@ def euler_ancestral(
     return run.table("euler_ancestral", rows)
 
 
-@sampler
-def flow_euler(
-    schedule: Schedule,
-    steps: Steps = 50,
-    *,
-    prediction: Prediction = "flow",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+@sampler(prediction="flow")
+def flow_euler(schedule: Schedule, steps: Steps = 50, **options: Unpack[PlanOptions]) -> Tableau:
     """Euler's method for rectified flow, Liu et al. 2022 (algorithm 1); for ``Schedule.flow``.
 
         x' = x + (sigma' - sigma) u,    u = z - x0 = (x - D) / sigma
@@ -260,6 +207,6 @@ def flow_euler(
     >>> nf.samplers.flow_euler(nf.Schedule.flow(1000, shift=3.0), levels=[0.9, 0.5]).timesteps.tolist()
     [0.9, 0.5]
     """
-    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options)
+    run = plan(schedule, steps, whole=False, **options)
     run.need_flow("flow_euler", "euler")
     return _rows("flow_euler", run, 0.0)

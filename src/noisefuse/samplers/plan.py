@@ -242,17 +242,26 @@ class Plan:
         )
 
 
+class PlanOptions(SpacingOptions, total=False):
+    """Options that samplers accept beside ``steps`` and their own: these and those of `SpacingOptions`.
+
+    Each sampler's help has their values and its defaults. `lcm` and `tcd` take no spacing, and `pndm` no clip.
+
+    Attributes:
+        prediction: what the network predicts. Default: "epsilon", of a few samplers "flow" or "edm".
+        clip: bounds of D. Default: None.
+        spacing: how a number of steps becomes times. Default: "leading", "linspace" or "karras".
+    """
+
+    prediction: Prediction
+    clip: Clip
+    spacing: Spacing
+
+
 def plan(
-    schedule: Schedule,
-    steps: Steps,
-    prediction: Prediction,
-    clip: Clip,
-    spacing: Spacing,
-    *,
-    whole: bool = True,
-    drop_last: bool = False,
-    **options: Unpack[SpacingOptions],
-) -> Plan:
+    schedule: Schedule, steps: Steps, *, prediction: Prediction, clip: Clip = None, spacing: Spacing,
+    whole: bool = True, drop_last: bool = False, **options: Unpack[SpacingOptions],
+) -> Plan:  # fmt: skip
     """Returns the plan of a run in the schedule's own frame; see ``spacing.grid`` for the arguments and errors."""
     axis = axis_of(schedule)
     levels = grid(axis, steps, spacing, whole=whole, drop_last=drop_last, **options)

@@ -13,26 +13,18 @@ from typing import SupportsFloat, TypeAlias, Unpack
 
 from ..schedule import Schedule
 from ..tableau import D, Tableau, x, z
-from ..views import Prediction
-from .plan import Clip, Node, Placed, Plan, plan
+from .plan import Node, Placed, Plan, PlanOptions, plan
 from .shared import sampler
-from .spacing import Spacing, SpacingOptions, Steps
+from .spacing import Steps
 
 Window: TypeAlias = tuple[int, int] | None
 
 
-@sampler
+@sampler(prediction="flow")
 def flow_sde(
-    schedule: Schedule,
-    steps: Steps = 50,
-    *,
-    noise_level: float = 0.7,
-    window: Window = None,
-    prediction: Prediction = "flow",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 50, *, noise_level: float = 0.7, window: Window = None,
+    **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """Flow-GRPO's SDE with the marginals of the flow's ODE: Liu et al. 2025 (Flow-GRPO), equation 9.
 
         s    = noise_level sqrt(sigma / (1 - sigma))       at sigma = 1: 1 minus the next sigma below the root
@@ -51,7 +43,7 @@ def flow_sde(
     >>> sampler.tableau.as_rows.draws.tolist()
     [False, True, True, False]
     """
-    run = _plan("flow_sde", schedule, steps, prediction, clip, spacing, options)
+    run = _plan("flow_sde", schedule, steps, options)
     top = run.nodes[1].sigma
 
     def rate(here: Node) -> float:
@@ -60,18 +52,10 @@ def flow_sde(
     return _diffused("flow_sde", run, noise_level, window, rate)
 
 
-@sampler
+@sampler(prediction="flow")
 def dance_sde(
-    schedule: Schedule,
-    steps: Steps = 50,
-    *,
-    eta: float = 0.3,
-    window: Window = None,
-    prediction: Prediction = "flow",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 50, *, eta: float = 0.3, window: Window = None, **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """DanceGRPO's SDE, whose noise has one rate at all times: Xue et al. 2025 (DanceGRPO).
 
         mean = x + (sigma' - sigma) (u + eta^2 e / (2 sigma)),    std = eta sqrt(sigma - sigma')
@@ -86,22 +70,15 @@ def dance_sde(
     >>> sampler.tableau.as_rows.draws.tolist()
     [True, True, False, False]
     """
-    run = _plan("dance_sde", schedule, steps, prediction, clip, spacing, options)
+    run = _plan("dance_sde", schedule, steps, options)
     return _diffused("dance_sde", run, eta, window, lambda here: eta)
 
 
-@sampler
+@sampler(prediction="flow")
 def flow_cps(
-    schedule: Schedule,
-    steps: Steps = 50,
-    *,
-    noise_level: float = 0.7,
-    window: Window = None,
-    prediction: Prediction = "flow",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 50, *, noise_level: float = 0.7, window: Window = None,
+    **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """Coefficients-preserving sampling: Wang and Yu 2025 (Flow-CPS). All of x' is signal and noise of level sigma'.
 
         mean = (1 - sigma') D + sigma' cos(pi noise_level / 2) e,    std = sigma' sin(pi noise_level / 2)
@@ -118,7 +95,7 @@ def flow_cps(
     >>> nf.samplers.flow_cps(nf.Schedule.flow(1000), steps=4).tableau.as_rows.draws.tolist()
     [True, True, True, False]
     """
-    run = _plan("flow_cps", schedule, steps, prediction, clip, spacing, options)
+    run = _plan("flow_cps", schedule, steps, options)
     if not 0 <= noise_level <= 1:
         raise ValueError(f"noise_level must be from 0 to 1, got {noise_level}")
     placed = []
@@ -128,11 +105,8 @@ def flow_cps(
     return run.table("flow_cps", placed)
 
 
-def _plan(
-    name: str, schedule: Schedule, steps: Steps, prediction: Prediction, clip: Clip, spacing: Spacing,
-    options: SpacingOptions,
-) -> Plan:  # fmt: skip
-    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options)
+def _plan(name: str, schedule: Schedule, steps: Steps, options: PlanOptions) -> Plan:
+    run = plan(schedule, steps, whole=False, **options)
     run.need_flow(name, "ddim with eta > 0")
     return run
 

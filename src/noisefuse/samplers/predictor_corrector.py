@@ -11,10 +11,9 @@ import numpy.typing as npt
 
 from ..schedule import Schedule
 from ..tableau import Affine, D, Tableau, past, x
-from ..views import Prediction
-from .plan import Clip, Node, Placed, plan
+from .plan import Node, Placed, PlanOptions, plan
 from .shared import sampler
-from .spacing import Spacing, SpacingOptions, Steps
+from .spacing import Steps
 
 
 def _weights(ratios: list[float], h: float, B: float) -> npt.NDArray[np.float64]:
@@ -60,19 +59,11 @@ def _step(
     return (first - weights[-1] * Ds[0], weights[-1]) if correct else (first, 0.0)
 
 
-@sampler
+@sampler()
 def unipc(
-    schedule: Schedule,
-    steps: Steps = 20,
-    *,
-    order: int = 2,
-    variant: Literal["bh1", "bh2"] = "bh2",
-    lower_order_final: bool = True,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 20, *, order: int = 2, variant: Literal["bh1", "bh2"] = "bh2",
+    lower_order_final: bool = True, **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """UniPC-p: UniC corrects x with the model's answer there, UniP steps on. Zhao et al. 2023.
 
     A row remembers D and the known part of the next UniC.
@@ -84,7 +75,7 @@ def unipc(
     """
     if order not in (1, 2, 3) or variant not in ("bh1", "bh2"):
         raise ValueError(f"order must be 1, 2 or 3 and variant bh1 or bh2, got {order} and {variant!r}")
-    run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
+    run = plan(schedule, steps, drop_last=True, **options)
     run.need_signal("unipc")
     n = len(run.nodes) - 1
     rows: list[Placed] = []

@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import wraps
 from inspect import signature
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from ..ground.docstrings import Shared, completed
 from ..sampler import Sampler
 from ..tableau import Tableau
-from .spacing import SpacingOptions
+from .plan import plan
+from .spacing import Spacing, SpacingOptions
 
 P = ParamSpec("P")
 S = TypeVar("S")
@@ -55,14 +56,35 @@ _EXAMPLE = """\
 >>> sampler.sample(lambda x, t: 0.1 * x, (2, 8), nf.Noise(7)).shape
 (2, 8)"""
 _FAMILIES = {"epsilon": "linear", "flow": "flow", "edm": "karras"}  # a schedule for each default prediction
+_OFFERED = signature(plan).parameters
 
 
-def sampler(rule: Callable[P, Tableau]) -> Callable[P, Sampler]:
-    """Returns a function with the rule's arguments that returns the `Sampler` of the rule's table. It is a
-    decorator."""
-    parameters = signature(rule).parameters
-    example = _EXAMPLE.format(name=rule.__name__, family=_FAMILIES[parameters["prediction"].default])
-    return built(Sampler, rule, _SHARED, [*SpacingOptions.__annotations__], example)
+def sampler(
+    *, prediction: Literal["epsilon", "flow", "edm"] = "epsilon", spacing: Spacing = "linspace"
+) -> Callable[[Callable[P, Tableau]], Callable[P, Sampler]]:
+    """Returns a decorator. It turns a rule into a function that returns the `Sampler` of the rule's table.
+
+    The function has the rule's arguments and then prediction, clip and spacing of `PlanOptions`, with these defaults.
+    A rule that does not take all three names those that it takes itself, as arguments.
+    """
+
+    def decorate(rule: Callable[P, Tableau]) -> Callable[P, Sampler]:
+        own = signature(rule)
+        named = "prediction" in own.parameters
+        defaults = {} if named else {"prediction": prediction, "clip": None, "spacing": spacing}
+
+        @wraps(rule)
+        def whole(*args: P.args, **kwargs: P.kwargs) -> Tableau:
+            return rule(*args, **{**defaults, **kwargs})  # type: ignore[arg-type]
+
+        arguments = [argument for name, argument in own.parameters.items() if name != "options"]
+        arguments += [_OFFERED[name].replace(default=default) for name, default in defaults.items()]
+        arguments.append(_OFFERED["options"])
+        vars(whole)["__signature__"] = own.replace(parameters=arguments, return_annotation="Sampler")
+        example = _EXAMPLE.format(name=rule.__name__, family=_FAMILIES[prediction])
+        return built(Sampler, whole, _SHARED, [*SpacingOptions.__annotations__], example)
+
+    return decorate
 
 
 def built(

@@ -9,10 +9,9 @@ from typing import Unpack
 
 from ..schedule import Schedule
 from ..tableau import Affine, D, Tableau, past, x, z
-from ..views import Prediction
-from .plan import Clip, Node, Placed, Plan, descent, need_order, plan, split
+from .plan import Node, Placed, Plan, PlanOptions, descent, need_order, plan, split
 from .shared import sampler
-from .spacing import Spacing, SpacingOptions, Steps
+from .spacing import Steps
 
 
 def _heun_step(run: Plan, here: Node, there: Node, slope: float, noise: float = 0.0) -> list[Placed]:
@@ -30,16 +29,8 @@ def _heun_step(run: Plan, here: Node, there: Node, slope: float, noise: float = 
     return [run.row(here, x + h * d, keep=[x + h / 2 * d]), run.row(there, past[0] + h / 2 * d2 + noise * z)]
 
 
-@sampler
-def heun(
-    schedule: Schedule,
-    steps: Steps = 50,
-    *,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+@sampler()
+def heun(schedule: Schedule, steps: Steps = 50, **options: Unpack[PlanOptions]) -> Tableau:
     """Heun's method for the flow of x / alpha, Karras et al. 2022 (algorithm 1): 2 n - 1 model calls.
 
         x~ = x + h d(x, sigma),    d(x, sigma) = (x - D) / sigma = e,    h = sigma' - sigma
@@ -50,20 +41,12 @@ def heun(
     >>> len(nf.samplers.heun(nf.Schedule.karras(100), steps=10))
     19
     """
-    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    run = plan(schedule, steps, whole=False, **options).exploding()
     return run.table("heun", [row for here, there in run.pairs for row in _heun_step(run, here, there, 0)])
 
 
-@sampler
-def flow_heun(
-    schedule: Schedule,
-    steps: Steps = 50,
-    *,
-    prediction: Prediction = "flow",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+@sampler(prediction="flow")
+def flow_heun(schedule: Schedule, steps: Steps = 50, **options: Unpack[PlanOptions]) -> Tableau:
     """Heun's method for rectified flow, dx = u dsigma, u = z - x0 = e - D: 2 n - 1 model calls.
 
     The model is given the (shifted) sigma.
@@ -74,25 +57,16 @@ def flow_heun(
     >>> len(nf.samplers.flow_heun(nf.Schedule.flow(1000), steps=10))
     19
     """
-    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options)
+    run = plan(schedule, steps, whole=False, **options)
     run.need_flow("flow_heun", "heun")
     return run.table("flow_heun", [row for here, there in run.pairs for row in _heun_step(run, here, there, -1)])
 
 
-@sampler
+@sampler(prediction="edm", spacing="karras")
 def edm(
-    schedule: Schedule,
-    steps: Steps = 18,
-    *,
-    S_churn: float = 0.0,
-    S_min: float = 0.0,
-    S_max: float = math.inf,
-    S_noise: float = 1.0,
-    prediction: Prediction = "edm",
-    clip: Clip = None,
-    spacing: Spacing = "karras",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 18, *, S_churn: float = 0.0, S_min: float = 0.0, S_max: float = math.inf,
+    S_noise: float = 1.0, **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """Karras et al. 2022, algorithm 2: Heun's method with churn, for x / alpha. 2 n - 1 model calls.
 
         gamma = min(S_churn / n, sqrt(2) - 1) if S_min <= t <= S_max else 0,    t^ = t + gamma t
@@ -112,7 +86,7 @@ def edm(
     """
     if not (S_churn >= 0 and S_noise >= 0):
         raise ValueError(f"S_churn and S_noise must be at least 0, got {S_churn} and {S_noise}")
-    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    run = plan(schedule, steps, whole=False, **options).exploding()
     n = len(run.nodes) - 1
     raised, added = [], []
     for node in run.nodes:
@@ -149,16 +123,8 @@ def _slope(node: Node) -> float:
     return 0.0 if node.alpha == 1 else -1.0
 
 
-@sampler
-def dpm_2(
-    schedule: Schedule,
-    steps: Steps = 50,
-    *,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+@sampler()
+def dpm_2(schedule: Schedule, steps: Steps = 50, **options: Unpack[PlanOptions]) -> Tableau:
     """DPM-Solver-2 (Lu et al. 2022) as in k-diffusion, for x / alpha: 2 n - 1 model calls.
 
         s = sqrt(sigma sigma')
@@ -170,21 +136,14 @@ def dpm_2(
     >>> len(nf.samplers.dpm_2(nf.Schedule.karras(100), steps=10))
     19
     """
-    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    run = plan(schedule, steps, whole=False, **options).exploding()
     return _dpm_2("dpm_2", run, 0.0)
 
 
-@sampler
+@sampler()
 def dpm_2_ancestral(
-    schedule: Schedule,
-    steps: Steps = 50,
-    *,
-    eta: float = 1.0,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 50, *, eta: float = 1.0, **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """``dpm_2`` down to sigma_down, then fresh noise up to sigma' (k-diffusion, Crowson 2022): 2 n - 1 model calls.
 
         s = sqrt(sigma sigma_down),    u = x + (s - sigma) d(x, sigma)
@@ -193,21 +152,14 @@ def dpm_2_ancestral(
     sigma_down and sigma_up are those of ``euler_ancestral``. In a flow it works on x itself, with the ratio of
     ``euler_ancestral``.
     """
-    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).flow_or_exploding()
+    run = plan(schedule, steps, whole=False, **options).flow_or_exploding()
     return _dpm_2("dpm_2_ancestral", run, eta)
 
 
-@sampler
+@sampler()
 def dpmpp_2s_ancestral(
-    schedule: Schedule,
-    steps: Steps = 50,
-    *,
-    eta: float = 1.0,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 50, *, eta: float = 1.0, **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """DPM-Solver++(2S), Lu et al. 2022 (algorithm 1), down to sigma_down, then fresh noise, for x / alpha.
 
         s = sqrt(sigma sigma_down),    u = (s / sigma) x + (1 - s / sigma) D(x, sigma)
@@ -217,7 +169,7 @@ def dpmpp_2s_ancestral(
     itself. 2 n - 1 model calls. In a flow it works on x itself, with euler_ancestral's ratio; s is the midpoint in
     log(sigma / alpha), and from sigma = 1, where there is none, 0.9999, as in ComfyUI.
     """
-    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).flow_or_exploding()
+    run = plan(schedule, steps, whole=False, **options).flow_or_exploding()
     rows = []
     for here, there in run.pairs:
         down, ratio, fresh = descent(here, there, eta)
@@ -240,18 +192,10 @@ def middle(run: Plan, here: Node, down: float) -> Node:
     return _between(run, here, level / (1 + level))
 
 
-@sampler
+@sampler()
 def dpmpp_sde(
-    schedule: Schedule,
-    steps: Steps = 50,
-    *,
-    eta: float = 1.0,
-    r: float = 0.5,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 50, *, eta: float = 1.0, r: float = 0.5, **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """SDE-DPM-Solver++(2S) as in k-diffusion (Lu et al. 2022, section 5), for x / alpha: 2 n - 1 model calls.
 
         s = sigma^(1 - r) sigma'^r
@@ -275,7 +219,7 @@ def dpmpp_sde(
     """
     if not 0 < r < 1:
         raise ValueError(f"r must lie between 0 and 1, got {r}")
-    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    run = plan(schedule, steps, whole=False, **options).exploding()
     rows = []
     for here, there in run.pairs:
         keep, fresh = split(here, there, eta)
@@ -294,18 +238,11 @@ def dpmpp_sde(
     return run.table("dpmpp_sde", rows)
 
 
-@sampler
+@sampler()
 def dpm_solver(
-    schedule: Schedule,
-    steps: Steps = 20,
-    *,
-    order: int | Sequence[int] = 3,
-    eta: float = 0.0,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 20, *, order: int | Sequence[int] = 3, eta: float = 0.0,
+    **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """DPM-Solver-1, -2 and -3, Lu et al. 2022 (arXiv:2206.00927), for x / alpha: ``order`` model calls a step.
 
         1:  x' = x + (sigma' - sigma) e
@@ -326,7 +263,7 @@ def dpm_solver(
     >>> len(nf.samplers.dpm_solver(nf.Schedule.karras(100), steps=4, order=[3, 3, 2, 1]))
     9
     """
-    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    run = plan(schedule, steps, whole=False, **options).exploding()
     n = len(run.nodes) - 1
     orders = [order] * n if isinstance(order, int) else list(order)
     if len(orders) != n:
@@ -373,17 +310,10 @@ def _psi(h: float) -> float:
     return math.expm1(h) / h - 1 if h else 0.0
 
 
-@sampler
+@sampler()
 def heunpp2(
-    schedule: Schedule,
-    steps: Steps = 50,
-    *,
-    sigma_0: float | None = None,
-    prediction: Prediction = "epsilon",
-    clip: Clip = None,
-    spacing: Spacing = "linspace",
-    **options: Unpack[SpacingOptions],
-) -> Tableau:
+    schedule: Schedule, steps: Steps = 50, *, sigma_0: float | None = None, **options: Unpack[PlanOptions],
+) -> Tableau:  # fmt: skip
     """ComfyUI's Heun++, for x / alpha: slopes at this noise level and the next two, weighted by noise. 3 n - 3 model
     calls.
 
@@ -401,7 +331,7 @@ def heunpp2(
     >>> len(nf.samplers.heunpp2(nf.Schedule.karras(100), steps=10))
     27
     """
-    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    run = plan(schedule, steps, whole=False, **options).exploding()
     if sigma_0 is not None and not 0 < sigma_0 < math.inf:
         raise ValueError(f"sigma_0 must be positive and finite, got {sigma_0}")
     most = run.nodes[0].sigma if sigma_0 is None else sigma_0
