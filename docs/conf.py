@@ -81,7 +81,9 @@ autosummary.WELL_KNOWN_ABBREVIATIONS += ("eq.", "fig.")  # after which a sentenc
 nitpicky = True
 nitpick_ignore = [("py:exc", "numba.core.errors.TypingError")]  # not in an inventory: Numba documents none
 # Of annotated attributes: what NumPy's NDArray stands for, and what kernels are handed.
-nitpick_ignore_regex = [("py:class", r"numpy\.(dtype|float64|int64)|noisefuse\.call\..*")]
+nitpick_ignore_regex = [
+    ("py:class", r"numpy\.(dtype|float64|floating|int64|integer)|collections\.abc\.Sequence|noisefuse\.call\..*")
+]
 default_role = "literal"  # docstrings write `code`, as Markdown does
 autodoc_typehints = "none"  # docstrings say it in a field's words; the types themselves are for checkers
 autodoc_member_order = "bysource"

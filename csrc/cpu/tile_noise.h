@@ -279,9 +279,9 @@ inline Words<Lane::word> counters_of(const Counters& counters, int group, uint32
              Lane::word_from(Lane::bit_or(Lane::load(counters.tags + at), low_bit << 31))}};
 }
 
-// What `fill_words` does where short runs have seeds of their own.
-[[gnu::noinline, gnu::flatten]] void fill_own_words(TileWords& words, const Counters& counters, uint32_t later,
-                                                    uint32_t low_bit) {
+// What `fill_words` does where short runs have seeds of their own. (race.cpp has no such runs.)
+[[maybe_unused, gnu::noinline, gnu::flatten]] void fill_own_words(TileWords& words, const Counters& counters,
+                                                                  uint32_t later, uint32_t low_bit) {
     for (int g = 0; g < counters.groups; ++g) {
         const LaneKeys keys{Lane::load(counters.seeds[0] + g * Lane::width),
                             Lane::load(counters.seeds[1] + g * Lane::width)};

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias, TypedDict, get_args, overload
+from typing import Any, ClassVar, Literal, TypeAlias, TypedDict, get_args, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,7 +28,7 @@ from .arguments.options import inputs_of, need_tableau, those_read
 from .arguments.types import Array, Inputs, NoiseLike
 from .call.description import LOSS_CHUNK, Loss, Step
 from .ground.kinds import library_of
-from .ground.stored import make_again
+from .ground.stored import SetState, make_again
 from .language.levels import levels_of
 from .language.rows import M1, NAMES, ROW, SYMBOLS, Rows, X, Z
 from .loss_parts import LossPart, chunk_sums, chunks_of, combined, place_of
@@ -368,7 +368,7 @@ class Law:
             if given not in known:
                 raise ValueError(f"{name} = {given!r}: expected one of {', '.join(map(repr, known))}")
 
-    __setstate__ = make_again
+    __setstate__: ClassVar[SetState] = make_again
 
     @property
     def factor(self) -> Any:
@@ -404,7 +404,7 @@ class Part:
             given = f"{tuple(shape)} and {np.shape(self.law.std)}"
             raise ValueError(f"sums, law.std: expected shapes (B, {chunks}) and (B,), got {given}")
 
-    __setstate__ = make_again
+    __setstate__: ClassVar[SetState] = make_again
 
 
 @overload

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from . import backends
 from .arguments.arrays import Array, contiguous, count, device_of, output
 from .arguments.calls import Index, make_call
 from .call.description import LOSS_CHUNK, Loss, window_runs
-from .ground.stored import make_again
+from .ground.stored import SetState, make_again
 from .language.rows import M1, Rows
 from .noise import Noise
 
@@ -49,7 +49,7 @@ class LossPart:
         if self.reduction not in get_args(Reduction):
             raise ValueError(f"reduction {self.reduction!r}: expected 'mean' or 'none'")
 
-    __setstate__ = make_again
+    __setstate__: ClassVar[SetState] = make_again
 
 
 def chunks_of(elements: int) -> int:

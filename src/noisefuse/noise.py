@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, NoReturn, SupportsIndex, TypeGuard
+from typing import Any, ClassVar, NoReturn, SupportsIndex, TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -351,7 +351,7 @@ class Increment:
         times = (tree_terms, self.span) if self.grid is None else (grid_terms, self.grid)
         object.__setattr__(self, "_terms", times[0](step, self.t0, self.t1, times[1]))  # this checks the times
 
-    __setstate__ = stored.make_again
+    __setstate__: ClassVar[stored.SetState] = stored.make_again
 
     def terms(self) -> Terms:
         """Returns the draws that it adds, in order: their step words, and their factors."""

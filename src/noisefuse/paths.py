@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from .ground.stored import make_again
+from .ground.stored import SetState, make_again
 from .language.families import Formula, lie_within
 
 __all__ = [
@@ -57,7 +57,7 @@ class Path:
         if (self.g is None) != (self.dg is None):
             raise TypeError("g, dg: expected both of them, or neither")
 
-    __setstate__ = make_again
+    __setstate__: ClassVar[SetState] = make_again
 
     def __repr__(self) -> str:
         return f"Path({self.name}{'' if self.g is None else ', with noise'})"

@@ -167,7 +167,7 @@ class Sampler:
 
     @property
     def timesteps(self) -> npt.NDArray[Any]:
-        """The t that the model is given in each row, (n,): indices, noise levels, or what ``model_time`` says."""
+        """The t that the model is given in each row, (n,), an index, a noise level or what ``model_time`` says."""
         return self.tableau.timesteps
 
     # ---- one step ------------------------------------------------------------------------------------------

@@ -835,8 +835,8 @@ class Schedule:
             prediction: as that of samplers. One with a time of its own, such as "edm", takes no kind.
 
         Returns:
-            Times of t's shape, kind and device: t itself for indices of indices, else float64, which tensors and JAX's
-            arrays round to float32 unless t is float64.
+            Times of t's shape, kind and device. Indices of indices are t itself, all others float64, which tensors and
+            JAX's arrays round to float32 unless t is float64.
 
         Raises:
             ValueError: an index would lie below 0, or as for ``schedule(t)``; a kind for such a prediction.

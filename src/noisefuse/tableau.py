@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, ClassVar, NoReturn, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -155,7 +155,7 @@ class Row:
         if any(self.clean.coefficients[4:]):
             raise ValueError(f"clean may only use k, x, m1 and m2, got {self.clean}")
 
-    __setstate__ = stored.make_again
+    __setstate__: ClassVar[stored.SetState] = stored.make_again
 
     def numbers(self) -> tuple[tuple[float, ...], ...]:
         """Returns the row in the layout of ``ROW``."""

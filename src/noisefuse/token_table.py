@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from .ground import stored
 from .mask_schedule import real
@@ -90,7 +90,7 @@ class TokenRow:
             if not total + self.remask <= _PROBABILITY[1]:
                 raise ValueError(f"{what} = {total + self.remask}: expected a probability of at most 1")
 
-    __setstate__ = stored.make_again
+    __setstate__: ClassVar[stored.SetState] = stored.make_again
 
     def __str__(self) -> str:
         said = [f"t = {self.time:.6g}"]
@@ -163,7 +163,7 @@ class TokenTable:
     mask_logit: MaskLogit = "ignore"
     crossing: bool = True
 
-    __setstate__ = stored.make_again
+    __setstate__: ClassVar[stored.SetState] = stored.make_again
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(self.rows))

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 Made = TypeVar("Made")
+SetState: TypeAlias = Callable[[Any, Any], None]
 
 
 def read(kind: str, text: str, make: Callable[[dict[str, Any]], Made]) -> Made:

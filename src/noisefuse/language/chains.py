@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,7 @@ class Transition:
         if not isinstance(self.token, int | np.integer) or self.token < least:
             raise ValueError(f"token = {self.token!r}: expected an integer of at least {least}")
 
-    __setstate__ = stored.make_again
+    __setstate__: ClassVar[stored.SetState] = stored.make_again
 
     def matrix(self, vocabulary: int) -> NDArray[np.float64]:
         """Returns the probabilities Q (V, V): token i becomes j with probability Q[i, j]."""

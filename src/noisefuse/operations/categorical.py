@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, ClassVar, Literal, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,7 +28,7 @@ from ..arguments.calls import names_or_array
 from ..arguments.types import Array, ArrayT
 from ..call.description import LOSS_CHUNK, POSITIONS, TOKENS, Parts, Race
 from ..ground.kinds import library_of
-from ..ground.stored import make_again
+from ..ground.stored import SetState, make_again
 from ..language.families import lie_within
 from ..noise import RACE, Noise, names_of, whole
 from .tokens import integer
@@ -96,7 +96,7 @@ class Partial:
         for name, value in zip(Partial.__slots__, fields, strict=True):
             object.__setattr__(self, name, value)
 
-    __setstate__ = make_again
+    __setstate__: ClassVar[SetState] = make_again
 
 
 @overload
