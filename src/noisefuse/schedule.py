@@ -825,7 +825,7 @@ class Schedule:
         return np.asarray(alpha), np.asarray(sigma)
 
     def model_time(self, t: Any, kind: ModelTime | None = None, prediction: Prediction | None = None) -> Any:
-        """What a network is given as its time at t: the numbers that samplers of this ``model_time`` give it.
+        """Returns the time that a network is given at t: the numbers that samplers of this ``model_time`` give it.
 
         Args:
             t: as in `q_sample`, integers or floats of any shape: a number, an array, a tensor, or an array of JAX's.

@@ -160,7 +160,7 @@ def test_a_part_is_checked_when_it_is_made(fields, error, words):
 
 
 def test_parts_in_another_order_of_memory():
-    """As a gather of another library may give them. Seen to read Fortran's order as C's."""
+    """A gather of another library may give them so. Seen to fail: Fortran's order was read as C's."""
     turned = {name: None if a is None else np.asfortranarray(a) for name, a in SUMS.items()}
     other = dataclasses.replace(PART, token=np.asfortranarray(PART.token), parts=type(PART.parts)(**turned))
     (token, info), (expected, known) = nf.discrete.combine([other]), nf.discrete.combine([PART])

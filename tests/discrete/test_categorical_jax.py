@@ -48,7 +48,7 @@ def test_one_program_serves_all_steps():
 
 @pytest.mark.parametrize("name", ["log_prob", "entropy"])
 def test_info_has_no_gradient_and_says_so(name):
-    """As for tensors. Seen to fail: it was 0, and a policy learned nothing."""
+    """It is refused, as for tensors. Seen to fail: it was 0, and a policy learned nothing."""
 
     def told(logits):
         return nf.categorical(logits, NOISE, info=name)[1][name].sum()

@@ -204,7 +204,7 @@ def test_a_number_for_each_sample(draw):
 
 @pytest.mark.parametrize("shape", [(40,), (5, 8), (2, 4, 5)])
 def test_one_sample_without_a_batch(host, shape):
-    """As the only one of a batch. Seen to fail: ids (L,) were refused, and ids (5, 8) were 5 samples."""
+    """It has the bits of a batch of one. Seen to fail: ids (L,) were refused, and ids (5, 8) were 5 samples."""
     ids, p, where = ids_of(*shape), ids_of(*shape) / V, ids_of(*shape) % 3 > 0
     one, alone = {"where": where[None], "lengths": [33]}, {"where": where, "lengths": 33, "batched": False}
     for draw in (nf.q_mask, nf.q_uniform):

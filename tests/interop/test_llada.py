@@ -36,7 +36,7 @@ def test_it_is_the_sampler():
 
 
 def test_a_mask_that_the_network_draws_stays():
-    """As in LLaDA's code. Seen to fail: another token took its place."""
+    """It stays, as in LLaDA's code. Seen to fail: another token took its place."""
 
     def masks_the_third(x):
         logits = np.pad(model(x), [(0, 0), (0, 0), (0, 1)], constant_values=-9)

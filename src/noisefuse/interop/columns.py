@@ -37,7 +37,7 @@ Times: TypeAlias = Literal["index", "float", "logit_normal"] | Callable[[NDArray
 
 
 class Training(NamedTuple):
-    """What a loader makes of images: x_t, t, the target and, if it is asked for, the network's time."""
+    """Makes x_t, t, the target and, if it is asked for, the network's time, from a loader's images."""
 
     schedule: nf.Schedule
     target: Target

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a noise level lies in a schedule, and the time that a network is given there."""
+"""This module finds a noise level's place in a schedule, and the time that a network is given there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from .families import AlphaSigma, Array, Family
 
 ModelTime: TypeAlias = Literal["index", "sigma", "schedule"] | Callable[[Array, Array, Array], Any]
-"""What a network is given as its time: the index, sigma, the schedule's own time, or a function of (alpha, sigma, t),
+"""It says which time a network is given: the index, sigma, the schedule's own time, or a function of (alpha, sigma, t),
 where t is the own time, or the index of a schedule that has none."""
 
 
