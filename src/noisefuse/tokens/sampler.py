@@ -17,7 +17,7 @@ from ..ground.kinds import library, library_for, library_of
 from ..language.noise import START, Noise, each, need_stream_0
 from ..sampling.arrays import asked, bar
 from .categorical import categorical, settings_of
-from .cross_entropy import masked_cross_entropy
+from .cross_entropy import masked_cross_entropy_and_grad
 from .forward import (
     DTYPES,
     allowed_of,
@@ -293,8 +293,8 @@ class DiscreteSampler:
         ids = x_next.reshape(shape), x.reshape(shape)
         values = self._of_clean(row, ids[1], logits.reshape(*shape, logits.shape[-1]), (by_next != 0) | (by_own != 0))
         if temperature == 1 and not by_own.any():  # masks alone: the loss's gradient, with another sign
-            back: dict[str, Any] = {"reduction": "none", "upstream": -by_next * factor, "grad_out": True}
-            made: Any = masked_cross_entropy(values, ids[0].astype(np.int64), by_next != 0, **back)[1]
+            back: dict[str, Any] = {"reduction": "none", "upstream": -by_next * factor}
+            made: Any = masked_cross_entropy_and_grad(values, ids[0].astype(np.int64), by_next != 0, **back)[1]
         else:
             made = _pulled(values, ids, (by_next * factor, by_own * factor), temperature)
         result: NDArray[Any] = made.reshape(logits.shape).astype(logits.dtype, copy=False)
