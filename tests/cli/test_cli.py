@@ -7,6 +7,7 @@ import importlib
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -817,7 +818,6 @@ def test_all_tables_fit_a_terminal(
         for name in _demo_samplers.menu()
     ]
     monkeypatch.setattr(_demo_samplers, "_show", lambda name, *_: next(one for one in shown if one.name == name))
-    monkeypatch.setattr(_selftest, "LEVELS", {"quick": (400, 1 << 20)})
     monkeypatch.chdir(tmp_path)
     for command in (
         "bench --sizes 256x3x128x128 --dtypes bfloat16 uint8",
@@ -826,7 +826,7 @@ def test_all_tables_fit_a_terminal(
         f"demo {photograph.name}",
         "demo --samplers",
         "info",
-        "selftest --seed 1",
+        "selftest",
     ):
         assert main(command.split()) == 0
         lines = capsys.readouterr().out.splitlines()
@@ -834,11 +834,38 @@ def test_all_tables_fit_a_terminal(
         assert len(lines) > 5
 
 
-def test_selftest_ends_in_a_verdict() -> None:
-    """Seen to fail: a check as the last line."""
-    good, bad = (_selftest.Result(f"bits: {name}", 1, name == "good", "", 0.0) for name in ("good", "bad"))
-    assert _selftest.verdict([good, good], 61.2) == "all 2 checks passed, in 61 s"
-    assert _selftest.verdict([good, bad], 1.0) == "1 of 2 checks FAILED: bits: bad, in 1 s"
+def test_every_backend_has_the_bits_that_selftest_asks_for(compiled: str) -> None:
+    found = {check: _selftest.digest(call()) for check, (call, _) in _selftest.PROMISED.items()}
+    assert found == {check: promised for check, (_, promised) in _selftest.PROMISED.items()}
+
+
+def test_selftest_finds_a_wrong_bit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One instruction set flips a bit of one element: it is named, the others are not, and the status is 1."""
+    from noisefuse import _native
+    from noisefuse.backends import native
+
+    def random(*arguments: Any) -> Any:
+        found = right(*arguments)
+        if _native.isa() == "portable" and isinstance(found, np.ndarray):
+            found.view(np.uint8).flat[4] ^= 1
+        return found
+
+    right = native.fast_random
+    monkeypatch.setattr(native, "fast_random", random)
+    assert main(["selftest"]) == 1
+    shown = capsys.readouterr().out
+    assert "\nrandn, float32         FAILED\n  native-portable, 1 threads: " in shown
+    assert "\nq_sample               ok\n" in shown
+    assert "native-avx2, 1 threads" not in shown
+    assert re.search(r"\d of 17 checks FAILED: randn, float32, ", shown.splitlines()[-1])
+
+
+def test_selftest_names_what_the_sources_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["selftest", "--level", "night"])
+    assert "tests/campaign/random_calls.py and tests/campaign/noise_statistics.py" in capsys.readouterr().err
+    for script in ("random_calls", "noise_statistics"):
+        assert (Path(__file__).parents[1] / "campaign" / f"{script}.py").exists()
 
 
 def test_sizes_that_are_none_are_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
