@@ -23,7 +23,6 @@ _OPTIONAL = {
     "distributed": "distributed",
     "matplotlib": "matplotlib",
     "skimage": "scikit-image",
-    "sklearn": "scikit-learn",
     "zarr": "zarr",
 }
 
@@ -143,8 +142,7 @@ _EXAMPLES = """examples:
 def _add_demo(commands: Any) -> None:
     demo = commands.add_parser("demo", help="noise photographs, and draw and time it")
     demo.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="default: an astronaut")
-    demo.add_argument("--samplers", action="store_true", help="draw all samplers at work, and how exact they are")
-    demo.add_argument("--out", type=Path, help="the picture, a .png for instance (default: demo.png, or samplers.png)")
+    demo.add_argument("--out", type=Path, default=Path("demo.png"), help="the picture (default: %(default)s)")
     demo.add_argument("--schedule", choices=("linear", "cosine"), default="linear")
     demo.add_argument("--seed", type=_seed, default=0, help="of the noise (default: %(default)s)")
 
