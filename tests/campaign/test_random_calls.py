@@ -18,6 +18,7 @@ from arguments import operation
 from conftest import NATIVE
 from noisefuse import _native
 from noisefuse.backends import native
+from noisefuse.tokens import samplers as token_samplers
 
 
 @pytest.mark.parametrize(("library", "cases"), [("torch", 300), ("jax", 40), ("dask", 100)])
@@ -57,7 +58,7 @@ def test_every_operation_is_called():
         public = {*module.__all__} - {"sample_id", "Part", "combine"}  # of Python alone, and of parts
         assert {f"{module.__name__.removeprefix('noisefuse.')}.{name}" for name in public} <= found
     assert {"legacy.WebUI", "legacy.TorchCUDA", "philox4x32"} <= found
-    assert set(nf.samplers.tokens.__all__) == set(calls.SAMPLERS)
+    assert set(token_samplers.__all__) == set(calls.SAMPLERS)
     assert {"combined", "token_step", "token_run", "step", "sampled"} <= found
 
 
