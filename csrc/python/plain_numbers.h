@@ -96,6 +96,15 @@ class PlainReals {
         return axes <= of_ndim && std::equal(shape_, shape_ + axes, of_shape) ? elements / count : 0;
     }
 
+    // Makes n of them: each covers as many of n. False: there is no memory.
+    bool spread(int64_t n) {
+        const int64_t each = n / count;
+        const std::unique_ptr<double[]> few = std::move(values);
+        if (!hold(n)) return false;
+        for (int64_t i = 0; i < n; ++i) values[static_cast<size_t>(i)] = few[static_cast<size_t>(i / each)];
+        return true;
+    }
+
   private:
     int64_t length_;
     const int64_t* shape_ = nullptr;

@@ -2,7 +2,8 @@
 """Plain calls of tokens: the fast path takes each, with the bits of the checked way, and declines all others.
 
 Seen to fail: `complement` ignored, a p of each sample taken for one of all tokens, a token below 0 taken for one of
-the vocabulary.
+the vocabulary; top_p of the first sample taken for all, rows in a window counted from 0; a weight of each sample taken
+for one of each row, an id of a row that does not count looked at.
 """
 
 import numpy as np
@@ -154,6 +155,171 @@ def test_probabilities_with_a_gradient(monkeypatch, grad):
     p = torch.tensor([0.3, 0.8], requires_grad=True)
     with torch.set_grad_enabled(grad):
         same_as_checked(monkeypatch, lambda: nf.q_mask(torch.from_numpy(IDS), p, N, 99), "fast_tokens")
+
+
+LOGITS = np.random.default_rng(2).standard_normal((2, 3, 50)).astype(np.float32)
+KINDS = ("float32", "float16")
+CHOSEN = np.array([[True, False, True], [False, False, True]])
+DRAWS = {
+    **{f"logits of {d}": lambda a, d=d: nf.categorical(a(LOGITS.astype(d)), N) for d in KINDS},
+    "bfloat16": lambda a: nf.categorical(bfloat16(a, LOGITS), N),
+    **{f"temperature {t}": lambda a, t=t: nf.categorical(a(LOGITS), N, temperature=t)
+       for t in (0, 0.0, 0.7, 2, np.float32(0.3), [0.3, 0.0], np.array([0.5, 2.0]))},
+    "temperature, an array": lambda a: nf.categorical(a(LOGITS), N, temperature=a(np.array([0.5, 2.0], np.float16))),
+    **{f"top_k {k}": lambda a, k=k: nf.categorical(a(LOGITS), N, top_k=k) for k in (1, 7, 60, np.int32(3), 2**60)},
+    **{f"top_p {p}": lambda a, p=p: nf.categorical(a(LOGITS), N, top_p=p) for p in (1, 0.5, 1e-9, [0.3, 0.9])},
+    "all settings": lambda a: nf.categorical(a(LOGITS), N, temperature=[0.3, 0.9], top_k=5, top_p=0.9),
+    **{f"noise: {name}": lambda a, n=n: nf.categorical(a(LOGITS), n)
+       for name, n in {**NAMES, "a window": N.window((3, 50), (0, 0)), "rows": N.window((7, 50), (0, 0))}.items()},
+    "where": lambda a: nf.categorical(a(LOGITS), N, where=a(CHOSEN)),
+    "where, with out": lambda a: nf.categorical(a(LOGITS), N, where=CHOSEN, out=a(np.full((2, 3), 8))),
+    **{f"out of {d}": lambda a, d=d: nf.categorical(a(LOGITS), N, out=a(np.full((2, 3), 8, d)))
+       for d in ("int64", "int32")},
+    "one row": lambda a: nf.categorical(a(LOGITS[0, 0]), N),
+    "rows of samples": lambda a: nf.categorical(a(LOGITS[:, 0]), N),
+    "the last position": lambda a: nf.categorical(a(LOGITS)[:, -1], N),
+    "one token": lambda a: nf.categorical(a(LOGITS[..., :1].copy()), N),
+    "infinities": lambda a: nf.categorical(a(np.where(LOGITS > 1, np.inf, -np.inf)[:1, :1].astype("f4")), N),
+    "many": lambda a: nf.categorical(a(np.resize(LOGITS, (2, 5, 9001))), N, top_k=40),
+}  # fmt: skip
+
+
+def bfloat16(a, x):
+    if isinstance(a(x), np.ndarray):
+        return x.astype(pytest.importorskip("ml_dtypes").bfloat16)
+    return a(x).bfloat16()
+
+
+@LIBRARIES
+@pytest.mark.parametrize("name", DRAWS)
+def test_draws_of_categories(monkeypatch, of, name):
+    a = library(of)
+    same_as_checked(monkeypatch, lambda: DRAWS[name](a), "fast_categorical")
+
+
+UNDRAWN = {
+    "a NaN": lambda a: nf.categorical(a(np.where(LOGITS > 2, np.nan, LOGITS).astype("f4")), N),
+    "a NaN with top_k": lambda a: nf.categorical(a(np.where(LOGITS > 2, np.nan, LOGITS).astype("f4")), N, top_k=3),
+    "no token": lambda a: nf.categorical(a(np.full((2, 3), -np.inf, np.float32)), N),
+    "float64": lambda a: nf.categorical(a(LOGITS.astype("float64")), N),
+    "no tokens": lambda a: nf.categorical(a(LOGITS[..., :0]), N),
+    "no rows": lambda a: nf.categorical(a(LOGITS[:0]), N),
+    "no axes": lambda a: nf.categorical(a(LOGITS)[0, 0, 0], N),
+    "too many tokens": lambda a: nf.categorical(a(np.zeros((1, 2**20 + 1), np.float32)), N),
+    "too many positions": lambda a: nf.categorical(a(np.zeros((1, 2**14 + 1, 1), np.float32)), N),
+    **{f"temperature {t}": lambda a, t=t: nf.categorical(a(LOGITS), N, temperature=t)
+       for t in (-1.0, float("nan"), 2.0**65, 1e-300, True, "hot", [1.0], [1.0, 1.0, 1.0], [1.0, -1.0])},
+    **{f"top_k {k}": lambda a, k=k: nf.categorical(a(LOGITS), N, top_k=k) for k in (-1, 2**63, 3.0, True, [3, 4])},
+    **{f"top_p {p}": lambda a, p=p: nf.categorical(a(LOGITS), N, top_p=p) for p in (0, 0.0, 1.5, -0.1, [0.5])},
+    "another stream": lambda a: nf.categorical(a(LOGITS), N.at(stream=64)),
+    "a window of the vocabulary": lambda a: nf.categorical(a(LOGITS), N.window((3, 60), (0, 0))),
+    "a window of later rows": lambda a: nf.categorical(a(LOGITS), N.window((7, 50), (4, 0))),
+    "a seed": lambda a: nf.categorical(a(LOGITS), 7),
+    "positions": lambda a: nf.categorical(a(LOGITS), N, positions=[5, 6, 7]),
+    "info": lambda a: nf.categorical(a(LOGITS), N, info=("log_prob", "rank")),
+    "an unknown info": lambda a: nf.categorical(a(LOGITS), N, info="truth"),
+    "a part": lambda a: nf.categorical(a(LOGITS), N, partial=True).token,
+    "a dtype": lambda a: nf.categorical(a(LOGITS), N, dtype="int32"),
+    "where that broadcasts": lambda a: nf.categorical(a(LOGITS), N, where=a(CHOSEN[0])),
+    "out of another dtype": lambda a: nf.categorical(a(LOGITS), N, out=a(np.zeros((2, 3), np.int16))),
+    "out of floats": lambda a: nf.categorical(a(LOGITS), N, out=a(np.zeros((2, 3), np.float32))),
+    "out of another shape": lambda a: nf.categorical(a(LOGITS), N, out=a(np.zeros((2, 4), int))),
+    "out beside the logits": lambda a: beside_logits(a),
+}  # fmt: skip
+
+
+def beside_logits(a):
+    memory = a(np.zeros(300, np.int32))
+    logits = memory.view(np.float32 if isinstance(memory, np.ndarray) else pytest.importorskip("torch").float32)
+    return nf.categorical(logits.reshape(2, 3, 50), N, out=memory[:6].reshape(2, 3))
+
+
+@LIBRARIES
+@pytest.mark.parametrize("name", UNDRAWN)
+def test_draws_that_are_declined(monkeypatch, of, name):
+    a = library(of)
+    same_as_checked(monkeypatch, lambda: UNDRAWN[name](a), None)
+
+
+CLEAN = np.array([[3, 49, 0], [7, 7, 12]])
+WIDE = np.array([[0.5, 2.0, 1.0], [3.0, 0.0, 1.0]])
+LOSSES = {
+    **{f"logits of {d}": lambda a, d=d: xent(a(LOGITS.astype(d)), a(CLEAN)) for d in KINDS},
+    "bfloat16": lambda a: xent(bfloat16(a, LOGITS), a(CLEAN)),
+    **{f"ids of {d}": lambda a, d=d: xent(a(LOGITS), a(CLEAN.astype(d))) for d in DTYPES},
+    "masked": lambda a: xent(a(LOGITS), a(CLEAN), a(CHOSEN)),
+    "masked, of NumPy": lambda a: xent(a(LOGITS), CLEAN, CHOSEN),
+    "none": lambda a: xent(a(LOGITS), a(CLEAN), a(~CHOSEN & CHOSEN)),
+    "an id that does not count": lambda a: xent(a(LOGITS), a(np.where(CHOSEN, CLEAN, -1)), a(CHOSEN)),
+    **{f"weight {w}": lambda a, w=w: xent(a(LOGITS), a(CLEAN), a(CHOSEN), w)
+       for w in (2.0, 3, [0.5, 2.0], np.array([0.5, 2.0]), np.array([[0.5], [2.0]]), WIDE, float("inf"))},
+    "weights, an array": lambda a: xent(a(LOGITS), a(CLEAN), None, a(WIDE.astype(np.float32))),
+    "upstream": lambda a: xent(a(LOGITS), a(CLEAN), upstream=3.0, grad_out=True),
+    "a gradient of many rows": lambda a: xent(a(np.resize(LOGITS, (3, 40, 301))), a(np.resize(CLEAN, (3, 40))),
+                                              grad_out=True),
+    **{f"each, {name}": lambda a, g=g: xent(a(LOGITS), a(CLEAN), a(CHOSEN), a(WIDE), reduction="none", **g)
+       for name, g in {"alone": {}, "a gradient": {"grad_out": True}, "upstream": {"grad_out": True, "upstream": WIDE},
+                       "upstream of samples": {"grad_out": True, "upstream": [2.0, 3.0]}}.items()},
+    "a gradient in place": lambda a: where_they_lie(a(LOGITS.copy()), a(CLEAN)),
+    "a gradient of its own": lambda a: xent(a(LOGITS), a(CLEAN), a(CHOSEN), grad_out=a(np.ones_like(LOGITS))),
+    "one row": lambda a: xent(a(LOGITS[0, 0]), a(CLEAN[0, 0:1].reshape(())), reduction="none", grad_out=True),
+    "a NaN": lambda a: xent(a(np.where(LOGITS > 2, np.nan, LOGITS).astype("f4")), a(CLEAN), grad_out=True),
+    "every other": lambda a: xent(a(LOGITS)[..., ::2], a(CLEAN // 2), grad_out=True),
+}  # fmt: skip
+xent = nf.masked_cross_entropy
+
+
+def where_they_lie(logits, ids):
+    loss, gradient = xent(logits, ids, grad_out=logits)
+    assert gradient is logits
+    return loss, gradient
+
+
+@LIBRARIES
+@pytest.mark.parametrize("name", LOSSES)
+def test_cross_entropies(monkeypatch, of, name):
+    a = library(of)
+    same_as_checked(monkeypatch, lambda: LOSSES[name](a), "fast_cross_entropy")
+
+
+WRONG = {
+    "an id beyond": lambda a: xent(a(LOGITS), a(np.full((2, 3), 50))),
+    "an id below 0": lambda a: xent(a(LOGITS), a(np.full((2, 3), -1, np.int32))),
+    "ids of floats": lambda a: xent(a(LOGITS), a(CLEAN.astype("f4"))),
+    "ids of another shape": lambda a: xent(a(LOGITS), a(CLEAN[:1])),
+    "masked of numbers": lambda a: xent(a(LOGITS), a(CLEAN), a(CLEAN)),
+    "a weight below 0": lambda a: xent(a(LOGITS), a(CLEAN), None, -1.0),
+    "a weight of another shape": lambda a: xent(a(LOGITS), a(CLEAN), None, [1.0, 2.0, 3.0]),
+    "a weight of three axes": lambda a: xent(a(LOGITS), a(CLEAN), None, a(np.ones((2, 1, 1)))),
+    "upstream of one": lambda a: xent(a(LOGITS), a(CLEAN), upstream=[1.0], grad_out=True),
+    "a reduction": lambda a: xent(a(LOGITS), a(CLEAN), reduction="sum"),
+    "no rows": lambda a: xent(a(LOGITS[:0]), a(CLEAN[:0])),
+    "a gradient of another dtype": lambda a: xent(a(LOGITS), a(CLEAN), grad_out=a(LOGITS.astype("f2"))),
+    "a gradient that overlaps": lambda a: in_part(a(np.zeros(301, "f4")), a(CLEAN)),
+}
+
+
+def in_part(memory, ids):
+    return xent(memory[1:].reshape(2, 3, 50), ids, grad_out=memory[:-1].reshape(2, 3, 50))
+
+
+@LIBRARIES
+@pytest.mark.parametrize("name", WRONG)
+def test_cross_entropies_that_are_declined(monkeypatch, of, name):
+    a = library(of)
+    same_as_checked(monkeypatch, lambda: WRONG[name](a), None)
+
+
+def test_a_gradient_may_lie_where_ids_and_weights_do():
+    """Kernels read copies of them."""
+    memory = np.zeros(300, np.float32)
+    memory.view(np.int64)[:6] = CLEAN.reshape(-1)
+    ids, gradient = memory.view(np.int64)[:6].reshape(2, 3), memory.reshape(2, 3, 50)
+    expected = xent(LOGITS, CLEAN, grad_out=True)
+    loss, found = xent(LOGITS, ids, grad_out=gradient)
+    assert loss == expected[0]
+    assert found is gradient
+    assert np.array_equal(found, expected[1])
 
 
 def test_writes_are_told():
