@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, SupportsIndex
 
@@ -47,6 +47,7 @@ from .language.noise import (
     SHARED,
     STEPS,
     Noise,
+    Noises,
     each,
     names_of,
     need_stream_0,
@@ -63,13 +64,11 @@ __all__ = [
     "pyramid_like",
 ]  # fmt: skip
 
-Names = Noise | Sequence[Noise]
-
 
 # ---- keys --------------------------------------------------------------------------------------------------
 
 
-def nearest_of(k: SupportsIndex, x0: Array, noise: Names, *, batched: bool | None = None) -> list[Noise]:
+def nearest_of(k: SupportsIndex, x0: Array, noise: Noises, *, batched: bool | None = None) -> list[Noise]:
     """The nearest of k candidate noises to each sample, as keys for `q_sample` and `mse_loss`.
 
     Each sample is paired with noise near it, so that the paths between them cross less (Li et al. 2024, "Immiscible
@@ -127,7 +126,7 @@ def _nearest(x: Array, names: list[Noise], *, k: int, batched: bool) -> NDArray[
 _CANDIDATES = 1 << 10  # distances of each sample that are kept at once
 
 
-def assigned(x0: Array, noise: Names) -> list[Noise]:
+def assigned(x0: Array, noise: Noises) -> list[Noise]:
     """Returns the noises of a batch in the order that has the least total distance to the samples.
 
     Li et al. 2024, "Immiscible diffusion: accelerating diffusion training with noise assignment", with the Euclidean
@@ -175,7 +174,7 @@ def _assigned(x: Array, names: list[Noise]) -> NDArray[np.int64]:
 # ---- arrays ------------------------------------------------------------------------------------------------
 
 
-def offset_like(x: Array, strength: float, noise: Names, *, dtype: Any = None) -> Array:
+def offset_like(x: Array, strength: float, noise: Noises, *, dtype: Any = None) -> Array:
     """Offset noise: z + strength c, with one normal c for each channel of each sample. A model then learns to change
     the mean of a whole image (Guttenberg 2023, "Diffusion with offset noise").
 
@@ -204,7 +203,7 @@ def offset_like(x: Array, strength: float, noise: Names, *, dtype: Any = None) -
     return _on_memory(_offset, x, noise, strength=strength, dtype=dtype)
 
 
-def _offset(x: Array, noise: Names, *, strength: float, dtype: Any, out: Array | None = None) -> Array:
+def _offset(x: Array, noise: Noises, *, strength: float, dtype: Any, out: Array | None = None) -> Array:
     batch, channels, *place = x.shape
     kind = _kind(x, dtype)
     names, _ = names_or_array(noise, x.shape, kind, True, FIELD)
@@ -214,7 +213,7 @@ def _offset(x: Array, noise: Names, *, strength: float, dtype: Any, out: Array |
     return run(make_call(x.shape, kind, Rows.of(columns), index, names, {}, {"out": out}))[0]
 
 
-def pyramid_like(x: Array, discount: float, noise: Names, *, levels: SupportsIndex = 6, dtype: Any = None) -> Array:
+def pyramid_like(x: Array, discount: float, noise: Noises, *, levels: SupportsIndex = 6, dtype: Any = None) -> Array:
     """Pyramid noise, also called multi-resolution noise (Whitaker 2023, "Multi-resolution noise for diffusion model
     training"): white noise plus discount^i times noise at half, a quarter, .. of the lengths, enlarged bilinearly.
 
@@ -254,7 +253,7 @@ def pyramid_like(x: Array, discount: float, noise: Names, *, levels: SupportsInd
     return _on_memory(_pyramid, x, noise, discount=discount, levels=levels, dtype=dtype)
 
 
-def _pyramid(x: Array, noise: Names, *, discount: float, levels: int, dtype: Any, out: Array | None = None) -> Array:
+def _pyramid(x: Array, noise: Noises, *, discount: float, levels: int, dtype: Any, out: Array | None = None) -> Array:
     kind = _kind(x, dtype)
     real = _arithmetic(kind)
     total = _randn(x, noise, real, out if out is not None and out.dtype == real else None)
@@ -340,7 +339,7 @@ def _stretched(coarse: Array, before: NDArray[np.int32], part: Array) -> Array:
     return made
 
 
-def mixed_like(x: Array, alpha: float, noise: Names, *, dtype: Any = None) -> Array:
+def mixed_like(x: Array, alpha: float, noise: Noises, *, dtype: Any = None) -> Array:
     """Video noise whose frames share a part: (alpha s + z_f) / sqrt(1 + alpha^2), with the same s in each frame.
 
     Ge et al. 2023, "Preserve your own correlation", the mixed noise model.
@@ -367,7 +366,7 @@ def mixed_like(x: Array, alpha: float, noise: Names, *, dtype: Any = None) -> Ar
     return _on_memory(_mixed, x, noise, alpha=alpha, dtype=dtype)
 
 
-def _mixed(x: Array, noise: Names, *, alpha: float, dtype: Any, out: Array | None = None) -> Array:
+def _mixed(x: Array, noise: Noises, *, alpha: float, dtype: Any, out: Array | None = None) -> Array:
     def blend(z: Array) -> None:
         shared = _randn(z[:, 0], _of_axes(noise, SHARED, slice(1, None)), z.dtype)
         if z[0, 0].size < _SMALL:
@@ -379,7 +378,7 @@ def _mixed(x: Array, noise: Names, *, alpha: float, dtype: Any, out: Array | Non
     return _blended_frames(x, noise, dtype, out, blend)
 
 
-def progressive_like(x: Array, alpha: float, noise: Names, *, dtype: Any = None) -> Array:
+def progressive_like(x: Array, alpha: float, noise: Noises, *, dtype: Any = None) -> Array:
     """Video noise in which each frame keeps a part of the one before: (alpha e_(f-1) + z_f) / sqrt(1 + alpha^2), and
     e_0 = z_0.
 
@@ -407,7 +406,7 @@ def progressive_like(x: Array, alpha: float, noise: Names, *, dtype: Any = None)
     return _on_memory(_progressive, x, noise, alpha=alpha, dtype=dtype)
 
 
-def _progressive(x: Array, noise: Names, *, alpha: float, dtype: Any, out: Array | None = None) -> Array:
+def _progressive(x: Array, noise: Noises, *, alpha: float, dtype: Any, out: Array | None = None) -> Array:
     def blend(z: Array) -> None:
         if z[0, 0].size < _SMALL:
             before = z[:, :1].copy()
@@ -423,7 +422,7 @@ def _progressive(x: Array, noise: Names, *, alpha: float, dtype: Any, out: Array
 
 
 def freenoise_like(
-    x: Array, noise: Names, *, context: SupportsIndex = 16, stride: SupportsIndex = 4, dtype: Any = None
+    x: Array, noise: Noises, *, context: SupportsIndex = 16, stride: SupportsIndex = 4, dtype: Any = None
 ) -> Array:
     """Noise for long videos from models of short ones. It is white in the first `context` frames. Later frames repeat
     these frames, `stride` at a time, each time in a random order.
@@ -458,7 +457,7 @@ def freenoise_like(
     return _on_memory(_freenoise, x, noise, context=context, stride=stride, dtype=dtype)
 
 
-def _freenoise(x: Array, noise: Names, *, context: int, stride: int, dtype: Any, out: Array | None = None) -> Array:
+def _freenoise(x: Array, noise: Noises, *, context: int, stride: int, dtype: Any, out: Array | None = None) -> Array:
     kind, frames = _kind(x, dtype), x.shape[1]
     if frames <= context:
         return _randn(x, noise, kind, out)
@@ -471,7 +470,7 @@ def _freenoise(x: Array, noise: Names, *, context: int, stride: int, dtype: Any,
     return z
 
 
-def _order_keys(noise: Names, batch: int, count: int) -> NDArray[np.float32]:
+def _order_keys(noise: Noises, batch: int, count: int) -> NDArray[np.float32]:
     """Returns a number for each frame of each sample."""
     names = each(noise, lambda n: Noise(n.seed, sample=n.sample, step=int(n.step), stream=ORDER))
     keys: NDArray[np.float32] = uniform((batch, count), names)
@@ -490,7 +489,7 @@ def _order(keys: NDArray[np.float32], frames: int, context: int, stride: int) ->
 _SMALL = 1 << 13  # elements of a frame; below this, a call for each frame costs more than a copy
 
 
-def _blended_frames(x: Array, noise: Names, dtype: Any, out: Array | None, blend: Callable[[Array], None]) -> Array:
+def _blended_frames(x: Array, noise: Noises, dtype: Any, out: Array | None, blend: Callable[[Array], None]) -> Array:
     """Returns white noise, blended in float32 or float64, and rounded once."""
     kind = _kind(x, dtype)
     real = _arithmetic(kind)
@@ -511,7 +510,7 @@ def _blended(alpha: float) -> Tableau:
 
 
 def perturbed(
-    x_t: Array, t: ArrayLike, schedule: Schedule, gamma: float, noise: Names, *, batched: bool = True,
+    x_t: Array, t: ArrayLike, schedule: Schedule, gamma: float, noise: Noises, *, batched: bool = True,
     out: Array | None = None,
 ) -> Array:  # fmt: skip
     """Input perturbation: x_t + gamma sigma_t z', with z' on stream 6 and an unchanged target. So in training, a
@@ -558,7 +557,7 @@ def perturbed(
 # ---- arguments ---------------------------------------------------------------------------------------------
 
 
-def _of_axes(noise: Names, stream: int, axes: slice) -> Any:
+def _of_axes(noise: Noises, stream: int, axes: slice) -> Any:
     """Moves noises to another stream, for arrays that have only these axes of a sample; windows lose the other axes,
     too."""
 
@@ -569,7 +568,7 @@ def _of_axes(noise: Names, stream: int, axes: slice) -> Any:
     return each(noise, change)
 
 
-def _one_each(noise: Names, batch: int) -> list[Noise]:
+def _one_each(noise: Noises, batch: int) -> list[Noise]:
     names = names_of(noise)
     if not isinstance(noise, Noise):
         if len(names) != batch:
@@ -582,7 +581,7 @@ def _one_each(noise: Names, batch: int) -> list[Noise]:
     return [noise.at(sample=int(sample)) for sample in noise.sample]
 
 
-def _on_memory(function: Callable[..., Array], x: Array, noise: Names, **options: Any) -> Array:
+def _on_memory(function: Callable[..., Array], x: Array, noise: Noises, **options: Any) -> Array:
     """Calls the function on NumPy's or CuPy's view of x. Its result has x's kind."""
     names_of(noise)
     if is_lazy(x):
@@ -604,7 +603,7 @@ def _asked(function: Callable[[Array, list[Noise]], NDArray[np.int64]], x: Array
     return answers[0]
 
 
-def _randn(x: Array, noise: Names, kind: np.dtype[Any], out: Array | None = None) -> Array:
+def _randn(x: Array, noise: Noises, kind: np.dtype[Any], out: Array | None = None) -> Array:
     return randn(x.shape, noise, dtype=kind, out=output("out", out, x.shape, kind, device_of(x)))
 
 
@@ -654,7 +653,7 @@ def _need_frames(given: Any) -> None:
         raise ValueError(f"x: expected shape (B, F, ..), axis 1 the frames, got {tuple(given.shape)}")
 
 
-def _need_first_frame(noise: Names) -> None:
+def _need_first_frame(noise: Noises) -> None:
     for name in names_of(noise):
         if name.window_start and name.window_start[0]:
             raise ValueError(

@@ -31,7 +31,7 @@ import noisefuse as nf
 
 from ..ground.docstrings import Shared, documented
 from ..ground.needs import needs
-from ..language.noise import SAMPLER, at_row, each, names_of
+from ..language.noise import SAMPLER, Noises, at_row, each, names_of
 from ..language.tableau import Tableau
 
 with needs(__name__, "torch"):
@@ -88,7 +88,6 @@ __all__ = [
     "sample_seeds_3",
 ]
 
-Noises: TypeAlias = "nf.Noise | Sequence[nf.Noise]"
 Model: TypeAlias = Callable[..., torch.Tensor]
 NoiseSampler: TypeAlias = Callable[[Any, Any], torch.Tensor]
 Callback: TypeAlias = "Callable[[dict[str, Any]], object] | None"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, ClassVar, NoReturn, SupportsIndex, TypeGuard
+from typing import Any, ClassVar, NoReturn, SupportsIndex, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -375,6 +375,9 @@ def _times(name: str, *given: float) -> Any:
     if not all(later > t for t, later in pairwise(times)) or not math.isfinite(times[-1] - times[0]):
         raise ValueError(f"{name}: expected finite times that increase, got {times if len(times) < 9 else '..'}")
     return times
+
+
+Noises: TypeAlias = Noise | Sequence[Noise]  # one for all samples, or one for each
 
 
 def got(noise: object) -> str:

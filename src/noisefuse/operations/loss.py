@@ -23,7 +23,7 @@ from ..arguments.arrays import (
 )
 from ..arguments.calls import Index, is_batch, make_call, names_or_array
 from ..arguments.options import plain_table, row_numbers, rows_at
-from ..arguments.types import Array, ArrayT, NoiseLike
+from ..arguments.types import Array, ArrayT, NoiseLike, Reduction
 from ..call.description import Loss
 from ..ground.kinds import library_for, library_of
 from ..language.forward import residual
@@ -34,7 +34,7 @@ from ..language.schedule import Schedule, need_schedule
 from ..paths import Path, PathTarget
 from ..views import Target, need_target
 from .interpolate import need_path, residual_rows
-from .partial_sums import LossPart, Reduction, chunk_sums, place_of
+from .partial_sums import LossPart, chunk_sums, place_of
 
 
 class LossOptions(TypedDict, total=False):

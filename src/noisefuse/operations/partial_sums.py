@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from .. import backends
 from ..arguments.arrays import Array, contiguous, count, device_of, output
 from ..arguments.calls import Index, make_call
+from ..arguments.types import Reduction
 from ..call.description import LOSS_CHUNK, Loss, window_runs
 from ..ground.stored import SetState, make_again
 from ..language.noise import Noise
 from ..language.rows import M1, Rows
-
-Reduction: TypeAlias = Literal["mean", "none"]
 
 
 @dataclass(frozen=True)

@@ -3,21 +3,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
 from ..arguments.arrays import as_array, as_numbers, contiguous, count, of_samples, on_device, output, spread_bools
-from ..arguments.types import Array, ArrayT
+from ..arguments.types import Array, ArrayT, Reduction
 from ..call.description import TOKENS, CrossEntropy
 from ..ground.float_mode import float_mode
 from ..ground.kinds import library_of
-
-LOGITS = ("float32", "bfloat16", "float16")
-
-Reduction: TypeAlias = Literal["mean", "none"]
+from ..language.levels import LOGITS
 
 
 @overload

@@ -14,7 +14,8 @@ from ..arguments.arrays import allowed_dtype, as_numbers, check_overlap, count, 
 from ..arguments.options import lengths
 from ..ground import notebook
 from ..ground.kinds import library, library_for, library_of
-from ..language.noise import START, Noise, each, need_stream_0
+from ..language.levels import LOGITS
+from ..language.noise import START, Noise, Noises, each, need_stream_0
 from ..sampling.arrays import asked, bar
 from .categorical import categorical, settings_of
 from .cross_entropy import masked_cross_entropy
@@ -36,8 +37,6 @@ from .table import TokenRow, TokenTable
 __all__ = ["DiscreteSampler", "TokenState"]
 
 Array = Any
-Noises = Noise | Sequence[Noise]
-FLOATS = ("float32", "float16", "bfloat16")
 
 
 class TokenState:
@@ -424,8 +423,8 @@ class DiscreteSampler:
                 hint = f"for a network in torch give device= or x as a {given}"
                 raise TypeError(f"logits: expected a NumPy array, as x is one, got {given}; {hint}")
             raise TypeError(f"logits: expected an array of x's kind, got {given}")
-        if array.dtype.name not in FLOATS:
-            raise TypeError(f"logits: dtype {array.dtype} is not supported, expected one of {', '.join(FLOATS)}")
+        if array.dtype.name not in LOGITS:
+            raise TypeError(f"logits: dtype {array.dtype} is not supported, expected one of {', '.join(LOGITS)}")
         length = count(array.shape[1:-1]) if array.ndim > 1 else 0
         if array.ndim < 3 or (len(array), length) != shape:
             raise ValueError(f"logits: expected x's shape {shape} and an axis of V, got {array.shape}")

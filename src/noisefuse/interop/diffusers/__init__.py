@@ -21,7 +21,7 @@ import numpy as np
 import noisefuse as nf
 
 from ...ground.needs import needs
-from ...language.noise import are_names
+from ...language.noise import Noises, are_names
 
 with needs(__name__, "diffusers", "torch"):
     import diffusers
@@ -39,7 +39,6 @@ from .engine import (
     Deterministic,
     Fused,
     Generators,
-    Noises,
     Options,
     Steps,
     Stochastic,

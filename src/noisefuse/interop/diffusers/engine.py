@@ -20,7 +20,7 @@ import noisefuse as nf
 
 from ...ground.needs import needs
 from ...language.levels import FLOATS
-from ...language.noise import SAMPLER, START, are_names, at_row, names_of, need_stream_0
+from ...language.noise import SAMPLER, START, Noises, are_names, at_row, names_of, need_stream_0
 
 with needs(__package__, "diffusers", "torch"):
     import diffusers
@@ -32,9 +32,6 @@ from ..torch.internals import is_traced, untraced, version, writes
 from . import rows
 from .exact import rebound
 from .rows import Plan, Step, Unsupported
-
-Noises: TypeAlias = nf.Noise | Sequence[nf.Noise]
-
 
 Generators: TypeAlias = Any  # a torch.Generator, a list of them, Noises, a Tensor, or None
 
