@@ -27,6 +27,7 @@ from .arguments.calls import Index, converted, like, make_call, row_index, run
 from .arguments.options import inputs_of, need_tableau, those_read
 from .arguments.types import Array, Inputs, NoiseLike
 from .call.description import LOSS_CHUNK, Loss, Step
+from .ground.checks import check_choice, check_integer
 from .ground.kinds import library_of
 from .ground.stored import SetState, make_again
 from .language.levels import levels_of
@@ -359,14 +360,9 @@ class Law:
     density: Density
 
     def __post_init__(self) -> None:
-        if not isinstance(self.elements, int) or self.elements < 0:
-            raise ValueError(f"elements = {self.elements!r}: expected an integer of at least 0")
-        for name, given, known in (
-            ("reduction", self.reduction, get_args(OverElements)),
-            ("density", self.density, get_args(Density)),
-        ):
-            if given not in known:
-                raise ValueError(f"{name} = {given!r}: expected one of {', '.join(map(repr, known))}")
+        check_integer("elements", self.elements, 0)
+        check_choice("reduction", self.reduction, get_args(OverElements))
+        check_choice("density", self.density, get_args(Density))
 
     __setstate__: ClassVar[SetState] = make_again
 
@@ -602,9 +598,7 @@ def _chunk_sums(call: Step) -> Array:
     """Returns (batch, chunks): each chunk is treated as a sample."""
     if call.size <= LOSS_CHUNK:
         return _sums(call).reshape(-1, 1)
-    inputs = {slot: a for slot, a in enumerate(call.inputs) if a is not None}
-    rows = np.resize(call.index, call.batch)
-    return chunk_sums(call.rows, rows, inputs, (), call.batch, 1, call.size, 0, call.size)[:, 0]
+    return chunk_sums(call, call.size, 0, call.size)[:, 0]
 
 
 def _gradient(call: Step, factor: Any, upstream: ArrayLike) -> Array:

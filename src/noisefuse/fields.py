@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import operator
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, SupportsIndex
@@ -34,6 +33,7 @@ from .arguments.arrays import (
 from .arguments.calls import Index, converted, is_batch, make_call, names_or_array, run
 from .arguments.types import Array
 from .call.description import Level, Pyramid
+from .ground.checks import check_integer, check_number
 from .ground.float_mode import float_mode
 from .ground.kinds import library_of, need_plain
 from .language.levels import DEFAULT_RANGE, FLOATS, levels_of
@@ -93,7 +93,7 @@ def nearest_of(k: SupportsIndex, x0: Array, noise: Noises, *, batched: bool | No
     >>> nf.fields.nearest_of(64, x0, nf.Noise(7, sample=40))
     [Noise(7, sample=40, step=62, stream=9), Noise(7, sample=41, step=61, stream=9)]
     """
-    k, batched = _count("k", k), is_batch("x0", x0, batched)
+    k, batched = check_integer("k", k, 1), is_batch("x0", x0, batched)
     batch, _ = batch_shape(_shape("x0", x0), batched)
     names = _one_each(noise, batch)
     need_stream_0(noise)
@@ -197,7 +197,7 @@ def offset_like(x: Array, strength: float, noise: Noises, *, dtype: Any = None) 
     >>> bool(np.allclose(z, nf.randn(z.shape, nf.Noise(7)) + 0.1 * offsets[:, :, None, None], atol=1e-6))
     True
     """
-    strength = _number("strength", strength, "offset_like(x, strength, noise)")
+    strength = check_number("strength", strength, hint="; the order is offset_like(x, strength, noise)")
     if len(_shape("x", x)) < 2:
         raise ValueError(f"x: expected shape (B, C, ..), got {tuple(x.shape)}")
     return _on_memory(_offset, x, noise, strength=strength, dtype=dtype)
@@ -238,10 +238,8 @@ def pyramid_like(x: Array, discount: float, noise: Noises, *, levels: SupportsIn
     >>> round(float(z.var()), 1), bool(z.mean(axis=(1, 2, 3)).var() > 10 / 256)
     (1.0, True)
     """
-    discount = _number("discount", discount, "pyramid_like(x, discount, noise)")
-    levels = _count("levels", levels)
-    if not 0 <= discount <= 1:
-        raise ValueError(f"discount = {discount}: expected a number from 0 to 1")
+    discount = check_number("discount", discount, 0, 1, hint="; the order is pyramid_like(x, discount, noise)")
+    levels = check_integer("levels", levels, 1)
     if len(_shape("x", x)) < 3 or max(x.shape[-2:]) >= 1 << 31:
         raise ValueError(f"x: expected shape (B, .., H, W) with lengths below 2^31, got {tuple(x.shape)}")
     need_stream_0(noise)
@@ -360,7 +358,7 @@ def mixed_like(x: Array, alpha: float, noise: Noises, *, dtype: Any = None) -> A
     >>> round(float(np.corrcoef(z[0, 0].ravel(), z[0, 1].ravel())[0, 1]), 1)
     0.5
     """
-    alpha = _number("alpha", alpha, "mixed_like(x, alpha, noise)")
+    alpha = check_number("alpha", alpha, hint="; the order is mixed_like(x, alpha, noise)")
     _need_frames(x)
     need_stream_0(noise)
     return _on_memory(_mixed, x, noise, alpha=alpha, dtype=dtype)
@@ -399,7 +397,7 @@ def progressive_like(x: Array, alpha: float, noise: Noises, *, dtype: Any = None
     >>> [round(float(np.corrcoef(z[0, 0].ravel(), z[0, f].ravel())[0, 1]), 1) for f in (1, 2)]
     [0.9, 0.8]
     """
-    alpha = _number("alpha", alpha, "progressive_like(x, alpha, noise)")
+    alpha = check_number("alpha", alpha, hint="; the order is progressive_like(x, alpha, noise)")
     _need_frames(x)
     need_stream_0(noise)
     _need_first_frame(noise)
@@ -451,7 +449,7 @@ def freenoise_like(
     _need_frames(x)
     need_stream_0(noise)
     _need_first_frame(noise)
-    context, stride = _count("context", context), _count("stride", stride)
+    context, stride = check_integer("context", context, 1), check_integer("stride", stride, 1)
     if stride > context:
         raise ValueError(f"stride = {stride}: expected at most the {context} frames of context")
     return _on_memory(_freenoise, x, noise, context=context, stride=stride, dtype=dtype)
@@ -537,10 +535,8 @@ def perturbed(
     >>> x_t, epsilon = nf.q_sample(x0, [10, 500], schedule, noise, target="epsilon")
     >>> x_t = nf.fields.perturbed(x_t, [10, 500], schedule, 0.1, noise, out=x_t)
     """
-    gamma = _number("gamma", gamma, "perturbed(x_t, t, schedule, gamma, noise)")
+    gamma = check_number("gamma", gamma, 0, hint="; the order is perturbed(x_t, t, schedule, gamma, noise)")
     need_schedule(schedule)
-    if gamma < 0:
-        raise ValueError(f"gamma = {gamma}: expected at least 0")
     if levels_of(getattr(x_t, "dtype", None)):
         raise TypeError(f"x_t: expected floats, as q_sample makes them, got {x_t.dtype}")
     need_plain("t", t)
@@ -659,25 +655,3 @@ def _need_first_frame(noise: Noises) -> None:
             raise ValueError(
                 f"noise: expected a window that begins at frame 0, got one at frame {name.window_start[0]}"
             )
-
-
-def _count(name: str, given: SupportsIndex) -> int:
-    try:
-        number = operator.index(given)
-    except TypeError:
-        raise TypeError(f"{name} = {given!r}: expected an integer, got {type(given).__name__}") from None
-    if number < 1 or isinstance(given, bool):
-        raise ValueError(f"{name} = {given!r}: expected an integer of at least 1")
-    return number
-
-
-def _number(name: str, given: float, order: str) -> float:
-    """Returns a finite float. It raises TypeError for anything but a number, such as a noise, which comes later in the
-    order."""
-    try:
-        number = float(given)
-    except TypeError:
-        raise TypeError(f"{name}: expected a number, got {type(given).__name__}; the order is {order}") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{name} = {given!r}: expected a finite number")
-    return number

@@ -17,10 +17,11 @@ from ..arguments.arrays import host_view, is_lazy, is_traced, is_written
 from ..arguments.options import fast_path, need_tableau
 from ..arguments.types import ArrayT, Device, DType, NumPyDType
 from ..ground import notebook, stored
+from ..ground.checks import got, is_tracer
 from ..ground.drawing import plot_levels
 from ..ground.kept import kept_property
 from ..ground.kinds import library_for, library_of, need_plain
-from ..language.noise import SAMPLER, START, Noise, Noises, are_names, each, got, is_tracer, names_of
+from ..language.noise import SAMPLER, START, Noise, Noises, are_names, each, names_of
 from ..language.rows import Plain
 from ..language.tableau import Tableau
 from ..operations.draw import are_increments, randn, randn_like

@@ -27,12 +27,11 @@ from ..arguments.arrays import (
 from ..arguments.calls import names_or_array
 from ..arguments.types import Array, ArrayT
 from ..call.description import LOSS_CHUNK, POSITIONS, TOKENS, Parts, Race
+from ..ground.checks import check_integer, lie_within
 from ..ground.kinds import library_of
 from ..ground.stored import SetState, make_again
-from ..language.families import lie_within
 from ..language.levels import INFO, LOGITS
 from ..language.noise import RACE, Noise, Noises, names_of, whole
-from .forward import integer
 
 TOKEN_DTYPES = ("int64", "int32")
 OF_PARTS = ("log_prob", "log_prob_raw")  # what `combine` can tell
@@ -72,7 +71,7 @@ class Partial:
     def __post_init__(self) -> None:
         """Kernels trust a part, and it may come from anywhere."""
         token = contiguous(as_array("token", self.token, ("int64",)))
-        first, n, whole = (integer(name, getattr(self, name)) for name in ("first", "n", "vocabulary"))
+        first, n, whole = (check_integer(name, getattr(self, name)) for name in ("first", "n", "vocabulary"))
         if not (0 <= first < first + n <= whole <= TOKENS) or _cuts_a_chunk(first, n, whole):
             raise ValueError(
                 f"first = {first}, n = {n}, vocabulary = {whole}: expected a part of at most 2^20 tokens that begins "

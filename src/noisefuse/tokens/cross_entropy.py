@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,6 +12,7 @@ from .. import backends
 from ..arguments.arrays import as_array, as_numbers, contiguous, count, of_samples, on_device, output, spread_bools
 from ..arguments.types import Array, ArrayT, Reduction
 from ..call.description import TOKENS, CrossEntropy
+from ..ground.checks import check_choice
 from ..ground.float_mode import float_mode
 from ..ground.kinds import library_of
 from ..language.levels import LOGITS
@@ -99,8 +100,7 @@ def masked_cross_entropy(
     if other is not None:
         options: dict[str, Any] = {"reduction": reduction, "upstream": upstream, "grad_out": grad_out}
         return other.masked_cross_entropy(logits, ids, masked, weight, **options)
-    if reduction not in ("mean", "none"):
-        raise ValueError(f"reduction {reduction!r}: expected 'mean' or 'none'")
+    check_choice("reduction", reduction, get_args(Reduction))
     x = as_array("logits", logits, LOGITS)
     if on_device(x):
         raise NotImplementedError(

@@ -12,8 +12,9 @@ import numpy as np
 
 import noisefuse as nf
 
+from ...ground.checks import is_tracer
 from ...language.levels import INFO
-from ...language.noise import is_tracer, names_of
+from ...language.noise import names_of
 
 
 def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, partial: bool, **options: Any) -> Any:
