@@ -155,7 +155,7 @@ BAD = {
     "weight": (ValueError, "weight: expected numbers >= 0", lambda g: both_of(LOGITS, IDS, None, -1, out=g)),
     "weight nan": (ValueError, "weight: .*got nan", lambda g: both_of(LOGITS, IDS, None, np.nan, out=g)),
     "upstream": (ValueError, "upstream: .*broadcasts", lambda g: both_of(LOGITS, IDS, upstream=[1, 2], out=g)),
-    "reduction": (ValueError, "reduction 'sum'", lambda g: both_of(LOGITS, IDS, reduction="sum", out=g)),
+    "reduction": (ValueError, "reduction = 'sum'", lambda g: both_of(LOGITS, IDS, reduction="sum", out=g)),
     "out": (ValueError, "out: expected shape", lambda g: both_of(LOGITS, IDS, out=g[0])),
     "overlap": (ValueError, "out overlaps", lambda g: both_of(g.ravel()[:-9], 0, out=g.ravel()[9:])),
 }  # fmt: skip

@@ -24,11 +24,12 @@ from ...arguments.calls import Index, kept_times, make_call
 from ...arguments.options import FAST_LEVELS, lengths, need_tableau, plain_table, rows_at
 from ...call.description import Loss, Step
 from ...call.packed import pack_loss
+from ...ground.checks import is_tracer
 from ...ground.kinds import Library
 from ...ground.needs import needs
 from ...language.forward import forward, residual
 from ...language.levels import FLOATS, LEVELS, Levels, level_bounds
-from ...language.noise import SAMPLER, SAMPLES, STEPS, WALK, each, is_tracer, listed
+from ...language.noise import SAMPLER, SAMPLES, STEPS, WALK, each, listed
 from ...language.rows import AFFINE, M1, SYMBOLS, Rows, X, Z
 from ...operations import loss
 from ...operations.draw import UNIT, are_increments, random_call, rows_of_sum
@@ -312,7 +313,9 @@ def _read(model_output: Any, past: Any) -> tuple[dict[int, Any], Any, list[Any]]
     return arrays, stand_in, [zeros[f"past{n + 1}"] for n in range(len(past))]
 
 
-def mse_loss(*given: Any, **options: Any) -> Any:
+def mse_loss(*given: Any, partial: bool = False, **options: Any) -> Any:
+    if partial:
+        raise NotImplementedError("partial: sums of parts do not take JAX arrays: pass np.asarray(pred)")
     return _mse_loss(*given, **options, wanted=False)[0]
 
 
