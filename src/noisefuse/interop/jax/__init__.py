@@ -432,10 +432,6 @@ def update_with_log_prob(
     return made, log_prob(table, i, x, model_output, made[0] if isinstance(aux_out, int) else made, past=past, **law)
 
 
-def combined(parts: Any) -> Any:
-    raise NotImplementedError("parts: expected NumPy arrays of sums, as partial=True gives them")
-
-
 def _drawing(table: Any, i: Any) -> tuple[Any, Any]:
     """Returns a row in place of a traced one: one that has a density, if there is any."""
     if not is_tracer(i):
@@ -802,6 +798,6 @@ library: Library = Library(
     chosen=chosen, from_key=from_key, sample=sample, randn=randn, randn_like=randn_like, uniform=uniform,
     q_sample=q_sample, q_step=q_step, q_walk=q_walk, update=update, categorical=categorical,
     masked_cross_entropy=masked_cross_entropy, mse_loss=mse_loss, mse_loss_grad=mse_loss_grad, log_prob=log_prob,
-    log_prob_grad=log_prob_grad, kl=kl, kl_grad=kl_grad, combined=combined, augmented=augmented,
+    log_prob_grad=log_prob_grad, kl=kl, kl_grad=kl_grad, augmented=augmented,
     update_with_log_prob=update_with_log_prob,
 )  # fmt: skip
