@@ -42,7 +42,7 @@ from .types import (
 def fast_path(other: Any, name: str) -> Any:
     """Returns the function of `backends` for plain arguments, or this library's replacement. It is None while a
     compiler traces the call, which it cannot do here."""
-    return getattr(other if other.is_traced() else backends, name)
+    return getattr(other, name, None) if other.is_traced() else getattr(backends, name)
 
 
 def in_one_pass(

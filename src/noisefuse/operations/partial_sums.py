@@ -142,7 +142,7 @@ def place_of(names: tuple[Noise, ...], shape: tuple[int, ...], tokens: int | Non
     return start, whole
 
 
-def in_memory(a: Array) -> Any:
+def in_memory(a: Any) -> Any:
     """Returns the array, or a copy in host memory of one on a device."""
     return a.get() if on_device(a) else a
 
