@@ -154,7 +154,7 @@ BAD = {
     "weight": (ValueError, "weight: expected numbers >= 0", lambda g: loss_of(LOGITS, IDS, None, -1, grad_out=g)),
     "weight nan": (ValueError, "weight: .*got nan", lambda g: loss_of(LOGITS, IDS, None, np.nan, grad_out=g)),
     "upstream": (ValueError, "upstream: .*broadcasts", lambda g: loss_of(LOGITS, IDS, upstream=[1, 2], grad_out=g)),
-    "reduction": (ValueError, "reduction = 'sum': expected 'mean'", lambda g: loss_of(LOGITS, IDS, reduction="sum", grad_out=g)),
+    "reduction": (ValueError, "reduction = 'sum': exp", lambda g: loss_of(LOGITS, IDS, reduction="sum", grad_out=g)),
     "grad_out": (ValueError, "grad_out: expected shape", lambda g: loss_of(LOGITS, IDS, grad_out=g[0])),
     "overlap": (ValueError, "grad_out overlaps", lambda g: loss_of(g.ravel()[:-9], 0, grad_out=g.ravel()[9:])),
 }  # fmt: skip
