@@ -150,7 +150,6 @@ class Library:
     kl: Callable[..., Any] = _refused("kl")
     kl_grad: Callable[..., Any] = _refused("kl_grad")
     update_with_log_prob: Callable[..., Any] = _refused("update_with_log_prob")
-    combined: Callable[..., Any] = _refused("combine")
     augmented: Callable[..., Any] = _refused("augment")
 
     def through(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

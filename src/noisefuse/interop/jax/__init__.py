@@ -440,10 +440,6 @@ def update_with_log_prob(
     return made, log_prob(table, i, x, model_output, made[0] if isinstance(aux_out, int) else made, past=past, **law)
 
 
-def combined(parts: Any) -> Any:
-    raise NotImplementedError("parts: expected NumPy arrays of sums, as partial=True gives them")
-
-
 def _drawing(table: Any, i: Any) -> tuple[Any, Any]:
     """Returns a row in place of a traced one: one that has a density, if there is any."""
     if not is_tracer(i):
@@ -810,6 +806,6 @@ library: Library = Library(
     q_sample=q_sample, q_step=q_step, q_walk=q_walk, update=update, categorical=categorical,
     masked_cross_entropy=masked_cross_entropy, masked_cross_entropy_and_grad=masked_cross_entropy_and_grad,
     mse_loss=mse_loss, mse_loss_and_grad=mse_loss_and_grad, mse_loss_grad=mse_loss_grad, log_prob=log_prob,
-    log_prob_grad=log_prob_grad, kl=kl, kl_grad=kl_grad, combined=combined, augmented=augmented,
+    log_prob_grad=log_prob_grad, kl=kl, kl_grad=kl_grad, augmented=augmented,
     update_with_log_prob=update_with_log_prob,
 )  # fmt: skip

@@ -53,7 +53,7 @@ from .arrays import (
     write,
 )
 from .categories import categorical, masked_cross_entropy, masked_cross_entropy_and_grad
-from .density import as_given, combined, inputs_of, kl, kl_grad, log_prob, log_prob_grad, update_with_log_prob
+from .density import as_given, inputs_of, kl, kl_grad, log_prob, log_prob_grad, update_with_log_prob
 from .graph import (
     Operation,
     carries,
@@ -375,7 +375,7 @@ library: Library = Library(
     mse_loss=mse_loss, mse_loss_and_grad=mse_loss_and_grad, mse_loss_grad=mse_loss_grad,
     interpolate_loss=interpolate_loss, interpolate_loss_and_grad=interpolate_loss_and_grad,
     log_prob=log_prob, log_prob_grad=log_prob_grad, kl=kl, kl_grad=kl_grad,
-    combined=combined, augmented=augmented, update_with_log_prob=update_with_log_prob,
+    augmented=augmented, update_with_log_prob=update_with_log_prob,
     in_graph=in_graph, categorical=categorical, masked_cross_entropy=masked_cross_entropy,
     masked_cross_entropy_and_grad=masked_cross_entropy_and_grad, through=through,
     token_log_prob=token_log_prob, on_device=on_device,
