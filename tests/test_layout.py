@@ -44,10 +44,10 @@ TYPES_ALONE = {"": {"interop"}}
 # These may import less than the floors below them.
 LESS = {
     "samplers.shared": "ground* language.tableau samplers.plan samplers.spacing sampling.sampler",
-    "samplers.spacing": "arguments.calls ground.kinds language.axis language.schedule",
-    "samplers.interpolants": "language.tableau paths sampling.sampler",
+    "samplers.spacing": "arguments.calls ground.checks ground.kinds language.axis language.schedule",
+    "samplers.interpolants": "ground.checks language.tableau paths sampling.sampler",
     "samplers": "samplers* tokens.samplers",
-    "samplers*": "language.axis language.schedule language.tableau samplers* views",  # rules
+    "samplers*": "ground.checks language.axis language.schedule language.tableau samplers* views",  # rules
     "interop.jax*": "*",  # while JAX traces, the code for NumPy builds and checks the call
     "interop*": "@ ground* language.axis language.levels language.noise language.schedule language.tableau interop* "
     "augment views",
@@ -56,7 +56,7 @@ LESS = {
 }
 # Only these may import them: two independent statements of one thing stay two.
 BY_THOSE_ALONE = {
-    "_native": "ground.layouts backends* interop.jax* commands.campaign*",
+    "_native": "ground.layouts backends* interop.jax* commands.selftest",
     "backends.spec": "backends.reference backends.numba.* interop.jax*",
     "backends.reference": "legacy interop.jax*",
     "backends.numba.*": "backends.numba.* numba",

@@ -9,14 +9,15 @@ import numpy.typing as npt
 
 from .. import density
 from ..arguments.arrays import host_view, is_written
+from ..ground.checks import is_tracer
 from ..ground.kinds import library_for, library_of
-from ..language.noise import SAMPLER, Noise, is_tracer
+from ..language.noise import SAMPLER, Noise, Noises
 from ..operations.draw import are_increments, randn_like
 from ..operations.update import update
 from .arrays import drawn_for, in_words_of_a_step
 from .rows import guided, thresholded
 from .state import NEW, State
-from .types import Array, Noises
+from .types import Array
 
 if TYPE_CHECKING:
     from .steps import Steps

@@ -14,9 +14,10 @@ from ..arguments.arrays import host_view, is_lazy, is_written
 from ..arguments.options import fast_path
 from ..arguments.types import ArrayT, Device, DType, NumPyDType
 from ..ground import notebook, stored
+from ..ground.checks import got
 from ..ground.drawing import plot_levels
 from ..ground.kinds import library_for, need_plain
-from ..language.noise import START, are_names, each, got, names_of
+from ..language.noise import START, Noises, are_names, each, names_of
 from ..language.tableau import Tableau
 from ..operations.draw import randn
 from ..operations.update import update
@@ -25,7 +26,7 @@ from .checked import need_log_prob
 from .inpainting import keeper
 from .rows import first_without_past, times_of
 from .steps import Steps
-from .types import Array, LikelyRunOptions, Model, Noises, RunOptions, Time
+from .types import Array, LikelyRunOptions, Model, RunOptions, Time
 
 if TYPE_CHECKING:
     import torch

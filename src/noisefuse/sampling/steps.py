@@ -16,9 +16,10 @@ from .. import backends, density
 from ..arguments.arrays import host_view, is_traced
 from ..arguments.options import fast_path, need_tableau
 from ..arguments.types import ArrayT
+from ..ground.checks import is_tracer
 from ..ground.kept import kept_property
 from ..ground.kinds import library_for, library_of
-from ..language.noise import SAMPLER, is_tracer
+from ..language.noise import SAMPLER, Noises
 from ..language.rows import Plain
 from ..language.tableau import Tableau
 from ..operations.update import update
@@ -26,7 +27,7 @@ from .arrays import several_zeros_like, times_like
 from .checked import checked_step, guided_rows, need_log_prob, need_past, need_state
 from .rows import SAME, first_without_past, level_rows, mixed, oldest_past, scaling
 from .state import State
-from .types import Array, LikelyStepOptions, Models, Noises, StepOptions, Time
+from .types import Array, LikelyStepOptions, Models, StepOptions, Time
 
 _NOTHING: tuple[Sequence[Array], Sequence[Array], int] = (), (), 0  # of a state, where none is needed
 
@@ -355,15 +356,15 @@ class Steps:
     @overload
     def kl(
         self, i: int | npt.ArrayLike, model_output: npt.NDArray[Any], reference: npt.NDArray[Any], *,
-        reduction: density.Reduction = "sum",
+        reduction: density.OverElements = "sum",
     ) -> npt.NDArray[np.float64]: ...  # fmt: skip
     @overload
     def kl(
         self, i: int | npt.ArrayLike, model_output: ArrayT, reference: ArrayT, *,
-        reduction: density.Reduction = "sum",
+        reduction: density.OverElements = "sum",
     ) -> ArrayT: ...  # fmt: skip
     def kl(
-        self, i: int | npt.ArrayLike, model_output: Array, reference: Array, *, reduction: density.Reduction = "sum"
+        self, i: int | npt.ArrayLike, model_output: Array, reference: Array, *, reduction: density.OverElements = "sum"
     ) -> Any:
         """The divergence of row i's Gaussians with two model outputs, float64 (B,): see `density.kl`.
 

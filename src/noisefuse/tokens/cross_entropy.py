@@ -3,21 +3,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, get_args, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
 from ..arguments.arrays import as_array, as_numbers, contiguous, count, of_samples, on_device, output, spread_bools
-from ..arguments.types import Array, ArrayT
+from ..arguments.options import fast_path
+from ..arguments.types import Array, ArrayT, Reduction
 from ..call.description import TOKENS, CrossEntropy
+from ..ground.checks import check_choice
 from ..ground.float_mode import float_mode
 from ..ground.kinds import library_of
-
-LOGITS = ("float32", "bfloat16", "float16")
-
-Reduction: TypeAlias = Literal["mean", "none"]
+from ..language.levels import LOGITS
 
 
 @overload
@@ -98,12 +97,17 @@ def masked_cross_entropy(
     >>> round(loss, 6), gradient[0, 0].tolist()
     (0.462098, [-0.125, 0.0416666679084301, 0.0416666679084301, 0.0416666679084301])
     """
-    other = library_of(logits)
+    other = None if type(logits) is np.ndarray else library_of(logits)
+    fast = backends.fast_cross_entropy if other is None else fast_path(other, "fast_cross_entropy")
+    if fast is not None and reduction in ("mean", "none"):
+        given = 1.0 if weight is None else weight
+        done = fast(logits, ids, masked, given, reduction == "none", upstream, grad_out)
+        if done is not NotImplemented:
+            return done
     if other is not None:
         options: dict[str, Any] = {"reduction": reduction, "upstream": upstream, "grad_out": grad_out}
         return other.masked_cross_entropy(logits, ids, masked, weight, **options)
-    if reduction not in ("mean", "none"):
-        raise ValueError(f"reduction {reduction!r}: expected 'mean' or 'none'")
+    check_choice("reduction", reduction, get_args(Reduction))
     x = as_array("logits", logits, LOGITS)
     if on_device(x):
         raise NotImplementedError(
