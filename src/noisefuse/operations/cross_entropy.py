@@ -11,11 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 from .. import backends
 from ..arguments.arrays import as_array, as_numbers, contiguous, count, of_samples, on_device, output, spread_bools
 from ..arguments.types import Array, ArrayT
-from ..call.description import TOKENS, CrossEntropy
+from ..call.description import LOGITS, TOKENS, CrossEntropy
 from ..ground.float_mode import float_mode
 from ..ground.kinds import library_of
-
-LOGITS = ("float32", "bfloat16", "float16")
 
 Reduction: TypeAlias = Literal["mean", "none"]
 
@@ -128,11 +126,11 @@ def masked_cross_entropy(
     losses = np.empty(size)
     mean_of = size if reduction == "mean" else 1
     call = CrossEntropy(
-        source, tokens, counts, weights, above, float(mean_of), losses,
-        None if gradient is None else gradient.reshape(size, n),
+        size, n, source, tokens, counts, weights, above, len(weights) > 1, len(above) > 1, losses,
+        None if gradient is None else gradient.reshape(size, n), float(mean_of), x.dtype,
     )  # fmt: skip
     if size:
-        backends.current().cross_entropy(call)
+        backends.current().run(call)
     found = _reduced(losses, weights, counts, reduction, rows)
     return found if gradient is None else (found, gradient)
 
