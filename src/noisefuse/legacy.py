@@ -26,7 +26,7 @@ from .arguments.options import lengths
 from .backends.reference import fma32
 from .call.description import TorchNormals
 from .language.levels import FLOATS
-from .noise import SEEDS
+from .language.noise import SEEDS
 from .operations.draw import philox4x32
 
 __all__ = ["DEVICES", "NumPy", "TorchCPU", "TorchCUDA", "WebUI"]

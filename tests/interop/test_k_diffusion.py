@@ -404,9 +404,9 @@ def test_no_graph_is_kept():
 def test_rows_of_a_list_of_levels_are_kept():
     x, sigmas = start(), LEVELS["a part"]
     function("lms")(model, x, sigmas, disable=True)
-    before = kd._run.cache_info()
+    before = kd.loop._run.cache_info()
     function("lms")(model, x, sigmas.clone(), disable=True)
-    assert kd._run.cache_info().hits == before.hits + 1
+    assert kd.loop._run.cache_info().hits == before.hits + 1
 
 
 @pytest.mark.parametrize(
@@ -563,14 +563,14 @@ def test_numbers_may_be_tensors(name, options):
     run = lambda **given: function(name)(model, x, sigmas, disable=True, **given)  # noqa: E731
     torch.manual_seed(7)
     expected = run(**options)
-    before = kd._run.cache_info()
+    before = kd.loop._run.cache_info()
     torch.manual_seed(7)
     tensors = {
         key: torch.tensor(value, dtype=torch.int64 if key == "order" else torch.float64)
         for key, value in options.items()
     }
     assert torch.equal(run(**tensors), expected)
-    assert kd._run.cache_info().misses == before.misses
+    assert kd.loop._run.cache_info().misses == before.misses
 
 
 @pytest.mark.parametrize("name", sorted({*kd.__all__} - {"MENU"}))

@@ -17,8 +17,8 @@ from ..ground.kinds import library_for
 from ..language.forward import Make
 from ..language.levels import DEFAULT_RANGE, DEFAULT_RESULT, FLOATS, LEVELS, Levels, levels_of
 from ..language.rows import M1, PAST1, PASTS, Plain, Rows, X
-from ..schedule import Schedule
-from ..tableau import Tableau
+from ..language.schedule import Schedule
+from ..language.tableau import Tableau
 from ..views import Target
 from .arrays import (
     on_device,
@@ -42,7 +42,7 @@ from .types import (
 def fast_path(other: Any, name: str) -> Any:
     """Returns the function of `backends` for plain arguments, or this library's replacement. It is None while a
     compiler traces the call, which it cannot do here."""
-    return getattr(other if other.is_traced() else backends, name)
+    return getattr(other, name, None) if other.is_traced() else getattr(backends, name)
 
 
 def in_one_pass(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..call.description import Loss, RepeatedLoss
 from ..ground.version import __version__
-from ..noise import NOISE_VERSION
+from ..language.noise import NOISE_VERSION
 from . import threads
 from .selftest import self_test
 
@@ -30,7 +30,8 @@ class Backend(Protocol):
     """The interface of a backend module. Its arguments were checked in `arguments`.
 
     Attributes:
-        fast_row, fast_random, fast_mse, fast_density, fast_density_gradient, fast_divergence: its fast path, or None.
+        fast_row, fast_random, fast_mse, fast_density, fast_density_gradient, fast_divergence, fast_tokens,
+            fast_categorical, fast_cross_entropy: its fast path, or None.
         empty: allocates outputs in host memory, like `numpy.empty`.
         tests_itself: whether it is tested on first use, and not when it is loaded.
     """
@@ -41,6 +42,9 @@ class Backend(Protocol):
     fast_density: Callable[..., Any] | None
     fast_density_gradient: Callable[..., Any] | None
     fast_divergence: Callable[..., Any] | None
+    fast_tokens: Callable[..., Any] | None
+    fast_categorical: Callable[..., Any] | None
+    fast_cross_entropy: Callable[..., Any] | None
     empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
     tests_itself: bool
 
@@ -94,7 +98,20 @@ fast_mse: Callable[..., Any] = _at_first("fast_mse")
 fast_density: Callable[..., Any] = _at_first("fast_density")
 fast_density_gradient: Callable[..., Any] = _at_first("fast_density_gradient")
 fast_divergence: Callable[..., Any] = _at_first("fast_divergence")
-FAST_PATH = ("fast_row", "fast_random", "fast_mse", "fast_density", "fast_density_gradient", "fast_divergence")
+fast_tokens: Callable[..., Any] = _at_first("fast_tokens")
+fast_categorical: Callable[..., Any] = _at_first("fast_categorical")
+fast_cross_entropy: Callable[..., Any] = _at_first("fast_cross_entropy")
+FAST_PATH = (
+    "fast_row",
+    "fast_random",
+    "fast_mse",
+    "fast_density",
+    "fast_density_gradient",
+    "fast_divergence",
+    "fast_tokens",
+    "fast_categorical",
+    "fast_cross_entropy",
+)
 empty: Callable[..., Any] = _at_first("empty")
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..language.levels import levels_of
+from ..language.noise import Noise
 from ..language.rows import M1, Rows
-from ..noise import Noise
 
 # The annotation of a record's field tells its type in C (call/packed.py): int is int64_t, bool and np.dtype int32_t, an
 # array is its address.

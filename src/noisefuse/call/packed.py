@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from ..ground.kept import kept_property
 from ..language.levels import FLOATS, LEVELS
+from ..language.noise import Noise
 from ..language.rows import Z
-from ..noise import Noise
 from .description import AXES, FLOAT64, Draw, Loss, Step, Walk, window_runs
 
 # The enums of csrc/core/call.h, in its order.

@@ -25,13 +25,14 @@ from ..arguments.arrays import (
     spread_bools,
 )
 from ..arguments.calls import names_or_array
+from ..arguments.options import fast_path
 from ..arguments.types import Array, ArrayT
 from ..call.description import FLOAT32, INFO, LOGITS, LOSS_CHUNK, POSITIONS, TOKENS, Parts, Race
 from ..ground.kinds import library_of
 from ..ground.stored import SetState, make_again
 from ..language.families import lie_within
-from ..noise import RACE, Noise, names_of, whole
-from .tokens import integer
+from ..language.noise import RACE, Noise, names_of, whole
+from .forward import integer
 
 TOKEN_DTYPES = ("int64", "int32")
 OF_PARTS = ("log_prob", "log_prob_raw")  # what `combine` can tell
@@ -186,8 +187,13 @@ def categorical(
     >>> token.tolist(), np.exp(info["log_prob"]).round(3).tolist()
     ([1], [0.25])
     """
+    other = None if type(logits) is np.ndarray else library_of(logits)
+    fast = backends.fast_categorical if other is None else fast_path(other, "fast_categorical")
+    if fast is not None and positions is None and partial is False:
+        done = fast(logits, noise, temperature, top_k, top_p, where, info, dtype, out)
+        if done is not NotImplemented:
+            return done
     wanted = _info(info, partial)
-    other = library_of(logits)
     if other is not None:
         return other.categorical(
             logits, noise, temperature=temperature, top_k=top_k, top_p=top_p, where=where, positions=positions,

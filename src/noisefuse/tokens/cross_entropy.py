@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
 from ..arguments.arrays import as_array, as_numbers, contiguous, count, of_samples, on_device, output, spread_bools
+from ..arguments.options import fast_path
 from ..arguments.types import Array, ArrayT
 from ..call.description import LOGITS, TOKENS, CrossEntropy
 from ..ground.float_mode import float_mode
@@ -96,7 +97,13 @@ def masked_cross_entropy(
     >>> round(loss, 6), gradient[0, 0].tolist()
     (0.462098, [-0.125, 0.0416666679084301, 0.0416666679084301, 0.0416666679084301])
     """
-    other = library_of(logits)
+    other = None if type(logits) is np.ndarray else library_of(logits)
+    fast = backends.fast_cross_entropy if other is None else fast_path(other, "fast_cross_entropy")
+    if fast is not None and reduction in ("mean", "none"):
+        given = 1.0 if weight is None else weight
+        done = fast(logits, ids, masked, given, reduction == "none", upstream, grad_out)
+        if done is not NotImplemented:
+            return done
     if other is not None:
         options: dict[str, Any] = {"reduction": reduction, "upstream": upstream, "grad_out": grad_out}
         return other.masked_cross_entropy(logits, ids, masked, weight, **options)

@@ -25,14 +25,15 @@ from ..arguments.arrays import (
     wanted,
 )
 from ..arguments.calls import names_or_array
+from ..arguments.options import fast_path
 from ..arguments.types import Array, ArrayT
 from ..call.description import FLOAT32, Masks, Step
 from ..ground import layouts
 from ..ground.kinds import library_for, library_of, need_plain
-from ..language.chains import Transition
 from ..language.families import lie_within
+from ..language.noise import MASKS, TOKENS, Noise, lower
 from ..language.rows import Rows
-from ..noise import MASKS, TOKENS, Noise, lower
+from .transitions import Transition
 
 DTYPES = ("int64", "int32", "uint8", "uint16")  # of tokens
 MOST = 1 << 31  # tokens of a vocabulary
@@ -98,7 +99,13 @@ def q_mask(
     >>> nf.q_mask(np.arange(4, 8), 0.5, nf.Noise(7, sample=1), mask_id=99, batched=False)[0].tolist()
     [4, 99, 6, 7]
     """
-    if type(ids) is not np.ndarray and (other := library_of(ids)) is not None:
+    other = None if type(ids) is np.ndarray else library_of(ids)
+    fast = backends.fast_tokens if other is None else fast_path(other, "fast_tokens")
+    if fast is not None and block is None and lengths is None:
+        done: tuple[Any, Any] = fast(ids, p, noise, mask_id, False, where, complement, batched, out)
+        if done is not NotImplemented:
+            return done
+    if other is not None:
         options: dict[str, Any] = {"where": where, "block": block, "lengths": lengths, "complement": complement}
         return other.through(q_mask, ids, p, noise, mask_id, batched=batched, out=out, **options)  # type: ignore[no-any-return]
     tokens = tokens_of("ids", ids, batched)
@@ -154,7 +161,13 @@ def q_uniform(
     >>> x_t.tolist(), changed.astype(int).tolist()
     ([[37, 28, 26, 0, 0, 0]], [[1, 1, 1, 0, 0, 0]])
     """
-    if type(ids) is not np.ndarray and (other := library_of(ids)) is not None:
+    other = None if type(ids) is np.ndarray else library_of(ids)
+    fast = backends.fast_tokens if other is None else fast_path(other, "fast_tokens")
+    if fast is not None and block is None and lengths is None:
+        done: tuple[Any, Any] = fast(ids, p, noise, vocabulary, True, where, False, batched, out)
+        if done is not NotImplemented:
+            return done
+    if other is not None:
         options: dict[str, Any] = {"where": where, "block": block, "lengths": lengths, "batched": batched, "out": out}
         return other.through(q_uniform, ids, p, noise, vocabulary, **options)  # type: ignore[no-any-return]
     tokens = tokens_of("ids", ids, batched)
