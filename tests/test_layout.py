@@ -44,10 +44,10 @@ TYPES_ALONE = {"": {"interop"}}
 # These may import less than the floors below them.
 LESS = {
     "samplers.shared": "ground* language.tableau samplers.plan samplers.spacing sampling.sampler",
-    "samplers.spacing": "arguments.calls ground.kinds language.axis language.schedule",
-    "samplers.interpolants": "language.tableau paths sampling.sampler",
+    "samplers.spacing": "arguments.calls ground.checks ground.kinds language.axis language.schedule",
+    "samplers.interpolants": "ground.checks language.tableau paths sampling.sampler",
     "samplers": "samplers* tokens.samplers",
-    "samplers*": "language.axis language.schedule language.tableau samplers* views",  # rules
+    "samplers*": "ground.checks language.axis language.schedule language.tableau samplers* views",  # rules
     "interop.jax*": "*",  # while JAX traces, the code for NumPy builds and checks the call
     "interop*": "@ ground* language.axis language.levels language.noise language.schedule language.tableau interop* "
     "augment views",

@@ -36,8 +36,8 @@ from .arguments.calls import Index, is_batch, make_call, names_or_array, run, wa
 from .arguments.options import FAST_LEVELS, at_times
 from .arguments.types import Array, ArrayT, DType, NoiseLike
 from .call.description import Step
+from .ground.checks import lie_within
 from .ground.kinds import library_for, library_of, need_plain
-from .language.families import lie_within
 from .language.levels import FLOATS, LEVELS, level_bounds, levels_of
 from .language.noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise, names_of
 from .language.rows import NAMES, TIMES_CLEAN, TIMES_ROOT, Plain, Rows, X, Z

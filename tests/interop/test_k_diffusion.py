@@ -413,9 +413,9 @@ def test_rows_of_a_list_of_levels_are_kept():
     ("name", "options", "message"),
     [
         ("dpmpp_2m_sde", {"solver_type": "rk"}, "solver_type must be midpoint or heun"),
-        ("dpmpp_2m_sde", {"eta": -1.0}, "eta must be at least 0"),
-        ("dpmpp_2m_sde", {"eta": -0.5}, "eta must be at least 0"),
-        ("dpmpp_3m_sde", {"eta": -1.0}, "eta must be at least 0"),
+        ("dpmpp_2m_sde", {"eta": -1.0}, "eta = -[0-9.]+: expected a finite number of at least 0"),
+        ("dpmpp_2m_sde", {"eta": -0.5}, "eta = -[0-9.]+: expected a finite number of at least 0"),
+        ("dpmpp_3m_sde", {"eta": -1.0}, "eta = -[0-9.]+: expected a finite number of at least 0"),
         ("dpmpp_2m_sde", {"sigmas": torch.tensor([1.0, 0.0, 0.0])}, "noise levels above 0"),
         ("dpmpp_2m_sde", {"sigmas": torch.tensor([1.0, 2.0])}, "goes to a lower level"),
         ("euler_ancestral", {"sigmas": torch.tensor([1.0, 2.0])}, "goes to a lower level"),

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..call.description import ACCUMULATORS, INFO, LOSS_CHUNK, TOKEN_BITS, Array, CrossEntropy, Race
+from ..call.description import ACCUMULATORS, LOSS_CHUNK, TOKEN_BITS, Array, CrossEntropy, Race
+from ..language.levels import INFO
 
 NONE, ALL = np.float32(-np.inf), np.float32(np.inf)
 

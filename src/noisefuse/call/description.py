@@ -206,8 +206,6 @@ class Loss(NamedTuple):
 
 TOKEN_BITS = 20  # element = position * 2^20 + token: docs/noise.md
 TOKENS, POSITIONS = 1 << TOKEN_BITS, 1 << 34 - TOKEN_BITS
-LOGITS = ("float32", "bfloat16", "float16")
-INFO = {"log_prob": "float32", "log_prob_raw": "float32", "entropy": "float32", "margin": "float32", "rank": "int32"}
 
 
 @dataclass(frozen=True, slots=True)

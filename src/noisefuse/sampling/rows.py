@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arguments.arrays import is_lazy
+from ..ground.checks import is_tracer
 from ..ground.kinds import library_for, need_plain
-from ..language.noise import is_tracer
 from ..language.rows import OUTPUTS, PAST_SYMBOLS
 from ..language.tableau import Row, Tableau, x
 from ..operations.update import update

@@ -17,10 +17,11 @@ from ..arguments.arrays import host_view, is_lazy, is_traced, is_written
 from ..arguments.options import fast_path, need_tableau
 from ..arguments.types import ArrayT, Device, DType, NumPyDType
 from ..ground import notebook, stored
+from ..ground.checks import got, is_tracer
 from ..ground.drawing import plot_levels
 from ..ground.kept import kept_property
 from ..ground.kinds import library_for, library_of, need_plain
-from ..language.noise import SAMPLER, START, Noise, are_names, each, got, is_tracer, names_of
+from ..language.noise import SAMPLER, START, Noise, Noises, are_names, each, names_of
 from ..language.rows import Plain
 from ..language.tableau import Tableau
 from ..operations.draw import are_increments, randn, randn_like
@@ -41,7 +42,7 @@ from .arrays import (
 from .inpainting import keeper
 from .rows import SAME, guided, level_rows, mixed, oldest_past, scaling, thresholded, times_of
 from .state import NEW, State
-from .types import Array, LikelyRunOptions, LikelyStepOptions, Model, Models, Noises, RunOptions, StepOptions, Time
+from .types import Array, LikelyRunOptions, LikelyStepOptions, Model, Models, RunOptions, StepOptions, Time
 
 if TYPE_CHECKING:
     import torch
@@ -564,15 +565,15 @@ class Sampler:
     @overload
     def kl(
         self, i: int | npt.ArrayLike, model_output: npt.NDArray[Any], reference: npt.NDArray[Any], *,
-        reduction: density.Reduction = "sum",
+        reduction: density.OverElements = "sum",
     ) -> npt.NDArray[np.float64]: ...  # fmt: skip
     @overload
     def kl(
         self, i: int | npt.ArrayLike, model_output: ArrayT, reference: ArrayT, *,
-        reduction: density.Reduction = "sum",
+        reduction: density.OverElements = "sum",
     ) -> ArrayT: ...  # fmt: skip
     def kl(
-        self, i: int | npt.ArrayLike, model_output: Array, reference: Array, *, reduction: density.Reduction = "sum"
+        self, i: int | npt.ArrayLike, model_output: Array, reference: Array, *, reduction: density.OverElements = "sum"
     ) -> Any:
         """The divergence of row i's Gaussians with two model outputs, float64 (B,): see `density.kl`.
 

@@ -13,31 +13,20 @@ from numpy.typing import ArrayLike, NDArray
 from ..arguments.arrays import allowed_dtype, as_numbers, check_overlap, count, host_view, is_array, output
 from ..arguments.options import lengths
 from ..ground import notebook
+from ..ground.checks import check_integer, check_number
 from ..ground.kinds import library, library_for, library_of
-from ..language.noise import START, Noise, each, need_stream_0
+from ..language.levels import LOGITS
+from ..language.noise import START, Noise, Noises, each, need_stream_0
 from ..sampling.arrays import asked, bar
 from .categorical import categorical, settings_of
 from .cross_entropy import masked_cross_entropy
-from .forward import (
-    DTYPES,
-    allowed_of,
-    integer,
-    names_for,
-    need_within,
-    scaled_words,
-    token_of,
-    tokens_of,
-    vocabulary_of,
-)
-from .schedule import real
+from .forward import DTYPES, allowed_of, names_for, need_within, scaled_words, token_of, tokens_of, vocabulary_of
 from .steps import Drawn, Law, certain, law, next_tokens, positions, wanted_info
 from .table import TokenRow, TokenTable
 
 __all__ = ["DiscreteSampler", "TokenState"]
 
 Array = Any
-Noises = Noise | Sequence[Noise]
-FLOATS = ("float32", "float16", "bfloat16")
 
 
 class TokenState:
@@ -87,14 +76,13 @@ class DiscreteSampler:
         if not isinstance(table, TokenTable):
             raise TypeError(f"table: expected a TokenTable, got {type(table).__name__}")
         if table.mask_id is not None:
-            integer("mask_id", table.mask_id)
+            check_integer("mask_id", table.mask_id)
         if table.vocabulary is not None:
             vocabulary_of(table.vocabulary, np.dtype(np.int64))
-        if not math.isfinite(table.guidance):
-            raise ValueError(f"guidance = {table.guidance}: expected a finite number")
-        temperature, top_p = real("temperature", table.temperature), real("top_p", table.top_p)
+        check_number("guidance", table.guidance)
+        temperature, top_p = check_number("temperature", table.temperature), check_number("top_p", table.top_p)
         heat = [temperature, *{temperature * row.temperature for row in table.rows}]
-        settings_of(len(heat), heat, integer("top_k", table.top_k), top_p)
+        settings_of(len(heat), heat, check_integer("top_k", table.top_k), top_p)
         object.__setattr__(self, "table", table)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -339,7 +327,7 @@ class DiscreteSampler:
         >>> x.shape, bool((x < 9).all())
         ((2, 5), True)
         """
-        if not 0 <= integer("start", start) < len(self):
+        if not 0 <= check_integer("start", start) < len(self):
             raise IndexError(f"start = {start}: expected a row, 0 .. {len(self) - 1}")
         if not callable(model):
             raise TypeError(f"model: expected a function, or a network, of (x, t), got {type(model).__name__}")
@@ -360,7 +348,7 @@ class DiscreteSampler:
     # ---- parts of a step -----------------------------------------------------------------------------------
 
     def _row(self, i: int) -> TokenRow:
-        number = integer("i", i)
+        number = check_integer("i", i)
         if not 0 <= number < len(self):
             raise IndexError(f"i = {i} is out of range: {self.table.name} has {len(self)} rows")
         return self.table.rows[number]
@@ -424,8 +412,8 @@ class DiscreteSampler:
                 hint = f"for a network in torch give device= or x as a {given}"
                 raise TypeError(f"logits: expected a NumPy array, as x is one, got {given}; {hint}")
             raise TypeError(f"logits: expected an array of x's kind, got {given}")
-        if array.dtype.name not in FLOATS:
-            raise TypeError(f"logits: dtype {array.dtype} is not supported, expected one of {', '.join(FLOATS)}")
+        if array.dtype.name not in LOGITS:
+            raise TypeError(f"logits: dtype {array.dtype} is not supported, expected one of {', '.join(LOGITS)}")
         length = count(array.shape[1:-1]) if array.ndim > 1 else 0
         if array.ndim < 3 or (len(array), length) != shape:
             raise ValueError(f"logits: expected x's shape {shape} and an axis of V, got {array.shape}")

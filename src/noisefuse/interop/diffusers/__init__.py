@@ -21,7 +21,7 @@ import numpy as np
 import noisefuse as nf
 
 from ...ground.needs import needs
-from ...language.noise import are_names
+from ...language.noise import Noises, are_names
 
 with needs(__name__, "diffusers", "torch"):
     import diffusers
@@ -33,7 +33,7 @@ with needs(__name__, "diffusers", "torch"):
     from torch import Tensor
 
 from . import rows
-from .engine import Fused, Generators, Noises, Steps, Stochastic, field, is_float
+from .engine import Fused, Generators, Steps, Stochastic, field, is_float
 from .forward import AddsNoise, Deterministic, Forward, StochasticSteps
 from .refusals import SCHEDULERS, logger
 from .runs import Options, fingerprint, planned

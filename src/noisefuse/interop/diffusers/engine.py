@@ -15,7 +15,7 @@ from torch import Tensor
 
 import noisefuse as nf
 
-from ...language.noise import SAMPLER, START, are_names, at_row, need_stream_0
+from ...language.noise import SAMPLER, START, Noises, are_names, at_row, need_stream_0
 from ..torch.internals import is_traced, untraced, version, writes
 from . import rows
 from .exact import rebound
@@ -23,7 +23,6 @@ from .refusals import GRAD, SCHEDULERS, patched, replaced, tell, without_kernel
 from .rows import Plan, Step, Unsupported
 from .runs import Clock, Options, Run, run_from, wrong_times
 
-Noises: TypeAlias = nf.Noise | Sequence[nf.Noise]
 Generators: TypeAlias = Any  # a torch.Generator, a list of them, Noises, a Tensor, or None
 _ALSO = """
         Beyond diffusers: `generator` may be a `noisefuse.Noise`, or one for each sample; `timestep` may be a tensor of

@@ -27,6 +27,7 @@ import noisefuse as nf
 from ...ground.docstrings import documented
 from ...ground.lazy import show_as
 from ...ground.needs import needs
+from ...language.noise import Noises
 
 with needs(__name__, "torch"):
     import torch
@@ -35,7 +36,7 @@ from . import adaptive, loop
 from .docs import SHARED
 from .loop import Callback, Model
 from .menu import MENU, Entry, Function, function
-from .noise import ExtraArgs, Noises, NoiseSampler, brownian_noise_sampler, by_torch, noise_sampler, seed_in
+from .noise import ExtraArgs, NoiseSampler, brownian_noise_sampler, by_torch, noise_sampler, seed_in
 
 __all__ = [
     "MENU",

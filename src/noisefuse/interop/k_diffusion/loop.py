@@ -14,9 +14,9 @@ import torch
 
 import noisefuse as nf
 
-from ...language.noise import SAMPLER, at_row, names_of
+from ...language.noise import SAMPLER, Noises, at_row, names_of
 from ...language.tableau import Tableau
-from .noise import ExtraArgs, Noises, NoiseSampler, by_torch, clipped, noise_sampler, seed_in
+from .noise import ExtraArgs, NoiseSampler, by_torch, clipped, noise_sampler, seed_in
 
 Model: TypeAlias = Callable[..., torch.Tensor]
 Callback: TypeAlias = "Callable[[dict[str, Any]], object] | None"

@@ -14,10 +14,11 @@ import torch
 import noisefuse as nf
 
 from ...ground.docstrings import Shared, documented
+from ...language.noise import Noises
 from . import loop
 from .docs import BROWNIAN, EXAMPLE, GUIDED_EXAMPLE, SHARED
 from .loop import Callback, Model
-from .noise import ExtraArgs, Noises, NoiseSampler, of_seed
+from .noise import ExtraArgs, NoiseSampler, of_seed
 
 
 class Function(Protocol):

@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
 
 import noisefuse as nf
 
-from ...language.noise import SAMPLER, at_row, each, names_of
+from ...language.noise import SAMPLER, Noises, at_row, each, names_of
 
-Noises: TypeAlias = "nf.Noise | Sequence[nf.Noise]"
 NoiseSampler: TypeAlias = Callable[[Any, Any], torch.Tensor]
 ExtraArgs: TypeAlias = "dict[str, Any] | None"
 
