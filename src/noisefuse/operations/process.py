@@ -301,7 +301,7 @@ def q_walk(
         if len(slots) == 1:
             return result
         rows, slots, names = Rows(rows.table[1:], rows.active), slots[1:], tuple(n.at(step=n.step + 1) for n in names)
-    backends.of(result).walk(Walk(_first_step(x0, rows, names, result, batched), slots))
+    backends.of(result).run(Walk(_first_step(x0, rows, names, result, batched), slots))
     return result
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -271,7 +270,7 @@ def q_walk(x0: Any, schedule: Any, noise: Any, *, keep: Any, batched: bool, out:
         "keep": tuple(slots.tolist()),
         "alpha": tuple(np.cumprod(rows.table[:, AFFINE[0] + 1 + X])[kept].tolist()),
     }
-    call = replace(call, rows=rows, step_by_index=False)
+    call = call._replace(rows=rows, step_by_index=False)
     made = _run(call, {X: x0}, named, kind=WALKS, outputs=outputs, kept=slots, **walked)[0]
     return jnp.concatenate([*begun, made]) if begun else made
 
