@@ -429,8 +429,9 @@ def test_checks_have_one_wording(message):
 
 
 def test_numpys_integers_are_integers():
-    """Seen to fail: an order that was no Python int."""
+    """Seen to fail: an order that was no Python int, alone and for each step."""
     assert nf.samplers.lms(S, 5, order=np.int64(2)) == nf.samplers.lms(S, 5, order=2)
+    assert nf.samplers.dpm_solver(S, 5, order=np.int64(2)) == nf.samplers.dpm_solver(S, 5, order=2)
 
 
 def test_the_last_of_each_range_is_none():
