@@ -323,13 +323,19 @@ def _joined(parts: list[Any]) -> Any:
     return None if parts[0] is None else np.concatenate(parts, axis=1)
 
 
-def _run(
+def _run(rows: tuple[int, ...], *call: Any) -> None:
+    bad = _read(rows, *call)
+    if bad.any():
+        row = int(np.argmax(bad != 0))
+        raise ValueError(_bad(rows, row, int(bad[row])))
+
+
+def _read(
     rows: tuple[int, ...], n: int, first: int, x: Any, places: NDArray[np.int64], chosen: Any, settings: Settings,
     names: tuple[Noise, ...], token: Any, info: dict[str, Any], parts: Parts | None,
-) -> None:  # fmt: skip
+) -> NDArray[np.uint8]:  # fmt: skip
+    """Reads rows of logits, or of sums, and returns of each what is bad about it, or 0."""
     size, (temperature, top_k, top_p) = count(rows), settings
-    if not size:
-        return
     bad, token = np.zeros(size, np.uint8), None if token is None else token.reshape(-1)
     sums = (None,) * 5 if parts is None else (parts.score, parts.winner, parts.largest, parts.plain, parts.tempered)
     of_rows = [info[name].reshape(-1) if name in info else None for name in INFO]
@@ -338,10 +344,9 @@ def _run(
         bad, -(-n // LOSS_CHUNK), FLOAT32 if x is None else x.dtype, len(temperature) > 1, len(names) > 1,
         token is not None and token.itemsize == 4,
     ])  # fmt: skip
-    backends.current().run(call)
-    if bad.any():
-        row = int(np.argmax(bad != 0))
-        raise ValueError(_bad(rows, row, int(bad[row])))
+    if size:
+        backends.current().run(call)
+    return bad
 
 
 def _bad(rows: tuple[int, ...], row: int, kind: int) -> str:
@@ -499,3 +504,32 @@ def _parts(size: int, chunks: int, wanted: tuple[str, ...]) -> Parts:
     plain, tempered = (np.zeros((size, chunks)) if name in wanted else None for name in ("log_prob_raw", "log_prob"))
     score, winner = np.zeros(size), np.zeros(size, np.float32)
     return Parts(score, winner, np.zeros((size, chunks), np.float32), plain, tempered)
+
+
+def log_softmax_at(logits: Any, ids: Sequence[Any], temperature: float, read: NDArray[np.bool_]) -> tuple[Any, ...]:
+    """Returns the log-probabilities of tokens (B, L), one array for each of ids, and the logarithm of the sum of the
+    logits' exponentials: from the kernel's sums, in one pass over the rows that are read. The others, and tokens beyond
+    the logits, have -inf, and their logarithm is 0."""
+    n, size = logits.shape[-1], read.size
+    flat = contiguous(logits).reshape(size, n)
+    parts = _parts(size, -(-n // LOSS_CHUNK), OF_PARTS)
+    places, chosen, settings = (
+        np.zeros(size, np.int64),
+        contiguous(read).reshape(-1),
+        settings_of(1, temperature, 0, 1.0),
+    )
+    bad = _read((1, size), n, 0, flat, places, chosen, settings, (Noise(0),), None, {}, parts)
+    most = parts.largest.max(axis=1).astype(np.float64)
+    most[bad != 0] = np.nan
+
+    def ln(sums: Any, heat: float) -> Any:
+        return np.log((np.exp((parts.largest - most[:, None]) / heat) * sums).sum(axis=1))
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        total, found = most + ln(parts.plain, 1.0), ln(parts.tempered, temperature)
+        at = [one.reshape(-1).astype(np.int64) for one in ids]
+        x = [flat[np.arange(size), one.clip(0, n - 1)].astype(np.float64) for one in at]
+        likely = [(each - most) / temperature - found for each in x]
+    kept = [read.reshape(-1) & (one >= 0) & (one < n) for one in at]
+    likely = [np.where(inside, each, -np.inf) for inside, each in zip(kept, likely, strict=True)]
+    return tuple(one.reshape(read.shape) for one in (*likely, np.where(read.reshape(-1), total, 0.0)))

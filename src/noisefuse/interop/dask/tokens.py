@@ -131,10 +131,7 @@ def _categories(logits: Any, noise: Any, *, info: Any, **options: Any) -> Any:
     return tuple(a[..., None] for a in (token, *known.values()))
 
 
-def masked_cross_entropy(
-    logits: Any, ids: Any, masked: Any, weight: Any, *, reduction: Any, upstream: Any, grad_out: Any
-) -> Any:  # fmt: skip
-    need_none(grad_out=grad_out)
+def masked_cross_entropy(logits: Any, ids: Any, masked: Any, weight: Any, *, reduction: Any) -> Any:
     check_choice("reduction", reduction, ("mean", "none"))
     arrays = {"ids": ids}
     arrays |= {} if masked is None else {"masked": _of_rows(masked, logits)}
