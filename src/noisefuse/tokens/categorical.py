@@ -323,18 +323,18 @@ def _joined(parts: list[Any]) -> Any:
     return None if parts[0] is None else np.concatenate(parts, axis=1)
 
 
-def _run(rows: tuple[int, ...], *given: Any) -> None:
-    bad = _raced(rows, *given)
+def _run(rows: tuple[int, ...], *call: Any) -> None:
+    bad = _read(rows, *call)
     if bad.any():
         row = int(np.argmax(bad != 0))
         raise ValueError(_bad(rows, row, int(bad[row])))
 
 
-def _raced(
+def _read(
     rows: tuple[int, ...], n: int, first: int, x: Any, places: NDArray[np.int64], chosen: Any, settings: Settings,
     names: tuple[Noise, ...], token: Any, info: dict[str, Any], parts: Parts | None,
 ) -> NDArray[np.uint8]:  # fmt: skip
-    """Draws, and returns which rows have no category: 1 with a NaN, 2 without a logit above -inf."""
+    """Reads rows of logits, or of sums, and returns of each what is bad about it, or 0."""
     size, (temperature, top_k, top_p) = count(rows), settings
     bad, token = np.zeros(size, np.uint8), None if token is None else token.reshape(-1)
     sums = (None,) * 5 if parts is None else (parts.score, parts.winner, parts.largest, parts.plain, parts.tempered)
@@ -514,7 +514,7 @@ def log_softmax_at(logits: Any, ids: Sequence[Any], temperature: float, read: ND
     flat = contiguous(logits).reshape(size, n)
     parts = _parts(size, -(-n // LOSS_CHUNK), OF_PARTS)
     given = (n, 0, flat, np.zeros(size, np.int64), contiguous(read).reshape(-1), settings_of(1, temperature, 0, 1.0))
-    bad = _raced((size,), *given, (Noise(0),), None, {}, parts)
+    bad = _read((1, size), *given, (Noise(0),), None, {}, parts)
     most = parts.largest.max(axis=1).astype(np.float64)
     most[bad != 0] = np.nan
 

@@ -285,7 +285,8 @@ class DiscreteSampler:
         made: Any = None
         for one, by in zip(ids, (by_next, by_own) if by_own.any() else (by_next,), strict=False):
             back: dict[str, Any] = {"reduction": "none", "upstream": -by * factor}
-            pull = masked_cross_entropy_and_grad(values, one.astype(np.int64), by != 0, **back)[1]  # of the loss, so -by
+            # of the loss, so -by
+            pull = masked_cross_entropy_and_grad(values, one.astype(np.int64), by != 0, **back)[1]
             made = pull if made is None else np.add(made, pull, out=made)
         result: NDArray[Any] = made.reshape(logits.shape).astype(logits.dtype, copy=False)
         return result
