@@ -11,7 +11,8 @@ import noisefuse as nf
 LINEAR = nf.Schedule.linear()
 CONTINUOUS = [nf.Schedule.cosine(50), nf.Schedule.flow(50, shift=3.0), nf.Schedule.karras(50)]
 SCHEDULES = [LINEAR, *CONTINUOUS, nf.Schedule([0.75, 0.5, 0.0], [0.5, 1.0, 3.0])]
-TARGETS = ("epsilon", "v", "velocity", "sample")
+TARGETS = ("epsilon", "v", "flow", "sample")
+
 BYTES = np.dtype(np.uint8)
 
 
@@ -22,6 +23,12 @@ def real(dtype):
 
 def normals(shape, dtype, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def targets(schedule, t):
+    """The velocity needs a function of time, and may be infinite at clean data."""
+    at_clean = np.asarray(t).dtype.kind == "f" and np.any(np.asarray(t) == 0)
+    return TARGETS if schedule not in CONTINUOUS or at_clean else (*TARGETS, "velocity")
 
 
 def plain(x):
