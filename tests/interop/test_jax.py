@@ -164,6 +164,19 @@ def test_traced_times():
     assert all(map(equal, run(X, times), nf.q_sample(X, times, cosine, N, target="v")))
 
 
+def test_a_weight_for_each_traced_time():
+    """Seen to fail: a traced integer t took the weights by step."""
+    row, w = np.zeros(1000), np.array([0.5, 2.0, 0.0, 3.0])
+    row[T] = w
+    call = partial(nf.mse_loss, schedule=LINEAR, noise=N, target="v")
+    expected = np.float32(call(M, X, T, weight=row))
+    run = jax.jit(lambda m, t, w: call(m, X, t, weight=w))
+    for found in (run(M, T, w[:, None]), run(M, T, row), jax.jit(lambda m, t: call(m, X, t, weight=w[:, None]))(M, T)):
+        assert equal(found, expected)
+    for weight in (w[:, None], row, w[:, None], jnp.asarray(w)[:, None]):  # in turn: programs are remembered
+        assert equal(call(jnp.asarray(M), X, T, weight=weight), expected)
+
+
 def test_velocities_at_traced_times():
     """Seen to fail: a stand-in for t at clean data, where the velocity of cosine is infinite."""
     for schedule in (nf.Schedule.cosine(50), nf.Schedule.flow(50, shift=3.0), nf.Schedule.karras(50)):

@@ -334,8 +334,26 @@ def test_float_times_and_their_weights(backend):
     t, w = np.array([0.1, 0.5, 0.9, 1.0]), np.array([1.0, 2.0, 0.0, 4.0])
     z = nf.randn(pred.shape, nf.Noise(1), dtype="float64")
     for weight in (w, w[:, None], w[:, None, None]):  # seen to fail: (B, 1) was refused
-        found = nf.mse_loss(pred, x0, t, flow, nf.Noise(1), target="velocity", weight=weight)
+        found = nf.mse_loss(pred, x0, t, flow, nf.Noise(1), target="flow", weight=weight)
         assert found == pytest.approx((w[:, None] * (pred - (z - x0)) ** 2).mean(), rel=1e-13)
+
+
+@pytest.mark.parametrize("t", [[3, 999, 0, 500], [5], np.arange(12).reshape(4, 3) * 60], ids=["(B,)", "(1,)", "(B, N)"])
+def test_a_weight_for_each_integer_time(backend, t):
+    """It has the bits of a row that holds these weights at these times. Seen to fail: (B, 1) was refused, the first
+    rows of the schedule were taken, and partial losses took the weights by step."""
+    t = np.asarray(t)
+    pred, x0 = normals((len(t), 3, 5000), np.float32, 1), normals((len(t), 3, 5000), np.float32, 2)
+    w, row = np.linspace(0, 2, t.size).reshape(t.shape) + 0.5, np.zeros(1000)
+    row[t] = w
+    for reduction in ("mean", "none"):
+        given, options = (pred, x0, t, LINEAR, nf.Noise(1)), {"target": "v", "reduction": reduction}
+        expected = nf.mse_loss(*given, **options, weight=row, grad_out=True)
+        for each in (w[..., None], w[..., None, None].tolist()):
+            found = nf.mse_loss(*given, **options, weight=each, grad_out=True)
+            assert [bits(np.asarray(a)) for a in found] == [bits(np.asarray(a)) for a in expected]
+            part = nf.mse_loss(*given, **options, weight=each, partial=True)
+            assert bits(np.asarray(nf.density.combine([part]))) == bits(np.asarray(expected[0]))
 
 
 def test_bytes_are_images_in_minus_one_to_one(backend):
@@ -391,9 +409,14 @@ def x(dtype=np.float32, shape=(4, 6)):
         ({"pred": (x(), x())}, TypeError, "pred: expected an array of NumPy.* got tuple"),
         ({"noise": x(shape=(4, 5))}, ValueError, r"noise: expected shape \(4, 6\)"),
         ({"noise": nf.Noise(1, sample=2**56 - 3)}, OverflowError, "go beyond"),
-        ({"target": "x"}, ValueError, "target = 'x': expected 'epsilon', 'v', 'flow' or 'sample'"),
+        ({"target": "x"}, ValueError, "target = 'x': expected 'epsilon', 'v', 'flow', 'sample' or 'velocity'"),
         ({"target": None}, ValueError, "target = None: expected"),
         ({"reduction": "sum"}, ValueError, "reduction = 'sum': expected 'mean' or 'none'"),
+        (
+            {"t": [1, 2, 3, 4], "weight": np.ones(4)},
+            ValueError,
+            r"weight: expected one for each step of the schedule, \(1000,\), got \(4,\); \(4, 1\) is one for each t",
+        ),
         (
             {"weight": np.ones(4)},
             ValueError,

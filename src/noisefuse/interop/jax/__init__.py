@@ -344,7 +344,8 @@ def mse_loss(
         return loss.mse_call(pred, x0, t, schedule, noise, *options, {"out": None}, want_loss=True)
 
     given = {M1: pred} if x0 is None else {M1: pred, X: x0}
-    again = partial(_remember, like, t, noise, given)
+    of_each = rows is None and weight is not None and np.ndim(weight) > max(1, np.ndim(t))  # see `_loss`
+    again = None if of_each else partial(_remember, like, t, noise, given)
     return _loss(make, pred, x0, t, schedule, noise, weight, grad_out is True, again)
 
 
@@ -776,6 +777,10 @@ def _loss(
             return make(np.zeros(n, zeros.dtype), times, nf.Noise(0), of_x0, None).residual
 
         rows, traced = _rows_at(at, call, traced)
+    elif traced is not None and np.ndim(weight) > max(1, traced.ndim):  # each t has a weight, and a row, of its own
+        table = _kept(make(zeros, known, named.known, clean, None).residual.rows, call.arithmetic == np.float64)
+        rows = table[jnp.clip(_small(traced).reshape(-1), 0, len(table) - 1)]
+        traced = np.arange(traced.size, dtype=np.int32)
     dtype = call.arithmetic.name
     outputs = [(losses.shape, dtype)]
     if want_gradient:
