@@ -30,11 +30,11 @@ from .call.description import LOSS_CHUNK, Loss, Step
 from .ground.kinds import library_of
 from .ground.stored import SetState, make_again
 from .language.levels import levels_of
+from .language.noise import SAMPLER
 from .language.rows import M1, NAMES, ROW, SYMBOLS, Rows, X, Z
-from .loss_parts import LossPart, chunk_sums, chunks_of, combined, place_of
-from .noise import SAMPLER
+from .language.tableau import Tableau
+from .operations.partial_sums import LossPart, chunk_sums, chunks_of, combined, place_of
 from .operations.update import update_call
-from .tableau import Tableau
 
 __all__ = ["Part", "combine", "kl", "kl_grad", "log_prob", "log_prob_grad", "update_with_log_prob"]
 

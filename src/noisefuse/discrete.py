@@ -9,18 +9,20 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .language.chains import Transition
-from .mask_schedule import MaskSchedule, cosine, geometric, linear, llada, log_linear, real
-from .noise import TIMES, Noise, got, need_stream_0
-from .operations.categorical import Partial, combine
+from .ground.lazy import show_as
+from .language.noise import TIMES, Noise, got, need_stream_0
 from .operations.draw import uniform as uniform_numbers
-from .operations.tokens import integer, probabilities
+from .tokens.categorical import Partial, combine
+from .tokens.forward import integer, probabilities
+from .tokens.schedule import MaskSchedule, cosine, geometric, linear, llada, log_linear, real
+from .tokens.transitions import Transition
 
 __all__ = [
     "MaskSchedule", "Partial", "Transition", "absorbing", "combine", "cosine", "gaussian", "geometric", "linear",
     "llada", "log_linear", "times", "uniform",
 ]  # fmt: skip
 
+show_as(__name__, MaskSchedule, Partial, Transition)
 _KINDS = ("stratified", "shared", "independent")
 
 

@@ -37,8 +37,7 @@ from .call.description import Level, Pyramid
 from .ground.float_mode import float_mode
 from .ground.kinds import library_of, need_plain
 from .language.levels import DEFAULT_RANGE, FLOATS, levels_of
-from .language.rows import Rows
-from .noise import (
+from .language.noise import (
     FIELD,
     NEAREST,
     OFFSET,
@@ -52,11 +51,12 @@ from .noise import (
     names_of,
     need_stream_0,
 )
+from .language.rows import Rows
+from .language.schedule import Schedule, need_schedule
+from .language.tableau import Row, Tableau, m1, x
 from .operations.draw import randn, uniform
 from .operations.loss import distances
 from .operations.update import update
-from .schedule import Schedule, need_schedule
-from .tableau import Row, Tableau, m1, x
 
 __all__ = [
     "assigned", "freenoise_like", "mixed_like", "nearest_of", "offset_like", "perturbed", "progressive_like",

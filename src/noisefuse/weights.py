@@ -29,7 +29,7 @@ import numpy.typing as npt
 from .ground.docstrings import Shared, documented
 from .ground.kinds import need_plain
 from .language.families import lie_within
-from .schedule import Schedule, need_schedule
+from .language.schedule import Schedule, need_schedule
 from .views import Rates, Target, need_target, target_factors
 
 __all__ = ["cosmap", "draw", "edm", "like", "logit_normal", "min_snr", "mode"]

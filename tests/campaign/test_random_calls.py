@@ -19,6 +19,7 @@ from noisefuse import _native
 from noisefuse.backends import native
 from noisefuse.commands.campaign import differential
 from noisefuse.commands.campaign.arguments import operation
+from noisefuse.tokens import samplers as token_samplers
 
 
 @pytest.mark.parametrize(("library", "cases"), [("torch", 300), ("jax", 40), ("dask", 100)])
@@ -57,7 +58,7 @@ def test_every_operation_is_called():
     found = {operation(line) for line in calls.of_each(25)}
     left_out = {"get_include", "info", "set_num_threads", "use_backend"}  # they compute nothing
     assert {name for name in nf.__all__ if isfunction(getattr(nf, name))} - left_out <= found
-    assert set(nf.samplers.tokens.__all__) == set(calls.SAMPLERS)
+    assert set(token_samplers.__all__) == set(calls.SAMPLERS)
     assert {"combined", "token_step", "token_run", "step", "sampled"} <= found
 
 

@@ -10,8 +10,8 @@ import pytest
 
 import noisefuse as nf
 from conftest import NATIVE, NUMBA, bits, using
-from noisefuse.operations import tokens
-from noisefuse.operations.tokens import words
+from noisefuse.tokens import forward as tokens
+from noisefuse.tokens.forward import words
 
 NOISE = nf.Noise(0x0123456789ABCDEF, sample=2**32 - 2, step=7)
 DTYPES = ("int64", "int32", "uint16", "uint8")

@@ -81,10 +81,10 @@ def test_a_missing_library_is_named_with_its_extra(without, module, library):
 def test_every_module_of_the_reference_is_held_to_it():
     page = (ROOT / "docs" / "reference" / "interop.md").read_text()
     described = {*re.findall(r"noisefuse\.interop\.([a-z]\w+)\.", page)}
-    by_others = {"columns", "diffusers_sde", "llada"}  # two take NumPy's arrays, `diffusers` loads the other
+    by_others = {"columns", "llada"}  # they take NumPy's arrays
     assert described - by_others <= {*NEEDED}
     assert len(described) > len(by_others)
-    assert (described | {"torch"}) - {"diffusers_sde"} == {*nf.interop._MODULES} <= {*dir(nf.interop)}
+    assert described | {"torch"} == {*nf.interop._MODULES} <= {*dir(nf.interop)}
 
 
 @pytest.mark.parametrize("module", nf.interop._MODULES)

@@ -17,8 +17,8 @@ from ..ground.kinds import library_for
 from ..language.forward import Make
 from ..language.levels import DEFAULT_RANGE, DEFAULT_RESULT, FLOATS, LEVELS, Levels, levels_of
 from ..language.rows import M1, PAST1, PASTS, Plain, Rows, X
-from ..schedule import Schedule
-from ..tableau import Tableau
+from ..language.schedule import Schedule
+from ..language.tableau import Tableau
 from ..views import Target
 from .arrays import (
     on_device,

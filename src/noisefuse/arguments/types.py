@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..noise import Increment, Noise
+from ..language.noise import Increment, Noise
 
 if TYPE_CHECKING:
     import torch

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 import noisefuse as nf
 
 from ..language.axis import ModelTime
-from ..noise import got
-from ..schedule import need_schedule
+from ..language.noise import got
+from ..language.schedule import need_schedule
 from ..views import Target, need_target
 
 Columns: TypeAlias = Mapping[str, Any]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import noisefuse as nf
 
 from ..ground.needs import needs
-from ..tableau import Row, Tableau, m1, m2, x
+from ..language.tableau import Row, Tableau, m1, m2, x
 
 with needs(__name__, "torch"):
     import torch

@@ -31,8 +31,8 @@ import noisefuse as nf
 
 from ..ground.docstrings import Shared, documented
 from ..ground.needs import needs
-from ..noise import SAMPLER, at_row, each, names_of
-from ..tableau import Tableau
+from ..language.noise import SAMPLER, at_row, each, names_of
+from ..language.tableau import Tableau
 
 with needs(__name__, "torch"):
     import torch

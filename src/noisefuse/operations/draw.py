@@ -48,8 +48,8 @@ from ..ground.kinds import library, library_of
 from ..ground.layouts import pieces
 from ..language.increments import Terms
 from ..language.levels import FLOATS
+from ..language.noise import FIELD, UNIFORM, Increment, Noise, got
 from ..language.rows import Z_BITS, Rows, X
-from ..noise import FIELD, UNIFORM, Increment, Noise, got
 
 if TYPE_CHECKING:
     import torch

@@ -16,10 +16,10 @@ from ..call.description import Step
 from ..ground.kinds import library_for, library_of
 from ..language.families import lie_within
 from ..language.levels import FLOATS, levels_of
+from ..language.noise import FIELD, got, is_tracer
 from ..language.rows import M1, Rows, X, Z
-from ..noise import FIELD, got, is_tracer
+from ..language.tableau import of_rows
 from ..paths import Path, PathTarget
-from ..tableau import of_rows
 from .draw import drawn_like
 from .update import update
 

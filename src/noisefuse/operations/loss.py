@@ -28,13 +28,13 @@ from ..call.description import Loss
 from ..ground.kinds import library_for, library_of
 from ..language.forward import residual
 from ..language.levels import FLOATS, LEVELS
+from ..language.noise import FIELD, Noise, got
 from ..language.rows import M1, M2, Plain, Rows, X, Z
-from ..loss_parts import LossPart, Reduction, chunk_sums, place_of
-from ..noise import FIELD, Noise, got
+from ..language.schedule import Schedule, need_schedule
 from ..paths import Path, PathTarget
-from ..schedule import Schedule, need_schedule
 from ..views import Target, need_target
 from .interpolate import need_path, residual_rows
+from .partial_sums import LossPart, Reduction, chunk_sums, place_of
 
 
 class LossOptions(TypedDict, total=False):

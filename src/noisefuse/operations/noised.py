@@ -16,9 +16,9 @@ from ..call.description import Step
 from ..ground.kinds import library_for, library_of
 from ..language.forward import forward
 from ..language.levels import FLOATS, LEVELS, levels_of
+from ..language.noise import FIELD, is_tracer
 from ..language.rows import Rows, X, Z
-from ..noise import FIELD, is_tracer
-from ..tableau import of_rows
+from ..language.tableau import of_rows
 from ..views import Target, need_target
 from .draw import drawn_like
 from .update import update

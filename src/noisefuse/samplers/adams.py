@@ -11,8 +11,8 @@ from typing import Literal, TypeAlias, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from ..schedule import Schedule
-from ..tableau import D, Tableau, m1, past, x
+from ..language.schedule import Schedule
+from ..language.tableau import D, Tableau, m1, past, x
 from ..views import Prediction
 from .integrals import integral_weights
 from .plan import Placed, Plan, PlanOptions, need_int, need_order, plan

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from typing import Unpack
 
-from ..schedule import Schedule
-from ..tableau import ZERO, Affine, D, Tableau, m2, past, x, z
+from ..language.schedule import Schedule
+from ..language.tableau import ZERO, Affine, D, Tableau, m2, past, x, z
 from .dpmpp import _weight
 from .plan import Plan, PlanOptions, descent, plan, split
 from .shared import sampler

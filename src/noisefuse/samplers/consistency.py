@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..language.axis import Axis
-from ..schedule import Schedule
-from ..tableau import D, Tableau, x, z
+from ..language.schedule import Schedule
+from ..language.tableau import D, Tableau, x, z
 from ..views import Prediction
 from .plan import Clip, Node, need_fall, plan
 from .shared import sampler

@@ -10,8 +10,8 @@ from typing import Literal, Unpack
 
 import numpy as np
 
-from ..schedule import Schedule
-from ..tableau import ZERO, Affine, D, Tableau, past, x, z
+from ..language.schedule import Schedule
+from ..language.tableau import ZERO, Affine, D, Tableau, past, x, z
 from .integrals import integral_weights
 from .plan import Node, Placed, Plan, PlanOptions, need_eta, need_fall, need_order, plan
 from .shared import sampler

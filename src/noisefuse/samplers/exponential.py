@@ -11,8 +11,8 @@ from typing import Literal, TypeAlias, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from ..schedule import Schedule
-from ..tableau import ZERO, Affine, D, Tableau, past, x, z
+from ..language.schedule import Schedule
+from ..language.tableau import ZERO, Affine, D, Tableau, past, x, z
 from .dpmpp import _weight
 from .integrals import integral_weights
 from .plan import Placed, Plan, PlanOptions, need_eta, need_fall, need_int, need_order, plan, split

@@ -15,9 +15,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ..language.tableau import ZERO, Affine, D, Row, Tableau, m1, m2, past, x, z
 from ..paths import Path
-from ..sampler import Sampler
-from ..tableau import ZERO, Affine, D, Row, Tableau, m1, m2, past, x, z
+from ..sampling.sampler import Sampler
 
 __all__ = ["bridge", "ode", "sde"]
 

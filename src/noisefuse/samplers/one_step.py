@@ -10,8 +10,8 @@ import math
 from itertools import pairwise
 from typing import Literal, Unpack
 
-from ..schedule import Schedule
-from ..tableau import D, Tableau, z
+from ..language.schedule import Schedule
+from ..language.tableau import D, Tableau, z
 from .plan import Plan, PlanOptions, descent, need_int, plan, split
 from .shared import sampler
 from .spacing import Steps

@@ -11,8 +11,8 @@ from typing import NamedTuple, TypeAlias, Unpack
 import numpy as np
 
 from ..language.axis import Axis, ModelTime
-from ..schedule import Schedule
-from ..tableau import ZERO, Affine, D, Row, Tableau, m1, x
+from ..language.schedule import Schedule
+from ..language.tableau import ZERO, Affine, D, Row, Tableau, m1, x
 from ..views import Prediction, View, own_time, view
 from .spacing import Spacing, SpacingOptions, Steps, axis_of, grid
 

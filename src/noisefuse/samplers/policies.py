@@ -11,8 +11,8 @@ import math
 from collections.abc import Callable
 from typing import SupportsFloat, TypeAlias, Unpack
 
-from ..schedule import Schedule
-from ..tableau import D, Tableau, x, z
+from ..language.schedule import Schedule
+from ..language.tableau import D, Tableau, x, z
 from .plan import Node, Placed, Plan, PlanOptions, plan
 from .shared import sampler
 from .spacing import Steps

@@ -9,8 +9,8 @@ from typing import Literal, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from ..schedule import Schedule
-from ..tableau import Affine, D, Tableau, past, x
+from ..language.schedule import Schedule
+from ..language.tableau import Affine, D, Tableau, past, x
 from .plan import Node, Placed, PlanOptions, plan
 from .shared import sampler
 from .spacing import Steps

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from ..arguments.calls import warn_once
 from ..ground.kinds import need_plain
 from ..language.axis import Axis, ModelTime, Place
-from ..schedule import Schedule
+from ..language.schedule import Schedule
 
 Array: TypeAlias = npt.NDArray[np.float64]
 _OF_INDICES = ("leading", "trailing", "linspace")

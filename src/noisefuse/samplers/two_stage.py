@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Unpack
 
-from ..schedule import Schedule
-from ..tableau import Affine, D, Tableau, past, x, z
+from ..language.schedule import Schedule
+from ..language.tableau import Affine, D, Tableau, past, x, z
 from .plan import Node, Placed, Plan, PlanOptions, descent, need_order, plan, split
 from .shared import sampler
 from .spacing import Steps

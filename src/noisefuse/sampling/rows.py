@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from ..arguments.arrays import is_lazy
 from ..ground.kinds import library_for, need_plain
+from ..language.noise import is_tracer
 from ..language.rows import OUTPUTS, PAST_SYMBOLS
-from ..noise import is_tracer
+from ..language.tableau import Row, Tableau, x
 from ..operations.update import update
-from ..tableau import Row, Tableau, x
 from ..views import guidance
 from .types import Array
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, TypedDict
 import numpy.typing as npt
 
 from .. import density
-from ..noise import Noise
+from ..language.noise import Noise
 
 Array: TypeAlias = Any  # NumPy, CuPy, torch: what `update` accepts
 

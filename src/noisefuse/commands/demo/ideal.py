@@ -18,7 +18,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from sklearn.datasets import load_digits
 
 import noisefuse as nf
-from noisefuse.sampler import Sampler
+from noisefuse.sampling.sampler import Sampler
 from noisefuse.views import Prediction, view
 
 Array: TypeAlias = npt.NDArray[Any]

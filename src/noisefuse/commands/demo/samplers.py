@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ...sampler import Sampler
+    from ...sampling.sampler import Sampler
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Denoiser: TypeAlias = Callable[[Array, Any, Any], Array]  # D of x = alpha x0 + sigma z

@@ -21,7 +21,7 @@ import numpy as np
 import noisefuse as nf
 
 from ...ground.needs import needs
-from ...noise import are_names
+from ...language.noise import are_names
 
 with needs(__name__, "diffusers", "torch"):
     import diffusers
@@ -32,7 +32,6 @@ with needs(__name__, "diffusers", "torch"):
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
     from torch import Tensor
 
-from ..diffusers_sde import FlowMatchSDEDiscreteSchedulerOutput, Transitions, transitions
 from . import rows
 from .engine import (
     SCHEDULERS,
@@ -52,6 +51,7 @@ from .engine import (
     logger,
     planned,
 )
+from .sde import FlowMatchSDEDiscreteSchedulerOutput, Transitions, transitions
 
 __all__ = [
     "CMStochasticIterativeScheduler",

@@ -20,7 +20,7 @@ import noisefuse as nf
 
 from ...ground.needs import needs
 from ...language.levels import FLOATS
-from ...noise import SAMPLER, START, are_names, at_row, names_of, need_stream_0
+from ...language.noise import SAMPLER, START, are_names, at_row, names_of, need_stream_0
 
 with needs(__package__, "diffusers", "torch"):
     import diffusers

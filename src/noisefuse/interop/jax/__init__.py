@@ -28,8 +28,8 @@ from ...ground.kinds import Library
 from ...ground.needs import needs
 from ...language.forward import forward, residual
 from ...language.levels import FLOATS, LEVELS, Levels, level_bounds
+from ...language.noise import SAMPLER, SAMPLES, STEPS, WALK, each, is_tracer, listed
 from ...language.rows import AFFINE, M1, SYMBOLS, Rows, X, Z
-from ...noise import SAMPLER, SAMPLES, STEPS, WALK, each, is_tracer, listed
 from ...operations import loss
 from ...operations.draw import UNIT, are_increments, random_call, rows_of_sum
 from ...operations.process import q_sample_call, q_step_call

@@ -12,7 +12,7 @@ import numpy as np
 
 import noisefuse as nf
 
-from ...noise import is_tracer, names_of
+from ...language.noise import is_tracer, names_of
 
 KINDS = {"log_prob": np.float32, "log_prob_raw": np.float32, "entropy": np.float32, "margin": np.float32}
 

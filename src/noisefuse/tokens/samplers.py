@@ -14,11 +14,10 @@ from typing import Any, Literal, ParamSpec, TypeAlias, get_args
 
 import numpy as np
 
-from ..discrete_sampler import DiscreteSampler
-from ..ground.docstrings import Shared
-from ..mask_schedule import MaskSchedule, linear, log_linear, real
-from ..token_table import MaskLogit, TokenRow, TokenTable
-from .shared import built
+from ..ground.docstrings import Shared, built
+from .sampler import DiscreteSampler
+from .schedule import MaskSchedule, linear, log_linear, real
+from .table import MaskLogit, TokenRow, TokenTable
 
 __all__ = ["d3pm", "discrete_flow", "entropy_bound", "llada", "mdlm", "remdm", "sedd", "uniform_ddim"]
 

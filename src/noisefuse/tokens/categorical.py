@@ -30,8 +30,8 @@ from ..call.description import LOSS_CHUNK, POSITIONS, TOKENS, Parts, Race
 from ..ground.kinds import library_of
 from ..ground.stored import SetState, make_again
 from ..language.families import lie_within
-from ..noise import RACE, Noise, names_of, whole
-from .tokens import integer
+from ..language.noise import RACE, Noise, names_of, whole
+from .forward import integer
 
 LOGITS = ("float32", "bfloat16", "float16")
 TOKEN_DTYPES = ("int64", "int32")

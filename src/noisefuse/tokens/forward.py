@@ -29,10 +29,10 @@ from ..arguments.types import Array, ArrayT
 from ..call.description import FLOAT32, Masks, Step
 from ..ground import layouts
 from ..ground.kinds import library_for, library_of, need_plain
-from ..language.chains import Transition
 from ..language.families import lie_within
+from ..language.noise import MASKS, TOKENS, Noise, lower
 from ..language.rows import Rows
-from ..noise import MASKS, TOKENS, Noise, lower
+from .transitions import Transition
 
 DTYPES = ("int64", "int32", "uint8", "uint16")  # of tokens
 MOST = 1 << 31  # tokens of a vocabulary

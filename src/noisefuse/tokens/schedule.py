@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .language.families import Formula, lie_within
+from ..language.families import Formula, lie_within
 
 __all__ = ["MaskSchedule", "cosine", "geometric", "linear", "llada", "log_linear"]
 
