@@ -50,6 +50,8 @@ def losses(draw):
     if schedule in CONTINUOUS and draw(st.booleans()):
         t = np.asarray(t) / len(schedule)
         rows = t.shape
+    if np.ndim(t) and draw(st.booleans()):
+        rows = (*np.shape(t), 1)
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     reduction = draw(st.sampled_from(["mean", "none"]))
     keywords = {
