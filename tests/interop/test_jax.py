@@ -165,7 +165,7 @@ def test_traced_times():
 
 
 def test_a_weight_for_each_traced_time():
-    """Seen to fail: a traced integer t took the weights by step."""
+    """Seen to fail: a traced integer t took the weights by step; a remembered call's rows served others with a row."""
     row, w = np.zeros(1000), np.array([0.5, 2.0, 0.0, 3.0])
     row[T] = w
     call = partial(nf.mse_loss, schedule=LINEAR, noise=N, target="v")
@@ -173,8 +173,11 @@ def test_a_weight_for_each_traced_time():
     run = jax.jit(lambda m, t, w: call(m, X, t, weight=w))
     for found in (run(M, T, w[:, None]), run(M, T, row), jax.jit(lambda m, t: call(m, X, t, weight=w[:, None]))(M, T)):
         assert equal(found, expected)
-    for weight in (w[:, None], row, w[:, None], jnp.asarray(w)[:, None]):  # in turn: programs are remembered
+    for weight in (w[:, None], row, w[:, None], jnp.asarray(w)[:, None]):
         assert equal(call(jnp.asarray(M), X, T, weight=weight), expected)
+    few, given = np.array([3, 0, 2, 1]), (jnp.asarray(M[:, :3]), jnp.asarray(X[:, :3]))
+    call(*given, T, weight=w[:, None])
+    assert equal(call(*given, few, weight=row + 1), np.float32(call(M[:, :3], X[:, :3], few, weight=row + 1)))
 
 
 def test_velocities_at_traced_times():
