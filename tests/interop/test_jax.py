@@ -181,8 +181,13 @@ def test_a_weight_for_each_traced_time():
 
 
 def test_velocities_at_traced_times():
-    """Seen to fail: a stand-in for t at clean data, where the velocity of cosine is infinite."""
-    for schedule in (nf.Schedule.cosine(50), nf.Schedule.flow(50, shift=3.0), nf.Schedule.karras(50)):
+    """Seen to fail: a stand-in for t at clean data, where the velocity of cosine is infinite; and at 0, which is no time
+    of some functions."""
+    rates = (lambda t: -np.ones_like(t), lambda t: np.ones_like(t))
+    late = nf.Schedule.from_functions(
+        lambda t: 1 - t, lambda t: t, name="late", steps=50, times=(0.1, 1.0), derivatives=rates
+    )
+    for schedule in (nf.Schedule.cosine(50), nf.Schedule.flow(50, shift=3.0), nf.Schedule.karras(50), late):
         for t in (np.float32([0.125, 0.25, 0.5, 1.0]), np.array([0, 3, 17, 49])):
             call = partial(nf.q_sample, schedule=schedule, noise=N, target="velocity")
             loss = partial(nf.mse_loss, schedule=schedule, noise=N, target="velocity")
