@@ -14,6 +14,8 @@ from noisefuse import backends
 S, FLOW, N = nf.Schedule.linear(), nf.Schedule.flow(), nf.Noise(1)
 DDPM = nf.samplers.ddpm(S, 5)
 X = np.ones((2, 3, 8, 8), np.float32)
+IDS, P = np.full((2, 16), 3), np.array([0.2, 0.5])
+LOGITS = np.zeros((2, 16, 50), np.float32)
 
 
 def walk(call):
@@ -39,6 +41,17 @@ def of_tensor(call, shape=X.shape, **options):
     return lambda: call(x.to(memory_format=torch.channels_last) if not options else x)
 
 
+def of_ids(call):
+    torch = pytest.importorskip("torch")
+    ids, p = torch.from_numpy(IDS), torch.tensor([0.2, 0.5])
+    return lambda: call(ids, p)
+
+
+def of_logits(call):
+    logits = pytest.importorskip("torch").from_numpy(LOGITS)
+    return lambda: call(logits)
+
+
 # Each call with its highest counts.
 WALKS = {
     "plain": (lambda: lambda: nf.q_sample(X, 5, S, N), (3, 2, 1)),
@@ -46,6 +59,15 @@ WALKS = {
     "strided": (lambda: lambda: nf.q_sample(X[..., ::2], 5, S, N), (3, 2, 1)),
     "float times": (lambda: lambda: nf.q_sample(X, [0.2, 0.4], FLOW, N), (4, 4, 3)),
     "std (B,)": (lambda: lambda: nf.augment.gaussian(X, np.array([0.1, 0.2]), N), (25, 6, 15)),
+    "q_mask": (lambda: lambda: nf.q_mask(IDS, P, N, 9), (1, 1, 0)),
+    "q_mask of tensors": (lambda: of_ids(lambda ids, p: nf.q_mask(ids, p, N, 9)), (3, 3, 2)),
+    "q_uniform": (lambda: lambda: nf.q_uniform(IDS, P, N, 50), (1, 1, 0)),
+    "q_uniform of tensors": (lambda: of_ids(lambda ids, p: nf.q_uniform(ids, p, N, 50)), (3, 3, 2)),
+    "categorical": (lambda: lambda: nf.categorical(LOGITS, N), (1, 1, 0)),
+    "categorical of tensors": (lambda: of_logits(lambda x: nf.categorical(x, N)), (3, 3, 2)),
+    "masked_cross_entropy": (lambda: lambda: nf.masked_cross_entropy(LOGITS, IDS), (1, 1, 0)),
+    "and its gradient": (lambda: lambda: nf.masked_cross_entropy_and_grad(LOGITS, IDS), (1, 1, 0)),
+    "masked_cross_entropy of tensors": (lambda: of_logits(lambda x: nf.masked_cross_entropy(x, IDS)), (3, 3, 2)),
     "channels_last": (lambda: of_tensor(lambda x: nf.q_sample(x, 5, S, N)), (4, 3, 2)),
     "large channels_last": (lambda: of_tensor(lambda x: nf.q_sample(x, 5, S, N), (2, 8, 96, 96)), (4, 3, 2)),
     "with a gradient": (lambda: of_tensor(lambda x: nf.q_sample(x, 5, S, N), requires_grad=True), (15, 6, 8)),

@@ -13,7 +13,7 @@
 namespace nf {
 namespace {
 
-// A dtype of calls, one of row numbers, or another one.
+// A dtype of calls, one of row numbers or tokens, bool, or another one.
 enum class Kind : int32_t {
     f32 = static_cast<int32_t>(DType::f32),
     f64 = static_cast<int32_t>(DType::f64),
@@ -23,15 +23,20 @@ enum class Kind : int32_t {
     u16 = static_cast<int32_t>(DType::u16),
     i64,
     i32,
+    b1,
     other
 };
 
-// The dtype of a kind, which is neither kind of row numbers nor other.
+// The dtype of a kind, which is one of calls.
 constexpr DType dtype(Kind kind) { return static_cast<DType>(kind); }
 constexpr bool is_float(Kind kind) {
     return kind == Kind::f32 || kind == Kind::f64 || kind == Kind::f16 || kind == Kind::bf16;
 }
 constexpr bool is_level(Kind kind) { return kind == Kind::u8 || kind == Kind::u16; }
+constexpr bool is_token(Kind kind) { return is_level(kind) || kind == Kind::i64 || kind == Kind::i32; }
+constexpr int bytes_of(Kind kind) {
+    return kind == Kind::i64 ? 8 : kind == Kind::i32 ? 4 : kind == Kind::b1 ? 1 : bytes_of(dtype(kind));
+}
 
 // A C-contiguous, aligned array of the CPU in native byte order; borrowed.
 struct View {
@@ -83,6 +88,8 @@ inline Kind kind_of(PyArrayObject* a) {
             return Kind::i64;
         case NPY_INT32:
             return Kind::i32;
+        case NPY_BOOL:
+            return Kind::b1;
         default:  // NumPy has no bfloat16: ml_dtypes gets a number for it at run time
             return std::strcmp(PyArray_DESCR(a)->typeobj->tp_name, "ml_dtypes.bfloat16") == 0 ? Kind::bf16
                                                                                               : Kind::other;

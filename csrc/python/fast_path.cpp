@@ -6,8 +6,10 @@
 // then check them, and raise the errors.
 #include <vector>
 
+#include "fast_categories.h"
 #include "fast_density.h"
 #include "fast_results.h"
+#include "fast_tokens.h"
 #include "plain_call.h"
 
 namespace nf {
@@ -141,7 +143,8 @@ Py_ssize_t slot(PyObject* type, const char* name) {
 bool init_fast_path() {
     const Reference noise(PyImport_ImportModule("noisefuse.noise"));
     if (!noise.object || !(noise_type = PyObject_GetAttrString(noise.object, "Noise"))) return false;
-    float32 = PyArray_DescrFromType(NPY_FLOAT), float64 = PyArray_DescrFromType(NPY_DOUBLE);
+    float32 = PyArray_DescrFromType(NPY_FLOAT), float64 = PyArray_DescrFromType(NPY_DOUBLE),
+    int64 = PyArray_DescrFromType(NPY_INT64), boolean = PyArray_DescrFromType(NPY_BOOL);
     name_reduction = PyUnicode_InternFromString("reduction");
     name_sum = PyUnicode_InternFromString("sum");
     name_mean = PyUnicode_InternFromString("mean");

@@ -22,12 +22,17 @@ class PlainNumbers {
     std::vector<double> values;
 
     PlainNumbers(int64_t n, bool one) : values(static_cast<size_t>(n)), n_(n), one_(one) {}
+    PlainNumbers(const PlainNumbers&) = delete;
+
+    // Gives them another shape, which has as many.
+    void reshape(int ndim, const int64_t* shape) { ndim_ = ndim, shape_ = shape; }
 
     // A new reference; null: a Python error is set.
     PyObject* give(bool is_tensor, bool wide) const {
         if (one_ && !is_tensor) return PyFloat_FromDouble(values[0]);
         char* data;
-        PyObject* const made = new_one({wide ? Kind::f64 : Kind::f32, is_tensor, one_ ? 0 : 1, &n_, n_, float64}, data);
+        const int ndim = one_ ? 0 : ndim_;
+        PyObject* const made = new_one({wide ? Kind::f64 : Kind::f32, is_tensor, ndim, shape_, n_, float64}, data);
         if (made && wide) std::copy(values.begin(), values.end(), reinterpret_cast<double*>(data));
         if (made && !wide)
             std::transform(values.begin(), values.end(), reinterpret_cast<float*>(data),
@@ -38,6 +43,8 @@ class PlainNumbers {
   private:
     int64_t n_;
     bool one_;
+    int ndim_ = 1;
+    const int64_t* shape_ = &n_;
 };
 
 }  // namespace

@@ -8,8 +8,8 @@
 #include <numeric>
 #include <span>
 
-#include "../core/narrow.h"
 #include "../cpu/float_mode.h"
+#include "plain_numbers.h"
 #include "plain_outputs.h"
 
 namespace nf {
@@ -206,12 +206,7 @@ class PlainCall {
     // Copies an array for this slot, if it was not copied yet. False, perhaps with a Python error: there is no memory.
     bool copied(Copy& copy, View& v, int slot) {
         Scratch& scratch = copies_[slot];
-        if (!scratch.data) {
-            if (!scratch.take(static_cast<size_t>(v.bytes))) return false;
-            copy.to = scratch.data;
-            strides_of(copy.shape, copy.axes, copy.item, false, copy.to_strides);
-            if (!run_copy(copy, v.count)) return false;
-        }
+        if (!scratch.data) return copy_to(scratch, copy, v);
         v.data = scratch.data;
         return true;
     }
@@ -277,7 +272,7 @@ class PlainCall {
     // schedule has its own time, they may be floats.
     bool index(PyObject* i) {
         call.segment = x.count;
-        if (PyFloat_Check(i) || PyArray_IsScalar(i, Floating)) return hold_times(1) && take_time(i, times_[0]);
+        if (is_real(i)) return hold_times(1) && take_real(i, times_[0]);
         if (take_integer(i, scalar_)) {
             call.index = &scalar_;
             return scalar_ >= 0 && scalar_ < call.n_rows;
@@ -312,7 +307,7 @@ class PlainCall {
         indices = index_.count;
         if (is_float(index_.kind)) {
             if (indices > x.count || !hold_times(indices)) return false;
-            for (int64_t b = 0; b < indices; ++b) times_[static_cast<size_t>(b)] = time_at(index_, b);
+            for (int64_t b = 0; b < indices; ++b) times_[static_cast<size_t>(b)] = real_at(index_, b);
             return true;
         }
         if (index_.kind != Kind::i64 && index_.kind != Kind::i32) return false;
@@ -335,7 +330,7 @@ class PlainCall {
         for (int64_t b = 0; b < indices && good; ++b) {
             PyObject* const one = PyTuple_GET_ITEM(rows.object, b);
             const auto at = static_cast<size_t>(b);
-            good = floats ? PyFloat_Check(one) && take_time(one, times_[at]) : take_integer(one, copied_[at]);
+            good = floats ? PyFloat_Check(one) && take_real(one, times_[at]) : take_integer(one, copied_[at]);
         }
         return good;
     }
@@ -343,27 +338,6 @@ class PlainCall {
     bool hold_times(int64_t n) {
         if (own_time_ != Py_None) times_.reset(new (std::nothrow) double[static_cast<size_t>(n)]);
         return times_ != nullptr;
-    }
-
-    static bool take_time(PyObject* o, double& time) {
-        time = PyFloat_AsDouble(o);
-        const bool failed = PyErr_Occurred();
-        PyErr_Clear();
-        return !failed;
-    }
-
-    static double time_at(const View& times, int64_t at) {
-        const auto is = [&](auto zero) { return reinterpret_cast<const decltype(zero)*>(times.data)[at]; };
-        switch (times.kind) {
-            case Kind::f64:
-                return is(0.0);
-            case Kind::f32:
-                return static_cast<double>(is(0.0f));
-            case Kind::f16:
-                return static_cast<double>(half_to_float(is(uint16_t{0})));
-            default:
-                return static_cast<double>(bfloat16_to_float(is(uint16_t{0})));
-        }
     }
 
     // Makes the rows of float times, if the table has (a function from a float, or from float64 (n,), to alpha, sigma

@@ -11,7 +11,7 @@
 namespace nf {
 namespace {
 
-PyArray_Descr *float32, *float64;
+PyArray_Descr *float32, *float64, *int64, *boolean;
 PyObject *noise_type, *name_reduction, *name_sum, *name_mean, *name_density, *name_full, *name_no_constants,
     *name_squared, *name_partial;
 // The offsets of a Noise's numbers.

@@ -31,6 +31,9 @@ PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* fast_density(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* fast_density_gradient(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* fast_divergence(PyObject*, PyObject* const* args, Py_ssize_t n);
+PyObject* fast_tokens(PyObject*, PyObject* const* args, Py_ssize_t n);
+PyObject* fast_categorical(PyObject*, PyObject* const* args, Py_ssize_t n);
+PyObject* fast_cross_entropy(PyObject*, PyObject* const* args, Py_ssize_t n);
 bool init_fast_path();
 
 }  // namespace nf

@@ -45,7 +45,7 @@ struct ExchangeApi {
 };
 
 constexpr int32_t kCpu = 1;
-constexpr uint8_t kInt = 0, kUint = 1, kFloat = 2, kBfloat = 4;
+constexpr uint8_t kInt = 0, kUint = 1, kFloat = 2, kBfloat = 4, kBool = 6;
 
 inline Kind kind_of(const DLTensor& t) {
     const auto is = [&](uint8_t code, uint8_t bits) { return t.code == code && t.bits == bits && t.lanes == 1; };
@@ -57,7 +57,16 @@ inline Kind kind_of(const DLTensor& t) {
            : is(kUint, 16)   ? Kind::u16
            : is(kInt, 64)    ? Kind::i64
            : is(kInt, 32)    ? Kind::i32
+           : is(kBool, 8)    ? Kind::b1
                              : Kind::other;
+}
+
+inline uint8_t code_of(Kind kind) {
+    return kind == Kind::bf16 ? kBfloat
+           : is_float(kind)   ? kFloat
+           : is_level(kind)   ? kUint
+           : kind == Kind::b1 ? kBool
+                              : kInt;
 }
 
 inline bool view_tensor(PyObject* o, const DLTensor& t, View& v) {
@@ -131,7 +140,7 @@ class Torch {
     // A new tensor, with memory that it gives back to us (torch.empty_like takes twice as long). `data` is the memory's
     // beginning. Null: a Python error is set.
     PyObject* make(const Made& x, char*& data) const {
-        const int bytes = bytes_of(dtype(x.kind));
+        const int bytes = bytes_of(x.kind);
         const size_t n = static_cast<size_t>(x.ndim), head = (sizeof(OwnTensor) + 16 * n + 63) / 64 * 64;
         const size_t size = head + static_cast<size_t>(x.count * bytes);
         void* const memory = take_memory(size);
@@ -145,8 +154,7 @@ class Torch {
         int64_t *const shape = reinterpret_cast<int64_t*>(own + 1), *const strides = shape + n;
         std::copy_n(x.shape, n, shape);
         strides_of(shape, x.ndim, 1, x.channels_last, strides);
-        const uint8_t code = x.kind == Kind::bf16 ? kBfloat : is_level(x.kind) ? kUint : kFloat;
-        m.tensor = {data, kCpu, 0, x.ndim, code, static_cast<uint8_t>(8 * bytes), 1, shape, strides, 0};
+        m.tensor = {data, kCpu, 0, x.ndim, code_of(x.kind), static_cast<uint8_t>(8 * bytes), 1, shape, strides, 0};
         void* made;
         return api_->to_object(&m, &made) == 0 ? static_cast<PyObject*>(made) : nullptr;
     }

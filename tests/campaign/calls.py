@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random calls of all operations: those of `noisefuse selftest`, and of tokens, categories, paths and given levels; and
-calls whose inputs another thread changes meanwhile. This module has the words of their lines, too."""
+"""Random calls of all operations: those of arguments.py, and of tokens, categories, paths and given levels; and calls
+whose inputs another thread changes meanwhile. This module has the words of their lines, too."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from random import Random
 
 import numpy as np
 
+import arguments
 import noisefuse as nf
-from noisefuse.arguments.calls import WARNED
-from noisefuse.commands.campaign import arguments
-from noisefuse.commands.campaign.arguments import (
+from arguments import (
     KINDS,
     LEVELS,
     Call,
@@ -32,6 +31,7 @@ from noisefuse.commands.campaign.arguments import (
     _write_to,
     in_layout,
 )
+from noisefuse.arguments.calls import WARNED
 
 # ---- the functions of the lines ----------------------------------------------------------------------------
 
@@ -278,12 +278,13 @@ def _cross_entropy(draw):
     _may(draw, call, "masked", _bools(draw, rows), once_in=2)
     _may(draw, call, "weight", _numbers(draw, rows, 2.0, "2.0", "0", "0.1", "float('inf')"), once_in=2)
     _may(draw, call, "reduction", "'none'", "'mean'")
+    if draw.once_in(2):
+        return call
+    call.function += "_and_grad"
     upstream = _numbers(draw, rows, 2.0, "2.0", "-0.5", "np.float32(3)")
     _may(draw, call, "upstream", upstream if "reduction" in call.options else "2.0", once_in=3)
-    if draw.once_in(4):
-        call.options["grad_out"] = "True"
-    elif "'float32'" in call.required["logits"]:
-        _write_to(draw, call, "grad_out", (*rows, v), "float32", "logits")
+    if "'float32'" in call.required["logits"]:
+        _write_to(draw, call, "out", (*rows, v), "float32", "logits")
     return call
 
 
@@ -358,10 +359,9 @@ def _interpolate(draw):
         if call.required["t"].startswith("times("):
             _may(draw, call, "weight", call.required["t"])
         _may(draw, call, "reduction", "'none'", "'mean'")
-        if draw.once_in(4):
-            call.options["grad_out"] = "True"
-        else:
-            _write_to(draw, call, "grad_out", shape, dtype, "pred")
+        if draw.once_in(2):
+            call.function += "_and_grad"
+            _write_to(draw, call, "out", shape, dtype, "pred")
         return call
     _may(draw, call, "target", target, once_in=2)
     _write_to(draw, call, "out", shape, dtype, "x0")

@@ -302,7 +302,7 @@ IDS = ids_of(2, 8)
             ValueError,
             r"p: expected shape \(2, 2\), one for each block of 4",
         ),
-        ((IDS, 0.5, NOISE, 9), {"block": 0}, ValueError, "block = 0: expected at least 1 token"),
+        ((IDS, 0.5, NOISE, 9), {"block": 0}, ValueError, "block = 0: expected an integer of at least 1"),
         ((IDS, None, NOISE, 9), {}, TypeError, "p: expected numbers, got NoneType"),
         ((IDS, [0.5] * 3, NOISE, 9), {"batched": False}, ValueError, r"a prefix of ids' shape \(2, 8\), got \(3,\)"),
         ((IDS[0, 0], 0.5, NOISE, 9), {"batched": False}, TypeError, "ids: expected an array"),

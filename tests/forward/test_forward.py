@@ -28,7 +28,7 @@ from generated import (
     real,
     shapes,
     targets,
-)  # fmt: skip
+)
 from noisefuse.call.description import window_runs
 
 WALKS = [nf.Schedule.linear(6, 0.01, 0.5), nf.Schedule.flow(5), SCHEDULES[-1]]
@@ -100,7 +100,7 @@ def q_steps(draw):
     shape, dtype, batched = draw(shapes), draw(st.sampled_from(list(DTYPES.values()))), draw(st.booleans())
     schedule = draw(st.sampled_from(SCHEDULES))
     t = draw(indices(shape, len(schedule)))
-    noise = draw(noises(shape, batched, streams=False, last=1000))
+    noise = draw(noises(shape, batched, streams=False))
     return Call(nf.q_step, (draw(arrays(shape, dtype)), t, schedule, noise), {"batched": batched})
 
 
@@ -109,7 +109,7 @@ def q_walks(draw):
     shape, dtype, batched = draw(shapes), draw(st.sampled_from(list(DTYPES.values()))), draw(st.booleans())
     schedule = draw(st.sampled_from(WALKS))
     keep = draw(st.none() | st.sets(st.integers(0, len(schedule) - 1)).map(sorted))
-    noise = draw(noises(shape, batched, streams=False, last=50))
+    noise = draw(noises(shape, batched, streams=False))
     x0 = draw(arrays(shape, dtype))
     return Call(nf.q_walk, (x0, schedule, noise), {"keep": keep, "batched": batched})
 
@@ -730,8 +730,8 @@ def test_the_callers_float_mode_does_not_matter_to_losses_and_is_kept(name, mode
     x0, weight = np.zeros_like(pred), 0.1 + 0.3 * np.arange(1000)
 
     def losses():
-        options = {"target": "sample", "weight": weight, "reduction": "none", "grad_out": True}
-        return nf.mse_loss(pred, x0, np.arange(4), LINEAR, nf.Noise(15), **options)
+        options = {"target": "sample", "weight": weight, "reduction": "none"}
+        return nf.mse_loss_and_grad(pred, x0, np.arange(4), LINEAR, nf.Noise(15), **options)
 
     with using(name):
         expected = losses()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The errors of modules whose library is missing.
 
-Seen to fail: bare imports, without `needs`; a part of `k_diffusion`, imported first, that named itself.
+Seen to fail: bare imports, without `needs`.
 """
 
 import re
@@ -52,9 +52,8 @@ def without(monkeypatch):
     """Forgets a module of `interop`, and that a library is installed."""
 
     def forget(module, library):
-        for one in (module, "dpm_adaptive"):  # which k_diffusion imports
-            monkeypatch.delitem(sys.modules, f"noisefuse.interop.{one}", raising=False)
-            monkeypatch.delitem(vars(nf.interop), one, raising=False)
+        monkeypatch.delitem(sys.modules, f"noisefuse.interop.{module}", raising=False)
+        monkeypatch.delitem(vars(nf.interop), module, raising=False)
         monkeypatch.delitem(sys.modules, library, raising=False)
         monkeypatch.setattr(sys, "meta_path", [Lacking(library), *sys.meta_path])
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
 from ..call.packed import DTYPES
+from ..ground.checks import check_number
 from ..ground.kinds import library_for
 from ..language.forward import Make
 from ..language.levels import DEFAULT_RANGE, DEFAULT_RESULT, FLOATS, LEVELS, Levels, levels_of
@@ -42,7 +42,7 @@ from .types import (
 def fast_path(other: Any, name: str) -> Any:
     """Returns the function of `backends` for plain arguments, or this library's replacement. It is None while a
     compiler traces the call, which it cannot do here."""
-    return getattr(other if other.is_traced() else backends, name)
+    return getattr(other, name, None) if other.is_traced() else getattr(backends, name)
 
 
 def in_one_pass(
@@ -196,15 +196,5 @@ def those_read(rows: Rows, inputs: Inputs, x: Array) -> Inputs:
     return {slot: a for slot, a in inputs.items() if slot in rows.reads}
 
 
-_NUMBERS = int, float, np.integer, np.floating
-
-
 def _finite(name: str, value: float | None, default: float) -> float:
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, _NUMBERS):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    number = float(value) + 0.0  # -0 becomes 0, because ranges are keys
-    if not math.isfinite(number):
-        raise ValueError(f"{name} = {value!r}: expected a finite number")
-    return number
+    return default if value is None else check_number(name, value) + 0.0  # -0 becomes 0, because ranges are keys

@@ -31,7 +31,8 @@ class Backend(Protocol):
     """The interface of a backend module. Its arguments were checked in `arguments`.
 
     Attributes:
-        fast_row, fast_random, fast_mse, fast_density, fast_density_gradient, fast_divergence: its fast path, or None.
+        fast_row, fast_random, fast_mse, fast_density, fast_density_gradient, fast_divergence, fast_tokens,
+            fast_categorical, fast_cross_entropy: its fast path, or None.
         step_and_loss: a step and a loss that reads what it writes, faster than one after the other, or None.
         repeated_loss: does a loss at each of the next steps of its noises, with losses (steps, batch), faster than one
             after the other, or None.
@@ -49,6 +50,9 @@ class Backend(Protocol):
     fast_density: Callable[..., Any] | None
     fast_density_gradient: Callable[..., Any] | None
     fast_divergence: Callable[..., Any] | None
+    fast_tokens: Callable[..., Any] | None
+    fast_categorical: Callable[..., Any] | None
+    fast_cross_entropy: Callable[..., Any] | None
     step_and_loss: Callable[[Step, Loss], None] | None
     repeated_loss: Callable[[Loss], None] | None
     mask: Callable[[Masks], None] | None
@@ -99,7 +103,20 @@ fast_mse: Callable[..., Any] = _at_first("fast_mse")
 fast_density: Callable[..., Any] = _at_first("fast_density")
 fast_density_gradient: Callable[..., Any] = _at_first("fast_density_gradient")
 fast_divergence: Callable[..., Any] = _at_first("fast_divergence")
-FAST_PATH = ("fast_row", "fast_random", "fast_mse", "fast_density", "fast_density_gradient", "fast_divergence")
+fast_tokens: Callable[..., Any] = _at_first("fast_tokens")
+fast_categorical: Callable[..., Any] = _at_first("fast_categorical")
+fast_cross_entropy: Callable[..., Any] = _at_first("fast_cross_entropy")
+FAST_PATH = (
+    "fast_row",
+    "fast_random",
+    "fast_mse",
+    "fast_density",
+    "fast_density_gradient",
+    "fast_divergence",
+    "fast_tokens",
+    "fast_categorical",
+    "fast_cross_entropy",
+)
 empty: Callable[..., Any] = _at_first("empty")
 
 

@@ -52,6 +52,9 @@ fast_mse: Callable[..., Any] = _native.mse
 fast_density: Callable[..., Any] = _native.density
 fast_density_gradient: Callable[..., Any] = _native.density_gradient
 fast_divergence: Callable[..., Any] = _native.divergence
+fast_tokens: Callable[..., Any] = _native.tokens
+fast_categorical: Callable[..., Any] = _native.categorical
+fast_cross_entropy: Callable[..., Any] = _native.masked_cross_entropy
 torch_normals: Callable[[NDArray[np.uint64], NDArray[Any]], None] = _native.torch_normals
 # Large ones in memory that earlier outputs gave back.
 empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]] = _native.empty

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ..ground.checks import lie_within
+
 Array: TypeAlias = npt.NDArray[np.float64]
 AlphaSigma: TypeAlias = tuple[Array, Array]
 
@@ -245,11 +247,6 @@ def need_finite(what: str, values: Array, t: Array) -> Array:
 
 
 _MOST = float(np.finfo(np.float32).max)
-
-
-def lie_within(values: npt.NDArray[Any], low: float, high: float) -> bool:
-    """Tells whether no value is below low, above high or NaN. (For few values argmin takes a quarter of min's time.)"""
-    return not values.size or bool(low <= values.item(values.argmin()) and values.item(values.argmax()) <= high)
 
 
 POINTS = 4097  # at which the functions of a family are looked at

@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, ClassVar, NoReturn, SupportsIndex, TypeGuard
+from typing import Any, ClassVar, NoReturn, SupportsIndex, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..ground import notebook, stored
+from ..ground.checks import check_integer, got, is_tracer
 from ..ground.kinds import library, need_plain
 from .increments import CELLS, RUNS, Terms, grid_terms, tree_terms
 
@@ -377,17 +378,7 @@ def _times(name: str, *given: float) -> Any:
     return times
 
 
-def got(noise: object) -> str:
-    """Describes, for errors, the argument given in place of a Noise."""
-    name = type(noise).__name__
-    if isinstance(noise, int | np.integer) and not isinstance(noise, bool):
-        return (
-            f"{noise!r}: a bare seed would give the same noise at every call; "
-            f"pass nf.Noise({noise!r}, step=...) with a step of its own for each"
-        )
-    if name not in ("Generator", "RandomState"):
-        return name
-    return f"{name}: a noise is a key and not a state, such as Noise(seed) or Noise.from_rng(rng)"
+Noises: TypeAlias = Noise | Sequence[Noise]  # one for all samples, or one for each
 
 
 def listed(noise: Any) -> Sequence[Any]:
@@ -523,12 +514,6 @@ def _need_no_trace() -> None:
         )
 
 
-def is_tracer(value: object) -> bool:
-    """Tells whether it is a traced number or array of a JAX program, known only when the program runs."""
-    core = sys.modules.get("jax.core")
-    return core is not None and not isinstance(value, int) and isinstance(value, core.Tracer)
-
-
 def _traced(name: str, value: Any, most: int = 0) -> Any:
     if value.dtype.kind not in "iu" or value.ndim > most:
         raise TypeError(f"{name}: expected an integer, got {value.dtype} of shape {value.shape}")
@@ -546,16 +531,9 @@ def word(rng: np.random.Generator) -> int:
 def _checked(name: str, value: SupportsIndex, end: int) -> int:
     if type(value) is int and 0 <= value < end:
         return value
-    if isinstance(value, bool):  # operator.index refuses NumPy's
-        raise TypeError(f"{name} = {value!r}: expected an integer")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        if is_tracer(value):
-            raise TypeError(
-                f"{name}: expected a number that is known while JAX traces; trace a step or sample"
-            ) from None
-        raise TypeError(f"{name} = {value!r}: expected an integer, got {type(value).__name__}") from None
+    if is_tracer(value):
+        raise TypeError(f"{name}: expected a number that is known while JAX traces; trace a step or sample")
+    number = check_integer(name, value)
     if not 0 <= number < end:
         raise OverflowError(f"{name} = {number} is out of range: expected 0 <= {name} < 2^{end.bit_length() - 1}")
     return number

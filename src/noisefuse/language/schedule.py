@@ -10,7 +10,6 @@ alpha = 1 - sigma.  Everything is float64; index 0 is always the least noisy.
 from __future__ import annotations
 
 import math
-import operator
 import sys
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial, wraps
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..ground import notebook, stored
+from ..ground.checks import check_integer, check_number, first_of, lie_within
 from ..ground.docstrings import Shared, documented
 from ..ground.drawing import plot_levels
 from ..ground.kept import kept_property
@@ -28,7 +28,7 @@ from ..views import Prediction, Target, own_time, view
 from . import families
 from .axis import Axis, ModelTime, Place
 from .diffusers_config import family
-from .families import FAMILIES, AlphaSigma, Array, Family, Functions, Slopes, lie_within
+from .families import FAMILIES, AlphaSigma, Array, Family, Functions, Slopes
 from .forward import KeptRows, OwnTime, forward
 from .tableau import Tableau, of_rows
 
@@ -158,7 +158,7 @@ class Schedule:
         [0.0001, 0.02]
         """
         _positive(beta_start=beta_start, beta_end=beta_end)
-        betas = np.linspace(beta_start, beta_end, _count(steps))
+        betas = np.linspace(beta_start, beta_end, check_integer("steps", steps, 1))
         return cls._of_betas(betas, "linear", beta_start=beta_start, beta_end=beta_end)
 
     @classmethod
@@ -172,7 +172,7 @@ class Schedule:
           alpha 0.9996 .. 0.06826, sigma 0.02915 .. 0.9977, terminal SNR 0.004682
         """
         _positive(beta_start=beta_start, beta_end=beta_end)
-        betas = np.linspace(math.sqrt(beta_start), math.sqrt(beta_end), _count(steps)) ** 2
+        betas = np.linspace(math.sqrt(beta_start), math.sqrt(beta_end), check_integer("steps", steps, 1)) ** 2
         return cls._of_betas(betas, "scaled_linear", beta_start=beta_start, beta_end=beta_end)
 
     @classmethod
@@ -213,7 +213,7 @@ class Schedule:
           alpha 0.9999 .. 0.6025, sigma 0.01221 .. 0.7982, terminal SNR 0.5697
         """
         _positive(beta_start=beta_start, beta_end=beta_end)
-        logistic = 1 / (1 + np.exp(-np.linspace(-6, 6, _count(steps))))
+        logistic = 1 / (1 + np.exp(-np.linspace(-6, 6, check_integer("steps", steps, 1))))
         betas = beta_start + logistic * (beta_end - beta_start)
         return cls._of_betas(betas, "sigmoid", beta_start=beta_start, beta_end=beta_end)
 
@@ -239,8 +239,7 @@ class Schedule:
           alpha 0.9677 .. 0.1778, sigma 0.2521 .. 0.9841, terminal SNR 0.03266
         """
         _positive(b=b, max_beta=max_beta)
-        if not math.isfinite(mu):
-            raise ValueError(f"mu must be finite, got {mu}")
+        check_number("mu", mu)
         offset = 0.5 - _grid(steps)
         log_snr = mu - b * np.copysign(1, offset) * np.log(1 - 2 * np.abs(offset) + 1e-6)
         log_abar = -0.5 * np.logaddexp(0, -log_snr)
@@ -599,7 +598,7 @@ class Schedule:
         [0.002, 0.47, 9.723, 80.0]
         """
         _positive(rho=rho, sigma_min=sigma_min, sigma_max=sigma_max)
-        roots = np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), _count(steps))
+        roots = np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), check_integer("steps", steps, 1))
         return cls._of_levels(roots**rho, "karras", sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
 
     @classmethod
@@ -614,7 +613,7 @@ class Schedule:
         [0.01, 1.0, 100.0]
         """
         _positive(sigma_min=sigma_min, sigma_max=sigma_max)
-        sigma = np.geomspace(sigma_max, sigma_min, _count(steps))
+        sigma = np.geomspace(sigma_max, sigma_min, check_integer("steps", steps, 1))
         return cls._of_levels(sigma, "exponential", sigma_min=sigma_min, sigma_max=sigma_max)
 
     @classmethod
@@ -652,7 +651,7 @@ class Schedule:
 
         log_sigma = NormalDist(P_mean, P_std)
         first, last = log_sigma.cdf(math.log(sigma_max)), log_sigma.cdf(math.log(sigma_min))
-        quantiles = np.linspace(first, last, _count(steps))[1:-1]
+        quantiles = np.linspace(first, last, check_integer("steps", steps, 1))[1:-1]
         if not np.all((quantiles > 0) & (quantiles < 1)):
             raise ValueError(f"[{sigma_min}, {sigma_max}] is too far from P_mean={P_mean}, P_std={P_std}")
         sigma = [sigma_max, *(math.exp(log_sigma.inv_cdf(q)) for q in quantiles), sigma_min]
@@ -1115,9 +1114,7 @@ def _require(
 ) -> None:
     """Raises an error that names the first of values that is not valid."""
     if not np.all(valid):
-        at = tuple(np.argwhere(~np.asarray(valid))[0].tolist())
-        place = f"{name}[{', '.join(map(str, at))}]" if at else name
-        raise error(f"{name} must be {expected}; got {place} = {values[at]}")
+        raise error(f"{name} must be {expected}; got {first_of(name, ~np.asarray(valid), values)}")
 
 
 def _column(name: str, values: npt.ArrayLike, valid: Callable[[Array], Any], expected: str) -> Array:
@@ -1144,20 +1141,9 @@ def _frozen(column: Array) -> Array:
 
 def _positive(**values: float) -> None:
     for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive and finite, got {value}")
-
-
-def _count(steps: int) -> int:
-    try:
-        count = operator.index(steps)
-    except TypeError:
-        raise TypeError(f"steps must be an integer, got {steps!r}") from None
-    if count < 1:
-        raise ValueError(f"steps must be at least 1, got {count}")
-    return count
+        check_number(name, value, above=0)
 
 
 def _grid(steps: int) -> Array:
     """Returns 0, 1/T, .., 1."""
-    return np.arange(_count(steps) + 1) / steps
+    return np.arange(check_integer("steps", steps, 1) + 1) / steps

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Any, Literal, TypedDict, Unpack, get_args, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,18 +23,19 @@ from ..arguments.arrays import (
 )
 from ..arguments.calls import Index, is_batch, make_call, names_or_array
 from ..arguments.options import plain_table, row_numbers, rows_at
-from ..arguments.types import Array, ArrayT, NoiseLike
+from ..arguments.types import Array, ArrayT, NoiseLike, Reduction
 from ..call.description import Loss
+from ..ground.checks import check_choice, got
 from ..ground.kinds import library_for, library_of
 from ..language.forward import residual
 from ..language.levels import FLOATS, LEVELS
-from ..language.noise import FIELD, Noise, got
+from ..language.noise import FIELD, Noise
 from ..language.rows import M1, M2, Plain, Rows, X, Z
 from ..language.schedule import Schedule, need_schedule
 from ..paths import Path, PathTarget
 from ..views import Target, need_target
 from .interpolate import need_path, residual_rows
-from .partial_sums import LossPart, Reduction, chunk_sums, place_of
+from .partial_sums import LossPart, chunk_sums, in_memory, place_of
 
 
 class LossOptions(TypedDict, total=False):
@@ -49,39 +50,23 @@ class LossOptions(TypedDict, total=False):
 @overload
 def mse_loss(
     pred: NDArray[Any], x0: NDArray[Any] | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *,
-    target: Target, reduction: Literal["mean"] = "mean", grad_out: None = None, **options: Unpack[LossOptions],
+    target: Target, reduction: Literal["mean"] = "mean", **options: Unpack[LossOptions],
 ) -> float: ...  # fmt: skip
 @overload
 def mse_loss(
     pred: NDArray[Any], x0: NDArray[Any] | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *,
-    target: Target, reduction: Literal["none"], grad_out: None = None, **options: Unpack[LossOptions],
+    target: Target, reduction: Literal["none"], **options: Unpack[LossOptions],
 ) -> NDArray[np.float64]: ...  # fmt: skip
 @overload
 def mse_loss(
-    pred: NDArray[Any], x0: NDArray[Any] | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *,
-    target: Target, reduction: Literal["mean"] = "mean", grad_out: NDArray[Any] | Literal[True],
-    **options: Unpack[LossOptions],
-) -> tuple[float, NDArray[Any]]: ...  # fmt: skip
-@overload
-def mse_loss(
-    pred: NDArray[Any], x0: NDArray[Any] | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *,
-    target: Target, reduction: Literal["none"], grad_out: NDArray[Any] | Literal[True], **options: Unpack[LossOptions],
-) -> tuple[NDArray[np.float64], NDArray[Any]]: ...  # fmt: skip
-@overload
-def mse_loss(
     pred: Array, x0: Array | None, t: ArrayLike | Array, schedule: Schedule, noise: NoiseLike, *, target: Target,
-    reduction: Reduction = "mean", grad_out: None = None, partial: Literal[True], **options: Unpack[LossOptions],
+    reduction: Reduction = "mean", partial: Literal[True], **options: Unpack[LossOptions],
 ) -> LossPart: ...  # fmt: skip
 @overload
 def mse_loss(
     pred: ArrayT, x0: ArrayT | None, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, target: Target,
-    reduction: Reduction = "mean", grad_out: None = None, **options: Unpack[LossOptions],
+    reduction: Reduction = "mean", **options: Unpack[LossOptions],
 ) -> ArrayT: ...  # fmt: skip
-@overload
-def mse_loss(
-    pred: ArrayT, x0: ArrayT | None, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, target: Target,
-    reduction: Reduction = "mean", grad_out: ArrayT | Literal[True], **options: Unpack[LossOptions],
-) -> tuple[ArrayT, ArrayT]: ...  # fmt: skip
 def mse_loss(
     pred: Array,
     x0: Array | None,
@@ -95,7 +80,6 @@ def mse_loss(
     scale: float | None = None,
     offset: float | None = None,
     batched: bool | None = None,
-    grad_out: Array | Literal[True] | None = None,
     partial: bool = False,
 ) -> Any:
     """Returns the mean of w_t (pred - target)^2. The target is that of `q_sample` with the same arguments, and is never
@@ -111,23 +95,21 @@ def mse_loss(
             also a row, (T,), one number for each step of the schedule (`noisefuse.weights` makes them). Finite at the
             given t. None: 1. It may lie on pred's device. The weight is not checked if it or t lies on a device.
         reduction: "mean" over all elements, or "none": the mean over each sample, (B,).
-        grad_out: an array for the gradient with respect to pred (of the sum of the losses, if there are several), which
-            the same pass computes; C-contiguous, of pred's shape and dtype. It may be pred itself. True: a new array.
         partial: return a `LossPart`, for a part of the batch, or for a part of each sample with a window as noise
             (`Noise.local`). `density.combine` makes the loss of the whole from the parts, bit for bit
             (docs/distributed.md).
 
     Returns:
-        The loss, a float, or float64 (B,); with grad_out (loss, gradient). The bits are the same on every backend, for
-        any number of threads. CuPy arrays give a float64 CuPy array, () or (B,): nothing is read back. Tensors give a
-        tensor, float32 except for a float64 pred, differentiable (once) through pred.
+        The loss, a float, or float64 (B,). The bits are the same on every backend, for any number of threads. CuPy
+        arrays give a float64 CuPy array, () or (B,): nothing is read back. Tensors give a tensor, float32 except for a
+        float64 pred, differentiable (once) through pred.
 
     Raises:
         IndexError, OverflowError, TypeError, ValueError: as in `q_sample`; nothing is written then.
 
     >>> schedule, noise = nf.Schedule.linear(1000), nf.Noise(7)
     >>> x0, pred = np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32)
-    >>> loss, gradient = nf.mse_loss(pred, x0, [10, 500], schedule, noise, target="epsilon", grad_out=True)
+    >>> loss = nf.mse_loss(pred, x0, [10, 500], schedule, noise, target="epsilon")
     >>> bool(np.isclose(loss, np.mean(nf.randn((2, 3), noise) ** 2)))
     True
     """
@@ -135,24 +117,85 @@ def mse_loss(
     plain = reduction in ("mean", "none") and not partial and (other is None or not other.is_traced())
     given = noise is not None and type(pred) is not tuple  # `interpolate_loss` may do without, and brings a pair
     if plain and given and (table := _plain_table(schedule, target, scale, offset)) is not None:
-        x = pred if x0 is None and target == "epsilon" else x0
-        each = reduction == "none"
-        found = backends.fast_mse(table, t, x, pred, noise, weight, 1.0, True, grad_out, batched, each)
+        x, each = pred if x0 is None and target == "epsilon" else x0, reduction == "none"
+        found = backends.fast_mse(table, t, x, pred, noise, weight, 1.0, True, None, batched, each)
         if found is not NotImplemented:
             return found
     batched = is_batch("x0", x0, batched)
     if other is not None:
         options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
         options |= {"partial": True} if partial else {}
-        return other.mse_loss(pred, x0, t, schedule, noise, batched=batched, grad_out=grad_out, **options)
-    if partial:
-        if grad_out is not None:
-            raise ValueError("grad_out: expected None with partial=True; mse_loss_grad computes the gradient")
-        return _part(pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
+        return other.mse_loss(pred, x0, t, schedule, noise, batched=batched, **options)
     arguments = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
-    outs = {} if grad_out is None else {"grad_out": None if grad_out is True else grad_out}
-    loss, gradient = _run(mse_call(*arguments, 1.0, outs, want_loss=True))
-    return loss if grad_out is None else (loss, gradient)
+    call = mse_call(*arguments, 1.0, {}, want_loss=not partial)
+    return _part(call, noise, np.ndim(t), batched, reduction) if partial else _run(call)[0]
+
+
+@overload
+def mse_loss_and_grad(
+    pred: NDArray[Any], x0: NDArray[Any] | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *,
+    target: Target, reduction: Literal["mean"] = "mean", out: NDArray[Any] | None = None,
+    **options: Unpack[LossOptions],
+) -> tuple[float, NDArray[Any]]: ...  # fmt: skip
+@overload
+def mse_loss_and_grad(
+    pred: NDArray[Any], x0: NDArray[Any] | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *,
+    target: Target, reduction: Literal["none"], out: NDArray[Any] | None = None, **options: Unpack[LossOptions],
+) -> tuple[NDArray[np.float64], NDArray[Any]]: ...  # fmt: skip
+@overload
+def mse_loss_and_grad(
+    pred: ArrayT, x0: ArrayT | None, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, target: Target,
+    reduction: Reduction = "mean", out: ArrayT | None = None, **options: Unpack[LossOptions],
+) -> tuple[ArrayT, ArrayT]: ...  # fmt: skip
+def mse_loss_and_grad(
+    pred: Array,
+    x0: Array | None,
+    t: ArrayLike | Array,
+    schedule: Schedule,
+    noise: NoiseLike,
+    *,
+    target: Target,
+    weight: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    scale: float | None = None,
+    offset: float | None = None,
+    batched: bool | None = None,
+    out: Array | None = None,
+) -> Any:
+    """Returns `mse_loss`, and its gradient with respect to pred, computed in the same pass: the noise is drawn once.
+
+    Args:
+        out: an array for the gradient; C-contiguous, of pred's shape and dtype. It may be pred itself.
+        pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched: as in `mse_loss`.
+
+    Returns:
+        (loss, gradient). With the reduction "none" the gradient is that of the losses' sum. A tensor that autograd
+        watches is refused: `mse_loss` is differentiable.
+
+    Raises:
+        IndexError, OverflowError, TypeError, ValueError: as in `mse_loss`; nothing is written then.
+
+    >>> schedule, noise = nf.Schedule.linear(1000), nf.Noise(7)
+    >>> pred = np.zeros((2, 3), np.float32)
+    >>> loss, gradient = nf.mse_loss_and_grad(pred, None, 500, schedule, noise, target="epsilon")
+    >>> bool(np.allclose(gradient, -2 / 6 * nf.randn((2, 3), noise)))
+    True
+    """
+    other = None if type(pred) is np.ndarray else library_of(pred)
+    plain = reduction in ("mean", "none") and (other is None or not other.is_traced())
+    given = noise is not None and type(pred) is not tuple  # as in `mse_loss`
+    if plain and given and (table := _plain_table(schedule, target, scale, offset)) is not None:
+        x, wanted = pred if x0 is None and target == "epsilon" else x0, True if out is None else out
+        each = reduction == "none"
+        found = backends.fast_mse(table, t, x, pred, noise, weight, 1.0, True, wanted, batched, each)
+        if found is not NotImplemented:
+            return found
+    batched = is_batch("x0", x0, batched)
+    if other is not None:
+        options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
+        return other.mse_loss_and_grad(pred, x0, t, schedule, noise, batched=batched, out=out, **options)
+    arguments = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
+    return _run(mse_call(*arguments, 1.0, {"out": out}, want_loss=True))
 
 
 @overload
@@ -236,7 +279,6 @@ def interpolate_loss(
     weight: ArrayLike | None = None,
     reduction: Reduction = "mean",
     batched: bool | None = None,
-    grad_out: Array | Literal[True] | None = None,
 ) -> Any:
     """Returns the mean of w (pred - target)^2. The target is that of `interpolate` with the same arguments; neither it
     nor the noise is stored.
@@ -246,7 +288,7 @@ def interpolate_loss(
         x0, x1, t, path, noise, target, batched: as in `interpolate`; x0 and x1 have pred's shape, and any float dtype,
             from which they are read as they are.
         weight: an array of t's shape, or (B, 1) for (B,), finite. None: 1.
-        reduction, grad_out: as in `mse_loss`.
+        reduction: as in `mse_loss`.
 
     Returns:
         As `mse_loss`. Tensors give a tensor, differentiable (once) through pred: the gradient is computed in the same
@@ -260,13 +302,64 @@ def interpolate_loss(
     >>> nf.interpolate_loss(pred, x0, x1, [0.25, 0.5], nf.paths.linear(), target="velocity")
     0.25
     """
-    need_path(path, target)
-    _need_reduction(reduction)
-    batched = is_batch("pred", pred, batched)
-    other = None if type(pred) is np.ndarray else library_of(pred)
+    batched, other = _of_path(pred, path, target, reduction, batched)
+    options: dict[str, Any] = {"target": target, "weight": weight, "reduction": reduction, "batched": batched}
     if other is not None:
-        options = {"target": target, "weight": weight, "reduction": reduction, "batched": batched}
-        return other.interpolate_loss(pred, x0, x1, t, path, noise, grad_out=grad_out, **options)
+        return other.interpolate_loss(pred, x0, x1, t, path, noise, **options)
+    return _loss_of_path(pred, x0, x1, t, path, noise, **options)
+
+
+def interpolate_loss_and_grad(
+    pred: ArrayT,
+    x0: ArrayT,
+    x1: ArrayT,
+    t: ArrayLike | Array,
+    path: Path,
+    noise: NoiseLike | None = None,
+    *,
+    target: PathTarget,
+    weight: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    batched: bool | None = None,
+    out: ArrayT | None = None,
+) -> tuple[Any, ArrayT]:
+    """Returns `interpolate_loss`, and its gradient with respect to pred, computed in the same pass.
+
+    Args:
+        out: an array for the gradient; C-contiguous, of pred's shape and dtype. It may be pred itself.
+        pred, x0, x1, t, path, noise, target, weight, reduction, batched: as in `interpolate_loss`.
+
+    Returns:
+        (loss, gradient), as `mse_loss_and_grad` does.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as in `interpolate_loss`; nothing is written then.
+
+    >>> x0, x1, pred = np.zeros((2, 3)), np.ones((2, 3)), np.full((2, 3), 0.5)
+    >>> nf.interpolate_loss_and_grad(pred, x0, x1, 0.25, nf.paths.linear(), target="velocity")[1].max()
+    np.float64(-0.16666666666666666)
+    """
+    batched, other = _of_path(pred, path, target, reduction, batched)
+    options: dict[str, Any] = {"target": target, "weight": weight, "reduction": reduction, "batched": batched}
+    if other is not None:
+        found = other.interpolate_loss_and_grad(pred, x0, x1, t, path, noise, out=out, **options)
+    else:
+        found = _loss_of_path(pred, x0, x1, t, path, noise, grad=True if out is None else out, **options)
+    return found  # type: ignore[no-any-return]
+
+
+def _of_path(pred: Any, path: Path, target: PathTarget, reduction: Reduction, batched: bool | None) -> Any:
+    """Returns whether pred is a batch, and its library."""
+    need_path(path, target)
+    check_choice("reduction", reduction, get_args(Reduction))
+    return is_batch("pred", pred, batched), None if type(pred) is np.ndarray else library_of(pred)
+
+
+def _loss_of_path(
+    pred: Any, x0: Any, x1: Any, t: Any, path: Path, noise: NoiseLike | None, *, target: PathTarget, weight: Any,
+    reduction: Reduction, batched: bool, grad: Any = None,
+) -> Any:  # fmt: skip
+    """Returns the loss; with grad, its array or True, also the gradient."""
     m = as_array("pred", pred)
     t = library_for(t).to_numpy(t)  # a path's functions are NumPy's
     rows, index = residual_rows(path, t, m.shape, target)
@@ -274,15 +367,15 @@ def interpolate_loss(
         raise TypeError(f"noise: expected a Noise, which the path {path.name} draws from, got {got(noise)}")
     if weight is None or getattr(weight, "shape", None) == np.shape(t):
         numbers, each = row_numbers(index, np.shape(t)), reduction == "none"
-        found = backends.fast_mse(rows.plain, numbers, x0, (m, x1), noise, weight, 1.0, True, grad_out, batched, each)
+        found = backends.fast_mse(rows.plain, numbers, x0, (m, x1), noise, weight, 1.0, True, grad, batched, each)
         if found is not NotImplemented:
             return found
     arrays = {X: _like_pred("x0", x0, m, FLOATS), M2: _like_pred("x1", x1, m, FLOATS)}
-    outs = {} if grad_out is None else {"grad_out": None if grad_out is True else grad_out}
+    outs = {} if grad is None else {"out": None if grad is True else grad}
     drawn = Noise() if noise is None else noise  # nothing is drawn from it
     given = (drawn, batched, weight, t, reduction, 1.0, outs)
     loss, gradient = _run(_residual_call(m, arrays, rows, index, *given, want_loss=True))
-    return loss if grad_out is None else (loss, gradient)
+    return loss if grad is None else (loss, gradient)
 
 
 def _plain_table(schedule: Schedule, target: Target, scale: float | None, offset: float | None) -> Plain | None:
@@ -324,7 +417,7 @@ def mse_call(
     """Returns a loss as a checked call; nothing is written yet. outs: the gradient's array, by its argument's name."""
     need_schedule(schedule)
     need_target(target)
-    _need_reduction(reduction)
+    check_choice("reduction", reduction, get_args(Reduction))
     m = as_array("pred", pred)
     x = _clean(x0, m, target)
     dtype = None if x is None else x.dtype
@@ -372,31 +465,17 @@ def _residual_call(
 # ---- the parts of a batch, and of samples ------------------------------------------------------------------
 
 
-def _part(
-    pred: Array, x0: Array | None, t: ArrayLike | Array, schedule: Schedule, noise: NoiseLike, target: Target,
-    weight: ArrayLike | None, reduction: Reduction, scale: float | None, offset: float | None, batched: bool,
-) -> LossPart:  # fmt: skip
-    need_schedule(schedule)
-    need_target(target)
-    _need_reduction(reduction)
-    m = as_array("pred", pred)
-    x = _clean(x0, m, target)
-    rows, index = rows_at(residual, target, schedule, t, m.shape, None if x is None else x.dtype, scale, offset)
-    names, z = names_or_array(noise, m.shape, m.dtype, batched, FIELD, any_stream=True)
-    batch, sample_shape = batch_shape(m.shape, batched)
-    size, tokens = count(sample_shape), np.ndim(t) > (1 if batched else 0)
-    piece = min(index.segment, size) if tokens else size
-    start, whole = place_of(names, sample_shape, np.ndim(t) - bool(batched) if tokens else None)
-    weights = None
-    if weight is not None:
-        weights, rows, index = _weights(weight, t, rows, index)
-    pieces = size // piece if piece else 1
-    of_pieces = np.resize(_on_host(index.values), batch * pieces)
-    weights = None if weights is None else weights[of_pieces].reshape(batch, pieces)
-    inputs = {slot: a for slot, a in {X: x, M1: m, Z: z}.items() if slot in rows.reads and a is not None}
-    drawn = names if Z in rows.reads else ()
-    sums: Any = chunk_sums(rows, of_pieces, inputs, drawn, batch, pieces, piece, start, whole)
-    return LossPart(sums.get() if on_device(sums) else sums, weights, start, size, whole, tokens, reduction)
+def _part(call: Loss, noise: NoiseLike, times: int, batched: bool, reduction: Reduction) -> LossPart:
+    """Returns the sums of a loss's chunks. times: the number of t's axes."""
+    step, m = call.residual, call.residual.inputs[M1]
+    names, _ = names_or_array(noise, m.shape, m.dtype, batched, FIELD, any_stream=True)  # type: ignore[union-attr]
+    tokens = times > batched
+    piece = call.piece if tokens else step.size
+    start, whole = place_of(names, step.sample_shape, times - batched if tokens else None)
+    sums: Any = chunk_sums(step, piece, start, whole)
+    batch, pieces, _ = sums.shape
+    weights = None if call.weights is None else np.resize(call.weights[in_memory(step.index)], (batch, pieces))
+    return LossPart(in_memory(sums), weights, start, step.size, whole, tokens, reduction)
 
 
 _SQUARE, _DISTANCE = Rows.of({"out.m1": 1.0}), Rows.of({"out.m1": 1.0, "out.z": -1.0})
@@ -430,11 +509,6 @@ def _means(rows: Rows, x: Array, batched: bool, noises: Sequence[Noise], steps: 
     return losses.get() if on_device(losses) else losses  # type: ignore[no-any-return]
 
 
-def _need_reduction(reduction: Reduction) -> None:
-    if reduction not in ("mean", "none"):
-        raise ValueError(f"reduction = {reduction!r}: expected 'mean' or 'none'")
-
-
 def _clean(x0: Array | None, pred: Array, target: Target) -> Array | None:
     if x0 is None and target == "epsilon":
         return None
@@ -449,10 +523,6 @@ def _like_pred(name: str, a: object, pred: Array, allowed: tuple[str, ...]) -> A
     return array
 
 
-def _on_host(values: Any) -> NDArray[np.int64]:
-    return values.get() if on_device(values) else values  # type: ignore[no-any-return]
-
-
 def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> tuple[Any, Rows, Index]:
     """Returns a weight for each row, the rows and their numbers. Float times have rows of their own, and so have
     integers with a weight for each."""
@@ -462,7 +532,7 @@ def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> tuple
     given, shape = row.shape, times.shape
     of_each = bool(shape) and given[: len(shape)] == shape and set(given[len(shape) :]) == {1}  # (B, 1), say
     if of_each and not floating:
-        rows = Rows(rows.table[_on_host(index.values)], rows.active)
+        rows = Rows(rows.table[in_memory(index.values)], rows.active)
         index = Index(np.arange(times.size), index.segment)
     expected = shape if floating or of_each else (len(rows.table),)
     if row.dtype.kind not in "iuf":

@@ -7,20 +7,20 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import backends
-from ..arguments.arrays import Array, contiguous, count, device_of, output
+from ..arguments.arrays import Array, contiguous, count, device_of, on_device, output
 from ..arguments.calls import Index, make_call
-from ..call.description import LOSS_CHUNK, Loss, window_runs
+from ..arguments.types import Reduction
+from ..call.description import LOSS_CHUNK, Loss, Step, window_runs
+from ..ground.checks import check_choice
 from ..ground.stored import SetState, make_again
 from ..language.noise import Noise
-from ..language.rows import M1, Rows
-
-Reduction: TypeAlias = Literal["mean", "none"]
+from ..language.rows import M1
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ class LossPart:
             raise ValueError(f"sums: expected float64 (B, pieces, chunks) of {n} elements, got {np.shape(self.sums)}")
         if self.weights is not None and np.shape(self.weights) != (batch, pieces):
             raise ValueError(f"weights: expected shape {(batch, pieces)}, got {np.shape(self.weights)}")
-        if self.reduction not in get_args(Reduction):
-            raise ValueError(f"reduction {self.reduction!r}: expected 'mean' or 'none'")
+        check_choice("reduction", self.reduction, get_args(Reduction))
 
     __setstate__: ClassVar[SetState] = make_again
 
@@ -143,30 +142,35 @@ def place_of(names: tuple[Noise, ...], shape: tuple[int, ...], tokens: int | Non
     return start, whole
 
 
-def chunk_sums(
-    rows: Rows, index: Any, inputs: dict[int, Array], names: tuple[Noise, ...], batch: int, pieces: int, piece: int,
-    start: int, whole: int,
-) -> Array:  # fmt: skip
-    """Returns the sums of chunks, (batch, pieces, chunks), on the device of the inputs. Each chunk is treated as a
-    sample whose noise is a window."""
+def in_memory(a: Any) -> Any:
+    """Returns the array, or a copy in host memory of one on a device."""
+    return a.get() if on_device(a) else a
+
+
+def chunk_sums(call: Step, piece: int, start: int, whole: int) -> Array:
+    """Returns the sums of chunks of a residual's squares, (batch, pieces, chunks), on the device of its inputs. Each
+    chunk is treated as a sample whose noise is a window."""
+    pieces = call.size // piece if piece else 1
     chunks, full = chunks_of(piece), piece // LOSS_CHUNK * LOSS_CHUNK
-    sums = output("", None, (batch * pieces, chunks), np.dtype(np.float64), device_of(inputs[M1]))
+    index = np.resize(in_memory(call.index), call.batch * pieces)
+    sums = output("", None, (call.batch * pieces, chunks), np.dtype(np.float64), device_of(call.inputs[M1]))
     sums[...] = 0
     for begin, length, n in ((0, LOSS_CHUNK, full // LOSS_CHUNK), (full, piece - full, 1)):
         if not n * length * len(sums):
             continue
-        cut = {slot: a.reshape(-1, piece)[:, begin : begin + n * length] for slot, a in inputs.items()}
+        given = {slot: a.reshape(-1, piece) for slot, a in enumerate(call.inputs) if a is not None}
+        cut = {slot: a[:, begin : begin + n * length] for slot, a in given.items()}
         parts: dict[int, Array | None] = {slot: contiguous(a).reshape(-1, length) for slot, a in cut.items()}
         elements = range(start + begin, start + begin + n * length, length)
-        places = itertools.product(range(batch if names else 0), range(pieces), elements)
-        named = tuple(_of_row(names, b).window((whole,), (p * piece + element,)) for b, p, element in places)
+        places = itertools.product(range(call.batch if call.noise else 0), range(pieces), elements)
+        named = tuple(_of_row(call.noise, b).window((whole,), (p * piece + element,)) for b, p, element in places)
         m: Any = parts[M1]
-        call = make_call(m.shape, m.dtype, rows, Index(np.repeat(index, n), length), named, parts, {}, True)
+        chunk = make_call(m.shape, m.dtype, call.rows, Index(np.repeat(index, n), length), named, parts, {}, True)
         found: Any = output("", None, (len(m),), np.dtype(np.float64), device_of(m))
-        backends.of(m).loss(Loss(call, length, None, np.ones(()), 1, found))
+        backends.of(m).loss(Loss(chunk, length, None, np.ones(()), 1, found))
         columns = slice(begin // LOSS_CHUNK, begin // LOSS_CHUNK + n)
         sums[:, columns] = found.reshape(-1, n)
-    return sums.reshape(batch, pieces, chunks)
+    return sums.reshape(call.batch, pieces, chunks)
 
 
 def _of_row(names: tuple[Noise, ...], row: int) -> Noise:

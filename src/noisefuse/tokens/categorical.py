@@ -25,22 +25,20 @@ from ..arguments.arrays import (
     spread_bools,
 )
 from ..arguments.calls import names_or_array
+from ..arguments.options import fast_path
 from ..arguments.types import Array, ArrayT
 from ..call.description import LOSS_CHUNK, POSITIONS, TOKENS, Parts, Race
+from ..ground.checks import check_integer, lie_within
 from ..ground.kinds import library_of
 from ..ground.stored import SetState, make_again
-from ..language.families import lie_within
-from ..language.noise import RACE, Noise, names_of, whole
-from .forward import integer
+from ..language.levels import INFO, LOGITS
+from ..language.noise import RACE, Noise, Noises, names_of, whole
 
-LOGITS = ("float32", "bfloat16", "float16")
 TOKEN_DTYPES = ("int64", "int32")
-INFO = {"log_prob": "f4", "log_prob_raw": "f4", "entropy": "f4", "margin": "f4", "rank": "i4"}
 OF_PARTS = ("log_prob", "log_prob_raw")  # what `combine` can tell
 LEAST, MOST = 2.0**-64, 2.0**64  # of a temperature other than 0
 
 Info: TypeAlias = Literal["log_prob", "log_prob_raw", "entropy", "margin", "rank"]
-Names: TypeAlias = Noise | Sequence[Noise]
 Results: TypeAlias = "Array | tuple[Array, dict[str, Array]] | Partial"
 
 
@@ -74,7 +72,7 @@ class Partial:
     def __post_init__(self) -> None:
         """Kernels trust a part, and it may come from anywhere."""
         token = contiguous(as_array("token", self.token, ("int64",)))
-        first, n, whole = (integer(name, getattr(self, name)) for name in ("first", "n", "vocabulary"))
+        first, n, whole = (check_integer(name, getattr(self, name)) for name in ("first", "n", "vocabulary"))
         if not (0 <= first < first + n <= whole <= TOKENS) or _cuts_a_chunk(first, n, whole):
             raise ValueError(
                 f"first = {first}, n = {n}, vocabulary = {whole}: expected a part of at most 2^20 tokens that begins "
@@ -101,30 +99,31 @@ class Partial:
 
 @overload
 def categorical(
-    logits: NDArray[Any], noise: Names, *, temperature: ArrayLike = ..., top_k: ArrayLike = ..., top_p: ArrayLike = ...,
-    where: Array | None = ..., positions: ArrayLike | None = ..., info: tuple[()] = ..., dtype: Any = ...,
-    partial: Literal[False] = ..., out: NDArray[Any] | None = ...,
+    logits: NDArray[Any], noise: Noises, *, temperature: ArrayLike = ..., top_k: ArrayLike = ...,
+    top_p: ArrayLike = ..., where: Array | None = ..., positions: ArrayLike | None = ..., info: tuple[()] = ...,
+    dtype: Any = ..., partial: Literal[False] = ..., out: NDArray[Any] | None = ...,
 ) -> NDArray[Any]: ...  # fmt: skip
 
 
 @overload
 def categorical(
-    logits: NDArray[Any], noise: Names, *, temperature: ArrayLike = ..., top_k: ArrayLike = ..., top_p: ArrayLike = ...,
-    where: Array | None = ..., positions: ArrayLike | None = ..., info: Info | tuple[Info, *tuple[Info, ...]],
-    dtype: Any = ..., partial: Literal[False] = ..., out: NDArray[Any] | None = ...,
+    logits: NDArray[Any], noise: Noises, *, temperature: ArrayLike = ..., top_k: ArrayLike = ...,
+    top_p: ArrayLike = ..., where: Array | None = ..., positions: ArrayLike | None = ...,
+    info: Info | tuple[Info, *tuple[Info, ...]], dtype: Any = ..., partial: Literal[False] = ...,
+    out: NDArray[Any] | None = ...,
 ) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]: ...  # fmt: skip
 
 
 @overload
 def categorical(
-    logits: NDArray[Any], noise: Names, *, temperature: ArrayLike = ..., where: None = ...,
+    logits: NDArray[Any], noise: Noises, *, temperature: ArrayLike = ..., where: None = ...,
     positions: ArrayLike | None = ..., info: Info | Iterable[Info] = ..., partial: Literal[True],
 ) -> Partial: ...  # fmt: skip
 
 
 @overload
 def categorical(
-    logits: ArrayT, noise: Names, *, temperature: ArrayLike = ..., top_k: ArrayLike = ..., top_p: ArrayLike = ...,
+    logits: ArrayT, noise: Noises, *, temperature: ArrayLike = ..., top_k: ArrayLike = ..., top_p: ArrayLike = ...,
     where: Array | None = ..., positions: ArrayLike | None = ..., info: Info | Iterable[Info] = ..., dtype: Any = ...,
     partial: bool = ..., out: Array | None = ...,
 ) -> Any: ...  # fmt: skip
@@ -132,7 +131,7 @@ def categorical(
 
 def categorical(
     logits: Array,
-    noise: Names,
+    noise: Noises,
     *,
     temperature: ArrayLike = 1.0,
     top_k: ArrayLike = 0,
@@ -188,8 +187,13 @@ def categorical(
     >>> token.tolist(), np.exp(info["log_prob"]).round(3).tolist()
     ([1], [0.25])
     """
+    other = None if type(logits) is np.ndarray else library_of(logits)
+    fast = backends.fast_categorical if other is None else fast_path(other, "fast_categorical")
+    if fast is not None and positions is None and partial is False:
+        done = fast(logits, noise, temperature, top_k, top_p, where, info, dtype, out)
+        if done is not NotImplemented:
+            return done
     wanted = _info(info, partial)
-    other = library_of(logits)
     if other is not None:
         return other.categorical(
             logits, noise, temperature=temperature, top_k=top_k, top_p=top_p, where=where, positions=positions,
@@ -492,3 +496,32 @@ def _parts(size: int, chunks: int, wanted: tuple[str, ...]) -> Parts:
     plain, tempered = (np.zeros((size, chunks)) if name in wanted else None for name in ("log_prob_raw", "log_prob"))
     score, winner = np.zeros(size), np.zeros(size, np.float32)
     return Parts(score, winner, np.zeros((size, chunks), np.float32), plain, tempered)
+
+
+def log_softmax_at(logits: Any, ids: Sequence[Any], temperature: float, read: NDArray[np.bool_]) -> tuple[Any, ...]:
+    """Returns the log-probabilities of tokens (B, L), one array for each of ids, and the logarithm of the sum of the
+    logits' exponentials: from the kernel's sums, in one pass over the rows that are read. The others, and tokens beyond
+    the logits, have -inf, and their logarithm is 0."""
+    n, size = logits.shape[-1], read.size
+    flat = contiguous(logits).reshape(size, n)
+    parts = _parts(size, -(-n // LOSS_CHUNK), OF_PARTS)
+    call = Race(
+        flat, size, n, 0, size, np.zeros(size, np.int64), contiguous(read).reshape(-1),
+        *settings_of(1, temperature, 0, 1.0), (Noise(0),), None, {}, parts, np.zeros(size, np.uint8),
+    )  # fmt: skip
+    if size:
+        backends.current().race(call)
+    most = parts.largest.max(axis=1).astype(np.float64)
+    most[call.bad != 0] = np.nan
+
+    def ln(sums: Any, heat: float) -> Any:
+        return np.log((np.exp((parts.largest - most[:, None]) / heat) * sums).sum(axis=1))
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        total, found = most + ln(parts.plain, 1.0), ln(parts.tempered, temperature)
+        at = [one.reshape(-1).astype(np.int64) for one in ids]
+        x = [flat[np.arange(size), one.clip(0, n - 1)].astype(np.float64) for one in at]
+        likely = [(each - most) / temperature - found for each in x]
+    kept = [read.reshape(-1) & (one >= 0) & (one < n) for one in at]
+    likely = [np.where(inside, each, -np.inf) for inside, each in zip(kept, likely, strict=True)]
+    return tuple(one.reshape(read.shape) for one in (*likely, np.where(read.reshape(-1), total, 0.0)))

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any, SupportsIndex, overload
 
@@ -25,11 +24,12 @@ from ..arguments.arrays import (
     wanted,
 )
 from ..arguments.calls import names_or_array
+from ..arguments.options import fast_path
 from ..arguments.types import Array, ArrayT
 from ..call.description import FLOAT32, Masks, Step
 from ..ground import layouts
+from ..ground.checks import check_integer, first_of, lie_within
 from ..ground.kinds import library_for, library_of, need_plain
-from ..language.families import lie_within
 from ..language.noise import MASKS, TOKENS, Noise, lower
 from ..language.rows import Rows
 from .transitions import Transition
@@ -98,7 +98,13 @@ def q_mask(
     >>> nf.q_mask(np.arange(4, 8), 0.5, nf.Noise(7, sample=1), mask_id=99, batched=False)[0].tolist()
     [4, 99, 6, 7]
     """
-    if type(ids) is not np.ndarray and (other := library_of(ids)) is not None:
+    other = None if type(ids) is np.ndarray else library_of(ids)
+    fast = backends.fast_tokens if other is None else fast_path(other, "fast_tokens")
+    if fast is not None and block is None and lengths is None:
+        done: tuple[Any, Any] = fast(ids, p, noise, mask_id, False, where, complement, batched, out)
+        if done is not NotImplemented:
+            return done
+    if other is not None:
         options: dict[str, Any] = {"where": where, "block": block, "lengths": lengths, "complement": complement}
         return other.through(q_mask, ids, p, noise, mask_id, batched=batched, out=out, **options)  # type: ignore[no-any-return]
     tokens = tokens_of("ids", ids, batched)
@@ -154,7 +160,13 @@ def q_uniform(
     >>> x_t.tolist(), changed.astype(int).tolist()
     ([[37, 28, 26, 0, 0, 0]], [[1, 1, 1, 0, 0, 0]])
     """
-    if type(ids) is not np.ndarray and (other := library_of(ids)) is not None:
+    other = None if type(ids) is np.ndarray else library_of(ids)
+    fast = backends.fast_tokens if other is None else fast_path(other, "fast_tokens")
+    if fast is not None and block is None and lengths is None:
+        done: tuple[Any, Any] = fast(ids, p, noise, vocabulary, True, where, False, batched, out)
+        if done is not NotImplemented:
+            return done
+    if other is not None:
         options: dict[str, Any] = {"where": where, "block": block, "lengths": lengths, "batched": batched, "out": out}
         return other.through(q_uniform, ids, p, noise, vocabulary, **options)  # type: ignore[no-any-return]
     tokens = tokens_of("ids", ids, batched)
@@ -401,36 +413,25 @@ def tokens_of(name: str, ids: Any, batched: bool = True) -> Array:
 
 def token_of(name: str, given: Any, dtype: np.dtype[Any]) -> int:
     """Returns a token that fits the dtype."""
-    token, range_ = integer(name, given), np.iinfo(dtype)
+    token, range_ = check_integer(name, given), np.iinfo(dtype)
     if not range_.min <= token <= range_.max:
         raise OverflowError(f"{name} = {token}: does not fit ids of {dtype}, {range_.min} .. {range_.max}")
     return token
 
 
 def vocabulary_of(given: Any, dtype: np.dtype[Any]) -> int:
-    v = integer("vocabulary", given)
+    v = check_integer("vocabulary", given)
     if not 1 <= v <= min(MOST, np.iinfo(dtype).max + 1):
         most = "2^31" if np.iinfo(dtype).max >= MOST - 1 else str(np.iinfo(dtype).max + 1)
         raise ValueError(f"vocabulary = {v}: expected from 1 to {most} tokens for ids of {dtype}")
     return v
 
 
-def integer(name: str, given: Any) -> int:
-    try:
-        number = operator.index(given)
-    except TypeError:
-        raise TypeError(f"{name} = {given!r}: expected an integer, got {type(given).__name__}") from None
-    if isinstance(given, bool):
-        raise TypeError(f"{name} = {given!r}: expected an integer, got bool")
-    return number
-
-
 def need_within(name: str, tokens: Array, v: int) -> None:
     """Raises ValueError, with the place, if a token lies outside of [0, v)."""
     if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < v:
-        at = tuple(np.argwhere((tokens < 0) | (tokens >= v))[0].tolist())
-        place = f"{name}[{', '.join(map(str, at))}]"
-        raise ValueError(f"{place} = {tokens[at]}: expected tokens of the vocabulary, 0 .. {v - 1}")
+        first = first_of(name, (tokens < 0) | (tokens >= v), tokens)
+        raise ValueError(f"{first}: expected tokens of the vocabulary, 0 .. {v - 1}")
 
 
 def probabilities(name: str, given: Any) -> NDArray[np.float64]:
@@ -445,9 +446,8 @@ def probabilities(name: str, given: Any) -> NDArray[np.float64]:
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected numbers, got {type(given).__name__}") from None
     if not all(lie_within(values[part], 0.0, 1.0) for part in layouts.pieces(values.shape)):
-        at = tuple(np.argwhere(~((values >= 0) & (values <= 1)))[0].tolist())
-        place = f"{name}[{', '.join(map(str, at))}]" if at else name
-        raise ValueError(f"{place} = {values[at]}: expected a probability from 0 to 1")
+        first = first_of(name, ~((values >= 0) & (values <= 1)), values)
+        raise ValueError(f"{first}: expected a probability from 0 to 1")
     return values
 
 
@@ -463,9 +463,7 @@ def segments(
         if shape_of_ids[: values.ndim] != values.shape:
             raise ValueError(f"{name}: expected a number or a prefix of ids' shape {shape_of_ids}, got {given}")
         return contiguous(values).reshape(-1), max(1, count(shape_of_ids[values.ndim :]))
-    size = integer("block", block)
-    if size < 1:
-        raise ValueError(f"block = {size}: expected at least 1 token")
+    size = check_integer("block", block, 1)
     size = min(size, max(length, 1))
     blocks = -(-length // size)
     if given != (expected := (*shape_of_ids[: int(batched)], blocks)):

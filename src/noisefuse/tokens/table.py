@@ -6,10 +6,10 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, TypedDict, get_args
 
 from ..ground import stored
-from .schedule import real
+from ..ground.checks import check_choice, check_number
 
 Source = Literal["mask", "uniform"]
 Order = Literal["confidence", "random"]
@@ -25,6 +25,20 @@ _RANGES = {
     "own": _NUMBER,
 }  # fmt: skip
 _OPTIONAL, _WHOLE = ("rate", "left", "bound"), ("left", "end")
+
+
+class CutOptions(TypedDict, total=False):
+    """The options of samplers by which a token is left out of a draw: those of `TokenTable`, with its defaults."""
+
+    top_k: int
+    top_p: float
+    mask_logit: MaskLogit
+
+
+class DrawOptions(CutOptions, total=False):
+    """The options of samplers by which a token is drawn: those of `TokenTable`, with its defaults."""
+
+    temperature: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +97,7 @@ class TokenRow:
         for name, number, (least, most, expected) in [*given, *(("renoise", p, _PROBABILITY) for p in self.renoise)]:
             if number is None and name in _OPTIONAL:
                 continue
-            if not least <= real(name, number) <= most or (name in _WHOLE and number % 1):
+            if not least <= check_number(name, number, finite=False) <= most or (name in _WHOLE and number % 1):
                 raise ValueError(f"{name} = {number!r}: expected {expected}")
         differ, same = self.renoise
         for what, total in (("change, renoise and remask", self.change + differ), ("renoise and remask", same)):
@@ -175,8 +189,7 @@ class TokenTable:
             ("mask_logit", self.mask_logit, MaskLogit),
         )
         for name, given, allowed in choices:
-            if given not in get_args(allowed):
-                raise ValueError(f"{name} = {given!r}: expected {' or '.join(map(repr, get_args(allowed)))}")
+            check_choice(name, given, get_args(allowed))
         if self.mask_id is None and (self.source == "mask" or any(row.reveal or row.remask for row in self.rows)):
             raise ValueError("mask_id: expected a token, as rows reveal or set masks")
         if self.vocabulary is None and (self.source == "uniform" or any(any(row.renoise) for row in self.rows)):

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// Arrays of any layout, and real numbers, of the fast path.
+#pragma once
+#include <memory>
+#include <new>
+
+#include "../core/narrow.h"
+#include "plain_noise.h"
+
+namespace nf {
+namespace {
+
+// Copies what `view_any` described to new memory. False: there is none, or a Python error is set.
+bool copy_to(Scratch& scratch, Copy& copy, View& v) {
+    if (!scratch.take(static_cast<size_t>(v.bytes))) return false;
+    copy.to = v.data = scratch.data;
+    strides_of(copy.shape, copy.axes, copy.item, false, copy.to_strides);
+    return run_copy(copy, v.count);
+}
+
+// An array as kernels read it: its own memory, or a copy in C's order.
+class PlainArray {
+  public:
+    View v{};
+
+    // False, perhaps with a Python error: it is not plain.
+    bool read(PyObject* o) {
+        constexpr int64_t kMost = int64_t{1} << 34;  // elements: beyond are errors, which should not wait for a copy
+        Copy copy;
+        return view(o, v) || (view_any(o, v, copy) && v.count <= kMost && copy_to(scratch_, copy, v));
+    }
+
+  private:
+    Scratch scratch_;
+};
+
+bool is_real(PyObject* o) { return PyFloat_Check(o) || PyArray_IsScalar(o, Floating); }
+
+// False, without a Python error: it is no number of a double.
+bool take_real(PyObject* o, double& number) {
+    number = PyFloat_AsDouble(o);
+    const bool failed = PyErr_Occurred();
+    PyErr_Clear();
+    return !failed;
+}
+
+// An element of an array of floats.
+double real_at(const View& reals, int64_t at) {
+    const auto is = [&](auto zero) { return reinterpret_cast<const decltype(zero)*>(reals.data)[at]; };
+    switch (reals.kind) {
+        case Kind::f64:
+            return is(0.0);
+        case Kind::f32:
+            return static_cast<double>(is(0.0f));
+        case Kind::f16:
+            return static_cast<double>(half_to_float(is(uint16_t{0})));
+        default:
+            return static_cast<double>(bfloat16_to_float(is(uint16_t{0})));
+    }
+}
+
+// Real numbers: one, or those of an array or a list. They are copied: kernels read the numbers that were checked.
+class PlainReals {
+  public:
+    std::unique_ptr<double[]> values;
+    int64_t count = 0;
+    int ndim = 0;
+    bool is_tensor = false;
+
+    // False, without a Python error: they are not plain.
+    bool parse(PyObject* o) {
+        if (is_real(o) || PyLong_CheckExact(o)) return hold(1) && take_real(o, values[0]);
+        if (PyList_CheckExact(o) || PyTuple_CheckExact(o)) return listed(o);
+        View v;
+        if (!view(o, v) || !is_float(v.kind) || !hold(v.count)) return false;
+        for (int64_t i = 0; i < count; ++i) values[static_cast<size_t>(i)] = real_at(v, i);
+        ndim = v.ndim, shape_ = v.shape, is_tensor = v.is_tensor;
+        return true;
+    }
+
+    // Whether all lie between these; NaN does not.
+    bool within(double least, double most) const {
+        bool good = true;
+        for (int64_t i = 0; i < count; ++i) {
+            const double number = values[static_cast<size_t>(i)];
+            good &= number >= least && number <= most;
+        }
+        return good;
+    }
+
+    // How many of an array's elements each number covers: their shape begins the array's, but for axes of 1 at the end.
+    // 0: it does not.
+    int64_t covers(int of_ndim, const int64_t* of_shape, int64_t elements) const {
+        int axes = ndim;
+        while (axes && shape_[axes - 1] == 1) --axes;
+        return axes <= of_ndim && std::equal(shape_, shape_ + axes, of_shape) ? elements / count : 0;
+    }
+
+    // Makes n of them: each covers as many of n. False: there is no memory.
+    bool spread(int64_t n) {
+        const int64_t each = n / count;
+        const std::unique_ptr<double[]> few = std::move(values);
+        if (!hold(n)) return false;
+        for (int64_t i = 0; i < n; ++i) values[static_cast<size_t>(i)] = few[static_cast<size_t>(i / each)];
+        return true;
+    }
+
+  private:
+    int64_t length_;
+    const int64_t* shape_ = nullptr;
+
+    bool hold(int64_t n) {
+        constexpr int64_t kMost = 1 << 20;  // more are checked in pieces, between which Ctrl-C is heard
+        count = n;
+        if (n <= kMost) values.reset(new (std::nothrow) double[static_cast<size_t>(n)]);
+        return values != nullptr;
+    }
+
+    bool listed(PyObject* o) {
+        const Reference numbers(as_tuple(o));
+        length_ = numbers.object ? PyTuple_GET_SIZE(numbers.object) : 0;
+        ndim = 1, shape_ = &length_;
+        bool good = length_ > 0 && hold(length_);
+        for (int64_t i = 0; i < length_ && good; ++i) {
+            PyObject* const one = PyTuple_GET_ITEM(numbers.object, i);
+            good = is_real(one) && take_real(one, values[static_cast<size_t>(i)]);
+        }
+        return good;
+    }
+};
+
+}  // namespace
+}  // namespace nf
