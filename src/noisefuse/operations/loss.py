@@ -22,7 +22,7 @@ from ..arguments.arrays import (
     output,
 )
 from ..arguments.calls import Index, is_batch, make_call, names_or_array
-from ..arguments.options import plain_table, row_numbers, rows_at
+from ..arguments.options import plain_table, rows_at
 from ..arguments.types import Array, ArrayT, NoiseLike
 from ..call.description import Loss
 from ..ground.kinds import library_for, library_of
@@ -259,10 +259,16 @@ def interpolate_loss(
     >>> nf.interpolate_loss(pred, x0, x1, [0.25, 0.5], nf.paths.linear(), target="velocity")
     0.25
     """
+    other = None if type(pred) is np.ndarray else library_of(pred)
+    plain = type(path) is Path and type(target) is str and reduction in ("mean", "none")
+    if plain and (other is None or not other.is_traced()) and (table := path.plain_residual[target]) is not None:
+        z, each = noise if path.g is not None else None, reduction == "none"
+        found = backends.fast_mse(table, t, x0, (pred, x1), z, weight, 1.0, True, grad_out, batched, each)
+        if found is not NotImplemented:
+            return found
     need_path(path, target)
     _need_reduction(reduction)
     batched = is_batch("pred", pred, batched)
-    other = None if type(pred) is np.ndarray else library_of(pred)
     if other is not None:
         options = {"target": target, "weight": weight, "reduction": reduction, "batched": batched}
         return other.interpolate_loss(pred, x0, x1, t, path, noise, grad_out=grad_out, **options)
@@ -271,11 +277,6 @@ def interpolate_loss(
     rows, index = residual_rows(path, t, m.shape, target)
     if Z in rows.reads and noise is None:
         raise TypeError(f"noise: expected a Noise, which the path {path.name} draws from, got {got(noise)}")
-    if weight is None or getattr(weight, "shape", None) == np.shape(t):
-        numbers, each = row_numbers(index, np.shape(t)), reduction == "none"
-        found = backends.fast_mse(rows.plain, numbers, x0, (m, x1), noise, weight, 1.0, True, grad_out, batched, each)
-        if found is not NotImplemented:
-            return found
     arrays = {X: _like_pred("x0", x0, m, FLOATS), M2: _like_pred("x1", x1, m, FLOATS)}
     outs = {} if grad_out is None else {"grad_out": None if grad_out is True else grad_out}
     drawn = Noise() if noise is None else noise  # nothing is drawn from it

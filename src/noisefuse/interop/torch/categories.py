@@ -168,7 +168,10 @@ class CrossEntropy(OnceDifferentiable):
         return self.value(tensors)[:1]
 
     def with_gradient(self, index: Any, tensors: Sequence[Any], noise: Any) -> tuple[Tensor, Tensor | None]:
-        return self.value(tensors, 1.0, True if dict(self.options)["reduction"] == "mean" else None)
+        options, given = dict(self.options), dict(zip(self.slots, tensors, strict=True))
+        if options["reduction"] != "mean":
+            return nf.masked_cross_entropy(**given, **options), None  # type: ignore[return-value]
+        return nf.masked_cross_entropy(**given, **options, grad_out=True)  # autograd watches nothing here
 
     def value(self, tensors: Sequence[Any], upstream: Any = 1.0, grad_out: Any = None) -> tuple[Tensor, Any]:
         """Returns the loss, and its gradient if it is wanted (True: as a new tensor)."""
