@@ -141,15 +141,16 @@ def floors() -> Drawing:
     rows = [
         (PALE, [("commands", "the command noisefuse")]),
         (PALE, [("interop", "torch, JAX, dask, diffusers, transforms, your own arrays")]),
-        (DATA, [("samplers", "the rules, a file for each family")]),
-        (DATA, [("sampler", "the loop"), ("sampling", "the parts of a run"), ("fields", "")]),
-        (DATA, [("augment", ""), ("density", ""), ("legacy", ""), ("numba", "")]),
-        (DATA, [("operations", "draw, process, update, loss"), ("loss_parts", "")]),
+        (DATA, [("samplers", "the rules, a file for each family"), ("discrete", "")]),
+        (DATA, [("tokens", "noise, draws, losses, schedules and samplers of tokens")]),
+        (DATA, [("sampling", "a run: the loop over rows, and its parts")]),
+        (DATA, [("augment", ""), ("density", ""), ("fields", ""), ("legacy", ""), ("numba", "")]),
+        (DATA, [("operations", "draw, process, update, loss")]),
         (NAMES, [("arguments", "from a caller's arguments to a checked call")]),
         (NOISE, [("backends", "native (csrc), reference, numba, cuda")]),
         (NOISE, [("call", "what a kernel is asked, also as bytes")]),
-        (NAMES, [("noise", ""), ("schedule", ""), ("tableau", ""), ("weights", "")]),
-        (NAMES, [("language", "rows, levels, the forward process, increments"), ("views", "")]),
+        (NAMES, [("paths", ""), ("weights", "")]),
+        (NAMES, [("language", "noise, schedules, rows and tables, the forward process"), ("views", "")]),
         (PALE, [("ground", "whose array it is; JSON; pictures; docstrings")]),
     ]
     d = Drawing(

@@ -22,9 +22,9 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 import noisefuse as nf
+from all_samplers import spiral
+from ideal_denoiser import Digits
 from noisefuse import tableau as terms
-from noisefuse.commands.demo.ideal import Digits
-from noisefuse.commands.demo.samplers import spiral
 from noisefuse.ground.drawing import BLUE, GREY, INK, ORANGE, STYLE
 from noisefuse.sampler import Sampler
 

@@ -19,11 +19,11 @@ import pytest
 
 import noisefuse as nf
 from cuda_kernels import stand_in
+from differential import bits as bits
 from noisefuse import backends
 from noisefuse.backends import reference
 from noisefuse.backends.cuda import launches
-from noisefuse.commands.campaign import differential
-from noisefuse.commands.campaign.differential import bits as bits
+from noisefuse.commands import selftest
 
 # In the extra "test", but not among the few packages of tests/sanitize.sh.
 NUMBA = ["numba"] if importlib.util.find_spec("numba") else []
@@ -60,7 +60,7 @@ def using(name):
         with on_device(real_cupy()):
             yield
         return
-    with differential.using(name):
+    with selftest.using(name):
         yield
 
 

@@ -25,6 +25,7 @@ import pytest
 import noisefuse as nf
 from cuda_kernels import stand_in
 from noisefuse.ground.docstrings import Shared, completed
+from noisefuse.tokens import samplers as token_samplers
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -371,7 +372,7 @@ def public(module):
 OFFERED = [*public(nf)]
 PARTS = ("augment", "density", "discrete", "fields", "samplers", "weights")
 OFFERED += [(f"{part}.{name}", value) for part in PARTS for name, value in public(getattr(nf, part))]
-OFFERED += [(f"samplers.{name}", value) for name, value in public(nf.samplers.tokens)]
+OFFERED += [(f"samplers.{name}", value) for name, value in public(token_samplers)]
 EXAMPLES = [(name, value) for name, value in OFFERED if ">>>" in (inspect.getdoc(value) or "")]
 CONSTRUCTORS = [(name, value) for name, value in inspect.getmembers(nf.Schedule, inspect.ismethod) if name[0] != "_"]
 FUNCTIONS = [(f"Schedule.{name}", value) for name, value in CONSTRUCTORS]

@@ -14,7 +14,8 @@ import pytest
 
 import noisefuse as nf
 
-ideal = pytest.importorskip("noisefuse.commands.demo.ideal", reason="the examples need scikit-learn")
+ideal = pytest.importorskip("ideal_denoiser", reason="the examples need scikit-learn")
+import all_samplers  # noqa: E402
 
 
 def example(name):
@@ -80,6 +81,26 @@ def test_the_program_draws_and_prints(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert all(name in printed for name in ideal.NAMES)
     assert "wrote" in printed
+
+
+@pytest.mark.slow
+def test_all_samplers_are_drawn_and_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(all_samplers, "COUNTS", (4, 7))
+    monkeypatch.setattr(all_samplers, "LEVELS", 12)
+    out = tmp_path / "samplers.png"
+    all_samplers.main(["--out", str(out)])
+    assert out.stat().st_size > 50_000
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(line.split()[0] for line in lines[2:-2]) == sorted(all_samplers.menu())
+    assert lines[-1] == f"wrote {out}"
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m_sde", "dpmpp_sde", "heun"])
+def test_deviation_is_that_of_many_runs(name):
+    sampler, columns = all_samplers._maker(name)(6)
+    model = all_samplers._model(all_samplers._gaussian, sampler, columns)
+    many = sampler.sample(model, (200_000, 1), nf.Noise(7), dtype="float64")
+    assert all_samplers.deviation(sampler, model) == pytest.approx(many.std(), rel=5 / np.sqrt(2 * 200_000))
 
 
 @pytest.mark.slow  # it compiles; test_numba.py compiles the kernels' functions, too

@@ -19,20 +19,22 @@ CSRC = ROOT / "csrc"
 
 # The floors of the package, from the ground up: a module imports from its own floor and from those below, inside of
 # functions too. "" is the package itself, with its public names.
+# The pages only show public names whose code has a room.
+PAGES = "discrete_sampler loss_parts noise sampler schedule tableau token_table"
 FLOORS = (
     "ground* _native",  # nothing else of noisefuse
     "views",
     "language*",
-    "noise paths schedule mask_schedule tableau token_table weights",
+    "paths weights",
     "call*",
     "backends*",
     "arguments*",
-    "loss_parts",
     "operations*",
-    "augment density discrete fields legacy numba",
+    "augment density fields legacy numba",
     "sampling*",
-    "sampler discrete_sampler",
-    "samplers*",
+    "tokens*",
+    "discrete samplers*",
+    PAGES,
     "",
     "interop*",
     "commands*",
@@ -41,26 +43,28 @@ FLOORS = (
 TYPES_ALONE = {"": {"interop"}}
 # These may import less than the floors below them.
 LESS = {
-    "samplers.shared": "ground* sampler samplers.plan samplers.spacing tableau",
-    "samplers.spacing": "arguments.calls ground.kinds language.axis schedule",
-    "samplers.interpolants": "paths sampler tableau",
-    "samplers.tokens": "ground* discrete_sampler mask_schedule samplers.shared token_table",
-    "samplers*": "language.axis samplers* schedule tableau views",  # rules
+    "samplers.shared": "ground* language.tableau samplers.plan samplers.spacing sampling.sampler",
+    "samplers.spacing": "arguments.calls ground.checks ground.kinds language.axis language.schedule",
+    "samplers.interpolants": "ground.checks language.tableau paths sampling.sampler",
+    "samplers": "samplers* tokens.samplers",
+    "samplers*": "ground.checks language.axis language.schedule language.tableau samplers* views",  # rules
     "interop.jax*": "*",  # while JAX traces, the code for NumPy builds and checks the call
-    "interop*": "@ ground* language.axis language.levels interop* augment noise schedule tableau views",
-    "commands*": "@ ground* language.levels language.rows commands* interop.dask arguments* sampler views _native",
+    "interop*": "@ ground* language.axis language.levels language.noise language.schedule language.tableau interop* "
+    "augment views",
+    "commands*": "@ ground* language.levels language.noise language.rows language.tableau commands* interop.dask "
+    "arguments* sampling.sampler views _native",
 }
 # Only these may import them: two independent statements of one thing stay two.
 BY_THOSE_ALONE = {
-    "_native": "ground.layouts backends* interop.jax* commands.campaign*",
+    "_native": "ground.layouts backends* interop.jax* commands.selftest",
     "backends.spec": "backends.reference backends.numba.* interop.jax*",
     "backends.reference": "legacy interop.jax*",
     "backends.numba.*": "backends.numba.* numba",
 }
 # Libraries that are imported only on use. Modules of `interop` and `commands` need the extras' libraries.
 OPTIONAL = {
-    "schedule": {"matplotlib"},
-    "sampler": {"matplotlib", "torch"},
+    "language.schedule": {"matplotlib"},
+    "sampling.sampler": {"matplotlib", "torch"},
     "ground.drawing": {"matplotlib"},
     "arguments.arrays": {"ml_dtypes"},
     "arguments.types": {"torch"},
@@ -142,14 +146,15 @@ def test_imports_point_down(module):
 @pytest.mark.parametrize(
     ("module", "text", "package"),
     [
-        ("ground.kinds", "from .. import noise", False),
+        ("ground.kinds", "from ..language import noise", False),
         ("views", "import noisefuse.schedule", False),
         ("views", "import scipy", False),
-        ("language.rows", "from ..noise import Noise", False),
-        ("noise", "def f():\n    from .operations import draw", False),
-        ("noise", "def f():\n    from .interop import jax", False),
-        ("tableau", "import noisefuse", False),
+        ("views", "from .language.noise import Noise", False),
+        ("language.noise", "def f():\n    from ..operations import draw", False),
+        ("language.noise", "def f():\n    from ..interop import jax", False),
+        ("language.tableau", "import noisefuse", False),
         ("schedule", "import matplotlib", False),
+        ("language.schedule", "from ..noise import Noise", False),
         ("call.description", "from ..backends import current", False),
         ("backends.native", "from .spec import fma", False),
         ("backends.native", "from . import reference", False),
@@ -157,16 +162,17 @@ def test_imports_point_down(module):
         ("backends.native", "import numba", False),
         ("backends.threads", "from .numba import jit", False),
         ("arguments.calls", "def f():\n    from ..operations import update", False),
-        ("operations.draw", "from ..sampler import Sampler", False),
+        ("operations.draw", "from ..sampling.sampler import Sampler", False),
+        ("operations.draw", "from ..tokens.table import TokenTable", False),
         ("operations.draw", "from ..commands import cli", False),
         ("operations.draw", "from ..backends import spec", False),
         ("samplers.one_step", "from ..operations.update import update", False),
-        ("samplers.one_step", "from ..noise import Noise", False),
+        ("samplers.one_step", "from ..language.noise import Noise", False),
         ("samplers", "from ..operations.update import update", True),
         ("commands.cli", "from ..operations.draw import randn", False),
         ("interop.torch", "from ...arguments.arrays import Array", True),
         ("interop.torch.loss", "from ...backends import native", False),
-        ("interop.k_diffusion", "from ..sampler import Sampler", False),
+        ("interop.k_diffusion", "from ...sampling.sampler import Sampler", True),
         ("", "from .interop import torch", True),
     ],
 )
@@ -294,6 +300,20 @@ def test_what_type_checkers_alone_read_closes_no_circle():
     types = "if TYPE_CHECKING:\n    from .noise import Noise\nelse:\n    from .weights import mode"
     graph = graph_of({"noise": ("from .views import View", False), "views": (types, False), "weights": ("", False)})
     assert graph == {"noise": {"views"}, "views": {"weights"}, "weights": set()}
+
+
+def test_the_rooms_are_few():
+    """A room is a folder, or a module beside the folders. A page of a public name is none: its code has a room."""
+    rooms = {path.name for top in (PACKAGE, CSRC) for path in top.iterdir() if path.is_dir() and path.name[0] != "_"}
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", *PAGES.split()}
+    assert len(rooms) + len(modules) <= 26
+
+
+@pytest.mark.parametrize("page", PAGES.split())
+def test_a_page_only_shows_names(page):
+    text = MODULES[page].read_text()
+    assert len(text.splitlines()) <= 12
+    assert {type(node).__name__ for node in ast.parse(text).body} == {"Expr", "ImportFrom", "Assign"}
 
 
 # ---- functions ---------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def test_a_skip_that_is_not_listed_fails_the_run(listed, workers, tmp_path):
     file.write_text("\n".join(f'[[skip]]\nfile = "{name}"\nreason = "{REASONS[name]}"' for name in listed))
     command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", "-c", os.devnull]
     command += [f"--rootdir={tmp_path}", f"--allowed-skips={file}", *workers, tmp_path]
-    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(TESTS), str(TESTS / "campaign"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
     said = [line.partition("does not allow: ")[2] for line in done.stdout.splitlines() if "does not allow" in line]
     assert said == [f"{name}: {REASONS[name]}" for name in FILES if name not in listed], done.stdout
@@ -54,7 +54,7 @@ def test_calls_that_broke_are_named(tmp_path):
     package.write_text("import json\n\ndef f():\n    json.dumps({}, no_such_option=1)\n")
     test.write_text(f"import sys\nsys.path.insert(0, {str(package.parent)!r})\nimport a\n\ndef test_f():\n    a.f()\n")
     command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", "-c", os.devnull]
-    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(TESTS), str(TESTS / "campaign"), os.environ.get("PYTHONPATH", "")])
     command += [f"--rootdir={tmp_path}", "--broken-calls", test]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
     said = [line for line in done.stdout.splitlines() if line.startswith("broke: ")]

@@ -16,6 +16,7 @@ import noisefuse as nf
 from noisefuse.ground.stored import make_again
 from noisefuse.tableau import D, m1, x, z
 
+PAGES = ("noise", "schedule", "tableau", "sampler", "token_table", "discrete_sampler")
 # Pickles and albumentations' JSON of 0.1.0.dev0, as text.
 STORED = json.loads((Path(__file__).parent / "known/stored.json").read_text())
 ROW = nf.Row(out=0.5 * x + 0.25 * D + z, clean=2 * x - m1, lo=-1, hi=1)
@@ -29,6 +30,9 @@ MADE = {
     "sampler": nf.samplers.dpmpp_2m(nf.Schedule.linear(50), steps=3),
     "increment": nf.Noise(7, step=3).interval(0.25, 0.75, grid=[0.0, 0.25, 0.5, 0.75, 1.0]),
     "threshold": nf.samplers.Threshold(0.9),
+    "token row": nf.TokenRow(time=0.5),
+    "token table": nf.samplers.mdlm(3, mask_id=9).table,
+    "token sampler": nf.samplers.d3pm(2, vocabulary=5, network="denoiser"),
 }
 
 
@@ -39,6 +43,17 @@ def stored(name):
 @pytest.mark.parametrize("name", MADE)
 def test_pickles(name):
     assert stored(name) == MADE[name]
+
+
+def test_a_part_of_a_loss():
+    assert np.array_equal(stored("loss part").sums, LOSS.sums)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_pickle_names_the_public_module(name):
+    """So that the code may move. Seen to fail: without `show_as`."""
+    kind = type(MADE[name])
+    assert kind.__module__ in ("noisefuse.samplers.plan", *(f"noisefuse.{page}" for page in PAGES))
 
 
 def test_a_call_of_a_task_of_dasks():
@@ -67,9 +82,9 @@ LOSS = nf.mse_loss(*2 * [np.ones((2, 5000))], 3, nf.Schedule.linear(9), nf.Noise
     ("record", "fields", "error", "words"),
     [
         (ROW, {"clean": "x"}, TypeError, "clean: expected an expression"),
-        (nf.discrete.uniform(0.5, 9), {"p": 7.0}, ValueError, "p = 7.0: expected a probability"),
+        (nf.discrete.uniform(0.5, 9), {"p": 7.0}, ValueError, "p = 7.0: expected a finite number from 0 to 1"),
         (nf.discrete.uniform(0.5, 9), {"token": 0}, ValueError, "token = 0: expected an integer of at least 1"),
-        (nf.discrete.absorbing(0.5, 9), {"token": 2.5}, ValueError, "token = 2.5: expected an integer of at least 0"),
+        (nf.discrete.absorbing(0.5, 9), {"token": 2.5}, TypeError, "token = 2.5: expected an integer, got float"),
         (nf.TokenRow(time=0.5), {"end": -1}, ValueError, "end = -1: expected a whole number"),
         (nf.samplers.mdlm(3, mask_id=9).table, {"mask_id": None}, ValueError, "mask_id: expected a token"),
         (MADE["increment"], {"t1": 3.0}, ValueError, "t1"),
@@ -81,7 +96,7 @@ LOSS = nf.mse_loss(*2 * [np.ones((2, 5000))], 3, nf.Schedule.linear(9), nf.Noise
         (LOSS, {"sums": LOSS.sums.astype("f4")}, ValueError, "sums: expected float64"),
         (LOSS, {"elements": 9000}, ValueError, "start, elements, whole"),
         (LOSS, {"weights": np.ones(2)}, ValueError, r"weights: expected shape \(2, 1\), got \(2,\)"),
-        (LOSS, {"reduction": "sum"}, ValueError, "reduction 'sum'"),
+        (LOSS, {"reduction": "sum"}, ValueError, "reduction = 'sum': expected 'mean' or 'none'"),
     ],
 )
 def test_a_pickle_cannot_skip_the_checks_of_a_record(record, fields, error, words):

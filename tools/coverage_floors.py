@@ -23,8 +23,6 @@ FLOORS = {
     "call": 97,
     "commands": 92,
     "commands/bench": 87,
-    "commands/campaign": 97,
-    "commands/demo": 78,
     "commands/noise": 88,
     "ground": 93,
     "interop": 96,

@@ -50,7 +50,7 @@ installed() {
         cd "$tmp"
         "$tmp/$name/bin/noisefuse" info
         "$tmp/$name/bin/python" -c "import noisefuse; got = noisefuse.info()['backend']; assert got == '$backend', got"
-        "$tmp/$name/bin/noisefuse" selftest --level quick --seed 1
+        "$tmp/$name/bin/noisefuse" selftest
         if [ "$backend" = native ]; then
             headers=$("$tmp/$name/bin/python" -c 'import noisefuse; print(noisefuse.get_include())')
             ls "$headers"/noisefuse.h "$headers"/noisefuse-config.cmake "$headers"/core/normal.h "$headers"/cpu/lane_scalar.h
@@ -61,6 +61,7 @@ installed() {
         cd "$tmp/copy"
         "$tmp/$name/bin/python" -c "import noisefuse, sys; file = noisefuse.__file__; assert file.startswith(sys.prefix), file"
         NOISEFUSE_BACKEND=$backend "$tmp/$name/bin/python" -m pytest -q -p no:cacheprovider tests/test_known.py -k hashes_compiled
+        "$tmp/$name/bin/python" tests/campaign/random_calls.py --cases 2000 --no-numba
     )
 }
 

@@ -11,19 +11,20 @@ from .ground.headers import get_include
 from .ground.lazy import lazy, show_public
 from .ground.version import __version__ as __version__
 from .noise import NOISE_VERSION, Noise
-from .operations.categorical import categorical
-from .operations.cross_entropy import masked_cross_entropy
 from .operations.draw import philox4x32, randn, randn_like, uniform
 from .operations.interpolate import interpolate
 from .operations.loss import interpolate_loss, mse_loss, mse_loss_grad
 from .operations.noised import noised
 from .operations.process import q_sample, q_step, q_walk
-from .operations.tokens import q_mask, q_transition, q_uniform
 from .operations.update import update
 from .sampler import Sampler
 from .schedule import Schedule
 from .tableau import Row, Tableau
 from .token_table import TokenRow, TokenTable
+from .tokens import samplers as token_samplers
+from .tokens.categorical import categorical
+from .tokens.cross_entropy import masked_cross_entropy
+from .tokens.forward import q_mask, q_transition, q_uniform
 
 if TYPE_CHECKING:
     from . import interop as interop
@@ -41,6 +42,6 @@ __all__ = [
 
 for _module in (augment, density, discrete, fields, paths, weights):
     show_public(_module)
-show_public(samplers, "interpolants", *samplers.tokens.__all__)
+show_public(samplers, "interpolants", *token_samplers.__all__)
 lazy(__name__, ("legacy", "numba"), [*__all__, "__version__", "interop"])
 import_module(".interop", __name__)  # stands above, and registers the libraries of arrays that it knows

@@ -36,15 +36,15 @@ from .arguments.calls import Index, is_batch, make_call, names_or_array, run, wa
 from .arguments.options import FAST_LEVELS, at_times
 from .arguments.types import Array, ArrayT, DType, NoiseLike
 from .call.description import Step
+from .ground.checks import lie_within
 from .ground.kinds import library_for, library_of, need_plain
-from .language.families import lie_within
 from .language.levels import FLOATS, LEVELS, level_bounds, levels_of
+from .language.noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise, names_of
 from .language.rows import NAMES, TIMES_CLEAN, TIMES_ROOT, Plain, Rows, X, Z
-from .noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise, names_of
-from .operations import transitions
+from .language.schedule import Schedule
+from .operations import byte_tables
 from .operations.draw import randn, uniform
 from .operations.loss import mean_squares
-from .schedule import Schedule
 
 __all__ = [
     "at_snr", "by_level", "gaussian", "multiplicative", "poisson", "prepare", "rms", "sample_id", "sensor", "strengths",
@@ -325,7 +325,7 @@ def poisson(
         raise ValueError(f"gamma = {gamma!r}: expected a number from 0.1 to 10")
     if (other := None if type(x) is np.ndarray else library_of(x)) is not None:
         return other.augmented(_poisson, x, noise, peak=peak, gamma=gamma, batched=batched, out=out)
-    tables, each = transitions.of_poissons(peaks.reshape(-1), float(gammas))
+    tables, each = byte_tables.of_poissons(peaks.reshape(-1), float(gammas))
     return _become(x, tables, "peak", peaks.shape, each, noise, batched, out)
 
 
@@ -381,7 +381,7 @@ def transition(
     if shape[-2:] != (256, 256) or len(shape) > 3:
         raise ValueError(f"matrix: expected shape (256, 256), or (B, 256, 256) for each sample, got {shape}")
     n = math.prod(shape[:-2])
-    tables = (_tables_of if n <= transitions.MOST else _tables_of.__wrapped__)(given)
+    tables = (_tables_of if n <= byte_tables.MOST else _tables_of.__wrapped__)(given)
     return _become(x, tables, "matrix", shape[:-2], np.arange(n), noise, batched, out)
 
 
@@ -407,7 +407,7 @@ def _tables_of(matrix: _Matrix) -> NDArray[np.void]:
     if far.any():
         row = tuple(np.argwhere(far)[0].tolist())
         raise ValueError(f"matrix[{', '.join(map(str, row))}]: expected a sum of 1, got {probabilities[row].sum():.9g}")
-    return transitions.of_probabilities(probabilities).reshape(-1)
+    return byte_tables.of_probabilities(probabilities).reshape(-1)
 
 
 def rms(x: Array, *, batched: bool = True) -> NDArray[np.float64]:

@@ -27,25 +27,26 @@ from .arguments.calls import Index, converted, like, make_call, row_index, run
 from .arguments.options import inputs_of, need_tableau, those_read
 from .arguments.types import Array, Inputs, NoiseLike
 from .call.description import LOSS_CHUNK, Loss, Step
+from .ground.checks import check_choice, check_integer
 from .ground.kinds import library_of
 from .ground.stored import SetState, make_again
 from .language.levels import levels_of
+from .language.noise import SAMPLER
 from .language.rows import M1, NAMES, ROW, SYMBOLS, Rows, X, Z
-from .loss_parts import LossPart, chunk_sums, chunks_of, combined, place_of
-from .noise import SAMPLER
+from .language.tableau import Tableau
+from .operations.partial_sums import LossPart, chunk_sums, chunks_of, combined, place_of
 from .operations.update import update_call
-from .tableau import Tableau
 
 __all__ = ["Part", "combine", "kl", "kl_grad", "log_prob", "log_prob_grad", "update_with_log_prob"]
 
 Density: TypeAlias = Literal["full", "no_constants", "squared"]
-Reduction: TypeAlias = Literal["sum", "mean"]
+OverElements: TypeAlias = Literal["sum", "mean"]
 
 
 class LawOptions(TypedDict, total=False):
     """The arguments of all log-densities (`log_prob` explains them)."""
 
-    reduction: Reduction
+    reduction: OverElements
     density: Density
 
 
@@ -67,7 +68,7 @@ def log_prob(
     x_next: Array,
     *,
     past: Sequence[Array] = (),
-    reduction: Reduction = "sum",
+    reduction: OverElements = "sum",
     density: Density = "full",
     partial: bool = False,
 ) -> Any:
@@ -117,7 +118,7 @@ def log_prob_grad(
     wrt: Literal["m1", "m2", "x"] = "m1",
     upstream: ArrayLike = 1.0,
     past: Sequence[Array] = (),
-    reduction: Reduction = "sum",
+    reduction: OverElements = "sum",
     density: Density = "full",
     out: Array | None = None,
 ) -> Array:
@@ -157,7 +158,7 @@ def log_prob_grad(
 
 
 def kl(
-    table: Tableau, i: ArrayLike | Array, model_output: Array, reference: Array, *, reduction: Reduction = "sum"
+    table: Tableau, i: ArrayLike | Array, model_output: Array, reference: Array, *, reduction: OverElements = "sum"
 ) -> Any:
     """Returns the divergence KL(p || q) of row i's Gaussians with two model outputs, |mean_p - mean_q|^2 / (2 std^2).
 
@@ -190,7 +191,7 @@ def kl(
 
 
 def kl_grad(
-    table: Tableau, i: ArrayLike | Array, model_output: Array, reference: Array, *, reduction: Reduction = "sum",
+    table: Tableau, i: ArrayLike | Array, model_output: Array, reference: Array, *, reduction: OverElements = "sum",
     upstream: ArrayLike = 1.0, out: Array | None = None,
 ) -> Array:  # fmt: skip
     """Returns the gradient of `kl` with respect to model_output, in one pass.
@@ -232,7 +233,7 @@ def update_with_log_prob(
     past: Sequence[Array] = (),
     out: Array | None = None,
     aux_out: Sequence[Array] = (),
-    reduction: Reduction = "sum",
+    reduction: OverElements = "sum",
     density: Density = "full",
     partial: bool = False,
 ) -> tuple[Array, Any]:
@@ -355,18 +356,13 @@ class Law:
 
     std: Any  # float64, () or (B,)
     elements: int  # a sample's elements
-    reduction: Reduction
+    reduction: OverElements
     density: Density
 
     def __post_init__(self) -> None:
-        if not isinstance(self.elements, int) or self.elements < 0:
-            raise ValueError(f"elements = {self.elements!r}: expected an integer of at least 0")
-        for name, given, known in (
-            ("reduction", self.reduction, get_args(Reduction)),
-            ("density", self.density, get_args(Density)),
-        ):
-            if given not in known:
-                raise ValueError(f"{name} = {given!r}: expected one of {', '.join(map(repr, known))}")
+        check_integer("elements", self.elements, 0)
+        check_choice("reduction", self.reduction, get_args(OverElements))
+        check_choice("density", self.density, get_args(Density))
 
     __setstate__: ClassVar[SetState] = make_again
 
@@ -518,7 +514,7 @@ def _law(table: Tableau, index: Index, call: Step, reduction: str, density: str)
 
 
 def numbers_of_rows(
-    table: Tableau, elements: int, reduction: Reduction, density: Density | Literal["kl"]
+    table: Tableau, elements: int, reduction: OverElements, density: Density | Literal["kl"]
 ) -> NDArray[np.float64]:
     """Returns factor and constant of each row, (n, 2), for a traced row number; NaN for a row that draws nothing."""
     std = np.abs(table.rows["out"]["z"])
@@ -602,9 +598,7 @@ def _chunk_sums(call: Step) -> Array:
     """Returns (batch, chunks): each chunk is treated as a sample."""
     if call.size <= LOSS_CHUNK:
         return _sums(call).reshape(-1, 1)
-    inputs = {slot: a for slot, a in enumerate(call.inputs) if a is not None}
-    rows = np.resize(call.index, call.batch)
-    return chunk_sums(call.rows, rows, inputs, (), call.batch, 1, call.size, 0, call.size)[:, 0]
+    return chunk_sums(call, call.size, 0, call.size)[:, 0]
 
 
 def _gradient(call: Step, factor: Any, upstream: ArrayLike) -> Array:

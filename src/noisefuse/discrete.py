@@ -3,24 +3,26 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .language.chains import Transition
-from .mask_schedule import MaskSchedule, cosine, geometric, linear, llada, log_linear, real
-from .noise import TIMES, Noise, got, need_stream_0
-from .operations.categorical import Partial, combine
+from .ground.checks import check_choice, check_integer, check_number, got
+from .ground.lazy import show_as
+from .language.noise import TIMES, Noise, need_stream_0
 from .operations.draw import uniform as uniform_numbers
-from .operations.tokens import integer, probabilities
+from .tokens.categorical import Partial, combine
+from .tokens.forward import probabilities
+from .tokens.schedule import MaskSchedule, cosine, geometric, linear, llada, log_linear
+from .tokens.transitions import Transition
 
 __all__ = [
     "MaskSchedule", "Partial", "Transition", "absorbing", "combine", "cosine", "gaussian", "geometric", "linear",
     "llada", "log_linear", "times", "uniform",
 ]  # fmt: skip
 
+show_as(__name__, MaskSchedule, Partial, Transition)
 _KINDS = ("stratified", "shared", "independent")
 
 
@@ -61,14 +63,13 @@ def times(
     >>> bool(np.array_equal(rank_1_of_2, t[2:]))
     True
     """
-    n, first = integer("n", n), integer("first", first)
+    n, first = check_integer("n", n), check_integer("first", first)
     if of is None and first:
         raise ValueError(f"first = {first}: expected of= too, the number of samples in the whole batch")
-    of = n if of is None else integer("of", of)
+    of = n if of is None else check_integer("of", of)
     if n < 0 or first < 0 or first + n > of:
         raise ValueError(f"n = {n}, first = {first}, of = {of}: expected samples first .. first + n - 1 of 0 .. of - 1")
-    if kind not in _KINDS:
-        raise ValueError(f"kind = {kind!r}: expected one of {', '.join(_KINDS)}")
+    check_choice("kind", kind, _KINDS)
     if not isinstance(noise, Noise):
         raise TypeError(f"noise: expected a Noise, got {got(noise)}")
     need_stream_0(noise)
@@ -111,7 +112,7 @@ def absorbing(p: float, mask_id: int) -> Transition:
     >>> twice.p, twice.matrix(4)[0].tolist()
     (0.75, [0.25, 0.0, 0.0, 0.75])
     """
-    return Transition("absorbing", _probability(p), _at_least("mask_id", mask_id, 0))
+    return Transition("absorbing", _probability(p), check_integer("mask_id", mask_id, 0))
 
 
 def uniform(p: float, vocabulary: int) -> Transition:
@@ -127,7 +128,7 @@ def uniform(p: float, vocabulary: int) -> Transition:
     >>> nf.discrete.uniform(0.5, 4).matrix(4)[0].tolist()
     [0.625, 0.125, 0.125, 0.125]
     """
-    return Transition("uniform", _probability(p), _at_least("vocabulary", vocabulary, 1))
+    return Transition("uniform", _probability(p), check_integer("vocabulary", vocabulary, 1))
 
 
 def gaussian(beta: float, vocabulary: int) -> NDArray[np.float64]:
@@ -148,9 +149,7 @@ def gaussian(beta: float, vocabulary: int) -> NDArray[np.float64]:
     >>> bool(np.allclose(q.sum(1), 1)) and bool(np.allclose(q, q.T))
     True
     """
-    v, width = _at_least("vocabulary", vocabulary, 2), real("beta", beta)
-    if not 0 < width < math.inf:
-        raise ValueError(f"beta = {beta!r}: expected a finite number above 0")
+    v, width = check_integer("vocabulary", vocabulary, 2), check_number("beta", beta, above=0)
     n = np.arange(-(v - 1), v)
     weights = np.exp(-4.0 * n**2 / ((v - 1) ** 2 * width))
     q = (weights / weights.sum())[abs(np.subtract.outer(np.arange(v), np.arange(v))) + v - 1]
@@ -164,10 +163,3 @@ def _probability(p: Any) -> float:
     if values.ndim:
         raise ValueError(f"p: expected a number, got shape {values.shape}")
     return float(values)
-
-
-def _at_least(name: str, given: Any, least: int) -> int:
-    number = integer(name, given)
-    if number < least:
-        raise ValueError(f"{name} = {number}: expected at least {least}")
-    return number

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import importlib
 import math
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, SupportsIndex
 
@@ -34,11 +33,11 @@ from .arguments.arrays import (
 from .arguments.calls import Index, converted, is_batch, make_call, names_or_array, run
 from .arguments.types import Array
 from .call.description import Level, Pyramid
+from .ground.checks import check_integer, check_number
 from .ground.float_mode import float_mode
 from .ground.kinds import library_of, need_plain
 from .language.levels import DEFAULT_RANGE, FLOATS, levels_of
-from .language.rows import Rows
-from .noise import (
+from .language.noise import (
     FIELD,
     NEAREST,
     OFFSET,
@@ -48,28 +47,28 @@ from .noise import (
     SHARED,
     STEPS,
     Noise,
+    Noises,
     each,
     names_of,
     need_stream_0,
 )
+from .language.rows import Rows
+from .language.schedule import Schedule, need_schedule
+from .language.tableau import Row, Tableau, m1, x
 from .operations.draw import randn, uniform
 from .operations.loss import distances
 from .operations.update import update
-from .schedule import Schedule, need_schedule
-from .tableau import Row, Tableau, m1, x
 
 __all__ = [
     "assigned", "freenoise_like", "mixed_like", "nearest_of", "offset_like", "perturbed", "progressive_like",
     "pyramid_like",
 ]  # fmt: skip
 
-Names = Noise | Sequence[Noise]
-
 
 # ---- keys --------------------------------------------------------------------------------------------------
 
 
-def nearest_of(k: SupportsIndex, x0: Array, noise: Names, *, batched: bool | None = None) -> list[Noise]:
+def nearest_of(k: SupportsIndex, x0: Array, noise: Noises, *, batched: bool | None = None) -> list[Noise]:
     """The nearest of k candidate noises to each sample, as keys for `q_sample` and `mse_loss`.
 
     Each sample is paired with noise near it, so that the paths between them cross less (Li et al. 2024, "Immiscible
@@ -94,7 +93,7 @@ def nearest_of(k: SupportsIndex, x0: Array, noise: Names, *, batched: bool | Non
     >>> nf.fields.nearest_of(64, x0, nf.Noise(7, sample=40))
     [Noise(7, sample=40, step=62, stream=9), Noise(7, sample=41, step=61, stream=9)]
     """
-    k, batched = _count("k", k), is_batch("x0", x0, batched)
+    k, batched = check_integer("k", k, 1), is_batch("x0", x0, batched)
     batch, _ = batch_shape(_shape("x0", x0), batched)
     names = _one_each(noise, batch)
     need_stream_0(noise)
@@ -127,7 +126,7 @@ def _nearest(x: Array, names: list[Noise], *, k: int, batched: bool) -> NDArray[
 _CANDIDATES = 1 << 10  # distances of each sample that are kept at once
 
 
-def assigned(x0: Array, noise: Names) -> list[Noise]:
+def assigned(x0: Array, noise: Noises) -> list[Noise]:
     """Returns the noises of a batch in the order that has the least total distance to the samples.
 
     Li et al. 2024, "Immiscible diffusion: accelerating diffusion training with noise assignment", with the Euclidean
@@ -175,7 +174,7 @@ def _assigned(x: Array, names: list[Noise]) -> NDArray[np.int64]:
 # ---- arrays ------------------------------------------------------------------------------------------------
 
 
-def offset_like(x: Array, strength: float, noise: Names, *, dtype: Any = None) -> Array:
+def offset_like(x: Array, strength: float, noise: Noises, *, dtype: Any = None) -> Array:
     """Offset noise: z + strength c, with one normal c for each channel of each sample. A model then learns to change
     the mean of a whole image (Guttenberg 2023, "Diffusion with offset noise").
 
@@ -198,13 +197,13 @@ def offset_like(x: Array, strength: float, noise: Names, *, dtype: Any = None) -
     >>> bool(np.allclose(z, nf.randn(z.shape, nf.Noise(7)) + 0.1 * offsets[:, :, None, None], atol=1e-6))
     True
     """
-    strength = _number("strength", strength, "offset_like(x, strength, noise)")
+    strength = check_number("strength", strength, hint="; the order is offset_like(x, strength, noise)")
     if len(_shape("x", x)) < 2:
         raise ValueError(f"x: expected shape (B, C, ..), got {tuple(x.shape)}")
     return _on_memory(_offset, x, noise, strength=strength, dtype=dtype)
 
 
-def _offset(x: Array, noise: Names, *, strength: float, dtype: Any, out: Array | None = None) -> Array:
+def _offset(x: Array, noise: Noises, *, strength: float, dtype: Any, out: Array | None = None) -> Array:
     batch, channels, *place = x.shape
     kind = _kind(x, dtype)
     names, _ = names_or_array(noise, x.shape, kind, True, FIELD)
@@ -214,7 +213,7 @@ def _offset(x: Array, noise: Names, *, strength: float, dtype: Any, out: Array |
     return run(make_call(x.shape, kind, Rows.of(columns), index, names, {}, {"out": out}))[0]
 
 
-def pyramid_like(x: Array, discount: float, noise: Names, *, levels: SupportsIndex = 6, dtype: Any = None) -> Array:
+def pyramid_like(x: Array, discount: float, noise: Noises, *, levels: SupportsIndex = 6, dtype: Any = None) -> Array:
     """Pyramid noise, also called multi-resolution noise (Whitaker 2023, "Multi-resolution noise for diffusion model
     training"): white noise plus discount^i times noise at half, a quarter, .. of the lengths, enlarged bilinearly.
 
@@ -239,10 +238,8 @@ def pyramid_like(x: Array, discount: float, noise: Names, *, levels: SupportsInd
     >>> round(float(z.var()), 1), bool(z.mean(axis=(1, 2, 3)).var() > 10 / 256)
     (1.0, True)
     """
-    discount = _number("discount", discount, "pyramid_like(x, discount, noise)")
-    levels = _count("levels", levels)
-    if not 0 <= discount <= 1:
-        raise ValueError(f"discount = {discount}: expected a number from 0 to 1")
+    discount = check_number("discount", discount, 0, 1, hint="; the order is pyramid_like(x, discount, noise)")
+    levels = check_integer("levels", levels, 1)
     if len(_shape("x", x)) < 3 or max(x.shape[-2:]) >= 1 << 31:
         raise ValueError(f"x: expected shape (B, .., H, W) with lengths below 2^31, got {tuple(x.shape)}")
     need_stream_0(noise)
@@ -254,7 +251,7 @@ def pyramid_like(x: Array, discount: float, noise: Names, *, levels: SupportsInd
     return _on_memory(_pyramid, x, noise, discount=discount, levels=levels, dtype=dtype)
 
 
-def _pyramid(x: Array, noise: Names, *, discount: float, levels: int, dtype: Any, out: Array | None = None) -> Array:
+def _pyramid(x: Array, noise: Noises, *, discount: float, levels: int, dtype: Any, out: Array | None = None) -> Array:
     kind = _kind(x, dtype)
     real = _arithmetic(kind)
     total = _randn(x, noise, real, out if out is not None and out.dtype == real else None)
@@ -340,7 +337,7 @@ def _stretched(coarse: Array, before: NDArray[np.int32], part: Array) -> Array:
     return made
 
 
-def mixed_like(x: Array, alpha: float, noise: Names, *, dtype: Any = None) -> Array:
+def mixed_like(x: Array, alpha: float, noise: Noises, *, dtype: Any = None) -> Array:
     """Video noise whose frames share a part: (alpha s + z_f) / sqrt(1 + alpha^2), with the same s in each frame.
 
     Ge et al. 2023, "Preserve your own correlation", the mixed noise model.
@@ -361,13 +358,13 @@ def mixed_like(x: Array, alpha: float, noise: Names, *, dtype: Any = None) -> Ar
     >>> round(float(np.corrcoef(z[0, 0].ravel(), z[0, 1].ravel())[0, 1]), 1)
     0.5
     """
-    alpha = _number("alpha", alpha, "mixed_like(x, alpha, noise)")
+    alpha = check_number("alpha", alpha, hint="; the order is mixed_like(x, alpha, noise)")
     _need_frames(x)
     need_stream_0(noise)
     return _on_memory(_mixed, x, noise, alpha=alpha, dtype=dtype)
 
 
-def _mixed(x: Array, noise: Names, *, alpha: float, dtype: Any, out: Array | None = None) -> Array:
+def _mixed(x: Array, noise: Noises, *, alpha: float, dtype: Any, out: Array | None = None) -> Array:
     def blend(z: Array) -> None:
         shared = _randn(z[:, 0], _of_axes(noise, SHARED, slice(1, None)), z.dtype)
         if z[0, 0].size < _SMALL:
@@ -379,7 +376,7 @@ def _mixed(x: Array, noise: Names, *, alpha: float, dtype: Any, out: Array | Non
     return _blended_frames(x, noise, dtype, out, blend)
 
 
-def progressive_like(x: Array, alpha: float, noise: Names, *, dtype: Any = None) -> Array:
+def progressive_like(x: Array, alpha: float, noise: Noises, *, dtype: Any = None) -> Array:
     """Video noise in which each frame keeps a part of the one before: (alpha e_(f-1) + z_f) / sqrt(1 + alpha^2), and
     e_0 = z_0.
 
@@ -400,14 +397,14 @@ def progressive_like(x: Array, alpha: float, noise: Names, *, dtype: Any = None)
     >>> [round(float(np.corrcoef(z[0, 0].ravel(), z[0, f].ravel())[0, 1]), 1) for f in (1, 2)]
     [0.9, 0.8]
     """
-    alpha = _number("alpha", alpha, "progressive_like(x, alpha, noise)")
+    alpha = check_number("alpha", alpha, hint="; the order is progressive_like(x, alpha, noise)")
     _need_frames(x)
     need_stream_0(noise)
     _need_first_frame(noise)
     return _on_memory(_progressive, x, noise, alpha=alpha, dtype=dtype)
 
 
-def _progressive(x: Array, noise: Names, *, alpha: float, dtype: Any, out: Array | None = None) -> Array:
+def _progressive(x: Array, noise: Noises, *, alpha: float, dtype: Any, out: Array | None = None) -> Array:
     def blend(z: Array) -> None:
         if z[0, 0].size < _SMALL:
             before = z[:, :1].copy()
@@ -423,7 +420,7 @@ def _progressive(x: Array, noise: Names, *, alpha: float, dtype: Any, out: Array
 
 
 def freenoise_like(
-    x: Array, noise: Names, *, context: SupportsIndex = 16, stride: SupportsIndex = 4, dtype: Any = None
+    x: Array, noise: Noises, *, context: SupportsIndex = 16, stride: SupportsIndex = 4, dtype: Any = None
 ) -> Array:
     """Noise for long videos from models of short ones. It is white in the first `context` frames. Later frames repeat
     these frames, `stride` at a time, each time in a random order.
@@ -452,13 +449,13 @@ def freenoise_like(
     _need_frames(x)
     need_stream_0(noise)
     _need_first_frame(noise)
-    context, stride = _count("context", context), _count("stride", stride)
+    context, stride = check_integer("context", context, 1), check_integer("stride", stride, 1)
     if stride > context:
         raise ValueError(f"stride = {stride}: expected at most the {context} frames of context")
     return _on_memory(_freenoise, x, noise, context=context, stride=stride, dtype=dtype)
 
 
-def _freenoise(x: Array, noise: Names, *, context: int, stride: int, dtype: Any, out: Array | None = None) -> Array:
+def _freenoise(x: Array, noise: Noises, *, context: int, stride: int, dtype: Any, out: Array | None = None) -> Array:
     kind, frames = _kind(x, dtype), x.shape[1]
     if frames <= context:
         return _randn(x, noise, kind, out)
@@ -471,7 +468,7 @@ def _freenoise(x: Array, noise: Names, *, context: int, stride: int, dtype: Any,
     return z
 
 
-def _order_keys(noise: Names, batch: int, count: int) -> NDArray[np.float32]:
+def _order_keys(noise: Noises, batch: int, count: int) -> NDArray[np.float32]:
     """Returns a number for each frame of each sample."""
     names = each(noise, lambda n: Noise(n.seed, sample=n.sample, step=int(n.step), stream=ORDER))
     keys: NDArray[np.float32] = uniform((batch, count), names)
@@ -490,7 +487,7 @@ def _order(keys: NDArray[np.float32], frames: int, context: int, stride: int) ->
 _SMALL = 1 << 13  # elements of a frame; below this, a call for each frame costs more than a copy
 
 
-def _blended_frames(x: Array, noise: Names, dtype: Any, out: Array | None, blend: Callable[[Array], None]) -> Array:
+def _blended_frames(x: Array, noise: Noises, dtype: Any, out: Array | None, blend: Callable[[Array], None]) -> Array:
     """Returns white noise, blended in float32 or float64, and rounded once."""
     kind = _kind(x, dtype)
     real = _arithmetic(kind)
@@ -511,7 +508,7 @@ def _blended(alpha: float) -> Tableau:
 
 
 def perturbed(
-    x_t: Array, t: ArrayLike, schedule: Schedule, gamma: float, noise: Names, *, batched: bool = True,
+    x_t: Array, t: ArrayLike, schedule: Schedule, gamma: float, noise: Noises, *, batched: bool = True,
     out: Array | None = None,
 ) -> Array:  # fmt: skip
     """Input perturbation: x_t + gamma sigma_t z', with z' on stream 6 and an unchanged target. So in training, a
@@ -538,10 +535,8 @@ def perturbed(
     >>> x_t, epsilon = nf.q_sample(x0, [10, 500], schedule, noise, target="epsilon")
     >>> x_t = nf.fields.perturbed(x_t, [10, 500], schedule, 0.1, noise, out=x_t)
     """
-    gamma = _number("gamma", gamma, "perturbed(x_t, t, schedule, gamma, noise)")
+    gamma = check_number("gamma", gamma, 0, hint="; the order is perturbed(x_t, t, schedule, gamma, noise)")
     need_schedule(schedule)
-    if gamma < 0:
-        raise ValueError(f"gamma = {gamma}: expected at least 0")
     if levels_of(getattr(x_t, "dtype", None)):
         raise TypeError(f"x_t: expected floats, as q_sample makes them, got {x_t.dtype}")
     need_plain("t", t)
@@ -558,7 +553,7 @@ def perturbed(
 # ---- arguments ---------------------------------------------------------------------------------------------
 
 
-def _of_axes(noise: Names, stream: int, axes: slice) -> Any:
+def _of_axes(noise: Noises, stream: int, axes: slice) -> Any:
     """Moves noises to another stream, for arrays that have only these axes of a sample; windows lose the other axes,
     too."""
 
@@ -569,7 +564,7 @@ def _of_axes(noise: Names, stream: int, axes: slice) -> Any:
     return each(noise, change)
 
 
-def _one_each(noise: Names, batch: int) -> list[Noise]:
+def _one_each(noise: Noises, batch: int) -> list[Noise]:
     names = names_of(noise)
     if not isinstance(noise, Noise):
         if len(names) != batch:
@@ -582,7 +577,7 @@ def _one_each(noise: Names, batch: int) -> list[Noise]:
     return [noise.at(sample=int(sample)) for sample in noise.sample]
 
 
-def _on_memory(function: Callable[..., Array], x: Array, noise: Names, **options: Any) -> Array:
+def _on_memory(function: Callable[..., Array], x: Array, noise: Noises, **options: Any) -> Array:
     """Calls the function on NumPy's or CuPy's view of x. Its result has x's kind."""
     names_of(noise)
     if is_lazy(x):
@@ -604,7 +599,7 @@ def _asked(function: Callable[[Array, list[Noise]], NDArray[np.int64]], x: Array
     return answers[0]
 
 
-def _randn(x: Array, noise: Names, kind: np.dtype[Any], out: Array | None = None) -> Array:
+def _randn(x: Array, noise: Noises, kind: np.dtype[Any], out: Array | None = None) -> Array:
     return randn(x.shape, noise, dtype=kind, out=output("out", out, x.shape, kind, device_of(x)))
 
 
@@ -654,31 +649,9 @@ def _need_frames(given: Any) -> None:
         raise ValueError(f"x: expected shape (B, F, ..), axis 1 the frames, got {tuple(given.shape)}")
 
 
-def _need_first_frame(noise: Names) -> None:
+def _need_first_frame(noise: Noises) -> None:
     for name in names_of(noise):
         if name.window_start and name.window_start[0]:
             raise ValueError(
                 f"noise: expected a window that begins at frame 0, got one at frame {name.window_start[0]}"
             )
-
-
-def _count(name: str, given: SupportsIndex) -> int:
-    try:
-        number = operator.index(given)
-    except TypeError:
-        raise TypeError(f"{name} = {given!r}: expected an integer, got {type(given).__name__}") from None
-    if number < 1 or isinstance(given, bool):
-        raise ValueError(f"{name} = {given!r}: expected an integer of at least 1")
-    return number
-
-
-def _number(name: str, given: float, order: str) -> float:
-    """Returns a finite float. It raises TypeError for anything but a number, such as a noise, which comes later in the
-    order."""
-    try:
-        number = float(given)
-    except TypeError:
-        raise TypeError(f"{name}: expected a number, got {type(given).__name__}; the order is {order}") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{name} = {given!r}: expected a finite number")
-    return number

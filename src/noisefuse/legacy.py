@@ -25,7 +25,7 @@ from .arguments.arrays import copy, float_dtype
 from .arguments.options import lengths
 from .backends.reference import fma32
 from .language.levels import FLOATS
-from .noise import SEEDS
+from .language.noise import SEEDS
 from .operations.draw import philox4x32
 
 __all__ = ["DEVICES", "NumPy", "TorchCPU", "TorchCUDA", "WebUI"]

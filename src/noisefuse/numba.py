@@ -32,7 +32,7 @@ from .arguments.options import need_tableau
 from .backends.numba.device import USER, fma, mul, pasted, select
 from .ground.docstrings import Shared, documented
 from .language.rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, M1, M2, PAST1, D, X, Z
-from .tableau import Tableau
+from .language.tableau import Tableau
 
 __all__ = [
     "apply_row",

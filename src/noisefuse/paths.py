@@ -15,9 +15,10 @@ from typing import Any, ClassVar, Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
+from .ground.checks import check_number, lie_within
 from .ground.kept import kept_property
 from .ground.stored import SetState, make_again
-from .language.families import Formula, lie_within
+from .language.families import Formula
 from .language.rows import COLUMNS, NAMES, Plain, Rows
 
 __all__ = [
@@ -142,12 +143,6 @@ def _same(t: Array) -> Array:
     return t
 
 
-def _positive(name: str, value: float) -> float:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be positive and finite, got {value}")
-    return value
-
-
 def linear() -> Path:
     """x_t = (1 - t) x0 + t x1: rectified flow, Liu et al. 2022; "ConditionalFlowMatcher" of torchcfm with sigma = 0.
 
@@ -206,7 +201,7 @@ def conditional_flow(sigma: float) -> Path:
     >>> nf.paths.conditional_flow(0.1)
     Path(conditional_flow, with noise)
     """
-    _positive("sigma", sigma)
+    check_number("sigma", sigma, above=0)
     g = Formula(_constant, (sigma,))
     return Path("conditional_flow", _falling, _same, _minus_one, _one, g, np.zeros_like)
 
@@ -230,7 +225,7 @@ def stochastic(scale: float = 1.0) -> Path:
     >>> nf.paths.stochastic()
     Path(stochastic, with noise)
     """
-    return _bridge("stochastic", 2 * _positive("scale", scale))
+    return _bridge("stochastic", 2 * check_number("scale", scale, above=0))
 
 
 def brownian_bridge(sigma: float = 1.0) -> Path:
@@ -248,7 +243,7 @@ def brownian_bridge(sigma: float = 1.0) -> Path:
     >>> nf.paths.brownian_bridge(0.5)
     Path(brownian_bridge, with noise)
     """
-    return _bridge("brownian_bridge", _positive("sigma", sigma) ** 2)
+    return _bridge("brownian_bridge", check_number("sigma", sigma, above=0) ** 2)
 
 
 def _bridge(name: str, variance: float) -> Path:
@@ -333,7 +328,7 @@ def i2sb(beta_max: float = 1.0, *, symmetric: bool = True) -> Path:
     >>> nf.paths.i2sb(0.3)
     Path(i2sb, with noise)
     """
-    _positive("beta_max", beta_max)
+    check_number("beta_max", beta_max, above=0)
     if not symmetric:
         return _bridge("i2sb", beta_max)
 

@@ -16,6 +16,8 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
+from .ground.checks import check_number
+
 __all__ = ["VIEWS", "Prediction", "Target", "View", "called", "edm", "guidance", "view"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -111,8 +113,7 @@ def edm(sigma_data: float = 0.5, *, v: bool = False) -> View:
     No formula divides by alpha. sigma_data is the standard deviation of the data. v makes c_out negative, for networks
     that predict v in this frame.
     """
-    if not 0 < sigma_data < math.inf:
-        raise ValueError(f"sigma_data must be positive and finite, got {sigma_data}")
+    check_number("sigma_data", sigma_data, above=0)
     size = -sigma_data if v else sigma_data
 
     def scale(alpha: float, sigma: float) -> float:

@@ -25,10 +25,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from .ground.checks import check_number, lie_within
 from .ground.docstrings import Shared, documented
 from .ground.kinds import need_plain
-from .language.families import lie_within
-from .schedule import Schedule, need_schedule
+from .language.schedule import Schedule, need_schedule
 from .views import Target, need_target, target_factors
 
 __all__ = ["cosmap", "draw", "edm", "like", "logit_normal", "min_snr", "mode"]
@@ -68,9 +68,7 @@ def min_snr(schedule: Schedule, target: Target, *, gamma: float = 5.0, t: npt.Ar
     >>> nf.weights.min_snr(nf.Schedule.linear(1000), "epsilon", t=[0, 500, 999]).round(4).tolist()
     [0.0005, 1.0, 1.0]
     """
-    if not gamma > 0:
-        raise ValueError(f"gamma must be positive, got {gamma}")
-    return _weights(_min_snr, schedule, target, t, float(gamma))
+    return _weights(_min_snr, schedule, target, t, check_number("gamma", gamma, above=0, finite=False))
 
 
 @documented(_SHARED)
@@ -89,9 +87,7 @@ def edm(schedule: Schedule, target: Target, *, sigma_data: float = 0.5, t: npt.A
     >>> nf.weights.edm(nf.Schedule.karras(3), "sample").round(4).tolist()
     [250004.0, 4.1581, 4.0002]
     """
-    if not sigma_data > 0:
-        raise ValueError(f"sigma_data must be positive, got {sigma_data}")
-    return _weights(_edm, schedule, target, t, float(sigma_data))
+    return _weights(_edm, schedule, target, t, check_number("sigma_data", sigma_data, above=0))
 
 
 @documented(_SHARED)
@@ -112,9 +108,8 @@ def logit_normal(
     >>> nf.weights.logit_normal(nf.Schedule.flow(1000), "flow", t=[0.1, 0.5, 0.9]).round(4).tolist()
     [0.3966, 1.5958, 0.3966]
     """
-    if not std > 0:
-        raise ValueError(f"std must be positive, got {std}")
-    return _weights(_of_flow, schedule, target, t, _logit_normal, float(mean), float(std))
+    deviation = check_number("std", std, above=0)
+    return _weights(_of_flow, schedule, target, t, _logit_normal, check_number("mean", mean), deviation)
 
 
 @documented(_SHARED)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random calls of all operations: those of `noisefuse selftest`, and of tokens, categories, paths and given levels; and
-calls whose inputs another thread changes meanwhile. This module has the words of their lines, too."""
+"""Random calls of all operations: those of arguments.py, and of tokens, categories, paths and given levels; and calls
+whose inputs another thread changes meanwhile. This module has the words of their lines, too."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from random import Random
 
 import numpy as np
 
+import arguments
 import noisefuse as nf
-from noisefuse.arguments.calls import WARNED
-from noisefuse.commands.campaign import arguments
-from noisefuse.commands.campaign.arguments import (
+from arguments import (
     KINDS,
     LEVELS,
     Call,
@@ -32,6 +31,7 @@ from noisefuse.commands.campaign.arguments import (
     _write_to,
     in_layout,
 )
+from noisefuse.arguments.calls import WARNED
 
 # ---- the functions of the lines ----------------------------------------------------------------------------
 

@@ -17,8 +17,8 @@ import atheris
 
 with atheris.instrument_imports(include=["noisefuse"]):
     import calls
-    from noisefuse.commands.campaign import differential
-    from noisefuse.commands.campaign.arguments import Draw, random_call
+    import differential
+    from arguments import Draw, random_call
 
 BACKENDS = differential.contenders(numba=False)
 
@@ -28,9 +28,9 @@ def one_call(data: bytes) -> None:
     threads = 1 + (data[0] % 7 if data else 0)
     draw = Draw([int.from_bytes(data[k : k + 2], "little") for k in range(1, len(data), 2)])
     line = random_call(draw, calls.CALLS)
-    problems, _ = differential.compared(BACKENDS, threads, line, words=calls)
+    problems, _ = differential.compared(BACKENDS, threads, line)
     for backend in problems:
-        raise AssertionError(differential.report(backend, threads, draw.taken, words=calls))
+        raise AssertionError(differential.report(backend, threads, draw.taken))
 
 
 if __name__ == "__main__":

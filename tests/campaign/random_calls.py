@@ -25,10 +25,11 @@ from random import Random
 
 import numpy as np
 
+import arguments
 import calls
+import differential
 import noisefuse as nf
-from noisefuse.commands.campaign import arguments, differential
-from noisefuse.commands.campaign.arguments import Draw, operation, random_call
+from arguments import Draw, operation, random_call
 
 REFUSED = (NotImplementedError, TypeError, ValueError)
 
@@ -91,7 +92,7 @@ def answer(code, library=None):
     try:
         with in_float64(library), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return as_numpy(eval(code, vars(arguments) | vars(calls)))
+            return as_numpy(eval(code, differential.WORDS))
     except Exception as error:
         return error
     finally:
@@ -146,14 +147,12 @@ def compare_libraries(libraries, cases, seed, minutes, progress=lambda line: Non
 def of_backends(given, progress):
     """Returns whether all backends give the same bits; prints how many calls of each operation were compared."""
     results = differential.run(
-        given.cases, given.seed, numba=not given.no_numba, against=given.against, minutes=given.minutes, words=calls,
+        given.cases, given.seed, numba=not given.no_numba, against=given.against, minutes=given.minutes,
         progress=progress,
     )  # fmt: skip
-    for result in results:
-        print(f"{result.name:32} {result.cases:10,} {'ok' if result.passed else 'FAILED':6} {result.worst}")
-        print(*result.lines, sep="\n", end="\n" if result.lines else "")
+    good = differential.show(results)
     print(f"{sum(result.cases for result in results):,} calls")
-    return all(result.passed for result in results)
+    return good
 
 
 def in_a_child():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The differential part of `noisefuse selftest` finds nothing here, and finds and shrinks planted errors."""
+"""differential.py finds nothing here, and finds and shrinks planted errors."""
 
 import re
 from random import Random
@@ -7,47 +7,31 @@ from random import Random
 import numpy as np
 import pytest
 
+import calls
+import differential
 import noisefuse as nf
+from arguments import CALLS, Draw, random_call
 from conftest import NATIVE
+from differential import compared, contenders, differ, outcome
 from noisefuse.backends import native, reference
-from noisefuse.commands.campaign import differential
-from noisefuse.commands.campaign.arguments import CALLS, Draw, operation, random_call
-from noisefuse.commands.campaign.differential import compared, contenders, differ, outcome
 
 SPOILT = NATIVE[0]
 
 
 def test_backends_give_the_same_bits():
     """No call of some hundreds differs between the reference and native, on any instruction set."""
-    results = differential.run(200, 2, numba=False)
+    results = differential.run(200, 2, numba=False, makers=calls.OPERATIONS)
     assert [line for result in results for line in result.lines] == []
     assert all(result.passed for result in results)
     assert sum(result.cases for result in results) == 200
-
-
-def test_every_operation_is_called():
-    """For each operation, some calls raise and some do not."""
-    found = {operation(str(call(Draw(random=Random(seed))))) for call in CALLS for seed in range(40)}
-    public = {"randn", "randn_like", "uniform", "q_sample", "q_step", "q_walk", "update", "mse_loss", "mse_loss_grad"}
-    public |= {
-        f"augment.{name}"
-        for name in nf.augment.__all__
-        if name != "sample_id"  # it is Python's alone
-    }
-    public |= {f"fields.{name}" for name in nf.fields.__all__}
-    public |= {f"density.{name}" for name in nf.density.__all__ if name not in ("Part", "combine")}
-    assert found == public | {"philox4x32", "step", "sampled", "legacy.WebUI", "legacy.TorchCUDA"}
-    raised = {result.name: int(result.worst.split()[2]) for result in differential.run(300, 1, numba=False)}
-    assert len(raised) > len(found) / 2
-    assert 60 < sum(raised.values()) < 180
 
 
 def test_the_choices_of_a_call_make_it_again():
     """Returns the start of a report that makes a call smaller."""
     for seed in range(50):
         draw = Draw(random=Random(seed))
-        line, again = random_call(draw), Draw(draw.taken)
-        assert random_call(again) == line
+        line, again = random_call(draw, calls.CALLS), Draw(draw.taken)
+        assert random_call(again, calls.CALLS) == line
         assert again.taken == draw.taken
 
 
@@ -79,7 +63,7 @@ def test_a_flipped_bit_is_found_and_shrunk(monkeypatch):
     """One bit of 2^20 elements is wrong, on one instruction set: reports are lines that show it, with few arguments
     left."""
     spoil(monkeypatch, 1 << 20)
-    results = differential.run(2000, 3, numba=False)
+    results = differential.run(2000, 3, numba=False, makers=CALLS)
     lines = [line for result in results for line in result.lines]
     assert lines
     assert not all(result.passed for result in results)
@@ -93,12 +77,12 @@ def test_a_frequent_defect_shrinks_to_a_small_call(monkeypatch):
     """One element in 16 is wrong: the call left has few elements and options, and the line reports it when pasted."""
     spoil(monkeypatch, 16)
     monkeypatch.setattr(differential, "SHOWN", 1)
-    line = next(line for result in differential.run(30, 4, numba=False) for line in result.lines)
+    line = next(line for result in differential.run(30, 4, numba=False, makers=CALLS) for line in result.lines)
     shape = re.search(r"\(([\d, ]*)\)", line)  # () is one element
     assert np.prod([int(n) for n in re.findall(r"\d+", shape[1])]) <= 32
     scope = {}
     code, _, problem = line.partition("  # ")
-    assert code.startswith("from noisefuse.commands.campaign.differential import differ; differ(")
+    assert code.startswith("from differential import differ; differ(")
     exec(code.replace("; differ(", "; found = differ("), scope)
     assert scope["found"] == problem == "other bits"
 
@@ -135,7 +119,7 @@ def test_memory_around_an_array_is_compared():
 
 @pytest.mark.parametrize(("name", "numba", "expected"), [("native", False, False), ("native", True, True)])
 def test_numba_takes_part_where_it_is_wanted(name, numba, expected):
-    """Numba's first calls take a minute: the level quick leaves it out, unless it is in use."""
+    """Numba's first calls take a minute: it can be left out, unless it is in use."""
     pytest.importorskip("numba")
     with nf.use_backend(name):
         assert ("numba" in contenders(numba=numba)) == expected

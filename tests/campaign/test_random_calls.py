@@ -6,19 +6,19 @@ import sys
 import time
 from inspect import isfunction
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import calls
+import differential
 import noisefuse as nf
 import random_calls
+from arguments import operation
 from conftest import NATIVE
 from noisefuse import _native
 from noisefuse.backends import native
-from noisefuse.commands.campaign import differential
-from noisefuse.commands.campaign.arguments import operation
+from noisefuse.tokens import samplers as token_samplers
 
 
 @pytest.mark.parametrize(("library", "cases"), [("torch", 300), ("jax", 40), ("dask", 100)])
@@ -39,7 +39,7 @@ def test_another_bit_is_found(monkeypatch, capsys):
 
 
 def test_another_backend_than_the_reference_is_compared_with():
-    results = differential.run(200, 3, numba=False, against="native-portable", words=UNDISTURBED)
+    results = differential.run(200, 3, numba=False, against="native-portable", makers=calls.OPERATIONS)
     assert [line for result in results for line in result.lines] == []
     assert all(result.passed for result in results)
     assert sum(result.cases for result in results) == 200
@@ -49,15 +49,16 @@ def test_a_campaign_ends_when_its_time_is_over():
     assert differential.run(1000, 3, numba=False, minutes=0) == []
 
 
-UNDISTURBED = SimpleNamespace(**vars(calls) | {"CALLS": calls.OPERATIONS})
-
-
 def test_every_operation_is_called():
     """The million draws each public function; a new one has to be added to `calls.py`."""
-    found = {operation(line) for line in calls.of_each(25)}
+    found = {operation(line) for line in calls.of_each(40)}
     left_out = {"get_include", "info", "set_num_threads", "use_backend"}  # they compute nothing
     assert {name for name in nf.__all__ if isfunction(getattr(nf, name))} - left_out <= found
-    assert set(nf.samplers.tokens.__all__) == set(calls.SAMPLERS)
+    for module in (nf.augment, nf.fields, nf.density):
+        public = {*module.__all__} - {"sample_id", "Part", "combine"}  # of Python alone, and of parts
+        assert {f"{module.__name__.removeprefix('noisefuse.')}.{name}" for name in public} <= found
+    assert {"legacy.WebUI", "legacy.TorchCUDA", "philox4x32"} <= found
+    assert set(token_samplers.__all__) == set(calls.SAMPLERS)
     assert {"combined", "token_step", "token_run", "step", "sampled"} <= found
 
 
@@ -66,7 +67,7 @@ def test_each_new_operation_succeeds_and_fails():
     own = [make for make in calls.OPERATIONS if make.__module__ == "calls"]
     raised = {}
     for line in calls.of_each(30, own):
-        raised.setdefault(operation(line), []).append(not differential.outcome(line, calls).results)
+        raised.setdefault(operation(line), []).append(not differential.outcome(line).results)
     assert all(0.05 < np.mean(each) < 0.7 for each in raised.values()), raised
 
 
@@ -81,10 +82,10 @@ def test_another_token_is_found_and_shown(monkeypatch):
     right = native.race
     monkeypatch.setattr(native, "race", race)
     monkeypatch.setattr(differential, "SHOWN", 1)
-    only = SimpleNamespace(**vars(calls) | {"CALLS": [calls._categorical]})
-    line = next(line for result in differential.run(20, 4, numba=False, words=only) for line in result.lines)
+    results = differential.run(20, 4, numba=False, makers=[calls._categorical])
+    line = next(line for result in results for line in result.lines)
     code, _, problem = line.partition("  # ")
-    assert code.startswith("import calls; from noisefuse.commands.campaign.differential import differ; differ(")
+    assert code.startswith("from differential import differ; differ(")
     scope = {}
     exec(code.replace("; differ(", "; found = differ("), scope)
     assert scope["found"] == problem == "other bits"
@@ -122,12 +123,11 @@ def test_races_garble_nothing_else():
     """Each array of a call in turn. Seen to end the process within seconds: categorical with temperature 0, top_k or
     top_p, and masked_cross_entropy, which searched a row again for what they had found there."""
     code = """
-import calls
-from noisefuse.commands.campaign import differential
+import calls, differential
 calls.SECONDS = 0.05
 fastest = differential.contenders(numba=False)[:1]
 for line in calls.of_each(20, [calls._with_rows_raced, calls._with_any_raced]):
-    problems, _ = differential.compared(fastest, 2, line, "native-portable", calls)
+    problems, _ = differential.compared(fastest, 2, line, "native-portable")
     assert not problems, (line, problems)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True)
@@ -154,13 +154,12 @@ def test_every_operation_fits_a_thread_of_128_kib(name):
     losses of float64."""
     code = f"""
 import os, threading
-import calls, noisefuse as nf
-from noisefuse.commands.campaign import differential
+import calls, differential, noisefuse as nf
 lines = [compile(line, "<case>", "eval") for line in calls.of_each(6)]
 nf.set_num_threads(1)
 
 def all_calls():
-    return [differential.outcome(line, calls) for line in lines]
+    return [differential.outcome(line) for line in lines]
 
 with differential.using({name!r}):
     expected = all_calls()

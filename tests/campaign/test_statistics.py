@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The statistical part of `noisefuse selftest`: the noise passes, its probabilities are right, defects are found."""
+"""noise_statistics.py: the noise passes, its probabilities are right, defects are found."""
 
 import math
 from random import Random
@@ -7,10 +7,10 @@ from random import Random
 import numpy as np
 import pytest
 
+import noise_statistics as statistics
 import noisefuse as nf
 from conftest import first_and_slow
-from noisefuse.commands.campaign import statistics
-from noisefuse.commands.campaign.statistics import Part, Sums, Value, gram, one_bit_apart, parts, results, uniformity
+from noise_statistics import Part, Sums, Value, gram, one_bit_apart, parts, results, uniformity
 
 NORMALS, UNIFORMS = (("randn", "float32"),), (("uniform", "float32"),)
 RANDN, UNIFORM = nf.randn, nf.uniform
@@ -93,20 +93,20 @@ def test_a_suspicion_is_repeated_with_another_seed(monkeypatch):
         seeds.append(seed)
         yield from real(numbers, seed, kinds)
         if len(seeds) == 1:
-            yield statistics.Part("bad", 1, [Value("planted", 1e-9)], 0.0)
+            yield statistics.Part("bad", 1, [Value("planted", 1e-9)])
 
     monkeypatch.setattr(statistics, "parts", first_is_bad)
     results = statistics.run(1 << 18, 8, kinds=UNIFORMS)
     assert all(result.passed for result in results)
     assert len(set(seeds)) == 2
-    assert "suspicious, with seed 8: noise: bad: p 2e-09" in results[-1].lines[0]
+    assert "suspicious, with seed 8: bad: p 2e-09" in results[-1].lines[0]
 
 
 def test_all_values_together():
     """Uniform ones pass. A slope, or one too rare, fails: as a whole, and its part."""
 
     def passed(*parts):
-        return [result.passed for result in results([Part("", 1, [Value("", x) for x in u], 0.0) for u in parts])]
+        return [result.passed for result in results([Part("", 1, [Value("", x) for x in u]) for u in parts])]
 
     u = np.random.default_rng(1).random(1000)
     assert passed(u, u) == [True, True, True]

@@ -5,7 +5,7 @@
 
 It needs TestU01 (L'Ecuyer and Simard 2007), with its headers: Debian's libtestu01-0-dev, or an installation of its
 sources under FOLDER. SmallCrush takes half a minute per axis, Crush an hour. A word is the first 32 bits of a uniform
-number of float64; 1024 neighbours along the axis follow each other, as in the statistics of `noisefuse selftest`.
+number of float64; 1024 neighbours along the axis follow each other, as in noise_statistics.py.
 
 It exits with 1 if a p-value is rarer than one in a thousand runs would have it.
 """
@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 import noisefuse as nf
-from noisefuse.commands.campaign.statistics import AXES, COLUMNS, LEVEL, ROWS, drawn
+from noise_statistics import AXES, COLUMNS, LEVEL, ROWS, drawn
 
 WORDS = ROWS * COLUMNS
 REFILL = ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_uint))

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -31,7 +31,6 @@ from noisefuse.commands.bench.contenders import CONTENDERS, OPERATIONS, Case, co
 from noisefuse.commands.bench.results import doubts
 from noisefuse.commands.bench.timing import Timing, interleaved
 from noisefuse.commands.cli import main
-from noisefuse.commands.demo import samplers as _demo_samplers
 from noisefuse.commands.shared import WIDTH, Progress, processors
 
 
@@ -84,7 +83,6 @@ def test_demo_does_as_its_options_say(
     drawn, written = [], []
     figure = SimpleNamespace(savefig=lambda out, dpi: written.append(out))
     monkeypatch.setattr(_demo, "_time", lambda *_: ([_demo.Throughput("q_sample", 30.0, 2.0, 0.25)], 50.0, ["a doubt"]))
-    monkeypatch.setattr(_demo, "_sample_digits", lambda noise: [])
     monkeypatch.setattr(_demo, "_picture", lambda *arguments: drawn.append(arguments) or figure)
     photographs = [str(photograph)] * 2
     assert main(["demo", *photographs, "--seed", "5", "--schedule", "cosine", "--out", "there.png"]) == 0
@@ -126,9 +124,8 @@ def test_demo_that_cannot_write_says_so(
     """It says so before the work. Seen to fail: after it."""
     monkeypatch.setattr(_demo, "_noise", None)
     for out in (tmp_path / "picture.unknown", tmp_path / "absent" / "picture.png", tmp_path):
-        for options in ([], ["--samplers"]):
-            assert main(["demo", str(photograph), "--out", str(out), *options]) == 2
-            assert f"cannot write {out}: " in capsys.readouterr().err
+        assert main(["demo", str(photograph), "--out", str(out)]) == 2
+        assert f"cannot write {out}: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -136,7 +133,6 @@ def test_demo_that_cannot_write_says_so(
     [
         ("demo", "matplotlib", "matplotlib"),
         ("demo", "skimage", "scikit-image"),
-        ("demo --samplers", "sklearn", "scikit-learn"),
         ("bench --plot a.png", "matplotlib", "matplotlib"),
         ("noise x.npy y.npy --seed 1 --std 1 --workers 2", "dask", "dask"),
         ("noise x.npy y.npy --seed 1 --std 1 --scheduler tcp://host:1", "distributed", "distributed"),
@@ -708,30 +704,6 @@ def test_importing_the_package_imports_none_of_this() -> None:
     assert not ({"rich", "matplotlib", "PIL", "skimage", "torch", "argparse"} | commands) & set(loaded)
 
 
-@pytest.mark.slow
-def test_demo_of_samplers_draws_all_of_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("sklearn")
-    monkeypatch.setattr(_demo_samplers, "COUNTS", (4, 7))
-    monkeypatch.setattr(_demo_samplers, "LEVELS", 12)
-    out = tmp_path / "samplers.png"
-    assert main(["demo", "--samplers", "--out", str(out)]) == 0
-    assert out.stat().st_size > 50_000
-    lines = capsys.readouterr().out.splitlines()
-    assert sorted(line.split()[0] for line in lines[2:-2]) == sorted(_demo_samplers.menu())
-    assert lines[-1] == f"wrote {out}"
-
-
-@pytest.mark.parametrize("name", ["dpmpp_2m_sde", "dpmpp_sde", "heun"])
-def test_deviation_is_that_of_many_runs(name: str) -> None:
-    make = _demo_samplers._maker(name, importlib.import_module("noisefuse.commands.demo.ideal").families)
-    sampler, columns = make(6)
-    model = _demo_samplers._model(_demo_samplers._gaussian, sampler, columns)
-    many = sampler.sample(model, (200_000, 1), nf.Noise(7), dtype="float64")
-    assert _demo_samplers.deviation(sampler, model) == pytest.approx(many.std(), rel=5 / np.sqrt(2 * 200_000))
-
-
 def test_cliffs_are_looked_for_in_every_public_function(capsys):
     """A parameter without a default needs an argument there. Seen to fail: a name that `ARGUMENTS` does not have."""
     from noisefuse.commands.bench import cliffs
@@ -806,27 +778,17 @@ def test_progress_is_seen_without_a_terminal(
 def test_all_tables_fit_a_terminal(
     photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Seen to fail: records of 101 columns, checks of 102, errors of samplers of 86."""
+    """Seen to fail: records of 101 columns, checks of 102."""
     monkeypatch.setattr(_bench, "interleaved", as_measured)
     monkeypatch.setattr(_demo, "interleaved", as_measured)
-    monkeypatch.setattr(_demo, "_sample_digits", lambda noise: [])
-    monkeypatch.setattr(_demo_samplers, "_picture", lambda *_: SimpleNamespace(savefig=lambda out, dpi: None))
-    errors = [1.2e-3] * len(_demo_samplers.COUNTS)
-    shown = [
-        _demo_samplers.Shown(name, np.zeros(0), np.zeros(0), False, [*_demo_samplers.COUNTS], errors)
-        for name in _demo_samplers.menu()
-    ]
-    monkeypatch.setattr(_demo_samplers, "_show", lambda name, *_: next(one for one in shown if one.name == name))
-    monkeypatch.setattr(_selftest, "LEVELS", {"quick": (400, 1 << 20)})
     monkeypatch.chdir(tmp_path)
     for command in (
         "bench --sizes 256x3x128x128 --dtypes bfloat16 uint8",
         "bench --augment --quick",
         "bench --discrete --quick",
         f"demo {photograph.name}",
-        "demo --samplers",
         "info",
-        "selftest --seed 1",
+        "selftest",
     ):
         assert main(command.split()) == 0
         lines = capsys.readouterr().out.splitlines()
@@ -834,11 +796,38 @@ def test_all_tables_fit_a_terminal(
         assert len(lines) > 5
 
 
-def test_selftest_ends_in_a_verdict() -> None:
-    """Seen to fail: a check as the last line."""
-    good, bad = (_selftest.Result(f"bits: {name}", 1, name == "good", "", 0.0) for name in ("good", "bad"))
-    assert _selftest.verdict([good, good], 61.2) == "all 2 checks passed, in 61 s"
-    assert _selftest.verdict([good, bad], 1.0) == "1 of 2 checks FAILED: bits: bad, in 1 s"
+def test_every_backend_has_the_bits_that_selftest_asks_for(compiled: str) -> None:
+    found = {check: _selftest.digest(call()) for check, (call, _) in _selftest.PROMISED.items()}
+    assert found == {check: promised for check, (_, promised) in _selftest.PROMISED.items()}
+
+
+def test_selftest_finds_a_wrong_bit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One instruction set flips a bit of one element: it is named, the others are not, and the status is 1."""
+    from noisefuse import _native
+    from noisefuse.backends import native
+
+    def random(*arguments: Any) -> Any:
+        found = right(*arguments)
+        if _native.isa() == "portable" and isinstance(found, np.ndarray):
+            found.view(np.uint8).flat[4] ^= 1
+        return found
+
+    right = native.fast_random
+    monkeypatch.setattr(native, "fast_random", random)
+    assert main(["selftest"]) == 1
+    shown = capsys.readouterr().out
+    assert "\nrandn, float32         FAILED\n  native-portable, 1 threads: " in shown
+    assert "\nq_sample               ok\n" in shown
+    assert "native-avx2, 1 threads" not in shown
+    assert re.search(r"\d of 17 checks FAILED: randn, float32, ", shown.splitlines()[-1])
+
+
+def test_selftest_names_what_the_sources_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["selftest", "--level", "night"])
+    assert "tests/campaign/random_calls.py and tests/campaign/noise_statistics.py" in capsys.readouterr().err
+    for script in ("random_calls", "noise_statistics"):
+        assert (Path(__file__).parents[1] / "campaign" / f"{script}.py").exists()
 
 
 def test_sizes_that_are_none_are_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:

@@ -327,7 +327,11 @@ X = np.zeros((2, 3, 8), np.float32)
         (lambda t: log_prob(t["flow_sde"], [[1]], X, X, X), ValueError, r"i: expected a row number or \(B,\)"),
         (lambda t: log_prob(t["flow_sde"], 4, X, None, X), TypeError, r"model_output \(m1\): the table reads it"),
         (lambda t: log_prob(t["flow_sde"], 4, X, X, X, reduction="none"), ValueError, "reduction = 'none': expected"),
-        (lambda t: log_prob(t["flow_sde"], 4, X, X, X, density="half"), ValueError, "density = 'half': expected one"),
+        (
+            lambda t: log_prob(t["flow_sde"], 4, X, X, X, density="half"),
+            ValueError,
+            "density = 'half': expected 'full'",
+        ),
         (lambda t: log_prob_grad(t["flow_sde"], 4, X, X, X, upstream=[1.0]), ValueError, r"upstream: expected a num"),
         (lambda t: log_prob_grad(t["flow_sde"], 4, X, X, X, wrt="z"), ValueError, "wrt = 'z': expected 'm1', 'm2'"),
         (lambda t: kl(t["flow_sde"], 4, X, X[:1]), ValueError, "reference: expected shape"),
@@ -340,14 +344,26 @@ X = np.zeros((2, 3, 8), np.float32)
         (lambda t: log_prob(t["flow_sde"], 4, X, X, X, reduction=["sum"]), ValueError, "reduction = ..sum..: expected"),
         (lambda t: nf.samplers.flow_sde(LINEAR), ValueError, "flow_sde needs a schedule with alpha"),
         (lambda t: nf.samplers.flow_sde(FLOW, 4, window=(2, 9)), ValueError, r"window = \(2, 9\): expected 0 <= beg"),
-        (lambda t: nf.samplers.flow_cps(FLOW, 4, noise_level=2), ValueError, "noise_level must be from 0 to 1"),
-        (lambda t: nf.samplers.flow_sde(FLOW, 4, noise_level=[0.7] * 4), TypeError, "noise must be a number, got list"),
+        (
+            lambda t: nf.samplers.flow_cps(FLOW, 4, noise_level=2),
+            ValueError,
+            "noise_level = 2: expected a finite number from 0 to 1",
+        ),
+        (
+            lambda t: nf.samplers.flow_sde(FLOW, 4, noise_level=[0.7] * 4),
+            TypeError,
+            "the level of noise = .*: expected a number, got list",
+        ),
         (
             lambda t: nf.Sampler(t["flow_sde"]).sample(lambda x, t: x, X, N, log_prob=True),
             TypeError,
             "log_prob: no such argument; of a whole run it is log_probs=True",
         ),
-        (lambda t: nf.samplers.dance_sde(FLOW, 4, eta=-1), ValueError, "the level of noise must be at least 0"),
+        (
+            lambda t: nf.samplers.dance_sde(FLOW, 4, eta=-1),
+            ValueError,
+            "the level of noise = -1: expected a finite number of at least 0",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_said(call, error, said):

@@ -10,8 +10,8 @@ import pytest
 
 import noisefuse as nf
 from conftest import NATIVE, NUMBA, bits, using
-from noisefuse.operations import tokens
-from noisefuse.operations.tokens import words
+from noisefuse.tokens import forward as tokens
+from noisefuse.tokens.forward import words
 
 NOISE = nf.Noise(0x0123456789ABCDEF, sample=2**32 - 2, step=7)
 DTYPES = ("int64", "int32", "uint16", "uint8")
@@ -302,7 +302,7 @@ IDS = ids_of(2, 8)
             ValueError,
             r"p: expected shape \(2, 2\), one for each block of 4",
         ),
-        ((IDS, 0.5, NOISE, 9), {"block": 0}, ValueError, "block = 0: expected at least 1 token"),
+        ((IDS, 0.5, NOISE, 9), {"block": 0}, ValueError, "block = 0: expected an integer of at least 1"),
         ((IDS, None, NOISE, 9), {}, TypeError, "p: expected numbers, got NoneType"),
         ((IDS, [0.5] * 3, NOISE, 9), {"batched": False}, ValueError, r"a prefix of ids' shape \(2, 8\), got \(3,\)"),
         ((IDS[0, 0], 0.5, NOISE, 9), {"batched": False}, TypeError, "ids: expected an array"),

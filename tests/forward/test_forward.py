@@ -87,7 +87,7 @@ def q_steps(draw):
     shape, dtype, batched = draw(shapes), draw(st.sampled_from(list(DTYPES.values()))), draw(st.booleans())
     schedule = draw(st.sampled_from(SCHEDULES))
     t = draw(indices(shape, len(schedule)))
-    noise = draw(noises(shape, batched, streams=False, last=1000))
+    noise = draw(noises(shape, batched, streams=False))
     return Call(nf.q_step, (draw(arrays(shape, dtype)), t, schedule, noise), {"batched": batched})
 
 
@@ -96,7 +96,7 @@ def q_walks(draw):
     shape, dtype, batched = draw(shapes), draw(st.sampled_from(list(DTYPES.values()))), draw(st.booleans())
     schedule = draw(st.sampled_from(WALKS))
     keep = draw(st.none() | st.sets(st.integers(0, len(schedule) - 1)).map(sorted))
-    noise = draw(noises(shape, batched, streams=False, last=50))
+    noise = draw(noises(shape, batched, streams=False))
     x0 = draw(arrays(shape, dtype))
     return Call(nf.q_walk, (x0, schedule, noise), {"keep": keep, "batched": batched})
 

@@ -199,7 +199,7 @@ def test_what_a_function_raises_is_raised():
             r"times = \(1, 0\): expected \(first, last\)",
         ),
         ((quadratic, identity), {"name": "x", "times": (0, math.inf)}, ValueError, "finite and rising"),
-        ((quadratic, identity), {"name": "x", "steps": 0}, ValueError, "steps must be at least 1"),
+        ((quadratic, identity), {"name": "x", "steps": 0}, ValueError, "steps = 0: expected an integer of at least 1"),
         ((power, identity), {"name": "x", "p": "3"}, TypeError, "p"),
     ],
 )
@@ -346,5 +346,5 @@ WRONG = [{"tokens": 0}, {"tokens": math.inf}, {"tokens": 1, "base_tokens": 4096}
 
 @pytest.mark.parametrize("options", [*WRONG, {"tokens": 1, "base_shift": math.nan}, {"tokens": 1e9}])
 def test_flow_shift_refuses(options):
-    with pytest.raises(ValueError, match="must"):
+    with pytest.raises(ValueError, match=r"must|expected a finite number"):
         S.flow_shift(**options)

@@ -219,7 +219,7 @@ BAD = [
     (
         lambda x: nf.interpolate(x, x, T, P.linear(), target="flow"),
         ValueError,
-        "target = 'flow': expected one of velocity",
+        "target = 'flow': expected 'velocity', 'score' or 'denoiser'",
     ),
     (lambda x: nf.interpolate(x, x, T, P.linear(), target="score"), ValueError, "the path linear has no noise"),
     (lambda x: nf.interpolate(x, x, T, P.linear(), target_out=x), ValueError, "target_out: given without target="),
@@ -243,9 +243,9 @@ BAD = [
         ValueError,
         r"dg of brownian_bridge is 5\.0+7e\+154 at t = 1e-310: expected a finite number of float32's range; leave",
     ),
-    (lambda x: P.conditional_flow(0), ValueError, "sigma must be positive and finite, got 0"),
-    (lambda x: P.brownian_bridge(-1), ValueError, "sigma must be positive"),
-    (lambda x: P.i2sb(np.inf), ValueError, "beta_max must be positive"),
+    (lambda x: P.conditional_flow(0), ValueError, "sigma = 0: expected a finite number above 0"),
+    (lambda x: P.brownian_bridge(-1), ValueError, "sigma = -1: expected a finite number above 0"),
+    (lambda x: P.i2sb(np.inf), ValueError, "beta_max = inf: expected a finite number above 0"),
     (lambda x: Path("x", 1, 2, 3, 4), TypeError, "a: expected a function of t, got int"),
     (lambda x: Path("x", *[np.sin] * 4, np.sin), TypeError, "g, dg: expected both of them, or neither"),
     (

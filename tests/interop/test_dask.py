@@ -63,12 +63,12 @@ def chunked(draw, most=4):
 
 
 @st.composite
-def named(draw, shape, batched, chunks, *, streams=False, last=0):
+def named(draw, shape, batched, chunks, *, streams=False):
     """Draws a Noise, with or without ids or a window, or a list of them."""
     rows, sample = (shape[0], shape[1:]) if batched and shape else (1, shape)
     if rows and draw(st.integers(0, 3)) == 0:
-        return [draw(names(1, sample, streams=streams, last=last)) for _ in range(rows)]
-    return draw(names(rows, sample, streams=streams, last=last))
+        return [draw(names(1, sample, streams=streams)) for _ in range(rows)]
+    return draw(names(rows, sample, streams=streams))
 
 
 def lazily(draw, array, chunks):
@@ -94,7 +94,7 @@ def test_forward_operations_are_numpys_at_any_chunks(data):
     dtype = data.draw(st.sampled_from([*DTYPES.values(), np.dtype(np.uint8)]))
     x = normals(shape, np.float32).astype(dtype) if dtype != np.uint8 else np.ones(shape, dtype)
     lazy = da.from_array(x, chunks)
-    noise = data.draw(named(shape, batched, chunks, last=1000))
+    noise = data.draw(named(shape, batched, chunks))
     axes = data.draw(st.integers(0, len(shape)))
     t = np.asarray(np.random.default_rng(1).integers(1000, size=shape[:axes]))
     some_t = lazily(data.draw, t, chunks[:axes])
@@ -118,7 +118,7 @@ def test_rows_of_tableaus_are_numpys_at_any_chunks(data):
     shape, chunks = data.draw(chunked())
     dtype = data.draw(st.sampled_from([*DTYPES.values()]))
     table = data.draw(st.sampled_from(TABLES))
-    noise = data.draw(named(shape, True, chunks, last=len(table)))
+    noise = data.draw(named(shape, True, chunks))
     axes = data.draw(st.integers(0, len(shape)))
     i = np.asarray(np.random.default_rng(1).integers(len(table), size=shape[:axes]))
     arrays = [normals(shape, np.float32, n).astype(dtype) for n in range(4)]

@@ -21,7 +21,7 @@ diffusers = pytest.importorskip("diffusers")
 from diffusers.utils.torch_utils import randn_tensor  # noqa: E402
 
 from noisefuse.interop import diffusers as ours  # noqa: E402
-from noisefuse.interop.diffusers import engine  # noqa: E402
+from noisefuse.interop.diffusers import refusals, rows, runs  # noqa: E402
 from noisefuse.interop.diffusers.exact import rebound  # noqa: E402
 from test_interop_diffusers import LOOP, OTHERS, SHAPE, Case, difference, need_generators, said, their_noise  # noqa: E402
 from test_torch_cuda import nothing_comes_back, on_the_stand_in  # noqa: E402
@@ -31,7 +31,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 def pair(name, n, **config):
     """Returns their scheduler and ours, with n steps. Our log is empty then."""
-    engine._said.clear()
+    refusals.said.clear()
     made = [getattr(module, name)(**config) for module in (diffusers.schedulers, ours)]
     for scheduler in made:
         scheduler.set_timesteps(n)
@@ -52,7 +52,7 @@ def within(dtype):
 
 def the_same(theirs, mine, tolerance):
     """Compares results, step by step, and types; ours are no results of diffusers' own step."""
-    assert not engine._said
+    assert not refusals.said
     for a, b in zip(theirs, mine, strict=True):
         assert type(a) is type(b)
         values = [tuple(each.values()) if isinstance(each, dict) else each for each in (a, b)]
@@ -124,7 +124,7 @@ def test_cog_agrees(config, dtype):
         results = [cog(s, g, x, **given) for s, g in zip((theirs, mine), drawn, strict=True)]
         the_same(*results, within(dtype))
         assert torch.equal(*(g.get_state() for g in drawn))
-    assert isinstance(mine._run.plan, engine.Plan)
+    assert isinstance(mine._run.plan, rows.Plan)
     assert {*vars(mine)} - {*vars(theirs)} <= {"_clock", "_run", "_levels", "_replay", "__module__", "_old"}
 
 
@@ -187,7 +187,7 @@ def test_a_step_in_which_two_draws_count(monkeypatch):
         first, second = randn_tensor(sample.shape), randn_tensor(sample.shape)
         return sample + first + second, model_output
 
-    engine._plans.clear()
+    runs.plans.clear()
     diffusers_own = rebound(step, vars(inspect.getmodule(diffusers.CogVideoXDPMScheduler)))
     monkeypatch.setattr(diffusers.CogVideoXDPMScheduler, "step", diffusers_own)
     _, mine = pair("CogVideoXDPMScheduler", 10)
@@ -217,7 +217,7 @@ def test_wuerstchen_agrees(scaler, dtype):
     the_same(*results, within(dtype))
     assert results[1][0].prev_sample.dtype is dtype
     assert torch.equal(*(g.get_state() for g in drawn))
-    assert isinstance(both[1]._run.plan, engine.Plan)
+    assert isinstance(both[1]._run.plan, rows.Plan)
 
 
 def test_wuerstchen_draws_by_position():
@@ -259,7 +259,9 @@ def test_wuerstchen_adds_noise_at_any_times(dtype):
     assert difference(mine, theirs) <= within(dtype)
     assert difference(both[1].add_noise(x, noise, times), theirs) <= within(dtype)
     assert torch.equal(*(s.add_noise(x[:1], z[:1], times) for s in both))  # one sample at two times: theirs
-    assert not engine._said - {"DDPMWuerstchenScheduler: diffusers' own add_noise is used for one sample at many times"}
+    assert not refusals.said - {
+        "DDPMWuerstchenScheduler: diffusers' own add_noise is used for one sample at many times"
+    }
 
 
 def test_wuerstchen_in_float64():

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from noisefuse.interop.diffusers import FlowMatchSDEDiscreteScheduler, accelerate  # noqa: E402
-from noisefuse.interop.diffusers_sde import FlowMatchSDEDiscreteSchedulerOutput  # noqa: E402
+from noisefuse.interop.diffusers.sde import FlowMatchSDEDiscreteSchedulerOutput  # noqa: E402
 
 SHAPE = (3, 4, 6, 6)
 LEVELS = {"sde": 0.7, "cps": 0.6, "dance_sde": 0.3}

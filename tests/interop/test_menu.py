@@ -765,7 +765,7 @@ def test_a_part_of_heunpp2_continues_the_whole():
     assert np.array_equal(rows[0][9:], rows[1])
     assert not np.array_equal(rows[0][9:], rows[2])
     assert kd.sample_heunpp2(ideal, x, torch.tensor(levels), disable=True).isfinite().all()
-    with pytest.raises(ValueError, match="sigma_0 must be positive and finite, got 0"):
+    with pytest.raises(ValueError, match="sigma_0 = 0: expected a finite number above 0"):
         nf.samplers.heunpp2(nf.Schedule.karras(2), levels[3:-1], sigma_0=0)
 
 

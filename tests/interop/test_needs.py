@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The errors of modules whose library is missing.
 
-Seen to fail: bare imports, without `needs`; a part of `k_diffusion`, imported first, that named itself.
+Seen to fail: bare imports, without `needs`.
 """
 
 import re
@@ -52,9 +52,8 @@ def without(monkeypatch):
     """Forgets a module of `interop`, and that a library is installed."""
 
     def forget(module, library):
-        for one in (module, "dpm_adaptive"):  # which k_diffusion imports
-            monkeypatch.delitem(sys.modules, f"noisefuse.interop.{one}", raising=False)
-            monkeypatch.delitem(vars(nf.interop), one, raising=False)
+        monkeypatch.delitem(sys.modules, f"noisefuse.interop.{module}", raising=False)
+        monkeypatch.delitem(vars(nf.interop), module, raising=False)
         monkeypatch.delitem(sys.modules, library, raising=False)
         monkeypatch.setattr(sys, "meta_path", [Lacking(library), *sys.meta_path])
 
@@ -81,10 +80,10 @@ def test_a_missing_library_is_named_with_its_extra(without, module, library):
 def test_every_module_of_the_reference_is_held_to_it():
     page = (ROOT / "docs" / "reference" / "interop.md").read_text()
     described = {*re.findall(r"noisefuse\.interop\.([a-z]\w+)\.", page)}
-    by_others = {"columns", "diffusers_sde", "llada"}  # two take NumPy's arrays, `diffusers` loads the other
+    by_others = {"columns", "llada"}  # they take NumPy's arrays
     assert described - by_others <= {*NEEDED}
     assert len(described) > len(by_others)
-    assert (described | {"torch"}) - {"diffusers_sde"} == {*nf.interop._MODULES} <= {*dir(nf.interop)}
+    assert described | {"torch"} == {*nf.interop._MODULES} <= {*dir(nf.interop)}
 
 
 @pytest.mark.parametrize("module", nf.interop._MODULES)

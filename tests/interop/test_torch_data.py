@@ -195,5 +195,5 @@ def test_reprs_say_what_a_batch_gets():
     """Seen to fail: an object at some address, as before; the first epoch."""
     noisy, augmented = NoisyBatch(S, Noise(7), target="v"), AugmentedBatch(blurred, Noise(7, step=2))
     noisy.set_epoch(3)
-    assert repr(noisy) == "NoisyBatch(linear, 50 steps, Noise(7), target='v', epoch=3)"
+    assert repr(noisy) == "NoisyBatch(linear, 50 steps, Noise(7), epoch=3, target='v')"
     assert repr(augmented) == "AugmentedBatch(blurred, Noise(7, step=2), epoch=2)"

@@ -170,7 +170,7 @@ def test_libraries_without_it_say_so():
     ("changed", "error", "message"),
     [
         ({"path": "linear"}, TypeError, "path: expected one of noisefuse.paths, got str"),
-        ({"target": None}, ValueError, "target = None: expected one of velocity, score, denoiser"),
+        ({"target": None}, ValueError, "target = None: expected 'velocity', 'score' or 'denoiser'"),
         ({"path": P.linear(), "target": "score"}, ValueError, "target = 'score': the path linear has no noise"),
         ({"noise": None}, TypeError, "noise: expected a Noise, which the path brownian_bridge draws from"),
         ({"noise": [N], "path": PATHS["linear"]}, ValueError, "noise: expected one Noise for each of 4 samples, got 1"),

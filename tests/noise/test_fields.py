@@ -366,7 +366,7 @@ WRONG = [
     (lambda: fields.freenoise_like(X, N, context=0), ValueError, "context = 0: expected an integer of at least 1"),
     (lambda: fields.freenoise_like(X, N, context=4, stride=2.0), TypeError, "stride = 2.0: expected an integer"),
     (lambda: fields.pyramid_like(X, 0.8, N.at(stream=10)), ValueError, "takes stream 0, got 10"),
-    (lambda: fields.pyramid_like(X, 1e20, N), ValueError, "discount = 1e.20: expected a number from 0 to 1"),
+    (lambda: fields.pyramid_like(X, 1e20, N), ValueError, "discount = 1e.20: expected a finite number from 0 to 1"),
     (
         lambda: fields.nearest_of(2, X + np.nan, N),
         ValueError,
@@ -374,7 +374,11 @@ WRONG = [
     ),
     (lambda: fields.assigned(X + np.inf, N), ValueError, "x0: expected finite numbers"),
     (lambda: fields.perturbed(X, 1, None, 0.1, N), TypeError, "schedule"),
-    (lambda: fields.perturbed(X, 1, nf.Schedule.linear(), -0.1, N), ValueError, "gamma = -0.1: expected at least 0"),
+    (
+        lambda: fields.perturbed(X, 1, nf.Schedule.linear(), -0.1, N),
+        ValueError,
+        "gamma = -0.1: expected a finite number of at least 0",
+    ),
     (
         lambda: fields.perturbed(X.astype("u1"), 1, nf.Schedule.linear(), 0.1, N),
         TypeError,
@@ -413,7 +417,9 @@ OLD = {
 @pytest.mark.parametrize("order", OLD)
 def test_noise_comes_last(order):
     for noise, what in ((N, "Noise"), ([N, N, N], "list")):
-        with pytest.raises(TypeError, match=rf"^\w+: expected a number, got {what}; the order is {re.escape(order)}$"):
+        with pytest.raises(
+            TypeError, match=rf"^\w+ = .*: expected a number, got {what}; the order is {re.escape(order)}$"
+        ):
             OLD[order](noise)
     with pytest.raises(TypeError, match="takes 2 positional arguments but 4 were given"):
         fields.freenoise_like(X, N, 16, 4)

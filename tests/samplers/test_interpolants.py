@@ -130,7 +130,7 @@ def test_a_bridge_restores_an_image():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: interpolants.ode(0), ValueError, "steps must be at least 1, got 0"),
+        (lambda: interpolants.ode(0), ValueError, "steps = 0: expected an integer of at least 1"),
         (lambda: interpolants.ode([0.5]), ValueError, "expected a number, or two times or more that rise, or fall"),
         (lambda: interpolants.ode([0.1, 0.5, 0.3]), ValueError, "two times or more that rise, or fall"),
         (lambda: interpolants.ode([0.1, 1.5]), ValueError, r"expected times from 0 to 1, got \[0.1, 1.5\]"),

@@ -496,7 +496,7 @@ def test_edm_preconditioning():
     assert view.scale(1.0, 2.0) == pytest.approx(1 / math.sqrt(4.25))
     assert view.time(1.0, 2.0, 0.0) == view.time(0.5, 1.0, 0.0) == pytest.approx(math.log(2) / 4)
     for sigma_data in (0.0, math.inf, math.nan):
-        with pytest.raises(ValueError, match=f"sigma_data must be positive and finite, got {sigma_data}"):
+        with pytest.raises(ValueError, match=f"sigma_data = {sigma_data}: expected a finite number above 0"):
             views.edm(sigma_data)
 
 
@@ -554,7 +554,7 @@ def test_spacings():
 FLOW, ZERO_SNR = Schedule.flow(), VP.rescale_zero_terminal_snr()
 BAD_ARGUMENTS = [
     ("ddim", VP, {"spacing": "log"}, ValueError, "spacing must be one of leading, trailing"),
-    ("ddim", VP, {"steps": 0}, ValueError, "steps must be at least 1"),
+    ("ddim", VP, {"steps": 0}, ValueError, "steps = 0: expected an integer of at least 1"),
     ("ddim", VP, {"steps": 1001}, ValueError, "1001 steps do not fit into a schedule of 1000$"),
     ("ddim", VP, {"steps": 2.0}, ValueError, "steps must be an integer or a list of times, got 2.0"),
     ("ddim", VP, {"steps": "5"}, ValueError, "steps must be an integer or a list of times, got '5'"),
@@ -628,7 +628,7 @@ BAD_ARGUMENTS = [
     ),
     ("ddim", VP, {"spacing": "karras", "sigma_min": 3.0, "sigma_max": 2.0}, ValueError, "< inf, got 3.0, 2.0"),
     *(
-        ("ddim", VP, {"spacing": "karras", "rho": rho}, ValueError, f"rho must be positive and finite, got {rho}")
+        ("ddim", VP, {"spacing": "karras", "rho": rho}, ValueError, f"rho = {rho}: expected a finite number above 0")
         for rho in (0, -1.0, math.nan, math.inf)
     ),
     ("flow_euler", FLOW, {"spacing": "karras", "sigma_max": 2.0}, ValueError, "sigma_max must be at most 1 .*, got 2"),
@@ -641,31 +641,31 @@ BAD_ARGUMENTS = [
     ("ddim", VP, {"prediction": "flow_prediction"}, ValueError, "got 'flow_prediction'; z - x0 is called 'flow' here"),
     ("ddim", VP, {"prediction": "v_prediction"}, ValueError, "; alpha z - sigma x0 is called 'v' here"),
     ("ddim", VP, {"eta": 2.0}, ValueError, "more fresh noise"),
-    ("ddim", VP, {"eta": -0.5}, ValueError, "eta must be at least 0 and finite, got -0.5"),
-    ("ddim", VP, {"eta": math.inf}, ValueError, "eta must be at least 0 and finite, got inf"),
-    ("euler_ancestral", VP, {"eta": math.nan}, ValueError, "eta must be at least 0 and finite, got nan"),
-    ("edm", VP, {"S_churn": -1.0}, ValueError, "S_churn and S_noise must be at least 0, got -1.0 and 1.0"),
-    ("edm", VP, {"S_noise": math.nan}, ValueError, "S_churn and S_noise must be at least 0, got 0.0 and nan"),
-    ("ddpm", VP, {"variance": "learned"}, ValueError, "fixed_small or fixed_large"),
-    ("unipc", VP, {"order": 4}, ValueError, "order must be 1, 2 or 3"),
-    ("dpmpp_2m", VP, {"solver": "x"}, ValueError, "midpoint or heun"),
-    ("deis", VP, {"variable": "t"}, ValueError, "variable must be log_rho or vp_time, got 't'"),
-    ("deis", VP, {"points": 1}, ValueError, "points must be an integer from 2, got 1"),
-    ("pndm", VP, {"average": "x"}, ValueError, "epsilon or output"),
+    ("ddim", VP, {"eta": -0.5}, ValueError, "eta = -0.5: expected a finite number of at least 0"),
+    ("ddim", VP, {"eta": math.inf}, ValueError, "eta = inf: expected a finite number of at least 0"),
+    ("euler_ancestral", VP, {"eta": math.nan}, ValueError, "eta = nan: expected a finite number of at least 0"),
+    ("edm", VP, {"S_churn": -1.0}, ValueError, "S_churn = -1.0: expected a number of at least 0"),
+    ("edm", VP, {"S_noise": math.nan}, ValueError, "S_noise = nan: expected a number of at least 0"),
+    ("ddpm", VP, {"variance": "learned"}, ValueError, "variance = 'learned': expected 'fixed_small' or 'fixed_large'"),
+    ("unipc", VP, {"order": 4}, ValueError, "order = 4: expected an integer from 1 to 3"),
+    ("dpmpp_2m", VP, {"solver": "x"}, ValueError, "solver = 'x': expected 'midpoint' or 'heun'"),
+    ("deis", VP, {"variable": "t"}, ValueError, "variable = 't': expected 'log_rho' or 'vp_time'"),
+    ("deis", VP, {"points": 1}, ValueError, "points = 1: expected an integer of at least 2"),
+    ("pndm", VP, {"average": "x"}, ValueError, "average = 'x': expected 'epsilon' or 'output'"),
     *(
-        (name, VP, {"order": order}, ValueError, f"order must be 1 to {highest}, got {order}")
+        (name, VP, {"order": order}, ValueError, f"order = {order}: expected an integer from 1 to {highest}")
         for name, highest in (("lms", 4), ("ipndm", 4), ("deis", 3), ("dpmpp_singlestep", 3))
         for order in (0, highest + 1)
     ),
-    ("dpmpp_singlestep", VP, {"solver": "x"}, ValueError, "midpoint or heun, got 'x'"),
-    ("dpmpp_2m_sde", VP, {"eta": -0.5}, ValueError, "eta must be at least 0 and finite, got -0.5"),
-    ("dpmpp_3m_sde", VP, {"eta": -1.0}, ValueError, "eta must be at least 0 and finite, got -1.0"),
-    ("seeds_2", VP, {"r": 1.1}, ValueError, "r must be above 0 and at most 1, got 1.1"),
-    ("seeds_2", VP, {"solver": "phi_1"}, ValueError, "solver must be midpoint or heun, got 'phi_1'"),
-    ("seeds_2", VP, {"eta": -1.0}, ValueError, "eta must be at least 0 and finite, got -1.0"),
+    ("dpmpp_singlestep", VP, {"solver": "x"}, ValueError, "solver = 'x': expected 'midpoint' or 'heun'"),
+    ("dpmpp_2m_sde", VP, {"eta": -0.5}, ValueError, "eta = -0.5: expected a finite number of at least 0"),
+    ("dpmpp_3m_sde", VP, {"eta": -1.0}, ValueError, "eta = -1.0: expected a finite number of at least 0"),
+    ("seeds_2", VP, {"r": 1.1}, ValueError, "r = 1.1: expected a finite number above 0 and of at most 1"),
+    ("seeds_2", VP, {"solver": "phi_1"}, ValueError, "solver = 'phi_1': expected 'midpoint' or 'heun'"),
+    ("seeds_2", VP, {"eta": -1.0}, ValueError, "eta = -1.0: expected a finite number of at least 0"),
     ("seeds_3", VP, {"r_1": 0.7}, ValueError, "0 < r_1 < r_2 <= 1 must hold, got 0.7 and 0.66"),
-    ("er_sde", VP, {"order": 4}, ValueError, "order must be 1 to 3, got 4"),
-    ("er_sde", VP, {"points": 0}, ValueError, "points must be an integer from 1, got 0"),
+    ("er_sde", VP, {"order": 4}, ValueError, "order = 4: expected an integer from 1 to 3"),
+    ("er_sde", VP, {"points": 0}, ValueError, "points = 0: expected an integer of at least 1"),
     (
         "er_sde",
         VP,
@@ -674,8 +674,8 @@ BAD_ARGUMENTS = [
         r"phi asks for more noise than there is at .*: phi\(l\) / l must not grow",
     ),
     ("er_sde", VP, {"phi": np.zeros_like}, ValueError, "phi must be positive and finite at the levels, got"),
-    ("sa_solver", VP, {"predictor_order": 4}, ValueError, "order must be 1 to 3, got 4"),
-    ("sa_solver", VP, {"corrector_order": 5}, ValueError, "corrector_order must be 0 to 4, got 5"),
+    ("sa_solver", VP, {"predictor_order": 4}, ValueError, "predictor_order = 4: expected an integer from 1 to 3"),
+    ("sa_solver", VP, {"corrector_order": 5}, ValueError, "corrector_order = 5: expected an integer from 0 to 4"),
     (
         "sa_solver",
         VP,
@@ -683,14 +683,14 @@ BAD_ARGUMENTS = [
         ValueError,
         r"tau must be a number or one for each of 10 steps, got \[1.0, 0",
     ),
-    ("sa_solver", VP, {"tau": -1.0}, ValueError, "tau must be at least 0 and finite, got -1.0"),
-    ("ipndm_v", VP, {"order": 5}, ValueError, "order must be 1 to 4, got 5"),
-    ("repaint", VP, {"jump_length": 0}, ValueError, "jump_length must be an integer from 1, got 0"),
-    ("repaint", VP, {"jump_n_sample": 1.5}, ValueError, "jump_n_sample must be an integer from 1, got 1.5"),
-    ("lms", VP, {"order": 2.0}, ValueError, "order must be 1 to 4, got 2.0"),
-    ("dpm_solver", VP, {"order": 4}, ValueError, "order must be 1 to 3, got 4"),
+    ("sa_solver", VP, {"tau": -1.0}, ValueError, "tau = -1.0: expected a finite number of at least 0"),
+    ("ipndm_v", VP, {"order": 5}, ValueError, "order = 5: expected an integer from 1 to 4"),
+    ("repaint", VP, {"jump_length": 0}, ValueError, "jump_length = 0: expected an integer of at least 1"),
+    ("repaint", VP, {"jump_n_sample": 1.5}, TypeError, "jump_n_sample = 1.5: expected an integer, got float"),
+    ("lms", VP, {"order": 2.0}, TypeError, "order = 2.0: expected an integer, got float"),
+    ("dpm_solver", VP, {"order": 4}, ValueError, "order = 4: expected an integer from 1 to 3"),
     ("dpm_solver", VP, {"order": [3, 1]}, ValueError, "order: expected a number, or one for each of 10 steps, got 2"),
-    ("gradient_estimation_cfg_pp", VP, {"gamma": math.nan}, ValueError, "gamma must be finite, got nan"),
+    ("gradient_estimation_cfg_pp", VP, {"gamma": math.nan}, ValueError, "gamma = nan: expected a finite number"),
     *(
         (name, FLOW, {"steps": [0.9, 0.3], "eta": 1.6}, ValueError, "eta = 1.6 steps below clean data, from 0.9 to 0.3")
         for name in ("euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_2s_ancestral_cfg_pp")
@@ -707,8 +707,8 @@ BAD_ARGUMENTS = [
         "of sample does not determine the noise of clean data: begin at",
     ),
     ("dpmpp_sde", VP, {"r": 1.0}, ValueError, "r must lie between 0 and 1, got 1.0"),
-    ("gradient_estimation", VP, {"gamma": math.inf}, ValueError, "gamma must be finite, got inf"),
-    ("tcd", VP, {"gamma": 1.5}, ValueError, "gamma must be at least 0 and at most 1, got 1.5"),
+    ("gradient_estimation", VP, {"gamma": math.inf}, ValueError, "gamma = inf: expected a finite number"),
+    ("tcd", VP, {"gamma": 1.5}, ValueError, "gamma = 1.5: expected a finite number from 0 to 1"),
     ("tcd", FLOW, {"steps": 3}, ValueError, "tcd counts indices, and with this schedule a model is told noise levels"),
     ("lcm", VP, {"steps": 60}, ValueError, "1 <= steps <= original_steps <= 1000"),
     ("lcm", VP, {"original_steps": 1001}, ValueError, "1 <= steps <= original_steps <= 1000"),

@@ -13,12 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
 from ..call.description import Draw, Step
+from ..ground.checks import got, is_tracer
 from ..ground.float_mode import float_mode
 from ..ground.kinds import library_for, need_plain
 from ..language.levels import levels_of
+from ..language.noise import ELEMENTS, SAMPLES, STEPS, Noise, names_of, need_stream_0
 from ..language.rows import M1, M2, PASTS, Rows, X, Z
-from ..noise import ELEMENTS, SAMPLES, STEPS, Noise, got, is_tracer, names_of, need_stream_0
-from ..tableau import ARGUMENTS
+from ..language.tableau import ARGUMENTS
 from .arrays import (
     Array,
     as_array,

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -13,11 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
 from ..call.packed import DTYPES
+from ..ground.checks import check_number
 from ..language.forward import Make
 from ..language.levels import DEFAULT_RANGE, DEFAULT_RESULT, FLOATS, LEVELS, Levels, levels_of
 from ..language.rows import M1, PAST1, PASTS, Plain, Rows, X
-from ..schedule import Schedule
-from ..tableau import Tableau
+from ..language.schedule import Schedule
+from ..language.tableau import Tableau
 from ..views import Target
 from .arrays import (
     on_device,
@@ -178,15 +178,5 @@ def those_read(rows: Rows, inputs: Inputs, x: Array) -> Inputs:
     return {slot: a for slot, a in inputs.items() if slot in rows.reads}
 
 
-_NUMBERS = int, float, np.integer, np.floating
-
-
 def _finite(name: str, value: float | None, default: float) -> float:
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, _NUMBERS):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    number = float(value) + 0.0  # -0 becomes 0, because ranges are keys
-    if not math.isfinite(number):
-        raise ValueError(f"{name} = {value!r}: expected a finite number")
-    return number
+    return default if value is None else check_number(name, value) + 0.0  # -0 becomes 0, because ranges are keys

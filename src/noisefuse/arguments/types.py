@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..noise import Increment, Noise
+from ..language.noise import Increment, Noises
 
 if TYPE_CHECKING:
     import torch
@@ -42,10 +42,13 @@ Device: TypeAlias = "torch.device | str"
 Shape: TypeAlias = int | Sequence[int]
 
 
-Drawn: TypeAlias = Noise | Increment | Sequence[Noise] | Sequence[Increment]
+Drawn: TypeAlias = Noises | Increment | Sequence[Increment]
 
 
-NoiseLike: TypeAlias = Noise | Sequence[Noise] | Array
+NoiseLike: TypeAlias = Noises | Array
+
+
+Reduction: TypeAlias = Literal["mean", "none"]  # of losses: over all samples
 
 
 Inputs: TypeAlias = dict[int, Array | None]  # arrays by slot

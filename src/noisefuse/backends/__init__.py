@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..call.description import CrossEntropy, Loss, Masks, Pyramid, Race, Step, Walk
 from ..ground.version import __version__
-from ..noise import NOISE_VERSION
+from ..language.noise import NOISE_VERSION
 from . import threads
 from .selftest import self_test
 

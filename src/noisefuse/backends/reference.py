@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from ..call.description import ACCUMULATORS, LOSS_CHUNK, Array, CrossEntropy, Loss, Race, Step, Walk
 from ..ground.float_mode import float_mode
 from ..language.levels import LEVELS, levels_of
+from ..language.noise import Noise
 from ..language.rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, ORDER, TIMES_CLEAN, TIMES_ROOT, D, X, Z
-from ..noise import Noise
 from . import rows_of_categories, spec
 
 fast_row = fast_random = fast_mse = fast_density = fast_density_gradient = fast_divergence = fast_tokens = None

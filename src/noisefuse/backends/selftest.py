@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..call.description import Step
+from ..language.noise import Noise
 from ..language.rows import Rows, Z
-from ..noise import Noise
 
 # The first block of Noise(0), in float32 and float64: Random123's answer is 6627e8d5 e169c58d bc57ac4c 9b00dbd8.
 _FIRST_BLOCK = {

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..language.levels import levels_of
+from ..language.noise import Noise
 from ..language.rows import M1, Rows
-from ..noise import Noise
 
 Array: TypeAlias = NDArray[Any]
 Draw: TypeAlias = Literal["none", "normal", "uniform", "words"]

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..language.levels import FLOATS, LEVELS
+from ..language.noise import Noise
 from ..language.rows import Z
-from ..noise import Noise
 from .description import AXES, FLOAT64, CrossEntropy, Draw, Loss, Masks, Pyramid, Race, Step, window_runs
 
 # The enums of csrc/core/call.h, in its order.

@@ -1,72 +1,103 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`noisefuse selftest`: tests whether the bits here are the promised ones, and the noise is good (docs/quality.md)."""
+"""`noisefuse selftest`: whether the bits here are the promised ones (docs/noise.md, docs/quality.md).
+
+Calls whose inputs are integers and dyadic numbers run on every instruction set, and on the reference. The hashes of
+their results are frozen with the noise contract, as those of tests/known are.
+"""
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
-import os
+import hashlib
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
 
 import noisefuse as nf
 
-from .campaign import Result, differential, statistics
-from .shared import WIDTH, Progress, check_writable, wrapped
+from .shared import WIDTH, wrapped
 
-# The number of compared calls, and of drawn numbers.
-LEVELS = {"quick": (2_000, 1 << 22), "night": (20_000, 1 << 28), "full": (100_000, 1 << 30)}
+THREADS = (1, 3)
+X = ((np.arange(131079, dtype=np.uint64) * 2654435761 % (1 << 32) >> 8) / 2.0**23 - 1).reshape(3, -1).astype(np.float32)
+T = np.array([2, 7, 4])
+IDS = nf.Noise(0x0123456789ABCDEF, sample=[2**40 + 3, 0, 2**56 - 1], step=7)
+SCHEDULE = nf.Schedule((15 - np.arange(8)) / 16, (1 + np.arange(8)) / 8)
+TABLE = nf.Tableau([nf.Row(out=0.75 * nf.tableau.x - 0.5 * nf.tableau.m1 + 0.25 * nf.tableau.z)])
+BYTES = (np.abs(X) * 255).astype(np.uint8)
+LOGITS = 8 * X[:, :4099]
 
-
-def run(arguments: argparse.Namespace) -> int:
-    """Returns 0, or 1 if a test failed."""
-    check_writable(arguments.json)
-    began, progress = time.monotonic(), Progress()
-    seed = int.from_bytes(os.urandom(4), "little") if arguments.seed is None else arguments.seed
-    cases, numbers = LEVELS[arguments.level]
-    quick = arguments.level == "quick"
-    about = [f"noisefuse {nf.__version__} on {nf.info()['cpu']}; --level {arguments.level} --seed {seed}"]
-    compared = differential.contenders(numba=not quick)
-    left_out = ", numba left out at this level" if quick and "numba" not in compared else ""
-    about.append(f"against the reference: {', '.join(compared) or 'nothing'}{left_out}")
-    print(*wrapped(about, "# "), sep="\n", flush=True)
-    results = differential.run(cases, seed, numba=not quick, progress=lambda line: progress(line[:WIDTH]))
-    results += statistics.run(numbers, seed, progress=progress)
-    progress.clear()
-    _print(results)
-    if arguments.json:
-        written = {"machine": nf.info(), "level": arguments.level, "seed": seed, "results": [*map(asdict, results)]}
-        arguments.json.write_text(json.dumps(written, indent=1) + "\n")
-    print(verdict(results, time.monotonic() - began))
-    return 0 if all(result.passed for result in results) else 1
-
-
-# What the groups of checks are, by the first word of their names.
-GROUPS = {
-    "bits": "random calls on each backend, whose bits must be the reference's (a call that is wrong must raise alike)",
-    "noise": "numbers against theory, with the rarest of so many p-values",
+# Calls, and the first digits of the SHA-256 of their results.
+PROMISED: dict[str, tuple[Callable[[], Any], str]] = {
+    "randn, float32": (lambda: nf.randn(X.shape, IDS), "db41be66442d4c71"),
+    "randn, float64": (lambda: nf.randn(X.shape, IDS, dtype="float64"), "37ec4c7d1819bb26"),
+    "randn, float16": (lambda: nf.randn(X.shape, IDS, dtype="float16"), "728c77ad2b4e302e"),
+    "uniform": (lambda: nf.uniform(X.shape, IDS), "962840f859f574bc"),
+    "window": (lambda: nf.randn((3, 101), IDS.window((2**34,), (2**34 - 101,))), "d878975b06b1ae91"),
+    "q_sample": (lambda: nf.q_sample(X, T, SCHEDULE, IDS, target="v"), "9ff273a989ea73fe"),
+    "q_sample, uint8": (lambda: nf.q_sample(BYTES, T, SCHEDULE, IDS, dtype="uint8"), "790160d948f1b085"),
+    "q_step": (lambda: nf.q_step(X, T, SCHEDULE, IDS), "ba6d1c6331f2ae61"),
+    "q_walk": (lambda: nf.q_walk(X, SCHEDULE, IDS, keep=[0, 7]), "c84702e4191bf6c6"),
+    "update": (lambda: nf.update(TABLE, 0, X, X[:, ::-1], noise=IDS), "315f66199fd80bc0"),
+    "mse_loss": (lambda: nf.mse_loss(X[:, ::-1], X, T, SCHEDULE, IDS, target="v"), "3dfc925b577c4bdd"),
+    "mse_loss_grad": (lambda: nf.mse_loss_grad(X[:, ::-1], X, T, SCHEDULE, IDS, target="v"), "d5f46402f56376b8"),
+    "augment.sensor": (lambda: nf.augment.sensor(X, 0.5, 0.25, IDS), "b3790bb85cddef54"),
+    "q_mask": (lambda: nf.q_mask(BYTES, T / 8, IDS, 127), "d2dac2e42ac62e3d"),
+    "q_uniform": (lambda: nf.q_uniform(BYTES, T / 8, IDS, 256), "5e38abd5a98aac0b"),
+    "categorical": (lambda: nf.categorical(LOGITS, IDS, temperature=0.75, top_p=0.875), "f4f590a7caaed8b1"),
+    "masked_cross_entropy": (lambda: nf.masked_cross_entropy(LOGITS, T, reduction="none"), "571a89f721232831"),
 }
 
 
-def _print(results: Sequence[Result]) -> None:
-    for group, of_group in itertools.groupby(results, lambda result: result.name.partition(": ")[0]):
-        lines = wrapped([f"{group}: {GROUPS[group]}"], "# ")
-        rows = [[r.name.partition(": ")[2], f"{r.cases:,}", "ok" if r.passed else "FAILED", r.worst] for r in of_group]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines += [" ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        print(*lines, sep="\n")
-    for line in (line for result in results for line in result.lines):
-        print(line)
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """Uses a backend or, for native, "native-" and an instruction set."""
+    backend, _, isa = name.partition("-")
+    with nf.use_backend(backend):
+        if not isa:
+            yield
+            return
+        from .. import _native
+
+        before = _native.isa()
+        _native.use_isa(isa)
+        try:
+            yield
+        finally:
+            _native.use_isa(before)
 
 
-def verdict(results: Sequence[Result], seconds: float) -> str:
-    """Returns the last line: whether all is well."""
-    failed = [result.name for result in results if not result.passed]
-    what = (
-        f"{len(failed)} of {len(results)} checks FAILED: {', '.join(failed)}"
-        if failed
-        else f"all {len(results)} checks passed"
-    )
-    return f"{what}, in {seconds:.0f} s"
+def backends() -> list[str]:
+    """Returns native once for each instruction set, the backend in use if it is another, and the reference."""
+    info = nf.info()
+    isas = [f"native-{isa}" for isa, state in info["isas"].items() if state == "available"]
+    return [*isas, *({info["backend"]} - {"native", "reference"}), "reference"]
+
+
+def digest(results: Any) -> str:
+    """Returns a hash of all bytes of arrays and numbers, in C order."""
+    leaves = results if isinstance(results, tuple) else (results,)
+    return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()[:16]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Returns 0, or 1 if a hash is not the promised one."""
+    nf.randn((1,), nf.Noise(0))  # raises an error if a backend is asked for that is missing
+    began, names, failed = time.monotonic(), backends(), []
+    about = f"noisefuse {nf.__version__} on {nf.info()['cpu']}: the bits of noise contract {nf.NOISE_VERSION}, on "
+    print(*wrapped([f"{about}{', '.join(names)}, with 1 and 3 threads"], "# "), sep="\n", flush=True)
+    for check, (call, promised) in PROMISED.items():
+        wrong = []
+        for name in names:
+            for threads in THREADS if name != "reference" else (1,):
+                with using(name), nf.set_num_threads(threads):
+                    if (found := digest(call())) != promised:
+                        wrong.append(f"{name}, {threads} threads: {found}, expected {promised}")
+        failed += [check] * bool(wrong)
+        verdict = f"{check:22} {'FAILED' if wrong else 'ok'}"
+        print(verdict, *(f"  {line}"[:WIDTH] for line in wrong), sep="\n", flush=True)
+    verdict = f"{len(failed)} of {len(PROMISED)} checks FAILED: {', '.join(failed)}"
+    print(verdict if failed else f"all {len(PROMISED)} checks passed, in {time.monotonic() - began:.1f} s")
+    return 1 if failed else 0

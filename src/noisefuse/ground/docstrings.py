@@ -4,15 +4,19 @@ here."""
 
 from __future__ import annotations
 
+from functools import wraps
+from inspect import signature
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # all of the package imports this: it has to be quick
-    from collections.abc import Callable, Iterable, Mapping
-    from typing import Any, TypeVar
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Any, ParamSpec, TypeVar
 
     F = TypeVar("F", bound=Callable[..., Any])
+    P = ParamSpec("P")
+    S = TypeVar("S")
 
-__all__ = ["Shared", "completed", "documented"]
+__all__ = ["Shared", "built", "completed", "documented"]
 
 
 class Shared:
@@ -61,6 +65,30 @@ def documented(shared: Shared, example: str = "") -> Callable[[F], F]:
         return function
 
     return complete
+
+
+def built(
+    kind: type[S], rule: Callable[P, Any], shared: Shared, options: Sequence[str] = (), example: str = ""
+) -> Callable[P, S]:
+    """Returns a function with the rule's arguments that returns a sampler of this class, of the rule's table."""
+    parameters = signature(rule).parameters
+    accepted = [name for name in parameters if name != "options"] + [*options]
+
+    @wraps(rule)
+    def make(*args: P.args, **kwargs: P.kwargs) -> S:
+        for name in kwargs:
+            if name not in accepted:
+                raise TypeError(f"{rule.__name__} has no argument {name!r}: it takes {', '.join(accepted)}")
+        for name, other in (("levels", "steps"), ("final_level", "final")):
+            if name in kwargs and (other in kwargs or (other == "steps" and len(args) > 1)):
+                raise TypeError(f"expected {name} or {other}, got both")
+        made, chosen = rule(*args, **kwargs), kwargs.get("model_time")
+        return kind(made) if chosen is None else kind(made, chosen)  # type: ignore[call-arg]
+
+    make.__annotations__["return"] = kind.__name__
+    if rule.__doc__ is not None:  # python -OO
+        make.__doc__ = completed(rule.__doc__, parameters, shared, example)
+    return make
 
 
 def _entries(sections: list[str]) -> list[str]:

@@ -29,3 +29,9 @@ def show_public(module: ModuleType, *others: str) -> None:
     """Lets `dir`, and what completes names, show the module's `__all__`, if it has one, and these others."""
     if names := vars(module).get("__all__"):
         vars(module)["__dir__"] = lambda: sorted({*names, *others})
+
+
+def show_as(module: str, *values: Any) -> None:
+    """Lets classes and functions state the public module that shows them. Pickles name it, so the code may move."""
+    for value in values:
+        value.__module__ = module

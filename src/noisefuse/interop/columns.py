@@ -17,18 +17,12 @@ from numpy.typing import NDArray
 
 import noisefuse as nf
 
+from ..ground.checks import got
 from ..language.axis import ModelTime
-from ..noise import got
-from ..schedule import need_schedule
+from ..language.schedule import need_schedule
 from ..views import Target, need_target
 
 Columns: TypeAlias = Mapping[str, Any]
-
-
-def need_noise(noise: object) -> None:
-    """Raises TypeError unless this is a Noise, whose key gives all but the samples."""
-    if not isinstance(noise, nf.Noise):
-        raise TypeError(f"noise: expected a Noise, got {got(noise)}")
 
 
 Times: TypeAlias = Literal["index", "float", "logit_normal"] | Callable[[NDArray[np.float64]], Any]
@@ -103,11 +97,6 @@ def _ends(schedule: nf.Schedule, times: Times) -> tuple[float, float]:
     return first, last
 
 
-def need_function(augment: object) -> None:
-    if not callable(augment):
-        raise TypeError(f"augment: expected a function(images, noise) -> images, got {type(augment).__name__}")
-
-
 def told(made_of: Any) -> str:
     """Returns the text for a schedule, or a function, in a repr."""
     if isinstance(made_of, nf.Schedule):
@@ -124,10 +113,47 @@ def of_rows(noise: nf.Noise, ids: Any) -> nf.Noise:
     return noise.at(sample=ids)
 
 
-class _NamedColumns:
+class Keyed:
+    """The classes for loaders have it as their base: a noise, which names all but the samples, and a text for repr."""
+
+    def __init__(self, noise: nf.Noise | None) -> None:
+        if not isinstance(noise, nf.Noise):
+            raise TypeError(f"noise: expected a Noise, got {got(noise)}")
+        self.noise: nf.Noise | None = noise
+
+    def _told(self) -> str:
+        return repr(self.noise)
+
+
+class Trains(Keyed):
+    """The first base of a class that makes training data; the next one takes the noise and where its images are."""
+
+    def __init__(self, training: Training, *place: Any) -> None:
+        super().__init__(*place)
+        self.training: Training = training.checked()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({told(self.training.schedule)}, {self._told()}, {self.training.told()})"
+
+
+class Augments(Keyed):
+    """Like `Trains`, for a class that augments images by a function."""
+
+    def __init__(self, augment: Callable[[Any, nf.Noise], Any], *place: Any) -> None:
+        super().__init__(*place)
+        if not callable(augment):
+            raise TypeError(f"augment: expected a function(images, noise) -> images, got {type(augment).__name__}")
+        self.augment: Callable[[Any, nf.Noise], Any] = augment
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({told(self.augment)}, {self._told()})"
+
+
+class _NamedColumns(Keyed):
+    noise: nf.Noise
+
     def __init__(self, noise: nf.Noise, id: str, image: str) -> None:
-        need_noise(noise)
-        self.noise: nf.Noise = noise
+        super().__init__(noise)
         self.id: str = id
         self.image: str = image
 
@@ -141,7 +167,7 @@ class _NamedColumns:
         return of_rows(self.noise, batch[self.id]), np.asarray(batch[self.image])
 
 
-class NoisyColumns(_NamedColumns):
+class NoisyColumns(Trains, _NamedColumns):
     """Adds noise to the images of a batch; docs/dask.md has the lines for Ray Data, Hugging Face and Spark.
 
     Args:
@@ -162,21 +188,10 @@ class NoisyColumns(_NamedColumns):
     """
 
     def __init__(
-        self,
-        schedule: nf.Schedule,
-        noise: nf.Noise,
-        *,
-        id: str = "id",
-        image: str = "image",
-        target: Target = "epsilon",
-        times: Times = "index",
-        model_time: ModelTime | None = None,
-    ) -> None:
-        super().__init__(noise, id, image)
-        self.training: Training = Training(schedule, target, times, model_time).checked()
-
-    def __repr__(self) -> str:
-        return f"NoisyColumns({told(self.training.schedule)}, {self._told()}, {self.training.told()})"
+        self, schedule: nf.Schedule, noise: nf.Noise, *, id: str = "id", image: str = "image",
+        target: Target = "epsilon", times: Times = "index", model_time: ModelTime | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(Training(schedule, target, times, model_time), noise, id, image)
 
     def __call__(self, batch: Columns) -> dict[str, Any]:
         """Returns the batch's columns, with x_t, t (int64, or float32) and target in place of the images.
@@ -189,7 +204,7 @@ class NoisyColumns(_NamedColumns):
         return {**rest, **self.training.made(images, self.training.drawn(noise, len(images)), noise, batched=True)}
 
 
-class AugmentedColumns(_NamedColumns):
+class AugmentedColumns(Augments, _NamedColumns):
     """Augments the images of a batch, for instance by `noisefuse.augment`.
 
     Args:
@@ -208,12 +223,7 @@ class AugmentedColumns(_NamedColumns):
     def __init__(
         self, augment: Callable[[Any, nf.Noise], Any], noise: nf.Noise, *, id: str = "id", image: str = "image"
     ) -> None:
-        super().__init__(noise, id, image)
-        need_function(augment)
-        self.augment: Callable[[Any, nf.Noise], Any] = augment
-
-    def __repr__(self) -> str:
-        return f"AugmentedColumns({told(self.augment)}, {self._told()})"
+        super().__init__(augment, noise, id, image)
 
     def __call__(self, batch: Columns) -> dict[str, Any]:
         """Returns the batch with augmented images. KeyError: a column is missing."""

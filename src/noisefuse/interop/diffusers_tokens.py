@@ -15,7 +15,7 @@ from typing import Any
 import noisefuse as nf
 
 from ..ground.needs import needs
-from ..noise import are_names, each
+from ..language.noise import are_names, each
 
 with needs(__name__, "diffusers", "torch"):
     import diffusers

@@ -10,7 +10,6 @@ ahead, nor on where a run was resumed.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,10 +17,11 @@ import numpy as np
 
 import noisefuse as nf
 
+from ..ground.checks import check_integer
 from ..ground.needs import needs
 from ..language.axis import ModelTime
 from ..views import Target
-from .columns import Times, Training, need_function, need_noise, told
+from .columns import Augments, Keyed, Times, Training, Trains
 
 with needs(__name__, "grain"):
     import grain
@@ -31,16 +31,14 @@ __all__ = ["Augmented", "Noisy"]
 Element = Mapping[str, Any]
 
 
-class _Named(grain.transforms.RandomMap):  # type: ignore[misc]  # a package without types
+class _Named(Keyed, grain.transforms.RandomMap):  # type: ignore[misc]  # a package without types
     def __init__(self, noise: nf.Noise | None, length: int | None, image: str) -> None:
-        if length is not None and operator.index(length) < 1:
-            raise ValueError(f"length = {length}: expected the number of elements of the source, from 1")
         if noise is not None:
-            need_noise(noise)
+            super().__init__(noise)
             if not (isinstance(noise.sample, int) and isinstance(noise.step, int)):
                 raise TypeError(f"noise: expected one with a sample and a step that are ints, got {noise!r}")
-        self.noise: nf.Noise | None = noise
-        self.length: int | None = length
+        self.noise = noise
+        self.length: int | None = None if length is None else check_integer("length", length, 1)
         self.image: str = image
 
     def random_map(self, element: Element, rng: np.random.Generator) -> dict[str, Any]:
@@ -69,7 +67,7 @@ class _Named(grain.transforms.RandomMap):  # type: ignore[misc]  # a package wit
         raise NotImplementedError
 
 
-class Noisy(_Named):
+class Noisy(Trains, _Named):
     """Adds noise to the image of an element: x_t, t and target replace it.
 
     Args:
@@ -88,21 +86,10 @@ class Noisy(_Named):
     """
 
     def __init__(
-        self,
-        schedule: nf.Schedule,
-        noise: nf.Noise | None = None,
-        *,
-        length: int | None = None,
-        image: str = "image",
-        target: Target = "epsilon",
-        times: Times = "index",
-        model_time: ModelTime | None = None,
-    ) -> None:
-        super().__init__(noise, length, image)
-        self.training: Training = Training(schedule, target, times, model_time).checked()
-
-    def __repr__(self) -> str:
-        return f"Noisy({told(self.training.schedule)}, {self._told()}, {self.training.told()})"
+        self, schedule: nf.Schedule, noise: nf.Noise | None = None, *, length: int | None = None, image: str = "image",
+        target: Target = "epsilon", times: Times = "index", model_time: ModelTime | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(Training(schedule, target, times, model_time), noise, length, image)
 
     def _made(self, element: Element, noise: nf.Noise) -> dict[str, Any]:
         image, rest = self._read(element), {name: one for name, one in element.items() if name != self.image}
@@ -110,7 +97,7 @@ class Noisy(_Named):
         return {**rest, **self.training.made(image, t, noise, batched=False)}
 
 
-class Augmented(_Named):
+class Augmented(Augments, _Named):
     """Augments the image of an element, for instance by `noisefuse.augment`.
 
     Args:
@@ -124,19 +111,10 @@ class Augmented(_Named):
     """
 
     def __init__(
-        self,
-        augment: Callable[[Any, nf.Noise], Any],
-        noise: nf.Noise | None = None,
-        *,
-        length: int | None = None,
+        self, augment: Callable[[Any, nf.Noise], Any], noise: nf.Noise | None = None, *, length: int | None = None,
         image: str = "image",
-    ) -> None:
-        super().__init__(noise, length, image)
-        need_function(augment)
-        self.augment: Callable[[Any, nf.Noise], Any] = augment
-
-    def __repr__(self) -> str:
-        return f"Augmented({told(self.augment)}, {self._told()})"
+    ) -> None:  # fmt: skip
+        super().__init__(augment, noise, length, image)
 
     def _made(self, element: Element, noise: nf.Noise) -> dict[str, Any]:
         return {**element, self.image: self.augment(self._read(element), noise)}

@@ -11,7 +11,7 @@ import numpy as np
 import noisefuse as nf
 
 from ..ground.kinds import library_for
-from ..noise import Noise
+from ..language.noise import Noise
 
 __all__ = ["generate"]
 

@@ -16,7 +16,7 @@ import noisefuse as nf
 from ..ground.needs import needs
 from ..language.axis import ModelTime
 from ..views import Target
-from .columns import Times, Training, need_function, need_noise, of_rows, told
+from .columns import Augments, Keyed, Times, Training, Trains, of_rows
 
 with needs(__name__, "torch"):
     import torch
@@ -24,12 +24,13 @@ with needs(__name__, "torch"):
     from torch.utils.data import default_collate
 
 
-class _NamedBatch:
+class _NamedBatch(Keyed):
     """A callable that takes the ids and the images of a batch."""
 
+    noise: nf.Noise
+
     def __init__(self, noise: nf.Noise) -> None:
-        need_noise(noise)
-        self.noise: nf.Noise = noise
+        super().__init__(noise)
         # Workers share this memory: workers that outlive an epoch would keep an old number.
         self._epoch = torch.tensor(self.noise.step, dtype=torch.int64)
         self._epoch.share_memory_()
@@ -41,6 +42,9 @@ class _NamedBatch:
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch. Call it before each epoch, in the process of the loader, like a DistributedSampler's."""
         self._epoch.fill_(self.noise.at(step=epoch).step)
+
+    def _told(self) -> str:
+        return f"{self.noise!r}, epoch={self.epoch}"
 
     def _named(self, ids: Any) -> nf.Noise:
         return of_rows(self.noise.at(step=self.epoch), ids)
@@ -57,7 +61,7 @@ class _NamedBatch:
         return *(made if isinstance(made, tuple) else (made,)), *more
 
 
-class NoisyBatch(_NamedBatch):
+class NoisyBatch(Trains, _NamedBatch):
     """Adds noise to a batch whose items have ids: ``x_t, t, target = noisy(ids, images)``, or
     ``collate_fn=noisy.collate``.
 
@@ -69,20 +73,10 @@ class NoisyBatch(_NamedBatch):
     """
 
     def __init__(
-        self,
-        schedule: nf.Schedule,
-        noise: nf.Noise,
-        *,
-        target: Target = "epsilon",
-        times: Times = "index",
+        self, schedule: nf.Schedule, noise: nf.Noise, *, target: Target = "epsilon", times: Times = "index",
         model_time: ModelTime | None = None,
-    ) -> None:
-        super().__init__(noise)
-        self.training: Training = Training(schedule, target, times, model_time).checked()
-
-    def __repr__(self) -> str:
-        made = self.training
-        return f"NoisyBatch({told(made.schedule)}, {self.noise!r}, {made.told()}, epoch={self.epoch})"
+    ) -> None:  # fmt: skip
+        super().__init__(Training(schedule, target, times, model_time), noise)
 
     def __call__(self, ids: Any, images: Tensor) -> tuple[Tensor, ...]:
         """ids: integers (B,), on the CPU, or a list of ints or strs. images: (B, ...) on any device, uint8 (0 .. 255
@@ -97,7 +91,7 @@ class NoisyBatch(_NamedBatch):
         return (*(each.to(images.device) for each in self.training.made(images, t, noise, batched=True).values()),)
 
 
-class AugmentedBatch(_NamedBatch):
+class AugmentedBatch(Augments, _NamedBatch):
     """Augments a batch whose items have ids: ``images = augmented(ids, images)``, or ``collate_fn=augmented.collate``.
 
     Args:
@@ -108,12 +102,7 @@ class AugmentedBatch(_NamedBatch):
     """
 
     def __init__(self, augment: Callable[[Tensor, nf.Noise], Any], noise: nf.Noise) -> None:
-        super().__init__(noise)
-        need_function(augment)
-        self.augment: Callable[[Tensor, nf.Noise], Any] = augment
-
-    def __repr__(self) -> str:
-        return f"AugmentedBatch({told(self.augment)}, {self.noise!r}, epoch={self.epoch})"
+        super().__init__(augment, noise)
 
     def __call__(self, ids: Any, images: Tensor) -> Any:
         """ids: integers (B,), on the CPU, or a list of ints or strs. images: (B, ...), as `augment` takes them."""

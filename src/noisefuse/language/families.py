@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ..ground.checks import lie_within
+
 Array: TypeAlias = npt.NDArray[np.float64]
 AlphaSigma: TypeAlias = tuple[Array, Array]
 
@@ -158,11 +160,6 @@ def _mended(name: str, values: Any, t: Array, most: float) -> Array:
         expected = "in [0, 1]" if most == 1 else "of at least 0, and finite"
         raise ValueError(f"{name}: expected values {expected}, got {found.item(k)} at t = {t.item(k)}")
     return found
-
-
-def lie_within(values: npt.NDArray[Any], low: float, high: float) -> bool:
-    """Tells whether no value is below low, above high or NaN. (For few values argmin takes a quarter of min's time.)"""
-    return not values.size or bool(low <= values.item(values.argmin()) and values.item(values.argmax()) <= high)
 
 
 POINTS = 4097  # at which the functions of a family are looked at

@@ -10,6 +10,9 @@ import numpy as np
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 LEVELS = {"uint8": 255, "uint16": 65535}
 """The largest level of each integer dtype. x and first results may have these dtypes."""
+LOGITS = ("float32", "bfloat16", "float16")
+INFO = {"log_prob": "float32", "log_prob_raw": "float32", "entropy": "float32", "margin": "float32", "rank": "int32"}
+"""The dtypes of logits, and of what `categorical` tells of a token that it draws."""
 OF_NUMPY = (*LEVELS, *(name for name in FLOATS if name != "bfloat16"))
 
 Range: TypeAlias = tuple[float, float]  # scale and offset

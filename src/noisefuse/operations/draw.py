@@ -44,12 +44,13 @@ from ..arguments.types import (
     Shape,
 )
 from ..call.description import Draw, Step
+from ..ground.checks import got
 from ..ground.kinds import library, library_of
 from ..ground.layouts import pieces
 from ..language.increments import Terms
 from ..language.levels import FLOATS
+from ..language.noise import FIELD, UNIFORM, Increment, Noise
 from ..language.rows import Z_BITS, Rows, X
-from ..noise import FIELD, UNIFORM, Increment, Noise, got
 
 if TYPE_CHECKING:
     import torch

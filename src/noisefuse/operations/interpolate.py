@@ -14,13 +14,13 @@ from ..arguments.calls import Index, is_batch, like, make_call, names_or_array, 
 from ..arguments.options import result_dtype, row_numbers
 from ..arguments.types import Array, NoiseLike
 from ..call.description import Step
+from ..ground.checks import check_choice, got, is_tracer, lie_within
 from ..ground.kinds import library_for, library_of
-from ..language.families import lie_within
 from ..language.levels import FLOATS, levels_of
+from ..language.noise import FIELD
 from ..language.rows import M1, Rows, X, Z
-from ..noise import FIELD, got, is_tracer
+from ..language.tableau import of_rows
 from ..paths import OF_NOISE, Path, PathTarget
-from ..tableau import of_rows
 from .draw import drawn_like
 from .update import update
 
@@ -102,8 +102,7 @@ def need_path(path: Path, target: PathTarget | None) -> None:
     """Raises TypeError or ValueError if it is no path, or does not have this target."""
     if not isinstance(path, Path):
         raise TypeError(f"path: expected one of noisefuse.paths, got {type(path).__name__}")
-    if target not in get_args(PathTarget):
-        raise ValueError(f"target = {target!r}: expected one of {', '.join(get_args(PathTarget))}")
+    check_choice("target", target, get_args(PathTarget))
     if target in OF_NOISE and not path.draws:
         raise ValueError(f"target = {target!r}: the path {path.name} has no noise")
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Any, Literal, TypedDict, Unpack, get_args, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,18 +23,19 @@ from ..arguments.arrays import (
 )
 from ..arguments.calls import Index, is_batch, make_call, names_or_array
 from ..arguments.options import plain_table, rows_at
-from ..arguments.types import Array, ArrayT, NoiseLike
+from ..arguments.types import Array, ArrayT, NoiseLike, Reduction
 from ..call.description import Loss
+from ..ground.checks import check_choice, got
 from ..ground.kinds import library_for, library_of
 from ..language.forward import residual
 from ..language.levels import FLOATS, LEVELS
+from ..language.noise import FIELD, Noise
 from ..language.rows import M1, M2, Plain, Rows, X, Z
-from ..loss_parts import LossPart, Reduction, chunk_sums, place_of
-from ..noise import FIELD, Noise, got
+from ..language.schedule import Schedule, need_schedule
 from ..paths import Path, PathTarget
-from ..schedule import Schedule, need_schedule
 from ..views import Target, need_target
 from .interpolate import need_path, residual_rows
+from .partial_sums import LossPart, chunk_sums, in_memory, place_of
 
 
 class LossOptions(TypedDict, total=False):
@@ -144,11 +145,11 @@ def mse_loss(
         options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
         options |= {"partial": True} if partial else {}
         return other.mse_loss(pred, x0, t, schedule, noise, batched=batched, grad_out=grad_out, **options)
-    if partial:
-        if grad_out is not None:
-            raise ValueError("grad_out: expected None with partial=True; mse_loss_grad computes the gradient")
-        return _part(pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
+    if partial and grad_out is not None:
+        raise ValueError("grad_out: expected None with partial=True; mse_loss_grad computes the gradient")
     arguments = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
+    if partial:
+        return _part(mse_call(*arguments, 1.0, {}, want_loss=False), noise, np.ndim(t), batched, reduction)
     outs = {} if grad_out is None else {"grad_out": None if grad_out is True else grad_out}
     loss, gradient = _run(mse_call(*arguments, 1.0, outs, want_loss=True))
     return loss if grad_out is None else (loss, gradient)
@@ -267,7 +268,7 @@ def interpolate_loss(
         if found is not NotImplemented:
             return found
     need_path(path, target)
-    _need_reduction(reduction)
+    check_choice("reduction", reduction, get_args(Reduction))
     batched = is_batch("pred", pred, batched)
     if other is not None:
         options = {"target": target, "weight": weight, "reduction": reduction, "batched": batched}
@@ -324,7 +325,7 @@ def mse_call(
     """Returns a loss as a checked call; nothing is written yet. outs: the gradient's array, by its argument's name."""
     need_schedule(schedule)
     need_target(target)
-    _need_reduction(reduction)
+    check_choice("reduction", reduction, get_args(Reduction))
     m = as_array("pred", pred)
     x = _clean(x0, m, target)
     dtype = None if x is None else x.dtype
@@ -370,29 +371,17 @@ def _residual_call(
 # ---- the parts of a batch, and of samples ------------------------------------------------------------------
 
 
-def _part(
-    pred: Array, x0: Array | None, t: ArrayLike | Array, schedule: Schedule, noise: NoiseLike, target: Target,
-    weight: ArrayLike | None, reduction: Reduction, scale: float | None, offset: float | None, batched: bool,
-) -> LossPart:  # fmt: skip
-    need_schedule(schedule)
-    need_target(target)
-    _need_reduction(reduction)
-    m = as_array("pred", pred)
-    x = _clean(x0, m, target)
-    rows, index = rows_at(residual, target, schedule, t, m.shape, None if x is None else x.dtype, scale, offset)
-    names, z = names_or_array(noise, m.shape, m.dtype, batched, FIELD, any_stream=True)
-    batch, sample_shape = batch_shape(m.shape, batched)
-    size, tokens = count(sample_shape), np.ndim(t) > (1 if batched else 0)
-    piece = min(index.segment, size) if tokens else size
-    start, whole = place_of(names, sample_shape, np.ndim(t) - bool(batched) if tokens else None)
-    values: Any = index.values.get() if on_device(index.values) else index.values  # type: ignore[attr-defined]
-    pieces = size // piece if piece else 1
-    of_pieces = np.resize(values, batch * pieces)
-    weights = None if weight is None else _weights(weight, t, rows, index)[of_pieces].reshape(batch, pieces)
-    inputs = {slot: a for slot, a in {X: x, M1: m, Z: z}.items() if slot in rows.reads and a is not None}
-    drawn = names if Z in rows.reads else ()
-    sums: Any = chunk_sums(rows, of_pieces, inputs, drawn, batch, pieces, piece, start, whole)
-    return LossPart(sums.get() if on_device(sums) else sums, weights, start, size, whole, tokens, reduction)
+def _part(call: Loss, noise: NoiseLike, times: int, batched: bool, reduction: Reduction) -> LossPart:
+    """Returns the sums of a loss's chunks. times: the number of t's axes."""
+    step, m = call.residual, call.residual.inputs[M1]
+    names, _ = names_or_array(noise, m.shape, m.dtype, batched, FIELD, any_stream=True)  # type: ignore[union-attr]
+    tokens = times > batched
+    piece = call.piece if tokens else step.size
+    start, whole = place_of(names, step.sample_shape, times - batched if tokens else None)
+    sums: Any = chunk_sums(step, piece, start, whole)
+    batch, pieces, _ = sums.shape
+    weights = None if call.weights is None else np.resize(call.weights[in_memory(step.index)], (batch, pieces))
+    return LossPart(in_memory(sums), weights, start, step.size, whole, tokens, reduction)
 
 
 _SQUARE, _DISTANCE = Rows.of({"out.m1": 1.0}), Rows.of({"out.m1": 1.0, "out.z": -1.0})
@@ -424,11 +413,6 @@ def _means(rows: Rows, x: Array, batched: bool, noises: Sequence[Noise], steps: 
     losses: Any = output("", None, (steps, batch), np.dtype(np.float64), device_of(x))
     backends.repeated_loss(x, Loss(call, size, None, np.ones(()), size, losses))
     return losses.get() if on_device(losses) else losses  # type: ignore[no-any-return]
-
-
-def _need_reduction(reduction: Reduction) -> None:
-    if reduction not in ("mean", "none"):
-        raise ValueError(f"reduction = {reduction!r}: expected 'mean' or 'none'")
 
 
 def _clean(x0: Array | None, pred: Array, target: Target) -> Array | None:

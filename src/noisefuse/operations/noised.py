@@ -15,12 +15,13 @@ from ..arguments.calls import Index, is_batch, make_call, names_or_array, run, s
 from ..arguments.options import result_dtype, row_numbers
 from ..arguments.types import Array, NoiseLike
 from ..call.description import Step
+from ..ground.checks import is_tracer
 from ..ground.kinds import library_for, library_of
 from ..language.forward import forward
 from ..language.levels import FLOATS, LEVELS, levels_of
+from ..language.noise import FIELD
 from ..language.rows import Plain, Rows, X, Z
-from ..noise import FIELD, is_tracer
-from ..tableau import of_rows
+from ..language.tableau import of_rows
 from ..views import Target, need_target
 from .draw import drawn_like
 from .update import update

@@ -58,9 +58,9 @@ from ..call.description import Step, Walk
 from ..ground.kinds import library_of
 from ..language.forward import forward
 from ..language.levels import FLOATING, FLOATS, LEVELS, Levels, levels_of
+from ..language.noise import FIELD, WALK, Noise
 from ..language.rows import Rows, X, Z
-from ..noise import FIELD, WALK, Noise
-from ..schedule import Schedule, need_schedule
+from ..language.schedule import Schedule, need_schedule
 from ..views import Target, need_target
 
 

@@ -38,9 +38,9 @@ from ..arguments.types import (
 from ..call.description import Step
 from ..ground.kinds import library_of
 from ..language.levels import FLOATING, Levels
+from ..language.noise import SAMPLER, Noise
 from ..language.rows import Z
-from ..noise import SAMPLER, Noise
-from ..tableau import Tableau
+from ..language.tableau import Tableau
 
 
 @overload

@@ -9,10 +9,18 @@ All accept ``steps`` (a number, or the times themselves), ``prediction`` (a name
 ``PlanOptions``, and ``@sampler`` states their defaults. A rule's docstring has its equation and its own arguments; the
 shared ones are added.
 
-Samplers of tokens (tokens.py) are functions here, too: ``nf.samplers.mdlm(steps=50, mask_id=..)`` returns a
-``DiscreteSampler``. ``__all__`` lists those of arrays.
+Samplers of tokens (``tokens/samplers.py``) are functions here, too: ``nf.samplers.mdlm(steps=50, mask_id=..)`` returns
+a ``DiscreteSampler``. ``__all__`` lists those of arrays.
 """
 
+from ..tokens.samplers import d3pm as d3pm
+from ..tokens.samplers import discrete_flow as discrete_flow
+from ..tokens.samplers import entropy_bound as entropy_bound
+from ..tokens.samplers import llada as llada
+from ..tokens.samplers import mdlm as mdlm
+from ..tokens.samplers import remdm as remdm
+from ..tokens.samplers import sedd as sedd
+from ..tokens.samplers import uniform_ddim as uniform_ddim
 from . import interpolants as interpolants
 from .adams import deis, gradient_estimation, ipndm, ipndm_v, lms, pndm
 from .cfg_pp import (
@@ -32,14 +40,6 @@ from .plan import Threshold
 from .policies import dance_sde, flow_cps, flow_sde
 from .predictor_corrector import unipc
 from .spacing import SpacingOptions as SpacingOptions
-from .tokens import d3pm as d3pm
-from .tokens import discrete_flow as discrete_flow
-from .tokens import entropy_bound as entropy_bound
-from .tokens import llada as llada
-from .tokens import mdlm as mdlm
-from .tokens import remdm as remdm
-from .tokens import sedd as sedd
-from .tokens import uniform_ddim as uniform_ddim
 from .two_stage import dpm_2, dpm_2_ancestral, dpm_solver, dpmpp_2s_ancestral, dpmpp_sde, edm, flow_heun, heun, heunpp2
 
 __all__ = [

@@ -11,11 +11,12 @@ from typing import Literal, TypeAlias, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from ..schedule import Schedule
-from ..tableau import D, Tableau, m1, past, x
+from ..ground.checks import check_choice, check_integer, check_number
+from ..language.schedule import Schedule
+from ..language.tableau import D, Tableau, m1, past, x
 from ..views import Prediction
 from .integrals import integral_weights
-from .plan import Placed, Plan, PlanOptions, need_int, need_order, plan
+from .plan import Placed, Plan, PlanOptions, plan
 from .shared import sampler
 from .spacing import Spacing, SpacingOptions, Steps
 
@@ -46,8 +47,7 @@ def pndm(
     """
     run = plan(schedule, steps, prediction=prediction, spacing=spacing, **options)
     run.need_signal("pndm")
-    if average not in ("epsilon", "output"):
-        raise ValueError(f"average must be epsilon or output, got {average!r}")
+    check_choice("average", average, ("epsilon", "output"))
     rows: list[Placed] = []
     for i, (here, there) in enumerate(run.pairs):
         ratio = there.alpha / here.alpha
@@ -102,7 +102,7 @@ def lms(schedule: Schedule, steps: Steps = 50, *, order: int = 4, **options: Unp
 
     d_0 .. d_(order - 1) are the newest slopes, L_j Lagrange's polynomials on their noise levels.
     """
-    need_order(order, 4)
+    check_integer("order", order, 1, 4)
     run = plan(schedule, steps, whole=False, **options).exploding()
     return _multistep("lms", run, order, integral_weights)
 
@@ -116,7 +116,7 @@ def ipndm(schedule: Schedule, steps: Steps = 50, *, order: int = 4, **options: U
     e is the Adams-Bashforth average of the last ``order`` predicted noises, or of fewer at first. A step to clean data
     is of first order: x' = D.
     """
-    need_order(order, 4)
+    check_integer("order", order, 1, 4)
     run = plan(schedule, steps, whole=False, **options)
 
     def weights(levels: list[float], end: float) -> list[float]:
@@ -144,7 +144,7 @@ def ipndm_v(schedule: Schedule, steps: Steps = 50, *, order: int = 4, **options:
     >>> len(nf.samplers.ipndm_v(nf.Schedule.karras(100), steps=10))
     10
     """
-    need_order(order, 4)
+    check_integer("order", order, 1, 4)
     run = plan(schedule, steps, whole=False, **options).exploding()
     return _multistep("ipndm_v", run, order, _weights_of_ipndm_v)
 
@@ -187,11 +187,10 @@ def deis(
         points: the number of terms in sums for the w_j: 10,000 in diff-sampler and in ComfyUI. None: the integrals.
         lower_order_final: if n < 15, the last step is of first order and the one before of at most second.
     """
-    need_order(order, 3)
-    if variable not in ("log_rho", "vp_time"):
-        raise ValueError(f"variable must be log_rho or vp_time, got {variable!r}")
+    check_integer("order", order, 1, 3)
+    check_choice("variable", variable, ("log_rho", "vp_time"))
     if points is not None:
-        need_int("points", points, 2)
+        check_integer("points", points, 2)
     run = plan(schedule, steps, drop_last=True, **options)
 
     def weights(levels: list[float], end: float) -> list[float]:
@@ -237,8 +236,7 @@ def gradient_estimation(
     Args:
         gamma: finite; 1 is Euler's method.
     """
-    if not math.isfinite(gamma):
-        raise ValueError(f"gamma must be finite, got {gamma}")
+    check_number("gamma", gamma)
     run = plan(schedule, steps, whole=False, **options).exploding()
 
     def weights(levels: list[float], end: float) -> list[float]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from typing import Unpack
 
-from ..schedule import Schedule
-from ..tableau import ZERO, Affine, D, Tableau, m2, past, x, z
+from ..ground.checks import check_number
+from ..language.schedule import Schedule
+from ..language.tableau import ZERO, Affine, D, Tableau, m2, past, x, z
 from .dpmpp import _weight
 from .plan import Plan, PlanOptions, descent, plan, split
 from .shared import sampler
@@ -172,8 +173,7 @@ def gradient_estimation_cfg_pp(
     >>> sampler.sample(lambda x, t: (x, 0.9 * x), (2, 8), nf.Noise(7), guidance_scale=0.6).shape
     (2, 8)
     """
-    if not math.isfinite(gamma):
-        raise ValueError(f"gamma must be finite, got {gamma}")
+    check_number("gamma", gamma)
     run = plan(schedule, steps, whole=False, **options).exploding()
     rows = []
     for i, (here, there) in enumerate(run.pairs):

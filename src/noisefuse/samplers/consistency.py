@@ -9,9 +9,10 @@ from typing import Unpack
 import numpy as np
 import numpy.typing as npt
 
+from ..ground.checks import check_number
 from ..language.axis import Axis
-from ..schedule import Schedule
-from ..tableau import D, Tableau, x, z
+from ..language.schedule import Schedule
+from ..language.tableau import D, Tableau, x, z
 from ..views import Prediction
 from .plan import Clip, Node, need_fall, plan
 from .shared import sampler
@@ -75,8 +76,7 @@ def tcd(
     >>> nf.samplers.tcd(nf.Schedule.scaled_linear(1000), steps=4).tableau.as_rows.draws.tolist()
     [True, True, True, False]
     """
-    if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma must be at least 0 and at most 1, got {gamma}")
+    check_number("gamma", gamma, 0, 1)
     axis = axis_of(schedule)
     need_index(axis, "tcd")
     if isinstance(steps, int | np.integer) and "levels" not in options:

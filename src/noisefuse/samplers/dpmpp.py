@@ -10,10 +10,11 @@ from typing import Literal, Unpack
 
 import numpy as np
 
-from ..schedule import Schedule
-from ..tableau import ZERO, Affine, D, Tableau, past, x, z
+from ..ground.checks import check_choice, check_integer, check_number
+from ..language.schedule import Schedule
+from ..language.tableau import ZERO, Affine, D, Tableau, past, x, z
 from .integrals import integral_weights
-from .plan import Node, Placed, Plan, PlanOptions, need_eta, need_fall, need_order, plan
+from .plan import Node, Placed, Plan, PlanOptions, need_fall, plan
 from .shared import sampler
 from .spacing import Steps
 
@@ -83,7 +84,7 @@ def dpmpp_2m_sde(
     [True, True, True, True, False]
     """
     run = plan(schedule, steps, drop_last=True, **options)
-    need_eta(eta)
+    check_number("eta", eta, 0)
     rows: list[Placed] = []
     for here, there, h, D1 in _steps(run, lower_order_final):
         if eta:
@@ -117,7 +118,7 @@ def dpmpp_3m_sde(
     """
     run = plan(schedule, steps, drop_last=True, **options)
     run.need_signal("a multistep sampler", nodes=slice(1, None))
-    need_eta(eta)
+    check_number("eta", eta, 0)
     rows: list[Placed] = []
     h_1 = h_2 = 0.0
     for here, there in run.pairs:
@@ -167,8 +168,8 @@ def dpmpp_singlestep(
         lower_order_final: shorten the last groups so that the last step is of first order, or of second if order is 3
             and n = 2, 5, 8, .. A step to clean data is of first order anyway.
     """
-    need_order(order, 3)
-    _need_solver(solver)
+    check_integer("order", order, 1, 3)
+    check_choice("solver", solver, ("midpoint", "heun"))
     run = plan(schedule, steps, drop_last=True, **options)
     run.need_signal("dpmpp_singlestep")
     rows: list[Placed] = []
@@ -221,10 +222,5 @@ def _decay(eta: float, h: float) -> tuple[float, float]:
 
 
 def _weight(solver: str, phi: float, h: float) -> float:
-    _need_solver(solver)
+    check_choice("solver", solver, ("midpoint", "heun"))
     return phi / 2 if solver == "midpoint" else 1 - (phi / h if h else 1.0)
-
-
-def _need_solver(solver: str) -> None:
-    if solver not in ("midpoint", "heun"):
-        raise ValueError(f"solver must be midpoint or heun, got {solver!r}")

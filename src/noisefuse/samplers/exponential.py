@@ -11,11 +11,12 @@ from typing import Literal, TypeAlias, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from ..schedule import Schedule
-from ..tableau import ZERO, Affine, D, Tableau, past, x, z
+from ..ground.checks import check_integer, check_number
+from ..language.schedule import Schedule
+from ..language.tableau import ZERO, Affine, D, Tableau, past, x, z
 from .dpmpp import _weight
 from .integrals import integral_weights
-from .plan import Placed, Plan, PlanOptions, need_eta, need_fall, need_int, need_order, plan, split
+from .plan import Placed, Plan, PlanOptions, need_fall, plan, split
 from .shared import sampler
 from .spacing import Steps
 
@@ -82,8 +83,7 @@ def seeds_2(
     >>> len(nf.samplers.seeds_2(nf.Schedule.linear(1000), steps=10))
     19
     """
-    if not 0 < r <= 1:
-        raise ValueError(f"r must be above 0 and at most 1, got {r}")
+    check_number("r", r, most=1, above=0)
     run = plan(schedule, steps, whole=False, **options).exploding()
 
     def weights(c: float) -> list[list[float]]:
@@ -133,7 +133,7 @@ def _seeds(
     weights(c)[k] are the weights of D_1 .. D_(k + 1) in stage k, if it is written from x. A stage is written from the
     one before, whose x counts with a ratio, so that stage's weights times the ratio are subtracted.
     """
-    need_eta(eta)
+    check_number("eta", eta, 0)
     rows: list[Placed] = []
     for here, there in run.pairs:
         if eta:
@@ -188,8 +188,8 @@ def sa_solver(
     """
     run = plan(schedule, steps, drop_last=True, **options)
     run.need_signal("sa_solver")
-    need_order(predictor_order, 3)
-    need_int("corrector_order", corrector_order, 0, 4)
+    check_integer("predictor_order", predictor_order, 1, 3)
+    check_integer("corrector_order", corrector_order, 0, 4)
     n, to_clean = len(run.nodes) - 1, run.nodes[-1].sigma == 0
     lambdas = [node.log_snr for node in run.nodes]
     rows: list[Placed] = []
@@ -227,9 +227,7 @@ def _one_each(tau: float | Sequence[float], n: int) -> list[float]:
         taus = np.broadcast_to(np.asarray(tau, np.float64), (n,)).tolist()
     except (TypeError, ValueError):
         raise ValueError(f"tau must be a number or one for each of {n} steps, got {tau!r}") from None
-    if not all(0 <= each < math.inf for each in taus):
-        raise ValueError(f"tau must be at least 0 and finite, got {tau!r}")
-    return list(taus)
+    return [check_number("tau", each, 0) for each in taus]
 
 
 def _sum(weights: Sequence[float], terms: Sequence[Affine], factor: float) -> Affine:
@@ -282,9 +280,9 @@ def er_sde(
     >>> bool(ode.tableau.as_rows.draws.any())
     False
     """
-    need_order(order, 3)
+    check_integer("order", order, 1, 3)
     if points is not None:
-        need_int("points", points, 1)
+        check_integer("points", points, 1)
     run = plan(schedule, steps, drop_last=True, **options)
     run.need_signal("er_sde")
     scale = _noise_scale(phi)
@@ -327,9 +325,7 @@ def _noise_scale(phi: Callable[[Array], Array] | float | None) -> Callable[[Arra
         return lambda level: level * (np.exp(level**0.3) + 10)
     if callable(phi):
         return phi
-    power = float(phi)
-    if not math.isfinite(power):
-        raise ValueError(f"phi must be a function or a finite power, got {phi}")
+    power = check_number("phi", phi, hint=", or a function")
 
     def scale(level: Array) -> Array:
         with np.errstate(over="ignore", under="ignore"):

@@ -15,9 +15,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ..ground.checks import check_integer
+from ..language.tableau import ZERO, Affine, D, Row, Tableau, m1, m2, past, x, z
 from ..paths import Path
-from ..sampler import Sampler
-from ..tableau import ZERO, Affine, D, Row, Tableau, m1, m2, past, x, z
+from ..sampling.sampler import Sampler
 
 __all__ = ["bridge", "ode", "sde"]
 
@@ -141,9 +142,7 @@ def bridge(path: Path, steps: Times = 50) -> Sampler:
 def _times(steps: Times) -> Array:
     """Returns the n + 1 times of a run."""
     if isinstance(steps, int | np.integer):
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
-        return np.linspace(0, 1, int(steps) + 1)
+        return np.linspace(0, 1, check_integer("steps", steps, 1) + 1)
     times = np.asarray(steps, np.float64)
     moves = np.diff(times) if times.ndim == 1 else np.zeros(0)
     if len(moves) == 0 or not ((moves > 0).all() or (moves < 0).all()):

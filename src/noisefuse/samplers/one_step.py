@@ -10,9 +10,10 @@ import math
 from itertools import pairwise
 from typing import Literal, Unpack
 
-from ..schedule import Schedule
-from ..tableau import D, Tableau, z
-from .plan import Plan, PlanOptions, descent, need_int, plan, split
+from ..ground.checks import check_choice, check_integer
+from ..language.schedule import Schedule
+from ..language.tableau import D, Tableau, z
+from .plan import Plan, PlanOptions, descent, plan, split
 from .shared import sampler
 from .spacing import Steps
 
@@ -43,11 +44,10 @@ def ddpm(
     >>> nf.samplers.ddpm(nf.Schedule.linear(1000), steps=5).tableau.as_rows.draws.tolist()
     [True, True, True, True, False]
     """
+    check_choice("variance", variance, ("fixed_small", "fixed_large"))
     run = plan(schedule, steps, **options)
     if variance == "fixed_small":
         return _rows("ddpm", run, eta=1.0)
-    if variance != "fixed_large":
-        raise ValueError(f"variance must be fixed_small or fixed_large, got {variance!r}")
     rows = []
     for here, there in run.pairs:
         keep, _ = split(here, there, eta=1.0)
@@ -134,8 +134,8 @@ def repaint(
     >>> nf.samplers.repaint(nf.Schedule.linear(1000), 5, jump_length=2, jump_n_sample=2).timesteps.tolist()
     [800, 600, 800, 600, 400, 200, 400, 200, 0]
     """
-    need_int("jump_length", jump_length, 1)
-    need_int("jump_n_sample", jump_n_sample, 1)
+    check_integer("jump_length", jump_length, 1)
+    check_integer("jump_n_sample", jump_n_sample, 1)
     run = plan(schedule, steps, **options)
     n = len(run.nodes) - 1
     # noise levels count from the end, as in the paper: so many steps remain after a step

@@ -10,9 +10,10 @@ from typing import NamedTuple, TypeAlias, Unpack
 
 import numpy as np
 
+from ..ground.checks import check_number
 from ..language.axis import Axis, ModelTime
-from ..schedule import Schedule
-from ..tableau import ZERO, Affine, D, Row, Tableau, m1, x
+from ..language.schedule import Schedule
+from ..language.tableau import ZERO, Affine, D, Row, Tableau, m1, x
 from ..views import Prediction, View, own_time, view
 from .spacing import Spacing, SpacingOptions, Steps, axis_of, grid
 
@@ -77,7 +78,7 @@ def split(here: Node, there: Node, eta: float) -> tuple[float, float]:
     eta = 0: no fresh noise, the probability flow; eta = 1: the standard deviation of q(x' | x, x0), as in DDPM. Song et
     al. 2021 (DDIM), equation 16, for any alpha and sigma. ValueError: eta > 0, and ``there`` is noisier.
     """
-    need_eta(eta)
+    check_number("eta", eta, 0)
     if eta == 0:
         return there.sigma, 0.0
     need_fall(here, there)
@@ -99,7 +100,7 @@ def descent(here: Node, there: Node, eta: float) -> tuple[float, float, float]:
     if here.alpha == 1:
         keep, fresh = split(here, there, eta)
         return keep, 1.0, fresh
-    need_eta(eta)
+    check_number("eta", eta, 0)
     if eta == 0:
         return there.sigma, 1.0, 0.0
     need_fall(here, there)
@@ -117,24 +118,6 @@ def need_fall(here: Node, there: Node) -> None:
             f"a step that draws noise goes to a lower level, not from time {here.t:g} to {there.t:g}: "
             "reverse the steps, or take a sampler that draws none, such as ddim, euler, heun or dpmpp_2m"
         )
-
-
-def need_eta(eta: float) -> None:
-    """Raises ValueError if eta is negative, infinite or NaN."""
-    if not 0 <= eta < math.inf:
-        raise ValueError(f"eta must be at least 0 and finite, got {eta}")
-
-
-def need_order(order: int, highest: int) -> None:
-    """Raises ValueError if order is none of 1 .. highest."""
-    need_int("order", order, 1, highest)
-
-
-def need_int(name: str, given: object, least: int, most: int | None = None) -> None:
-    """Raises ValueError if the value is no integer in this range."""
-    if type(given) is not int or given < least or (most is not None and given > most):
-        span = f"an integer from {least}" if most is None else f"{least} to {most}"
-        raise ValueError(f"{name} must be {span}, got {given!r}")
 
 
 @dataclass(frozen=True)

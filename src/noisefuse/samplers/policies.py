@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import SupportsFloat, TypeAlias, Unpack
+from typing import TypeAlias, Unpack
 
-from ..schedule import Schedule
-from ..tableau import D, Tableau, x, z
+from ..ground.checks import check_number
+from ..language.schedule import Schedule
+from ..language.tableau import D, Tableau, x, z
 from .plan import Node, Placed, Plan, PlanOptions, plan
 from .shared import sampler
 from .spacing import Steps
@@ -96,8 +97,7 @@ def flow_cps(
     [True, True, True, False]
     """
     run = _plan("flow_cps", schedule, steps, options)
-    if not 0 <= noise_level <= 1:
-        raise ValueError(f"noise_level must be from 0 to 1, got {noise_level}")
+    check_number("noise_level", noise_level, 0, 1)
     placed = []
     for (here, there), level in zip(run.pairs, _levels("flow_cps", run, noise_level, window), strict=True):
         keep, fresh = there.sigma * math.cos(math.pi * level / 2), there.sigma * math.sin(math.pi * level / 2)
@@ -127,10 +127,7 @@ def _diffused(name: str, run: Plan, level: float, window: Window, rate: Callable
 
 def _levels(name: str, run: Plan, level: float, window: Window) -> list[float]:
     """Returns the checked noise level of each row in the window, and 0 outside."""
-    if not isinstance(level, SupportsFloat):
-        raise TypeError(f"{name}: the level of noise must be a number, got {type(level).__name__}")
-    if not 0 <= level < math.inf:
-        raise ValueError(f"{name}: the level of noise must be at least 0 and finite, got {level}")
+    check_number(f"{name}: the level of noise", level, 0)
     rows = len(run.nodes) - 1
     begin, end = (0, rows) if window is None else window
     if not 0 <= begin <= end <= rows:

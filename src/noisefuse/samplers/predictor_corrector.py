@@ -9,8 +9,9 @@ from typing import Literal, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from ..schedule import Schedule
-from ..tableau import Affine, D, Tableau, past, x
+from ..ground.checks import check_choice, check_integer
+from ..language.schedule import Schedule
+from ..language.tableau import Affine, D, Tableau, past, x
 from .plan import Node, Placed, PlanOptions, plan
 from .shared import sampler
 from .spacing import Steps
@@ -73,8 +74,8 @@ def unipc(
         variant: "bh1" or "bh2": B(h) = -h or e^-h - 1.
         lower_order_final: let p fall to 1 at the end.
     """
-    if order not in (1, 2, 3) or variant not in ("bh1", "bh2"):
-        raise ValueError(f"order must be 1, 2 or 3 and variant bh1 or bh2, got {order} and {variant!r}")
+    check_integer("order", order, 1, 3)
+    check_choice("variant", variant, ("bh1", "bh2"))
     run = plan(schedule, steps, drop_last=True, **options)
     run.need_signal("unipc")
     n = len(run.nodes) - 1

@@ -3,19 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import wraps
 from inspect import signature
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Literal, ParamSpec
 
-from ..ground.docstrings import Shared, completed
-from ..sampler import Sampler
-from ..tableau import Tableau
+from ..ground.docstrings import Shared, built
+from ..language.tableau import Tableau
+from ..sampling.sampler import Sampler
 from .plan import plan
 from .spacing import Spacing, SpacingOptions
 
 P = ParamSpec("P")
-S = TypeVar("S")
 
 _SHARED = Shared(
     args={
@@ -85,27 +84,3 @@ def sampler(
         return built(Sampler, whole, _SHARED, [*SpacingOptions.__annotations__], example)
 
     return decorate
-
-
-def built(
-    kind: type[S], rule: Callable[P, Any], shared: Shared, options: Sequence[str] = (), example: str = ""
-) -> Callable[P, S]:
-    """Returns a function with the rule's arguments that returns a sampler of this class, of the rule's table."""
-    parameters = signature(rule).parameters
-    accepted = [name for name in parameters if name != "options"] + [*options]
-
-    @wraps(rule)
-    def make(*args: P.args, **kwargs: P.kwargs) -> S:
-        for name in kwargs:
-            if name not in accepted:
-                raise TypeError(f"{rule.__name__} has no argument {name!r}: it takes {', '.join(accepted)}")
-        for name, other in (("levels", "steps"), ("final_level", "final")):
-            if name in kwargs and (other in kwargs or (other == "steps" and len(args) > 1)):
-                raise TypeError(f"expected {name} or {other}, got both")
-        made, chosen = rule(*args, **kwargs), kwargs.get("model_time")
-        return kind(made) if chosen is None else kind(made, chosen)  # type: ignore[call-arg]
-
-    make.__annotations__["return"] = kind.__name__
-    if rule.__doc__ is not None:  # python -OO
-        make.__doc__ = completed(rule.__doc__, parameters, shared, example)
-    return make

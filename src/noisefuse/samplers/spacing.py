@@ -22,9 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arguments.calls import warn_once
+from ..ground.checks import check_choice, check_integer, check_number
 from ..ground.kinds import need_plain
 from ..language.axis import Axis, ModelTime, Place
-from ..schedule import Schedule
+from ..language.schedule import Schedule
 
 Array: TypeAlias = npt.NDArray[np.float64]
 _OF_INDICES = ("leading", "trailing", "linspace")
@@ -115,19 +116,16 @@ def grid(
             raise ValueError(
                 f"{'steps' if levels is None else 'levels'} must be noise levels above 0, got {visited.sigma}: {hint}"
             )
-    elif steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
     elif spacing in _OF_INDICES:
-        indices = _indices(spacing, axis, int(steps), steps_offset, drop_last)
+        indices = _indices(spacing, axis, check_integer("steps", steps, 1), steps_offset, drop_last)
         visited = axis.at_index(np.round(indices) if whole else indices)
-    elif spacing in _OF_LEVELS:
+    else:
+        check_choice("spacing", spacing, _OF_INDICES + _OF_LEVELS)
         least = axis.levels[0] if sigma_min is None else sigma_min
         most = axis.levels[-1] if sigma_max is None else sigma_max
         if axis.family == "flow" and most > 1:
             raise ValueError(f"sigma_max must be at most 1 where alpha + sigma = 1, got {most}")
-        visited = axis.at_level(_levels(spacing, int(steps), least, most, rho))
-    else:
-        raise ValueError(f"spacing must be one of {', '.join(_OF_INDICES + _OF_LEVELS)}, got {spacing!r}")
+        visited = axis.at_level(_levels(spacing, check_integer("steps", steps, 1), least, most, rho))
     if final_level == 0 or (final_level is None and final == "zero"):
         end = Place(np.ones(1), np.zeros(1), at=np.zeros(1))
     elif final_level is None and final == "sigma_min":
@@ -235,8 +233,7 @@ def _levels(spacing: Spacing, n: int, least: float, most: float, rho: float) -> 
     if not 0 < least < most < np.inf:
         hint = " (zero terminal SNR: use a spacing of indices)" if most == np.inf else ""
         raise ValueError(f"sigma_min and sigma_max must satisfy 0 < min < max < inf, got {least}, {most}{hint}")
-    if not 0 < rho < np.inf:
-        raise ValueError(f"rho must be positive and finite, got {rho}")
+    check_number("rho", rho, above=0)
     if spacing == "karras":
         return np.asarray(np.linspace(most ** (1 / rho), least ** (1 / rho), n) ** rho)
     if spacing == "exponential":

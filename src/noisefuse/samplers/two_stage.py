@@ -7,9 +7,10 @@ import math
 from collections.abc import Sequence
 from typing import Unpack
 
-from ..schedule import Schedule
-from ..tableau import Affine, D, Tableau, past, x, z
-from .plan import Node, Placed, Plan, PlanOptions, descent, need_order, plan, split
+from ..ground.checks import check_integer, check_number
+from ..language.schedule import Schedule
+from ..language.tableau import Affine, D, Tableau, past, x, z
+from .plan import Node, Placed, Plan, PlanOptions, descent, plan, split
 from .shared import sampler
 from .spacing import Steps
 
@@ -84,8 +85,8 @@ def edm(
     >>> len(sampler), int(sampler.tableau.as_rows.draws.sum())
     (19, 9)
     """
-    if not (S_churn >= 0 and S_noise >= 0):
-        raise ValueError(f"S_churn and S_noise must be at least 0, got {S_churn} and {S_noise}")
+    for name, number in (("S_churn", S_churn), ("S_noise", S_noise)):
+        check_number(name, number, 0, finite=False)
     run = plan(schedule, steps, whole=False, **options).exploding()
     n = len(run.nodes) - 1
     raised, added = [], []
@@ -270,7 +271,7 @@ def dpm_solver(
         raise ValueError(f"order: expected a number, or one for each of {n} steps, got {len(orders)}")
     rows: list[Placed] = []
     for (here, there), each in zip(run.pairs, orders, strict=True):
-        need_order(each, 3)
+        check_integer("order", each, 1, 3)
         keep, fresh = split(here, there, eta)
         down = max(keep, run.nodes[-1].sigma) if fresh else keep
         if down == 0:
@@ -332,9 +333,7 @@ def heunpp2(
     27
     """
     run = plan(schedule, steps, whole=False, **options).exploding()
-    if sigma_0 is not None and not 0 < sigma_0 < math.inf:
-        raise ValueError(f"sigma_0 must be positive and finite, got {sigma_0}")
-    most = run.nodes[0].sigma if sigma_0 is None else sigma_0
+    most = run.nodes[0].sigma if sigma_0 is None else check_number("sigma_0", sigma_0, above=0)
     rows, n = [], len(run.nodes) - 1
     for i in range(n):
         here, *ahead = run.nodes[i : min(i + 3, n)]

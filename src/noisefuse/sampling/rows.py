@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arguments.arrays import is_lazy
+from ..ground.checks import is_tracer
 from ..ground.kinds import library_for, need_plain
 from ..language.rows import OUTPUTS, PAST_SYMBOLS
-from ..noise import is_tracer
+from ..language.tableau import Row, Tableau, x
 from ..operations.update import update
-from ..tableau import Row, Tableau, x
 from ..views import guidance
 from .types import Array
 

@@ -16,7 +16,6 @@ class State:
     """
 
     __slots__ = ("at", "moves", "size")
-    __module__ = "noisefuse.sampler"  # users import it from there
 
     at: int
     moves: list[dict[int, tuple[list[Array], list[Array], int]]]

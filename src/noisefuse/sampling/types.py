@@ -9,12 +9,8 @@ from typing import Any, Literal, TypeAlias, TypedDict
 import numpy.typing as npt
 
 from .. import density
-from ..noise import Noise
 
 Array: TypeAlias = Any  # NumPy, CuPy, torch: what `update` accepts
-
-
-Noises: TypeAlias = Noise | list[Noise] | tuple[Noise, ...]
 
 
 Time: TypeAlias = Literal["scalar", "batch"]

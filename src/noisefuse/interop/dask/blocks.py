@@ -20,7 +20,7 @@ from dask.layers import ArraySliceDep
 import noisefuse as nf
 
 from ...ground.kept import kept_property
-from ...noise import each, listed
+from ...language.noise import each, listed
 
 Shape: TypeAlias = tuple[int, ...]
 Chunks: TypeAlias = tuple[Shape, ...]  # of each axis

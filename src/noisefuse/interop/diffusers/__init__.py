@@ -14,14 +14,14 @@ import copy
 import functools
 import operator
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 import noisefuse as nf
 
 from ...ground.needs import needs
-from ...noise import are_names
+from ...language.noise import Noises, are_names
 
 with needs(__name__, "diffusers", "torch"):
     import diffusers
@@ -32,26 +32,12 @@ with needs(__name__, "diffusers", "torch"):
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
     from torch import Tensor
 
-from ..diffusers_sde import FlowMatchSDEDiscreteSchedulerOutput, Transitions, transitions
 from . import rows
-from .engine import (
-    SCHEDULERS,
-    AddsNoise,
-    Deterministic,
-    Fused,
-    Generators,
-    Noises,
-    Options,
-    Steps,
-    Stochastic,
-    StochasticSteps,
-    Target,
-    field,
-    has,
-    is_float,
-    logger,
-    planned,
-)
+from .engine import Fused, Generators, Steps, Stochastic, field, is_float
+from .forward import AddsNoise, Deterministic, Forward, StochasticSteps
+from .refusals import SCHEDULERS, logger
+from .runs import Options, fingerprint, planned
+from .sde import FlowMatchSDEDiscreteSchedulerOutput, Transitions, transitions
 
 __all__ = [
     "CMStochasticIterativeScheduler",
@@ -95,6 +81,14 @@ __all__ = [
     "UniPCMultistepScheduler",
     "accelerate",
 ]
+
+
+Target = TypeVar("Target")
+
+
+def has(name: str) -> bool:
+    """Tells whether this diffusers has the class, and its requirements are installed: some need SciPy."""
+    return getattr(diffusers, name, type).__module__.startswith("diffusers.schedulers.")
 
 
 # ---- the classes -------------------------------------------------------------------------------------------
@@ -433,7 +427,7 @@ class PNDMScheduler(Deterministic, diffusers.PNDMScheduler):
     _by_time = True
 
 
-class _Flow(Fused):
+class _Flow(Forward):
     _upcasts = _refuses = True
 
     def scale_noise(self, sample: Any, timestep: Any, noise: Any = None) -> Any:
@@ -484,7 +478,7 @@ class FlowMatchEulerDiscreteScheduler(_Flow, diffusers.FlowMatchEulerDiscreteSch
         at = values.searchsorted(times)
         if made_for is not config or at.max() == len(values) or (values[at] != times).any():
             values = np.union1d(values, times)
-            key = type(self), self.coefficients, values.tobytes(), self._fingerprint()
+            key = type(self), self.coefficients, values.tobytes(), fingerprint(self)
             table = planned(key, lambda: rows.tokens(self, self._base, values))
             kept[:] = values, table, config
             at = values.searchsorted(times)

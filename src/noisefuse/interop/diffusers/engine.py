@@ -1,118 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts that the schedulers share: runs, plans of rows, one-pass steps and `add_noise`, and diffusers' own
-steps."""
+"""The steps that the schedulers share: in one pass over memory, or diffusers' own."""
 
 from __future__ import annotations
 
 import functools
-import logging
-import operator
-import sys
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from types import FunctionType
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
 
-import numpy as np
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
 
 import noisefuse as nf
 
-from ...ground.needs import needs
-from ...language.levels import FLOATS
-from ...noise import SAMPLER, START, are_names, at_row, names_of, need_stream_0
-
-with needs(__package__, "diffusers", "torch"):
-    import diffusers
-    import torch
-    from diffusers.utils.torch_utils import randn_tensor
-    from torch import Tensor
-
+from ...language.noise import SAMPLER, START, Noises, are_names, at_row, need_stream_0
 from ..torch.internals import is_traced, untraced, version, writes
 from . import rows
 from .exact import rebound
+from .refusals import GRAD, SCHEDULERS, patched, replaced, tell, without_kernel
 from .rows import Plan, Step, Unsupported
-
-Noises: TypeAlias = nf.Noise | Sequence[nf.Noise]
-
+from .runs import Clock, Options, Run, run_from, wrong_times
 
 Generators: TypeAlias = Any  # a torch.Generator, a list of them, Noises, a Tensor, or None
-
-
-Options: TypeAlias = tuple[Any, ...]
-
-
-Target = TypeVar("Target")
-
-
-logger: logging.Logger = logging.getLogger(__package__)
-
-
-_said: set[str] = set()
-SCHEDULERS: dict[type, Any] = {}  # our classes by diffusers' classes
-
-
-_plans: OrderedDict[Any, Any] = OrderedDict()  # the latest plans of all schedulers, or the reasons against them
-
-
-_KEPT_PLANS = 64
-
-
 _ALSO = """
         Beyond diffusers: `generator` may be a `noisefuse.Noise`, or one for each sample; `timestep` may be a tensor of
         times for each sample or token, where the scheduler remembers nothing. See docs/diffusers.md.
 """
-
-
-_REPLACEABLE = {"step", "add_noise", "scale_noise", "set_timesteps", "scale_model_input"}  # rows do not use them
-
-
-_FLOATS = {getattr(torch, name) for name in FLOATS}
-
-
-# Attributes that no plan depends on, and the configuration, which has a place of its own in a plan's key.
-_UNREAD = {
-    "noise", "_internal_dict", "noise_sampler", "is_scale_input_called", "_begin_index", "_clock", "_run", "_levels",
-}  # fmt: skip
-
-
-_GRAD = "for tensors that require grad"
-
-
 _new_output, _set_item = OrderedDict.__new__, OrderedDict.__setitem__
-
-
-class _Clock(NamedTuple):
-    """The timesteps of a scheduler, in a form that needs no values from a device."""
-
-    timesteps: Tensor
-    version: int | None  # the version of their values: torch/internals.py
-    host: Tensor
-    places: dict[int, int]  # by the address of an entry: loops run over views of `timesteps`
-    values: dict[float, int]  # by value: its first place
-    levels: dict[float, int]  # by value, for add_noise, filled on use
-
-
-@dataclass(slots=True)
-class _Run:
-    """A plan, its conditions, and its class's properties for steps: a scheduler's own attributes are slow to find,
-    because diffusers gives it a __getattr__. (It is never changed; frozen objects take long to make.)"""
-
-    timesteps: Tensor
-    source: Tensor
-    config: Any
-    configured: str  # its text
-    versions: int | None  # the versions of both tensors' values
-    options: Options
-    dtype: torch.dtype  # the timesteps' dtype
-    places: dict[int, int]
-    plan: Any  # Plan | Unsupported
-    steps: dict[int | None, Step]
-    named: str  # the class's _source, and so on
-    memory: tuple[str, ...]
-    by_time: bool
-    counts: bool  # whether a step depends on the scheduler's counters
-    upcasts: bool
 
 
 class Fused:
@@ -166,8 +82,8 @@ class Fused:
     _draws = "model"
 
     _base: Any = None  # diffusers' class
-    _clock: _Clock | None = None
-    _run: _Run | None = None
+    _clock: Clock | None = None
+    _run: Run | None = None
     _replay: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})  # arguments of set_timesteps
 
     # Attributes of diffusers' classes.
@@ -223,7 +139,7 @@ class Fused:
         if is_traced():  # torch.compile cannot trace this, so the graph breaks
             return untraced(self._checked_step, m, t, x, draws, return_dict, options)
         state = self.__dict__
-        run: _Run | None = state.get("_run")
+        run: Run | None = state.get("_run")
         if (
             run is not None
             and (timesteps := run.timesteps) is state["timesteps"]
@@ -244,7 +160,7 @@ class Fused:
         return self._checked_step(m, t, x, draws, return_dict, options)
 
     def _apply(
-        self, run: _Run, i: Any, step: Step, m: Any, t: Any, x: Any, draws: Generators, return_dict: bool,
+        self, run: Run, i: Any, step: Step, m: Any, t: Any, x: Any, draws: Generators, return_dict: bool,
         mixed: bool = False,
     ) -> Any:  # fmt: skip
         """Applies the row in one pass, then sets the state as diffusers' step would. mixed: x and m differ in dtype."""
@@ -347,7 +263,7 @@ class Fused:
             return fallback("at times that are not among its timesteps")
         if not many and i >= len(clock.host):
             return fallback(None)  # raises an error
-        run = self._run_from(0 if many else i, clock, options)
+        run = run_from(self, 0 if many else i, clock, options)
         if isinstance(run.plan, Unsupported):
             return fallback(f"because {run.plan}")
         last = len(clock.host) - 1
@@ -377,7 +293,7 @@ class Fused:
             _need_generators(draws)
             given["generator"] = draws
         result = self._adapted(self._base.step)(self, m, t, x, return_dict=return_dict, **given)
-        self._tell("step", reason)
+        tell(self, "step", reason)
         return result
 
     @staticmethod
@@ -390,12 +306,6 @@ class Fused:
         kind = str(self.config.get("variance_type"))
         return kind if self._spreads and kind.startswith("learned") else ""
 
-    def _tell(self, method: str, reason: str | None) -> None:
-        """Logs once why diffusers' own method is used."""
-        if reason and (line := f"{type(self).__name__}: diffusers' own {method} is used {reason}") not in _said:
-            _said.add(line)
-            logger.warning(line)
-
     def _given(self, options: Options, i: int | None = None) -> dict[str, Any]:
         """Returns the arguments of diffusers' step, as given or at position i of the timesteps."""
         return dict(zip(self._options, options, strict=True))
@@ -406,60 +316,36 @@ class Fused:
     def _cannot(self, m: Any, x: Any) -> str | None:
         config = self.config
         if (x.requires_grad or m.requires_grad) and torch.is_grad_enabled():
-            return _GRAD
+            return GRAD
         if not self._spreads and str(config.get("variance_type")).startswith("learned"):
             return "where the variance is learned"
         if self.__dict__.get("solver_p"):
             return "with a solver_p"
-        if own := _replaced(type(self)):  # type: ignore[arg-type]
+        if own := replaced(type(self)):  # type: ignore[arg-type]
             return f"because {own} of its own replaces diffusers'"
-        if reason := self._patched("add_noise", "scale_noise"):
+        if reason := patched(self, "add_noise", "scale_noise"):
             return reason
-        if reason := _without_kernel(x) or _without_kernel(m):
+        if reason := without_kernel(x) or without_kernel(m):
             return reason
         same = x.dtype is m.dtype
         if not same and (torch.promote_types(x.dtype, m.dtype) != x.dtype or config.get("prediction_type") == "sample"):
             return f"for a {x.dtype} sample and a {m.dtype} model output"
         return None
 
-    def _patched(self, *unused: str) -> str | None:
-        """Returns the reason if another program has replaced a method of diffusers' class, but for unused ones: it
-        reads names that a trace does not have, and expects to be called at each step."""
-        base, own = self._base, vars(sys.modules[self._base.__module__])
-        if self.coefficients != "exact":  # these are called as they are
-            unused = *unused, "set_timesteps", "scale_model_input"
-        for name, method in vars(base).items():
-            is_method = isinstance(method, FunctionType) and not name.startswith("__")
-            if (is_method or name == "step") and name not in unused and getattr(method, "__globals__", None) is not own:
-                return f"because another program has replaced its {name}"
-        return None
-
     # ---- which row -----------------------------------------------------------------------------------------
 
-    def _time(self) -> _Clock | None:
+    def _time(self) -> Clock | None:
         timesteps, clock = self.__dict__["timesteps"], self._clock
-        if clock is not None and clock.timesteps is timesteps and clock.version == version(timesteps):
-            return clock
-        if type(timesteps) is not Tensor or timesteps.dim() != 1:
-            return None
-        host, first = timesteps.cpu(), timesteps.data_ptr()
-        times, size = host.tolist(), timesteps.element_size() * timesteps.stride(0)
-        places = {first + size * k: k for k in range(len(times))}
-        values = {value: k for k, value in reversed([*enumerate(times)])}
-        self._clock = _Clock(timesteps, version(timesteps), host, places, values, {})
-        return self._clock
+        if clock is None or clock.timesteps is not timesteps or clock.version != version(timesteps):
+            self._clock = clock = Clock.of(timesteps)
+        return clock
 
-    def _place(self, t: Any, clock: _Clock) -> Any:
+    def _place(self, t: Any, clock: Clock) -> Any:
         if self.__dict__.get("_step_index", self) is None:
             self._init_step_index(t)
-        if not self._by_time:
-            return self._step_index
-        place = _entry(clock, t) if isinstance(t, Tensor) and t.dtype is clock.host.dtype else None
-        if place is None:
-            place = clock.values.get(t.item() if isinstance(t, Tensor | np.ndarray) else t)
-        return place
+        return clock.place(t) if self._by_time else self._step_index
 
-    def _places(self, t: Tensor, clock: _Clock, shape: torch.Size) -> Tensor:
+    def _places(self, t: Tensor, clock: Clock, shape: torch.Size) -> Tensor:
         """Returns a position for each sample, or token."""
         name = type(self).__name__
         if self._memory:
@@ -467,7 +353,7 @@ class Fused:
                 f"timestep: {name} remembers earlier steps and takes one time, not {tuple(t.shape)} of them"
             )
         if shape[: t.dim()] != t.shape:
-            raise _wrong_times("timestep", t, "sample's", shape)
+            raise wrong_times("timestep", t, "sample's", shape)
         found = t.reshape(-1, 1) == clock.timesteps.to(t.device)
         if not bool(found.any(1).all()):
             raise ValueError(f"timestep: expected entries of {name}.timesteps, got {t[~found.any(1).reshape(t.shape)]}")
@@ -476,145 +362,12 @@ class Fused:
     def _init_step_index(self, timestep: Any) -> None:
         clock = self._time()
         if self._begin_index is None and clock is not None and isinstance(timestep, Tensor):
-            place = _entry(clock, timestep) if timestep.dim() == 0 else None
+            place = clock.entry(timestep) if timestep.dim() == 0 else None
             if place is not None:
                 alone = len(clock.values) == len(clock.places)  # else the class knows which of equal times counts
                 self._step_index = place if alone else self.index_for_timestep(clock.host[place], clock.host)
                 return
         super()._init_step_index(timestep)  # type: ignore[misc]
-
-    def _run_from(self, i: int, clock: _Clock, options: Options) -> _Run:
-        """Returns the run for step i in the scheduler's present state."""
-        state, run = self.__dict__, self._run
-        made_for = clock.timesteps, state[self._source], state["_internal_dict"]
-        versions = version(*made_for[:2])
-        if (
-            run is not None
-            and all(map(operator.is_, (run.timesteps, run.source, run.config), made_for))
-            and (run.versions, run.options) == (versions, options)
-        ):
-            step = run.steps.get(i)
-            if not self._memory or isinstance(run.plan, Unsupported):
-                return run
-            if step is not None and run.plan.state(state) == step.state:
-                return run
-        start = i if self._memory else 0
-        key = (type(self), self.coefficients, start, options, self._fingerprint())
-        plan = planned(key, lambda: rows.trace(self, self._base, start, options))
-        steps: Any = {}
-        if isinstance(plan, Plan):
-            steps = plan.steps
-            # Some are set in the first step; the others have these values, with the same tensor objects: tensors are
-            # not compared by value.
-            state.update(rows.unshared(plan.begins))
-        self._run = _Run(
-            *made_for, self._configured(), versions, options, clock.host.dtype, clock.places, plan, steps, self._source,
-            self._memory, self._by_time, isinstance(plan, Plan) and (bool(plan.names) or self._gaps), self._upcasts,
-        )  # fmt: skip
-        return self._run
-
-    def _fingerprint(self) -> Any:
-        """Returns all that a plan depends on. At the beginning of a run there is no last_sample."""
-        left = self._leftovers if self.__dict__.get("last_sample") is None else ()
-        unread = [*self._memory, *left]
-        if not self._memory:
-            unread.append("_step_index")
-        if self.coefficients == "compat":
-            unread.append("_replay")
-        numbers = [_bytes(value) for name, value in self.__dict__.items() if name not in _UNREAD and name not in unread]
-        kept = tuple(name for name in self._memory if name not in left)
-        return *numbers, self._configured(), *(value is None for value in rows.items(vars(self), kept))
-
-    def _configured(self) -> str:
-        """Returns the text of the configuration, kept with its run: it takes a tenth of a first step to write."""
-        config, run = self.__dict__["_internal_dict"], self._run
-        return run.configured if run is not None and run.config is config else repr(config)
-
-    # ---- the forward process -------------------------------------------------------------------------------
-
-    def _noised(self, x0: Any, noise: Any, t: Any, fallback: Any) -> Any:
-        """Returns alpha x0 + sigma noise in one pass, or `fallback(why)` if that is not possible."""
-        given = isinstance(noise, Tensor)
-        if is_traced():
-            return fallback(None) if given else untraced(self._noised, x0, noise, t, fallback)
-        if given and not isinstance(x0, Tensor):
-            return fallback(None)  # raises an error
-        cannot = given and (_without_kernel(x0) or _one_at_many_times(x0, t) or _unlike(x0, noise))
-        if reason := cannot or (self._patched("step") if given else None):
-            return fallback(reason)
-        if not (given or are_names(noise)):
-            names_of(noise, "a Tensor, a Noise or a list of them")  # it raises the error
-        return self._at_levels(x0, noise, t, fallback)
-
-    def _at_levels(self, x0: Any, noise: Any, t: Any, fallback: Any) -> Any:
-        level = self._level(x0, t)
-        if level is None:
-            return fallback("at times that are not among its timesteps")
-        if are_names(noise):
-            schedule, index = self._kept_levels("drawn", self._schedule)
-            return nf.q_sample(x0, level if index is None else index[level], schedule, noise)
-        table = self._kept_levels((x0.dtype, self.coefficients), lambda n: self._table(n, x0.dtype))
-        return nf.update(table, level, x0, noise=noise)
-
-    def _base_noised(self, method: str, x0: Any, noise: Any, t: Any, reason: str | None) -> Any:
-        """Calls diffusers' own add_noise or scale_noise, which take their arguments in different orders."""
-        ordered = (x0, noise, t) if method == "add_noise" else (x0, t, noise)
-        result = getattr(self._base, method)(self, *ordered)
-        self._tell(method, reason)
-        return result
-
-    def _level(self, x0: Any, t: Any) -> Any:
-        """Returns the noise level of each sample, or of all: t itself, t's place among the timesteps, or the run's
-        position."""
-        clock = self._time()
-        if self._levels_by_time:
-            t = t.to(x0.device) if isinstance(t, Tensor) and t.is_cuda else t  # timesteps on the host are checked there
-            if not isinstance(t, Tensor) or (many := t.numel()) == 1:
-                return t
-            if many != len(x0) and t.shape != x0.shape[: t.dim()]:
-                raise _wrong_times("timesteps", t, "the samples'", x0.shape)
-            return t.reshape(-1) if many == len(x0) else t
-        if self._begin_index is not None:
-            return self._begin_index if self._step_index is None else self._step_index
-        if clock is None:
-            return None
-        times = t.reshape(-1).tolist()
-        if len(times) not in (1, len(x0)):
-            raise _wrong_times("timesteps", t, "the samples'", x0.shape)
-        for time in {*times} - {*clock.levels}:
-            if time not in clock.values:
-                return None
-            host = clock.host[clock.values[time]]
-            clock.levels[time] = self.index_for_timestep(host, clock.host)
-        return np.array([clock.levels[time] for time in times])
-
-    def _kept_levels(self, key: Any, make: Any) -> Any:
-        """Returns make(number of noise levels), kept until these levels change."""
-        state = self.__dict__
-        levels, kept = state[self._levels_source], state.setdefault("_levels", {})
-        if key not in kept or kept[key][0] is not levels or kept[key][1] != version(levels):
-            kept[key] = levels, version(levels), make(len(levels))
-        return kept[key][2]
-
-    def _table(self, n: int, dtype: torch.dtype) -> nf.Tableau:
-        """Returns a table whose row i is noise level i."""
-        alpha, sigma = rows.levels(self, self._base, n, dtype, exact=self.coefficients == "exact")
-        table = np.zeros(n, nf.tableau.ROW)
-        table["clean"]["lo"], table["clean"]["hi"] = -np.inf, np.inf
-        table["out"]["x"], table["out"]["z"] = alpha, sigma
-        return nf.Tableau(table)
-
-    def _schedule(self, n: int) -> tuple[nf.Schedule, Any]:
-        """Returns all noise levels that have noise, the least noisy first, and each level's place among them (None: its
-        own). It uses float64, because our noise has nothing of diffusers' to reproduce."""
-        alpha, sigma = rows.levels(self, self._base, n, torch.float64, exact=True)
-        if self._levels_by_time:
-            return nf.Schedule(alpha, sigma), None
-        noisy = sigma > 0
-        _, first, place = np.unique(-alpha[noisy] / sigma[noisy], return_index=True, return_inverse=True)
-        index = np.full(n, -1)
-        index[noisy] = place
-        return nf.Schedule(alpha[noisy][first], sigma[noisy][first]), index
 
     def start(
         self, shape: Sequence[int], *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
@@ -632,23 +385,11 @@ class Fused:
         return nf.randn(tuple(shape), at, dtype=dtype, out=out)
 
 
-class AddsNoise(Fused):
-    def add_noise(self, original_samples: Any, noise: Any, timesteps: Any) -> Any:
-        """Does diffusers' add_noise, in one pass. `noise` may also be a `nf.Noise`, or one for each sample: it is drawn
-        in the same pass, the field of `nf.randn(original_samples.shape, noise)`."""
-        fallback = functools.partial(self._base_noised, "add_noise", original_samples, noise, timesteps)
-        return self._noised(original_samples, noise, timesteps, fallback)
-
-
 class Stochastic(Fused):
     def step(
         self, model_output: Any, timestep: Any, sample: Any, generator: Generators = None, return_dict: bool = True
     ) -> Any:
         return Fused._step(self, model_output, timestep, sample, generator, return_dict)
-
-
-class StochasticSteps(Stochastic, AddsNoise):
-    pass
 
 
 class Steps(Fused):
@@ -658,39 +399,6 @@ class Steps(Fused):
 
     def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
         return Fused._step(self, model_output, timestep, sample, None, return_dict)
-
-
-class Deterministic(Steps, AddsNoise):
-    pass
-
-
-def has(name: str) -> bool:
-    """Tells whether this diffusers has the class, and its requirements are installed: some need SciPy."""
-    return getattr(diffusers, name, type).__module__.startswith("diffusers.schedulers.")
-
-
-def _bytes(value: Any) -> Any:
-    if value is None or type(value) in (int, float, str):
-        return value
-    if isinstance(value, Tensor):
-        return value.cpu().numpy().tobytes()
-    if callable(value):  # kept, so that no other function can take its address
-        return value
-    return value.tobytes() if isinstance(value, np.ndarray) else repr(value)
-
-
-def planned(key: Any, make: Callable[[], Any]) -> Any:
-    """Returns make(), or the Unsupported that it raises, kept for later calls with this key."""
-    plan = _plans.pop(key, None)
-    if plan is None:
-        try:
-            plan = make()
-        except Unsupported as reason:
-            plan = reason
-    _plans[key] = plan
-    if len(_plans) > _KEPT_PLANS:
-        _plans.popitem(last=False)
-    return plan
 
 
 def field(noise: Noises, i: int, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -717,44 +425,6 @@ def _row_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _without_kernel(x: Tensor) -> str | None:
-    """Returns why no kernel can run on x, or None."""
-    if x.dtype not in _FLOATS or x.device.type not in ("cpu", "cuda"):
-        return f"for tensors of {x.dtype} on {x.device.type}"
-    try:
-        x.data_ptr()
-    except RuntimeError:  # for instance in torch.func.vmap
-        return "for tensors without memory of their own"
-    return None
-
-
-def _one_at_many_times(x0: Tensor, t: Any) -> str | None:
-    """Returns the reason to let diffusers expand a batch of one, or None."""
-    expanded = isinstance(t, Tensor) and t.dim() == 1 and len(t) > 1 and x0.dim() > 0 and len(x0) == 1
-    return "for one sample at many times" if expanded else None
-
-
-def _unlike(x0: Tensor, noise: Tensor) -> str | None:
-    """Returns why diffusers adds this noise, or None."""
-    if (x0.requires_grad or noise.requires_grad) and torch.is_grad_enabled():
-        return _GRAD
-    if noise.dtype is not x0.dtype:
-        return f"for {x0.dtype} samples and {noise.dtype} noise"
-    return "for noise of another shape than the samples'" if noise.shape != x0.shape else None
-
-
-def _entry(clock: _Clock, t: Tensor) -> int | None:
-    """Returns the place of the timestep that t is a view of; None if there is none, or torch.func hides the memory."""
-    try:
-        return clock.places.get(t.data_ptr())
-    except RuntimeError:
-        return None
-
-
-def _wrong_times(name: str, t: Tensor, whose: str, shape: torch.Size) -> ValueError:
-    return ValueError(f"{name}: expected one, or a shape that begins {whose}, {tuple(shape)}, got {tuple(t.shape)}")
-
-
 def _need_generators(value: Any) -> None:
     """Raises an error if neither diffusers nor a kernel can draw from it."""
     several = isinstance(value, list | tuple)
@@ -767,14 +437,6 @@ def _need_generators(value: Any) -> None:
     if several and len({isinstance(entry, nf.Noise) for entry in value}) > 1:
         kinds = ", ".join(type(entry).__name__ for entry in value)
         raise TypeError(f"generator: expected a list of one kind, got {kinds}")
-
-
-@functools.cache
-def _replaced(kind: Any) -> str | None:
-    """Returns the name of a diffusers method that a class derived from ours replaces: rows would not know of it."""
-    before_ours = kind.__mro__[: kind.__mro__.index(SCHEDULERS[kind._base])]
-    names = {name for base in before_ours for name in vars(base) if not name.startswith("__")} - _REPLACEABLE
-    return min((name for name in names if callable(getattr(kind._base, name, None))), default=None)
 
 
 def _common(plan: Plan) -> Step:

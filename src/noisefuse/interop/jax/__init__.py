@@ -24,12 +24,13 @@ from ...arguments.calls import Index, kept_times, make_call
 from ...arguments.options import FAST_LEVELS, lengths, need_tableau, plain_table, rows_at
 from ...call.description import Loss, Step
 from ...call.packed import pack_loss
+from ...ground.checks import is_tracer
 from ...ground.kinds import Library
 from ...ground.needs import needs
 from ...language.forward import forward, residual
 from ...language.levels import FLOATS, LEVELS, Levels, level_bounds
+from ...language.noise import SAMPLER, SAMPLES, STEPS, WALK, each, listed
 from ...language.rows import AFFINE, M1, SYMBOLS, Rows, X, Z
-from ...noise import SAMPLER, SAMPLES, STEPS, WALK, each, is_tracer, listed
 from ...operations import loss
 from ...operations.draw import UNIT, are_increments, random_call, rows_of_sum
 from ...operations.process import q_sample_call, q_step_call
@@ -314,8 +315,10 @@ def _read(model_output: Any, past: Any) -> tuple[dict[int, Any], Any, list[Any]]
 
 def mse_loss(
     pred: Any, x0: Any, t: Any, schedule: Any, noise: Any, *, weight: Any, grad_out: Any, target: Any, reduction: Any,
-    scale: Any, offset: Any, batched: bool,
+    scale: Any, offset: Any, batched: bool, **parts: Any,
 ) -> Any:  # fmt: skip
+    if parts:
+        raise NotImplementedError("partial: sums of parts do not take JAX arrays: pass np.asarray(pred)")
     if grad_out is not None and grad_out is not True:
         raise TypeError("grad_out: JAX arrays are not written to; grad_out=True makes a new one")
     known_weight = weight

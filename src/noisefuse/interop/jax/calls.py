@@ -28,8 +28,8 @@ from ...backends import current
 from ...call.description import Loss, Step, Walk
 from ...call.packed import CALL, DRAWS, DTYPES, FIELD, dtype_code
 from ...language.levels import LEVELS
+from ...language.noise import SAMPLES, Noise
 from ...language.rows import AFFINE, BOUNDS, CLEAN, M1, M2, PAST1, TIMES_CLEAN, TIMES_ROOT, Rows, X, Z
-from ...noise import SAMPLES, Noise
 from . import pure
 from .description import (
     FIELDS,

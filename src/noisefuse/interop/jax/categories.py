@@ -12,9 +12,9 @@ import numpy as np
 
 import noisefuse as nf
 
-from ...noise import is_tracer, names_of
-
-KINDS = {"log_prob": np.float32, "log_prob_raw": np.float32, "entropy": np.float32, "margin": np.float32}
+from ...ground.checks import is_tracer
+from ...language.levels import INFO
+from ...language.noise import names_of
 
 
 def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, partial: bool, **options: Any) -> Any:
@@ -37,7 +37,7 @@ def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, par
         token, known = jax.tree.map(jnp.asarray, on_host(logits, given, noise))
     else:
         shape = logits.shape[:-1]
-        shapes = [jax.ShapeDtypeStruct(shape, KINDS.get(name, np.int32)) for name in info]
+        shapes = [jax.ShapeDtypeStruct(shape, INFO[name]) for name in info]
         token, known = jax.pure_callback(
             lambda logits, given, numbers: on_host(logits, given, _named(noise, numbers)),
             (jax.ShapeDtypeStruct(shape, kind), shapes),

@@ -22,9 +22,9 @@ from ... import backends
 from ...arguments.calls import image_layout
 from ...call.description import Step
 from ...call.packed import CALL
-from ...language.families import lie_within
+from ...ground.checks import lie_within
+from ...language.noise import SAMPLES, STEPS, Noise
 from ...language.rows import Rows, Z
-from ...noise import SAMPLES, STEPS, Noise
 from .calls import call_p
 from .description import FIELDS, IDS, INDEX, ROWS, WEIGHTS, Described
 

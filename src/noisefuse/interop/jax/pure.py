@@ -18,8 +18,8 @@ from ...backends.reference import combined
 from ...call.description import ACCUMULATORS, LOSS_CHUNK
 from ...call.packed import DRAWS, FIELD
 from ...language.levels import LEVELS
+from ...language.noise import SAMPLES
 from ...language.rows import AFFINE, X, Z
-from ...noise import SAMPLES
 from .description import FIELDS, IDS, INDEX, LAW, LOSSES, ROWS, START, STEP, WALKS, WEIGHTS, Described
 from .floats import FLOAT32, FLOAT64, SPEC, Float, Format, divide, mul, view
 from .internals import varying, varying_axes

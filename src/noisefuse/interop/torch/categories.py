@@ -12,6 +12,7 @@ from torch import Tensor
 
 import noisefuse as nf
 
+from ...language.levels import INFO
 from .arrays import CPU, as_tensor, checked, memory, need_memory, need_plain, place_of, read, to_numpy, write
 from .graph import (
     OnceDifferentiable,
@@ -27,8 +28,6 @@ from .graph import (
 )
 from .internals import is_compiling, operator, untraced, written
 
-KINDS = {"log_prob": torch.float32, "log_prob_raw": torch.float32, "entropy": torch.float32, "margin": torch.float32}
-KINDS["rank"] = torch.int32
 TOKENS: dict[torch.dtype, type[np.signedinteger[Any]]] = {torch.int64: np.int64, torch.int32: np.int32}
 NAMED: dict[Any, torch.dtype] = {
     "int64": torch.int64,
@@ -124,7 +123,7 @@ def _categorical(
 def _(
     logits: Tensor, words: Any, temperature: Any, top_k: Any, top_p: Any, info: str, dtype: torch.dtype
 ) -> list[Tensor]:
-    kinds = [dtype, *(KINDS[name] for name in info.split(",") if name)]
+    kinds = [dtype, *(getattr(torch, INFO[name]) for name in info.split(",") if name)]
     return [torch.empty(logits.shape[:-1], dtype=kind, device=logits.device) for kind in kinds]
 
 

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,17 +17,15 @@ import numpy.typing as npt
 
 import noisefuse as nf
 
-from ...ground.drawing import BLUE, GREY, INK, ORANGE, STYLE, label_bar, save
-from ..bench.contenders import Case, contenders
-from ..bench.results import aligned, doubts
-from ..bench.timing import interleaved
-from ..shared import Progress, busy, check_picture, load, wrapped
+from ..ground.drawing import BLUE, GREY, INK, ORANGE, STYLE, label_bar, save
+from .bench.contenders import Case, contenders
+from .bench.results import aligned, doubts
+from .bench.timing import interleaved
+from .shared import Progress, busy, check_picture, load, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from .ideal import Run
 
 Image: TypeAlias = npt.NDArray[np.uint8]
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -38,7 +35,6 @@ SHOWN = (0, 49, 149, 299, 499, 999)  # the times t of the columns
 HISTOGRAM = 4  # the column whose noise has a histogram
 LONGEST_SIDE = 512  # larger photographs are shrunk, because the walk noises each a thousand times
 BATCH = 8  # photographs in one timed call
-SAMPLERS = ("ddim", "heun", "dpmpp_2m", "unipc", "flow_euler", "ddpm", "euler_ancestral")  # those of the way back
 
 
 @dataclass(frozen=True)
@@ -62,15 +58,7 @@ class Throughput:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    arguments.out = arguments.out or Path("samplers.png" if arguments.samplers else "demo.png")
     check_picture(arguments.out)  # before the work, also if matplotlib is missing
-    if arguments.samplers:
-        import_module("noisefuse.commands.demo.samplers").run(arguments)
-    else:
-        _run(arguments)
-
-
-def _run(arguments: argparse.Namespace) -> None:
     images = [_read(path) for path in arguments.images] or [_astronaut()]
     if warning := busy(load()):
         print(f"noisefuse demo: {warning}", file=sys.stderr)
@@ -80,13 +68,11 @@ def _run(arguments: argparse.Namespace) -> None:
     progress(f"noising {len(images)} photograph{'s' * (len(images) > 1)} with {STEPS} steps")
     noised = [_noise(image, schedule, noise, i) for i, image in enumerate(images)]
     throughputs, copy, doubted = _time(images[0].shape, progress)
-    progress("sampling digits")
-    runs = _sample_digits(noise)
     progress.clear()
 
     info = nf.info()
     where = f"{info['cpu']}, {info['isa']}, {info['threads']} threads"
-    figure = _picture(noised, schedule, throughputs, copy, where, runs)
+    figure = _picture(noised, schedule, throughputs, copy, where)
     save(figure, arguments.out, dpi=150)
     for rows in (_noise_table(noised, schedule), _throughput_table(throughputs, copy, where)):
         print(*aligned(rows, left=1), "", sep="\n")
@@ -148,27 +134,11 @@ def _time(shape: tuple[int, ...], progress: Progress) -> tuple[list[Throughput],
     return throughputs, copy, doubts(results)
 
 
-def _sample_digits(noise: nf.Noise) -> list[Run]:
-    """Runs the way back: some samplers with the ideal denoiser of scikit-learn's digits; none without scikit-learn."""
-    if find_spec("sklearn") is None:
-        print("without scikit-learn no digits are sampled: pip install 'noisefuse[demo]'", file=sys.stderr)
-        return []
-    from . import ideal
-
-    digits = ideal.Digits.load()
-    return [ideal.run(name, digits, noise) for name in SAMPLERS]
-
-
 # ---- the picture -------------------------------------------------------------------------------------------
 
 
 def _picture(
-    noised: Sequence[Noised],
-    schedule: nf.Schedule,
-    throughputs: Sequence[Throughput],
-    copy: float,
-    where: str,
-    runs: Sequence[Run],
+    noised: Sequence[Noised], schedule: nf.Schedule, throughputs: Sequence[Throughput], copy: float, where: str
 ) -> Figure:
     import matplotlib
     from matplotlib.figure import Figure
@@ -176,10 +146,6 @@ def _picture(
     # two rows of panels for each photograph, in its own proportions
     aspects = [one.walk.shape[1] / one.walk.shape[2] for one in noised for _ in range(2)]
     inches = [2.07 * sum(aspects) + 0.62, 3.9]
-    if runs:
-        from . import ideal
-
-        inches.append(ideal.height(runs))
     with matplotlib.rc_context(STYLE):
         # pyplot is not used: no display is needed and no window opens
         figure: Any = Figure(figsize=(13, sum(inches)), layout="constrained")
@@ -189,8 +155,6 @@ def _picture(
         histogram, bars = parts[1].subplots(1, 2, width_ratios=(5, 6))
         _draw_histogram(histogram, noised)
         _draw_bars(bars, throughputs, copy, where)
-        if runs:
-            ideal.panel(parts[2], runs)
     return figure  # type: ignore[no-any-return]
 
 

@@ -28,20 +28,17 @@ from ..arguments.calls import names_or_array
 from ..arguments.options import fast_path
 from ..arguments.types import Array, ArrayT
 from ..call.description import LOSS_CHUNK, POSITIONS, TOKENS, Parts, Race
+from ..ground.checks import check_integer, lie_within
 from ..ground.kinds import library_of
 from ..ground.stored import SetState, make_again
-from ..language.families import lie_within
-from ..noise import RACE, Noise, names_of, whole
-from .tokens import integer
+from ..language.levels import INFO, LOGITS
+from ..language.noise import RACE, Noise, Noises, names_of, whole
 
-LOGITS = ("float32", "bfloat16", "float16")
 TOKEN_DTYPES = ("int64", "int32")
-INFO = {"log_prob": "f4", "log_prob_raw": "f4", "entropy": "f4", "margin": "f4", "rank": "i4"}
 OF_PARTS = ("log_prob", "log_prob_raw")  # what `combine` can tell
 LEAST, MOST = 2.0**-64, 2.0**64  # of a temperature other than 0
 
 Info: TypeAlias = Literal["log_prob", "log_prob_raw", "entropy", "margin", "rank"]
-Names: TypeAlias = Noise | Sequence[Noise]
 Results: TypeAlias = "Array | tuple[Array, dict[str, Array]] | Partial"
 
 
@@ -75,7 +72,7 @@ class Partial:
     def __post_init__(self) -> None:
         """Kernels trust a part, and it may come from anywhere."""
         token = contiguous(as_array("token", self.token, ("int64",)))
-        first, n, whole = (integer(name, getattr(self, name)) for name in ("first", "n", "vocabulary"))
+        first, n, whole = (check_integer(name, getattr(self, name)) for name in ("first", "n", "vocabulary"))
         if not (0 <= first < first + n <= whole <= TOKENS) or _cuts_a_chunk(first, n, whole):
             raise ValueError(
                 f"first = {first}, n = {n}, vocabulary = {whole}: expected a part of at most 2^20 tokens that begins "
@@ -102,30 +99,31 @@ class Partial:
 
 @overload
 def categorical(
-    logits: NDArray[Any], noise: Names, *, temperature: ArrayLike = ..., top_k: ArrayLike = ..., top_p: ArrayLike = ...,
-    where: Array | None = ..., positions: ArrayLike | None = ..., info: tuple[()] = ..., dtype: Any = ...,
-    partial: Literal[False] = ..., out: NDArray[Any] | None = ...,
+    logits: NDArray[Any], noise: Noises, *, temperature: ArrayLike = ..., top_k: ArrayLike = ...,
+    top_p: ArrayLike = ..., where: Array | None = ..., positions: ArrayLike | None = ..., info: tuple[()] = ...,
+    dtype: Any = ..., partial: Literal[False] = ..., out: NDArray[Any] | None = ...,
 ) -> NDArray[Any]: ...  # fmt: skip
 
 
 @overload
 def categorical(
-    logits: NDArray[Any], noise: Names, *, temperature: ArrayLike = ..., top_k: ArrayLike = ..., top_p: ArrayLike = ...,
-    where: Array | None = ..., positions: ArrayLike | None = ..., info: Info | tuple[Info, *tuple[Info, ...]],
-    dtype: Any = ..., partial: Literal[False] = ..., out: NDArray[Any] | None = ...,
+    logits: NDArray[Any], noise: Noises, *, temperature: ArrayLike = ..., top_k: ArrayLike = ...,
+    top_p: ArrayLike = ..., where: Array | None = ..., positions: ArrayLike | None = ...,
+    info: Info | tuple[Info, *tuple[Info, ...]], dtype: Any = ..., partial: Literal[False] = ...,
+    out: NDArray[Any] | None = ...,
 ) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]: ...  # fmt: skip
 
 
 @overload
 def categorical(
-    logits: NDArray[Any], noise: Names, *, temperature: ArrayLike = ..., where: None = ...,
+    logits: NDArray[Any], noise: Noises, *, temperature: ArrayLike = ..., where: None = ...,
     positions: ArrayLike | None = ..., info: Info | Iterable[Info] = ..., partial: Literal[True],
 ) -> Partial: ...  # fmt: skip
 
 
 @overload
 def categorical(
-    logits: ArrayT, noise: Names, *, temperature: ArrayLike = ..., top_k: ArrayLike = ..., top_p: ArrayLike = ...,
+    logits: ArrayT, noise: Noises, *, temperature: ArrayLike = ..., top_k: ArrayLike = ..., top_p: ArrayLike = ...,
     where: Array | None = ..., positions: ArrayLike | None = ..., info: Info | Iterable[Info] = ..., dtype: Any = ...,
     partial: bool = ..., out: Array | None = ...,
 ) -> Any: ...  # fmt: skip
@@ -133,7 +131,7 @@ def categorical(
 
 def categorical(
     logits: Array,
-    noise: Names,
+    noise: Noises,
     *,
     temperature: ArrayLike = 1.0,
     top_k: ArrayLike = 0,

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from inspect import Parameter, signature
 from itertools import pairwise
-from typing import Any, Literal, ParamSpec, TypeAlias, get_args
+from typing import Any, Literal, ParamSpec, TypeAlias, Unpack, get_args
 
 import numpy as np
 
-from ..discrete_sampler import DiscreteSampler
-from ..ground.docstrings import Shared
-from ..mask_schedule import MaskSchedule, linear, log_linear, real
-from ..token_table import MaskLogit, TokenRow, TokenTable
-from .shared import built
+from ..ground.checks import check_choice, check_integer, check_number
+from ..ground.docstrings import Shared, built
+from .sampler import DiscreteSampler
+from .schedule import MaskSchedule, linear, log_linear
+from .table import CutOptions, DrawOptions, TokenRow, TokenTable
 
 __all__ = ["d3pm", "discrete_flow", "entropy_bound", "llada", "mdlm", "remdm", "sedd", "uniform_ddim"]
 
@@ -49,9 +50,27 @@ _SHARED = Shared(
 )
 
 
-def _sampler(rule: Callable[P, TokenTable]) -> Callable[P, DiscreteSampler]:
-    """Returns a function with the rule's arguments that returns the sampler of the rule's table. It is a decorator."""
-    return built(DiscreteSampler, rule, _SHARED)
+def _sampler(
+    offered: type[CutOptions] = DrawOptions,
+) -> Callable[[Callable[P, TokenTable]], Callable[P, DiscreteSampler]]:
+    """Returns a decorator. It turns a rule into a function that returns the `DiscreteSampler` of the rule's table.
+
+    The function has the rule's arguments and, in place of ``**options``, those offered, with the table's defaults.
+    """
+
+    def decorate(rule: Callable[P, TokenTable]) -> Callable[P, DiscreteSampler]:
+        own = signature(rule)
+        arguments = [argument for name, argument in own.parameters.items() if name != "options"]
+        if "options" in own.parameters:
+            names = [name for name in _FIELDS if name in offered.__annotations__]
+            arguments += [_FIELDS[name].replace(kind=Parameter.KEYWORD_ONLY) for name in names]
+        vars(rule)["__signature__"] = own.replace(parameters=arguments, return_annotation="DiscreteSampler")
+        return built(DiscreteSampler, rule, _SHARED)
+
+    return decorate
+
+
+_FIELDS = signature(TokenTable).parameters
 
 
 def _spans(steps: Steps, schedule: MaskSchedule) -> Iterator[tuple[float, float]]:
@@ -64,33 +83,13 @@ def _spans(steps: Steps, schedule: MaskSchedule) -> Iterator[tuple[float, float]
 
 def _times(steps: Any) -> list[float]:
     if steps.ndim if isinstance(steps, np.ndarray) else isinstance(steps, Sequence) and not isinstance(steps, str):
-        times = [real("steps", t) for t in steps]
+        times = [check_number("steps", t) for t in steps]
         if not times or not all(a > b for a, b in pairwise([*times, 0.0])) or times[0] > 1:
             raise ValueError(f"steps: expected times that fall from at most 1 to above 0, got {list(steps)}")
     else:
-        n = _steps(steps)
+        n = check_integer("steps", steps, 1, MOST_STEPS)
         times = [1 - i / n for i in range(n)]
     return [*times, 0.0]
-
-
-def _count(name: str, given: Any) -> int:
-    if isinstance(given, bool) or not isinstance(given, int | np.integer) or given < 1:
-        raise ValueError(f"{name} = {given!r}: expected a whole number of at least 1")
-    return int(given)
-
-
-def _steps(given: Any) -> int:
-    n = _count("steps", given)
-    if n > MOST_STEPS:
-        raise ValueError(f"steps = {n}: expected at most 2^20, as a sampler has a row for each")
-    return n
-
-
-def _share(name: str, given: Any) -> float:
-    number = real(name, given)
-    if not 0 <= number <= 1:
-        raise ValueError(f"{name} = {given!r}: expected a number from 0 to 1")
-    return number
 
 
 def _hidden(schedule: MaskSchedule, t: float) -> float:
@@ -111,10 +110,9 @@ def _one_of(mask_id: int | None, vocabulary: int | None) -> None:
         raise TypeError("expected either mask_id, for masks, or vocabulary, for tokens drawn anew")
 
 
-@_sampler
+@_sampler()
 def mdlm(
-    steps: Steps, *, mask_id: int, schedule: MaskSchedule = _LINEAR, temperature: float = 1.0, top_k: int = 0,
-    top_p: float = 1.0, mask_logit: MaskLogit = "ignore",
+    steps: Steps, *, mask_id: int, schedule: MaskSchedule = _LINEAR, **options: Unpack[DrawOptions]
 ) -> TokenTable:  # fmt: skip
     """Ancestral sampling of masked diffusion: a mask becomes its drawn token with probability (alpha_s - alpha_t) / (1
     - alpha_t), and a token stays (Sahoo et al. 2024, "Simple and effective masked diffusion language models", equation
@@ -125,15 +123,14 @@ def mdlm(
       0: t = 1;  mask -> c with probability 0.5
       1: t = 0.5;  mask -> c with probability 1
     """
-    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "mask_logit": mask_logit}
     return TokenTable("mdlm", _unmasking(steps, schedule), mask_id, **options)
 
 
-@_sampler
+@_sampler()
 def remdm(
     steps: Steps, *, mask_id: int, schedule: MaskSchedule = _LINEAR, eta: float = 0.1,
     variant: Literal["cap", "rescale"] = "cap", t_on: float = 1.0, t_off: float = 0.0, loop: float | None = None,
-    temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, mask_logit: MaskLogit = "ignore",
+    **options: Unpack[DrawOptions],
 ) -> TokenTable:  # fmt: skip
     """Masked diffusion that masks tokens again: a token becomes the mask with probability sigma, and a mask its drawn
     token with probability (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), so that the marginals stay (Wang et al.
@@ -155,15 +152,14 @@ def remdm(
       0: t = 1;  mask -> c with probability 0.5;  x -> mask with probability 0.5
       1: t = 0.5;  mask -> c with probability 1
     """
-    if variant not in ("cap", "rescale"):
-        raise ValueError(f"variant = {variant!r}: expected 'cap' or 'rescale'")
-    eta, t_on, t_off, rows = _share("eta", eta), _share("t_on", t_on), _share("t_off", t_off), []
+    check_choice("variant", variant, ("cap", "rescale"))
+    eta, t_on, t_off = (check_number(n, p, 0, 1) for n, p in (("eta", eta), ("t_on", t_on), ("t_off", t_off)))
     if not t_off < t_on:
         raise ValueError(f"t_on = {t_on}, t_off = {t_off}: expected t_off < t_on, as time goes down")
     if loop is not None:
-        loop = _share("loop", loop)
-        if not (0 < loop < 1 and t_off > 0 and t_on < 1):
-            raise ValueError(f"loop = {loop}: expected 0 < loop < 1 and 0 < t_off < t_on < 1, got {t_off} and {t_on}")
+        loop = check_number("loop", loop, above=0, below=1)
+        if not (t_off > 0 and t_on < 1):
+            raise ValueError(f"loop = {loop}: expected 0 < t_off < t_on < 1 with it, got {t_off} and {t_on}")
 
     def alpha(t: float) -> float:
         if loop is None:
@@ -172,21 +168,20 @@ def remdm(
             return loop * (1 - _hidden(schedule, (t - t_on) / (1 - t_on)))
         return loop if t > t_off else 1 - (1 - loop) * _hidden(schedule, t / t_off)
 
+    rows = []
     for t, s in _spans(steps, schedule):
         alpha_t, alpha_s = alpha(t), alpha(s)
         most = min(1.0, (1 - alpha_s) / alpha_t) if alpha_t > 0 else 1.0
         sigma = (min(eta, most) if variant == "cap" else eta * most) if s > 0 and t_on >= t > t_off else 0.0
         reveal = min(1.0, (alpha_s - (1 - sigma) * alpha_t) / (1 - alpha_t))
         rows.append(TokenRow(time=t, reveal=reveal, remask=sigma))
-    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "mask_logit": mask_logit}
     return TokenTable("remdm", tuple(rows), mask_id, crossing=False, **options)
 
 
-@_sampler
+@_sampler()
 def d3pm(
     steps: Steps, *, mask_id: int | None = None, vocabulary: int | None = None, network: Network | None = None,
-    schedule: MaskSchedule = _LINEAR, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
-    mask_logit: MaskLogit = "ignore",
+    schedule: MaskSchedule = _LINEAR, **options: Unpack[DrawOptions],
 ) -> TokenTable:  # fmt: skip
     """The reverse process of D3PM, for masks or uniform tokens: p_theta(x_s | x_t) is the sum over c of q(x_s | x_t, c)
     p(c | x_t) (Austin et al. 2021, "Structured denoising diffusion models in discrete state-spaces", equations 3 and
@@ -211,10 +206,9 @@ def d3pm(
     if network not in (None, *get_args(Network)) or (network is None and mask_id is None):
         kinds = "'leave_one_out', as D3PM, UDLM and Duo train it, or 'denoiser', as cross entropy trains it"
         raise ValueError(f"network = {network!r}: expected what the network of these tokens predicts, {kinds}")
-    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "mask_logit": mask_logit}
     if vocabulary is None:
         return TokenTable("d3pm", _unmasking(steps, schedule), mask_id, **options)
-    k, rows = _count("vocabulary", vocabulary), []
+    k, rows = check_integer("vocabulary", vocabulary, 1), []
     for t, s in _spans(steps, schedule):
         b = 1 - _hidden(schedule, s)
         a = (1 - _hidden(schedule, t)) / b if b > 0 else 0.0
@@ -225,7 +219,7 @@ def d3pm(
     return TokenTable("d3pm", tuple(rows), None, k, "uniform", **options)
 
 
-@_sampler
+@_sampler()
 def uniform_ddim(
     steps: Steps, *, vocabulary: int, schedule: MaskSchedule = _LINEAR, eta: float = 0.0, temperature: float = 1.0,
     top_k: int = 0, top_p: float = 1.0,
@@ -245,21 +239,22 @@ def uniform_ddim(
       0: t = 1;  x -> c with probability 0.5
       1: t = 0.5;  x -> c with probability 1
     """
-    eta, rows = _share("eta", eta), []
+    eta, rows = check_number("eta", eta, 0, 1), []
     for t, s in _spans(steps, schedule):
         alpha_t, alpha_s = 1 - _hidden(schedule, t), 1 - _hidden(schedule, s)
         sigma = (1 - eta) * (1 - alpha_s) / (1 - alpha_t)
         noise = max(0.0, (1 - alpha_s) - (1 - alpha_t) * sigma)
         rows.append(TokenRow(time=t, change=alpha_s - sigma * alpha_t, renoise=(noise, noise)))
-    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    return TokenTable("uniform_ddim", tuple(rows), None, _count("vocabulary", vocabulary), "uniform", **options)
+    return TokenTable(
+        "uniform_ddim", tuple(rows), None, check_integer("vocabulary", vocabulary, 1), "uniform",
+        temperature=temperature, top_k=top_k, top_p=top_p,
+    )  # fmt: skip
 
 
-@_sampler
+@_sampler()
 def discrete_flow(
     steps: Steps, *, mask_id: int | None = None, vocabulary: int | None = None, schedule: MaskSchedule = _LINEAR,
-    jump: Literal["euler", "exponential"] = "euler", temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
-    mask_logit: MaskLogit = "ignore",
+    jump: Literal["euler", "exponential"] = "euler", **options: Unpack[DrawOptions],
 ) -> TokenTable:  # fmt: skip
     """Euler's method for the mixture path of discrete flow matching: x becomes the drawn token with probability h
     kappa' / (1 - kappa), kappa = 1 - p (Gat et al. 2024, "Discrete flow matching", equations 9 and 24, algorithm 1).
@@ -276,8 +271,7 @@ def discrete_flow(
       1: t = 0.5;  mask -> c with probability 1;  x -> c with probability 1
     """
     _one_of(mask_id, vocabulary)
-    if jump not in ("euler", "exponential"):
-        raise ValueError(f"jump = {jump!r}: expected 'euler' or 'exponential'")
+    check_choice("jump", jump, ("euler", "exponential"))
     rows = []
     for t, s in _spans(steps, schedule):
         p = _hidden(schedule, t)
@@ -286,14 +280,13 @@ def discrete_flow(
         chance = chance if s > 0 else 1.0
         rows.append(TokenRow(time=t, reveal=0.0 if mask_id is None else chance, change=chance))
     source: Literal["mask", "uniform"] = "uniform" if mask_id is None else "mask"
-    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "mask_logit": mask_logit}
     return TokenTable("discrete_flow", tuple(rows), mask_id, vocabulary, source, **options)
 
 
-@_sampler
+@_sampler()
 def sedd(
-    steps: int, *, mask_id: int, schedule: MaskSchedule = _LOG_LINEAR, last: float = 1e-5, temperature: float = 1.0,
-    top_k: int = 0, top_p: float = 1.0, mask_logit: MaskLogit = "ignore",
+    steps: int, *, mask_id: int, schedule: MaskSchedule = _LOG_LINEAR, last: float = 1e-5,
+    **options: Unpack[DrawOptions],
 ) -> TokenTable:  # fmt: skip
     """Tau-leaping for scores of masked tokens: a mask becomes y with probability h sigma'(t) s(y), s the network's
     ratios and sigma = -ln(1 - p) (Lou et al. 2024, "Discrete diffusion modeling by estimating the ratios of the data
@@ -309,9 +302,8 @@ def sedd(
       1: t = 0.75;  mask -> c with probability min(1, 0.996012 S)
       2: t = 0.5;  mask -> c with probability 1
     """
-    n, rows = _steps(steps), []
-    if not 0 < real("last", last) < 1:
-        raise ValueError(f"last = {last!r}: expected a time above 0 and below 1")
+    n, rows = check_integer("steps", steps, 1, MOST_STEPS), []
+    last = check_number("last", last, above=0, below=1)
     h = (1 - last) / n
     for i in range(n):
         t = 1 - i * h
@@ -320,16 +312,14 @@ def sedd(
             raise ValueError(f"schedule: p({t:g}) = 1, where sigma is infinite; expected less, as log_linear has")
         rows.append(TokenRow(time=t, rate=h * float(schedule.slope(np.array(t))) / (1 - p)))
     rows.append(TokenRow(time=last, reveal=1.0))
-    return TokenTable(
-        "sedd", tuple(rows), mask_id, temperature=temperature, top_k=top_k, top_p=top_p, mask_logit=mask_logit
-    )
+    return TokenTable("sedd", tuple(rows), mask_id, **options)
 
 
-@_sampler
+@_sampler(CutOptions)
 def llada(
     steps: int, *, mask_id: int, length: int | None = None, block_length: int | None = None,
     remask: Literal["low_confidence", "random"] = "low_confidence", cfg_scale: float = 0.0, temperature: float = 0.0,
-    top_k: int = 0, top_p: float = 1.0, mask_logit: MaskLogit = "ignore",
+    **options: Unpack[CutOptions],
 ) -> TokenTable:  # fmt: skip
     """LLaDA's ``generate``: each step draws all masks, and reveals its share of them, the most certain ones first (Nie
     et al. 2025, "Large language diffusion models", section 2.4 and algorithm 5; its ``low_confidence`` remasking).
@@ -350,16 +340,15 @@ def llada(
       2: t = 0.5;  1/2 of the masks -> c
       3: t = 0.25;  1/1 of the masks -> c
     """
-    n = _steps(steps)
-    if remask not in ("low_confidence", "random"):
-        raise ValueError(f"remask = {remask!r}: expected 'low_confidence' or 'random'")
+    n = check_integer("steps", steps, 1, MOST_STEPS)
+    check_choice("remask", remask, ("low_confidence", "random"))
     blocks, block = 1, 0
     if length is not None:
-        length = _count("length", length)
+        length = check_integer("length", length, 1)
     if block_length is not None:
         if length is None:
             raise ValueError(f"block_length = {block_length}: expected length= with it")
-        block = _count("block_length", block_length)
+        block = check_integer("block_length", block_length, 1)
         if length % block:
             raise ValueError(f"block_length = {block}: expected one that divides length = {length}")
         blocks = length // block
@@ -368,14 +357,14 @@ def llada(
     each = n // blocks
     rows = [TokenRow(time=1 - i / n, left=each - i % each, end=(blocks - 1 - i // each) * block) for i in range(n)]
     order: Literal["confidence", "random"] = "random" if remask == "random" else "confidence"
-    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "mask_logit": mask_logit}
-    return TokenTable("llada", tuple(rows), mask_id, order=order, guidance=real("cfg_scale", cfg_scale), **options)
+    guidance = check_number("cfg_scale", cfg_scale)
+    return TokenTable("llada", tuple(rows), mask_id, order=order, guidance=guidance, temperature=temperature, **options)
 
 
-@_sampler
+@_sampler(CutOptions)
 def entropy_bound(
     steps: int, *, bound: float = 0.1, mask_id: int | None = None, vocabulary: int | None = None, t_max: float = 0.8,
-    t_min: float = 0.4, top_k: int = 0, top_p: float = 1.0, mask_logit: MaskLogit = "ignore",
+    t_min: float = 0.4, **options: Unpack[CutOptions],
 ) -> TokenTable:  # fmt: skip
     """Takes, in each step, the drawn tokens of the positions of least entropy whose entropies, without the largest, add
     up to at most `bound` (Ben-Hamu et al. 2025, "Accelerated sampling from masked diffusion models via entropy bounded
@@ -393,13 +382,10 @@ def entropy_bound(
       1: t = 0.5;  x -> c where entropies add up to 0.1, else anew;  temperature 0.6
     """
     _one_of(mask_id, vocabulary)
-    n = _steps(steps)
-    bound, t_max, t_min = real("bound", bound), real("t_max", t_max), real("t_min", t_min)
-    if not bound >= 0:
-        raise ValueError(f"bound = {bound!r}: expected at least 0")
+    n = check_integer("steps", steps, 1, MOST_STEPS)
+    bound = check_number("bound", bound, 0, finite=False)
+    t_max, t_min = check_number("t_max", t_max), check_number("t_min", t_min)
     heat = [t_min + (t_max - t_min) * (n - i) / n for i in range(n)]
     rows = [TokenRow(time=1 - i / n, bound=bound, temperature=heat[i]) for i in range(n)]
     source: Literal["mask", "uniform"] = "uniform" if mask_id is None else "mask"
-    return TokenTable(
-        "entropy_bound", tuple(rows), mask_id, vocabulary, source, top_k=top_k, top_p=top_p, mask_logit=mask_logit
-    )
+    return TokenTable("entropy_bound", tuple(rows), mask_id, vocabulary, source, **options)

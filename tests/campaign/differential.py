@@ -3,7 +3,7 @@
 
 A case is a line of Python. A failure is made smaller and shown as a line to paste:
 
-    from noisefuse.campaign.differential import differ; differ("native-avx2", 2, "nf.randn((3,), nf.Noise(1))")
+    from differential import differ; differ("native-avx2", 2, "nf.randn((3,), nf.Noise(1))")    in tests/campaign
 """
 
 from __future__ import annotations
@@ -12,49 +12,51 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
-from types import CodeType, ModuleType
+from types import CodeType
 from typing import Any, NamedTuple
 
 import numpy as np
 
+import arguments
+import calls
 import noisefuse as nf
-
-from ...arguments.calls import WARNED
-from . import Result, arguments
-from .arguments import Array, Draw, operation, random_call
+from arguments import Array, Call, Draw, operation, random_call
+from noisefuse.arguments.calls import WARNED
+from noisefuse.commands.selftest import backends, using
 
 REFERENCE = "reference"
 SHOWN = 3  # failures of an operation that are made smaller; there may be thousands of others
 TRIES = 1000  # the most calls to make one smaller
+WORDS = vars(arguments) | vars(calls)  # of the lines
+Makers = Sequence[Callable[[Draw], Call]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A line of a summary; `lines` give details of errors."""
+
+    name: str
+    cases: int
+    passed: bool
+    worst: str
+    lines: tuple[str, ...] = ()
+
+
+def show(results: Sequence[Result]) -> bool:
+    """Prints a table. Returns whether all passed."""
+    for result in results:
+        print(f"{result.name:32} {result.cases:13,} {'ok' if result.passed else 'FAILED':6} {result.worst}")
+        print(*result.lines, sep="\n", end="\n" if result.lines else "")
+    return all(result.passed for result in results)
 
 
 def contenders(*, numba: bool) -> list[str]:
     """Returns the backends to compare with the reference; native once for each instruction set."""
-    info = nf.info()
-    isas = [f"native-{isa}" for isa, state in info["isas"].items() if state == "available"]
-    wanted = numba or info["backend"] == "numba"
-    return isas + (["numba"] if wanted and info["backends"]["numba"] == "available" else [])
-
-
-@contextmanager
-def using(name: str) -> Iterator[None]:
-    """Uses a backend or, for native, "native-" and an instruction set."""
-    backend, _, isa = name.partition("-")
-    with nf.use_backend(backend):
-        if not isa:
-            yield
-            return
-        from ... import _native
-
-        before = _native.isa()
-        _native.use_isa(isa)
-        try:
-            yield
-        finally:
-            _native.use_isa(before)
+    found = [name for name in backends() if name != REFERENCE]
+    wanted = numba and "numba" not in found and nf.info()["backends"]["numba"] == "available"
+    return found + ["numba"] * wanted
 
 
 def bits(array: Any) -> bytes:
@@ -87,14 +89,14 @@ class Outcome(NamedTuple):
     wrote: bool  # it wrote, and raised an error
 
 
-def outcome(code: str | CodeType, words: ModuleType = arguments) -> Outcome:
+def outcome(code: str | CodeType) -> Outcome:
     arguments.made.clear()
     WARNED.clear()  # so that every backend gives one-time warnings
     failed, results = False, tuple[bytes, ...]()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
-            found = eval(code, vars(arguments) | vars(words))  # a line that `random_call` wrote  # nosec B307
+            found = eval(code, WORDS)
         except Exception as error:
             answer, failed = f"{type(error).__name__}: {error}", True
         else:
@@ -119,23 +121,23 @@ def different(expected: Outcome, found: Outcome) -> str:
 
 
 def compared(
-    backends: Sequence[str], threads: int, line: str, against: str = REFERENCE, words: ModuleType = arguments
+    backends: Sequence[str], threads: int, line: str, against: str = REFERENCE
 ) -> tuple[dict[str, str], Outcome]:
     """Returns the differences by backend, and the outcome on the backend that they are compared with."""
     code = compile(line, "<case>", "eval")
     with using(against):
-        expected = outcome(code, words)
+        expected = outcome(code)
     found = {against: different(expected, expected)}
     with nf.set_num_threads(threads):
         for backend in backends:
             with using(backend):
-                found[backend] = different(expected, outcome(code, words))
+                found[backend] = different(expected, outcome(code))
     return {backend: problem for backend, problem in found.items() if problem}, expected
 
 
-def differ(backend: str, threads: int, line: str, against: str = REFERENCE, words: ModuleType = arguments) -> str:
+def differ(backend: str, threads: int, line: str, against: str = REFERENCE) -> str:
     """Returns what is wrong with this call, or "": the lines of a report call this function."""
-    return compared([backend], threads, line, against, words)[0].get(backend, "")
+    return compared([backend], threads, line, against)[0].get(backend, "")
 
 
 def shrunk(choices: list[int], fails: Callable[[list[int]], list[int] | None]) -> list[int]:
@@ -155,21 +157,19 @@ def shrunk(choices: list[int], fails: Callable[[list[int]], list[int] | None]) -
 
 
 def report(
-    backend: str, threads: int, choices: list[int], against: str = REFERENCE, words: ModuleType = arguments
+    backend: str, threads: int, choices: list[int], against: str = REFERENCE, makers: Makers = calls.CALLS
 ) -> str:
     """Returns the smallest such call as a line to paste, and what is wrong with it."""
 
     def fails(given: list[int]) -> list[int] | None:
         draw = Draw(given)
-        line = random_call(draw, words.CALLS)
-        return draw.taken if differ(backend, threads, line, against, words) else None
+        line = random_call(draw, makers)
+        return draw.taken if differ(backend, threads, line, against) else None
 
-    line = random_call(Draw(shrunk(choices, fails)), words.CALLS)
-    problem = differ(backend, threads, line, against, words)
+    line = random_call(Draw(shrunk(choices, fails)), makers)
+    problem = differ(backend, threads, line, against)
     other = "" if against == REFERENCE else f", {against!r}"
-    where = "" if words is arguments else f"import {words.__name__}; "
-    other += f", words={words.__name__}" if where else ""
-    return f"{where}from {__name__} import differ; differ({backend!r}, {threads}, {line!r}{other})  # {problem}"
+    return f"from {__name__} import differ; differ({backend!r}, {threads}, {line!r}{other})  # {problem}"
 
 
 @dataclass
@@ -179,14 +179,11 @@ class Tally:
     cases: int = 0
     raised: int = 0
     failed: int = 0
-    seconds: float = 0.0
     lines: list[str] = field(default_factory=list)
 
     def result(self, name: str) -> Result:
         worst = f"{self.failed} differ; {self.raised} raise"
-        return Result(
-            f"bits: {name}", self.cases, not self.failed, worst, self.seconds, tuple(dict.fromkeys(self.lines))
-        )
+        return Result(name, self.cases, not self.failed, worst, tuple(dict.fromkeys(self.lines)))
 
 
 def run(
@@ -196,27 +193,23 @@ def run(
     numba: bool = True,
     against: str = REFERENCE,
     minutes: float = math.inf,
-    words: ModuleType = arguments,
+    makers: Makers = calls.CALLS,
     progress: Callable[[str], object] = lambda line: None,
 ) -> list[Result]:
-    """Makes so many random calls, or as many as there is time for, and returns a Result for each operation.
-
-    The calls are the CALLS of a module, whose names their lines may use.
-    """
+    """Makes so many random calls, or as many as there is time for, and returns a Result for each operation."""
     random, tallies, end = Random(seed), dict[str, Tally](), time.monotonic() + 60 * minutes
-    backends = [backend for backend in contenders(numba=numba) if backend != against]
+    others = [backend for backend in contenders(numba=numba) if backend != against]
     for case in range(cases):
         if time.monotonic() > end:
             break
-        draw, threads, start = Draw(random=random), 1 + random.randrange(7), time.perf_counter()
-        line = random_call(draw, words.CALLS)
+        draw, threads = Draw(random=random), 1 + random.randrange(7)
+        line = random_call(draw, makers)
         progress(f"{case + 1} of {cases}: {line}")
-        problems, expected = compared(backends, threads, line, against, words)
+        problems, expected = compared(others, threads, line, against)
         tally = tallies.setdefault(operation(line), Tally())
         if problems and len(tally.lines) < SHOWN:
-            tally.lines.append(report(next(iter(problems)), threads, draw.taken, against, words))
+            tally.lines.append(report(next(iter(problems)), threads, draw.taken, against, makers))
         tally.cases += 1
         tally.raised += not expected.results
         tally.failed += bool(problems)
-        tally.seconds += time.perf_counter() - start
     return [tallies[name].result(name) for name in sorted(tallies)]

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The noise against theory: every statistic becomes a probability, and all of them together must look uniform.
 
+    python tests/campaign/noise_statistics.py [--bits 22] [--seed N]    2^22 numbers, seconds; 2^28 take minutes
+
 A statistic's u is the probability, if the theory holds, of a smaller one: uniform in (0, 1), and near 0 or 1 if
 something is wrong. All together must be uniform (Kolmogorov and Smirnov), and none may be too near to 0 or 1 for their
 number (Bonferroni). Either fails by chance in one run of 1 / LEVEL. Then everything is drawn once more, from another
@@ -9,9 +11,10 @@ seed, and that result counts.
 
 from __future__ import annotations
 
+import argparse
 import math
-import time
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from random import Random
@@ -21,8 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import noisefuse as nf
-
-from . import Result
+from differential import Result, show
 
 Floats = NDArray[np.float64]
 
@@ -236,7 +238,6 @@ class Part(NamedTuple):
     name: str
     n: int
     values: list[Value]
-    seconds: float
     again: bool = False  # whether other parts have the same numbers
 
 
@@ -246,17 +247,16 @@ def parts(numbers: int, seed: int, kinds: tuple[tuple[str, str], ...] = KINDS) -
     share = numbers // (len(kinds) * len(AXES) + 1)
     columns = max(1, min(COLUMNS, share // ROWS))
     for draw, dtype in kinds:
-        whole, begun = Sums(draw, dtype), time.perf_counter()
+        whole = Sums(draw, dtype)
         for axis in AXES:
-            sums, start, first = Sums(draw, dtype), time.perf_counter(), random.getrandbits(64)
+            sums, first = Sums(draw, dtype), random.getrandbits(64)
             for k in range(max(1, share // (ROWS * columns))):
                 sums.add(drawn(draw, dtype, axis, first, k, columns))
-            yield Part(f"{draw} {dtype}, {axis}", sums.n, [*sums.values(random)], time.perf_counter() - start)
+            yield Part(f"{draw} {dtype}, {axis}", sums.n, [*sums.values(random)])
             whole += sums
-        yield Part(f"{draw} {dtype}", whole.n, [*whole.values(random)], time.perf_counter() - begun, again=True)
-    start = time.perf_counter()
+        yield Part(f"{draw} {dtype}", whole.n, [*whole.values(random)], again=True)
     n, values = gram(share, random)
-    yield Part("keys one bit apart", n, values, time.perf_counter() - start)
+    yield Part("keys one bit apart", n, values)
 
 
 def uniformity(values: list[Value]) -> float:
@@ -274,30 +274,37 @@ def results(found: list[Part]) -> list[Result]:
         worst = min(part.values, key=lambda value: value.p)
         shown = f"p {worst.p:.2g} of {len(part.values)}: {worst.label}"
         passed = worst.p * len(values) >= LEVEL
-        lines.append(Result(f"noise: {part.name}", part.n, passed, shown, part.seconds))
+        lines.append(Result(part.name, part.n, passed, shown))
     uniform = uniformity([value for part in found if not part.again for value in part.values])
     rarest = min(1.0, len(values) * min(value.p for value in values))
     shown = f"uniform: p = {uniform:.2g}, rarest: p = {rarest:.2g}"
-    return [*lines, Result("noise: all p-values", len(values), min(uniform, rarest) >= LEVEL, shown, 0.0)]
+    return [*lines, Result("all p-values", len(values), min(uniform, rarest) >= LEVEL, shown)]
 
 
 def run(
     numbers: int,
     seed: int,
-    *,
     kinds: tuple[tuple[str, str], ...] = KINDS,
-    progress: Callable[[str], object] = lambda line: None,
 ) -> list[Result]:
     """Draws and tests about so many numbers. A suspicious result is repeated, and the second one counts."""
     suspicions: list[str] = []
     for attempt in (seed, seed ^ 1 << 32):
-        found = []
-        for part in parts(numbers, attempt, kinds):
-            progress(f"noise: {part.name}")
-            found.append(part)
-        *lines, verdict = results(found)
+        *lines, verdict = results([*parts(numbers, attempt, kinds)])
         if all(line.passed for line in (*lines, verdict)):
             break
         wrong = [f"{line.name}: {line.worst}" for line in (*lines, verdict) if not line.passed]
         suspicions.append(f"suspicious, with seed {attempt}: {'; '.join(wrong)}")
     return [*lines, replace(verdict, lines=tuple(suspicions))]
+
+
+def main() -> bool:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bits", type=int, default=22, help="draws 2 to this power (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4), "little"))
+    given = parser.parse_args()
+    print(f"# noisefuse {nf.__version__} on {nf.info()['cpu']}; --bits {given.bits} --seed {given.seed}", flush=True)
+    return show(run(1 << given.bits, given.seed))
+
+
+if __name__ == "__main__":
+    raise SystemExit(not main())

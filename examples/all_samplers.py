@@ -1,32 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`noisefuse demo --samplers`: the whole menu in one picture, with each sampler's way and its accuracy.
+"""The whole menu of samplers in one picture, with each sampler's way and its accuracy.
+
+    python examples/all_samplers.py           draws samplers.png, in some two minutes
 
 The model is the ideal denoiser of a finite set, or of Gaussian data: there the function that a network approximates is
-known. All samplers start from the same noise and visit the same noise levels.
+known. All samplers start from the same noise and visit the same noise levels. Needs matplotlib, rich and scikit-learn:
+pip install '.[demo]'.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
 
+import matplotlib
 import numpy as np
 import numpy.typing as npt
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
 
 import noisefuse as nf
-
-from ...ground.drawing import BLUE, GREY, ORANGE, STYLE, save
-from ..bench.results import aligned
-from ..shared import Progress
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from ...sampler import Sampler
+from ideal_denoiser import Digits, families
+from noisefuse.commands.bench.results import aligned
+from noisefuse.ground.drawing import BLUE, GREY, ORANGE, STYLE, save
+from noisefuse.sampler import Sampler
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Denoiser: TypeAlias = Callable[[Array, Any, Any], Array]  # D of x = alpha x0 + sigma z
@@ -50,17 +53,16 @@ class Shown(NamedTuple):
     errors: list[float]  # relative errors of the standard deviation at the end, by calls
 
 
-def run(arguments: argparse.Namespace) -> None:
-    ideal: Any = import_module("noisefuse.commands.demo.ideal")  # it needs scikit-learn
-    digits, points = ideal.Digits.load(), spiral(nf.Noise(SEED))
-    on_points = ideal.Digits(points, np.zeros(len(points)))
-    progress, shown = Progress(), []
-    for i, name in enumerate(menu()):
-        progress(f"sampling, {i + 1} of {len(menu())}: {name}")
-        shown.append(_show(name, ideal.families, on_points.denoise, digits.denoise))
-    progress.clear()
-    save(_picture(shown, points), arguments.out, dpi=110)
-    print(*aligned(_table(shown), left=1), "", f"wrote {arguments.out}", sep="\n")
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Draw all samplers at work, and how exact they are.")
+    parser.add_argument("--out", type=Path, default=Path("samplers.png"), help="default: %(default)s")
+    out = parser.parse_args(argv).out
+    digits, points = Digits.load(), spiral(nf.Noise(SEED))
+    on_points = Digits(points, np.zeros(len(points)))
+    bar = track(menu(), "sampling", console=Console(stderr=True), transient=True)
+    shown = [_show(name, on_points.denoise, digits.denoise) for name in bar]
+    save(_picture(shown, points), out, dpi=110)
+    print(*aligned(_table(shown), left=1), "", f"wrote {out}", sep="\n")
 
 
 def menu() -> list[str]:
@@ -78,8 +80,8 @@ def spiral(noise: nf.Noise, n: int = 2000) -> Array:
 # ---- runs --------------------------------------------------------------------------------------------------
 
 
-def _show(name: str, families: Callable[[int], Any], on_points: Denoiser, on_digits: Denoiser) -> Shown:
-    make = _maker(name, families)
+def _show(name: str, on_points: Denoiser, on_digits: Denoiser) -> Shown:
+    make = _maker(name)
     sampler, columns = make(LEVELS)
     noise, seen = nf.Noise(SEED), list[Array]()
 
@@ -98,7 +100,7 @@ def _show(name: str, families: Callable[[int], Any], on_points: Denoiser, on_dig
     return Shown(name, np.stack([*seen, end]), digits, _draws(sampler), [len(one) for one, _ in made], errors)
 
 
-def _maker(name: str, families: Callable[[int], Any]) -> Callable[[int], tuple[Sampler, Any]]:
+def _maker(name: str) -> Callable[[int], tuple[Sampler, Any]]:
     """Returns a function that makes the sampler of so many noise levels, and one from a model's time to alpha and
     sigma."""
     rule = getattr(nf.samplers, name)
@@ -155,9 +157,6 @@ def deviation(sampler: Sampler, model: Callable[[Array, Any], Any]) -> float:
 
 
 def _picture(shown: list[Shown], points: Array) -> Figure:
-    import matplotlib
-    from matplotlib.figure import Figure
-
     lines = -(-len(shown) // COLUMNS)
     with matplotlib.rc_context(STYLE):
         figure: Any = Figure(figsize=(14, 2.6 * lines + 6), layout="constrained")
@@ -173,7 +172,7 @@ def _picture(shown: list[Shown], points: Array) -> Figure:
             ax.set_axis_off()
         for ax, draws in zip(below.subplots(1, 2), (False, True), strict=True):
             _draw_errors(ax, [one for one in shown if one.draws == draws], draws)
-    return figure  # type: ignore[no-any-return]
+    return figure
 
 
 def _draw_sampler(ax: Axes, one: Shown, points: Array) -> None:
@@ -192,8 +191,6 @@ def _draw_sampler(ax: Axes, one: Shown, points: Array) -> None:
 
 
 def _draw_errors(ax: Axes, shown: list[Shown], draws: bool) -> None:
-    from matplotlib import colormaps
-
     ranked = _ranked(shown)
     for k, one in enumerate(ranked):
         style: Any = {"color": colormaps["turbo"](k / max(1, len(ranked) - 1)), "linestyle": ("-", "--", ":")[k % 3]}
@@ -215,3 +212,7 @@ def _table(shown: list[Shown]) -> list[list[str]]:
     title = "relative error of the standard deviation; best first, at 60 model calls"
     heads = [[title], ["levels", *map(str, COUNTS)]]
     return [*heads, *([one.name, *(f"{error:.0e}" for error in one.errors)] for one in _ranked(shown))]
+
+
+if __name__ == "__main__":
+    main()

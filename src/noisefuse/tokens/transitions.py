@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..ground import stored
+from ..ground.checks import check_choice, check_integer, check_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +33,9 @@ class Transition:
     token: int
 
     def __post_init__(self) -> None:
-        if self.kind not in ("absorbing", "uniform"):
-            raise ValueError(f"kind = {self.kind!r}: expected 'absorbing' or 'uniform'")
-        if not isinstance(self.p, int | float) or not 0 <= self.p <= 1:
-            raise ValueError(f"p = {self.p!r}: expected a probability from 0 to 1")
-        least = int(self.kind == "uniform")
-        if not isinstance(self.token, int | np.integer) or self.token < least:
-            raise ValueError(f"token = {self.token!r}: expected an integer of at least {least}")
+        check_choice("kind", self.kind, ("absorbing", "uniform"))
+        check_number("p", self.p, 0, 1)
+        check_integer("token", self.token, int(self.kind == "uniform"))
 
     __setstate__: ClassVar[stored.SetState] = stored.make_again
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..noise import MASKS, PLACES
-from ..operations.tokens import names_for, uniform_tokens, words
-from ..token_table import TokenRow, TokenTable
-from .types import Array
+from ..language.noise import MASKS, PLACES
+from ..sampling.types import Array
+from .forward import names_for, uniform_tokens, words
+from .table import TokenRow, TokenTable
 
 
 class Drawn(NamedTuple):

@@ -9,7 +9,7 @@ import pytest
 import noisefuse as nf
 from conftest import using
 from noisefuse.augment import poisson, transition
-from noisefuse.operations import transitions
+from noisefuse.operations import byte_tables
 
 N = nf.Noise(7, sample=5)
 LEVELS = np.arange(256)
@@ -60,7 +60,7 @@ def test_the_first_and_the_last_word():
     looked at, and a cumulated 1 kept as 2^32 - 1 words."""
     pair = np.zeros((256, 256))
     pair[:, 100] = pair[:, 200] = 0.5
-    table = transitions.of_probabilities(pair)[0]
+    table = byte_tables.of_probabilities(pair)[0]
     found = {}
     for word in (0, 2**31 - 1, 2**31, 2**32 - 1):
         byte = table["first"][word >> 24]
@@ -105,7 +105,7 @@ def test_of_threads_batches_places_and_windows(compiled, threads):
 def test_probabilities_of_counts_are_poissons(peak, gamma):
     """The table differs by at most half a word from the exact distribution. Seen to fail: 6 standard deviations instead
     of 12, one count more, halves as a division rounds them."""
-    table = transitions.of_poisson(float(peak), float(gamma))
+    table = byte_tables.of_poisson(float(peak), float(gamma))
     with EXACT.workdps(40):
         mp = EXACT.mp
 
@@ -128,7 +128,7 @@ def test_counts_of_every_level(backend):
     """Chi-square of the bytes of 2^18 pixels of a level, over bytes of which some are expected. (The expected numbers
     are those of words, which the test above compares with Poisson's.)"""
     n, peak = 1 << 16, 60.0
-    table = transitions.of_poisson(peak, 1.0)
+    table = byte_tables.of_poisson(peak, 1.0)
     for level in (0, 3, 128, 255):
         found = np.bincount(poisson(np.full((1, n), level, np.uint8), peak, N.at(step=level)).ravel(), minlength=256)
         reached = np.where(table["first"][level][0] > LEVELS, 0, (table["last"][level] + 1.0) / 2**32)
@@ -168,8 +168,8 @@ def test_what_a_matrix_holds_decides(backend):
 def test_tables_are_made_once_and_kept_for_few(monkeypatch):
     """Seen to fail: tables made at each call, or by an array's id, all of them kept, and those of
     large batches."""
-    made, of_probabilities = [], transitions.of_probabilities
-    monkeypatch.setattr(transitions, "of_probabilities", lambda m: made.append(m.shape) or of_probabilities(m))
+    made, of_probabilities = [], byte_tables.of_probabilities
+    monkeypatch.setattr(byte_tables, "of_probabilities", lambda m: made.append(m.shape) or of_probabilities(m))
     nf.augment._tables_of.cache_clear()
     x, matrix = levels(1, 5), random_matrix(5)
     for given in (matrix, matrix.copy(), matrix.tolist()):
@@ -190,25 +190,25 @@ def test_one_table_for_each_different_peak(backend):
     """Seen to fail: a table for each sample, the tables in another order than their numbers, and all of them kept."""
     x = levels(6, 40)
     peaks = np.array([30.0, 5.0, 30.0, 200.0, 5.0, 30.0])
-    tables, each = transitions.of_poissons(peaks, 1.0)
+    tables, each = byte_tables.of_poissons(peaks, 1.0)
     assert (len(tables) // 256, each.tolist()) == (3, [0, 1, 0, 2, 1, 0])
-    assert transitions.of_poissons(peaks[::-1], 1.0)[1].tolist() == [0, 1, 2, 0, 1, 0]
-    assert transitions.of_poissons(peaks, 1.0)[0] is tables
+    assert byte_tables.of_poissons(peaks[::-1], 1.0)[1].tolist() == [0, 1, 2, 0, 1, 0]
+    assert byte_tables.of_poissons(peaks, 1.0)[0] is tables
     assert not tables.flags.writeable
     expected = [poisson(x[b : b + 1], peak, N.at(sample=5 + b)) for b, peak in enumerate(peaks)]
     for _ in range(2):
         assert poisson(x, peaks, N).tobytes() == np.concatenate(expected).tobytes()
     many = np.arange(1.0, 20.0)
-    assert transitions.of_poissons(many, 1.0)[0] is not transitions.of_poissons(many, 1.0)[0]
+    assert byte_tables.of_poissons(many, 1.0)[0] is not byte_tables.of_poissons(many, 1.0)[0]
     for n in range(1, 40):
-        transitions.of_poissons(np.array([n, 1.0]), 1.0)
-    assert transitions._together.cache_info().currsize == 8
+        byte_tables.of_poissons(np.array([n, 1.0]), 1.0)
+    assert byte_tables._together.cache_info().currsize == 8
 
 
 def test_decimal_contexts_of_the_caller_play_no_part():
-    expected = transitions.of_poisson.__wrapped__(10.0, 2.2)
+    expected = byte_tables.of_poisson.__wrapped__(10.0, 2.2)
     with decimal.localcontext(decimal.Context(prec=3)):
-        assert transitions.of_poisson.__wrapped__(10.0, 2.2).tobytes() == expected.tobytes()
+        assert byte_tables.of_poisson.__wrapped__(10.0, 2.2).tobytes() == expected.tobytes()
 
 
 def test_tensors_and_dask():

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any, SupportsIndex, overload
 
@@ -29,11 +28,11 @@ from ..arguments.options import fast_path
 from ..arguments.types import Array, ArrayT
 from ..call.description import FLOAT32, Masks, Step
 from ..ground import layouts
+from ..ground.checks import check_integer, lie_within
 from ..ground.kinds import library_for, library_of, need_plain
-from ..language.chains import Transition
-from ..language.families import lie_within
+from ..language.noise import MASKS, TOKENS, Noise, lower
 from ..language.rows import Rows
-from ..noise import MASKS, TOKENS, Noise, lower
+from .transitions import Transition
 
 DTYPES = ("int64", "int32", "uint8", "uint16")  # of tokens
 MOST = 1 << 31  # tokens of a vocabulary
@@ -414,28 +413,18 @@ def tokens_of(name: str, ids: Any, batched: bool = True) -> Array:
 
 def token_of(name: str, given: Any, dtype: np.dtype[Any]) -> int:
     """Returns a token that fits the dtype."""
-    token, range_ = integer(name, given), np.iinfo(dtype)
+    token, range_ = check_integer(name, given), np.iinfo(dtype)
     if not range_.min <= token <= range_.max:
         raise OverflowError(f"{name} = {token}: does not fit ids of {dtype}, {range_.min} .. {range_.max}")
     return token
 
 
 def vocabulary_of(given: Any, dtype: np.dtype[Any]) -> int:
-    v = integer("vocabulary", given)
+    v = check_integer("vocabulary", given)
     if not 1 <= v <= min(MOST, np.iinfo(dtype).max + 1):
         most = "2^31" if np.iinfo(dtype).max >= MOST - 1 else str(np.iinfo(dtype).max + 1)
         raise ValueError(f"vocabulary = {v}: expected from 1 to {most} tokens for ids of {dtype}")
     return v
-
-
-def integer(name: str, given: Any) -> int:
-    try:
-        number = operator.index(given)
-    except TypeError:
-        raise TypeError(f"{name} = {given!r}: expected an integer, got {type(given).__name__}") from None
-    if isinstance(given, bool):
-        raise TypeError(f"{name} = {given!r}: expected an integer, got bool")
-    return number
 
 
 def need_within(name: str, tokens: Array, v: int) -> None:
@@ -476,9 +465,7 @@ def segments(
         if shape_of_ids[: values.ndim] != values.shape:
             raise ValueError(f"{name}: expected a number or a prefix of ids' shape {shape_of_ids}, got {given}")
         return contiguous(values).reshape(-1), max(1, count(shape_of_ids[values.ndim :]))
-    size = integer("block", block)
-    if size < 1:
-        raise ValueError(f"block = {size}: expected at least 1 token")
+    size = check_integer("block", block, 1)
     size = min(size, max(length, 1))
     blocks = -(-length // size)
     if given != (expected := (*shape_of_ids[: int(batched)], blocks)):

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .language.families import Formula, lie_within
+from ..ground.checks import check_choice, check_number, lie_within
+from ..language.families import Formula
 
 __all__ = ["MaskSchedule", "cosine", "geometric", "linear", "llada", "log_linear"]
 
@@ -43,8 +44,7 @@ class MaskSchedule:
         negative evidence lower bound for uniform times (Sahoo et al. 2024, equation 10); for p = t both are 1 / t.
         Where p is 0 nothing is masked, and the weight is infinite.
         """
-        if kind not in ("inverse", "elbo"):
-            raise ValueError(f"kind = {kind!r}: expected 'inverse' or 'elbo'")
+        check_choice("kind", kind, ("inverse", "elbo"))
         with np.errstate(divide="ignore"):
             return np.asarray((1.0 if kind == "inverse" else self.slope(_times(t))) / self(t))
 
@@ -99,7 +99,7 @@ def llada(eps: float = 1e-3) -> MaskSchedule:
     >>> round(float(nf.discrete.llada()(0.5)), 6)
     0.5005
     """
-    eps = _between("eps", eps, 0.0, 1.0)
+    eps = check_number("eps", eps, 0, below=1)
     return _straight(f"llada, eps={eps:g}", 1 - eps, eps)
 
 
@@ -139,7 +139,7 @@ def log_linear(eps: float = 1e-3) -> MaskSchedule:
     >>> round(float(nf.discrete.log_linear()(1.0)), 4)
     0.999
     """
-    eps = _between("eps", eps, 0.0, 1.0)
+    eps = check_number("eps", eps, 0, below=1)
     return _straight(f"log_linear, eps={eps:g}", 1 - eps, 0.0)
 
 
@@ -156,7 +156,7 @@ def geometric(sigma_min: float = 1e-4, sigma_max: float = 20.0) -> MaskSchedule:
     >>> nf.discrete.geometric()([0.0, 1.0]).round(4).tolist()
     [0.0001, 1.0]
     """
-    low, high = real("sigma_min", sigma_min), real("sigma_max", sigma_max)
+    low, high = check_number("sigma_min", sigma_min), check_number("sigma_max", sigma_max)
     if not 1e-100 <= low < high <= 1e100:
         raise ValueError(f"sigma_min = {low}, sigma_max = {high}: expected 1e-100 <= sigma_min < sigma_max <= 1e100")
     ratio = math.log(high / low)
@@ -171,20 +171,3 @@ def _geometric(low: float, ratio: float, t: Any) -> Any:
 def _geometric_slope(low: float, ratio: float, t: Any) -> Any:
     sigma = low * np.exp(ratio * t)
     return ratio * sigma * np.exp(-sigma)
-
-
-def _between(name: str, given: float, low: float, high: float) -> float:
-    number = real(name, given)
-    if not low <= number < high:
-        raise ValueError(f"{name} = {given!r}: expected from {low:g} to below {high:g}")
-    return number
-
-
-def real(name: str, given: Any) -> float:
-    """Returns a number as a float."""
-    try:
-        if isinstance(given, str):
-            raise TypeError
-        return float(given)
-    except (TypeError, ValueError, OverflowError):
-        raise TypeError(f"{name} = {given!r}: expected a number, got {type(given).__name__}") from None

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, get_args, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,14 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 from .. import backends
 from ..arguments.arrays import as_array, as_numbers, contiguous, count, of_samples, on_device, output, spread_bools
 from ..arguments.options import fast_path
-from ..arguments.types import Array, ArrayT
+from ..arguments.types import Array, ArrayT, Reduction
 from ..call.description import TOKENS, CrossEntropy
+from ..ground.checks import check_choice
 from ..ground.float_mode import float_mode
 from ..ground.kinds import library_of
-
-LOGITS = ("float32", "bfloat16", "float16")
-
-Reduction: TypeAlias = Literal["mean", "none"]
+from ..language.levels import LOGITS
 
 
 @overload
@@ -109,8 +107,7 @@ def masked_cross_entropy(
     if other is not None:
         options: dict[str, Any] = {"reduction": reduction, "upstream": upstream, "grad_out": grad_out}
         return other.masked_cross_entropy(logits, ids, masked, weight, **options)
-    if reduction not in ("mean", "none"):
-        raise ValueError(f"reduction {reduction!r}: expected 'mean' or 'none'")
+    check_choice("reduction", reduction, get_args(Reduction))
     x = as_array("logits", logits, LOGITS)
     if on_device(x):
         raise NotImplementedError(

@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import noisefuse as nf
-
-from ...arguments.arrays import float_dtype
-from ...language.levels import FLOATS, LEVELS
-from ...language.rows import COLUMNS, NAMES, ROW
+from noisefuse.arguments.arrays import float_dtype
+from noisefuse.language.levels import FLOATS, LEVELS
+from noisefuse.language.rows import COLUMNS, NAMES, ROW
 
 T = TypeVar("T")
 Array = NDArray[Any]
@@ -29,7 +28,7 @@ Shape = tuple[int, ...]
 
 # All arrays that `in_layout` has returned since the list was emptied, and their contents then.
 made: list[tuple[Array, Array]] = []
-# Functions that turn such an array into another library's, in tests/campaign/random_calls.py.
+# Functions that turn such an array into another library's, in random_calls.py.
 handed_over: list[Callable[[Array], Any]] = []
 
 
@@ -235,9 +234,9 @@ WRONG = (
 )  # fmt: skip
 
 
-def random_call(draw: Draw, calls: Sequence[Callable[[Draw], Call]] | None = None) -> str:
-    """Returns a line that one of these functions makes, by default one of CALLS."""
-    call = draw.of(*calls or CALLS)(draw)
+def random_call(draw: Draw, makers: Sequence[Callable[[Draw], Call]]) -> str:
+    """Returns a line that one of these functions makes."""
+    call = draw.of(*makers)(draw)
     while draw.once_in(6):  # add an error
         call.argument(draw.of(*call.required, *call.options, "out"), draw.of(*WRONG))
     return str(call)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DPM-Solver whose steps are chosen by its error, for `interop.k_diffusion`. Its rows depend on the data, step by step.
+"""DPM-Solver whose steps are chosen by its error, for `sample_dpm_adaptive`. Its rows depend on the data, step by step.
 
 A step is made twice, by solvers of two orders that share their model calls; their difference is the error. A PID
 controller (Soederlind 2003) accepts the step or repeats it, and sets the length of the next one, in log sigma.
@@ -11,15 +11,11 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
+
 import noisefuse as nf
 
-from ..ground.needs import needs
-from ..tableau import Row, Tableau, m1, m2, x
-
-with needs(__name__, "torch"):
-    import torch
-
-__all__ = ["Options", "sample"]
+from ...language.tableau import Row, Tableau, m1, m2, x
 
 
 class Options(NamedTuple):
