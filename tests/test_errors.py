@@ -402,6 +402,37 @@ def test_bad_input(row):
     assert (out == 7).all()
 
 
+NUMBERS = {
+    "steps = 2.5: expected an integer, got float": lambda: nf.Schedule.linear(2.5),
+    "steps = True: expected an integer, got bool": lambda: nf.Schedule.linear(True),
+    "order = 2.5: expected an integer, got float": lambda: nf.samplers.lms(S, 5, order=2.5),
+    "order = 5: expected an integer from 1 to 4": lambda: nf.samplers.lms(S, 5, order=5),
+    "levels = 0: expected an integer of at least 1": lambda: nf.fields.pyramid_like(x(), 0.8, N, levels=0),
+    "mask_id = -1: expected an integer of at least 0": lambda: nf.discrete.absorbing(0.5, -1),
+    "eta = [0.5]: expected a number, got list": lambda: nf.samplers.ddim(S, 5, eta=[0.5]),
+    "eta = -1: expected a finite number of at least 0": lambda: nf.samplers.ddim(S, 5, eta=-1),
+    "s = inf: expected a finite number above 0": lambda: nf.Schedule.cosine(s=np.inf),
+    "gamma = nan: expected a number above 0": lambda: nf.weights.min_snr(S, "v", gamma=np.nan),
+    "eps = 1: expected a finite number of at least 0 and below 1": lambda: nf.discrete.llada(1),
+    f"mu = 1{'0' * 59}: expected a finite number": lambda: nf.Schedule.laplace(mu=10**400),
+    "kind = 'x': expected 'inverse' or 'elbo'": lambda: nf.discrete.linear().weight(0.5, "x"),
+}
+
+
+@pytest.mark.parametrize("message", NUMBERS)
+def test_checks_have_one_wording(message):
+    """Seen to fail: "steps must be an integer, got 2.5" and "eta must be at least 0 and finite, got -1" beside these;
+    an int beyond the floats' range that was no number; a list as eta, with Python's own error."""
+    with pytest.raises((TypeError, ValueError)) as caught:
+        NUMBERS[message]()
+    assert str(caught.value) == message
+
+
+def test_numpys_integers_are_integers():
+    """Seen to fail: an order that was no Python int."""
+    assert nf.samplers.lms(S, 5, order=np.int64(2)) == nf.samplers.lms(S, 5, order=2)
+
+
 def test_the_last_of_each_range_is_none():
     """Seen to fail: the last sample id refused."""
     last = Noise(2**64 - 1, sample=2**56 - 4, step=2**32 - 1, stream=127)

@@ -36,7 +36,7 @@ from .arguments.calls import Index, is_batch, make_call, names_or_array, run, wa
 from .arguments.options import FAST_LEVELS, at_times
 from .arguments.types import Array, ArrayT, DType, NoiseLike
 from .call.description import Step
-from .ground.checks import lie_within
+from .ground.checks import first_of, lie_within
 from .ground.kinds import library_for, library_of, need_plain
 from .language.levels import FLOATS, LEVELS, level_bounds, levels_of
 from .language.noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise, names_of
@@ -1018,10 +1018,8 @@ def _numbers(name: str, given: ArrayLike) -> NDArray[np.float64]:
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected numbers, got {type(given).__name__}") from None
     if not lie_within(values, least, most):
-        wrong = ~np.isfinite(values) | (negative & (values < 0))
-        at = tuple(np.argwhere(wrong)[0].tolist())
-        place = f"{name}[{', '.join(map(str, at))}]" if at else name
-        raise ValueError(f"{place} = {values[at]}: expected finite numbers{' of at least 0' if negative else ''}")
+        first = first_of(name, ~np.isfinite(values) | (negative & (values < 0)), values)
+        raise ValueError(f"{first}: expected finite numbers{' of at least 0' if negative else ''}")
     return values
 
 

@@ -399,6 +399,8 @@ class Part:
         if len(shape) != 2 or shape[1] != chunks or np.shape(self.law.std) not in ((), shape[:1]):
             given = f"{tuple(shape)} and {np.shape(self.law.std)}"
             raise ValueError(f"sums, law.std: expected shapes (B, {chunks}) and (B,), got {given}")
+        if not str(getattr(self.sums, "dtype", "")).endswith("float64"):
+            raise TypeError(f"sums: expected an array of float64, got {getattr(self.sums, 'dtype', type(self.sums))}")
 
     __setstate__: ClassVar[SetState] = make_again
 
@@ -440,7 +442,8 @@ def combine(parts: Any) -> Any:
     if kind is LossPart:
         return combined(parts)
     if (other := library_of(parts[0].sums)) is not None:
-        return other.combined(parts)
+        found = combine([replace(part, sums=other.to_numpy(part.sums)) for part in parts])
+        return other.moved(found, parts[0].sums)
     first = parts[0].law
     for n, part in enumerate(parts):
         same = replace(part.law, elements=first.elements, std=first.std) == first

@@ -342,7 +342,7 @@ def test_generated_losses_have_the_bits_of_native_on_the_stand_in(call):
         grad_out = array(np.zeros(shape, dtypes[0]))
         return [
             nf.mse_loss(*given, **own),
-            *nf.mse_loss(*given, **own, grad_out=grad_out),
+            *nf.mse_loss_and_grad(*given, **own, out=grad_out),
             nf.mse_loss_grad(*given, **own, upstream=upstream),
         ]
 
@@ -366,7 +366,7 @@ def test_what_a_loss_launches_and_uploads_on_the_stand_in(cupy):
     nf.mse_loss(*given, **options)
     assert cupy.uploads == [(1000, 36)]  # the table, once
     nf.mse_loss_grad(*given, **options, upstream=up)
-    nf.mse_loss(*given, **options, reduction="none", grad_out=pred)
+    nf.mse_loss_and_grad(*given, **options, reduction="none", out=pred)
     assert cupy.uploads == [(1000, 36)]
     sums, chunk = ("nf_losses_f64", (4, 1, 1), (32,)), ("nf_loss_f32", (12, 1, 1), (256,))
     last = "nf_losses_f64", (1, 1, 1), (32,)
@@ -394,7 +394,7 @@ def test_losses_of_rows_beyond_the_table_on_the_stand_in(cupy):
     x, weight, t = normals((4, 70)), np.linspace(1, 2, 1000), np.array([0, 1000, -1, 999])
     options = {"target": "v", "weight": weight, "reduction": "none"}
     there = stand_in.ndarray(x), stand_in.ndarray(x), stand_in.ndarray(t), LINEAR, nf.Noise(1)
-    found, gradient = nf.mse_loss(*there, **options, grad_out=stand_in.ndarray(x.copy()))
+    found, gradient = nf.mse_loss_and_grad(*there, **options, out=stand_in.ndarray(x.copy()))
     expected = nf.mse_loss(x, x, [0, 0, 0, 999], LINEAR, nf.Noise(1), **options)
     assert np.isnan(found.get()).tolist() == [False, True, True, False]
     assert np.isnan(gradient.get()).all(axis=1).tolist() == [False, True, True, False]

@@ -147,7 +147,7 @@ def calls():
     )
     yield (
         "loss",
-        lambda x, t, m: nf.mse_loss(m, x, t, linear, noise, target="v", weight=weight, grad_out=m.copy()),
+        lambda x, t, m: nf.mse_loss_and_grad(m, x, t, linear, noise, target="v", weight=weight, out=m.copy()),
     )
     yield (
         "loss of each, in a window",

@@ -400,6 +400,23 @@ def test_a_step_says_its_log_probability(name):
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_log_probabilities_of_a_vocabulary_of_two_chunks(temperature):
+    """Seen to fail: sums of chunks in units of their own largest terms; sums without the temperature; an error for a
+    NaN in a row that is not read."""
+    v = 5000
+    sampler, x = nf.samplers.mdlm(steps=1, mask_id=v, temperature=temperature), np.full((2, 3), v)
+    logits = np.random.default_rng(2).normal(size=(2, 3, v)).astype(np.float32) * 4
+    x_next, values = np.array([[0, 4095, 4096], [4999, 17, 4097]]), logits.astype(np.float64) / temperature
+    likely = np.take_along_axis(values, x_next[..., None], -1)[..., 0] - np.log(np.exp(values).sum(-1))
+    assert np.allclose(sampler.log_prob(0, x, logits, x_next), likely.sum(1), rtol=0, atol=1e-6)
+    logits[1, 0, 0] = np.nan
+    assert np.isnan(sampler.log_prob(0, x, logits, x_next)).tolist() == [False, True]
+    x[1, 0] = x_next[1, 0]
+    found = sampler.log_prob(0, x, logits, x_next)[1]
+    assert found == pytest.approx(likely[1, 1:].sum(), abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
 @pytest.mark.parametrize("name", BY_CHANCE)
 def test_gradients_of_log_probabilities(torch, name, temperature):
     v = 5
@@ -621,7 +638,7 @@ def D3PM(v):
         (
             lambda: D3PM(2).step(0, X * 0, np.float32([[[0, 0, 99]] * 2]), NOISE),
             ValueError,
-            r"logits\[0, 0\]: drew 2, beyond the 2 tokens of the vocabulary",
+            r"logits: drawn\[0, 0\] = 2, beyond the 2 tokens of the vocabulary",
         ),
         (
             lambda: nf.samplers.llada(steps=1, mask_id=MASK, cfg_scale=1.0).step(0, X, (ZEROS, ZEROS[..., :1]), NOISE),
@@ -761,7 +778,7 @@ def test_ids_that_do_not_hold_a_token(kind, v):
     logits[..., v - 100] = 0
     for make in (nf.samplers.mdlm, nf.samplers.llada, nf.samplers.discrete_flow, nf.samplers.entropy_bound):
         x = np.full((1, 2), 255, kind)
-        with pytest.raises(OverflowError, match=rf"logits\[0, 0\]: drew {v - 100}, which ids of {kind} do not hold"):
+        with pytest.raises(OverflowError, match=rf"logits: drawn\[0, 0\] = {v - 100}, which ids of {kind} do not hold"):
             make(steps=1, mask_id=255).step(0, x, logits, NOISE, out=x)
         assert (x == 255).all()
 
@@ -794,6 +811,15 @@ def test_the_nucleus_of_remdm_leaves_out_the_crossing_token():
     logits[3, 0, 2] = np.nan
     with pytest.raises(ValueError, match=r"logits\[3, 0\]: has a NaN"):
         nf.samplers.remdm(steps=1, mask_id=4, top_p=0.3).step(0, x, logits, NOISE)
+
+
+def test_a_new_sample_of_tensors_takes_torchs_dtypes(torch):
+    """Seen to fail: torch.int32, where only "int32" was known."""
+    for dtype in (torch.int32, "int32", np.int32):
+        x = MDLM.sample(lambda x, t: torch.zeros(*x.shape, K), (1, 2), NOISE, dtype=dtype, device="cpu")
+        assert x.dtype == torch.int32
+    with pytest.raises(TypeError, match="dtype float32: expected one of int64, int32"):
+        MDLM.sample(lambda x, t: torch.zeros(*x.shape, K), (1, 2), NOISE, dtype=torch.float32, device="cpu")
 
 
 def test_a_network_of_torch_without_a_device(torch):

@@ -717,8 +717,8 @@ def test_the_callers_float_mode_does_not_matter_to_losses_and_is_kept(name, mode
     x0, weight = np.zeros_like(pred), 0.1 + 0.3 * np.arange(1000)
 
     def losses():
-        options = {"target": "sample", "weight": weight, "reduction": "none", "grad_out": True}
-        return nf.mse_loss(pred, x0, np.arange(4), LINEAR, nf.Noise(15), **options)
+        options = {"target": "sample", "weight": weight, "reduction": "none"}
+        return nf.mse_loss_and_grad(pred, x0, np.arange(4), LINEAR, nf.Noise(15), **options)
 
     with using(name):
         expected = losses()

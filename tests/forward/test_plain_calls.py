@@ -113,8 +113,8 @@ CALLS = {
         for target in ("epsilon", "v", "flow", "sample")
     },
     **{
-        f"float t, {target} of a loss": lambda a, target=target: nf.mse_loss(
-            a("float64"), a("float64"), U, F, N, target=target, scale=-0.3, offset=0.7, grad_out=True
+        f"float t, {target} of a loss": lambda a, target=target: nf.mse_loss_and_grad(
+            a("float64"), a("float64"), U, F, N, target=target, scale=-0.3, offset=0.7
         )
         for target in ("epsilon", "v", "flow", "sample")
     },
@@ -127,15 +127,15 @@ CALLS = {
         a("float32"), a("uint8"), U, F, N, target="flow", weight=np.array([2.0, 0.3])
     ),
     "mse_loss's float t, one": lambda a: nf.mse_loss(a("float64"), a("float64"), 0.3, F, N, target="flow"),
-    "mse_loss and its gradient": lambda a: nf.mse_loss(a("float32"), a("float32"), T, S, N, target="v", grad_out=True),
+    "mse_loss and its gradient": lambda a: nf.mse_loss_and_grad(a("float32"), a("float32"), T, S, N, target="v"),
     **{
         f"mse_loss for each sample, {d}": lambda a, d=d: nf.mse_loss(
             a("float64" if d == "float64" else "float32"), a(d), T, S, N, target="v", reduction="none"
         )
         for d in ("float32", "float64", "uint8")
     },
-    "mse_loss for each sample and its gradient": lambda a: nf.mse_loss(
-        a("float64"), a("float64"), U, F, N, target="flow", reduction="none", grad_out=True, weight=np.array([2.0, 0.3])
+    "mse_loss for each sample and its gradient": lambda a: nf.mse_loss_and_grad(
+        a("float64"), a("float64"), U, F, N, target="flow", reduction="none", weight=np.array([2.0, 0.3])
     ),
     "mse_loss of one sample": lambda a: nf.mse_loss(
         a("float64"), a("float64"), 3, S, N, target="v", reduction="none", batched=False
@@ -278,7 +278,7 @@ OF_ARRAYS = {
     "q_step": lambda a: nf.q_step(a("float32"), a(T), S, N),
     "update": lambda a: nf.update(DRAWS, 1, a("float64"), a("float64"), noise=a("float32"), aux_out=0),
     "past": lambda a: nf.update(nf.Tableau([nf.Row(out=past[0])]), 0, a("float32"), past=[a("float32")]),
-    "mse_loss": lambda a: nf.mse_loss(a("float32"), a("uint8"), a(U), F, N, target="flow", grad_out=True),
+    "mse_loss": lambda a: nf.mse_loss_and_grad(a("float32"), a("uint8"), a(U), F, N, target="flow"),
     "gaussian": lambda a: nf.augment.gaussian(a("uint16"), 3.0, N),
     "a step": lambda a: nf.samplers.ddpm(S, 3).step(1, a("float32"), a("float32"), N),
 }

@@ -74,6 +74,12 @@ def loss(a, dtype, t, path, target, **options):
     return nf.interpolate_loss(pred, x0, x1, t, path, noise, target=target, **options)
 
 
+def both(a, dtype, t, path, target, **options):
+    noise = N if path.draws else None
+    pred, x0, x1 = (a(x.astype(dtype)) for x in (PRED, X0, X1))
+    return nf.interpolate_loss_and_grad(pred, x0, x1, t, path, noise, target=target, **options)
+
+
 def targets(path):
     return [None, "velocity", *(("score", "denoiser") if path.draws else ())]
 
@@ -113,13 +119,13 @@ def test_points_of_paths(monkeypatch, of, name):
 
 
 LOSSES = {
-    **{f"{name}, {target}": lambda a, p=p, g=target: loss(a, "float64", T, p, g, grad_out=True)
+    **{f"{name}, {target}": lambda a, p=p, g=target: both(a, "float64", T, p, g)
        for name, p in PATHS.items() for target in targets(p)[1:]},
     **{f"{d}, {r}": lambda a, d=d, r=r: loss(a, d, T, PATHS["bridge"], "velocity", reduction=r)
        for d in DTYPES for r in ("mean", "none")},
     "weights": lambda a: loss(a, F4, T, PATHS["linear"], "velocity", weight=np.array([0.5, 2.0])),
-    "a number": lambda a: loss(a, F4, 0.3, PATHS["linear"], "velocity", grad_out=a(np.ones(SHAPE, F4))),
-    "the last time of a linear path": lambda a: loss(a, F4, 1.0, PATHS["linear"], "velocity", grad_out=True),
+    "a number": lambda a: both(a, F4, 0.3, PATHS["linear"], "velocity", out=a(np.ones(SHAPE, F4))),
+    "the last time of a linear path": lambda a: both(a, F4, 1.0, PATHS["linear"], "velocity"),
 }  # fmt: skip
 
 

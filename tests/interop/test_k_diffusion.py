@@ -421,7 +421,7 @@ def test_rows_of_a_list_of_levels_are_kept():
         ("euler_ancestral", {"sigmas": torch.tensor([1.0, 2.0])}, "goes to a lower level"),
         ("euler", {"sigmas": torch.tensor([1.0, 0.0, 0.0])}, "noise levels above 0"),
         ("euler_ancestral", {"noise_sampler": lambda sigma, to: torch.zeros(2)}, "noise"),
-        ("lms", {"order": 5}, "order must be 1 to 4"),
+        ("lms", {"order": 5}, "order = 5: expected an integer from 1 to 4"),
     ],
 )
 def test_what_is_wrong_is_said(name, options, message):

@@ -644,7 +644,7 @@ def test_a_loss_keeps_the_memory_format():
             grads.append(gradient)
         assert torch.equal(*grads)
         assert grads[1].stride() == x.stride()
-    _, gradient = nf.mse_loss(x, g, 3, S, N, target="v", grad_out=True)
+    _, gradient = nf.mse_loss_and_grad(x, g, 3, S, N, target="v")
     assert gradient.stride() == x.stride()
     assert torch.equal(gradient, nf.mse_loss_grad(plain, g, 3, S, N, target="v"))
 

@@ -66,8 +66,8 @@ def results(arguments, keywords, upstream):
         loss = nf.mse_loss(pred, *others, **keywords)
         gradient = nf.mse_loss_grad(pred, *others, **keywords, upstream=upstream)
         assert bits(pred) == before
-        both = nf.mse_loss(pred, *others, **keywords, grad_out=np.empty(pred.shape, gradient.dtype))
-        loss_too, made_too = nf.mse_loss(pred, *others, **keywords, grad_out=True)
+        both = nf.mse_loss_and_grad(pred, *others, **keywords, out=np.empty(pred.shape, gradient.dtype))
+        loss_too, made_too = nf.mse_loss_and_grad(pred, *others, **keywords)
         over = pred.astype(gradient.dtype, order="C")
         assert nf.mse_loss_grad(over, *others, **keywords, upstream=upstream, out=over) is over
     assert (gradient.shape, gradient.dtype) == (pred.shape, pred.dtype.newbyteorder("="))
@@ -108,8 +108,8 @@ def test_some_elements_at_a_time(elements, monkeypatch):
             found = []
             for name in ("numba", "reference"):
                 with using(name):
-                    options = {"target": "v", "weight": weight, "reduction": "none", "grad_out": True}
-                    found.append(list(map(bits, nf.mse_loss(pred, x0, t, LINEAR, noise, **options))))
+                    options = {"target": "v", "weight": weight, "reduction": "none"}
+                    found.append(list(map(bits, nf.mse_loss_and_grad(pred, x0, t, LINEAR, noise, **options))))
             assert found[0] == found[1]
 
 
@@ -429,17 +429,16 @@ def test_errors(change, error, message):
         nf.mse_loss_grad(**given)
     assert (out == before).all()
     if "upstream" not in change:
-        given["grad_out"] = given.pop("out")
-        with pytest.raises(error, match=message.replace("out:", "grad_out:")):
-            nf.mse_loss(**given)
+        with pytest.raises(error, match=message):
+            nf.mse_loss_and_grad(**given)
         assert (out == before).all()
 
 
 def test_a_gradient_over_a_part_of_an_input_is_refused():
     memory = np.zeros(100, np.float32)
     pred, out = memory[:24].reshape(4, 6), memory[12:36].reshape(4, 6)
-    with pytest.raises(ValueError, match="grad_out overlaps an input in part"):
-        nf.mse_loss(pred, None, 3, LINEAR, nf.Noise(1), target="epsilon", grad_out=out)
+    with pytest.raises(ValueError, match="out overlaps an input in part"):
+        nf.mse_loss_and_grad(pred, None, 3, LINEAR, nf.Noise(1), target="epsilon", out=out)
     assert not memory.any()
 
 

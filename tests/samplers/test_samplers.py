@@ -553,7 +553,7 @@ def test_spacings():
 
 FLOW, ZERO_SNR = Schedule.flow(), VP.rescale_zero_terminal_snr()
 BAD_ARGUMENTS = [
-    ("ddim", VP, {"spacing": "log"}, ValueError, "spacing must be one of leading, trailing"),
+    ("ddim", VP, {"spacing": "log"}, ValueError, "spacing = 'log': expected 'leading', 'trailing'"),
     ("ddim", VP, {"steps": 0}, ValueError, "steps = 0: expected an integer of at least 1"),
     ("ddim", VP, {"steps": 1001}, ValueError, "1001 steps do not fit into a schedule of 1000$"),
     ("ddim", VP, {"steps": 2.0}, ValueError, "steps must be an integer or a list of times, got 2.0"),

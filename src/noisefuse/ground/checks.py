@@ -36,7 +36,7 @@ def check_number(
             raise TypeError
         number = float(given)
     except OverflowError:  # of an int
-        number = math.copysign(math.inf, given)
+        number = math.inf if given > 0 else -math.inf
     except (TypeError, ValueError):
         raise TypeError(f"{name} = {_shown(given)}: expected a number, got {type(given).__name__}{hint}") from None
     inside = (above is None or number > above) and (below is None or number < below)
@@ -65,6 +65,12 @@ def check_choice(name: str, given: object, choices: Iterable[str]) -> None:
     if not isinstance(given, str) or given not in (*most, last):
         expected = f"{', '.join(map(repr, most))} or {last!r}" if most else repr(last)
         raise ValueError(f"{name} = {_shown(given)}: expected {expected}")
+
+
+def first_of(name: str, wrong: Any, values: NDArray[Any]) -> str:
+    """Returns, for errors, the first of the values that are wrong, with its place: "t[1, 0] = -1"."""
+    at = tuple(np.argwhere(wrong)[0].tolist())
+    return f"{name}[{', '.join(map(str, at))}] = {values[at]}" if at else f"{name} = {values[at]}"
 
 
 def lie_within(values: NDArray[Any], low: float, high: float) -> bool:

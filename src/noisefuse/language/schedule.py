@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..ground import notebook, stored
-from ..ground.checks import check_integer, check_number, lie_within
+from ..ground.checks import check_integer, check_number, first_of, lie_within
 from ..ground.docstrings import Shared, documented
 from ..ground.drawing import plot_levels
 from ..ground.kept import kept_property
@@ -1074,9 +1074,7 @@ def _require(
 ) -> None:
     """Raises an error that names the first of values that is not valid."""
     if not np.all(valid):
-        at = tuple(np.argwhere(~np.asarray(valid))[0].tolist())
-        place = f"{name}[{', '.join(map(str, at))}]" if at else name
-        raise error(f"{name} must be {expected}; got {place} = {values[at]}")
+        raise error(f"{name} must be {expected}; got {first_of(name, ~np.asarray(valid), values)}")
 
 
 def _column(name: str, values: npt.ArrayLike, valid: Callable[[Array], Any], expected: str) -> Array:

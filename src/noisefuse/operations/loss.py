@@ -50,39 +50,23 @@ class LossOptions(TypedDict, total=False):
 @overload
 def mse_loss(
     pred: NDArray[Any], x0: NDArray[Any] | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *,
-    target: Target, reduction: Literal["mean"] = "mean", grad_out: None = None, **options: Unpack[LossOptions],
+    target: Target, reduction: Literal["mean"] = "mean", **options: Unpack[LossOptions],
 ) -> float: ...  # fmt: skip
 @overload
 def mse_loss(
     pred: NDArray[Any], x0: NDArray[Any] | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *,
-    target: Target, reduction: Literal["none"], grad_out: None = None, **options: Unpack[LossOptions],
+    target: Target, reduction: Literal["none"], **options: Unpack[LossOptions],
 ) -> NDArray[np.float64]: ...  # fmt: skip
 @overload
 def mse_loss(
-    pred: NDArray[Any], x0: NDArray[Any] | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *,
-    target: Target, reduction: Literal["mean"] = "mean", grad_out: NDArray[Any] | Literal[True],
-    **options: Unpack[LossOptions],
-) -> tuple[float, NDArray[Any]]: ...  # fmt: skip
-@overload
-def mse_loss(
-    pred: NDArray[Any], x0: NDArray[Any] | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *,
-    target: Target, reduction: Literal["none"], grad_out: NDArray[Any] | Literal[True], **options: Unpack[LossOptions],
-) -> tuple[NDArray[np.float64], NDArray[Any]]: ...  # fmt: skip
-@overload
-def mse_loss(
     pred: Array, x0: Array | None, t: ArrayLike | Array, schedule: Schedule, noise: NoiseLike, *, target: Target,
-    reduction: Reduction = "mean", grad_out: None = None, partial: Literal[True], **options: Unpack[LossOptions],
+    reduction: Reduction = "mean", partial: Literal[True], **options: Unpack[LossOptions],
 ) -> LossPart: ...  # fmt: skip
 @overload
 def mse_loss(
     pred: ArrayT, x0: ArrayT | None, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, target: Target,
-    reduction: Reduction = "mean", grad_out: None = None, **options: Unpack[LossOptions],
+    reduction: Reduction = "mean", **options: Unpack[LossOptions],
 ) -> ArrayT: ...  # fmt: skip
-@overload
-def mse_loss(
-    pred: ArrayT, x0: ArrayT | None, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, target: Target,
-    reduction: Reduction = "mean", grad_out: ArrayT | Literal[True], **options: Unpack[LossOptions],
-) -> tuple[ArrayT, ArrayT]: ...  # fmt: skip
 def mse_loss(
     pred: Array,
     x0: Array | None,
@@ -96,7 +80,6 @@ def mse_loss(
     scale: float | None = None,
     offset: float | None = None,
     batched: bool | None = None,
-    grad_out: Array | Literal[True] | None = None,
     partial: bool = False,
 ) -> Any:
     """Returns the mean of w_t (pred - target)^2. The target is that of `q_sample` with the same arguments, and is never
@@ -111,23 +94,21 @@ def mse_loss(
             for float t an array of t's shape, or (B, 1) for (B,); finite at the given t. None: 1. It may lie on pred's
             device. The weight is not checked if it or t lies on a device.
         reduction: "mean" over all elements, or "none": the mean over each sample, (B,).
-        grad_out: an array for the gradient with respect to pred (of the sum of the losses, if there are several), which
-            the same pass computes; C-contiguous, of pred's shape and dtype. It may be pred itself. True: a new array.
         partial: return a `LossPart`, for a part of the batch, or for a part of each sample with a window as noise
             (`Noise.local`). `density.combine` makes the loss of the whole from the parts, bit for bit
             (docs/distributed.md).
 
     Returns:
-        The loss, a float, or float64 (B,); with grad_out (loss, gradient). The bits are the same on every backend, for
-        any number of threads. CuPy arrays give a float64 CuPy array, () or (B,): nothing is read back. Tensors give a
-        tensor, float32 except for a float64 pred, differentiable (once) through pred.
+        The loss, a float, or float64 (B,). The bits are the same on every backend, for any number of threads. CuPy
+        arrays give a float64 CuPy array, () or (B,): nothing is read back. Tensors give a tensor, float32 except for a
+        float64 pred, differentiable (once) through pred.
 
     Raises:
         IndexError, OverflowError, TypeError, ValueError: as in `q_sample`; nothing is written then.
 
     >>> schedule, noise = nf.Schedule.linear(1000), nf.Noise(7)
     >>> x0, pred = np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32)
-    >>> loss, gradient = nf.mse_loss(pred, x0, [10, 500], schedule, noise, target="epsilon", grad_out=True)
+    >>> loss = nf.mse_loss(pred, x0, [10, 500], schedule, noise, target="epsilon")
     >>> bool(np.isclose(loss, np.mean(nf.randn((2, 3), noise) ** 2)))
     True
     """
@@ -135,24 +116,85 @@ def mse_loss(
     plain = reduction in ("mean", "none") and not partial and (other is None or not other.is_traced())
     given = noise is not None and type(pred) is not tuple  # `interpolate_loss` may do without, and brings a pair
     if plain and given and (table := _plain_table(schedule, target, scale, offset)) is not None:
-        x = pred if x0 is None and target == "epsilon" else x0
-        each = reduction == "none"
-        found = backends.fast_mse(table, t, x, pred, noise, weight, 1.0, True, grad_out, batched, each)
+        x, each = pred if x0 is None and target == "epsilon" else x0, reduction == "none"
+        found = backends.fast_mse(table, t, x, pred, noise, weight, 1.0, True, None, batched, each)
         if found is not NotImplemented:
             return found
     batched = is_batch("x0", x0, batched)
     if other is not None:
         options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
         options |= {"partial": True} if partial else {}
-        return other.mse_loss(pred, x0, t, schedule, noise, batched=batched, grad_out=grad_out, **options)
-    if partial and grad_out is not None:
-        raise ValueError("grad_out: expected None with partial=True; mse_loss_grad computes the gradient")
+        return other.mse_loss(pred, x0, t, schedule, noise, batched=batched, **options)
     arguments = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
-    if partial:
-        return _part(mse_call(*arguments, 1.0, {}, want_loss=False), noise, np.ndim(t), batched, reduction)
-    outs = {} if grad_out is None else {"grad_out": None if grad_out is True else grad_out}
-    loss, gradient = _run(mse_call(*arguments, 1.0, outs, want_loss=True))
-    return loss if grad_out is None else (loss, gradient)
+    call = mse_call(*arguments, 1.0, {}, want_loss=not partial)
+    return _part(call, noise, np.ndim(t), batched, reduction) if partial else _run(call)[0]
+
+
+@overload
+def mse_loss_and_grad(
+    pred: NDArray[Any], x0: NDArray[Any] | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *,
+    target: Target, reduction: Literal["mean"] = "mean", out: NDArray[Any] | None = None,
+    **options: Unpack[LossOptions],
+) -> tuple[float, NDArray[Any]]: ...  # fmt: skip
+@overload
+def mse_loss_and_grad(
+    pred: NDArray[Any], x0: NDArray[Any] | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *,
+    target: Target, reduction: Literal["none"], out: NDArray[Any] | None = None, **options: Unpack[LossOptions],
+) -> tuple[NDArray[np.float64], NDArray[Any]]: ...  # fmt: skip
+@overload
+def mse_loss_and_grad(
+    pred: ArrayT, x0: ArrayT | None, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, target: Target,
+    reduction: Reduction = "mean", out: ArrayT | None = None, **options: Unpack[LossOptions],
+) -> tuple[ArrayT, ArrayT]: ...  # fmt: skip
+def mse_loss_and_grad(
+    pred: Array,
+    x0: Array | None,
+    t: ArrayLike | Array,
+    schedule: Schedule,
+    noise: NoiseLike,
+    *,
+    target: Target,
+    weight: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    scale: float | None = None,
+    offset: float | None = None,
+    batched: bool | None = None,
+    out: Array | None = None,
+) -> Any:
+    """Returns `mse_loss`, and its gradient with respect to pred, computed in the same pass: the noise is drawn once.
+
+    Args:
+        out: an array for the gradient; C-contiguous, of pred's shape and dtype. It may be pred itself.
+        pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched: as in `mse_loss`.
+
+    Returns:
+        (loss, gradient). With the reduction "none" the gradient is that of the losses' sum. A tensor that autograd
+        watches is refused: `mse_loss` is differentiable.
+
+    Raises:
+        IndexError, OverflowError, TypeError, ValueError: as in `mse_loss`; nothing is written then.
+
+    >>> schedule, noise = nf.Schedule.linear(1000), nf.Noise(7)
+    >>> pred = np.zeros((2, 3), np.float32)
+    >>> loss, gradient = nf.mse_loss_and_grad(pred, None, 500, schedule, noise, target="epsilon")
+    >>> bool(np.allclose(gradient, -2 / 6 * nf.randn((2, 3), noise)))
+    True
+    """
+    other = None if type(pred) is np.ndarray else library_of(pred)
+    plain = reduction in ("mean", "none") and (other is None or not other.is_traced())
+    given = noise is not None and type(pred) is not tuple  # as in `mse_loss`
+    if plain and given and (table := _plain_table(schedule, target, scale, offset)) is not None:
+        x, wanted = pred if x0 is None and target == "epsilon" else x0, True if out is None else out
+        each = reduction == "none"
+        found = backends.fast_mse(table, t, x, pred, noise, weight, 1.0, True, wanted, batched, each)
+        if found is not NotImplemented:
+            return found
+    batched = is_batch("x0", x0, batched)
+    if other is not None:
+        options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
+        return other.mse_loss_and_grad(pred, x0, t, schedule, noise, batched=batched, out=out, **options)
+    arguments = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
+    return _run(mse_call(*arguments, 1.0, {"out": out}, want_loss=True))
 
 
 @overload
@@ -236,7 +278,6 @@ def interpolate_loss(
     weight: ArrayLike | None = None,
     reduction: Reduction = "mean",
     batched: bool | None = None,
-    grad_out: Array | Literal[True] | None = None,
 ) -> Any:
     """Returns the mean of w (pred - target)^2. The target is that of `interpolate` with the same arguments; neither it
     nor the noise is stored.
@@ -246,7 +287,7 @@ def interpolate_loss(
         x0, x1, t, path, noise, target, batched: as in `interpolate`; x0 and x1 have pred's shape, and any float dtype,
             from which they are read as they are.
         weight: an array of t's shape, or (B, 1) for (B,), finite. None: 1.
-        reduction, grad_out: as in `mse_loss`.
+        reduction: as in `mse_loss`.
 
     Returns:
         As `mse_loss`. Tensors give a tensor, differentiable (once) through pred: the gradient is computed in the same
@@ -261,29 +302,93 @@ def interpolate_loss(
     0.25
     """
     other = None if type(pred) is np.ndarray else library_of(pred)
-    plain = type(path) is Path and type(target) is str and reduction in ("mean", "none")
-    if plain and (other is None or not other.is_traced()) and (table := path.plain_residual[target]) is not None:
-        z, each = noise if path.g is not None else None, reduction == "none"
-        found = backends.fast_mse(table, t, x0, (pred, x1), z, weight, 1.0, True, grad_out, batched, each)
+    if (table := _plain_path(other, path, target, reduction)) is not None:
+        each = reduction == "none"
+        found = backends.fast_mse(table, t, x0, (pred, x1), noise, weight, 1.0, True, None, batched, each)
         if found is not NotImplemented:
             return found
+    batched = _of_path(pred, path, target, reduction, batched)
+    options: dict[str, Any] = {"target": target, "weight": weight, "reduction": reduction, "batched": batched}
+    if other is not None:
+        return other.interpolate_loss(pred, x0, x1, t, path, noise, **options)
+    return _loss_of_path(pred, x0, x1, t, path, noise, **options)
+
+
+def interpolate_loss_and_grad(
+    pred: ArrayT,
+    x0: ArrayT,
+    x1: ArrayT,
+    t: ArrayLike | Array,
+    path: Path,
+    noise: NoiseLike | None = None,
+    *,
+    target: PathTarget,
+    weight: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    batched: bool | None = None,
+    out: ArrayT | None = None,
+) -> tuple[Any, ArrayT]:
+    """Returns `interpolate_loss`, and its gradient with respect to pred, computed in the same pass.
+
+    Args:
+        out: an array for the gradient; C-contiguous, of pred's shape and dtype. It may be pred itself.
+        pred, x0, x1, t, path, noise, target, weight, reduction, batched: as in `interpolate_loss`.
+
+    Returns:
+        (loss, gradient), as `mse_loss_and_grad` does.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as in `interpolate_loss`; nothing is written then.
+
+    >>> x0, x1, pred = np.zeros((2, 3)), np.ones((2, 3)), np.full((2, 3), 0.5)
+    >>> nf.interpolate_loss_and_grad(pred, x0, x1, 0.25, nf.paths.linear(), target="velocity")[1].max()
+    np.float64(-0.16666666666666666)
+    """
+    other = None if type(pred) is np.ndarray else library_of(pred)
+    if (table := _plain_path(other, path, target, reduction)) is not None:
+        wanted = True if out is None else out
+        each = reduction == "none"
+        found = backends.fast_mse(table, t, x0, (pred, x1), noise, weight, 1.0, True, wanted, batched, each)
+        if found is not NotImplemented:
+            return found  # type: ignore[no-any-return]
+    batched = _of_path(pred, path, target, reduction, batched)
+    options: dict[str, Any] = {"target": target, "weight": weight, "reduction": reduction, "batched": batched}
+    if other is not None:
+        found = other.interpolate_loss_and_grad(pred, x0, x1, t, path, noise, out=out, **options)
+    else:
+        found = _loss_of_path(pred, x0, x1, t, path, noise, grad=True if out is None else out, **options)
+    return found  # type: ignore[no-any-return]
+
+
+def _plain_path(other: Any, path: Path, target: PathTarget, reduction: Reduction) -> Plain | None:
+    """Returns the residual's rows for the fast path, or None if a name, a path or a library is not plain."""
+    plain = type(path) is Path and type(target) is str and reduction in ("mean", "none")
+    return path.plain_residual[target] if plain and (other is None or not other.is_traced()) else None
+
+
+def _of_path(pred: Any, path: Path, target: PathTarget, reduction: Reduction, batched: bool | None) -> bool:
+    """Returns whether pred is a batch."""
     need_path(path, target)
     check_choice("reduction", reduction, get_args(Reduction))
-    batched = is_batch("pred", pred, batched)
-    if other is not None:
-        options = {"target": target, "weight": weight, "reduction": reduction, "batched": batched}
-        return other.interpolate_loss(pred, x0, x1, t, path, noise, grad_out=grad_out, **options)
+    return is_batch("pred", pred, batched)
+
+
+def _loss_of_path(
+    pred: Any, x0: Any, x1: Any, t: Any, path: Path, noise: NoiseLike | None, *, target: PathTarget, weight: Any,
+    reduction: Reduction, batched: bool, grad: Any = None,
+) -> Any:  # fmt: skip
+    """Returns the loss; with grad, its array or True, also the gradient."""
     m = as_array("pred", pred)
     t = library_for(t).to_numpy(t)  # a path's functions are NumPy's
     rows, index = residual_rows(path, t, m.shape, target)
     if Z in rows.reads and noise is None:
         raise TypeError(f"noise: expected a Noise, which the path {path.name} draws from, got {got(noise)}")
     arrays = {X: _like_pred("x0", x0, m, FLOATS), M2: _like_pred("x1", x1, m, FLOATS)}
-    outs = {} if grad_out is None else {"grad_out": None if grad_out is True else grad_out}
+    outs = {} if grad is None else {"out": None if grad is True else grad}
     drawn = Noise() if noise is None else noise  # nothing is drawn from it
     given = (drawn, batched, weight, t, reduction, 1.0, outs)
     loss, gradient = _run(_residual_call(m, arrays, rows, index, *given, want_loss=True))
-    return loss if grad_out is None else (loss, gradient)
+    return loss if grad is None else (loss, gradient)
 
 
 def _plain_table(schedule: Schedule, target: Target, scale: float | None, offset: float | None) -> Plain | None:

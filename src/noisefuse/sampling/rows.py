@@ -29,6 +29,18 @@ def oldest_past(tableau: Tableau) -> list[int]:
     return last.tolist()
 
 
+def first_without_past(push: list[int], reads: list[int], slots: int, start: int) -> int | None:
+    """Returns the first row that reads more than the rows from ``start`` on have kept."""
+    kept = 0
+    for i in range(start, len(push)):
+        if kept >= slots:
+            break
+        if reads[i] > kept:
+            return i
+        kept += push[i]
+    return None
+
+
 def guided(
     table: Tableau,
     mixed: Callable[[float], Tableau],

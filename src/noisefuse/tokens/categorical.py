@@ -496,3 +496,32 @@ def _parts(size: int, chunks: int, wanted: tuple[str, ...]) -> Parts:
     plain, tempered = (np.zeros((size, chunks)) if name in wanted else None for name in ("log_prob_raw", "log_prob"))
     score, winner = np.zeros(size), np.zeros(size, np.float32)
     return Parts(score, winner, np.zeros((size, chunks), np.float32), plain, tempered)
+
+
+def log_softmax_at(logits: Any, ids: Sequence[Any], temperature: float, read: NDArray[np.bool_]) -> tuple[Any, ...]:
+    """Returns the log-probabilities of tokens (B, L), one array for each of ids, and the logarithm of the sum of the
+    logits' exponentials: from the kernel's sums, in one pass over the rows that are read. The others, and tokens beyond
+    the logits, have -inf, and their logarithm is 0."""
+    n, size = logits.shape[-1], read.size
+    flat = contiguous(logits).reshape(size, n)
+    parts = _parts(size, -(-n // LOSS_CHUNK), OF_PARTS)
+    call = Race(
+        flat, size, n, 0, size, np.zeros(size, np.int64), contiguous(read).reshape(-1),
+        *settings_of(1, temperature, 0, 1.0), (Noise(0),), None, {}, parts, np.zeros(size, np.uint8),
+    )  # fmt: skip
+    if size:
+        backends.current().race(call)
+    most = parts.largest.max(axis=1).astype(np.float64)
+    most[call.bad != 0] = np.nan
+
+    def ln(sums: Any, heat: float) -> Any:
+        return np.log((np.exp((parts.largest - most[:, None]) / heat) * sums).sum(axis=1))
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        total, found = most + ln(parts.plain, 1.0), ln(parts.tempered, temperature)
+        at = [one.reshape(-1).astype(np.int64) for one in ids]
+        x = [flat[np.arange(size), one.clip(0, n - 1)].astype(np.float64) for one in at]
+        likely = [(each - most) / temperature - found for each in x]
+    kept = [read.reshape(-1) & (one >= 0) & (one < n) for one in at]
+    likely = [np.where(inside, each, -np.inf) for inside, each in zip(kept, likely, strict=True)]
+    return tuple(one.reshape(read.shape) for one in (*likely, np.where(read.reshape(-1), total, 0.0)))

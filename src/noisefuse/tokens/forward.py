@@ -28,7 +28,7 @@ from ..arguments.options import fast_path
 from ..arguments.types import Array, ArrayT
 from ..call.description import FLOAT32, Masks, Step
 from ..ground import layouts
-from ..ground.checks import check_integer, lie_within
+from ..ground.checks import check_integer, first_of, lie_within
 from ..ground.kinds import library_for, library_of, need_plain
 from ..language.noise import MASKS, TOKENS, Noise, lower
 from ..language.rows import Rows
@@ -430,9 +430,8 @@ def vocabulary_of(given: Any, dtype: np.dtype[Any]) -> int:
 def need_within(name: str, tokens: Array, v: int) -> None:
     """Raises ValueError, with the place, if a token lies outside of [0, v)."""
     if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < v:
-        at = tuple(np.argwhere((tokens < 0) | (tokens >= v))[0].tolist())
-        place = f"{name}[{', '.join(map(str, at))}]"
-        raise ValueError(f"{place} = {tokens[at]}: expected tokens of the vocabulary, 0 .. {v - 1}")
+        first = first_of(name, (tokens < 0) | (tokens >= v), tokens)
+        raise ValueError(f"{first}: expected tokens of the vocabulary, 0 .. {v - 1}")
 
 
 def probabilities(name: str, given: Any) -> NDArray[np.float64]:
@@ -447,9 +446,8 @@ def probabilities(name: str, given: Any) -> NDArray[np.float64]:
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected numbers, got {type(given).__name__}") from None
     if not all(lie_within(values[part], 0.0, 1.0) for part in layouts.pieces(values.shape)):
-        at = tuple(np.argwhere(~((values >= 0) & (values <= 1)))[0].tolist())
-        place = f"{name}[{', '.join(map(str, at))}]" if at else name
-        raise ValueError(f"{place} = {values[at]}: expected a probability from 0 to 1")
+        first = first_of(name, ~((values >= 0) & (values <= 1)), values)
+        raise ValueError(f"{first}: expected a probability from 0 to 1")
     return values
 
 

@@ -13,13 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 from ..arguments.arrays import allowed_dtype, as_numbers, check_overlap, count, host_view, is_array, output
 from ..arguments.options import lengths
 from ..ground import notebook
-from ..ground.checks import check_integer, check_number
+from ..ground.checks import check_integer, check_number, first_of
 from ..ground.kinds import library, library_for, library_of
 from ..language.levels import LOGITS
 from ..language.noise import START, Noise, Noises, each, need_stream_0
 from ..sampling.arrays import asked, bar
-from .categorical import categorical, settings_of
-from .cross_entropy import masked_cross_entropy
+from .categorical import categorical, log_softmax_at, settings_of
+from .cross_entropy import masked_cross_entropy_and_grad
 from .forward import DTYPES, allowed_of, names_for, need_within, scaled_words, token_of, tokens_of, vocabulary_of
 from .steps import Drawn, Law, certain, law, next_tokens, positions, wanted_info
 from .table import TokenRow, TokenTable
@@ -281,8 +281,8 @@ class DiscreteSampler:
         ids = x_next.reshape(shape), x.reshape(shape)
         values = self._of_clean(row, ids[1], logits.reshape(*shape, logits.shape[-1]), (by_next != 0) | (by_own != 0))
         if temperature == 1 and not by_own.any():  # masks alone: the loss's gradient, with another sign
-            back: dict[str, Any] = {"reduction": "none", "upstream": -by_next * factor, "grad_out": True}
-            made: Any = masked_cross_entropy(values, ids[0].astype(np.int64), by_next != 0, **back)[1]
+            back: dict[str, Any] = {"reduction": "none", "upstream": -by_next * factor}
+            made: Any = masked_cross_entropy_and_grad(values, ids[0].astype(np.int64), by_next != 0, **back)[1]
         else:
             made = _pulled(values, ids, (by_next * factor, by_own * factor), temperature)
         result: NDArray[Any] = made.reshape(logits.shape).astype(logits.dtype, copy=False)
@@ -312,7 +312,7 @@ class DiscreteSampler:
             noise: a Noise, or a list of one for each sample.
             start: the first row. A run that was interrupted after row i goes on with ``start=i + 1`` to the same bits.
             where: the tokens that may change, as in ``step``. Without it, samplers that change tokens change a prompt.
-            dtype: the dtype of a new sample.
+            dtype: the dtype of a new sample, NumPy's or, with ``device``, torch's.
             device: a device of torch, for a new sample of tensors: a network in torch needs it.
             progress: show a bar (needs tqdm).
             callback: callback(i, x, drawn) after each row; drawn are the tokens drawn from the network's distribution.
@@ -380,10 +380,10 @@ class DiscreteSampler:
             return host_view("x", x_or_shape)
         if start:
             raise TypeError(f"a new sample begins at row 0; for start={start} give the tokens x of that row")
-        made = self.start(x_or_shape, noise, dtype=dtype)
         if device is None:
-            return made
-        return library("torch").on_device(made, device)
+            return self.start(x_or_shape, noise, dtype=dtype)
+        named = dtype if library_of(dtype) is None else str(dtype).removeprefix("torch.")
+        return library("torch").on_device(self.start(x_or_shape, noise, dtype=named), device)
 
     def _logits(self, logits: Any, shape: tuple[int, ...]) -> Any:
         """Returns the logits (B, L, V) as an array, those of a pair guided."""
@@ -452,9 +452,8 @@ class DiscreteSampler:
         token, known = made if info else (made, {})
         token = np.where(may, token, 0)
         if table.mask_id is None and table.vocabulary is not None and (beyond := token >= table.vocabulary).any():
-            at = tuple(np.argwhere(beyond)[0].tolist())
-            where = f"logits[{', '.join(map(str, at))}]"
-            raise ValueError(f"{where}: drew {token[at]}, beyond the {table.vocabulary} tokens of the vocabulary")
+            first = first_of("drawn", beyond, token)
+            raise ValueError(f"logits: {first}, beyond the {table.vocabulary} tokens of the vocabulary")
         total = None
         if row.rate is not None:
             own = np.take_along_axis(logits, token[..., None], axis=-1)[..., 0].astype(np.float64)
@@ -476,11 +475,7 @@ class DiscreteSampler:
         temperature = self._temperature(row)
         if temperature == 0:
             raise ValueError("log_prob: expected a temperature above 0, as it has no density at 0")
-        v = logits.shape[-1]
-        of_next, of_own, total = _log_softmax_at(logits, (to, x), temperature)
-        of_next, of_own = (
-            np.where(may & (ids >= 0) & (ids < v), p, -np.inf) for ids, p in ((to, of_next), (x, of_own))
-        )
+        of_next, of_own, total = log_softmax_at(logits, (to, x), temperature, may)
         taken = None
         if row.bound is not None and self.table.mask_id is None:  # as step finds them, from the same bits
             taken = certain(row.bound, self._drawn(row, logits, Noise(0), may, ("entropy",)).info["entropy"], may)
@@ -491,9 +486,8 @@ def _need_room(drawn: NDArray[np.int64], dtype: np.dtype[Any]) -> None:
     """Raises OverflowError, with the place, if ids of this dtype do not hold a drawn token."""
     most = np.iinfo(dtype).max
     if (beyond := drawn > most).any():
-        at = tuple(np.argwhere(beyond)[0].tolist())
-        place = f"logits[{', '.join(map(str, at))}]"
-        raise OverflowError(f"{place}: drew {drawn[at]}, which ids of {dtype} do not hold: expected at most {most}")
+        first = first_of("drawn", beyond, drawn)
+        raise OverflowError(f"logits: {first}, which ids of {dtype} do not hold: expected at most {most}")
 
 
 def _by_sample(tokens: Any) -> Any:
@@ -525,25 +519,6 @@ def _nucleus(logits: Any, temperature: float, k: int, p: float) -> Any:
         np.put_along_axis(ranks, order, np.arange(order.shape[1])[None], axis=-1)
         made[part][(ranks >= n) & ~np.isnan(values)] = -math.inf  # a NaN is an error of the draw
     return made.reshape(logits.shape)
-
-
-def _log_softmax_at(logits: Any, ids: Sequence[Any], temperature: float) -> tuple[Any, Any, Any]:
-    """Returns the log-probabilities of two tokens of each row, and the logarithm of the sum of exponentials. A token
-    beyond the logits has those of the nearest one."""
-    flat = logits.reshape(-1, logits.shape[-1])
-    found = [np.empty(len(flat)) for _ in range(3)]
-    for part in _parts(flat.shape):
-        values = flat[part].astype(np.float64)
-        raw_most = values.max(axis=-1, keepdims=True)
-        found[2][part] = raw_most[:, 0] + np.log(np.exp(values - raw_most).sum(axis=-1))
-        values /= temperature
-        most = values.max(axis=-1, keepdims=True)
-        total = most[:, 0] + np.log(np.exp(values - most).sum(axis=-1))
-        for k, one in enumerate(ids):
-            at = one.reshape(-1)[part].astype(np.int64).clip(0, flat.shape[-1] - 1)
-            found[k][part] = np.take_along_axis(values, at[:, None], axis=-1)[:, 0] - total
-    first, second, total = (one.reshape(logits.shape[:-1]) for one in found)
-    return first, second, total
 
 
 def _pulled(logits: Any, ids: Sequence[Any], weights: Sequence[Any], temperature: float) -> NDArray[Any]:

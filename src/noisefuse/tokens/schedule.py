@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..ground.checks import check_choice, check_number, lie_within
+from ..ground.checks import check_choice, check_number, first_of, lie_within
 from ..language.families import Formula
 
 __all__ = ["MaskSchedule", "cosine", "geometric", "linear", "llada", "log_linear"]
@@ -58,8 +58,8 @@ def _times(t: ArrayLike) -> NDArray[np.float64]:
         raise TypeError(f"t: expected times, got {given.dtype if given.dtype != object else repr(t)}")
     times = given.astype(np.float64)
     if not lie_within(times, 0.0, 1.0):
-        bad = times[~((times >= 0) & (times <= 1))].ravel()[0]
-        raise ValueError(f"t = {bad}: expected times from 0, clean, to 1")
+        first = first_of("t", ~((times >= 0) & (times <= 1)), times)
+        raise ValueError(f"{first}: expected times from 0, clean, to 1")
     return times
 
 

@@ -79,7 +79,7 @@ def _noisefuse(case: Tokens) -> Call:
             "q_uniform": lambda: nf.q_uniform(x, P, NOISE, VOCABULARY, out=out),
         }[case.operation]
     if case.operation == "masked_cross_entropy":
-        return partial(nf.masked_cross_entropy, x, *case.rows, grad_out=case.out)
+        return partial(nf.masked_cross_entropy_and_grad, x, *case.rows, out=case.out)
     if case.operation == "greedy":
         return lambda: nf.categorical(x, NOISE, temperature=0.0)
     return lambda: nf.categorical(x, NOISE, info=("log_prob_raw",))

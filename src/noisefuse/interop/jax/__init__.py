@@ -44,7 +44,7 @@ with needs(__name__, "jax"):
 
 from . import eager
 from .calls import bind
-from .categories import categorical, masked_cross_entropy
+from .categories import categorical, masked_cross_entropy, masked_cross_entropy_and_grad
 from .description import (
     FIELDS,
     IDS,
@@ -313,14 +313,22 @@ def _read(model_output: Any, past: Any) -> tuple[dict[int, Any], Any, list[Any]]
     return arrays, stand_in, [zeros[f"past{n + 1}"] for n in range(len(past))]
 
 
-def mse_loss(
-    pred: Any, x0: Any, t: Any, schedule: Any, noise: Any, *, weight: Any, grad_out: Any, target: Any, reduction: Any,
-    scale: Any, offset: Any, batched: bool, **parts: Any,
-) -> Any:  # fmt: skip
-    if parts:
+def mse_loss(*given: Any, partial: bool = False, **options: Any) -> Any:
+    if partial:
         raise NotImplementedError("partial: sums of parts do not take JAX arrays: pass np.asarray(pred)")
-    if grad_out is not None and grad_out is not True:
-        raise TypeError("grad_out: JAX arrays are not written to; grad_out=True makes a new one")
+    return _mse_loss(*given, **options, wanted=False)[0]
+
+
+def mse_loss_and_grad(*given: Any, out: Any, **options: Any) -> Any:
+    _need_none(out=out)
+    return tuple(_mse_loss(*given, **options, wanted=True))
+
+
+def _mse_loss(
+    pred: Any, x0: Any, t: Any, schedule: Any, noise: Any, *, weight: Any, target: Any, reduction: Any, scale: Any,
+    offset: Any, batched: bool, wanted: bool,
+) -> Any:  # fmt: skip
+    """Returns the loss, and its gradient if it is wanted."""
     known_weight = weight
     if weight is not None and not isinstance(weight, np.ndarray) and hasattr(weight, "dtype"):
         known_weight = np.ones(weight.shape) if is_tracer(weight) else np.asarray(weight, np.float64)
@@ -331,7 +339,7 @@ def mse_loss(
 
     def like() -> Any:
         plain = plain_table(schedule.kept.plain_residual, target, scale, offset) if common is None else common
-        return plain, -1, reduction, grad_out is True, batched, weight is not None, x0 is not None
+        return plain, -1, reduction, wanted, batched, weight is not None, x0 is not None
 
     if type(schedule) is nf.Schedule and type(target) is str and not is_tracer(weight):
         (table, stream, *more), at = like(), t if rows is None else 0
@@ -340,7 +348,7 @@ def mse_loss(
         if weight is None or of_rows is not None:
             found = eager.again(signature, at, noise, arrays, rows, of_rows)
             if found is not NotImplemented:
-                return tuple(found) if grad_out else found[0]
+                return found
 
     def make(pred: Any, t: Any, noise: Any, x0: Any, row: Any = known_weight) -> Loss:
         options = target, row, reduction, scale, offset, batched, 1.0
@@ -348,7 +356,7 @@ def mse_loss(
 
     given = {M1: pred} if x0 is None else {M1: pred, X: x0}
     again = partial(_remember, like, t, noise, given)
-    return _loss(make, pred, x0, t, noise, weight, grad_out is True, again)
+    return _loss(make, pred, x0, t, noise, weight, wanted, again)
 
 
 def _of_rows(weight: Any, expected: tuple[int, ...]) -> Any:
@@ -361,7 +369,7 @@ def _of_rows(weight: Any, expected: tuple[int, ...]) -> Any:
 
 def mse_loss_grad(*given: Any, upstream: Any, out: Any, **options: Any) -> Any:
     _need_none(out=out)
-    gradient = mse_loss(*given, grad_out=True, **options)[1]
+    gradient = _mse_loss(*given, **options, wanted=True)[1]
     if type(upstream) is float and upstream == 1:
         return gradient
     g = jnp.asarray(upstream, gradient.dtype)
@@ -430,10 +438,6 @@ def update_with_log_prob(
     given = {"past": past, "noise": noise, "out": out, "aux_out": aux_out}
     made = jax.tree.map(jax.lax.stop_gradient, nf.update(table, i, x, model_output, **given))
     return made, log_prob(table, i, x, model_output, made[0] if isinstance(aux_out, int) else made, past=past, **law)
-
-
-def combined(parts: Any) -> Any:
-    raise NotImplementedError("parts: expected NumPy arrays of sums, as partial=True gives them")
 
 
 def _drawing(table: Any, i: Any) -> tuple[Any, Any]:
@@ -786,8 +790,7 @@ def _loss(
         more[WEIGHTS] = _weights(weight) if is_tracer(weight) else words.view(np.uint32).reshape(-1, 2)  # type: ignore[union-attr]
     arrays = {X: x0, M1: pred, Z: named.array}
     packed = pack_loss(checked, lambda _: 0)
-    found = _run(call, arrays, named, traced, rows, outputs, more, LOSSES, remember, loss=packed)
-    return tuple(found) if want_gradient else found[0]
+    return _run(call, arrays, named, traced, rows, outputs, more, LOSSES, remember, loss=packed)
 
 
 def _weights(weight: Any) -> Any:
@@ -801,7 +804,8 @@ library: Library = Library(
     fast_random=fast_random, moved=moved, zeros_like=zeros_like, where=jnp.where, times=times, time_of=time_of,
     chosen=chosen, from_key=from_key, sample=sample, randn=randn, randn_like=randn_like, uniform=uniform,
     q_sample=q_sample, q_step=q_step, q_walk=q_walk, update=update, categorical=categorical,
-    masked_cross_entropy=masked_cross_entropy, mse_loss=mse_loss, mse_loss_grad=mse_loss_grad, log_prob=log_prob,
-    log_prob_grad=log_prob_grad, kl=kl, kl_grad=kl_grad, combined=combined, augmented=augmented,
+    masked_cross_entropy=masked_cross_entropy, masked_cross_entropy_and_grad=masked_cross_entropy_and_grad,
+    mse_loss=mse_loss, mse_loss_and_grad=mse_loss_and_grad, mse_loss_grad=mse_loss_grad, log_prob=log_prob,
+    log_prob_grad=log_prob_grad, kl=kl, kl_grad=kl_grad, augmented=augmented,
     update_with_log_prob=update_with_log_prob,
 )  # fmt: skip

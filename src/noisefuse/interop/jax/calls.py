@@ -461,7 +461,7 @@ def _tangents_of_loss(primals: Sequence[Any], changes: dict[int, Any], what: Des
         if role in changes:
             raise NotImplementedError(f"{name}: mse_loss has no derivative with respect to it: use lax.stop_gradient")
     if len(what.outputs) > 1:
-        raise NotImplementedError("grad_out: the gradient has no derivative: leave it out, and use jax.grad")
+        raise NotImplementedError("the gradient has no derivative: use jax.grad of mse_loss")
     record = np.frombuffer(what.call, CALL).copy()
     record["type"] = record["out_type"] = DTYPES[what.floats]  # unrounded: the upstream gradient is not known yet
     shape = int(record["batch"][0]), *what.sample

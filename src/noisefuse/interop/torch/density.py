@@ -98,13 +98,6 @@ def update_with_log_prob(
     return in_format(made, x) if out is None else made, found
 
 
-def combined(parts: Any) -> Any:
-    """Does `combine` for sums that are tensors, on any device: they are few."""
-    first = parts[0].sums
-    found = nf.density.combine([replace(part, sums=part.sums.cpu().numpy()) for part in parts])
-    return torch.from_numpy(found).to(first.device)
-
-
 class Density(Operation):
     """log_prob, with the slots x, m1, m2, past1 .. past4, x_next, or kl, with m1 and reference; their gradients."""
 
