@@ -314,7 +314,7 @@ def losses(draw):
     if draw(st.booleans()):
         noise = [noise.at(sample=draw(st.integers(0, 2**40))) for _ in range(shape[0])]
     options = {
-        "target": draw(st.sampled_from(["epsilon", "v", "velocity", "sample"])),
+        "target": draw(st.sampled_from(["epsilon", "v", "flow", "sample"])),
         "reduction": draw(st.sampled_from(["mean", "none"])),
         "weight": draw(st.sampled_from([None, rng.normal(size=10)])),
     }
