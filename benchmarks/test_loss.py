@@ -42,7 +42,7 @@ def against_numpy(shape: tuple[int, ...], target: Any = "epsilon") -> Pair:
 
     def ours() -> Any:
         x_t = nf.q_sample(x0, t, SCHEDULE, NOISE)
-        return x_t, nf.mse_loss(pred, x0, t, SCHEDULE, NOISE, target=target, grad_out=gradient)
+        return x_t, nf.mse_loss_and_grad(pred, x0, t, SCHEDULE, NOISE, target=target, out=gradient)
 
     return Pair(ours, usual)
 
@@ -112,7 +112,7 @@ USUAL_NUMPY = """
 OURS_NUMPY = """
     x_t = nf.q_sample(x0, t, schedule, noise)
     pred = x_t * np.float32(0.5)
-    loss, gradient = nf.mse_loss(pred, x0, t, schedule, noise, target="epsilon", grad_out=pred)
+    loss, gradient = nf.mse_loss_and_grad(pred, x0, t, schedule, noise, target="epsilon", out=pred)
 """
 USUAL_TORCH = """
     alpha, sigma = (torch.tensor(c[t, None], dtype=torch.float32) for c in (schedule.alpha, schedule.sigma))
@@ -131,7 +131,7 @@ OURS_TORCH = """
 IN_PLACE_TORCH = """
     x_t = nf.q_sample(x0, t, schedule, noise, out=x0)
     pred = x_t * 0.5
-    loss, gradient = nf.mse_loss(pred, None, t, schedule, noise, target="epsilon", grad_out=pred)
+    loss, gradient = nf.mse_loss_and_grad(pred, None, t, schedule, noise, target="epsilon", out=pred)
 """
 
 

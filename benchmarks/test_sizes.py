@@ -40,8 +40,8 @@ def log_prob(x: Any, m: Any, out: Any) -> Call:
     return lambda: SAMPLERS["ddpm"].log_prob(ROW, x, m, out)
 
 
-def loss(x: Any, m: Any, out: Any, **options: Any) -> Call:
-    return partial(nf.mse_loss, m, x, 300, SCHEDULE, NOISE, target="epsilon", **options)
+def loss(x: Any, m: Any, _: Any) -> Call:
+    return partial(nf.mse_loss, m, x, 300, SCHEDULE, NOISE, target="epsilon")
 
 
 def random(function: Any, out: Any) -> Call:
@@ -56,13 +56,16 @@ OF_FLOATS: dict[str, tuple[int, Make]] = {
     "q_sample, in place": (2, lambda x, m, out: partial(nf.q_sample, x, 300, SCHEDULE, NOISE, out=x)),
     "q_sample and target": (
         3,
-        lambda x, m, out: partial(nf.q_sample, x, 300, SCHEDULE, NOISE, target="velocity", out=out, target_out=m),
+        lambda x, m, out: partial(nf.q_sample, x, 300, SCHEDULE, NOISE, target="flow", out=out, target_out=m),
     ),
     "q_step": (2, lambda x, m, out: partial(nf.q_step, x, 300, SCHEDULE, NOISE, out=out)),
     "gaussian": (2, lambda x, m, out: partial(nf.augment.gaussian, x, 0.1, NOISE, out=out)),
     "multiplicative": (2, lambda x, m, out: partial(nf.augment.multiplicative, x, 0.1, NOISE, out=out)),
     "mse_loss": (2, loss),
-    "mse_loss and gradient": (3, lambda x, m, out: loss(x, m, out, grad_out=out)),
+    "mse_loss_and_grad": (
+        3,
+        lambda x, m, out: partial(nf.mse_loss_and_grad, m, x, 300, SCHEDULE, NOISE, target="epsilon", out=out),
+    ),
     "log_prob": (3, log_prob),
     "ddim": (3, partial(step, "ddim")),
     "ddim, in place": (3, lambda x, m, out: step("ddim", x, m, x)),

@@ -59,7 +59,7 @@ CALLS: list[tuple[str, Call, float]] = [
     ("mse_loss", lambda: nf.mse_loss(M, X, 300, SCHEDULE, NOISE, target="epsilon"), 3.0),
     ("mse_loss, float t", lambda: nf.mse_loss(M, X, U, FLOW, NOISE, target="flow"), 4.5),
     ("mse_loss, for each sample", lambda: nf.mse_loss(M, X, 300, SCHEDULE, NOISE, target="v", reduction="none"), 3.4),
-    ("mse_loss, grad_out=True", lambda: nf.mse_loss(M, X, 300, SCHEDULE, NOISE, target="v", grad_out=True), 3.7),
+    ("mse_loss_and_grad", lambda: nf.mse_loss_and_grad(M, X, 300, SCHEDULE, NOISE, target="v"), 3.7),
     ("log_prob, a row for each sample", lambda: DDPM.log_prob(ROWS, X, M, OUT), 4.4),
     ("kl", lambda: DDPM.kl(20, X, M), 3.2),
     ("kl_grad", lambda: nf.density.kl_grad(DDPM.tableau, 20, X, M), 2.6),
@@ -104,7 +104,7 @@ def of_tensors() -> dict[str, Call]:
         "mse_loss, for each sample": lambda: nf.mse_loss(
             m, x, 300, SCHEDULE, NOISE, target="epsilon", reduction="none"
         ),
-        "mse_loss, grad_out=True": lambda: nf.mse_loss(m, x, 300, SCHEDULE, NOISE, target="epsilon", grad_out=True),
+        "mse_loss_and_grad": lambda: nf.mse_loss_and_grad(m, x, 300, SCHEDULE, NOISE, target="epsilon"),
         "mse_loss, float t": lambda: nf.mse_loss(m, x, u, FLOW, NOISE, target="flow"),
         "update, out=": lambda: nf.update(DDIM.tableau, 20, x, m, out=out),
         "randn": lambda: nf.randn(ACTION, NOISE, dtype=torch.float32),
@@ -120,7 +120,7 @@ OF_TENSORS = {
     "q_sample, float t": 7.2,
     "mse_loss": 5.5,
     "mse_loss, for each sample": 5.5,
-    "mse_loss, grad_out=True": 6.5,
+    "mse_loss_and_grad": 6.5,
     "mse_loss, float t": 7.2,
     "update, out=": 4.9,
     "randn": 4.2,

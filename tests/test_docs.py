@@ -366,7 +366,9 @@ def public(module):
         if inspect.isroutine(found) or inspect.isclass(found):
             yield name, found
         if inspect.isclass(found):
-            yield from ((f"{name}.{key}", value) for key, value in vars(found).items() if not key.startswith("_"))
+            own = [base for base in reversed(found.__mro__) if base.__module__.startswith("noisefuse")]
+            members = {key: value for base in own for key, value in vars(base).items() if not key.startswith("_")}
+            yield from ((f"{name}.{key}", value) for key, value in members.items())
 
 
 OFFERED = [*public(nf)]

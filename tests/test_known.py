@@ -2,7 +2,7 @@
 """Known answers: Random123's for the generator, and hashes that freeze the contract (known/README.md)."""
 
 import sys
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from noisefuse.tableau import ROW, m1, z
 from noisefuse.tableau import x as symbol_x
 
 KNOWN = Path(__file__).parent / "known"
-TARGETS = ("velocity", "epsilon", "sample", "v", "v", "velocity")
+TARGETS = ("flow", "epsilon", "sample", "v", "v", "flow")
 SCHEDULE = nf.Schedule((15 - np.arange(8)) / 16, (1 + np.arange(8)) / 8)
 
 
@@ -118,9 +118,9 @@ def mse_loss(dtype):
     row = (1 + np.arange(8)) / 8
     for target, (shape, t, noise, batched) in zip(TARGETS, cases(any_stream=True), strict=True):
         x0, pred = data(shape, dtype), data(shape, np.float32 if dtype.kind == "u" else dtype, 1000003)
-        call = partial(nf.mse_loss, pred, x0, t, SCHEDULE, noise, target=target, weight=row, batched=batched)
-        yield call(reduction="none")
-        yield from call(grad_out=pred)
+        given, options = (pred, x0, t, SCHEDULE, noise), {"target": target, "weight": row, "batched": batched}
+        yield nf.mse_loss(*given, **options, reduction="none")
+        yield from nf.mse_loss_and_grad(*given, **options, out=pred)
 
 
 def ends(dtype):
@@ -190,9 +190,9 @@ def masked_cross_entropy(dtype):
         logits = (8 * data((3, 4, n), np.dtype(np.float32), 7 * k)).astype(dtype)
         ids, masked = word(np.arange(12)).reshape(3, 4) % n, np.arange(12).reshape(3, 4) % 3 != k
         weight, upstream = (1 + np.arange(3))[:, None] / 4, np.arange(12.0).reshape(3, 4) / 8
-        yield from nf.masked_cross_entropy(logits, ids, masked, weight, upstream=0.75, grad_out=True)
-        options = {"reduction": "none", "upstream": upstream, "grad_out": True}
-        yield from nf.masked_cross_entropy(logits, ids, masked, weight, **options)
+        yield from nf.masked_cross_entropy_and_grad(logits, ids, masked, weight, upstream=0.75)
+        options = {"reduction": "none", "upstream": upstream}
+        yield from nf.masked_cross_entropy_and_grad(logits, ids, masked, weight, **options)
 
 
 SINGLE = {name: DTYPES[name] for name in ("float32", "float16", "bfloat16")}

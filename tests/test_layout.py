@@ -351,6 +351,32 @@ def test_lines_of_a_body(text, lines):
     assert [found for name, found in lengths(ast.parse(text), "m") if name.endswith(".f")] == [lines]
 
 
+UNIT = 450  # lines of a class
+FILE = 700
+# One public module with much text, and a file of many small classes.
+LONG_FILES = "augment interop.diffusers interop.jax language.schedule"
+
+
+def sizes(text):
+    """Yields (name, lines) for the classes of a text, nested ones too."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef):
+            yield node.name, node.end_lineno - node.lineno + 1
+
+
+def test_classes_and_files_can_be_read_at_once():
+    """Seen to fail: a sampler of 857 lines, a schedule of 945, and a file of 987."""
+    texts = {module: path.read_text() for module, path in MODULES.items()}
+    classes = [(f"{module}.{name}", lines) for module, text in texts.items() for name, lines in sizes(text)]
+    assert {name for name, lines in classes if lines > UNIT} == {"language.schedule.Schedule"}
+    files = {module: text.count("\n") for module, text in texts.items()}
+    assert {module for module, lines in files.items() if lines > FILE} == {*LONG_FILES.split()}
+
+
+def test_lines_of_a_class():
+    assert [*sizes("class A:\n    'Text.'\n\n    class B:\n        x = 1\n")] == [("A", 5), ("B", 2)]
+
+
 def test_the_package_imports_numpy_and_the_standard_library_alone():
     """Three slow modules stay out, which take a tenth of the time. Seen to fail: hashlib for `augment.sample_id`."""
     code = """

@@ -41,7 +41,7 @@ nf.q_sample([1.0, 2.0], 3, S, N)  # error
 assert_type(nf.mse_loss(x, x, 3, S, N, target="v"), float)
 assert_type(nf.mse_loss(y, y, t, S, N, target="v", weight=y), torch.Tensor)
 assert_type(nf.mse_loss(j, j, 3, S, N, target="v"), jax.Array)
-losses_and_gradient = nf.mse_loss(x, x, 3, S, N, target="v", reduction="none", grad_out=True)
+losses_and_gradient = nf.mse_loss_and_grad(x, x, 3, S, N, target="v", reduction="none")
 assert_type(losses_and_gradient, tuple[NDArray[np.float64], NDArray[Any]])
 assert_type(nf.weights.min_snr(S, "v"), NDArray[np.float64])
 nf.weights.min_snr("v", S)  # error
@@ -89,7 +89,7 @@ nf.augment.gaussian(x, 0.1, N, sharde=True)  # error
 nf.augment.sensor(x, 0.1, N)  # error
 
 # ---- samplers: what is one of a few words
-nf.samplers.ddim(S, 3, prediction="velocity", spacing="trailing", final="sigma_min")
+nf.samplers.ddim(nf.Schedule.cosine(), 3, prediction="velocity", spacing="trailing", final="sigma_min")
 nf.samplers.ddim(S, 3, prediction=nf.views.edm(0.5), final=0.02)
 nf.samplers.ddim(S, levels=[3.0, 0.5], final_level=0.02, model_time="schedule")
 nf.samplers.heun(S, [0.9, 0.5], model_time=lambda alpha, sigma, t: 1 - t)

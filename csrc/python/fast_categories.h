@@ -165,8 +165,8 @@ void weigh(const CrossEntropy& call, bool each, std::vector<double>& found) {
 
 }  // namespace
 
-// masked_cross_entropy(logits, ids, masked, weight, each, upstream, grad_out), or NotImplemented: the loss, or (loss,
-// gradient), where grad_out is None, an array, or True: make it.
+// masked_cross_entropy(logits, ids, masked, weight, each, upstream, grad), or NotImplemented: the loss, or (loss,
+// gradient), where grad is None, an array, or True: make it.
 PyObject* fast_cross_entropy(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 7) return PyErr_Format(PyExc_TypeError, "masked_cross_entropy: expected 7 arguments, got %zd", n);
     try {

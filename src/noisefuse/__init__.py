@@ -13,7 +13,7 @@ from .ground.version import __version__ as __version__
 from .noise import NOISE_VERSION, Noise
 from .operations.draw import philox4x32, randn, randn_like, uniform
 from .operations.interpolate import interpolate
-from .operations.loss import interpolate_loss, mse_loss, mse_loss_grad
+from .operations.loss import interpolate_loss, interpolate_loss_and_grad, mse_loss, mse_loss_and_grad, mse_loss_grad
 from .operations.noised import noised
 from .operations.process import q_sample, q_step, q_walk
 from .operations.update import update
@@ -23,7 +23,7 @@ from .tableau import Row, Tableau
 from .token_table import TokenRow, TokenTable
 from .tokens import samplers as token_samplers
 from .tokens.categorical import categorical
-from .tokens.cross_entropy import masked_cross_entropy
+from .tokens.cross_entropy import masked_cross_entropy, masked_cross_entropy_and_grad
 from .tokens.forward import q_mask, q_transition, q_uniform
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 __all__ = [
     "NOISE_VERSION", "DiscreteSampler", "Noise", "Row", "Sampler", "Schedule", "Tableau", "TokenRow", "TokenTable",
     "augment", "categorical", "density", "discrete", "fields", "get_include", "info", "interpolate", "interpolate_loss",
-    "masked_cross_entropy", "mse_loss", "mse_loss_grad", "noised", "paths", "philox4x32", "q_mask", "q_sample",
+    "interpolate_loss_and_grad", "masked_cross_entropy", "masked_cross_entropy_and_grad", "mse_loss",
+    "mse_loss_and_grad", "mse_loss_grad", "noised", "paths", "philox4x32", "q_mask", "q_sample",
     "q_step", "q_transition", "q_uniform", "q_walk", "randn", "randn_like", "samplers", "set_num_threads", "uniform",
     "update", "use_backend", "weights",
 ]  # fmt: skip

@@ -69,7 +69,7 @@ for name in (*NATIVE, *NUMBA):
                 part = noise.window((shape[1] + 9,), (5,))
                 for rows, names in ((3, noise), (t, ids), (t, part), (t, b), (3, [noise] * shape[0])):
                     nf.q_sample(a, rows, schedule, names, target="v", out=b.copy())
-                    nf.mse_loss(a, b, rows, schedule, names, target="v", grad_out=b.copy())
+                    nf.mse_loss_and_grad(a, b, rows, schedule, names, target="v", out=b.copy())
                     nf.update(table, rows, a, b, past=[b], noise=names, aux_out=1)
                 nf.q_sample(a.astype(np.uint8), t, schedule, noise, dtype=dtype)
                 nf.q_walk(a, schedule, part, keep=[1, 3])

@@ -41,7 +41,7 @@ def step(drawing):
 
 def gradient(x, out, b):
     t, noise = 100 * np.arange(len(x)) + 100 * b, NOISE.at(sample=NOISE.sample + b)
-    nf.mse_loss(x, x[:, ::-1], t, LINEAR, noise, target="v", reduction="none", grad_out=out[0])
+    nf.mse_loss_and_grad(x, x[:, ::-1], t, LINEAR, noise, target="v", reduction="none", out=out[0])
 
 
 OPERATIONS = {

@@ -391,7 +391,7 @@ calls = [
     (lambda: nf.categorical(x, noise, top_k=50), "f4"),
     (lambda: nf.categorical(x, noise, top_p=0.9), "f4"),
     (lambda: nf.masked_cross_entropy(x, ids), "f4"),
-    (lambda: nf.masked_cross_entropy(x, ids, grad_out=True), "f4"),
+    (lambda: nf.masked_cross_entropy_and_grad(x, ids), "f4"),
     (lambda: nf.categorical(x, noise, info=("log_prob", "log_prob_raw", "entropy", "margin", "rank"))[0], "f4"),
     (lambda: nf.categorical(x, noise, temperature=0.0), "f2"),
     (lambda: nf.categorical(x, noise, temperature=0.0), ml_dtypes.bfloat16),
@@ -475,7 +475,7 @@ def calls(dtype):
         past = [each] * 4
         yield lambda each=each, past=past: nf.update(whole, t, each, (each, each), past=past, noise=noise, aux_out=2)
     yield lambda: nf.update(policy.transpose()["m1"], 0, x, x, past=[x])
-    yield lambda: nf.mse_loss(x, x, t, schedule, noise, target="v", grad_out=True)
+    yield lambda: nf.mse_loss_and_grad(x, x, t, schedule, noise, target="v")
     yield lambda: nf.mse_loss(x, x, t, schedule, noise, target="v")
     yield lambda: nf.density.update_with_log_prob(policy, 1, x, x, noise)
     yield lambda: nf.density.log_prob_grad(policy, 1, x, x, x)

@@ -493,10 +493,10 @@ def _density(draw: Draw) -> Call:
 
 
 def _loss(draw: Draw) -> Call:
-    """Makes calls of mse_loss and mse_loss_grad."""
+    """Makes calls of mse_loss, mse_loss_and_grad and mse_loss_grad."""
     shape, dtype, schedule, target = _shape(draw), draw.of(*KINDS), draw.of(*SCHEDULES), draw.of(*TARGETS)
-    gradient, steps = draw.once_in(2), len(SCHEDULES[schedule])
-    call = Call("nf.mse_loss_grad" if gradient else "nf.mse_loss", {"pred": _array(draw, shape, dtype)}, {})
+    name, steps = draw.of("mse_loss_grad", "mse_loss_and_grad", "mse_loss"), len(SCHEDULES[schedule])
+    call = Call(f"nf.{name}", {"pred": _array(draw, shape, dtype)}, {})
     call.required["x0"] = (
         "None"
         if draw.once_in(12 if target != TARGETS[0] else 2)
@@ -510,12 +510,10 @@ def _loss(draw: Draw) -> Call:
     _may(draw, call, "weight", f"times({weights}, 2.0, {draw(9)}, {draw.of('float64', 'float32')!r})")
     _may(draw, call, "reduction", "'none'", "'mean'")
     _range(draw, call)
-    if gradient:
+    if name == "mse_loss_grad":
         _may(draw, call, "upstream", "2.0", "np.float32(0.5)", f"times({shape[:1]}, 2.0, dtype='float64')")
-    elif draw.once_in(4):
-        call.options["grad_out"] = "True"
-        return call
-    _write_to(draw, call, "out" if gradient else "grad_out", shape, dtype, "pred")
+    if name != "mse_loss":
+        _write_to(draw, call, "out", shape, dtype, "pred")
     return call
 
 

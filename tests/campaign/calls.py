@@ -278,12 +278,13 @@ def _cross_entropy(draw):
     _may(draw, call, "masked", _bools(draw, rows), once_in=2)
     _may(draw, call, "weight", _numbers(draw, rows, 2.0, "2.0", "0", "0.1", "float('inf')"), once_in=2)
     _may(draw, call, "reduction", "'none'", "'mean'")
+    if draw.once_in(2):
+        return call
+    call.function += "_and_grad"
     upstream = _numbers(draw, rows, 2.0, "2.0", "-0.5", "np.float32(3)")
     _may(draw, call, "upstream", upstream if "reduction" in call.options else "2.0", once_in=3)
-    if draw.once_in(4):
-        call.options["grad_out"] = "True"
-    elif "'float32'" in call.required["logits"]:
-        _write_to(draw, call, "grad_out", (*rows, v), "float32", "logits")
+    if "'float32'" in call.required["logits"]:
+        _write_to(draw, call, "out", (*rows, v), "float32", "logits")
     return call
 
 
@@ -358,10 +359,9 @@ def _interpolate(draw):
         if call.required["t"].startswith("times("):
             _may(draw, call, "weight", call.required["t"])
         _may(draw, call, "reduction", "'none'", "'mean'")
-        if draw.once_in(4):
-            call.options["grad_out"] = "True"
-        else:
-            _write_to(draw, call, "grad_out", shape, dtype, "pred")
+        if draw.once_in(2):
+            call.function += "_and_grad"
+            _write_to(draw, call, "out", shape, dtype, "pred")
         return call
     _may(draw, call, "target", target, once_in=2)
     _write_to(draw, call, "out", shape, dtype, "x0")

@@ -112,7 +112,7 @@ class Operations:
                     SAMPLER.step(i, out, model(*SAMPLER.model_input(i, out)), NOISE, state, out=out)
                 return (out,)
             case "mse_loss":
-                return nf.mse_loss(x, y, t, S, NOISE, target="v", grad_out=True if out is None else out)
+                return nf.mse_loss_and_grad(x, y, t, S, NOISE, target="v", out=True if out is None else out)
 
     def bits(self, name, out=None):
         return b"".join(bits(np.asarray(part)) for part in self.call(name, out))

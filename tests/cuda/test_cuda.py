@@ -27,7 +27,7 @@ from cuda_kernels import compilers, stand_in
 from noisefuse.backends.cuda import cubin, launches
 from noisefuse.commands import cli
 from noisefuse.commands.bench import cuda as _bench_cuda
-from noisefuse.commands.bench.contenders import ARRAYS, Case
+from noisefuse.commands.bench.contenders import Case
 from noisefuse.language.rows import Rows
 
 ROOT = Path(__file__).parents[2]
@@ -314,7 +314,7 @@ def losses(draw):
     if draw(st.booleans()):
         noise = [noise.at(sample=draw(st.integers(0, 2**40))) for _ in range(shape[0])]
     options = {
-        "target": draw(st.sampled_from(["epsilon", "v", "velocity", "sample"])),
+        "target": draw(st.sampled_from(["epsilon", "v", "flow", "sample"])),
         "reduction": draw(st.sampled_from(["mean", "none"])),
         "weight": draw(st.sampled_from([None, rng.normal(size=10)])),
     }
@@ -342,7 +342,7 @@ def test_generated_losses_have_the_bits_of_native_on_the_stand_in(call):
         grad_out = array(np.zeros(shape, dtypes[0]))
         return [
             nf.mse_loss(*given, **own),
-            *nf.mse_loss(*given, **own, grad_out=grad_out),
+            *nf.mse_loss_and_grad(*given, **own, out=grad_out),
             nf.mse_loss_grad(*given, **own, upstream=upstream),
         ]
 
@@ -366,7 +366,7 @@ def test_what_a_loss_launches_and_uploads_on_the_stand_in(cupy):
     nf.mse_loss(*given, **options)
     assert cupy.uploads == [(1000, 36)]  # the table, once
     nf.mse_loss_grad(*given, **options, upstream=up)
-    nf.mse_loss(*given, **options, reduction="none", grad_out=pred)
+    nf.mse_loss_and_grad(*given, **options, reduction="none", out=pred)
     assert cupy.uploads == [(1000, 36)]
     sums, chunk = ("nf_losses_f64", (4, 1, 1), (32,)), ("nf_loss_f32", (12, 1, 1), (256,))
     last = "nf_losses_f64", (1, 1, 1), (32,)
@@ -394,7 +394,7 @@ def test_losses_of_rows_beyond_the_table_on_the_stand_in(cupy):
     x, weight, t = normals((4, 70)), np.linspace(1, 2, 1000), np.array([0, 1000, -1, 999])
     options = {"target": "v", "weight": weight, "reduction": "none"}
     there = stand_in.ndarray(x), stand_in.ndarray(x), stand_in.ndarray(t), LINEAR, nf.Noise(1)
-    found, gradient = nf.mse_loss(*there, **options, grad_out=stand_in.ndarray(x.copy()))
+    found, gradient = nf.mse_loss_and_grad(*there, **options, out=stand_in.ndarray(x.copy()))
     expected = nf.mse_loss(x, x, [0, 0, 0, 999], LINEAR, nf.Noise(1), **options)
     assert np.isnan(found.get()).tolist() == [False, True, True, False]
     assert np.isnan(gradient.get()).all(axis=1).tolist() == [False, True, True, False]
@@ -977,7 +977,7 @@ def test_what_the_benchmark_runs_on_the_stand_in(cupy, operation):
         calls["noisefuse"]()
         calls["copyto"]()
         arrays = {"randn": 1, "q_sample": 2, "q_step": 2, "mse_loss": 2}.get(operation, 3)
-        assert case.bytes(ARRAYS[operation]) == arrays * 1536 * DTYPES[dtype].itemsize
+        assert case.bytes(case.arrays) == arrays * 1536 * DTYPES[dtype].itemsize
 
 
 def test_the_clock_of_the_benchmark():

@@ -56,12 +56,12 @@ def test_all_bits_of_a_loss_of_two_to_the_28_elements(cupy, dtype):
     t, options = np.random.default_rng(0).integers(0, 1000, samples), {"target": "v", "weight": np.linspace(0, 2, 1000)}
     given = x0, cupy.asarray(t), LINEAR, noise
     mean = nf.mse_loss(pred, *given, **options)
-    each = cupy.asnumpy(nf.mse_loss(pred, *given, **options, reduction="none", grad_out=pred)[0])
+    each = cupy.asnumpy(nf.mse_loss_and_grad(pred, *given, **options, reduction="none", out=pred)[0])
     total = 0.0
     for b in range(samples):
         here, of_x0 = (nf.randn((1, size), nf.Noise(seed, sample=b), dtype=DTYPES[dtype]) for seed in (7, 8))
         own = here, of_x0, t[b : b + 1], LINEAR, noise.at(sample=noise.sample + b)
-        loss, gradient = nf.mse_loss(*own, **options, grad_out=here)
+        loss, gradient = nf.mse_loss_and_grad(*own, **options, out=here)
         assert each[b] == loss
         assert bits(cupy.asnumpy(pred[b])) == bits(gradient[0])
         total += loss * size  # exact: a power of two
@@ -110,20 +110,20 @@ def test_a_graph_draws_fresh_noise_at_every_replay(cupy):
 def test_a_graph_of_a_loss_draws_fresh_noise_at_every_replay(cupy):
     counter, pred = cupy.asarray(np.array(0, np.int64)), cupy.ones((8, 5000), cupy.float32)
     noise, gradient = nf.Noise(5).at(step=counter), cupy.empty((8, 5000), cupy.float32)
-    nf.mse_loss(pred, None, 500, LINEAR, noise, target="epsilon", grad_out=gradient)
+    nf.mse_loss_and_grad(pred, None, 500, LINEAR, noise, target="epsilon", out=gradient)
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
         counter[...] = 0
         stream.synchronize()
         stream.begin_capture()
-        loss, _ = nf.mse_loss(pred, None, 500, LINEAR, noise, target="epsilon", grad_out=gradient)
+        loss, _ = nf.mse_loss_and_grad(pred, None, 500, LINEAR, noise, target="epsilon", out=gradient)
         counter += 1
         graph = stream.end_capture()
         for step in range(4):
             graph.launch(stream)
             stream.synchronize()
             here = np.ones((8, 5000), "f4"), None, 500, LINEAR, nf.Noise(5, step=step)
-            expected = nf.mse_loss(*here, target="epsilon", grad_out=np.empty((8, 5000), "f4"))
+            expected = nf.mse_loss_and_grad(*here, target="epsilon", out=np.empty((8, 5000), "f4"))
             assert cupy.asnumpy(loss) == expected[0]
             assert bits(cupy.asnumpy(gradient)) == bits(expected[1])
 
@@ -188,7 +188,7 @@ for shape in ((3, 4096), (5, 7), (3, 1001)):
         nf.q_walk(x, schedule, noise)
         nf.samplers.ddim(schedule, 4).step(1, x, x)
         nf.mse_loss(x, x, cupy.asarray(np.arange(shape[0])), schedule, noise, target="v", weight=np.ones(10))
-        nf.mse_loss(x, x, 3, schedule, noise, target="velocity", reduction="none", grad_out=x)
+        nf.mse_loss_and_grad(x, x, 3, schedule, noise, target="flow", reduction="none", out=x)
 cupy.cuda.runtime.deviceSynchronize()
 """
     for check in ("memcheck", "initcheck", "racecheck"):

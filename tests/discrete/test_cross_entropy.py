@@ -11,6 +11,7 @@ import noisefuse as nf
 from conftest import bits, using
 
 loss_of = nf.masked_cross_entropy
+both_of = nf.masked_cross_entropy_and_grad
 DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
 
 
@@ -38,7 +39,7 @@ def test_bits(compiled):
         logits, ids, masked, weight = case(vocabulary, (3, 0.1, 300)[n % 3], DTYPES[n % 3], n)
 
         def found(logits=logits, ids=ids, masked=masked, weight=weight):
-            loss, gradient = loss_of(logits, ids, masked, weight, grad_out=True)
+            loss, gradient = both_of(logits, ids, masked, weight)
             return bits(np.float64(loss)), bits(gradient), bits(loss_of(logits, ids, masked, reduction="none"))
 
         mine = found()
@@ -52,7 +53,7 @@ def test_values_and_gradients(compiled, scale, dtype):
     """Seen to fail: the mean over the masked rows alone, weights left out of the gradient."""
     arguments = case(3000, scale, dtype)
     losses, gradient = exact(*arguments, upstream=2.0)
-    loss, found = loss_of(*arguments, upstream=2.0, grad_out=True)
+    loss, found = both_of(*arguments, upstream=2.0)
     assert np.isclose(loss, losses.mean(), rtol=1e-6)
     assert np.allclose(loss_of(*arguments, reduction="none"), losses, rtol=3e-7, atol=1e-12)
     assert found.dtype == dtype
@@ -63,7 +64,7 @@ def test_values_and_gradients(compiled, scale, dtype):
 def test_the_sum_of_losses_has_an_upstream_for_each_row(compiled):
     logits, ids, masked, weight = case(50)
     upstream = np.arange(6.0).reshape(2, 3)
-    loss, gradient = loss_of(logits, ids, masked, weight, reduction="none", upstream=upstream, grad_out=True)
+    loss, gradient = both_of(logits, ids, masked, weight, reduction="none", upstream=upstream)
     assert np.allclose(gradient, exact(logits, ids, masked, weight, upstream * 6)[1], atol=1e-7)
     assert loss.shape == (2, 3)
 
@@ -72,8 +73,8 @@ def test_the_gradient_may_take_the_place_of_the_logits(compiled):
     for dtype in DTYPES:
         for vocabulary in (50, 5000):
             logits, ids, masked, weight = case(vocabulary, dtype=dtype)
-            expected = loss_of(logits, ids, masked, weight, grad_out=True)
-            loss, gradient = loss_of(logits, ids, masked, weight, grad_out=logits)
+            expected = both_of(logits, ids, masked, weight)
+            loss, gradient = both_of(logits, ids, masked, weight, out=logits)
             assert gradient is logits
             assert (loss, bits(gradient)) == (expected[0], bits(expected[1]))
 
@@ -82,11 +83,11 @@ def test_the_gradient_may_lie_where_the_mask_lies(compiled):
     """Seen to fail: the kernel read the mask after it wrote there, and ids that were not checked."""
     logits, ids, masked, weight = case(50)
     ids = np.where(masked, ids, -(10**8))
-    expected = loss_of(logits, ids, masked, weight, grad_out=True)
+    expected = both_of(logits, ids, masked, weight)
     gradient = np.empty(logits.shape, np.float32)
     mask = gradient.reshape(-1)[-2:].view(np.bool_)[: masked.size].reshape(masked.shape)
     mask[...] = masked
-    loss, _ = loss_of(logits, ids, mask, weight, grad_out=gradient)
+    loss, _ = both_of(logits, ids, mask, weight, out=gradient)
     assert (loss, bits(gradient)) == (expected[0], bits(expected[1]))
 
 
@@ -94,7 +95,7 @@ def test_confident_rows_keep_their_digits(compiled):
     """Where p is nearly 1: -log p is within 2 ulp. Seen to fail: sums in float32."""
     logits = np.zeros((1, 1, 1000), np.float32)
     logits[..., 3] = 25.0
-    loss, gradient = loss_of(logits, [[3]], grad_out=True)
+    loss, gradient = both_of(logits, [[3]])
     rest = 999 * math.exp(-25.0)
     assert math.isclose(loss, math.log1p(rest), rel_tol=3e-7)
     assert math.isclose(gradient[0, 0, 3], -rest / (1 + rest), rel_tol=3e-7)
@@ -105,7 +106,7 @@ def test_rows_without_a_loss(compiled):
     logits, ids, masked, _ = case(100)
     logits[0, 0, 7], logits[0, 1], logits[1, 0] = np.nan, np.nan, -np.inf
     ids[0, 1] = -100
-    losses, gradient = loss_of(logits, ids, masked, reduction="none", grad_out=True)
+    losses, gradient = both_of(logits, ids, masked, reduction="none")
     assert np.isnan(losses).tolist() == [[True, False, False], [True, False, False]]
     assert np.isnan(gradient).all(-1).tolist() == np.isnan(losses).tolist()
     assert not gradient[~masked].any()
@@ -116,8 +117,8 @@ def test_rows_without_a_loss(compiled):
 def test_bits_of_threads(compiled, threads):
     rng = np.random.default_rng(3)
     logits, ids = rng.normal(size=(64, 5000)).astype(np.float32), rng.integers(0, 5000, 64)
-    loss, gradient = loss_of(logits, ids, grad_out=True)
-    each = [loss_of(logits[b : b + 1], ids[b : b + 1], upstream=1 / 64, grad_out=True) for b in range(64)]
+    loss, gradient = both_of(logits, ids)
+    each = [both_of(logits[b : b + 1], ids[b : b + 1], upstream=1 / 64) for b in range(64)]
     assert bits(gradient) == bits(np.concatenate([one[1] for one in each]))
     total = 0.0
     for one, _ in each:
@@ -136,7 +137,7 @@ def test_a_weight_for_each_sample():
         for axes in range(len(shape)):
             weight = w.reshape(6, *[1] * axes)
             assert np.array_equal(loss_of(logits, ids, None, weight, reduction="none"), expected)
-            made = [loss_of(logits, ids, reduction="none", upstream=g, grad_out=True)[1] for g in (weight, whole)]
+            made = [both_of(logits, ids, reduction="none", upstream=g)[1] for g in (weight, whole)]
             assert np.array_equal(*made)
     with pytest.raises(ValueError, match=r"weight: expected a number, one for each sample, \(6,\), .*got \(2,\)"):
         loss_of(np.zeros((6, 2, 9), np.float32), np.zeros((6, 2), int), None, np.ones(2))
@@ -145,18 +146,18 @@ def test_a_weight_for_each_sample():
 LOGITS, IDS = np.zeros((2, 3, 50), np.float32), np.zeros((2, 3), int)
 BAD = {
     "dtype": (TypeError, "logits: dtype float64", lambda g: loss_of(LOGITS.astype(float), IDS)),
-    "ids": (IndexError, "ids: 50 is out of range", lambda g: loss_of(LOGITS, IDS + 50, grad_out=g)),
-    "ids below": (IndexError, "ids: -1", lambda g: loss_of(LOGITS, IDS - 1, grad_out=g)),
-    "ids floats": (TypeError, "ids: expected integers", lambda g: loss_of(LOGITS, IDS + 0.5, grad_out=g)),
-    "ids shape": (ValueError, r"ids: expected shape \(2, 3\)", lambda g: loss_of(LOGITS, IDS[0], grad_out=g)),
-    "masked": (TypeError, "masked: expected bool", lambda g: loss_of(LOGITS, IDS, IDS, grad_out=g)),
-    "masked shape": (ValueError, "masked: .*broadcasts", lambda g: loss_of(LOGITS, IDS, [True] * 2, grad_out=g)),
-    "weight": (ValueError, "weight: expected numbers >= 0", lambda g: loss_of(LOGITS, IDS, None, -1, grad_out=g)),
-    "weight nan": (ValueError, "weight: .*got nan", lambda g: loss_of(LOGITS, IDS, None, np.nan, grad_out=g)),
-    "upstream": (ValueError, "upstream: .*broadcasts", lambda g: loss_of(LOGITS, IDS, upstream=[1, 2], grad_out=g)),
-    "reduction": (ValueError, "reduction = 'sum': exp", lambda g: loss_of(LOGITS, IDS, reduction="sum", grad_out=g)),
-    "grad_out": (ValueError, "grad_out: expected shape", lambda g: loss_of(LOGITS, IDS, grad_out=g[0])),
-    "overlap": (ValueError, "grad_out overlaps", lambda g: loss_of(g.ravel()[:-9], 0, grad_out=g.ravel()[9:])),
+    "ids": (IndexError, "ids: 50 is out of range", lambda g: both_of(LOGITS, IDS + 50, out=g)),
+    "ids below": (IndexError, "ids: -1", lambda g: both_of(LOGITS, IDS - 1, out=g)),
+    "ids floats": (TypeError, "ids: expected integers", lambda g: both_of(LOGITS, IDS + 0.5, out=g)),
+    "ids shape": (ValueError, r"ids: expected shape \(2, 3\)", lambda g: both_of(LOGITS, IDS[0], out=g)),
+    "masked": (TypeError, "masked: expected bool", lambda g: both_of(LOGITS, IDS, IDS, out=g)),
+    "masked shape": (ValueError, "masked: .*broadcasts", lambda g: both_of(LOGITS, IDS, [True] * 2, out=g)),
+    "weight": (ValueError, "weight: expected numbers >= 0", lambda g: both_of(LOGITS, IDS, None, -1, out=g)),
+    "weight nan": (ValueError, "weight: .*got nan", lambda g: both_of(LOGITS, IDS, None, np.nan, out=g)),
+    "upstream": (ValueError, "upstream: .*broadcasts", lambda g: both_of(LOGITS, IDS, upstream=[1, 2], out=g)),
+    "reduction": (ValueError, "reduction = 'sum'", lambda g: both_of(LOGITS, IDS, reduction="sum", out=g)),
+    "out": (ValueError, "out: expected shape", lambda g: both_of(LOGITS, IDS, out=g[0])),
+    "overlap": (ValueError, "out overlaps", lambda g: both_of(g.ravel()[:-9], 0, out=g.ravel()[9:])),
 }  # fmt: skip
 
 
@@ -184,7 +185,7 @@ def test_autograd(torch, dtype):
         (gradient,) = torch.autograd.grad(factor * loss.sum(), x)
         upstream = factor if reduction == "mean" else np.full((2, 3), factor)
         array = x.detach().float().numpy().astype({"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}[dtype])
-        expected = loss_of(array, ids, masked, weight, reduction=reduction, upstream=upstream, grad_out=True)
+        expected = both_of(array, ids, masked, weight, reduction=reduction, upstream=upstream)
         assert np.array_equal(loss.detach().numpy(), np.float32(expected[0]))
         assert np.array_equal(gradient.float().numpy(), expected[1].astype(np.float32))
 
@@ -195,12 +196,12 @@ def test_arrays_beside_tensors(torch):
     logits, ids, masked, _ = case(300)
     x, weight = torch.from_numpy(logits).requires_grad_(), np.array([[0.5], [2.0]])
     loss = 3 * loss_of(x, ids, masked, weight)
-    expected = loss_of(logits, ids, masked, weight, upstream=3.0, grad_out=True)[1]
+    expected = both_of(logits, ids, masked, weight, upstream=3.0)[1]
     half = torch.from_numpy(weight).bfloat16()
     assert loss_of(x, ids, masked, half) == loss_of(x, ids, masked, weight)
     for numbers in (0.1, [[0.1], [0.3]]):
-        own = loss_of(x.detach(), ids, masked, numbers, grad_out=True)[1]
-        assert bits(own.numpy()) == bits(loss_of(logits, ids, masked, numbers, grad_out=True)[1])
+        own = both_of(x.detach(), ids, masked, numbers)[1]
+        assert bits(own.numpy()) == bits(both_of(logits, ids, masked, numbers)[1])
     weight[...], ids[...] = 100, 0
     loss.backward()
     assert bits(x.grad.numpy()) == bits(expected)
@@ -221,11 +222,11 @@ def test_gradients_of_torchs_own(torch):
 def test_without_autograd(torch):
     logits, ids, *_ = case(300)
     x = torch.from_numpy(logits.copy())
-    _, gradient = loss_of(x, torch.from_numpy(ids), grad_out=x)
+    _, gradient = both_of(x, torch.from_numpy(ids), out=x)
     assert gradient is x
-    assert np.array_equal(x.numpy(), loss_of(logits, ids, grad_out=True)[1])
-    with pytest.raises(ValueError, match="autograd makes the gradient"):
-        loss_of(x.clone().requires_grad_(), torch.from_numpy(ids), grad_out=True)
+    assert np.array_equal(x.numpy(), both_of(logits, ids)[1])
+    with pytest.raises(ValueError, match="logits requires grad, so autograd makes its gradient"):
+        both_of(x.clone().requires_grad_(), torch.from_numpy(ids))
     x.requires_grad_()
     with pytest.raises(NotImplementedError, match="once: create_graph"):
         torch.autograd.grad(loss_of(x, torch.from_numpy(ids)), x, create_graph=True)

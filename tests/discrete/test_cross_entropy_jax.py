@@ -9,6 +9,7 @@ import noisefuse as nf
 jax = pytest.importorskip("jax")
 jnp = jax.numpy
 loss_of = nf.masked_cross_entropy
+both_of = nf.masked_cross_entropy_and_grad
 
 RNG = np.random.default_rng(4)
 LOGITS = (RNG.normal(size=(2, 3, 300)) * 2).astype(np.float32)
@@ -26,9 +27,9 @@ def bits(x):
 def test_arrays_give_numpys_bits(dtype, reduction):
     logits = jnp.asarray(LOGITS, dtype)
     upstream = 3.0 if reduction == "mean" else np.float32([[1, 2, 3], [4, 5, 6]])
-    options = {"reduction": reduction, "upstream": upstream, "grad_out": True}
-    expected, of_logits = loss_of(np.asarray(logits), IDS, MASKED, WEIGHT, **options)
-    loss, gradient = loss_of(logits, *GIVEN, **options)
+    options = {"reduction": reduction, "upstream": upstream}
+    expected, of_logits = both_of(np.asarray(logits), IDS, MASKED, WEIGHT, **options)
+    loss, gradient = both_of(logits, *GIVEN, **options)
     assert isinstance(loss, jax.Array)
     assert loss.dtype == np.float32
     assert bits(loss) == bits(np.float32(expected))
@@ -49,8 +50,8 @@ def test_gradients(compile, dtype):
 
         value, gradient = compile(jax.value_and_grad(of))(logits, *GIVEN)
         upstream = factor if reduction == "mean" else np.full((2, 3), factor)
-        options = {"reduction": reduction, "upstream": upstream, "grad_out": True}
-        expected, of_logits = loss_of(np.asarray(logits), IDS, MASKED, WEIGHT, **options)
+        options = {"reduction": reduction, "upstream": upstream}
+        expected, of_logits = both_of(np.asarray(logits), IDS, MASKED, WEIGHT, **options)
         assert np.isclose(value, factor * np.sum(np.float32(expected)), rtol=1e-6)
         assert bits(gradient) == bits(of_logits)
 
@@ -64,7 +65,7 @@ def test_in_a_program_that_maps():
 
     values, gradients = each(jnp.asarray(LOGITS), GIVEN[0])
     for b in range(2):
-        expected, gradient = loss_of(LOGITS[b], IDS[b], upstream=2.0, grad_out=True)
+        expected, gradient = both_of(LOGITS[b], IDS[b], upstream=2.0)
         assert bits(values[b]) == bits(np.float32(2) * np.float32(expected))
         assert bits(gradients[b]) == bits(gradient)
 
@@ -89,8 +90,8 @@ def test_a_program_keeps_what_it_was_given():
 
 def test_bad_input():
     logits = jnp.asarray(LOGITS)
-    with pytest.raises(TypeError, match="grad_out: JAX arrays are not written to"):
-        loss_of(logits, IDS, grad_out=LOGITS.copy())
+    with pytest.raises(TypeError, match="out: expected None, as arrays of JAX are not written to"):
+        both_of(logits, IDS, out=LOGITS.copy())
     with pytest.raises(IndexError, match="ids: 300 is out of range"):
         loss_of(logits, IDS * 0 + 300)
     for compile in (lambda f: f, jax.jit):
@@ -100,7 +101,7 @@ def test_bad_input():
             compile(loss_of)(logits, GIVEN[0], GIVEN[0])
         with pytest.raises(NotImplementedError, match="weight: masked_cross_entropy has no derivative"):
             compile(jax.grad(lambda w: loss_of(logits, *GIVEN[:2], w)))(GIVEN[2])
-        with pytest.raises(NotImplementedError, match=r"grad_out: .* use jax\.grad"):
-            compile(jax.grad(lambda x: loss_of(x, GIVEN[0], grad_out=True)[0]))(logits)
+        with pytest.raises(NotImplementedError, match=r"use jax\.grad of masked_cross_entropy"):
+            compile(jax.grad(lambda x: both_of(x, GIVEN[0])[0]))(logits)
     with pytest.raises(ValueError, match="weight: expected numbers >= 0"):
         jax.jit(lambda x: loss_of(x, IDS, None, -1))(logits)

@@ -254,23 +254,22 @@ LOSSES = {
     **{f"weight {w}": lambda a, w=w: xent(a(LOGITS), a(CLEAN), a(CHOSEN), w)
        for w in (2.0, 3, [0.5, 2.0], np.array([0.5, 2.0]), np.array([[0.5], [2.0]]), WIDE, float("inf"))},
     "weights, an array": lambda a: xent(a(LOGITS), a(CLEAN), None, a(WIDE.astype(np.float32))),
-    "upstream": lambda a: xent(a(LOGITS), a(CLEAN), upstream=3.0, grad_out=True),
-    "a gradient of many rows": lambda a: xent(a(np.resize(LOGITS, (3, 40, 301))), a(np.resize(CLEAN, (3, 40))),
-                                              grad_out=True),
-    **{f"each, {name}": lambda a, g=g: xent(a(LOGITS), a(CLEAN), a(CHOSEN), a(WIDE), reduction="none", **g)
-       for name, g in {"alone": {}, "a gradient": {"grad_out": True}, "upstream": {"grad_out": True, "upstream": WIDE},
-                       "upstream of samples": {"grad_out": True, "upstream": [2.0, 3.0]}}.items()},
+    "upstream": lambda a: both(a(LOGITS), a(CLEAN), upstream=3.0),
+    "a gradient of many rows": lambda a: both(a(np.resize(LOGITS, (3, 40, 301))), a(np.resize(CLEAN, (3, 40)))),
+    **{f"each, {name}": lambda a, g=g: both(a(LOGITS), a(CLEAN), a(CHOSEN), a(WIDE), reduction="none", **g)
+       for name, g in {"1": {}, "upstream": {"upstream": WIDE}, "of samples": {"upstream": [2.0, 3.0]}}.items()},
+    "each": lambda a: xent(a(LOGITS), a(CLEAN), a(CHOSEN), a(WIDE), reduction="none"),
     "a gradient in place": lambda a: where_they_lie(a(LOGITS.copy()), a(CLEAN)),
-    "a gradient of its own": lambda a: xent(a(LOGITS), a(CLEAN), a(CHOSEN), grad_out=a(np.ones_like(LOGITS))),
-    "one row": lambda a: xent(a(LOGITS[0, 0]), a(CLEAN[0, 0:1].reshape(())), reduction="none", grad_out=True),
-    "a NaN": lambda a: xent(a(np.where(LOGITS > 2, np.nan, LOGITS).astype("f4")), a(CLEAN), grad_out=True),
-    "every other": lambda a: xent(a(LOGITS)[..., ::2], a(CLEAN // 2), grad_out=True),
+    "a gradient of its own": lambda a: both(a(LOGITS), a(CLEAN), a(CHOSEN), out=a(np.ones_like(LOGITS))),
+    "one row": lambda a: both(a(LOGITS[0, 0]), a(CLEAN[0, 0:1].reshape(())), reduction="none"),
+    "a NaN": lambda a: both(a(np.where(LOGITS > 2, np.nan, LOGITS).astype("f4")), a(CLEAN)),
+    "every other": lambda a: both(a(LOGITS)[..., ::2], a(CLEAN // 2)),
 }  # fmt: skip
-xent = nf.masked_cross_entropy
+xent, both = nf.masked_cross_entropy, nf.masked_cross_entropy_and_grad
 
 
 def where_they_lie(logits, ids):
-    loss, gradient = xent(logits, ids, grad_out=logits)
+    loss, gradient = both(logits, ids, out=logits)
     assert gradient is logits
     return loss, gradient
 
@@ -291,16 +290,16 @@ WRONG = {
     "a weight below 0": lambda a: xent(a(LOGITS), a(CLEAN), None, -1.0),
     "a weight of another shape": lambda a: xent(a(LOGITS), a(CLEAN), None, [1.0, 2.0, 3.0]),
     "a weight of three axes": lambda a: xent(a(LOGITS), a(CLEAN), None, a(np.ones((2, 1, 1)))),
-    "upstream of one": lambda a: xent(a(LOGITS), a(CLEAN), upstream=[1.0], grad_out=True),
+    "upstream of one": lambda a: both(a(LOGITS), a(CLEAN), upstream=[1.0]),
     "a reduction": lambda a: xent(a(LOGITS), a(CLEAN), reduction="sum"),
     "no rows": lambda a: xent(a(LOGITS[:0]), a(CLEAN[:0])),
-    "a gradient of another dtype": lambda a: xent(a(LOGITS), a(CLEAN), grad_out=a(LOGITS.astype("f2"))),
+    "a gradient of another dtype": lambda a: both(a(LOGITS), a(CLEAN), out=a(LOGITS.astype("f2"))),
     "a gradient that overlaps": lambda a: in_part(a(np.zeros(301, "f4")), a(CLEAN)),
 }
 
 
 def in_part(memory, ids):
-    return xent(memory[1:].reshape(2, 3, 50), ids, grad_out=memory[:-1].reshape(2, 3, 50))
+    return both(memory[1:].reshape(2, 3, 50), ids, out=memory[:-1].reshape(2, 3, 50))
 
 
 @LIBRARIES
@@ -315,8 +314,8 @@ def test_a_gradient_may_lie_where_ids_and_weights_do():
     memory = np.zeros(300, np.float32)
     memory.view(np.int64)[:6] = CLEAN.reshape(-1)
     ids, gradient = memory.view(np.int64)[:6].reshape(2, 3), memory.reshape(2, 3, 50)
-    expected = xent(LOGITS, CLEAN, grad_out=True)
-    loss, found = xent(LOGITS, ids, grad_out=gradient)
+    expected = both(LOGITS, CLEAN)
+    loss, found = both(LOGITS, ids, out=gradient)
     assert loss == expected[0]
     assert found is gradient
     assert np.array_equal(found, expected[1])

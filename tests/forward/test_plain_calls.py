@@ -100,23 +100,26 @@ CALLS = {
     "q_step, one sample": lambda a: nf.q_step(a("float32"), 3, S, N, batched=False),
     **{f"mse_loss {d}": lambda a, d=d: nf.mse_loss(a("float32"), a(d), T, S, N, target="v") for d in ALL[::3]},
     **{
-        f"{name} at {u}": lambda a, s=s, u=u: nf.q_sample(a("float32"), u, s, N, target="v")
+        f"{target} of {name} at {u}": lambda a, s=s, u=u, target=target: nf.q_sample(
+            a("float32"), u, s, N, target=target
+        )
         for name, s in OWN.items()
-        for u in (0.3, U)
+        for u in (0.3, U, T)
+        for target in ("v", "velocity")
     },
     **{f"float t: {name}": lambda a, t=t: nf.q_sample(a("float32"), t, F, N) for name, t in FLOAT_TIMES.items()},
     **{f"float t of {d}": lambda a, d=d: nf.q_sample(a(d), U, F, N, target="flow") for d in ALL},
     **{
         f"float t, {target} in a range": lambda a, target=target: nf.q_sample(
-            a("float64"), U, F, N, target=target, scale=-0.3, offset=0.7
+            a("float64"), U, OWN["shifted"], N, target=target, scale=-0.3, offset=0.7
         )
-        for target in ("epsilon", "v", "flow", "sample")
+        for target in ("epsilon", "v", "flow", "sample", "velocity")
     },
     **{
-        f"float t, {target} of a loss": lambda a, target=target: nf.mse_loss(
-            a("float64"), a("float64"), U, F, N, target=target, scale=-0.3, offset=0.7, grad_out=True
+        f"float t, {target} of a loss": lambda a, target=target: nf.mse_loss_and_grad(
+            a("float64"), a("float64"), U, OWN["shifted"], N, target=target, scale=-0.3, offset=0.7
         )
-        for target in ("epsilon", "v", "flow", "sample")
+        for target in ("epsilon", "v", "flow", "sample", "velocity")
     },
     **{f"float t, {d} to bytes": lambda a, d=d: nf.q_sample(a(d), U, F, N, dtype="uint8") for d in ALL},
     "float t to bytes in a range": lambda a: nf.q_sample(
@@ -127,15 +130,15 @@ CALLS = {
         a("float32"), a("uint8"), U, F, N, target="flow", weight=np.array([2.0, 0.3])
     ),
     "mse_loss's float t, one": lambda a: nf.mse_loss(a("float64"), a("float64"), 0.3, F, N, target="flow"),
-    "mse_loss and its gradient": lambda a: nf.mse_loss(a("float32"), a("float32"), T, S, N, target="v", grad_out=True),
+    "mse_loss and its gradient": lambda a: nf.mse_loss_and_grad(a("float32"), a("float32"), T, S, N, target="v"),
     **{
         f"mse_loss for each sample, {d}": lambda a, d=d: nf.mse_loss(
             a("float64" if d == "float64" else "float32"), a(d), T, S, N, target="v", reduction="none"
         )
         for d in ("float32", "float64", "uint8")
     },
-    "mse_loss for each sample and its gradient": lambda a: nf.mse_loss(
-        a("float64"), a("float64"), U, F, N, target="flow", reduction="none", grad_out=True, weight=np.array([2.0, 0.3])
+    "mse_loss for each sample and its gradient": lambda a: nf.mse_loss_and_grad(
+        a("float64"), a("float64"), U, F, N, target="flow", reduction="none", weight=np.array([2.0, 0.3])
     ),
     "mse_loss of one sample": lambda a: nf.mse_loss(
         a("float64"), a("float64"), 3, S, N, target="v", reduction="none", batched=False
@@ -278,7 +281,7 @@ OF_ARRAYS = {
     "q_step": lambda a: nf.q_step(a("float32"), a(T), S, N),
     "update": lambda a: nf.update(DRAWS, 1, a("float64"), a("float64"), noise=a("float32"), aux_out=0),
     "past": lambda a: nf.update(nf.Tableau([nf.Row(out=past[0])]), 0, a("float32"), past=[a("float32")]),
-    "mse_loss": lambda a: nf.mse_loss(a("float32"), a("uint8"), a(U), F, N, target="flow", grad_out=True),
+    "mse_loss": lambda a: nf.mse_loss_and_grad(a("float32"), a("uint8"), a(U), F, N, target="flow"),
     "gaussian": lambda a: nf.augment.gaussian(a("uint16"), 3.0, N),
     "a step": lambda a: nf.samplers.ddpm(S, 3).step(1, a("float32"), a("float32"), N),
 }
@@ -364,7 +367,7 @@ def test_an_interrupt_while_rows_are_made_goes_on(native, monkeypatch):
         raise KeyboardInterrupt
 
     schedule = nf.Schedule.flow(50).with_name("its own")
-    monkeypatch.setattr(schedule.kept, "_own_time", (interrupted, 1.0))
+    monkeypatch.setattr(schedule.kept, "_own_time", (interrupted, interrupted, 1.0))
     for call in (
         lambda: nf.q_sample(X[0], 0.5, schedule, N),
         lambda: nf.mse_loss(X[0], X[0], 0.5, schedule, N, target="flow"),

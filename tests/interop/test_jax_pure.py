@@ -289,11 +289,11 @@ def test_walks(stated):
 
 SQUARES = {
     "mean": lambda x, m: nf.mse_loss(m, x, T, LINEAR, GIVEN, target="v"),
-    "weights and gradient": lambda x, m: nf.mse_loss(
-        m, x, T, LINEAR, GIVEN, target="v", weight=nf.weights.min_snr(LINEAR, "v"), reduction="none", grad_out=True
+    "weights and gradient": lambda x, m: nf.mse_loss_and_grad(
+        m, x, T, LINEAR, GIVEN, target="v", weight=nf.weights.min_snr(LINEAR, "v"), reduction="none"
     ),
     "tokens": lambda x, m: nf.mse_loss(
-        m, x, np.arange(24).reshape(4, 6), LINEAR, GIVEN, target="velocity", weight=np.linspace(0.1, 3, 1000)
+        m, x, np.arange(24).reshape(4, 6), LINEAR, GIVEN, target="flow", weight=np.linspace(0.1, 3, 1000)
     ),
     "density": lambda x, m: SDE.log_prob(np.array([4, 1, 7, 0]), x, m, x + m),
 }

@@ -124,9 +124,9 @@ def test_the_loss_of_interpolants_on_the_stand_in(dtype, watched):
     """Seen to fail: weights that are left out."""
     pred, x0, x1 = (tensor(3, 5, 4, dtype=dtype, seed=seed) for seed in range(3))
     t, path = torch.tensor([0.2, 0.5, 0.7]), nf.paths.brownian_bridge(0.5)
-    options = {"target": "velocity", "weight": torch.tensor([1.0, 2.0, 3.0])}
+    options = {"target": "flow", "weight": torch.tensor([1.0, 2.0, 3.0])}
     host = numpy(pred), numpy(x0), numpy(x1), t.numpy(), path, N
-    loss, gradient = nf.interpolate_loss(*host, **{**options, "weight": np.array([1.0, 2.0, 3.0])}, grad_out=True)
+    loss, gradient = nf.interpolate_loss_and_grad(*host, **{**options, "weight": np.array([1.0, 2.0, 3.0])})
     with on_the_stand_in() as cupy:
         if watched:
             pred.requires_grad_()
@@ -134,7 +134,7 @@ def test_the_loss_of_interpolants_on_the_stand_in(dtype, watched):
             found.backward()
             found = found.detach(), pred.grad
         else:
-            found = nf.interpolate_loss(pred, x0, x1, t, path, N, **options, grad_out=True)
+            found = nf.interpolate_loss_and_grad(pred, x0, x1, t, path, N, **options)
         assert len(cupy.launches) >= 1
     assert float(found[0]) == pytest.approx(loss, rel=1e-6)
     assert same(found[1], gradient)
@@ -396,7 +396,7 @@ def test_losses_on_the_stand_in(name, dtype):
         loss = nf.mse_loss(pred, *given, **options)
         (gradient,) = torch.autograd.grad(loss, pred, torch.full_like(loss, 0.5))
         with torch.no_grad():
-            return loss, gradient, *nf.mse_loss(pred, *given, **options, grad_out=torch.zeros_like(pred))
+            return loss, gradient, *nf.mse_loss_and_grad(pred, *given, **options, out=torch.zeros_like(pred))
 
     expected = run()
     with on_the_stand_in() as cupy:

@@ -138,7 +138,7 @@ def test_losses(cupy, dtype, reduction):
         loss = nf.mse_loss(pred, x0, t, S, N, **options, weight=row)
         (gradient,) = torch.autograd.grad(loss.sum(), pred)
         with torch.no_grad():
-            return loss, gradient, *nf.mse_loss(pred, x0, t, S, N, **options, grad_out=torch.empty_like(pred))
+            return loss, gradient, *nf.mse_loss_and_grad(pred, x0, t, S, N, **options, out=torch.empty_like(pred))
 
     arguments = pred, x0, TIMES, tensor(len(S), seed=2).abs()
     there = [*map(to_cuda, arguments)]

@@ -27,12 +27,12 @@ T = torch.tensor([1, 19, 4])
 CALLS = {
     "plain": (T, S, N, {"target": "v"}),
     "epsilon": (3, S, N, {"target": "epsilon"}),
-    "weights": (T, S, N, {"target": "velocity", "weight": ROW}),
+    "weights": (T, S, N, {"target": "flow", "weight": ROW}),
     "samples": (T, S, N, {"target": "sample", "reduction": "none"}),
     "list": ([1, 2, 3], S, [N, N, N], {"target": "v", "weight": ROW}),
     "noise": (T, S, tensor(3, 5, 4, seed=2), {"target": "v", "reduction": "none", "weight": ROW}),
     "tokens": (torch.arange(15).view(3, 5), S, N, {"target": "v", "weight": ROW}),
-    "window": (0.25, FLOW, N.window((9, 8), (2, 3)), {"target": "velocity"}),
+    "window": (0.25, nf.Schedule.flow(20, shift=3.0), N.window((9, 8), (2, 3)), {"target": "velocity"}),
     "one": (5, S, N, {"target": "v", "batched": False, "scale": 1.5, "offset": 0.5}),
 }
 
@@ -173,7 +173,7 @@ def test_the_gradient_may_take_the_place_of_the_prediction():
     given, options = arguments("plain")
     expected = nf.mse_loss_grad(*given, **options)
     pred = given[0]
-    loss, gradient = nf.mse_loss(*given, **options, grad_out=pred)
+    loss, gradient = nf.mse_loss_and_grad(*given, **options, out=pred)
     assert gradient is pred
     assert pred._version == 1
     assert torch.equal(pred, expected)
@@ -189,7 +189,7 @@ def test_a_network_learns_from_a_gradient_in_place_of_its_prediction():
         pred = network(nf.q_sample(x0, *given))
         if in_place:
             plain = pred.detach()
-            loss, gradient = nf.mse_loss(plain, x0, *given, target="v", grad_out=plain)
+            loss, gradient = nf.mse_loss_and_grad(plain, x0, *given, target="v", out=plain)
             pred.backward(gradient)
         else:
             loss = nf.mse_loss(pred, x0, *given, target="v")
@@ -198,7 +198,7 @@ def test_a_network_learns_from_a_gradient_in_place_of_its_prediction():
     assert kept[0] == kept[1]
     pred = torch.tanh(network(x0))  # its backward pass reads its output
     plain = pred.detach()
-    _, gradient = nf.mse_loss(plain, x0, *given, target="v", grad_out=plain)
+    _, gradient = nf.mse_loss_and_grad(plain, x0, *given, target="v", out=plain)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         pred.backward(gradient)
 
@@ -219,8 +219,8 @@ def test_what_is_refused():
         (NotImplementedError, private("torch._dynamo.exc", "TorchDynamoException")), match="x0: gradients with respect"
     ):
         compiled(x0.clone().requires_grad_())
-    with pytest.raises(ValueError, match="grad_out: autograd makes the gradient itself"):
-        nf.mse_loss(*given, **options, grad_out=torch.empty(3, 5, 4))
+    with pytest.raises(ValueError, match="pred requires grad, so autograd makes its gradient"):
+        nf.mse_loss_and_grad(*given, **options, out=torch.empty(3, 5, 4))
     with pytest.raises(NotImplementedError, match="pred: gradients with respect to it are not computed"):
         nf.mse_loss_grad(*given, **options)
     with pytest.raises(NotImplementedError, match="differentiable once"):

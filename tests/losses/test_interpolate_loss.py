@@ -46,7 +46,7 @@ def test_it_is_the_loss_of_a_stored_target(path, target, t):
     wanted, w = kept(path, target, t), weights_of(t)
     squares = spread(w) * (PRED - wanted) ** 2
     given = (PRED, X0, X1, TIMES[t], PATHS[path], N)
-    loss, gradient = nf.interpolate_loss(*given, target=target, weight=w, grad_out=True)
+    loss, gradient = nf.interpolate_loss_and_grad(*given, target=target, weight=w)
     assert loss == pytest.approx(squares.mean(), rel=1e-13)
     np.testing.assert_allclose(gradient, 2 * spread(w) * (PRED - wanted) / PRED.size, rtol=1e-12, atol=1e-15)
     each = nf.interpolate_loss(*given, target=target, weight=w, reduction="none")
@@ -60,9 +60,9 @@ def test_bits_of_backends_and_dtypes(backend):
         x0, x1, pred = (array.astype(dtype) for array in (X0, X1, PRED))
         given = (pred, x0, x1, TIMES["(B,)"], PATHS["brownian_bridge"], N)
         with using(backend):
-            losses[dtype], gradient = nf.interpolate_loss(*given, target="velocity", grad_out=True)
+            losses[dtype], gradient = nf.interpolate_loss_and_grad(*given, target="velocity")
         assert gradient.dtype == pred.dtype
-        loss, other = nf.interpolate_loss(*given, target="velocity", grad_out=True)
+        loss, other = nf.interpolate_loss_and_grad(*given, target="velocity")
         assert loss == losses[dtype]
         np.testing.assert_array_equal(gradient, other)
     assert losses["float32"] == pytest.approx(losses["float64"], rel=1e-5)
@@ -87,8 +87,8 @@ def test_a_gradient_may_overwrite_the_prediction():
     pred = PRED.astype(np.float32)
     x0, x1 = X0.astype(np.float32), X1.astype(np.float32)
     given = (x0, x1, 0.4, PATHS["conditional_flow"], nf.Noise(1))
-    _, expected = nf.interpolate_loss(pred, *given, target="denoiser", grad_out=True)
-    _, found = nf.interpolate_loss(pred, *given, target="denoiser", grad_out=pred)
+    _, expected = nf.interpolate_loss_and_grad(pred, *given, target="denoiser")
+    _, found = nf.interpolate_loss_and_grad(pred, *given, target="denoiser", out=pred)
     assert found is pred
     np.testing.assert_array_equal(pred, expected)
 
@@ -113,15 +113,15 @@ def test_tensors(reduction):
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(watched.grad, by_hand.grad, rtol=1e-5, atol=1e-6)
     with torch.no_grad():
-        again, gradient = nf.interpolate_loss(pred, *given, **options, grad_out=True)
+        again, gradient = nf.interpolate_loss_and_grad(pred, *given, **options)
     assert torch.equal(again, loss.detach())
     numbers = {**options, "weight": w.numpy()}
-    bare = nf.interpolate_loss(pred.numpy(), x0.numpy(), x1.numpy(), t.numpy(), *given[3:], **numbers, grad_out=True)
+    bare = nf.interpolate_loss_and_grad(pred.numpy(), x0.numpy(), x1.numpy(), t.numpy(), *given[3:], **numbers)
     assert np.array_equal(bare[1], gradient.numpy())
     with pytest.raises(NotImplementedError, match="once: create_graph"):  # seen to fail: a second derivative of 0
         torch.autograd.grad(nf.interpolate_loss(watched, *given, **options).sum(), watched, create_graph=True)
-    with pytest.raises(ValueError, match="grad_out: autograd makes the gradient itself"):
-        nf.interpolate_loss(watched, *given, **options, grad_out=True)
+    with pytest.raises(ValueError, match="pred requires grad, so autograd makes its gradient"):
+        nf.interpolate_loss_and_grad(watched, *given, **options)
     with pytest.raises(NotImplementedError, match="x1: gradients with respect to it are not computed"):
         nf.interpolate_loss(watched, x0, x1.clone().requires_grad_(), *given[2:], **options)
 
@@ -188,5 +188,5 @@ def test_what_is_wrong_is_said_and_nothing_is_written(changed, error, message):
     out = np.full_like(PRED, 7.0)
     given = {"pred": PRED, "x0": X0, "x1": X1, "t": 0.4, "path": PATHS["brownian_bridge"], "noise": N}
     with pytest.raises(error, match=message):
-        nf.interpolate_loss(**{**given, "target": "velocity", "grad_out": out, **changed})
+        nf.interpolate_loss_and_grad(**{**given, "target": "velocity", "out": out, **changed})
     assert np.all(out == 7)

@@ -203,5 +203,3 @@ def test_parts_that_do_not_belong_together_are_refused():
         nf.density.combine([part, 1.0])
     with pytest.raises(ValueError, match="at least one"):
         nf.density.combine([])
-    with pytest.raises(ValueError, match="grad_out"):
-        nf.mse_loss(pred, x0, 5, SCHEDULE, NOISE, target="v", partial=True, grad_out=True)

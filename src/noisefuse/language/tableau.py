@@ -507,35 +507,7 @@ class Tableau:
             ValueError: the step is not affine, not finite, or not the same for every element; the message names the
                 row.
         """
-        unknown = set(inputs) - set(INPUTS)
-        if unknown:
-            raise ValueError(f"inputs must be among {', '.join(INPUTS)}, got {', '.join(sorted(unknown))}")
-        rows = np.zeros(len(np.asarray(timesteps)), ROW)
-        rows["clean"]["lo"], rows["clean"]["hi"] = -np.inf, np.inf
-        n = len(inputs)
-        probes = np.eye(n, 16)  # the last probes are 0
-        drawn = np.random.default_rng(0).normal(scale=np.geomspace(0.1, 100, 16), size=probes.shape)
-
-        def answers(i: int, values: Array) -> list[Array]:
-            found = _outputs(step(i, **dict(zip(inputs, values.copy(), strict=True))))
-            shapes = [a.shape for a in found]
-            if len(found) > len(OUTPUTS) or any(shape != (16,) for shape in shapes):
-                expected = "out, or a tuple of up to three outputs, each of shape (16,) as the inputs"
-                raise ValueError(f"row {i} of {name!r}: expected {expected}, got {shapes}")
-            return found
-
-        for i in range(len(rows)):
-            for output, answer, check in zip(OUTPUTS, answers(i, probes), answers(i, drawn), strict=False):
-                if not np.all(np.isfinite([answer, check])):
-                    raise ValueError(f"row {i} of {name!r}: {output} is not finite, though {', '.join(inputs)} are")
-                constant, weights = answer[-1], answer[:n] - answer[-1]
-                error = np.abs(constant + weights @ drawn - check)
-                if not np.all(error <= tolerance * (abs(constant) + np.abs(weights) @ np.abs(drawn) + 1e-30)):
-                    raise ValueError(f"row {i} of {name!r}: {output} is not affine in {', '.join(inputs)}")
-                rows[output]["k"][i] = constant
-                for symbol, weight in zip(inputs, weights, strict=True):
-                    rows[output][symbol][i] = weight
-        return cls(rows, np.asarray(timesteps), name)
+        return cls(_probed(step, len(np.asarray(timesteps)), inputs, tolerance, name), np.asarray(timesteps), name)
 
     # ---- text ----------------------------------------------------------------------------------------------
 
@@ -642,9 +614,39 @@ def _frozen_mask(active: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
     return np.frombuffer(active.tobytes(), _ACTIVE)[0]  # type: ignore[no-any-return]
 
 
-def _outputs(answer: Any) -> list[Array]:
-    answers = answer if isinstance(answer, tuple) else (answer,)
-    return [np.asarray(a, np.float64) for a in answers]
+def _probed(
+    step: Callable[..., Any], count: int, inputs: Sequence[str], tolerance: float, name: str
+) -> npt.NDArray[np.void]:
+    """Returns the rows of ``Tableau.trace``."""
+    unknown = set(inputs) - set(INPUTS)
+    if unknown:
+        raise ValueError(f"inputs must be among {', '.join(INPUTS)}, got {', '.join(sorted(unknown))}")
+    rows = np.zeros(count, ROW)
+    rows["clean"]["lo"], rows["clean"]["hi"] = -np.inf, np.inf
+    probes = np.eye(len(inputs), 16)  # the last probes are 0
+    drawn = np.random.default_rng(0).normal(scale=np.geomspace(0.1, 100, 16), size=probes.shape)
+
+    def answers(i: int, values: Array) -> list[Array]:
+        given = step(i, **dict(zip(inputs, values.copy(), strict=True)))
+        found = [np.asarray(a, np.float64) for a in (given if isinstance(given, tuple) else (given,))]
+        shapes = [a.shape for a in found]
+        if len(found) > len(OUTPUTS) or any(shape != (16,) for shape in shapes):
+            expected = "out, or a tuple of up to three outputs, each of shape (16,) as the inputs"
+            raise ValueError(f"row {i} of {name!r}: expected {expected}, got {shapes}")
+        return found
+
+    for i in range(len(rows)):
+        for output, answer, check in zip(OUTPUTS, answers(i, probes), answers(i, drawn), strict=False):
+            if not np.all(np.isfinite([answer, check])):
+                raise ValueError(f"row {i} of {name!r}: {output} is not finite, though {', '.join(inputs)} are")
+            constant, weights = answer[-1], answer[: len(inputs)] - answer[-1]
+            error = np.abs(constant + weights @ drawn - check)
+            if not np.all(error <= tolerance * (abs(constant) + np.abs(weights) @ np.abs(drawn) + 1e-30)):
+                raise ValueError(f"row {i} of {name!r}: {output} is not affine in {', '.join(inputs)}")
+            rows[output]["k"][i] = constant
+            for symbol, weight in zip(inputs, weights, strict=True):
+                rows[output][symbol][i] = weight
+    return rows
 
 
 def _coefficients(record: np.void) -> dict[str, float]:

@@ -50,39 +50,23 @@ class LossOptions(TypedDict, total=False):
 @overload
 def mse_loss(
     pred: NDArray[Any], x0: NDArray[Any] | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *,
-    target: Target, reduction: Literal["mean"] = "mean", grad_out: None = None, **options: Unpack[LossOptions],
+    target: Target, reduction: Literal["mean"] = "mean", **options: Unpack[LossOptions],
 ) -> float: ...  # fmt: skip
 @overload
 def mse_loss(
     pred: NDArray[Any], x0: NDArray[Any] | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *,
-    target: Target, reduction: Literal["none"], grad_out: None = None, **options: Unpack[LossOptions],
+    target: Target, reduction: Literal["none"], **options: Unpack[LossOptions],
 ) -> NDArray[np.float64]: ...  # fmt: skip
 @overload
 def mse_loss(
-    pred: NDArray[Any], x0: NDArray[Any] | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *,
-    target: Target, reduction: Literal["mean"] = "mean", grad_out: NDArray[Any] | Literal[True],
-    **options: Unpack[LossOptions],
-) -> tuple[float, NDArray[Any]]: ...  # fmt: skip
-@overload
-def mse_loss(
-    pred: NDArray[Any], x0: NDArray[Any] | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *,
-    target: Target, reduction: Literal["none"], grad_out: NDArray[Any] | Literal[True], **options: Unpack[LossOptions],
-) -> tuple[NDArray[np.float64], NDArray[Any]]: ...  # fmt: skip
-@overload
-def mse_loss(
     pred: Array, x0: Array | None, t: ArrayLike | Array, schedule: Schedule, noise: NoiseLike, *, target: Target,
-    reduction: Reduction = "mean", grad_out: None = None, partial: Literal[True], **options: Unpack[LossOptions],
+    reduction: Reduction = "mean", partial: Literal[True], **options: Unpack[LossOptions],
 ) -> LossPart: ...  # fmt: skip
 @overload
 def mse_loss(
     pred: ArrayT, x0: ArrayT | None, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, target: Target,
-    reduction: Reduction = "mean", grad_out: None = None, **options: Unpack[LossOptions],
+    reduction: Reduction = "mean", **options: Unpack[LossOptions],
 ) -> ArrayT: ...  # fmt: skip
-@overload
-def mse_loss(
-    pred: ArrayT, x0: ArrayT | None, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, target: Target,
-    reduction: Reduction = "mean", grad_out: ArrayT | Literal[True], **options: Unpack[LossOptions],
-) -> tuple[ArrayT, ArrayT]: ...  # fmt: skip
 def mse_loss(
     pred: Array,
     x0: Array | None,
@@ -96,7 +80,6 @@ def mse_loss(
     scale: float | None = None,
     offset: float | None = None,
     batched: bool | None = None,
-    grad_out: Array | Literal[True] | None = None,
     partial: bool = False,
 ) -> Any:
     """Returns the mean of w_t (pred - target)^2. The target is that of `q_sample` with the same arguments, and is never
@@ -106,28 +89,27 @@ def mse_loss(
         pred: the network's prediction; float32, float64 (then the arithmetic is float64), float16 or bfloat16.
         x0, t, schedule, noise, scale, offset, batched: as in `q_sample`; x0 has pred's shape. x0 may be None for the
             target "epsilon", which does not need it.
-        target: "epsilon" z (Ho et al. 2020, eq. 14), "v" alpha z - sigma x0, "flow" z - x0, "sample" x0.
-        weight: for integer t a row, (T,), one number for each step of the schedule (`noisefuse.weights` makes them);
-            for float t an array of t's shape, or (B, 1) for (B,); finite at the given t. None: 1. It may lie on pred's
-            device. The weight is not checked if it or t lies on a device.
+        target: "epsilon" z (Ho et al. 2020, eq. 14), "v" alpha z - sigma x0, "flow" z - x0, "sample" x0, "velocity" as
+            in `q_sample`.
+        weight: (B, 1) for t of shape (B,), a number for each sample; for float t also (B,), t's shape; for integer t
+            also a row, (T,), one number for each step of the schedule (`noisefuse.weights` makes them). Finite at the
+            given t. None: 1. It may lie on pred's device. The weight is not checked if it or t lies on a device.
         reduction: "mean" over all elements, or "none": the mean over each sample, (B,).
-        grad_out: an array for the gradient with respect to pred (of the sum of the losses, if there are several), which
-            the same pass computes; C-contiguous, of pred's shape and dtype. It may be pred itself. True: a new array.
         partial: return a `LossPart`, for a part of the batch, or for a part of each sample with a window as noise
             (`Noise.local`). `density.combine` makes the loss of the whole from the parts, bit for bit
             (docs/distributed.md).
 
     Returns:
-        The loss, a float, or float64 (B,); with grad_out (loss, gradient). The bits are the same on every backend, for
-        any number of threads. CuPy arrays give a float64 CuPy array, () or (B,): nothing is read back. Tensors give a
-        tensor, float32 except for a float64 pred, differentiable (once) through pred.
+        The loss, a float, or float64 (B,). The bits are the same on every backend, for any number of threads. CuPy
+        arrays give a float64 CuPy array, () or (B,): nothing is read back. Tensors give a tensor, float32 except for a
+        float64 pred, differentiable (once) through pred.
 
     Raises:
         IndexError, OverflowError, TypeError, ValueError: as in `q_sample`; nothing is written then.
 
     >>> schedule, noise = nf.Schedule.linear(1000), nf.Noise(7)
     >>> x0, pred = np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32)
-    >>> loss, gradient = nf.mse_loss(pred, x0, [10, 500], schedule, noise, target="epsilon", grad_out=True)
+    >>> loss = nf.mse_loss(pred, x0, [10, 500], schedule, noise, target="epsilon")
     >>> bool(np.isclose(loss, np.mean(nf.randn((2, 3), noise) ** 2)))
     True
     """
@@ -135,24 +117,85 @@ def mse_loss(
     plain = reduction in ("mean", "none") and not partial and (other is None or not other.is_traced())
     given = noise is not None and type(pred) is not tuple  # `interpolate_loss` may do without, and brings a pair
     if plain and given and (table := _plain_table(schedule, target, scale, offset)) is not None:
-        x = pred if x0 is None and target == "epsilon" else x0
-        each = reduction == "none"
-        found = backends.fast_mse(table, t, x, pred, noise, weight, 1.0, True, grad_out, batched, each)
+        x, each = pred if x0 is None and target == "epsilon" else x0, reduction == "none"
+        found = backends.fast_mse(table, t, x, pred, noise, weight, 1.0, True, None, batched, each)
         if found is not NotImplemented:
             return found
     batched = is_batch("x0", x0, batched)
     if other is not None:
         options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
         options |= {"partial": True} if partial else {}
-        return other.mse_loss(pred, x0, t, schedule, noise, batched=batched, grad_out=grad_out, **options)
-    if partial and grad_out is not None:
-        raise ValueError("grad_out: expected None with partial=True; mse_loss_grad computes the gradient")
+        return other.mse_loss(pred, x0, t, schedule, noise, batched=batched, **options)
     arguments = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
-    if partial:
-        return _part(mse_call(*arguments, 1.0, {}, want_loss=False), noise, np.ndim(t), batched, reduction)
-    outs = {} if grad_out is None else {"grad_out": None if grad_out is True else grad_out}
-    loss, gradient = _run(mse_call(*arguments, 1.0, outs, want_loss=True))
-    return loss if grad_out is None else (loss, gradient)
+    call = mse_call(*arguments, 1.0, {}, want_loss=not partial)
+    return _part(call, noise, np.ndim(t), batched, reduction) if partial else _run(call)[0]
+
+
+@overload
+def mse_loss_and_grad(
+    pred: NDArray[Any], x0: NDArray[Any] | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *,
+    target: Target, reduction: Literal["mean"] = "mean", out: NDArray[Any] | None = None,
+    **options: Unpack[LossOptions],
+) -> tuple[float, NDArray[Any]]: ...  # fmt: skip
+@overload
+def mse_loss_and_grad(
+    pred: NDArray[Any], x0: NDArray[Any] | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *,
+    target: Target, reduction: Literal["none"], out: NDArray[Any] | None = None, **options: Unpack[LossOptions],
+) -> tuple[NDArray[np.float64], NDArray[Any]]: ...  # fmt: skip
+@overload
+def mse_loss_and_grad(
+    pred: ArrayT, x0: ArrayT | None, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, target: Target,
+    reduction: Reduction = "mean", out: ArrayT | None = None, **options: Unpack[LossOptions],
+) -> tuple[ArrayT, ArrayT]: ...  # fmt: skip
+def mse_loss_and_grad(
+    pred: Array,
+    x0: Array | None,
+    t: ArrayLike | Array,
+    schedule: Schedule,
+    noise: NoiseLike,
+    *,
+    target: Target,
+    weight: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    scale: float | None = None,
+    offset: float | None = None,
+    batched: bool | None = None,
+    out: Array | None = None,
+) -> Any:
+    """Returns `mse_loss`, and its gradient with respect to pred, computed in the same pass: the noise is drawn once.
+
+    Args:
+        out: an array for the gradient; C-contiguous, of pred's shape and dtype. It may be pred itself.
+        pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched: as in `mse_loss`.
+
+    Returns:
+        (loss, gradient). With the reduction "none" the gradient is that of the losses' sum. A tensor that autograd
+        watches is refused: `mse_loss` is differentiable.
+
+    Raises:
+        IndexError, OverflowError, TypeError, ValueError: as in `mse_loss`; nothing is written then.
+
+    >>> schedule, noise = nf.Schedule.linear(1000), nf.Noise(7)
+    >>> pred = np.zeros((2, 3), np.float32)
+    >>> loss, gradient = nf.mse_loss_and_grad(pred, None, 500, schedule, noise, target="epsilon")
+    >>> bool(np.allclose(gradient, -2 / 6 * nf.randn((2, 3), noise)))
+    True
+    """
+    other = None if type(pred) is np.ndarray else library_of(pred)
+    plain = reduction in ("mean", "none") and (other is None or not other.is_traced())
+    given = noise is not None and type(pred) is not tuple  # as in `mse_loss`
+    if plain and given and (table := _plain_table(schedule, target, scale, offset)) is not None:
+        x, wanted = pred if x0 is None and target == "epsilon" else x0, True if out is None else out
+        each = reduction == "none"
+        found = backends.fast_mse(table, t, x, pred, noise, weight, 1.0, True, wanted, batched, each)
+        if found is not NotImplemented:
+            return found
+    batched = is_batch("x0", x0, batched)
+    if other is not None:
+        options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
+        return other.mse_loss_and_grad(pred, x0, t, schedule, noise, batched=batched, out=out, **options)
+    arguments = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
+    return _run(mse_call(*arguments, 1.0, {"out": out}, want_loss=True))
 
 
 @overload
@@ -236,7 +279,6 @@ def interpolate_loss(
     weight: ArrayLike | None = None,
     reduction: Reduction = "mean",
     batched: bool | None = None,
-    grad_out: Array | Literal[True] | None = None,
 ) -> Any:
     """Returns the mean of w (pred - target)^2. The target is that of `interpolate` with the same arguments; neither it
     nor the noise is stored.
@@ -246,7 +288,7 @@ def interpolate_loss(
         x0, x1, t, path, noise, target, batched: as in `interpolate`; x0 and x1 have pred's shape, and any float dtype,
             from which they are read as they are.
         weight: an array of t's shape, or (B, 1) for (B,), finite. None: 1.
-        reduction, grad_out: as in `mse_loss`.
+        reduction: as in `mse_loss`.
 
     Returns:
         As `mse_loss`. Tensors give a tensor, differentiable (once) through pred: the gradient is computed in the same
@@ -260,13 +302,64 @@ def interpolate_loss(
     >>> nf.interpolate_loss(pred, x0, x1, [0.25, 0.5], nf.paths.linear(), target="velocity")
     0.25
     """
+    batched, other = _of_path(pred, path, target, reduction, batched)
+    options: dict[str, Any] = {"target": target, "weight": weight, "reduction": reduction, "batched": batched}
+    if other is not None:
+        return other.interpolate_loss(pred, x0, x1, t, path, noise, **options)
+    return _loss_of_path(pred, x0, x1, t, path, noise, **options)
+
+
+def interpolate_loss_and_grad(
+    pred: ArrayT,
+    x0: ArrayT,
+    x1: ArrayT,
+    t: ArrayLike | Array,
+    path: Path,
+    noise: NoiseLike | None = None,
+    *,
+    target: PathTarget,
+    weight: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    batched: bool | None = None,
+    out: ArrayT | None = None,
+) -> tuple[Any, ArrayT]:
+    """Returns `interpolate_loss`, and its gradient with respect to pred, computed in the same pass.
+
+    Args:
+        out: an array for the gradient; C-contiguous, of pred's shape and dtype. It may be pred itself.
+        pred, x0, x1, t, path, noise, target, weight, reduction, batched: as in `interpolate_loss`.
+
+    Returns:
+        (loss, gradient), as `mse_loss_and_grad` does.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as in `interpolate_loss`; nothing is written then.
+
+    >>> x0, x1, pred = np.zeros((2, 3)), np.ones((2, 3)), np.full((2, 3), 0.5)
+    >>> nf.interpolate_loss_and_grad(pred, x0, x1, 0.25, nf.paths.linear(), target="velocity")[1].max()
+    np.float64(-0.16666666666666666)
+    """
+    batched, other = _of_path(pred, path, target, reduction, batched)
+    options: dict[str, Any] = {"target": target, "weight": weight, "reduction": reduction, "batched": batched}
+    if other is not None:
+        found = other.interpolate_loss_and_grad(pred, x0, x1, t, path, noise, out=out, **options)
+    else:
+        found = _loss_of_path(pred, x0, x1, t, path, noise, grad=True if out is None else out, **options)
+    return found  # type: ignore[no-any-return]
+
+
+def _of_path(pred: Any, path: Path, target: PathTarget, reduction: Reduction, batched: bool | None) -> Any:
+    """Returns whether pred is a batch, and its library."""
     need_path(path, target)
     check_choice("reduction", reduction, get_args(Reduction))
-    batched = is_batch("pred", pred, batched)
-    other = None if type(pred) is np.ndarray else library_of(pred)
-    if other is not None:
-        options = {"target": target, "weight": weight, "reduction": reduction, "batched": batched}
-        return other.interpolate_loss(pred, x0, x1, t, path, noise, grad_out=grad_out, **options)
+    return is_batch("pred", pred, batched), None if type(pred) is np.ndarray else library_of(pred)
+
+
+def _loss_of_path(
+    pred: Any, x0: Any, x1: Any, t: Any, path: Path, noise: NoiseLike | None, *, target: PathTarget, weight: Any,
+    reduction: Reduction, batched: bool, grad: Any = None,
+) -> Any:  # fmt: skip
+    """Returns the loss; with grad, its array or True, also the gradient."""
     m = as_array("pred", pred)
     t = library_for(t).to_numpy(t)  # a path's functions are NumPy's
     rows, index = residual_rows(path, t, m.shape, target)
@@ -274,15 +367,15 @@ def interpolate_loss(
         raise TypeError(f"noise: expected a Noise, which the path {path.name} draws from, got {got(noise)}")
     if weight is None or getattr(weight, "shape", None) == np.shape(t):
         numbers, each = row_numbers(index, np.shape(t)), reduction == "none"
-        found = backends.fast_mse(rows.plain, numbers, x0, (m, x1), noise, weight, 1.0, True, grad_out, batched, each)
+        found = backends.fast_mse(rows.plain, numbers, x0, (m, x1), noise, weight, 1.0, True, grad, batched, each)
         if found is not NotImplemented:
             return found
     arrays = {X: _like_pred("x0", x0, m, FLOATS), M2: _like_pred("x1", x1, m, FLOATS)}
-    outs = {} if grad_out is None else {"grad_out": None if grad_out is True else grad_out}
+    outs = {} if grad is None else {"out": None if grad is True else grad}
     drawn = Noise() if noise is None else noise  # nothing is drawn from it
     given = (drawn, batched, weight, t, reduction, 1.0, outs)
     loss, gradient = _run(_residual_call(m, arrays, rows, index, *given, want_loss=True))
-    return loss if grad_out is None else (loss, gradient)
+    return loss if grad is None else (loss, gradient)
 
 
 def _plain_table(schedule: Schedule, target: Target, scale: float | None, offset: float | None) -> Plain | None:
@@ -297,7 +390,7 @@ def _run(call: Loss) -> tuple[Any, Any]:
     """Returns (loss, gradient), with None for the unwanted one."""
     losses = call.losses
     if call.residual.batch * call.residual.size:
-        backends.of(call.residual.inputs[M1]).loss(call)
+        backends.of(call.residual.inputs[M1]).run(call)
     elif losses is not None:
         losses[...] = np.nan  # the mean of no elements
     on_host = losses is not None and losses.ndim == 0 and not on_device(losses)
@@ -350,7 +443,9 @@ def _residual_call(
     arrays = [(name, a) for name, a in named if a is not None]
     numbers: list[tuple[str, Any]] = [("weight", weight), ("upstream", upstream)]
     device = one_place([*arrays, *((name, a) for name, a in numbers if on_device(a))])
-    weights = None if weight is None else _weights(weight, t, rows, index)
+    weights = None
+    if weight is not None:
+        weights, rows, index = _weights(weight, t, rows, index)
     g = _upstream(upstream, reduction, batch)
     call = make_call(
         m.shape,
@@ -428,22 +523,26 @@ def _like_pred(name: str, a: object, pred: Array, allowed: tuple[str, ...]) -> A
     return array
 
 
-def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> Any:
-    """Returns a weight for each row; float times have rows of their own."""
+def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> tuple[Any, Rows, Index]:
+    """Returns a weight for each row, the rows and their numbers. Float times have rows of their own, and so have
+    integers with a weight for each."""
     row: Any = as_numbers("weight", weight)
     times: Any = as_numbers("t", t)
     floating = times.dtype.kind == "f"
-    expected = times.shape if floating else (len(rows.table),)
+    given, shape = row.shape, times.shape
+    of_each = bool(shape) and given[: len(shape)] == shape and set(given[len(shape) :]) == {1}  # (B, 1), say
+    if of_each and not floating:
+        rows = Rows(rows.table[in_memory(index.values)], rows.active)
+        index = Index(np.arange(times.size), index.segment)
+    expected = shape if floating or of_each else (len(rows.table),)
     if row.dtype.kind not in "iuf":
         raise TypeError(f"weight: expected numbers, got {row.dtype}")
-    if floating and times.ndim and set(row.shape[times.ndim :]) == {1}:  # (B, 1), say, is a number for each sample
-        row = row.reshape(row.shape[: times.ndim])
+    if of_each:
+        row = row.reshape(shape)
     if row.shape != expected:
         what = "t's shape" if floating else "one for each step of the schedule,"
-        raise ValueError(
-            f"weight: expected {what} {expected}, got {row.shape}; for one weight for each sample take "
-            "reduction='none' and multiply"
-        )
+        each = f"{(*shape, 1)} is one for each t" if shape else "one for each sample is reduction='none', multiplied"
+        raise ValueError(f"weight: expected {what} {expected}, got {given}; {each}")
     row = contiguous(row.reshape(-1).astype(np.float64, copy=False))
     if not on_device(row) and not on_device(index.values) and not np.isfinite(picked := row[index.values]).all():
         bad = index.values[~np.isfinite(picked)][0]
@@ -452,7 +551,7 @@ def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> Any:
             f"weight{f'[{place}]' if place else ''} = {row[bad]}: expected finite numbers where t takes them (those "
             "of 'epsilon' may be infinite where alpha = 0)"
         )
-    return row
+    return row, rows, index
 
 
 def _upstream(upstream: ArrayLike, reduction: Reduction, batch: int) -> Any:

@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arguments.arrays import is_lazy
+from ..arguments.types import Array
 from ..ground.checks import is_tracer
 from ..ground.kinds import library_for, need_plain
 from ..language.rows import OUTPUTS, PAST_SYMBOLS
 from ..language.tableau import Row, Tableau, x
 from ..operations.update import update
 from ..views import guidance
-from .types import Array
 
 
 def oldest_past(tableau: Tableau) -> list[int]:
@@ -27,6 +27,18 @@ def oldest_past(tableau: Tableau) -> list[int]:
     for n, past in enumerate(PAST_SYMBOLS, 1):
         last[np.any([tableau.rows[output][past] for output in OUTPUTS], axis=0)] = n
     return last.tolist()
+
+
+def first_without_past(push: list[int], reads: list[int], slots: int, start: int) -> int | None:
+    """Returns the first row that reads more than the rows from ``start`` on have kept."""
+    kept = 0
+    for i in range(start, len(push)):
+        if kept >= slots:
+            break
+        if reads[i] > kept:
+            return i
+        kept += push[i]
+    return None
 
 
 def guided(

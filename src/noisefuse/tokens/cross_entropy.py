@@ -22,36 +22,21 @@ from ..language.levels import LOGITS
 @overload
 def masked_cross_entropy(
     logits: NDArray[Any], ids: ArrayLike, masked: ArrayLike | None = ..., weight: ArrayLike | None = ..., *,
-    reduction: Literal["mean"] = ..., upstream: ArrayLike = ..., grad_out: None = ...,
+    reduction: Literal["mean"] = ...,
 ) -> float: ...  # fmt: skip
 
 
 @overload
 def masked_cross_entropy(
     logits: NDArray[Any], ids: ArrayLike, masked: ArrayLike | None = ..., weight: ArrayLike | None = ..., *,
-    reduction: Literal["none"], upstream: ArrayLike = ..., grad_out: None = ...,
+    reduction: Literal["none"],
 ) -> NDArray[np.float64]: ...  # fmt: skip
 
 
 @overload
 def masked_cross_entropy(
-    logits: NDArray[Any], ids: ArrayLike, masked: ArrayLike | None = ..., weight: ArrayLike | None = ..., *,
-    reduction: Literal["mean"] = ..., upstream: ArrayLike = ..., grad_out: NDArray[Any] | Literal[True],
-) -> tuple[float, NDArray[Any]]: ...  # fmt: skip
-
-
-@overload
-def masked_cross_entropy(
-    logits: NDArray[Any], ids: ArrayLike, masked: ArrayLike | None = ..., weight: ArrayLike | None = ..., *,
-    reduction: Literal["none"], upstream: ArrayLike = ..., grad_out: NDArray[Any] | Literal[True],
-) -> tuple[NDArray[np.float64], NDArray[Any]]: ...  # fmt: skip
-
-
-@overload
-def masked_cross_entropy(
-    logits: ArrayT, ids: Array, masked: Array | None = ..., weight: Array | None = ..., *,
-    reduction: Reduction = ..., upstream: ArrayLike | Array = ..., grad_out: None = ...,
-) -> ArrayT: ...  # fmt: skip
+    logits: ArrayT, ids: Array, masked: Array | None = ..., weight: Array | None = ..., *, reduction: Reduction = ...
+) -> ArrayT: ...
 
 
 def masked_cross_entropy(
@@ -61,8 +46,6 @@ def masked_cross_entropy(
     weight: Array | None = None,
     *,
     reduction: Reduction = "mean",
-    upstream: ArrayLike | Array = 1.0,
-    grad_out: Array | Literal[True] | None = None,
 ) -> Any:
     """Returns the mean of w (-log softmax(logits)[id]) over all rows. Only masked rows count; the others add 0.
 
@@ -75,15 +58,10 @@ def masked_cross_entropy(
         weight: w >= 0, a number, (B,) or (B, 1) for each sample, or an array with the rows' axes that broadcasts to
             them. None: 1.
         reduction: "mean" over all rows, masked or not, or "none": w times the loss of each row.
-        upstream: the gradient with respect to the loss, a number, or with the reduction "none" as the weight.
-        grad_out: an array for the gradient with respect to the logits, which is computed while a row is in the caches:
-            upstream w / n (softmax - 1 at the id), where n is the number of rows in the mean, and 0 in rows that do not
-            count. It is C-contiguous, of the logits' shape and dtype. It may be the logits themselves. True: a new
-            array.
 
     Returns:
-        The loss, a float, or float64 (B, ..); with grad_out (loss, gradient). The bits are the same on every backend
-        and for any number of threads (docs/loss.md). Tensors and JAX's arrays give float32, differentiable (once)
+        The loss, a float, or float64 (B, ..). The bits are the same on every backend and for any number of threads
+        (docs/loss.md). Tensors and JAX's arrays give float32, differentiable (once)
         through the logits. A row that counts and has a NaN, or no finite largest logit, makes the loss NaN.
 
     Raises:
@@ -93,7 +71,70 @@ def masked_cross_entropy(
     Source: Sahoo et al. (2024), eq. 11; Nie et al. (2025), eq. 3. A row's loss is within 2 ulp of float32.
 
     >>> logits = np.zeros((2, 3, 4), np.float32)
-    >>> loss, gradient = nf.masked_cross_entropy(logits, np.zeros((2, 3), int), [True, False, False], grad_out=True)
+    >>> round(nf.masked_cross_entropy(logits, np.zeros((2, 3), int), [True, False, False]), 6)
+    0.462098
+    """
+    other = None if type(logits) is np.ndarray else library_of(logits)
+    fast = backends.fast_cross_entropy if other is None else fast_path(other, "fast_cross_entropy")
+    if fast is not None and reduction in ("mean", "none"):
+        given = 1.0 if weight is None else weight
+        done = fast(logits, ids, masked, given, reduction == "none", 1.0, None)
+        if done is not NotImplemented:
+            return done
+    if other is not None:
+        return other.masked_cross_entropy(logits, ids, masked, weight, reduction=reduction)
+    return _checked(logits, ids, masked, weight, reduction)[0]
+
+
+@overload
+def masked_cross_entropy_and_grad(
+    logits: NDArray[Any], ids: ArrayLike, masked: ArrayLike | None = ..., weight: ArrayLike | None = ..., *,
+    reduction: Literal["mean"] = ..., upstream: ArrayLike = ..., out: NDArray[Any] | None = ...,
+) -> tuple[float, NDArray[Any]]: ...  # fmt: skip
+
+
+@overload
+def masked_cross_entropy_and_grad(
+    logits: NDArray[Any], ids: ArrayLike, masked: ArrayLike | None = ..., weight: ArrayLike | None = ..., *,
+    reduction: Literal["none"], upstream: ArrayLike = ..., out: NDArray[Any] | None = ...,
+) -> tuple[NDArray[np.float64], NDArray[Any]]: ...  # fmt: skip
+
+
+@overload
+def masked_cross_entropy_and_grad(
+    logits: ArrayT, ids: Array, masked: Array | None = ..., weight: Array | None = ..., *, reduction: Reduction = ...,
+    upstream: ArrayLike | Array = ..., out: ArrayT | None = ...,
+) -> tuple[ArrayT, ArrayT]: ...  # fmt: skip
+
+
+def masked_cross_entropy_and_grad(
+    logits: Array,
+    ids: Array,
+    masked: Array | None = None,
+    weight: Array | None = None,
+    *,
+    reduction: Reduction = "mean",
+    upstream: ArrayLike | Array = 1.0,
+    out: Array | None = None,
+) -> Any:
+    """Returns `masked_cross_entropy`, and its gradient with respect to the logits, which is computed while a row is in
+    the caches.
+
+        upstream w / n (softmax - 1 at the id),    n the number of rows in the mean, or 1;  0 in rows that do not count
+
+    Args:
+        logits, ids, masked, weight, reduction: as in `masked_cross_entropy`.
+        upstream: the gradient with respect to the loss, a number, or with the reduction "none" as the weight.
+        out: an array for the gradient; C-contiguous, of the logits' shape and dtype. It may be the logits themselves.
+
+    Returns:
+        (loss, gradient). A tensor that autograd watches is refused: `masked_cross_entropy` is differentiable.
+
+    Raises:
+        IndexError, TypeError, ValueError, OverflowError: as in `masked_cross_entropy`; nothing is written then.
+
+    >>> logits = np.zeros((2, 3, 4), np.float32)
+    >>> loss, gradient = nf.masked_cross_entropy_and_grad(logits, np.zeros((2, 3), int), [True, False, False])
     >>> round(loss, 6), gradient[0, 0].tolist()
     (0.462098, [-0.125, 0.0416666679084301, 0.0416666679084301, 0.0416666679084301])
     """
@@ -101,12 +142,19 @@ def masked_cross_entropy(
     fast = backends.fast_cross_entropy if other is None else fast_path(other, "fast_cross_entropy")
     if fast is not None and reduction in ("mean", "none"):
         given = 1.0 if weight is None else weight
-        done = fast(logits, ids, masked, given, reduction == "none", upstream, grad_out)
+        done = fast(logits, ids, masked, given, reduction == "none", upstream, True if out is None else out)
         if done is not NotImplemented:
             return done
     if other is not None:
-        options: dict[str, Any] = {"reduction": reduction, "upstream": upstream, "grad_out": grad_out}
-        return other.masked_cross_entropy(logits, ids, masked, weight, **options)
+        options: dict[str, Any] = {"reduction": reduction, "upstream": upstream, "out": out}
+        return other.masked_cross_entropy_and_grad(logits, ids, masked, weight, **options)
+    return _checked(logits, ids, masked, weight, reduction, upstream, True if out is None else out)
+
+
+def _checked(
+    logits: Any, ids: Any, masked: Any, weight: Any, reduction: Reduction, upstream: Any = 1.0, grad: Any = None
+) -> tuple[Any, Any]:
+    """Returns the loss, and its gradient if it is wanted: grad is its array, or True for a new one."""
     check_choice("reduction", reduction, get_args(Reduction))
     x = as_array("logits", logits, LOGITS)
     if on_device(x):
@@ -124,21 +172,18 @@ def masked_cross_entropy(
         raise ValueError(f"weight: expected numbers >= 0, got {weights[~(weights >= 0)][0]}")
     above = _numbers("upstream", upstream, rows if reduction == "none" else ())
     source = contiguous(x).reshape(size, n)
-    gradient = (
-        None if grad_out is None else output("grad_out", None if grad_out is True else grad_out, x.shape, x.dtype)
-    )
+    gradient = None if grad is None else output("out", None if grad is True else grad, x.shape, x.dtype)
     if gradient is not None and np.may_share_memory(gradient, source) and gradient.ctypes.data != source.ctypes.data:
-        raise ValueError("grad_out overlaps the logits in part: expected the logits themselves, or separate memory")
+        raise ValueError("out overlaps the logits in part: expected the logits themselves, or separate memory")
     losses = np.empty(size)
     mean_of = size if reduction == "mean" else 1
     call = CrossEntropy(
-        source, tokens, counts, weights, above, float(mean_of), losses,
-        None if gradient is None else gradient.reshape(size, n),
+        size, n, source, tokens, counts, weights, above, len(weights) > 1, len(above) > 1, losses,
+        None if gradient is None else gradient.reshape(size, n), float(mean_of), x.dtype,
     )  # fmt: skip
     if size:
-        backends.current().cross_entropy(call)
-    found = _reduced(losses, weights, counts, reduction, rows)
-    return found if gradient is None else (found, gradient)
+        backends.current().run(call)
+    return _reduced(losses, weights, counts, reduction, rows), gradient
 
 
 @float_mode()

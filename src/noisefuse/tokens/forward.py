@@ -188,10 +188,12 @@ def _changed(
     told = made, changed if batched else changed[0]
     if not tokens.size:
         return told
-    backend = backends.of(tokens)
-    if backend.mask is not None:
-        call = _drawing(shape, names, changed.view(np.uint8))
-        backend.mask(Masks(call, tokens, result, allowed, chances, segment, mask, complement, vocabulary))
+    flags, bits = changed.view(np.uint8), mask % (1 << 64)
+    call = Masks(
+        _drawing(shape, names, flags), tokens, result, flags, allowed, chances, segment, bits, vocabulary,
+        tokens.itemsize, complement,
+    )  # fmt: skip
+    if backends.current().run(call) is not NotImplemented:
         return told
     chosen = below(shape, names, chances, segment)
     np.logical_and(chosen != complement, True if allowed is None else allowed, out=changed)
@@ -318,7 +320,7 @@ def words(shape: tuple[int, ...], names: Sequence[Noise]) -> NDArray[np.uint32]:
     """Returns the words w of checked keys, an element for each position of each sample."""
     made = backends.empty(shape, FLOAT32)
     if made.size:
-        backends.current().step(_drawing(shape, names, made))
+        backends.current().run(_drawing(shape, names, made))
     found: NDArray[np.uint32] = made.view(np.uint32)
     return found
 

@@ -19,7 +19,7 @@ from ..language.levels import LOGITS
 from ..language.noise import START, Noise, Noises, each, need_stream_0
 from ..sampling.arrays import asked, bar
 from .categorical import categorical, log_softmax_at, settings_of
-from .cross_entropy import masked_cross_entropy
+from .cross_entropy import masked_cross_entropy_and_grad
 from .forward import DTYPES, allowed_of, names_for, need_within, scaled_words, token_of, tokens_of, vocabulary_of
 from .steps import Drawn, Law, certain, law, next_tokens, positions, wanted_info
 from .table import TokenRow, TokenTable
@@ -284,8 +284,9 @@ class DiscreteSampler:
             values = values.astype(np.float32) / np.float32(temperature)
         made: Any = None
         for one, by in zip(ids, (by_next, by_own) if by_own.any() else (by_next,), strict=False):
-            back: dict[str, Any] = {"reduction": "none", "upstream": -by * factor, "grad_out": True}
-            pull = masked_cross_entropy(values, one.astype(np.int64), by != 0, **back)[1]  # of the loss, so -by
+            back: dict[str, Any] = {"reduction": "none", "upstream": -by * factor}
+            # of the loss, so -by
+            pull = masked_cross_entropy_and_grad(values, one.astype(np.int64), by != 0, **back)[1]
             made = pull if made is None else np.add(made, pull, out=made)
         result: NDArray[Any] = made.reshape(logits.shape).astype(logits.dtype, copy=False)
         return result

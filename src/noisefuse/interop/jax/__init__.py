@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -44,7 +43,7 @@ with needs(__name__, "jax"):
 
 from . import eager
 from .calls import bind
-from .categories import categorical, masked_cross_entropy
+from .categories import categorical, masked_cross_entropy, masked_cross_entropy_and_grad
 from .description import (
     FIELDS,
     IDS,
@@ -217,7 +216,7 @@ def q_sample(
         found = eager.again(eager.signature(table, stream, 0, noise, (x0,), *more), 0, noise, (x0,), rows)
     if found is NotImplemented:
         make = lambda x, t, noise: q_sample_call(x, t, schedule, noise, *options)  # noqa: E731
-        found = _at_times(make, "x0", x0, t, noise, out, like)
+        found = _at_times(make, "x0", x0, t, noise, out, like, schedule=schedule)
     return found[0] if target is None else tuple(found)
 
 
@@ -271,7 +270,7 @@ def q_walk(x0: Any, schedule: Any, noise: Any, *, keep: Any, batched: bool, out:
         "keep": tuple(slots.tolist()),
         "alpha": tuple(np.cumprod(rows.table[:, AFFINE[0] + 1 + X])[kept].tolist()),
     }
-    call = replace(call, rows=rows, step_by_index=False)
+    call = call._replace(rows=rows, step_by_index=False)
     made = _run(call, {X: x0}, named, kind=WALKS, outputs=outputs, kept=slots, **walked)[0]
     return jnp.concatenate([*begun, made]) if begun else made
 
@@ -313,14 +312,22 @@ def _read(model_output: Any, past: Any) -> tuple[dict[int, Any], Any, list[Any]]
     return arrays, stand_in, [zeros[f"past{n + 1}"] for n in range(len(past))]
 
 
-def mse_loss(
-    pred: Any, x0: Any, t: Any, schedule: Any, noise: Any, *, weight: Any, grad_out: Any, target: Any, reduction: Any,
-    scale: Any, offset: Any, batched: bool, **parts: Any,
-) -> Any:  # fmt: skip
-    if parts:
+def mse_loss(*given: Any, partial: bool = False, **options: Any) -> Any:
+    if partial:
         raise NotImplementedError("partial: sums of parts do not take JAX arrays: pass np.asarray(pred)")
-    if grad_out is not None and grad_out is not True:
-        raise TypeError("grad_out: JAX arrays are not written to; grad_out=True makes a new one")
+    return _mse_loss(*given, **options, wanted=False)[0]
+
+
+def mse_loss_and_grad(*given: Any, out: Any, **options: Any) -> Any:
+    _need_none(out=out)
+    return tuple(_mse_loss(*given, **options, wanted=True))
+
+
+def _mse_loss(
+    pred: Any, x0: Any, t: Any, schedule: Any, noise: Any, *, weight: Any, target: Any, reduction: Any, scale: Any,
+    offset: Any, batched: bool, wanted: bool,
+) -> Any:  # fmt: skip
+    """Returns the loss, and its gradient if it is wanted."""
     known_weight = weight
     if weight is not None and not isinstance(weight, np.ndarray) and hasattr(weight, "dtype"):
         known_weight = np.ones(weight.shape) if is_tracer(weight) else np.asarray(weight, np.float64)
@@ -331,7 +338,7 @@ def mse_loss(
 
     def like() -> Any:
         plain = plain_table(schedule.kept.plain_residual, target, scale, offset) if common is None else common
-        return plain, -1, reduction, grad_out is True, batched, weight is not None, x0 is not None
+        return plain, -1, reduction, wanted, batched, weight is not None, x0 is not None
 
     if type(schedule) is nf.Schedule and type(target) is str and not is_tracer(weight):
         (table, stream, *more), at = like(), t if rows is None else 0
@@ -340,15 +347,16 @@ def mse_loss(
         if weight is None or of_rows is not None:
             found = eager.again(signature, at, noise, arrays, rows, of_rows)
             if found is not NotImplemented:
-                return tuple(found) if grad_out else found[0]
+                return found
 
     def make(pred: Any, t: Any, noise: Any, x0: Any, row: Any = known_weight) -> Loss:
         options = target, row, reduction, scale, offset, batched, 1.0
         return loss.mse_call(pred, x0, t, schedule, noise, *options, {"out": None}, want_loss=True)
 
     given = {M1: pred} if x0 is None else {M1: pred, X: x0}
-    again = partial(_remember, like, t, noise, given)
-    return _loss(make, pred, x0, t, noise, weight, grad_out is True, again)
+    of_each = rows is None and weight is not None and np.ndim(weight) > max(1, np.ndim(t))  # see `_loss`
+    again = None if of_each else partial(_remember, like, t, noise, given)
+    return _loss(make, pred, x0, t, schedule, noise, weight, wanted, again)
 
 
 def _of_rows(weight: Any, expected: tuple[int, ...]) -> Any:
@@ -361,7 +369,7 @@ def _of_rows(weight: Any, expected: tuple[int, ...]) -> Any:
 
 def mse_loss_grad(*given: Any, upstream: Any, out: Any, **options: Any) -> Any:
     _need_none(out=out)
-    gradient = mse_loss(*given, grad_out=True, **options)[1]
+    gradient = _mse_loss(*given, **options, wanted=True)[1]
     if type(upstream) is float and upstream == 1:
         return gradient
     g = jnp.asarray(upstream, gradient.dtype)
@@ -657,8 +665,9 @@ def _known(noise: nf.Noise, without_step: bool) -> nf.Noise:
 
 
 def _at_times(
-    make: Callable[..., Step], name: str, x: Any, t: Any, noise: Any, out: Any, like: Any, arrays: Any = None
-) -> Any:
+    make: Callable[..., Step], name: str, x: Any, t: Any, noise: Any, out: Any, like: Any, arrays: Any = None,
+    schedule: Any = None,
+) -> Any:  # fmt: skip
     """Returns the outputs of the call that `make` checks: make(x, t, noise). like: returns the further arguments of
     `eager.fast_row` for such a call."""
     t, given = eager.number(t), {X: x, **(arrays or {})}
@@ -666,7 +675,7 @@ def _at_times(
         what = f"expected None, or {name} itself, whose memory is taken where jit donates it"
         raise TypeError(f"out: {what}; JAX arrays are not written to")
     zeros, named = _zeros(name, x), _Named(noise)
-    known, traced = _times(t)
+    known, traced = _times(t, schedule)
     call = make(zeros, known, named.known)
     rows = None
     if traced is not None and traced.dtype.kind == "f":
@@ -686,10 +695,11 @@ def _remember(
     eager.remember(table, signature, what, operands, call, given)
 
 
-def _times(t: Any) -> tuple[Any, Any]:
-    """Returns a stand-in for t, and t itself if it is traced."""
+def _times(t: Any, schedule: Any) -> tuple[Any, Any]:
+    """Returns a stand-in for t, and t itself if it is traced. A float's is the schedule's noisiest time, or 1."""
     if is_tracer(t):
-        return np.zeros(t.shape, np.int64 if t.dtype.kind in "iu" else np.float64), t
+        _, last = getattr(schedule, "times", None) or (0.0, 1.0)
+        return np.full(t.shape, 0 if t.dtype.kind in "iu" else last if last < math.inf else 1.0), t
     return np.asarray(t) if isinstance(t, jax.Array) else t, None
 
 
@@ -757,9 +767,10 @@ def _rows_at(make: Callable[[Any], Step], call: Step, t: Any) -> tuple[Any, Any]
 
 
 def _loss(
-    make: Callable[..., Loss], pred: Any, x0: Any, t: Any, noise: Any, weight: Any, want_gradient: bool, remember: Any
-) -> Any:
-    zeros, named, (known, traced) = _zeros("pred", pred), _Named(noise), _times(t)
+    make: Callable[..., Loss], pred: Any, x0: Any, t: Any, schedule: Any, noise: Any, weight: Any, want_gradient: bool,
+    remember: Any,
+) -> Any:  # fmt: skip
+    zeros, named, (known, traced) = _zeros("pred", pred), _Named(noise), _times(t, schedule)
     clean = None if x0 is None else _zeros("x0", x0)
     checked = make(zeros, known, named.known, clean)
     call, losses, rows = checked.residual, checked.losses, None
@@ -772,6 +783,10 @@ def _loss(
             return make(np.zeros(n, zeros.dtype), times, nf.Noise(0), of_x0, None).residual
 
         rows, traced = _rows_at(at, call, traced)
+    elif traced is not None and np.ndim(weight) > max(1, traced.ndim):  # each t has a weight, and a row, of its own
+        table = _kept(make(zeros, known, named.known, clean, None).residual.rows, call.arithmetic == np.float64)
+        rows = table[jnp.clip(_small(traced).reshape(-1), 0, len(table) - 1)]
+        traced = np.arange(traced.size, dtype=np.int32)
     dtype = call.arithmetic.name
     outputs = [(losses.shape, dtype)]
     if want_gradient:
@@ -782,8 +797,7 @@ def _loss(
         more[WEIGHTS] = _weights(weight) if is_tracer(weight) else words.view(np.uint32).reshape(-1, 2)  # type: ignore[union-attr]
     arrays = {X: x0, M1: pred, Z: named.array}
     packed = pack_loss(checked, lambda _: 0)
-    found = _run(call, arrays, named, traced, rows, outputs, more, LOSSES, remember, loss=packed)
-    return tuple(found) if want_gradient else found[0]
+    return _run(call, arrays, named, traced, rows, outputs, more, LOSSES, remember, loss=packed)
 
 
 def _weights(weight: Any) -> Any:
@@ -797,7 +811,8 @@ library: Library = Library(
     fast_random=fast_random, moved=moved, zeros_like=zeros_like, where=jnp.where, times=times, time_of=time_of,
     chosen=chosen, from_key=from_key, sample=sample, randn=randn, randn_like=randn_like, uniform=uniform,
     q_sample=q_sample, q_step=q_step, q_walk=q_walk, update=update, categorical=categorical,
-    masked_cross_entropy=masked_cross_entropy, mse_loss=mse_loss, mse_loss_grad=mse_loss_grad, log_prob=log_prob,
+    masked_cross_entropy=masked_cross_entropy, masked_cross_entropy_and_grad=masked_cross_entropy_and_grad,
+    mse_loss=mse_loss, mse_loss_and_grad=mse_loss_and_grad, mse_loss_grad=mse_loss_grad, log_prob=log_prob,
     log_prob_grad=log_prob_grad, kl=kl, kl_grad=kl_grad, augmented=augmented,
     update_with_log_prob=update_with_log_prob,
 )  # fmt: skip

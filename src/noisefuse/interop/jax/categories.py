@@ -91,29 +91,36 @@ def _named(noise: Any, numbers: Any) -> Any:
 # ---- cross entropies ---------------------------------------------------------------------------------------
 
 
-def masked_cross_entropy(
-    logits: Any, ids: Any, masked: Any, weight: Any, *, reduction: Any, upstream: Any, grad_out: Any
-) -> Any:
-    if grad_out is not None and grad_out is not True:
-        raise TypeError("grad_out: JAX arrays are not written to; grad_out=True makes a new one")
-    given = {"logits": logits, "ids": ids, "masked": masked, "weight": weight, "upstream": upstream}
-    arrays = {name: x for name, x in given.items() if isinstance(x, jax.Array)}
-    fixed = {name: _kept(x) for name, x in given.items() if name not in arrays} | {"reduction": reduction}
+def masked_cross_entropy(*given: Any, reduction: Any) -> Any:
+    return _loss(given, reduction, 1.0, False)[0]
+
+
+def masked_cross_entropy_and_grad(*given: Any, reduction: Any, upstream: Any, out: Any) -> Any:
+    if out is not None:
+        raise TypeError("out: expected None, as arrays of JAX are not written to")
+    return tuple(_loss(given, reduction, upstream, True))
+
+
+def _loss(given: tuple[Any, ...], reduction: Any, upstream: Any, wanted: bool) -> Any:
+    """Returns the loss, and its gradient if it is wanted."""
+    named = dict(zip(("logits", "ids", "masked", "weight"), given, strict=True)) | {"upstream": upstream}
+    arrays = {name: x for name, x in named.items() if isinstance(x, jax.Array)}
+    fixed = {name: _kept(x) for name, x in named.items() if name not in arrays} | {"reduction": reduction}
     if not any(map(is_tracer, arrays.values())):
-        found = [jnp.asarray(x) for x in _on_host(fixed, grad_out is True, arrays)]
-    else:
-        zeros = {name: np.zeros(x.shape, x.dtype) for name, x in arrays.items()}  # no row is read
-        nf.masked_cross_entropy(**fixed | {"masked": np.False_} | zeros)
-        found = _differentiable(fixed, grad_out is True)(arrays)
-    return tuple(found) if grad_out else found[0]
+        return [jnp.asarray(x) for x in _on_host(fixed, wanted, arrays)]
+    zeros = {name: np.zeros(x.shape, x.dtype) for name, x in arrays.items()}  # no row is read
+    nf.masked_cross_entropy_and_grad(**fixed | {"masked": np.False_} | zeros)
+    return _differentiable(fixed, wanted)(arrays)
 
 
 def _on_host(fixed: dict[str, Any], wanted: bool, arrays: dict[str, Any]) -> list[Any]:
     """Returns the loss, and its gradient if it is wanted."""
-    options = fixed | {name: np.asarray(x) for name, x in arrays.items()}
-    found: Any = nf.masked_cross_entropy(**options, grad_out=True if wanted else None)
-    loss, *gradient = found if wanted else (found,)
-    return [np.asarray(loss, np.float32), *gradient]
+    options: Any = fixed | {name: np.asarray(x) for name, x in arrays.items()}
+    if not wanted:
+        del options["upstream"]
+        return [np.asarray(nf.masked_cross_entropy(**options), np.float32)]
+    loss, gradient = nf.masked_cross_entropy_and_grad(**options)
+    return [np.asarray(loss, np.float32), gradient]
 
 
 def _called(fixed: dict[str, Any], wanted: bool, arrays: dict[str, Any]) -> Any:
@@ -135,7 +142,7 @@ def _differentiable(fixed: dict[str, Any], wanted: bool) -> Any:
                 message = f"{name}: masked_cross_entropy has no derivative with respect to it: use lax.stop_gradient"
                 raise NotImplementedError(message)
         if wanted:
-            raise NotImplementedError("grad_out: the gradient has no derivative: leave it out, and use jax.grad")
+            raise NotImplementedError("the gradient has no derivative: use jax.grad of masked_cross_entropy")
         values = {name: x.value for name, x in arrays.items()}
         loss, *early = _called(fixed, fixed["reduction"] == "mean", values)
         return [loss], (values, early)

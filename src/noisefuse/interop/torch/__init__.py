@@ -52,7 +52,7 @@ from .arrays import (
     to_numpy,
     write,
 )
-from .categories import categorical, masked_cross_entropy
+from .categories import categorical, masked_cross_entropy, masked_cross_entropy_and_grad
 from .density import as_given, inputs_of, kl, kl_grad, log_prob, log_prob_grad, update_with_log_prob
 from .graph import (
     Operation,
@@ -66,8 +66,8 @@ from .graph import (
     words_of,
 )
 from .internals import is_compiling, is_traced, untraced
-from .loss import interpolate_loss, mse_loss, mse_loss_grad
-from .tokens import on_device, through, token_log_prob
+from .loss import interpolate_loss, interpolate_loss_and_grad, mse_loss, mse_loss_and_grad, mse_loss_grad
+from .tokens import from_numpy, on_device, token_log_prob, view, written
 
 FLOATING.update(dtype for dtype in DTYPES if dtype.is_floating_point)
 
@@ -372,9 +372,11 @@ library: Library = Library(
     need_plain=need_plain, to_numpy=to_numpy, moved=moved, following=following, of_arrays=of_arrays,
     zeros_like=zeros_like, where=torch.where, times=times, empty=empty, randn=randn, randn_like=randn_like,
     uniform=uniform, q_sample=q_sample, q_step=q_step, q_walk=q_walk, update=update,
-    mse_loss=mse_loss, mse_loss_grad=mse_loss_grad, interpolate_loss=interpolate_loss,
+    mse_loss=mse_loss, mse_loss_and_grad=mse_loss_and_grad, mse_loss_grad=mse_loss_grad,
+    interpolate_loss=interpolate_loss, interpolate_loss_and_grad=interpolate_loss_and_grad,
     log_prob=log_prob, log_prob_grad=log_prob_grad, kl=kl, kl_grad=kl_grad,
     augmented=augmented, update_with_log_prob=update_with_log_prob,
-    in_graph=in_graph, categorical=categorical, masked_cross_entropy=masked_cross_entropy, through=through,
+    in_graph=in_graph, categorical=categorical, masked_cross_entropy=masked_cross_entropy,
+    masked_cross_entropy_and_grad=masked_cross_entropy_and_grad, view=view, from_numpy=from_numpy, written=written,
     token_log_prob=token_log_prob, on_device=on_device,
 )  # fmt: skip

@@ -21,8 +21,8 @@ from .graph import (
     copied,
     differentiable_once,
     is_watched,
-    need_no_grad_out,
     need_no_gradient,
+    need_unwatched,
     noise_of,
     words_of,
 )
@@ -130,15 +130,37 @@ def _(
 # ---- cross entropies ---------------------------------------------------------------------------------------
 
 
-def masked_cross_entropy(
-    logits: Any, ids: Any, masked: Any, weight: Any, *, reduction: Any, upstream: Any, grad_out: Any
+def masked_cross_entropy(logits: Any, ids: Any, masked: Any, weight: Any, *, reduction: Any) -> Any:
+    watched = is_watched((logits,)) and not is_compiling()
+    make = torch.tensor if watched else torch.as_tensor  # the caller may overwrite an array before the backward pass
+    fields, tensors = _cross_entropy(logits, ids, masked, weight, reduction, make)
+    if is_compiling():
+        return compiled(CrossEntropy, fields, 0, tensors, None)[0]
+    if watched:
+        need_memory("logits", logits)
+        return differentiable_once(CrossEntropy(*fields), 0, None, tensors)
+    return CrossEntropy(*fields).value(tensors)[0]
+
+
+def masked_cross_entropy_and_grad(
+    logits: Any, ids: Any, masked: Any, weight: Any, *, reduction: Any, upstream: Any, out: Any
 ) -> Any:
-    need_no_gradient(weight=weight, upstream=upstream)
-    watched = is_watched((logits,))
-    need_no_grad_out(grad_out, watched or is_compiling())
+    if is_compiling():
+        options = {"reduction": reduction, "upstream": upstream, "out": out}
+        return untraced(masked_cross_entropy_and_grad, logits, ids, masked, weight, **options)
+    need_no_gradient(upstream=upstream)
+    need_unwatched("logits", logits)
+    fields, tensors = _cross_entropy(logits, ids, masked, weight, reduction)
+    return CrossEntropy(*fields).value(tensors, upstream, True if out is None else out)
+
+
+def _cross_entropy(
+    logits: Any, ids: Any, masked: Any, weight: Any, reduction: Any, make: Any = torch.as_tensor
+) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
+    """Returns the fields of a CrossEntropy, and its tensors."""
+    need_no_gradient(weight=weight)
     given = {"logits": logits, "ids": ids, "masked": masked, "weight": weight}
-    # The caller may overwrite an array before the backward pass. torch would round Python's floats to float32.
-    make = torch.tensor if watched and not is_compiling() else torch.as_tensor
+    # torch would round Python's floats to float32
     dtypes = {"weight": torch.float64} if isinstance(weight, float | list | tuple) else {}
     given = {
         name: x if isinstance(x, Tensor) else make(x, dtype=dtypes.get(name))
@@ -146,14 +168,7 @@ def masked_cross_entropy(
         if x is not None
     }
     fields = None, "masked_cross_entropy", (("reduction", reduction),), tuple(given), 1
-    if is_compiling():
-        return compiled(CrossEntropy, fields, 0, tuple(given.values()), None)[0]
-    operation = CrossEntropy(*fields)
-    if watched:
-        need_memory("logits", logits)
-        return differentiable_once(operation, 0, None, tuple(given.values()))
-    loss, gradient = operation.value(tuple(given.values()), upstream, grad_out)
-    return loss if grad_out is None else (loss, gradient)
+    return fields, tuple(given.values())
 
 
 class CrossEntropy(OnceDifferentiable):
@@ -169,21 +184,18 @@ class CrossEntropy(OnceDifferentiable):
     def with_gradient(self, index: Any, tensors: Sequence[Any], noise: Any) -> tuple[Tensor, Tensor | None]:
         return self.value(tensors, 1.0, True if dict(self.options)["reduction"] == "mean" else None)
 
-    def value(self, tensors: Sequence[Any], upstream: Any = 1.0, grad_out: Any = None) -> tuple[Tensor, Any]:
-        """Returns the loss, and its gradient if it is wanted (True: as a new tensor)."""
+    def value(self, tensors: Sequence[Any], upstream: Any = 1.0, grad: Any = None) -> tuple[Tensor, Any]:
+        """Returns the loss, and its gradient if it is wanted: grad is its tensor, or True for a new one."""
         logits, place = tensors[0], _place(tensors[0], self.name)
         values = read("logits", logits, place)
         given = {name: _read(name, x) for name, x in zip(self.slots, tensors, strict=True) if name != "logits"}
-        written_to = (
-            grad_out if grad_out is None or grad_out is True else write("grad_out", grad_out, place, logits.dtype)
-        )
-        found = nf.masked_cross_entropy(
-            values, **given, **dict(self.options), upstream=_read("upstream", upstream), grad_out=written_to
-        )
-        loss, gradient = (found, None) if grad_out is None else found
-        if gradient is not None:
-            gradient = as_tensor(gradient, None if grad_out is True else grad_out, logits.dtype)
-        return torch.as_tensor(loss, dtype=torch.float32), gradient
+        given |= dict(self.options)
+        if grad is None:
+            return torch.as_tensor(nf.masked_cross_entropy(values, **given), dtype=torch.float32), None
+        out = None if grad is True else grad
+        options = {"upstream": _read("upstream", upstream), "out": write("out", out, place, logits.dtype)}
+        loss, gradient = nf.masked_cross_entropy_and_grad(values, **given, **options)
+        return torch.as_tensor(loss, dtype=torch.float32), as_tensor(gradient, out, logits.dtype)
 
     def gradient(
         self, slot: str, index: Any, kept: Sequence[Tensor], noise: Any, grads: Sequence[Tensor], out: Any = None

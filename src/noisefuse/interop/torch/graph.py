@@ -63,10 +63,10 @@ def need_no_gradient(**given: Any) -> None:
         raise NotImplementedError(f"{name}: gradients with respect to it are not computed: pass {name}.detach()")
 
 
-def need_no_grad_out(grad_out: Any, is_made: bool) -> None:
-    """Raises ValueError for the array of a gradient that autograd, or a compiled graph, makes."""
-    if grad_out is not None and is_made:
-        raise ValueError("grad_out: autograd makes the gradient itself: call backward(), or use torch.no_grad()")
+def need_unwatched(name: str, x: Any) -> None:
+    """Raises ValueError if autograd watches what a function returns the gradient of."""
+    if is_watched((x,)):
+        raise ValueError(f"{name} requires grad, so autograd makes its gradient: call the loss and backward()")
 
 
 def need_once(name: str) -> None:

@@ -38,39 +38,46 @@ from .graph import (
     copied,
     differentiable_once,
     is_watched,
-    need_no_grad_out,
     need_no_gradient,
     need_once,
+    need_unwatched,
     words_of,
 )
 from .internals import is_compiling, untraced
 
 
 def mse_loss(
-    pred: Any, x0: Any, t: Any, schedule: Any, noise: Any, *, weight: Any, grad_out: Any, partial: bool = False,
-    **options: Any,
-) -> Any:  # fmt: skip
+    pred: Any, x0: Any, t: Any, schedule: Any, noise: Any, *, weight: Any, partial: bool = False, **options: Any
+) -> Any:
     need_no_gradient(x0=x0, t=t, noise=noise, weight=weight)
     if partial:
         need_no_gradient(pred=pred)
         fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
-        return Loss(*fields).part(t, tensors, noise, grad_out)
+        return Loss(*fields).part(t, tensors, noise)
     watched = is_watched((pred,))
-    need_no_grad_out(grad_out, watched or is_compiling())
     if watched and weight is not None and not isinstance(weight, Tensor) and not is_compiling():
         weight = torch.from_numpy(np.array(weight))  # the caller may overwrite it before the backward pass
     fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
     if is_compiling():
         if not carries(noise):
-            return untraced(mse_loss, pred, x0, t, schedule, noise, weight=weight, grad_out=None, **options)
+            return untraced(mse_loss, pred, x0, t, schedule, noise, weight=weight, **options)
         return compiled(Loss, fields, t, tensors, noise)[0]
     if watched:
         need_memory("pred", pred)
         return differentiable_once(Loss(*fields), t, noise, tensors)
-    value, gradient = Loss(*fields).value(t, tensors, noise, grad_out)
-    if grad_out is None:
-        return value
-    return value, in_format(gradient, pred) if grad_out is True else gradient
+    return Loss(*fields).value(t, tensors, noise)[0]
+
+
+def mse_loss_and_grad(
+    pred: Any, x0: Any, t: Any, schedule: Any, noise: Any, *, weight: Any, out: Any, **options: Any
+) -> Any:
+    if is_compiling():
+        return untraced(mse_loss_and_grad, pred, x0, t, schedule, noise, weight=weight, out=out, **options)
+    need_no_gradient(x0=x0, t=t, noise=noise, weight=weight)
+    need_unwatched("pred", pred)
+    fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
+    value, gradient = Loss(*fields).value(t, tensors, noise, True if out is None else out)
+    return value, in_format(gradient, pred) if out is None else gradient
 
 
 def mse_loss_grad(
@@ -89,17 +96,24 @@ def mse_loss_grad(
     return copied(in_format(gradient, pred), out)
 
 
-def interpolate_loss(
-    pred: Any, x0: Any, x1: Any, t: Any, path: Any, noise: Any, *, weight: Any, grad_out: Any, **options: Any
-) -> Any:
+def interpolate_loss(pred: Any, x0: Any, x1: Any, t: Any, path: Any, noise: Any, *, weight: Any, **options: Any) -> Any:
     need_no_gradient(x0=x0, x1=x1, t=t, noise=noise, weight=weight)
     if is_compiling():
-        return untraced(interpolate_loss, pred, x0, x1, t, path, noise, weight=weight, grad_out=grad_out, **options)
+        return untraced(interpolate_loss, pred, x0, x1, t, path, noise, weight=weight, **options)
     if not is_watched((pred,)):
-        return _of_path(pred, x0, x1, t, path, noise, weight, grad_out, options)
-    need_no_grad_out(grad_out, True)
+        return _of_path(pred, x0, x1, t, path, noise, weight, None, options)
     need_memory("pred", pred)
     return _OfPath.apply(pred, (x0, x1, t, path, noise, weight), options)
+
+
+def interpolate_loss_and_grad(
+    pred: Any, x0: Any, x1: Any, t: Any, path: Any, noise: Any, *, weight: Any, out: Any, **options: Any
+) -> Any:
+    if is_compiling():
+        return untraced(interpolate_loss_and_grad, pred, x0, x1, t, path, noise, weight=weight, out=out, **options)
+    need_no_gradient(x0=x0, x1=x1, t=t, noise=noise, weight=weight)
+    need_unwatched("pred", pred)
+    return _of_path(pred, x0, x1, t, path, noise, weight, True if out is None else out, options)
 
 
 class _OfPath(torch.autograd.Function):
@@ -121,24 +135,24 @@ class _OfPath(torch.autograd.Function):
 
 
 def _of_path(
-    pred: Any, x0: Any, x1: Any, t: Any, path: Any, noise: Any, weight: Any, grad_out: Any, options: dict[str, Any]
+    pred: Any, x0: Any, x1: Any, t: Any, path: Any, noise: Any, weight: Any, grad: Any, options: dict[str, Any]
 ) -> Any:
+    """Returns the loss; with grad, its tensor or True, also the gradient."""
     place = place_of("pred", checked("pred", pred))
-    if grad_out is True and place.type == "cuda":
-        grad_out = empty_like(pred)
-    made = grad_out is True
+    if grad is True and place.type == "cuda":
+        grad = empty_like(pred)
+    made = grad is True
     with on(place):
         given: dict[str, Any] = {name: read(name, x, place) for name, x in (("pred", pred), ("x0", x0), ("x1", x1))}
         drawn = read("noise", noise, place) if isinstance(noise, Tensor) else read_noise(noise, "pred")
         numbers = None if weight is None else read_numbers("weight", weight, place)
-        out = made or write("grad_out", grad_out, place, pred.dtype)
-        given |= {"t": t, "path": path, "noise": drawn, "weight": numbers, "grad_out": out}
-        found = nf.interpolate_loss(**given, **options)
-        loss, gradient = (found, None) if grad_out is None else found
+        given |= {"t": t, "path": path, "noise": drawn, "weight": numbers, **options}
+        if grad is None:
+            return _as_loss(nf.interpolate_loss(**given), pred, place)
+        out = None if made else write("out", grad, place, pred.dtype)
+        loss, gradient = nf.interpolate_loss_and_grad(**given, out=out)
         result = _as_loss(loss, pred, place)
-    if grad_out is None:
-        return result
-    gradient = as_tensor(gradient, None if made else grad_out, pred.dtype)
+    gradient = as_tensor(gradient, None if made else grad, pred.dtype)
     return result, in_format(gradient, pred) if made else gradient
 
 
@@ -175,37 +189,38 @@ class Loss(OnceDifferentiable):
         return [((batch,) if options["reduction"] == "none" else (), _dtype(pred))]
 
     def run(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> tuple[Tensor, ...]:
-        return (self._loss(index, tensors, noise, dict(self.options), None),)
+        loss: Tensor = nf.mse_loss(**self._given(index, tensors, noise))
+        return (loss,)
 
     def with_gradient(self, index: Any, tensors: Sequence[Any], noise: Any) -> tuple[Tensor, Tensor | None]:
         options = dict(self.options)
         if options["reduction"] != "mean" or not tensors[0].is_cpu:
-            return self._loss(index, tensors, noise, options, None), None
-        found: tuple[Tensor, Tensor] = self._loss(index, tensors, noise, options, True)
+            return self.run(index, tensors, noise, ())[0], None
+        found: tuple[Tensor, Tensor] = nf.mse_loss_and_grad(**self._given(index, tensors, noise))
         return found
 
-    def _loss(self, index: Any, tensors: Sequence[Any], noise: Any, options: dict[str, Any], grad_out: Any) -> Any:
+    def _given(self, index: Any, tensors: Sequence[Any], noise: Any) -> dict[str, Any]:
         given = {"x0": None, "noise": noise, **dict(zip(self.slots, tensors, strict=True))}
-        return nf.mse_loss(t=index, schedule=self.table, grad_out=grad_out, **given, **options)
+        return given | {"t": index, "schedule": self.table, **dict(self.options)}
 
-    def value(self, index: Any, tensors: Sequence[Any], noise: Any, grad_out: Any = None) -> tuple[Tensor, Any]:
-        """Returns the loss, and its gradient if it is wanted (True: as a new tensor)."""
+    def value(self, index: Any, tensors: Sequence[Any], noise: Any, grad: Any = None) -> tuple[Tensor, Any]:
+        """Returns the loss, and its gradient if it is wanted: grad is its tensor, or True for a new one."""
         pred, place = tensors[0], self.place(tensors)
-        if grad_out is True and place.type == "cuda":
-            grad_out = empty_like(pred)
-        made = grad_out is True
+        if grad is True and place.type == "cuda":
+            grad = empty_like(pred)
+        made = grad is True
         with on(place):
             given = self._arrays(index, tensors, noise, place)
-            found = nf.mse_loss(**given, grad_out=made or write("grad_out", grad_out, place, pred.dtype))
-            loss, gradient = (found, None) if grad_out is None else found
+            if grad is None:
+                return _as_loss(nf.mse_loss(**given), pred, place), None
+            loss, gradient = nf.mse_loss_and_grad(**given, out=None if made else write("out", grad, place, pred.dtype))
             result = _as_loss(loss, pred, place)
-        gradient = None if grad_out is None else as_tensor(gradient, None if made else grad_out, pred.dtype)
-        return result, gradient
+        return result, as_tensor(gradient, None if made else grad, pred.dtype)
 
-    def part(self, index: Any, tensors: Sequence[Any], noise: Any, grad_out: Any) -> Any:
+    def part(self, index: Any, tensors: Sequence[Any], noise: Any) -> Any:
         place = self.place(tensors)
         with on(place):
-            return nf.mse_loss(**self._arrays(index, tensors, noise, place), grad_out=grad_out, partial=True)
+            return nf.mse_loss(**self._arrays(index, tensors, noise, place), partial=True)
 
     def gradient(
         self, slot: str, index: Any, kept: Sequence[Any], noise: Any, grads: Sequence[Any], out: Any = None
