@@ -47,7 +47,7 @@ OTHERS = {
     "guided": S.llada(4, mask_id=5, cfg_scale=1.0),
 }
 LOGITS = np.random.default_rng(1).standard_normal((3, 8, V)).astype(np.float32)
-LOGITS[0, 1] = LOGITS[0, 4]  # equally certain
+LOGITS[0] = LOGITS[0, 0]  # equally certain
 DRAWN = np.random.default_rng(2)
 X = np.where(DRAWN.random((3, 8)) < 0.5, 5, DRAWN.integers(0, V, (3, 8)))
 WHERE = DRAWN.random((3, 8)) < 0.6
