@@ -32,6 +32,11 @@ def show_public(module: ModuleType, *others: str) -> None:
 
 
 def show_as(module: str, *values: Any) -> None:
-    """Lets classes and functions state the public module that shows them. Pickles name it, so the code may move."""
+    """Lets classes and functions state the public module that shows them: pickles name it, so the code may move.
+
+    It gets what their own module knows, where Python looks up the names in their annotations."""
+    shown = vars(sys.modules[module])
     for value in values:
+        for name, known in vars(sys.modules[value.__module__]).items():
+            shown.setdefault(name, known)
         value.__module__ = module
