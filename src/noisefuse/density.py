@@ -151,8 +151,7 @@ def log_prob_grad(
     if other is not None:
         given: dict[str, Any] = {"wrt": wrt, "upstream": upstream, "past": past, "out": out}
         return other.log_prob_grad(table, i, x, model_output, x_next, **given, **law)
-    if wrt not in ("m1", "m2", "x"):
-        raise ValueError(f"wrt = {wrt!r}: expected 'm1', 'm2' or 'x'")
+    check_choice("wrt", wrt, ("m1", "m2", "x"))
     call, found = stored_call(table, i, x, model_output, x_next, past, reduction, density, {"out": out})
     return _gradient(call, found.factor * _each(_deviation(table).rows["out"][wrt][call.index]), upstream)
 

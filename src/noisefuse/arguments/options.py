@@ -13,7 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 from .. import backends
 from ..call.packed import DTYPES
 from ..ground.checks import check_number
-from ..ground.kinds import library_for
 from ..language.forward import Make
 from ..language.levels import DEFAULT_RANGE, DEFAULT_RESULT, FLOATS, LEVELS, Levels, levels_of
 from ..language.rows import M1, PAST1, PASTS, Plain, Rows, X
@@ -45,22 +44,6 @@ def fast_path(other: Any, name: str) -> Any:
     return getattr(other, name, None) if other.is_traced() else getattr(backends, name)
 
 
-def in_one_pass(
-    rows: Rows, index: Index, shape: tuple[int, ...], x: Any, m: Any, noise: Any, out: Any, aux: Any, batched: bool
-) -> Any:
-    """The fast path with rows that a call has made: (out, an auxiliary output, if one is asked for), or NotImplemented.
-
-    shape: of the times, one row for each. aux: None, 1 for a new output, or the array to write.
-    """
-    library = library_for(x)
-    if library.is_traced():
-        return NotImplemented
-    numbers = row_numbers(index, shape)
-    auxiliary = aux if aux is None or isinstance(aux, int) else (aux,)
-    done = backends.fast_row(rows.plain, numbers, x, m, None, noise, -1, out, auxiliary, None, batched)
-    return (done, aux) if done is not NotImplemented and type(auxiliary) is tuple else done
-
-
 def row_numbers(index: Index, shape: tuple[int, ...]) -> Any:
     """Returns the rows as the fast path takes them: in the shape of the times, or 0 for a single row."""
     return 0 if len(index.values) == 1 else index.values.reshape(shape)
@@ -87,7 +70,8 @@ def rows_at(
     given = _finite("scale", scale, default[0]), _finite("offset", offset, default[1])
     if times.dtype.kind == "f":
         on_host: Any = times.get() if on_device(times) else times  # type: ignore[attr-defined]
-        return make(*at_times(schedule, on_host), target, *given), Index(np.arange(times.size), segment)
+        rows = make(*at_times(schedule, on_host), target, *given, lambda: schedule.derivatives(on_host))
+        return rows, Index(np.arange(times.size), segment)
     return schedule.kept.of(make, target, *given), checked_rows("t", times, segment, len(schedule))
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..call.description import Loss, RepeatedLoss
+from ..ground.checks import check_integer
 from ..ground.version import __version__
 from ..language.noise import NOISE_VERSION
 from . import threads
@@ -278,16 +279,14 @@ def set_num_threads(n: int) -> Setting:
         A context manager that restores the previous number at its end; outside of ``with`` the new one stays.
 
     Raises:
-        ValueError: n is no integer from 1 to 1024.
+        TypeError, ValueError: n is no integer from 1 to 1024.
 
     >>> with nf.set_num_threads(1):
     ...     nf.info()["threads"]
     1
     """
-    if isinstance(n, bool) or not isinstance(n, int | np.integer) or not 1 <= n <= 1024:
-        raise ValueError(f"num_threads = {n!r}: expected an integer from 1 to 1024")
-    before = threads.count()
-    _set_threads(int(n))
+    number, before = check_integer("num_threads", n, 1, 1024), threads.count()
+    _set_threads(number)
     return Setting(lambda: _set_threads(before))
 
 

@@ -22,7 +22,7 @@ from ..arguments.arrays import (
     output,
 )
 from ..arguments.calls import Index, is_batch, make_call, names_or_array
-from ..arguments.options import plain_table, row_numbers, rows_at
+from ..arguments.options import plain_table, rows_at
 from ..arguments.types import Array, ArrayT, NoiseLike, Reduction
 from ..call.description import Loss
 from ..ground.checks import check_choice, got
@@ -89,10 +89,11 @@ def mse_loss(
         pred: the network's prediction; float32, float64 (then the arithmetic is float64), float16 or bfloat16.
         x0, t, schedule, noise, scale, offset, batched: as in `q_sample`; x0 has pred's shape. x0 may be None for the
             target "epsilon", which does not need it.
-        target: "epsilon" z (Ho et al. 2020, eq. 14), "v" alpha z - sigma x0, "flow" z - x0, "sample" x0.
-        weight: for integer t a row, (T,), one number for each step of the schedule (`noisefuse.weights` makes them);
-            for float t an array of t's shape, or (B, 1) for (B,); finite at the given t. None: 1. It may lie on pred's
-            device. The weight is not checked if it or t lies on a device.
+        target: "epsilon" z (Ho et al. 2020, eq. 14), "v" alpha z - sigma x0, "flow" z - x0, "sample" x0, "velocity" as
+            in `q_sample`.
+        weight: (B, 1) for t of shape (B,), a number for each sample; for float t also (B,), t's shape; for integer t
+            also a row, (T,), one number for each step of the schedule (`noisefuse.weights` makes them). Finite at the
+            given t. None: 1. It may lie on pred's device. The weight is not checked if it or t lies on a device.
         reduction: "mean" over all elements, or "none": the mean over each sample, (B,).
         partial: return a `LossPart`, for a part of the batch, or for a part of each sample with a window as noise
             (`Noise.local`). `density.combine` makes the loss of the whole from the parts, bit for bit
@@ -301,7 +302,13 @@ def interpolate_loss(
     >>> nf.interpolate_loss(pred, x0, x1, [0.25, 0.5], nf.paths.linear(), target="velocity")
     0.25
     """
-    batched, other = _of_path(pred, path, target, reduction, batched)
+    other = None if type(pred) is np.ndarray else library_of(pred)
+    if (table := _plain_path(other, path, target, reduction)) is not None:
+        each = reduction == "none"
+        found = backends.fast_mse(table, t, x0, (pred, x1), noise, weight, 1.0, True, None, batched, each)
+        if found is not NotImplemented:
+            return found
+    batched = _of_path(pred, path, target, reduction, batched)
     options: dict[str, Any] = {"target": target, "weight": weight, "reduction": reduction, "batched": batched}
     if other is not None:
         return other.interpolate_loss(pred, x0, x1, t, path, noise, **options)
@@ -338,7 +345,14 @@ def interpolate_loss_and_grad(
     >>> nf.interpolate_loss_and_grad(pred, x0, x1, 0.25, nf.paths.linear(), target="velocity")[1].max()
     np.float64(-0.16666666666666666)
     """
-    batched, other = _of_path(pred, path, target, reduction, batched)
+    other = None if type(pred) is np.ndarray else library_of(pred)
+    if (table := _plain_path(other, path, target, reduction)) is not None:
+        wanted = True if out is None else out
+        each = reduction == "none"
+        found = backends.fast_mse(table, t, x0, (pred, x1), noise, weight, 1.0, True, wanted, batched, each)
+        if found is not NotImplemented:
+            return found  # type: ignore[no-any-return]
+    batched = _of_path(pred, path, target, reduction, batched)
     options: dict[str, Any] = {"target": target, "weight": weight, "reduction": reduction, "batched": batched}
     if other is not None:
         found = other.interpolate_loss_and_grad(pred, x0, x1, t, path, noise, out=out, **options)
@@ -347,11 +361,17 @@ def interpolate_loss_and_grad(
     return found  # type: ignore[no-any-return]
 
 
-def _of_path(pred: Any, path: Path, target: PathTarget, reduction: Reduction, batched: bool | None) -> Any:
-    """Returns whether pred is a batch, and its library."""
+def _plain_path(other: Any, path: Path, target: PathTarget, reduction: Reduction) -> Plain | None:
+    """Returns the residual's rows for the fast path, or None if a name, a path or a library is not plain."""
+    plain = type(path) is Path and type(target) is str and reduction in ("mean", "none")
+    return path.plain_residual[target] if plain and (other is None or not other.is_traced()) else None
+
+
+def _of_path(pred: Any, path: Path, target: PathTarget, reduction: Reduction, batched: bool | None) -> bool:
+    """Returns whether pred is a batch."""
     need_path(path, target)
     check_choice("reduction", reduction, get_args(Reduction))
-    return is_batch("pred", pred, batched), None if type(pred) is np.ndarray else library_of(pred)
+    return is_batch("pred", pred, batched)
 
 
 def _loss_of_path(
@@ -364,11 +384,6 @@ def _loss_of_path(
     rows, index = residual_rows(path, t, m.shape, target)
     if Z in rows.reads and noise is None:
         raise TypeError(f"noise: expected a Noise, which the path {path.name} draws from, got {got(noise)}")
-    if weight is None or getattr(weight, "shape", None) == np.shape(t):
-        numbers, each = row_numbers(index, np.shape(t)), reduction == "none"
-        found = backends.fast_mse(rows.plain, numbers, x0, (m, x1), noise, weight, 1.0, True, grad, batched, each)
-        if found is not NotImplemented:
-            return found
     arrays = {X: _like_pred("x0", x0, m, FLOATS), M2: _like_pred("x1", x1, m, FLOATS)}
     outs = {} if grad is None else {"out": None if grad is True else grad}
     drawn = Noise() if noise is None else noise  # nothing is drawn from it
@@ -442,7 +457,9 @@ def _residual_call(
     arrays = [(name, a) for name, a in named if a is not None]
     numbers: list[tuple[str, Any]] = [("weight", weight), ("upstream", upstream)]
     device = one_place([*arrays, *((name, a) for name, a in numbers if on_device(a))])
-    weights = None if weight is None else _weights(weight, t, rows, index)
+    weights = None
+    if weight is not None:
+        weights, rows, index = _weights(weight, t, rows, index)
     g = _upstream(upstream, reduction, batch)
     call = make_call(
         m.shape,
@@ -520,22 +537,26 @@ def _like_pred(name: str, a: object, pred: Array, allowed: tuple[str, ...]) -> A
     return array
 
 
-def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> Any:
-    """Returns a weight for each row; float times have rows of their own."""
+def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> tuple[Any, Rows, Index]:
+    """Returns a weight for each row, the rows and their numbers. Float times have rows of their own, and so have
+    integers with a weight for each."""
     row: Any = as_numbers("weight", weight)
     times: Any = as_numbers("t", t)
     floating = times.dtype.kind == "f"
-    expected = times.shape if floating else (len(rows.table),)
+    given, shape = row.shape, times.shape
+    of_each = bool(shape) and given[: len(shape)] == shape and set(given[len(shape) :]) == {1}  # (B, 1), say
+    if of_each and not floating:
+        rows = Rows(rows.table[in_memory(index.values)], rows.active)
+        index = Index(np.arange(times.size), index.segment)
+    expected = shape if floating or of_each else (len(rows.table),)
     if row.dtype.kind not in "iuf":
         raise TypeError(f"weight: expected numbers, got {row.dtype}")
-    if floating and times.ndim and set(row.shape[times.ndim :]) == {1}:  # (B, 1), say, is a number for each sample
-        row = row.reshape(row.shape[: times.ndim])
+    if of_each:
+        row = row.reshape(shape)
     if row.shape != expected:
         what = "t's shape" if floating else "one for each step of the schedule,"
-        raise ValueError(
-            f"weight: expected {what} {expected}, got {row.shape}; for one weight for each sample take "
-            "reduction='none' and multiply"
-        )
+        each = f"{(*shape, 1)} is one for each t" if shape else "one for each sample is reduction='none', multiplied"
+        raise ValueError(f"weight: expected {what} {expected}, got {given}; {each}")
     row = contiguous(row.reshape(-1).astype(np.float64, copy=False))
     if not on_device(row) and not on_device(index.values) and not np.isfinite(picked := row[index.values]).all():
         bad = index.values[~np.isfinite(picked)][0]
@@ -544,7 +565,7 @@ def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> Any:
             f"weight{f'[{place}]' if place else ''} = {row[bad]}: expected finite numbers where t takes them (those "
             "of 'epsilon' may be infinite where alpha = 0)"
         )
-    return row
+    return row, rows, index
 
 
 def _upstream(upstream: ArrayLike, reduction: Reduction, batch: int) -> Any:

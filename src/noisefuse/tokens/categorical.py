@@ -39,7 +39,6 @@ OF_PARTS = ("log_prob", "log_prob_raw")  # what `combine` can tell
 LEAST, MOST = 2.0**-64, 2.0**64  # of a temperature other than 0
 
 Info: TypeAlias = Literal["log_prob", "log_prob_raw", "entropy", "margin", "rank"]
-Results: TypeAlias = "Array | tuple[Array, dict[str, Array]] | Partial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -513,12 +512,8 @@ def log_softmax_at(logits: Any, ids: Sequence[Any], temperature: float, read: ND
     n, size = logits.shape[-1], read.size
     flat = contiguous(logits).reshape(size, n)
     parts = _parts(size, -(-n // LOSS_CHUNK), OF_PARTS)
-    places, chosen, settings = (
-        np.zeros(size, np.int64),
-        contiguous(read).reshape(-1),
-        settings_of(1, temperature, 0, 1.0),
-    )
-    bad = _read((1, size), n, 0, flat, places, chosen, settings, (Noise(0),), None, {}, parts)
+    given = (n, 0, flat, np.zeros(size, np.int64), contiguous(read).reshape(-1), settings_of(1, temperature, 0, 1.0))
+    bad = _read((1, size), *given, (Noise(0),), None, {}, parts)
     most = parts.largest.max(axis=1).astype(np.float64)
     most[bad != 0] = np.nan
 
