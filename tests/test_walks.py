@@ -107,7 +107,7 @@ def test_a_long_way_is_seen(monkeypatch):
 
 
 def test_an_array_is_looked_at_once(monkeypatch):
-    """Where it lies is not asked again on the long way. Seen to fail: with 8 and 11 questions a call."""
+    """Where it lies is not asked again on the long way. Seen to fail: with 13 questions a call."""
     for name in backends.FAST_PATH:
         monkeypatch.setattr(backends, name, backends.declined)
     asked, out = [], np.empty_like(X)
