@@ -32,7 +32,7 @@ class Backend(Protocol):
 
     Attributes:
         fast_row, fast_random, fast_mse, fast_density, fast_density_gradient, fast_divergence, fast_tokens,
-            fast_categorical, fast_cross_entropy, fast_token_step: its fast path, or None.
+            fast_categorical, fast_cross_entropy, fast_token_step, fast_walk: its fast path, or None.
         step_and_loss: a step and a loss that reads what it writes, faster than one after the other, or None.
         repeated_loss: does a loss at each of the next steps of its noises, with losses (steps, batch), faster than one
             after the other, or None.
@@ -54,6 +54,7 @@ class Backend(Protocol):
     fast_categorical: Callable[..., Any] | None
     fast_cross_entropy: Callable[..., Any] | None
     fast_token_step: Callable[..., Any] | None
+    fast_walk: Callable[..., Any] | None
     step_and_loss: Callable[[Step, Loss], None] | None
     repeated_loss: Callable[[Loss], None] | None
     mask: Callable[[Masks], None] | None
@@ -108,6 +109,7 @@ fast_tokens: Callable[..., Any] = _at_first("fast_tokens")
 fast_categorical: Callable[..., Any] = _at_first("fast_categorical")
 fast_cross_entropy: Callable[..., Any] = _at_first("fast_cross_entropy")
 fast_token_step: Callable[..., Any] = _at_first("fast_token_step")
+fast_walk: Callable[..., Any] = _at_first("fast_walk")
 FAST_PATH = (
     "fast_row",
     "fast_random",
@@ -119,6 +121,7 @@ FAST_PATH = (
     "fast_categorical",
     "fast_cross_entropy",
     "fast_token_step",
+    "fast_walk",
 )
 empty: Callable[..., Any] = _at_first("empty")
 
