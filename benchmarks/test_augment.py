@@ -18,8 +18,8 @@ import numpy as np
 import figures
 import noisefuse as nf
 from figures import NOISE, SCHEDULE, Figure, Pair
-from noisefuse.commands.bench.augment import CONTENDERS, Images
 from noisefuse.commands.bench.contenders import Call
+from peers_of_images import CONTENDERS, Images
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 BATCH, CLIPS = (16, 512, 512, 3), (16, 441_000)
@@ -31,7 +31,7 @@ def images() -> Any:
 
 
 def call(name: str, operation: str = "gaussian") -> Call:
-    """A contender of `noisefuse bench --augment`, on bytes. ImportError: it is not installed."""
+    """A contender of `bench.py --augment`, on bytes. ImportError: it is not installed."""
     found = CONTENDERS[name](Images(operation, 1, BATCH, "uint8"))
     assert found
     return found

@@ -3,7 +3,7 @@
 
     pytest benchmarks/test_discrete.py      every figure; writes results/<processor>-discrete.json and .md
 
-Rivals are those of `noisefuse bench --discrete`, torch on one thread. A plain read finds the largest byte of the
+Rivals are those of `bench.py --discrete`, torch on one thread. A plain read finds the largest byte of the
 logits; a copy of ids is np.copyto's.
 """
 
@@ -17,7 +17,7 @@ import figures
 import noisefuse as nf
 from figures import NOISE, Figure, Pair
 from noisefuse.commands.bench.contenders import Call
-from noisefuse.commands.bench.discrete import CONTENDERS, Tokens
+from peers_of_tokens import CONTENDERS, Tokens
 
 IDS = (1024, 16_384)  # 128 MiB, beyond the caches
 LOGITS = (1, 128, 126_464)

@@ -22,7 +22,8 @@ import numpy as np
 import figures
 import noisefuse as nf
 from figures import ACTION, IMAGES, LARGE, NOISE, SCHEDULE, Figure, Pair, child, memory, microseconds
-from noisefuse.commands.bench.contenders import CONTENDERS, WALK_STEPS, Call, Case
+from noisefuse.commands.bench.contenders import WALK_STEPS, Call, Case
+from peers import CONTENDERS
 
 POINTS = (1_000_000, 3)
 WARM = (16, 65536)  # 2^20
@@ -41,7 +42,7 @@ def case(shape: tuple[int, ...], dtype: str = "float32", operation: str = "q_sam
 
 
 def call(name: str, case: Case) -> Call:
-    """A contender of `noisefuse bench`. ImportError: it is not installed."""
+    """A contender of `bench.py`. ImportError: it is not installed."""
     found = CONTENDERS[name](case)
     assert found
     return found

@@ -22,8 +22,8 @@ import numpy as np
 
 import figures
 import noisefuse as nf
+import peers
 from figures import ACTION, LARGE, NOISE, SCHEDULE, Figure, Pair, microseconds
-from noisefuse.commands.bench import naive
 from noisefuse.commands.bench.contenders import Call
 from noisefuse.commands.bench.timing import interleaved
 from noisefuse.sampler import Sampler
@@ -108,7 +108,7 @@ def against_numpy(name: str, shape: tuple[int, ...]) -> Pair:
     columns += [table.rows["out"][symbol] for symbol in ("x", "d", "past1", "z")]
     rows = [tuple(row) for row in np.stack(columns, axis=1).astype(np.float32)]
     multiply, add, maximum, minimum = np.multiply, np.add, np.maximum, np.minimum
-    normals, dtype, low, high = naive.tuned_rng(0).standard_normal, np.float32, np.float32(-1), np.float32(1)
+    normals, dtype, low, high = peers.tuned_rng(0).standard_normal, np.float32, np.float32(-1), np.float32(1)
 
     def steps() -> None:
         nonlocal clean, before

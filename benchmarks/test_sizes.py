@@ -56,7 +56,7 @@ OF_FLOATS: dict[str, tuple[int, Make]] = {
     "q_sample, in place": (2, lambda x, m, out: partial(nf.q_sample, x, 300, SCHEDULE, NOISE, out=x)),
     "q_sample and target": (
         3,
-        lambda x, m, out: partial(nf.q_sample, x, 300, SCHEDULE, NOISE, target="velocity", out=out, target_out=m),
+        lambda x, m, out: partial(nf.q_sample, x, 300, SCHEDULE, NOISE, target="flow", out=out, target_out=m),
     ),
     "q_step": (2, lambda x, m, out: partial(nf.q_step, x, 300, SCHEDULE, NOISE, out=out)),
     "gaussian": (2, lambda x, m, out: partial(nf.augment.gaussian, x, 0.1, NOISE, out=out)),

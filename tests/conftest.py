@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures over every backend, instruction set and number of threads."""
 
-import dataclasses
 import importlib.util
 import platform
 import re
@@ -23,6 +22,7 @@ from differential import bits as bits
 from noisefuse import backends
 from noisefuse.backends import reference
 from noisefuse.backends.cuda import launches
+from noisefuse.call.description import Loss, Step, Walk
 from noisefuse.commands import selftest
 
 # In the extra "test", but not among the few packages of tests/sanitize.sh.
@@ -86,7 +86,7 @@ def on_device(cupy):
             return copies.setdefault(key, cupy.asarray(a))
 
         inputs, outputs = (tuple(map(to_device, arrays)) for arrays in (call.inputs, call.outputs))
-        return dataclasses.replace(call, inputs=inputs, outputs=outputs)
+        return call._replace(inputs=inputs, outputs=outputs)
 
     def back(call, there):
         for out, copy in zip(call.outputs, there.outputs, strict=True):
@@ -100,23 +100,24 @@ def on_device(cupy):
 
     def walk(call):
         first = moved(call.first)
-        launches.walk(dataclasses.replace(call, first=first))
+        launches.walk(call._replace(first=first))
         back(call.first, first)
 
     def loss(call):
         losses = None if call.losses is None else cupy.asarray(call.losses)
-        there = dataclasses.replace(call, residual=moved(call.residual), losses=losses)
+        there = call._replace(residual=moved(call.residual), losses=losses)
         launches.loss(there)
         back(call.residual, there.residual)
         if losses is not None:
             call.losses[...] = cupy.asnumpy(losses)
 
-    functions = {"step": step, "walk": walk, "loss": loss, "race": reference.race, "philox": reference.philox}
-    functions |= {"cross_entropy": reference.cross_entropy, "empty": np.empty}
-    no_fast_path = dict.fromkeys(
-        (*backends.FAST_PATH, "step_and_loss", "repeated_loss", "mask", "pyramid", "torch_normals")
-    )
-    with nf.use_backend(SimpleNamespace(**functions, **no_fast_path, tests_itself=False)):
+    on_device = backends.runner({Step: step, Walk: walk, Loss: loss})
+
+    def run(call):
+        return on_device(call) if isinstance(call, Step | Walk | Loss) else reference.run(call)
+
+    no_fast_path = dict.fromkeys(backends.FAST_PATH)
+    with nf.use_backend(SimpleNamespace(run=run, empty=np.empty, **no_fast_path, tests_itself=False)):
         yield
 
 

@@ -9,7 +9,7 @@ from arguments import COSINE, FLOW, KARRAS, LINEAR, SHORT, Draw
 
 CONTINUOUS = [COSINE, FLOW, KARRAS]
 SCHEDULES = [LINEAR, *CONTINUOUS, SHORT]
-TARGETS = ("epsilon", "v", "velocity", "sample")
+TARGETS = ("epsilon", "v", "flow", "sample")
 BYTES = np.dtype(np.uint8)
 
 draws = st.randoms(use_true_random=False).map(lambda random: Draw(random=random))
@@ -22,6 +22,12 @@ def real(dtype):
 
 def normals(shape, dtype, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def targets(schedule, t):
+    """The velocity needs a function of time, and may be infinite at clean data."""
+    at_clean = np.asarray(t).dtype.kind == "f" and np.any(np.asarray(t) == 0)
+    return TARGETS if schedule not in CONTINUOUS or at_clean else (*TARGETS, "velocity")
 
 
 def read(text):

@@ -370,9 +370,9 @@ ROWS = {
     "words floats": (TypeError, r"counter.*float64", lambda o: philox4x32([1.0, 2, 3, 4], [1, 2])),
     "threads 0": (ValueError, r"num_threads = 0.*1 to", lambda o: nf.set_num_threads(0)),
     "threads 1025": (ValueError, r"num_threads = 1025.*from 1 to 1024", lambda o: nf.set_num_threads(1025)),
-    "threads a bool": (ValueError, r"num_threads = True.*integer", lambda o: nf.set_num_threads(True)),
-    "threads a float": (ValueError, r"num_threads = 2\.0.*integer", lambda o: nf.set_num_threads(2.0)),
-    "threads a truth": (ValueError, r"num_threads = True.*integer", lambda o: nf.set_num_threads(True)),
+    "threads a bool": (TypeError, r"num_threads = True.*integer", lambda o: nf.set_num_threads(True)),
+    "threads a float": (TypeError, r"num_threads = 2\.0.*integer", lambda o: nf.set_num_threads(2.0)),
+    "threads a truth": (TypeError, r"num_threads = True.*integer", lambda o: nf.set_num_threads(True)),
     "backend none": (
         TypeError, r"backend None: expected one of native, numba, reference, or an object with the attributes of",
         lambda o: nf.use_backend(None),
@@ -416,6 +416,7 @@ NUMBERS = {
     "eps = 1: expected a finite number of at least 0 and below 1": lambda: nf.discrete.llada(1),
     f"mu = 1{'0' * 59}: expected a finite number": lambda: nf.Schedule.laplace(mu=10**400),
     "kind = 'x': expected 'inverse' or 'elbo'": lambda: nf.discrete.linear().weight(0.5, "x"),
+    "kind = array([0, 1]): expected 'inverse' or 'elbo'": lambda: nf.discrete.linear().weight(0.5, np.arange(2)),
 }
 
 
@@ -429,8 +430,9 @@ def test_checks_have_one_wording(message):
 
 
 def test_numpys_integers_are_integers():
-    """Seen to fail: an order that was no Python int."""
+    """Seen to fail: an order that was no Python int, alone and for each step."""
     assert nf.samplers.lms(S, 5, order=np.int64(2)) == nf.samplers.lms(S, 5, order=2)
+    assert nf.samplers.dpm_solver(S, 5, order=np.int64(2)) == nf.samplers.dpm_solver(S, 5, order=2)
 
 
 def test_the_last_of_each_range_is_none():

@@ -15,7 +15,7 @@ from noisefuse.tableau import ROW, m1, z
 from noisefuse.tableau import x as symbol_x
 
 KNOWN = Path(__file__).parent / "known"
-TARGETS = ("velocity", "epsilon", "sample", "v", "v", "velocity")
+TARGETS = ("flow", "epsilon", "sample", "v", "v", "flow")
 SCHEDULE = nf.Schedule((15 - np.arange(8)) / 16, (1 + np.arange(8)) / 8)
 
 

@@ -89,7 +89,7 @@ nf.augment.gaussian(x, 0.1, N, sharde=True)  # error
 nf.augment.sensor(x, 0.1, N)  # error
 
 # ---- samplers: what is one of a few words
-nf.samplers.ddim(S, 3, prediction="velocity", spacing="trailing", final="sigma_min")
+nf.samplers.ddim(nf.Schedule.cosine(), 3, prediction="velocity", spacing="trailing", final="sigma_min")
 nf.samplers.ddim(S, 3, prediction=nf.views.edm(0.5), final=0.02)
 nf.samplers.ddim(S, levels=[3.0, 0.5], final_level=0.02, model_time="schedule")
 nf.samplers.heun(S, [0.9, 0.5], model_time=lambda alpha, sigma, t: 1 - t)

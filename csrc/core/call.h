@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A call: the argument of every kernel, on CPUs and devices alike, already checked. call/packed.py packs the same bytes
-// (CALL and FIELD there), and a test compares the two field by field.
+// A call: the argument of every kernel, on CPUs and devices alike, already checked. call/packed.py packs the same
+// bytes, and a test compares the two field by field.
 #pragma once
 #include "row.h"
 #include "transition.h"
@@ -100,6 +100,22 @@ struct Masks {
     uint64_t vocabulary;  // beyond 0: a token drawn from so many, floor(u vocabulary / 2^64) of stream 15, in its place
     int32_t bytes;        // of a token
     int32_t complement;   // whether the others become it
+};
+
+// The generator's raw words: of each block four words of a counter, and two of a key.
+struct Philox {
+    const uint32_t *counter, *key;
+    uint32_t* out;
+    int64_t blocks;
+};
+
+// Normals of legacy.TorchCPU, a multiple of 16: float from as many words, or double from twice as many.
+struct TorchNormals {
+    const uint64_t* words;
+    void* out;
+    int64_t n;
+    DType type;
+    int32_t padding;
 };
 
 }  // namespace nf

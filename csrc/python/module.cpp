@@ -1,18 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Python boundary. run takes the bytes of a Call (core/call.h), which call/packed.py packs after the checks. row,
+// The Python boundary. run takes the bytes of records (core/), which call/packed.py packs after the checks. row,
 // random, mse, density and its gradient are the fast path (fast_path.cpp). The rest are settings.
 #define NF_MODULE
-#include <cmath>
 #include <cstddef>
 #include <cstring>
 #include <mutex>
 
-#include "../core/philox.h"
 #include "../cpu/dispatch.h"
-#include "../cpu/lane_scalar.h"
 #include "../cpu/pool.h"
 #include "../run/memory.h"
-#include "../run/race.h"
 #include "../run/run.h"
 #include "../xla/xla.h"
 #include "arrays.h"
@@ -37,49 +33,24 @@ PyObject* new_array(int ndim, const npy_intp* shape, PyArray_Descr* dtype) {
 
 namespace {
 
-// False: a Python error is set.
-template <class T>
-bool unpack(PyObject* bytes, T& call, const char* name = "Call") {
-    if (!PyBytes_Check(bytes) || PyBytes_GET_SIZE(bytes) != Py_ssize_t{sizeof call}) {
-        PyErr_Format(PyExc_TypeError, "expected the %zu bytes of a %s", sizeof call, name);
-        return false;
-    }
-    std::memcpy(&call, PyBytes_AS_STRING(bytes), sizeof call);
-    return true;
-}
-
-// run(operation, call, ..), without the GIL.
+// run(operation, record, ..), without the GIL.
 PyObject* py_run(PyObject*, PyObject* const* arguments, Py_ssize_t n) {
     const char* name = n ? PyUnicode_AsUTF8(arguments[0]) : "";
     if (!name) return nullptr;
     const Operation* operation = find_operation(name);
-    if (!operation || operation->calls != n - 1)
-        return PyErr_Format(PyExc_TypeError, "no operation \"%s\" of %zd calls", name, n - 1);
-    Call calls[kMostCalls];
-    for (int i = 0; i < operation->calls; ++i)
-        if (!unpack(arguments[1 + i], calls[i])) return nullptr;
-    return run_call(true, [&](const GoOn& go_on) { return operation->run(calls, go_on); }) ? Py_NewRef(Py_None)
-                                                                                           : nullptr;
-}
-
-// mask(call, masks), without the GIL.
-PyObject* py_mask(PyObject*, PyObject* const* arguments, Py_ssize_t n) {
-    Call call;
-    Masks masks;
-    if (n != 2) return PyErr_Format(PyExc_TypeError, "mask: expected 2 arguments, got %zd", n);
-    if (!unpack(arguments[0], call) || !unpack(arguments[1], masks, "Masks")) return nullptr;
-    const auto run = [&](const GoOn& go_on) { return run_masks(call, masks, go_on); };
-    return run_call(true, run) ? Py_NewRef(Py_None) : nullptr;
-}
-
-// Runs the call that the bytes describe, without the GIL.
-template <class Described, bool (*run)(const Described&, const GoOn&)>
-PyObject* py_described(PyObject*, PyObject* bytes) {
-    Described call;
-    if (!PyBytes_Check(bytes) || PyBytes_GET_SIZE(bytes) != Py_ssize_t{sizeof call})
-        return PyErr_Format(PyExc_TypeError, "expected %zu bytes", sizeof call);
-    std::memcpy(&call, PyBytes_AS_STRING(bytes), sizeof call);
-    return run_call(true, [&](const GoOn& go_on) { return run(call, go_on); }) ? Py_NewRef(Py_None) : nullptr;
+    if (!operation) return PyErr_Format(PyExc_TypeError, "no operation \"%s\"", name);
+    alignas(Call) char bytes[kMostRecords][kMostBytes];
+    const void* records[kMostRecords];
+    for (Py_ssize_t i = 0; i < kMostRecords; ++i) {
+        const size_t size = operation->sizes[static_cast<size_t>(i)];
+        PyObject* const given = i + 1 < n ? arguments[1 + i] : nullptr;
+        if (given ? !PyBytes_Check(given) || PyBytes_GET_SIZE(given) != static_cast<Py_ssize_t>(size) : size != 0)
+            return PyErr_Format(PyExc_TypeError, "%s: expected %zu bytes as record %zd", name, size, i + 1);
+        if (given) std::memcpy(bytes[i], PyBytes_AS_STRING(given), size);
+        records[i] = bytes[i];
+    }
+    return run_call(true, [&](const GoOn& go_on) { return operation->run(records, go_on); }) ? Py_NewRef(Py_None)
+                                                                                             : nullptr;
 }
 
 PyObject* py_empty(PyObject*, PyObject* args) {
@@ -92,53 +63,6 @@ PyObject* py_empty(PyObject*, PyObject* args) {
     PyObject* made = new_array(shape.len, shape.ptr, dtype);
     PyDimMem_FREE(shape.ptr);
     return made;
-}
-
-constexpr int64_t kPhiloxChunk = 1 << 12;  // blocks: about 20 microseconds
-
-PyObject* py_philox(PyObject*, PyObject* args) {
-    PyArrayObject *counter, *key, *out;
-    if (!PyArg_ParseTuple(args, "O!O!O!", &PyArray_Type, &counter, &PyArray_Type, &key, &PyArray_Type, &out))
-        return nullptr;
-    const auto *counters = static_cast<uint32_t*>(PyArray_DATA(counter)),
-               *seeds = static_cast<uint32_t*>(PyArray_DATA(key));
-    auto* const to = static_cast<uint32_t*>(PyArray_DATA(out));
-    const auto blocks = [=](int64_t begin, int64_t end) {
-        for (int64_t block = begin; block < end; ++block) {
-            const uint32_t *const c = counters + 4 * block, *const k = seeds + 2 * block;
-            const RoundKeys keys(uint64_t{k[1]} << 32 | k[0]);
-            const auto words = philox_rounds<Scalar>({{c[0], c[1], c[2], c[3]}}, keys, 0);
-            std::memcpy(to + 4 * block, words.w, sizeof words);
-        }
-    };
-    const int64_t n = PyArray_SIZE(counter) / 4;
-    const auto run = [&](const GoOn& go_on) { return parallel_for(n, kPhiloxChunk, blocks, go_on); };
-    return run_call(n > kPhiloxChunk, run) ? Py_NewRef(Py_None) : nullptr;
-}
-
-// The float64 normals of legacy.TorchCPU, n of them, a multiple of 16, from twice as many words. The C library computes
-// them, as torch's do.
-void torch_normals64(const uint64_t* words, double* out, int64_t n) {
-    const auto uniform = [words](int64_t i) {
-        return static_cast<double>((words[2 * i] << 32 | words[2 * i + 1]) & ((uint64_t{1} << 53) - 1)) * 0x1p-53;
-    };
-    for (int64_t i = 0; i < n; i += i % 16 == 7 ? 9 : 1) {
-        const double radius = std::sqrt(-2.0 * std::log(1.0 - uniform(i))), theta = 6.283185307179586 * uniform(i + 8);
-        out[i] = radius * std::cos(theta);
-        out[i + 8] = radius * std::sin(theta);
-    }
-}
-
-// torch_normals(words, out): arrays of uint64, and of float32 or float64.
-PyObject* py_torch_normals(PyObject*, PyObject* args) {
-    PyArrayObject *words, *out;
-    if (!PyArg_ParseTuple(args, "O!O!", &PyArray_Type, &words, &PyArray_Type, &out)) return nullptr;
-    const auto* const from = static_cast<uint64_t*>(PyArray_DATA(words));
-    if (PyArray_TYPE(out) == NPY_DOUBLE)
-        torch_normals64(from, static_cast<double*>(PyArray_DATA(out)), PyArray_SIZE(out));
-    else
-        kernels().torch_normals(from, static_cast<float*>(PyArray_DATA(out)), PyArray_SIZE(out));
-    Py_RETURN_NONE;
 }
 
 // copy(from, to): between two layouts, which share no memory. Returns False if they are not of one shape and dtype of
@@ -201,13 +125,7 @@ PyCFunction fast_call(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssiz
 }
 
 PyMethodDef methods[] = {{"run", fast_call(py_run), METH_FASTCALL, nullptr},
-                         {"mask", fast_call(py_mask), METH_FASTCALL, nullptr},
-                         {"race", py_described<Race, run_race>, METH_O, nullptr},
-                         {"cross_entropy", py_described<CrossEntropy, run_cross_entropy>, METH_O, nullptr},
-                         {"pyramid", py_described<Pyramid, run_pyramid>, METH_O, nullptr},
                          {"empty", py_empty, METH_VARARGS, nullptr},
-                         {"philox", py_philox, METH_VARARGS, nullptr},
-                         {"torch_normals", py_torch_normals, METH_VARARGS, nullptr},
                          {"copy", fast_call(py_copy), METH_FASTCALL, nullptr},
                          {"row", fast_call(fast_row), METH_FASTCALL, nullptr},
                          {"random", fast_call(fast_random), METH_FASTCALL, nullptr},

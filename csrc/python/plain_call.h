@@ -342,9 +342,10 @@ class PlainCall {
         return times_ != nullptr;
     }
 
-    // Makes the rows of float times, if the table has (a function from a float, or from float64 (n,), to alpha and
-    // sigma at these times; the last time; the rows at (alpha, sigma) = (0, 0), (1, 0) and (0, 1); the scale and the
-    // offset of integer results, or None). A number of such a row is a constant, or a multiple of alpha or of sigma.
+    // Makes the rows of float times, if the table has (a function from a float, or from float64 (n,), to alpha, sigma
+    // and perhaps more numbers at these times; the last time; the rows where all of these numbers are 0, and where one
+    // of them is 1; the scale and the offset of integer results, or None). A number of such a row is a constant, or a
+    // multiple of one of these.
     // Or, with None for the rows, it has columns: see `take_columns`. False: declined, or the function raised, and its
     // Python error is set.
     bool timed() {
@@ -361,11 +362,16 @@ class PlainCall {
         PyObject* const at = PyTuple_GET_ITEM(own_time_, 0);
         const Reference levels(times.object ? PyObject_CallOneArg(at, times.object) : nullptr);
         if (!levels.object) return false;
-        double alpha[1], sigma[1];
-        const double *alphas = numbers(PyTuple_GET_ITEM(levels.object, 0), alpha),
-                     *sigmas = numbers(PyTuple_GET_ITEM(levels.object, 1), sigma);
+        constexpr Py_ssize_t kMostLevels = 4;
+        const Py_ssize_t n_levels = std::min(PyTuple_GET_SIZE(levels.object), kMostLevels);
+        double one[kMostLevels];
+        const double* found[kMostLevels];
+        for (Py_ssize_t k = 0; k < n_levels; ++k) found[k] = numbers(PyTuple_GET_ITEM(levels.object, k), &one[k]);
         if (!hold_rows()) return false;
-        for (int64_t b = 0; b < indices; ++b) timed_row(alphas[b], sigmas[b], &timed_rows_[kColumns * b]);
+        for (int64_t b = 0; b < indices; ++b) {
+            for (Py_ssize_t k = 0; k < n_levels; ++k) one[k] = found[k][b];
+            timed_row(std::span(one, static_cast<size_t>(n_levels)), &timed_rows_[kColumns * b]);
+        }
         return use_rows();
     }
 
@@ -429,7 +435,8 @@ class PlainCall {
         if (!hold_rows()) return false;
         for (int64_t b = 0; b < indices; ++b) {
             if (!is_single(alpha.of(b)) || !is_single(sigma.of(b))) return false;
-            timed_row(alpha.of(b), sigma.of(b), &timed_rows_[kColumns * b]);
+            const double both[] = {alpha.of(b), sigma.of(b)};
+            timed_row(both, &timed_rows_[kColumns * b]);
         }
         return use_rows();
     }
@@ -451,11 +458,14 @@ class PlainCall {
         return one;
     }
 
-    void timed_row(double alpha, double sigma, double* row) const {
+    void timed_row(std::span<const double> levels, double* row) const {
         const auto* const ends = static_cast<const double*>(PyArray_DATA(array(PyTuple_GET_ITEM(own_time_, 2))));
         for (int c = 0; c < kColumns; ++c) {
-            const double of_alpha = ends[kColumns + c], of_sigma = ends[2 * kColumns + c];
-            row[c] = ends[c] != 0 ? ends[c] : of_alpha != 0 ? alpha * of_alpha : sigma * of_sigma;
+            row[c] = ends[c];
+            for (size_t k = 0; k < levels.size() && row[c] == 0; ++k) {
+                const double factor = ends[(k + 1) * kColumns + static_cast<size_t>(c)];
+                if (factor != 0) row[c] = levels[k] * factor;
+            }
         }
         PyObject* const range = PyTuple_GET_ITEM(own_time_, 3);
         if (range == Py_None) return;

@@ -2,12 +2,16 @@
 #include "run.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "../core/loss.h"
+#include "../core/philox.h"
 #include "../cpu/dispatch.h"
 #include "../cpu/float_mode.h"
 #include "../cpu/lane_scalar.h"
+#include "race.h"
 
 namespace nf {
 namespace {
@@ -119,13 +123,76 @@ bool run_step_and_loss(const Call& step, const Call& loss, const GoOn& go_on) {
                       [&](const Call& call, int64_t begin, int64_t end) { k.step_and_loss(step, call, begin, end); });
 }
 
+namespace {
+
+constexpr int64_t kPhiloxChunk = 1 << 12;  // blocks: about 20 microseconds
+
+// The float64 normals of legacy.TorchCPU, n of them, a multiple of 16, from twice as many words. The C library computes
+// them, as torch's do.
+void torch_normals64(const uint64_t* words, double* out, int64_t n) {
+    const auto uniform = [words](int64_t i) {
+        return static_cast<double>((words[2 * i] << 32 | words[2 * i + 1]) & ((uint64_t{1} << 53) - 1)) * 0x1p-53;
+    };
+    for (int64_t i = 0; i < n; i += i % 16 == 7 ? 9 : 1) {
+        const double radius = std::sqrt(-2.0 * std::log(1.0 - uniform(i))), theta = 6.283185307179586 * uniform(i + 8);
+        out[i] = radius * std::cos(theta);
+        out[i + 8] = radius * std::sin(theta);
+    }
+}
+
+bool run_plain_step(const Call& call, const GoOn& go_on) { return run_step(call, go_on); }
+bool run_copied_loss(const Call& call, const GoOn& go_on) { return run_repeated_loss(call, go_on); }
+
+// An operation on one record, or on two.
+template <class Record, bool (*run)(const Record&, const GoOn&)>
+constexpr Operation on(std::string_view name) {
+    static_assert(sizeof(Record) <= kMostBytes);
+    return {name, {sizeof(Record)}, [](const void* const* records, const GoOn& go_on) {
+                return run(*static_cast<const Record*>(records[0]), go_on);
+            }};
+}
+template <class First, class Second, bool (*run)(const First&, const Second&, const GoOn&)>
+constexpr Operation on(std::string_view name) {
+    return {name, {sizeof(First), sizeof(Second)}, [](const void* const* records, const GoOn& go_on) {
+                return run(*static_cast<const First*>(records[0]), *static_cast<const Second*>(records[1]), go_on);
+            }};
+}
+
+}  // namespace
+
+bool run_philox(const Philox& call, const GoOn& go_on) {
+    const auto blocks = [&](int64_t begin, int64_t end) {
+        for (int64_t block = begin; block < end; ++block) {
+            const uint32_t *const c = call.counter + 4 * block, *const k = call.key + 2 * block;
+            const RoundKeys keys(uint64_t{k[1]} << 32 | k[0]);
+            const auto words = philox_rounds<Scalar>({{c[0], c[1], c[2], c[3]}}, keys, 0);
+            std::memcpy(call.out + 4 * block, words.w, sizeof words);
+        }
+    };
+    return parallel_for(call.blocks, kPhiloxChunk, blocks, go_on);
+}
+
+bool run_torch_normals(const TorchNormals& call, const GoOn&) {
+    if (call.type == DType::f64)
+        torch_normals64(call.words, static_cast<double*>(call.out), call.n);
+    else
+        kernels().torch_normals(call.words, static_cast<float*>(call.out), call.n);
+    return true;
+}
+
 const Operation* find_operation(std::string_view name) {
     static constexpr Operation kOperations[] = {
-        {"step", 1, [](const Call* c, const GoOn& go_on) { return run_step(c[0], go_on); }},
-        {"walk", 1, [](const Call* c, const GoOn& go_on) { return run_walk(c[0], go_on); }},
-        {"loss", 1, [](const Call* c, const GoOn& go_on) { return run_loss(c[0], go_on); }},
-        {"repeated_loss", 1, [](const Call* c, const GoOn& go_on) { return run_repeated_loss(c[0], go_on); }},
-        {"step_and_loss", 2, [](const Call* c, const GoOn& go_on) { return run_step_and_loss(c[0], c[1], go_on); }},
+        on<Call, run_plain_step>("Step"),
+        on<Call, run_walk>("Walk"),
+        on<Call, run_loss>("Loss"),
+        on<Call, run_copied_loss>("RepeatedLoss"),
+        on<Call, Call, run_step_and_loss>("StepAndLoss"),
+        on<Call, Masks, run_masks>("Masks"),
+        on<Race, run_race>("Race"),
+        on<CrossEntropy, run_cross_entropy>("CrossEntropy"),
+        on<Pyramid, run_pyramid>("Pyramid"),
+        on<Philox, run_philox>("Philox"),
+        on<TorchNormals, run_torch_normals>("TorchNormals"),
     };
     for (const Operation& operation : kOperations)
         if (operation.name == name) return &operation;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Checked calls, run by the instruction set in use on all threads.
 #pragma once
+#include <array>
 #include <string_view>
 
 #include "../core/call.h"
@@ -29,14 +30,18 @@ bool run_repeated_loss(Call loss, const GoOn& go_on);
 // Runs a step, and a loss that reads its result: chunk by chunk, while the chunk lies in the caches.
 bool run_step_and_loss(const Call& step, const Call& loss, const GoOn& go_on);
 
-// An operation by its name, for backends/native.py.
+bool run_philox(const Philox& call, const GoOn& go_on);
+bool run_torch_normals(const TorchNormals& call, const GoOn& go_on);
+
+inline constexpr int kMostRecords = 2;
+inline constexpr size_t kMostBytes = sizeof(Call);  // of a record
+
+// An operation by its name, for backends/native.py. It takes the bytes of records of these sizes (0: none).
 struct Operation {
     std::string_view name;
-    int calls;  // the number of calls that it takes
-    bool (*run)(const Call* calls, const GoOn& go_on);
+    std::array<size_t, kMostRecords> sizes;
+    bool (*run)(const void* const* records, const GoOn& go_on);
 };
-
-inline constexpr int kMostCalls = 2;
 
 // Null: there is no such name.
 const Operation* find_operation(std::string_view name);

@@ -27,6 +27,7 @@ from .arguments.arrays import (
     device_of,
     fast_dtype,
     float_dtype,
+    host_floats,
     host_view,
     is_array,
     is_lazy,
@@ -36,7 +37,7 @@ from .arguments.calls import Index, is_batch, make_call, names_or_array, run, wa
 from .arguments.options import FAST_LEVELS, at_times
 from .arguments.types import Array, ArrayT, DType, NoiseLike
 from .call.description import Step
-from .ground.checks import first_of, lie_within
+from .ground.checks import check_choice, check_number, first_of, lie_within
 from .ground.kinds import library_for, library_of, need_plain
 from .language.levels import FLOATS, LEVELS, level_bounds, levels_of
 from .language.noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise, names_of
@@ -321,8 +322,7 @@ def poisson(
             raise ValueError(f"{name}: expected {one}, got shape {values.shape}")
     if not lie_within(peaks, math.nextafter(0, 1), 1e6):
         raise ValueError(f"peak = {peak!r}: expected photons, more than 0 and at most 1e6")
-    if not 0.1 <= float(gammas) <= 10:
-        raise ValueError(f"gamma = {gamma!r}: expected a number from 0.1 to 10")
+    check_number("gamma", float(gammas), 0.1, 10)
     if (other := None if type(x) is np.ndarray else library_of(x)) is not None:
         return other.augmented(_poisson, x, noise, peak=peak, gamma=gamma, batched=batched, out=out)
     tables, each = byte_tables.of_poissons(peaks.reshape(-1), float(gammas))
@@ -1011,12 +1011,7 @@ def _numbers(name: str, given: ArrayLike) -> NDArray[np.float64]:
     least = 0 if negative else -most
     if type(given) in (float, int) and least <= given <= most:  # type: ignore[operator]
         return np.array(given, np.float64)  # the checks below take five times as long
-    need_plain(name, given)
-    given = host_view(name, given)
-    try:
-        values = np.array(library_for(given).to_numpy(given), np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected numbers, got {type(given).__name__}") from None
+    values = host_floats(name, given)
     if not lie_within(values, least, most):
         first = first_of(name, ~np.isfinite(values) | (negative & (values < 0)), values)
         raise ValueError(f"{first}: expected finite numbers{' of at least 0' if negative else ''}")
@@ -1028,8 +1023,8 @@ _NOT_NEGATIVE = ("std", "a", "noise_std", "scale_std", "std_table", "matrix")
 
 def find_layout(layout: Layout | None, sample: tuple[int, ...], channels: int, names: str) -> Layout:
     """Returns where the channels of a sample are: the given layout, or the only one that fits."""
-    if layout not in (None, "CHW", "HWC"):
-        raise ValueError(f"layout = {layout!r}: expected 'CHW' or 'HWC'")
+    if layout is not None:
+        check_choice("layout", layout, ("CHW", "HWC"))
     axes: tuple[tuple[Layout, int], ...] = (("CHW", 0), ("HWC", -1))
     fits = [kind for kind, axis in axes if sample and channels and sample[axis] == channels]
     if layout in fits:

@@ -26,7 +26,7 @@ from .arguments.arrays import as_array, as_numbers, device_of, is_written, on_de
 from .arguments.calls import Index, converted, like, make_call, row_index, run
 from .arguments.options import inputs_of, need_tableau, those_read
 from .arguments.types import Array, Inputs, NoiseLike
-from .call.description import LOSS_CHUNK, Loss, Step
+from .call.description import LOSS_CHUNK, Loss, Step, StepAndLoss
 from .ground.checks import check_choice, check_integer
 from .ground.kinds import library_of
 from .ground.stored import SetState, make_again
@@ -151,8 +151,7 @@ def log_prob_grad(
     if other is not None:
         given: dict[str, Any] = {"wrt": wrt, "upstream": upstream, "past": past, "out": out}
         return other.log_prob_grad(table, i, x, model_output, x_next, **given, **law)
-    if wrt not in ("m1", "m2", "x"):
-        raise ValueError(f"wrt = {wrt!r}: expected 'm1', 'm2' or 'x'")
+    check_choice("wrt", wrt, ("m1", "m2", "x"))
     call, found = stored_call(table, i, x, model_output, x_next, past, reduction, density, {"out": out})
     return _gradient(call, found.factor * _each(_deviation(table).rows["out"][wrt][call.index]), upstream)
 
@@ -548,7 +547,7 @@ def _apart(step: Step) -> Step:
             return out
         return output("", None, out.shape, out.dtype, device_of(out))
 
-    return replace(step, outputs=tuple(map(own, step.outputs)))
+    return step._replace(outputs=tuple(map(own, step.outputs)))
 
 
 def _residual(table: Tableau, x: Array, index: Index, inputs: Inputs, outs: Outs) -> Step:
@@ -585,12 +584,9 @@ def _sums(call: Step, before: Step | None = None) -> Array:
         sums[...] = 0
         return sums
     backend, loss = backends.of(pred), Loss(call, call.size, None, _ONE, 1, sums)
-    if before is not None and backend.step_and_loss is not None:
-        backend.step_and_loss(before, loss)
-        return sums
-    if before is not None:
-        backend.step(before)
-    backend.loss(loss)
+    if before is None or backend.run(StepAndLoss(before, loss)) is NotImplemented:
+        for one in (loss,) if before is None else (before, loss):
+            backend.run(one)
     return sums
 
 
@@ -613,7 +609,7 @@ def _gradient(call: Step, factor: Any, upstream: ArrayLike) -> Array:
     assert out is not None
     if call.batch * call.size:
         weighted = _like(g, _like(g, factor) * g)  # 0-d products are no arrays
-        backends.of(out).loss(Loss(call, call.size, None, weighted, 1, None))
+        backends.of(out).run(Loss(call, call.size, None, weighted, 1, None))
     return out
 
 

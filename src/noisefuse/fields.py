@@ -12,6 +12,7 @@ import importlib
 import math
 from collections.abc import Callable
 from functools import lru_cache, partial
+from itertools import chain
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -263,9 +264,11 @@ def _pyramid(x: Array, noise: Noises, *, discount: float, levels: int, dtype: An
     for level, (lengths, weight, places) in enumerate(coarser, 1):
         names = each(noise, lambda name: name.at(step=name.step * levels + level, stream=PYRAMID))  # noqa: B023
         coarse = _randn(total[..., : lengths[0], : lengths[1]], names, real)
-        drawn.append(Level(coarse.reshape(-1, *lengths), weight, *places))
-    call = Pyramid(total.reshape(-1, height, width), drawn, _like(total, scale))
-    (backends.of(total).pyramid or _enlarge)(call)
+        drawn.append(Level._make((coarse.reshape(-1, *lengths), *places, *lengths, weight)))
+    planes = total.reshape(-1, height, width)
+    call = Pyramid(planes, _like(total, scale), tuple(drawn), len(drawn), len(planes), height, width, real)
+    if backends.of(total).run(call) is NotImplemented:
+        _enlarge(call)
     return _stored(total, kind, out)
 
 
@@ -284,13 +287,13 @@ def _levels_of(height: int, width: int, levels: int, discount: float, real: np.d
             (before.astype(np.int32), part.astype(real)) for before, part in map(_between, lengths, (height, width))
         ]
         variance += weight**2 * np.multiply.outer(*map(_squares, lengths, (height, width)))
-        coarser.append((lengths, weight, (*places[0], *places[1])))
+        coarser.append((lengths, weight, [*chain(*zip(*places, strict=True))]))
     return coarser, (1 / np.sqrt(variance)).astype(real)
 
 
 def _enlarge(call: Pyramid) -> None:
     """Adds the levels by functions of arrays, some planes after others."""
-    planes, (height, width) = call.planes, call.scale.shape
+    planes, height, width = call.out, call.height, call.width
     together = max(1, _PLANES // (height * width))
     with float_mode():
         for first in range(0, len(planes), together):

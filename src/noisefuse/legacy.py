@@ -24,6 +24,7 @@ from . import backends
 from .arguments.arrays import copy, float_dtype
 from .arguments.options import lengths
 from .backends.reference import fma32
+from .call.description import TorchNormals
 from .language.levels import FLOATS
 from .language.noise import SEEDS
 from .operations.draw import philox4x32
@@ -105,30 +106,21 @@ class TorchCPU:
             for part in _parts(whole):
                 self._fill(drawn[part], wide)
             if n % 16:  # the last 16 are drawn again
-                self._uniforms(n - whole if kind == wide else 0, wide)
+                self._raw((n - whole) * wide.itemsize // 4 if kind == wide else 0)
                 self._fill(drawn[-16:], wide)
         return drawn.reshape(full)
 
     def _fill(self, out: Array, wide: np.dtype[Any]) -> None:
         """Fills it with normals, on sixteens, from this dtype."""
         drawn = out if out.dtype == wide else np.empty(len(out), wide)
-        if native := backends.current().torch_normals:
-            native(self._raw(drawn.nbytes // 4), drawn)
-        else:
-            drawn[:] = _sixteens(self._uniforms(len(drawn), wide))
+        words = self._raw(drawn.nbytes // 4)
+        if backends.current().run(TorchNormals(words, drawn, len(drawn), wide)) is NotImplemented:
+            drawn[:] = _sixteens(_uniforms(words, wide))
         if drawn is not out:
             out[:] = drawn
 
     def _raw(self, n: int) -> NDArray[np.uint64]:
         return self._words.random_raw(n)
-
-    def _uniforms(self, n: int, kind: np.dtype[Any]) -> Array:
-        """Returns uniform numbers in [0, 1)."""
-        if kind == np.float64:
-            high, low = self._raw(2 * n).reshape(n, 2).T
-            return ((high << np.uint64(32) | low) & np.uint64((1 << 53) - 1)) * 2.0**-53
-        u: Array = ((self._raw(n) & np.uint64((1 << 24) - 1)) * 2.0**-24).astype(np.float32)
-        return u
 
     def _one(self) -> float:
         """Returns Box and Muller's first normal of a pair, and the second in the next call."""
@@ -140,6 +132,15 @@ class TorchCPU:
         radius, theta = math.sqrt(-2.0 * math.log1p(-u2)), 2.0 * math.pi * u1
         self._kept = radius * math.sin(theta)
         return radius * math.cos(theta)
+
+
+def _uniforms(words: NDArray[np.uint64], kind: np.dtype[Any]) -> Array:
+    """Returns uniform numbers in [0, 1): float32 from as many words, float64 from twice as many."""
+    if kind == np.float64:
+        high, low = words.reshape(-1, 2).T
+        return ((high << np.uint64(32) | low) & np.uint64((1 << 53) - 1)) * 2.0**-53
+    u: Array = ((words & np.uint64((1 << 24) - 1)) * 2.0**-24).astype(np.float32)
+    return u
 
 
 def _sixteens(u: Array) -> Array:

@@ -15,10 +15,10 @@ from typing import Any, ClassVar, Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
-from .ground.checks import check_number, lie_within
+from .ground.checks import check_number
 from .ground.kept import kept_property
 from .ground.stored import SetState, make_again
-from .language.families import Formula
+from .language.families import Formula, as_shaped, need_finite
 from .language.rows import COLUMNS, NAMES, Plain, Rows
 
 __all__ = [
@@ -103,28 +103,13 @@ class Path:
                 if self.draws:
                     found["aux1.z"] = self._at("dg", t)
             elif target == "score":
-                found["aux1.z"] = self._finite("the score, -z / g,", -1 / found["out.z"], t)
+                found["aux1.z"] = need_finite("the score, -z / g,", -1 / found["out.z"], t)
             elif target == "denoiser":
                 found["aux1.z"] = np.ones_like(t)
         return found
 
     def _at(self, name: str, t: Array) -> Array:
-        values = np.asarray(getattr(self, name)(t.copy()))
-        if values.shape != t.shape or values.dtype.kind != "f":
-            expected = f"{name}: expected a function that returns float64 of shape {t.shape}, as t has"
-            raise ValueError(f"{expected}, got {values.dtype} {values.shape}")
-        return self._finite(f"{name} of {self.name}", values.astype(np.float64), t)
-
-    @staticmethod
-    def _finite(what: str, values: Array, t: Array) -> Array:
-        if not lie_within(values, -_MOST, _MOST):
-            k = np.flatnonzero(~(np.abs(values) <= _MOST))[0]
-            expected = "expected a finite number of float32's range; leave that time out"
-            raise ValueError(f"{what} is {values[k]} at t = {t[k]}: {expected}")
-        return values
-
-
-_MOST = float(np.finfo(np.float32).max)  # of a coefficient: kernels round them to float32, but for float64 data
+        return need_finite(f"{name} of {self.name}", as_shaped(name, getattr(self, name)(t.copy()), t), t)
 
 
 def _one(t: Array) -> Array:

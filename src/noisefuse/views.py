@@ -11,20 +11,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from functools import cache
+from typing import Any, Literal, NoReturn, Protocol, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from .ground.checks import check_number
 
-__all__ = ["VIEWS", "Prediction", "Target", "View", "called", "edm", "guidance", "view"]
+__all__ = ["VIEWS", "Prediction", "Target", "View", "called", "edm", "guidance", "velocity", "view"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Target: TypeAlias = Literal["epsilon", "v", "flow", "sample", "velocity"]
-"""The target that a network is trained on: z, alpha z - sigma x0, z - x0, x0; "velocity" is another name of "flow"."""
+"""The target that a network is trained on: z, alpha z - sigma x0, z - x0, x0, or the derivative of x_t by the
+schedule's own time, d alpha x0 + d sigma z."""
 
-ALIASES = {"velocity": "flow"}
+Rates: TypeAlias = Callable[[], tuple[Array, Array]]
+"""A function that returns the derivatives of alpha and sigma at the levels that are given with it."""
+
+
+class Curve(Protocol):
+    """A schedule, which may be a function of time."""
+
+    def __call__(self, t: Any) -> tuple[Array, Array]: ...
+
+    def time_at(self, log_snr: Any) -> Array: ...
+
+    def derivatives(self, t: Any) -> tuple[Array, Array]: ...
 
 
 def _unscaled(alpha: float, sigma: float) -> float:
@@ -55,7 +68,7 @@ class View:
 
 
 Prediction: TypeAlias = Literal["epsilon", "sample", "v", "flow", "velocity", "edm", "edm_v"] | View
-"""A network's prediction by name, or a `View` of one's own; "velocity" is another name of "flow"."""
+"""A network's prediction by name, or a `View` of one's own; "velocity" is `velocity` of the sampler's schedule."""
 
 
 def _epsilon() -> View:
@@ -92,7 +105,7 @@ def _v() -> View:
 
 
 def _flow() -> View:
-    """m = z - x0: Liu et al. 2022, where alpha + sigma = 1. Also called velocity."""
+    """m = z - x0: Liu et al. 2022, where alpha + sigma = 1. It is the velocity of a flow without a shift."""
 
     def clean(alpha: float, sigma: float) -> tuple[float, float]:
         return 1 / (alpha + sigma), -sigma / (alpha + sigma)
@@ -135,18 +148,54 @@ def edm(sigma_data: float = 0.5, *, v: bool = False) -> View:
     return View("edm_v" if v else "edm", clean, noise, scale, time)
 
 
+def velocity(schedule: Curve) -> View:
+    """m = d alpha x0 + d sigma z, derivatives by the schedule's own time: SiT, Ma et al. 2024 (equation 4).
+
+        r D = d sigma x - sigma m,    r e = alpha m - d alpha x,    r = alpha d sigma - sigma d alpha
+
+    Args:
+        schedule: A schedule that is a function of time: the sampler's, or another one that has all of its levels.
+
+    Raises:
+        TypeError: The schedule is no function of time, or its derivatives are not known.
+    """
+
+    @cache  # a table asks for each node several times, and this takes as long as the rest of its row
+    def rates(alpha: float, sigma: float) -> tuple[float, float, float]:
+        t = schedule.time_at(2 * (math.log(alpha) - math.log(sigma)) if alpha else -math.inf)
+        if not np.allclose(schedule(t), (alpha, sigma), rtol=1e-6, atol=1e-9):
+            raise ValueError(f"velocity: the schedule has no level alpha = {alpha}, sigma = {sigma}")
+        d_alpha, d_sigma = (rate.item() for rate in schedule.derivatives(t))
+        r = alpha * d_sigma - sigma * d_alpha
+        if r == 0:
+            raise ValueError(f"velocity: at t = {t} it is a multiple of x, and says nothing about x0")
+        return d_alpha, d_sigma, r
+
+    def clean(alpha: float, sigma: float) -> tuple[float, float]:
+        _, d_sigma, r = rates(alpha, sigma)
+        return d_sigma / r, -sigma / r
+
+    def noise(alpha: float, sigma: float) -> tuple[float, float]:
+        d_alpha, _, r = rates(alpha, sigma)
+        return -d_alpha / r, alpha / r
+
+    schedule.derivatives(0)
+    return View("velocity", clean, noise)
+
+
 VIEWS = {view.name: view for view in (_epsilon(), _sample(), _v(), _flow(), edm(), edm(v=True))}
 
 
-def view(prediction: Prediction) -> View:
-    """Returns a `View` by name, or itself. ValueError lists the names."""
+def view(prediction: Prediction, schedule: Curve | None = None) -> View:
+    """Returns a `View` by name, or itself; "velocity" is the schedule's. ValueError lists the names."""
     if isinstance(prediction, View):
         return prediction
-    name = ALIASES.get(prediction, prediction) if isinstance(prediction, str) else ""
-    if name not in VIEWS:
-        hint = called(prediction, VIEWS)
-        raise ValueError(f"prediction must be a View or one of {', '.join(VIEWS)}, got {prediction!r}{hint}")
-    return VIEWS[name]
+    if prediction == "velocity" and schedule is not None:
+        return velocity(schedule)
+    if not isinstance(prediction, str) or prediction not in VIEWS:
+        hint, names = called(prediction, VIEWS), ", ".join((*VIEWS, "velocity"))
+        raise ValueError(f"prediction must be a View or one of {names}, got {prediction!r}{hint}")
+    return VIEWS[prediction]
 
 
 # Other words for the same things, here and elsewhere.
@@ -154,21 +203,29 @@ _WORDS = {
     "z": ("epsilon", "eps", "noise"),
     "x0": ("sample", "x0"),
     "alpha z - sigma x0": ("v", "v_prediction"),
-    "z - x0": ("flow", "velocity", "flow_prediction"),
+    "z - x0": ("flow", "flow_prediction"),
 }
 
 
 def need_target(target: object) -> None:
     """Raises ValueError if no target has this name."""
     if target not in get_args(Target):
-        names = [name for name in get_args(Target) if name not in ALIASES]
+        names = get_args(Target)
         expected = f"{', '.join(map(repr, names[:-1]))} or {names[-1]!r}"
         raise ValueError(f"target = {target!r}: expected {expected}{called(target, names)}")
 
 
-def target_factors(target: Target, alpha: Array, sigma: Array) -> tuple[Array | None, Array | None]:
+def no_rates() -> NoReturn:
+    raise ValueError('target = "velocity": expected a schedule, as these levels have no time; "flow" is z - x0')
+
+
+def target_factors(
+    target: Target, alpha: Array, sigma: Array, rates: Rates = no_rates
+) -> tuple[Array | None, Array | None]:
     """Returns the factors of x0 and z in the target; None: no such term. ValueError: no target has this name."""
     need_target(target)
+    if target == "velocity":
+        return rates()
     if target == "v":
         return -sigma, alpha
     one = np.ones_like(alpha)

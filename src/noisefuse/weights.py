@@ -6,6 +6,7 @@ sample D that a prediction m implies, D = p_x x + p_m m. Then the losses of all 
 
     |m - target|^2 = |d|^2 / p_m^2
     epsilon p_m = -sigma / alpha,  v -sigma / (alpha^2 + sigma^2),  flow -sigma / (alpha + sigma),  sample 1
+    velocity -sigma / (alpha d sigma - sigma d alpha)
 
 So each function takes the target that the network learns, and returns the weights for its loss. With `t` it returns the
 weights at these times, in t's shape. Times are integers, or floats of a continuous schedule.
@@ -19,7 +20,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -29,18 +30,19 @@ from .ground.checks import check_number, lie_within
 from .ground.docstrings import Shared, documented
 from .ground.kinds import need_plain
 from .language.schedule import Schedule, need_schedule
-from .views import Target, need_target, target_factors
+from .views import Rates, Target, need_target, target_factors
 
 __all__ = ["cosmap", "draw", "edm", "like", "logit_normal", "min_snr", "mode"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
+_Errors: TypeAlias = Callable[[Target], tuple[Array, Array]]  # see `_errors`
 
 _SHARED = Shared(
     args={
         "schedule": "    schedule: the levels of noise, a `Schedule`.",
         "target": """\
-    target: what the network learns: "epsilon", "v", "flow" (also called "velocity") or "sample". The weights multiply
-        the plain loss of this target.""",
+    target: what the network learns: "epsilon", "v", "flow", "sample" or "velocity", as in `q_sample`. The weights
+        multiply the plain loss of this target.""",
         "t": """\
     t: times of any shape, as ``schedule(t)`` takes them: integers, or floats of a continuous schedule. None: all steps
         of the schedule.""",
@@ -193,7 +195,7 @@ def draw(row: npt.ArrayLike, u: npt.ArrayLike) -> npt.NDArray[np.int64]:
 
 
 def _weights(make: Callable[..., Array], schedule: Schedule, target: Target, t: Any, *options: Any) -> Array:
-    """Returns make(alpha, sigma, target, *options) for each step, or at the times t."""
+    """Returns make(errors, target, *options) for each step, or at the times t."""
     need_schedule(schedule)
     need_target(target)
     if t is None:
@@ -201,39 +203,41 @@ def _weights(make: Callable[..., Array], schedule: Schedule, target: Target, t: 
     t = np.asarray(t)
     levels = schedule(t)
     if t.dtype.kind == "f":
-        return np.asarray(make(*levels, target, *options))
+        errors = partial(_errors, *levels, lambda: schedule.derivatives(t))
+        return np.asarray(make(errors, target, *options))
     return np.asarray(_row(make, schedule, target, *options)[t])
 
 
 # A training loop needs the same row at each step, and a row takes 10 to 1300 us.
 @lru_cache(maxsize=16)
 def _row(make: Callable[..., Array], schedule: Schedule, target: Target, *options: Any) -> Array:
-    return make(schedule.alpha, schedule.sigma, target, *options)
+    rates = lambda: schedule.derivatives(np.arange(len(schedule)))  # noqa: E731
+    return make(partial(_errors, schedule.alpha, schedule.sigma, rates), target, *options)
 
 
-def _min_snr(alpha: Array, sigma: Array, target: Target, gamma: float) -> Array:
-    of_x0, of_z = _errors(alpha, sigma, target)
+def _min_snr(errors: _Errors, target: Target, gamma: float) -> Array:
+    of_x0, of_z = errors(target)
     return np.minimum(of_z**2, gamma * of_x0**2)  # SNR |d|^2 is the loss of z
 
 
-def _edm(alpha: Array, sigma: Array, target: Target, sigma_data: float) -> Array:
-    of_x0, of_z = _errors(alpha, sigma, target)
+def _edm(errors: _Errors, target: Target, sigma_data: float) -> Array:
+    of_x0, of_z = errors(target)
     return (of_x0 / sigma_data) ** 2 + of_z**2
 
 
-def _like(alpha: Array, sigma: Array, target: Target, other: Target) -> Array:
-    of_x0, of_z = _errors(alpha, sigma, target)
+def _like(errors: _Errors, target: Target, other: Target) -> Array:
+    of_x0, of_z = errors(target)
     if target == other:
         return np.ones_like(of_x0)
-    others_of_x0, others_of_z = _errors(alpha, sigma, other)
+    others_of_x0, others_of_z = errors(other)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = of_x0 / others_of_x0
         ratio = np.where(np.isnan(ratio), of_z / others_of_z, ratio)  # 0 / 0 where sigma is 0, and z tells
     return ratio**2
 
 
-def _of_flow(alpha: Array, sigma: Array, target: Target, density: Callable[..., Array], *options: float) -> Array:
-    weights, factor = density(sigma / (alpha + sigma), *options), _like(alpha, sigma, target, "flow")
+def _of_flow(errors: _Errors, target: Target, density: Callable[..., Array], *options: float) -> Array:
+    weights, factor = density(errors("flow")[0], *options), _like(errors, target, "flow")
     with np.errstate(invalid="ignore"):
         return np.where(weights == 0, 0.0, weights * factor)  # a density falls faster than the factor rises
 
@@ -258,13 +262,13 @@ def _cosmap(s: Array) -> Array:
     return 2 / (math.pi * (1 - 2 * s + 2 * s**2))
 
 
-def _errors(alpha: Array, sigma: Array, target: Target) -> tuple[Array, Array]:
+def _errors(alpha: Array, sigma: Array, rates: Rates, target: Target) -> tuple[Array, Array]:
     """Returns the factors from an error of the prediction to the implied error of x0, |p_m|, and to that of z.
 
     With x = alpha x0 + sigma z and m = p x0 + q z these are sigma / |alpha q - sigma p| and alpha / |alpha q - sigma
     p|.
     """
-    p, q = target_factors(target, alpha, sigma)
+    p, q = target_factors(target, alpha, sigma, rates)
     determinant = np.abs((0 if q is None else alpha * q) - (0 if p is None else sigma * p))
     with np.errstate(divide="ignore", invalid="ignore"):
         return sigma / determinant, np.ones_like(alpha) if p is None else alpha / determinant

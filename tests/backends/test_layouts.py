@@ -74,7 +74,7 @@ def test_dtypes_that_the_extension_does_not_know(dtype):
 
 DDIM, MULTISTEP = nf.samplers.ddim(S, 9), nf.samplers.dpmpp_2m(S, 9)
 LARGE = {
-    "q_sample": lambda x, last: nf.q_sample(last, [3, 5, 7, 9], S, N, target="velocity"),
+    "q_sample": lambda x, last: nf.q_sample(last, [3, 5, 7, 9], S, N, target="flow"),
     "of channels": lambda x, last: nf.q_sample(last, np.arange(4 * x.shape[1]).reshape(4, -1), S, N),
     "ids": lambda x, last: nf.q_step(last, 500, S, N.at(sample=[9, 2, 7, 4])),
     "a list": lambda x, last: nf.q_sample(last, 5, S, [N.at(sample=9 - i) for i in range(4)]),

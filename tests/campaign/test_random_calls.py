@@ -18,6 +18,7 @@ from arguments import operation
 from conftest import NATIVE
 from noisefuse import _native
 from noisefuse.backends import native
+from noisefuse.call.description import Race
 from noisefuse.tokens import samplers as token_samplers
 
 
@@ -74,13 +75,14 @@ def test_each_new_operation_succeeds_and_fails():
 def test_another_token_is_found_and_shown(monkeypatch):
     """One instruction set draws another token; the line reports it when pasted in this folder."""
 
-    def race(call):
-        right(call)
-        if f"native-{_native.isa()}" == NATIVE[0]:
+    def run(call):
+        found = right(call)
+        if type(call) is Race and f"native-{_native.isa()}" == NATIVE[0]:
             call.token[...] ^= 1
+        return found
 
-    right = native.race
-    monkeypatch.setattr(native, "race", race)
+    right = native.run
+    monkeypatch.setattr(native, "run", run)
     monkeypatch.setattr(differential, "SHOWN", 1)
     results = differential.run(20, 4, numba=False, makers=[calls._categorical])
     line = next(line for result in results for line in result.lines)

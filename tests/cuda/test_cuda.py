@@ -27,7 +27,7 @@ from cuda_kernels import compilers, stand_in
 from noisefuse.backends.cuda import cubin, launches
 from noisefuse.commands import cli
 from noisefuse.commands.bench import cuda as _bench_cuda
-from noisefuse.commands.bench.contenders import ARRAYS, Case
+from noisefuse.commands.bench.contenders import Case
 from noisefuse.language.rows import Rows
 
 ROOT = Path(__file__).parents[2]
@@ -314,7 +314,7 @@ def losses(draw):
     if draw(st.booleans()):
         noise = [noise.at(sample=draw(st.integers(0, 2**40))) for _ in range(shape[0])]
     options = {
-        "target": draw(st.sampled_from(["epsilon", "v", "velocity", "sample"])),
+        "target": draw(st.sampled_from(["epsilon", "v", "flow", "sample"])),
         "reduction": draw(st.sampled_from(["mean", "none"])),
         "weight": draw(st.sampled_from([None, rng.normal(size=10)])),
     }
@@ -977,7 +977,7 @@ def test_what_the_benchmark_runs_on_the_stand_in(cupy, operation):
         calls["noisefuse"]()
         calls["copyto"]()
         arrays = {"randn": 1, "q_sample": 2, "q_step": 2, "mse_loss": 2}.get(operation, 3)
-        assert case.bytes(ARRAYS[operation]) == arrays * 1536 * DTYPES[dtype].itemsize
+        assert case.bytes(case.arrays) == arrays * 1536 * DTYPES[dtype].itemsize
 
 
 def test_the_clock_of_the_benchmark():

@@ -135,7 +135,7 @@ def calls():
     weight = np.linspace(0.5, 2, 20)
     yield "q_sample", lambda x, t, m: nf.q_sample(x, t, linear, noise)
     yield "q_sample of one t", lambda x, t, m: nf.q_sample(x, 7, linear, noise.window((3, 35, 99), (0, 0, 7)))
-    yield "target", lambda x, t, m: nf.q_sample(x, t, linear, noise, target="velocity")
+    yield "target", lambda x, t, m: nf.q_sample(x, t, linear, noise, target="flow")
     yield "array", lambda x, t, m: nf.q_sample(x, t, linear, m, target="v")
     yield "q_walk", lambda x, t, m: nf.q_walk(x, nf.Schedule.linear(3), noise, keep=[0, 2])
     yield "two", lambda x, t, m: nf.update(nf.samplers.ddim(linear, 4).tableau, 1, x, m)
@@ -152,7 +152,7 @@ def calls():
     yield (
         "loss of each, in a window",
         lambda x, t, m: nf.mse_loss(
-            m, x, t, linear, noise.window((3, 35, 99), (0, 0, 7)), target="velocity", reduction="none"
+            m, x, t, linear, noise.window((3, 35, 99), (0, 0, 7)), target="flow", reduction="none"
         ),
     )
     yield "loss of chunks", lambda x, t, m: nf.mse_loss(m, None, 7, linear, noise, target="epsilon", batched=False)

@@ -188,7 +188,7 @@ for shape in ((3, 4096), (5, 7), (3, 1001)):
         nf.q_walk(x, schedule, noise)
         nf.samplers.ddim(schedule, 4).step(1, x, x)
         nf.mse_loss(x, x, cupy.asarray(np.arange(shape[0])), schedule, noise, target="v", weight=np.ones(10))
-        nf.mse_loss_and_grad(x, x, 3, schedule, noise, target="velocity", reduction="none", out=x)
+        nf.mse_loss_and_grad(x, x, 3, schedule, noise, target="flow", reduction="none", out=x)
 cupy.cuda.runtime.deviceSynchronize()
 """
     for check in ("memcheck", "initcheck", "racecheck"):

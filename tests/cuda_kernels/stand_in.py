@@ -65,7 +65,7 @@ class Kernel:
         (launch,) = args
         grid = (*grid, 1, 1)[:3]
         assert isinstance(launch, np.ndarray)
-        assert (launch.size, launch.nbytes) == (1, LAUNCH.itemsize)
+        assert (launch.size, launch.nbytes) == (1, LAUNCH.size)
         assert 1 <= grid[0] < 1 << 31
         assert all(1 <= n <= 65535 for n in grid[1:])
         self.cupy.launches.append((self.name, grid, block, self.cupy.cuda.runtime.getDevice()))

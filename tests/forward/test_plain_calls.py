@@ -112,23 +112,26 @@ CALLS = {
     "q_walk of one sample": lambda a: nf.q_walk(a("float32"), S, N, keep=[7], batched=False),
     **{f"mse_loss {d}": lambda a, d=d: nf.mse_loss(a("float32"), a(d), T, S, N, target="v") for d in ALL[::3]},
     **{
-        f"{name} at {u}": lambda a, s=s, u=u: nf.q_sample(a("float32"), u, s, N, target="v")
+        f"{target} of {name} at {u}": lambda a, s=s, u=u, target=target: nf.q_sample(
+            a("float32"), u, s, N, target=target
+        )
         for name, s in OWN.items()
-        for u in (0.3, U)
+        for u in (0.3, U, T)
+        for target in ("v", "velocity")
     },
     **{f"float t: {name}": lambda a, t=t: nf.q_sample(a("float32"), t, F, N) for name, t in FLOAT_TIMES.items()},
     **{f"float t of {d}": lambda a, d=d: nf.q_sample(a(d), U, F, N, target="flow") for d in ALL},
     **{
         f"float t, {target} in a range": lambda a, target=target: nf.q_sample(
-            a("float64"), U, F, N, target=target, scale=-0.3, offset=0.7
+            a("float64"), U, OWN["shifted"], N, target=target, scale=-0.3, offset=0.7
         )
-        for target in ("epsilon", "v", "flow", "sample")
+        for target in ("epsilon", "v", "flow", "sample", "velocity")
     },
     **{
         f"float t, {target} of a loss": lambda a, target=target: nf.mse_loss_and_grad(
-            a("float64"), a("float64"), U, F, N, target=target, scale=-0.3, offset=0.7
+            a("float64"), a("float64"), U, OWN["shifted"], N, target=target, scale=-0.3, offset=0.7
         )
-        for target in ("epsilon", "v", "flow", "sample")
+        for target in ("epsilon", "v", "flow", "sample", "velocity")
     },
     **{f"float t, {d} to bytes": lambda a, d=d: nf.q_sample(a(d), U, F, N, dtype="uint8") for d in ALL},
     "float t to bytes in a range": lambda a: nf.q_sample(
@@ -409,7 +412,7 @@ def test_an_interrupt_while_rows_are_made_goes_on(native, monkeypatch):
         raise KeyboardInterrupt
 
     schedule = nf.Schedule.flow(50).with_name("its own")
-    monkeypatch.setattr(schedule.kept, "_own_time", (interrupted, 1.0))
+    monkeypatch.setattr(schedule.kept, "_own_time", (interrupted, interrupted, 1.0))
     for call in (
         lambda: nf.q_sample(X[0], 0.5, schedule, N),
         lambda: nf.mse_loss(X[0], X[0], 0.5, schedule, N, target="flow"),

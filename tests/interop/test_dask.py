@@ -266,6 +266,86 @@ def test_what_samplers_do_not_do_with_blocks():
         clipped.step(0, LAZY, LAZY, noise)
 
 
+# ---- tokens ------------------------------------------------------------------------------------------------
+
+TOKENS = np.random.default_rng(0).integers(0, 9, (5, 12))
+LOGITS = np.random.default_rng(1).normal(size=(5, 12, 9)).astype(np.float32)
+SOME, ENDS, P = TOKENS > 2, np.array([12, 3, 0, 7, 9]), np.linspace(0.2, 0.8, 5)
+MATRICES = np.random.default_rng(2).random((5, 9, 9))
+MATRICES /= MATRICES.sum(-1, keepdims=True)
+MASKED = nf.samplers.mdlm(steps=3, mask_id=9)
+GUIDED = nf.samplers.llada(steps=3, mask_id=9, cfg_scale=1.0)
+N = Noise(7, sample=3)
+START = np.full((5, 12), 9)
+
+# Calls of a function that makes an array dask's, with these sizes of its first two axes.
+BY_TOKEN = {
+    "q_mask": lambda f: nf.q_mask(f(TOKENS), 0.5, N, 99, complement=True),
+    "keys": lambda f: nf.q_mask(f(TOKENS), P[:, None], [Noise(k) for k in range(5)], 99, where=SOME, lengths=ENDS),
+    "lazy numbers": lambda f: nf.q_mask(f(TOKENS), f(P), N, 99, where=f(SOME), lengths=f(ENDS)),
+    "blocks": lambda f: nf.q_mask(f(TOKENS), MATRICES[:, 0, :3], N, 99, block=5),
+    "q_uniform": lambda f: nf.q_uniform(f(TOKENS), f(MATRICES[0, 0, 0] * SOME), N.at(sample=ENDS), 9),
+    "q_transition": lambda f: nf.q_transition(f(TOKENS), MATRICES[0], N, where=SOME[0], lengths=ENDS),
+    "a matrix for each": lambda f: nf.q_transition(f(TOKENS), MATRICES, N),
+    "absorbing": lambda f: nf.q_transition(f(TOKENS), nf.discrete.absorbing(0.5, mask_id=9), N),
+    "categorical": lambda f: nf.categorical(f(LOGITS), N, info=("log_prob", "rank"), where=SOME),
+    "settings": lambda f: nf.categorical(
+        f(LOGITS), N, temperature=f(P), top_k=5, positions=np.arange(12), dtype="int32"
+    ),
+    "cross entropy": lambda f: nf.masked_cross_entropy(f(LOGITS), f(TOKENS), SOME, 1 / (P + 0.1)),
+    "of rows": lambda f: nf.masked_cross_entropy(f(LOGITS), TOKENS, f(SOME), 2.0, reduction="none"),
+}
+BY_SAMPLE = {
+    "step": lambda f: MASKED.step(1, f(START), f(LOGITS), N, where=SOME),
+    "guided": lambda f: GUIDED.step(1, f(START), (f(LOGITS), -f(LOGITS)), N),
+    "sample": lambda f: MASKED.sample(lambda x, t: f(LOGITS), f(START), N),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", [*BY_TOKEN, *BY_SAMPLE])
+def test_tokens_by_blocks(call):
+    """Seen to fail: positions of a block counted from its start."""
+    positions = (5, 4, 3) if call in BY_TOKEN else (12,)
+    make = (BY_TOKEN | BY_SAMPLE)[call]
+    found = listed(make(lambda a: da.from_array(a, ((2, 3), positions, a.shape[-1:])[: a.ndim])))
+    expected = listed(make(lambda a: a))
+    assert len(found) == len(expected)
+    assert all(isinstance(a, da.Array) and equal(a, np.asarray(b)) for a, b in zip(found, expected, strict=True))
+
+
+def listed(result):
+    """Returns the arrays of a result, in order."""
+    if isinstance(result, tuple | dict):
+        parts = result if isinstance(result, tuple) else result.values()
+        return [array for part in parts for array in listed(part)]
+    return [result]
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "said"),
+    [
+        (lambda x, y: nf.q_mask(x, -0.5, N, 99), ValueError, "p = -0.5: expected a probability"),
+        (lambda x, y: nf.q_mask(x, 0.5, N, 99, lengths=ENDS + 1), ValueError, "lengths: expected from 0 to 12"),
+        (lambda x, y: nf.q_mask(x, da.ones((5, 3)), N, 99, block=5), ValueError, "block = 5, p of shape"),
+        (lambda x, y: nf.q_mask(x, 0.5, N, 99, out=x), TypeError, "out: expected None"),
+        (lambda x, y: nf.q_transition(x, MATRICES[:2], N), ValueError, "Q: expected a matrix for each of 5 samples"),
+        (lambda x, y: nf.categorical(y, N, top_p=0.0), ValueError, "top_p = 0.0"),
+        (lambda x, y: nf.categorical(y.rechunk((5, 12, 4)), N), ValueError, "logits: rows: expected each of them"),
+        (lambda x, y: nf.categorical(y[0], N), ValueError, r"expected \(B, .., V\) with axes between"),
+        (lambda x, y: nf.categorical(y, N, partial=True), NotImplementedError, "partial"),
+        (lambda x, y: nf.masked_cross_entropy(y, x[:, :3]), ValueError, r"ids: expected shape \(5, 12\)"),
+        (lambda x, y: nf.masked_cross_entropy_and_grad(y, x), NotImplementedError, "does not offer that for"),
+        (lambda x, y: MASKED.step(0, x, y, N), ValueError, "step: samples: expected each of them whole"),
+        (lambda x, y: MASKED.step(0, x, y, N, log_prob=True), NotImplementedError, "log_prob"),
+        (lambda x, y: MASKED.log_prob(0, x, y, x), NotImplementedError, "does not offer that for"),
+    ],
+)  # fmt: skip
+def test_errors_of_tokens_come_before_the_graph(call, kind, said):
+    x, y = da.from_array(TOKENS, ((2, 3), (5, 7))), da.from_array(LOGITS, ((2, 3), (5, 7), 9))
+    with pytest.raises(kind, match=said):
+        call(x, y)
+
+
 # ---- graphs ------------------------------------------------------------------------------------------------
 
 S = nf.Schedule.cosine(50)

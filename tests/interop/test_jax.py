@@ -164,6 +164,40 @@ def test_traced_times():
     assert all(map(equal, run(X, times), nf.q_sample(X, times, cosine, N, target="v")))
 
 
+def test_a_weight_for_each_traced_time():
+    """Seen to fail: a traced integer t took the weights by step; a remembered call's rows served others with a row."""
+    row, w = np.zeros(1000), np.array([0.5, 2.0, 0.0, 3.0])
+    row[T] = w
+    call = partial(nf.mse_loss, schedule=LINEAR, noise=N, target="v")
+    expected = np.float32(call(M, X, T, weight=row))
+    run = jax.jit(lambda m, t, w: call(m, X, t, weight=w))
+    for found in (run(M, T, w[:, None]), run(M, T, row), jax.jit(lambda m, t: call(m, X, t, weight=w[:, None]))(M, T)):
+        assert equal(found, expected)
+    for weight in (w[:, None], row, w[:, None], jnp.asarray(w)[:, None]):
+        assert equal(call(jnp.asarray(M), X, T, weight=weight), expected)
+    few, given = np.array([3, 0, 2, 1]), (jnp.asarray(M[:, :3]), jnp.asarray(X[:, :3]))
+    call(*given, T, weight=w[:, None])
+    assert equal(call(*given, few, weight=row + 1), np.float32(call(M[:, :3], X[:, :3], few, weight=row + 1)))
+
+
+def test_velocities_at_traced_times():
+    """Seen to fail: a stand-in for t at clean data, where cosine's velocity is infinite; and at 0, which some functions
+    do not take."""
+    rates = (lambda t: -np.ones_like(t), lambda t: np.ones_like(t))
+    late = nf.Schedule.from_functions(
+        lambda t: 1 - t, lambda t: t, name="late", steps=50, times=(0.1, 1.0), derivatives=rates
+    )
+    for schedule in (nf.Schedule.cosine(50), nf.Schedule.flow(50, shift=3.0), nf.Schedule.karras(50), late):
+        for t in (np.float32([0.125, 0.25, 0.5, 1.0]), np.array([0, 3, 17, 49])):
+            call = partial(nf.q_sample, schedule=schedule, noise=N, target="velocity")
+            loss = partial(nf.mse_loss, schedule=schedule, noise=N, target="velocity")
+            for run in (call, jax.jit(call)):
+                assert all(map(equal, run(jnp.asarray(X), jnp.asarray(t)), call(X, t)))
+            expected = np.float32(loss(M, X, t))
+            for run in (loss, jax.jit(loss)):
+                assert equal(run(jnp.asarray(M), jnp.asarray(X), jnp.asarray(t)), expected)
+
+
 def test_a_float_time_has_no_derivative():
     """Seen to fail: grad's float is no array and has no `reshape`."""
     flow, x = nf.Schedule.flow(10), jnp.asarray(X)

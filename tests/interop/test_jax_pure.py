@@ -293,7 +293,7 @@ SQUARES = {
         m, x, T, LINEAR, GIVEN, target="v", weight=nf.weights.min_snr(LINEAR, "v"), reduction="none"
     ),
     "tokens": lambda x, m: nf.mse_loss(
-        m, x, np.arange(24).reshape(4, 6), LINEAR, GIVEN, target="velocity", weight=np.linspace(0.1, 3, 1000)
+        m, x, np.arange(24).reshape(4, 6), LINEAR, GIVEN, target="flow", weight=np.linspace(0.1, 3, 1000)
     ),
     "density": lambda x, m: SDE.log_prob(np.array([4, 1, 7, 0]), x, m, x + m),
 }

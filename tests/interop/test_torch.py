@@ -81,7 +81,7 @@ def short(monkeypatch):
 CALLS = {
     "q_sample": lambda x, t, z, **o: nf.q_sample(x, t, S, N, **o),
     "q_sample 2": lambda x, t, z, **o: nf.q_sample(x, 2, S, N, target="v", scale=1.5, offset=0.5, **o),
-    "q_sample 3": lambda x, t, z, **o: nf.q_sample(x, t, S, N.at(sample=[9, 2, 4]), target="velocity", **o),
+    "q_sample 3": lambda x, t, z, **o: nf.q_sample(x, t, S, N.at(sample=[9, 2, 4]), target="flow", **o),
     "q_sample 4": lambda x, t, z, **o: nf.q_sample(x, t, S, [N, N, N], dtype="float16", **o),
     "q_sample 5": lambda x, t, z, **o: nf.q_sample(x, t, S, z, **o),
     "q_sample 6": lambda x, t, z, **o: nf.q_sample(x, 0.25, FLOW, N.window((9, 8), (2, 3)), **o),
@@ -446,7 +446,7 @@ DIFFERENTIABLE = {
     "q_sample": lambda x: nf.q_sample(x, TIMES, S, N),
     "q_sample of a token": lambda x: nf.q_sample(x, torch.arange(12).view(3, 4), S, N),
     "q_sample at once": lambda x: nf.q_sample(x, 4, S, N, scale=1.5, offset=0.3),
-    "q_sample in its own time": lambda x: nf.q_sample(x, [0.1, 0.5, 0.9], FLOW, N, target="velocity"),
+    "q_sample in its own time": lambda x: nf.q_sample(x, [0.1, 0.5, 0.9], Schedule.cosine(20), N, target="velocity"),
     "q_sample of a noise": lambda x: nf.q_sample(x, TIMES, S, tensor(3, 4, dtype=torch.float64, seed=9)),
     "q_sample of one sample": lambda x: nf.q_sample(x, 3, S, N, batched=False),
     "q_step": lambda x: nf.q_step(x, TIMES, S, N),
@@ -454,7 +454,7 @@ DIFFERENTIABLE = {
     "q_walk kept": lambda x: nf.q_walk(x, S, N, keep=[2, 11]),
 } | {
     f"q_sample for {target}": lambda x, target=target: nf.q_sample(x, TIMES, S, N, target=target, scale=2)
-    for target in ("epsilon", "v", "velocity", "sample")
+    for target in ("epsilon", "v", "flow", "sample")
 }
 
 
@@ -1072,7 +1072,7 @@ def test_guidance_breaks_the_graph():
 
 def test_compiled_gradients_of_the_forward_process():
     def function(x, t):
-        x_t, target = nf.q_sample(x, t, S, N, target="velocity")
+        x_t, target = nf.q_sample(x, t, S, N, target="flow")
         return (x_t * target).sum() + nf.q_step(x, t, S, N).sum() + nf.q_walk(x, S, N).sum()
 
     call, x = compiled(function), tensor(3, 4, dtype=torch.float64, grad=True)

@@ -27,12 +27,12 @@ T = torch.tensor([1, 19, 4])
 CALLS = {
     "plain": (T, S, N, {"target": "v"}),
     "epsilon": (3, S, N, {"target": "epsilon"}),
-    "weights": (T, S, N, {"target": "velocity", "weight": ROW}),
+    "weights": (T, S, N, {"target": "flow", "weight": ROW}),
     "samples": (T, S, N, {"target": "sample", "reduction": "none"}),
     "list": ([1, 2, 3], S, [N, N, N], {"target": "v", "weight": ROW}),
     "noise": (T, S, tensor(3, 5, 4, seed=2), {"target": "v", "reduction": "none", "weight": ROW}),
     "tokens": (torch.arange(15).view(3, 5), S, N, {"target": "v", "weight": ROW}),
-    "window": (0.25, FLOW, N.window((9, 8), (2, 3)), {"target": "velocity"}),
+    "window": (0.25, nf.Schedule.flow(20, shift=3.0), N.window((9, 8), (2, 3)), {"target": "velocity"}),
     "one": (5, S, N, {"target": "v", "batched": False, "scale": 1.5, "offset": 0.5}),
 }
 

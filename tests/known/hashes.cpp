@@ -177,7 +177,7 @@ Rows rows_of_walk() {
 }
 
 // The target, times `sign`, in the form whose constant is column k: of the scaled x0 and of z. 'e'psilon, 's'ample,
-// 'v', velocity 'x'; none.
+// 'v', flow 'x'; none.
 void set_target(Rows& rows, DType type, char target, int k, double sign) {
     const bool levels = is_level(type);
     const double scale = levels ? 1 / half_of_top(type) : 1, offset = levels ? -1 : 0;

@@ -12,7 +12,20 @@ from hypothesis import strategies as st
 
 import noisefuse as nf
 from conftest import BACKENDS, DTYPES, bits, using
-from generated import BYTES, CONTINUOUS, LINEAR, SCHEDULES, TARGETS, arrays, indices, noises, normals, real, shapes
+from generated import (
+    BYTES,
+    CONTINUOUS,
+    LINEAR,
+    SCHEDULES,
+    TARGETS,
+    arrays,
+    indices,
+    noises,
+    normals,
+    real,
+    shapes,
+    targets,
+)
 
 
 def column(values, x):
@@ -37,10 +50,12 @@ def losses(draw):
     if schedule in CONTINUOUS and draw(st.booleans()):
         t = np.asarray(t) / len(schedule)
         rows = t.shape
+    if np.ndim(t) and draw(st.booleans()):
+        rows = (*np.shape(t), 1)
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     reduction = draw(st.sampled_from(["mean", "none"]))
     keywords = {
-        "target": draw(st.sampled_from(TARGETS)),
+        "target": draw(st.sampled_from(targets(schedule, t))),
         "weight": draw(st.sampled_from([None, rng.normal(size=rows)])),
         "reduction": reduction,
         "batched": batched,
@@ -259,7 +274,7 @@ def test_the_formula_within_a_bound(backend, dtype, target, shape):
     of_x, of_z = {
         "epsilon": (0, 1),
         "v": (-column(LINEAR.sigma[t], x0), column(LINEAR.alpha[t], x0)),
-        "velocity": (-1, 1),
+        "flow": (-1, 1),
         "sample": (1, 0),
     }[target]
     x = 0.5 * x0.astype(np.longdouble) - 0.25
@@ -321,8 +336,26 @@ def test_float_times_and_their_weights(backend):
     t, w = np.array([0.1, 0.5, 0.9, 1.0]), np.array([1.0, 2.0, 0.0, 4.0])
     z = nf.randn(pred.shape, nf.Noise(1), dtype="float64")
     for weight in (w, w[:, None], w[:, None, None]):  # seen to fail: (B, 1) was refused
-        found = nf.mse_loss(pred, x0, t, flow, nf.Noise(1), target="velocity", weight=weight)
+        found = nf.mse_loss(pred, x0, t, flow, nf.Noise(1), target="flow", weight=weight)
         assert found == pytest.approx((w[:, None] * (pred - (z - x0)) ** 2).mean(), rel=1e-13)
+
+
+@pytest.mark.parametrize("t", [[3, 999, 0, 500], [5], np.arange(12).reshape(4, 3) * 60], ids=["(B,)", "(1,)", "(B, N)"])
+def test_a_weight_for_each_integer_time(backend, t):
+    """It has the bits of a row that holds these weights at these times. Seen to fail: (B, 1) was refused, the first
+    rows of the schedule were taken, and partial losses took the weights by step."""
+    t = np.asarray(t)
+    pred, x0 = normals((len(t), 3, 5000), np.float32, 1), normals((len(t), 3, 5000), np.float32, 2)
+    w, row = np.linspace(0, 2, t.size).reshape(t.shape) + 0.5, np.zeros(1000)
+    row[t] = w
+    for reduction in ("mean", "none"):
+        given, options = (pred, x0, t, LINEAR, nf.Noise(1)), {"target": "v", "reduction": reduction}
+        expected = nf.mse_loss_and_grad(*given, **options, weight=row)
+        for each in (w[..., None], w[..., None, None].tolist()):
+            found = nf.mse_loss_and_grad(*given, **options, weight=each)
+            assert [bits(np.asarray(a)) for a in found] == [bits(np.asarray(a)) for a in expected]
+            part = nf.mse_loss(*given, **options, weight=each, partial=True)
+            assert bits(np.asarray(nf.density.combine([part]))) == bits(np.asarray(expected[0]))
 
 
 def test_bytes_are_images_in_minus_one_to_one(backend):
@@ -378,9 +411,14 @@ def x(dtype=np.float32, shape=(4, 6)):
         ({"pred": (x(), x())}, TypeError, "pred: expected an array of NumPy.* got tuple"),
         ({"noise": x(shape=(4, 5))}, ValueError, r"noise: expected shape \(4, 6\)"),
         ({"noise": nf.Noise(1, sample=2**56 - 3)}, OverflowError, "go beyond"),
-        ({"target": "x"}, ValueError, "target = 'x': expected 'epsilon', 'v', 'flow' or 'sample'"),
+        ({"target": "x"}, ValueError, "target = 'x': expected 'epsilon', 'v', 'flow', 'sample' or 'velocity'"),
         ({"target": None}, ValueError, "target = None: expected"),
         ({"reduction": "sum"}, ValueError, "reduction = 'sum': expected 'mean' or 'none'"),
+        (
+            {"t": [1, 2, 3, 4], "weight": np.ones(4)},
+            ValueError,
+            r"weight: expected one for each step of the schedule, \(1000,\), got \(4,\); \(4, 1\) is one for each t",
+        ),
         (
             {"weight": np.ones(4)},
             ValueError,
@@ -477,21 +515,21 @@ def test_stable_diffusions_weights_are_those_of_the_paper():
     logit = np.log(s / (1 - s))
     for mean, std in ((0, 1), (0.5, 0.6)):
         bell = np.exp(-((logit - mean) ** 2) / (2 * std**2)) / (std * math.sqrt(2 * math.pi) * s * (1 - s))
-        found = weights.logit_normal(FLOW, "velocity", mean=mean, std=std)
+        found = weights.logit_normal(FLOW, "flow", mean=mean, std=std)
         np.testing.assert_allclose(found, [*bell, 0.0], rtol=1e-12, atol=1e-300)
     np.testing.assert_allclose(
-        weights.cosmap(FLOW, "velocity"), 2 / (math.pi - 2 * math.pi * FLOW.sigma + 2 * math.pi * FLOW.sigma**2)
+        weights.cosmap(FLOW, "flow"), 2 / (math.pi - 2 * math.pi * FLOW.sigma + 2 * math.pi * FLOW.sigma**2)
     )
     many = (np.arange(1_000_000) + 0.5) / 1_000_000
     for scale in (-0.8, 0.0, 1.29):
         times = 1 - many - scale * (np.cos(math.pi * many / 2) ** 2 - 1 + many)
         density, _ = np.histogram(times, 100, (0, 1), density=True)
-        middles = weights.mode(FLOW, "velocity", scale=scale, t=(np.arange(100) + 0.5) / 100)
+        middles = weights.mode(FLOW, "flow", scale=scale, t=(np.arange(100) + 0.5) / 100)
         np.testing.assert_allclose(middles[1:-1], density[1:-1], rtol=0.01)
         u = np.array([0.03, 0.2, 0.5, 0.9])
         slope = 1 + scale - scale * math.pi * np.cos(math.pi * u / 2) * np.sin(math.pi * u / 2)  # of -f
         there = 1 - u - scale * (np.cos(math.pi * u / 2) ** 2 - 1 + u)
-        np.testing.assert_allclose(weights.mode(FLOW, "velocity", scale=scale, t=there), 1 / slope, rtol=1e-11)
+        np.testing.assert_allclose(weights.mode(FLOW, "flow", scale=scale, t=there), 1 / slope, rtol=1e-11)
 
 
 def test_weights_are_those_of_diffusers():
@@ -499,8 +537,8 @@ def test_weights_are_those_of_diffusers():
     training = pytest.importorskip("diffusers.training_utils")
     sigmas = torch.tensor(FLOW.sigma.copy())
     for name, found in (
-        ("cosmap", nf.weights.cosmap(FLOW, "velocity")),
-        ("sigma_sqrt", nf.weights.like(FLOW, "sample", "velocity")),
+        ("cosmap", nf.weights.cosmap(FLOW, "flow")),
+        ("sigma_sqrt", nf.weights.like(FLOW, "sample", "flow")),
     ):
         np.testing.assert_allclose(found, training.compute_loss_weighting_for_sd3(name, sigmas).numpy(), rtol=1e-6)
     scheduler = pytest.importorskip("diffusers").DDPMScheduler()
@@ -519,7 +557,7 @@ def test_a_weight_means_the_same_for_every_target(schedule):
         "epsilon": implied,
         "sample": wrong,
         "v": alpha * implied - sigma * wrong,
-        "velocity": implied - wrong,
+        "flow": implied - wrong,
     }
     for make in (nf.weights.min_snr, nf.weights.edm, nf.weights.logit_normal, nf.weights.mode, nf.weights.cosmap):
         found = [
@@ -532,9 +570,9 @@ def test_a_weight_means_the_same_for_every_target(schedule):
 def test_weights_at_times():
     t = np.array([[0.25, 0.5], [0.75, 1.0]])
     for make in (nf.weights.min_snr, nf.weights.edm, nf.weights.logit_normal, nf.weights.mode, nf.weights.cosmap):
-        row = make(FLOW, "velocity")
-        np.testing.assert_allclose(make(FLOW, "velocity", t=t), row[(1000 * t - 1).astype(int)], rtol=1e-12)
-        assert make(FLOW, "velocity", t=[3, 999]).tolist() == row[[3, 999]].tolist()
+        row = make(FLOW, "flow")
+        np.testing.assert_allclose(make(FLOW, "flow", t=t), row[(1000 * t - 1).astype(int)], rtol=1e-12)
+        assert make(FLOW, "flow", t=[3, 999]).tolist() == row[[3, 999]].tolist()
 
 
 def test_rows_of_weights_are_made_once_and_kept_for_few(monkeypatch):
@@ -548,7 +586,7 @@ def test_rows_of_weights_are_made_once_and_kept_for_few(monkeypatch):
     first[:] = 7
     at = weights.mode(nf.Schedule.flow(77), "flow", scale=0.3, t=[3, 5])
     at[:] = 7
-    assert again.tolist() == weights.mode(nf.Schedule.flow(77), "velocity", scale=0.3).tolist() == expected
+    assert again.tolist() == weights.mode(nf.Schedule.flow(77), "flow", scale=0.3).tolist() == expected
     assert weights.mode(nf.Schedule.flow(77), "flow", scale=0.3, t=5).tolist() == expected[5]
     for n in range(40):
         weights.mode(nf.Schedule.flow(77), "flow", scale=n / 100)
@@ -575,7 +613,7 @@ def test_times_are_drawn_in_proportion():
 
 
 def test_weights_at_the_ends_are_as_near_to_them():
-    for target, other in itertools.permutations(("epsilon", "v", "velocity", "sample"), 2):
+    for target, other in itertools.permutations(("epsilon", "v", "flow", "sample"), 2):
         ends, near = (nf.weights.like(FLOW, target, other, t=t) for t in ([0.0, 1.0], [1e-12, 1 - 1e-12]))
         np.testing.assert_allclose(np.minimum(ends, 1e20), np.minimum(near, 1e20), atol=1e-9)
 

@@ -9,6 +9,7 @@ import pytest
 import noisefuse as nf
 from conftest import DTYPES, NATIVE, using
 from noisefuse import backends, legacy
+from noisefuse.call.description import TorchNormals
 
 SEEDS = [0, 7, 2**32 + 5, 2**63 - 1]
 # An odd number of scalars leaves one behind, which the next scalar takes, even after a draw of another kind.
@@ -51,7 +52,7 @@ def test_all_words_that_torch_makes_floats_of(made_by):
 def of_words(words):
     """Returns the kernel's normals, and NumPy's."""
     found = np.empty(len(words), np.float32)
-    backends.current().torch_normals(words, found)
+    backends.current().run(TorchNormals(words, found, len(words), found.dtype))
     return found, legacy._sixteens(((words & np.uint64(0xFFFFFF)) * 2.0**-24).astype(np.float32))
 
 

@@ -720,8 +720,8 @@ BAD_ARGUMENTS = [
     ("pndm", VP, {"clip": 1.0}, TypeError, "^pndm has no argument 'clip': it takes schedule, steps, average, "),
     ("euler", VP, {"whole": True}, TypeError, "^euler has no argument 'whole': it takes "),
     # no schedule, or one of the wrong kind
-    ("ddim", "linear", {}, TypeError, "schedule must be a Schedule, such as Schedule.linear.., got 'linear'"),
-    ("lcm", "linear", {"steps": 4}, TypeError, "schedule must be a Schedule"),
+    ("ddim", "linear", {}, TypeError, "schedule: expected a noisefuse.Schedule, got str"),
+    ("lcm", "linear", {"steps": 4}, TypeError, "schedule: expected a noisefuse.Schedule"),
     ("flow_euler", VP, {}, ValueError, r"^flow_euler needs a schedule with alpha \+ sigma = 1 .*; euler takes others"),
     ("flow_heun", VP, {}, ValueError, r"^flow_heun needs a schedule with alpha \+ sigma = 1 .*; heun takes others"),
     ("lcm", FLOW, {"steps": 3}, ValueError, r"told noise levels.*: give the levels themselves, levels=\[\.\.\]"),

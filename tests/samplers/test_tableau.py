@@ -94,7 +94,7 @@ def test_bad_tables_are_refused():
         with pytest.raises(ValueError, match="timesteps must be 1 finite numbers"):
             Tableau([Row(out=x)], timesteps)
     for start in (math.nan, math.inf, -1.0):
-        with pytest.raises(ValueError, match=f"start must be at least 0 and finite, got {start}"):
+        with pytest.raises(ValueError, match=f"start = {start}: expected a finite number of at least 0"):
             Tableau([Row(out=x)], start=start)
     for column in ("push", "denoised"):
         with pytest.raises(ValueError, match=f"{column} must be 1 integers, got"):

@@ -187,6 +187,19 @@ def host_numbers(name: str, x: Any) -> NDArray[Any]:
     return np.asarray(library_for(x).to_numpy(host_view(name, x)))
 
 
+def host_floats(name: str, x: Any) -> NDArray[np.float64]:
+    """Returns a copy of x in float64, in host memory. TypeError: x is masked, or has no numbers."""
+    need_plain(name, x)
+    given = host_view(name, x)
+    try:
+        values = np.asarray(library_for(given).to_numpy(given))
+        if values.dtype.kind in "cSUO":
+            raise TypeError
+        return values.astype(np.float64) if values.size <= layouts.PIECE else copy(values, np.dtype(np.float64))
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected numbers, got {type(given).__name__}") from None
+
+
 def wanted(x: object, of: str = "NumPy, CuPy, torch, JAX or dask, or one that speaks DLPack") -> str:
     """Returns what is expected in place of x. (x is a tensor here only if the other arguments are none.)"""
     is_anothers = library_of(x) is not None and hasattr(x, "shape")  # a generator of torch is no array

@@ -313,5 +313,5 @@ def make_call(
 def run(call: Step) -> tuple[Array, ...]:
     """Returns the outputs, computed by the backend in use."""
     if call.batch * call.size:
-        backends.of(call.outputs[0]).step(call)
+        backends.of(call.outputs[0]).run(call)
     return tuple(out for out in call.outputs if out is not None)

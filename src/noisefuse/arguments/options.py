@@ -70,7 +70,8 @@ def rows_at(
     given = _finite("scale", scale, default[0]), _finite("offset", offset, default[1])
     if times.dtype.kind == "f":
         on_host: Any = times.get() if on_device(times) else times  # type: ignore[attr-defined]
-        return make(*at_times(schedule, on_host), target, *given), Index(np.arange(times.size), segment)
+        rows = make(*at_times(schedule, on_host), target, *given, lambda: schedule.derivatives(on_host))
+        return rows, Index(np.arange(times.size), segment)
     return schedule.kept.of(make, target, *given), checked_rows("t", times, segment, len(schedule))
 
 

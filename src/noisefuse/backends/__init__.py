@@ -12,7 +12,6 @@ import platform
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from types import TracebackType
 from typing import Any, Protocol
@@ -20,7 +19,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..call.description import CrossEntropy, Loss, Masks, Pyramid, Race, Step, Walk
+from ..call.description import Loss, RepeatedLoss
+from ..ground.checks import check_integer
 from ..ground.version import __version__
 from ..language.noise import NOISE_VERSION
 from . import threads
@@ -33,13 +33,6 @@ class Backend(Protocol):
     Attributes:
         fast_row, fast_random, fast_mse, fast_density, fast_density_gradient, fast_divergence, fast_tokens,
             fast_categorical, fast_cross_entropy, fast_token_step, fast_walk: its fast path, or None.
-        step_and_loss: a step and a loss that reads what it writes, faster than one after the other, or None.
-        repeated_loss: does a loss at each of the next steps of its noises, with losses (steps, batch), faster than one
-            after the other, or None.
-        mask: masks tokens in one pass, or None: `operations.tokens` then does it from the words.
-        pyramid: adds enlarged levels to planes, or None: `fields` then does it by functions of arrays.
-        torch_normals: writes normals of `legacy.TorchCPU`, a multiple of 16 of them, float32 from as many words or
-            float64 from twice as many, or None: `legacy` then does it with NumPy.
         empty: allocates outputs in host memory, like `numpy.empty`.
         tests_itself: whether it is tested on first use, and not when it is loaded.
     """
@@ -55,23 +48,26 @@ class Backend(Protocol):
     fast_cross_entropy: Callable[..., Any] | None
     fast_token_step: Callable[..., Any] | None
     fast_walk: Callable[..., Any] | None
-    step_and_loss: Callable[[Step, Loss], None] | None
-    repeated_loss: Callable[[Loss], None] | None
-    mask: Callable[[Masks], None] | None
-    pyramid: Callable[[Pyramid], None] | None
-    torch_normals: Callable[[NDArray[np.uint64], NDArray[Any]], None] | None
     empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
     tests_itself: bool
 
-    def step(self, call: Step) -> None: ...
-    def walk(self, call: Walk) -> None: ...
-    def loss(self, call: Loss) -> None: ...
-    def race(self, call: Race) -> None: ...
-    def cross_entropy(self, call: CrossEntropy) -> None: ...
-    def philox(self, counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]: ...
+    def run(self, call: Any) -> Any:
+        """Runs a call of `call.description`. Every backend has Step, Walk, Loss, Race, CrossEntropy and Philox. It
+        returns NotImplemented for a class that it does not know: the operation then does without."""
 
 
-_OFFERED = (*Backend.__annotations__, "step", "walk", "loss", "race", "cross_entropy", "philox")
+_OFFERED = (*Backend.__annotations__, "run")
+
+
+def runner(operations: dict[Any, Callable[[Any], None]]) -> Callable[[Any], Any]:
+    """Returns the `run` of a backend with these operations, by the classes of their calls."""
+
+    def run(call: Any) -> Any:
+        operation = operations.get(type(call))
+        return NotImplemented if operation is None else operation(call)
+
+    return run
+
 
 # The names in the order of preference, and the modules with other names.
 NAMES = ("native", "numba", "reference")
@@ -149,14 +145,13 @@ def current() -> Any:
 def repeated_loss(array: Any, call: Loss) -> None:
     """Does a loss on this array at each of the next steps of its noises: its losses are (steps, batch)."""
     backend: Backend = of(array)
-    if backend.repeated_loss is not None:
-        backend.repeated_loss(call)
+    if backend.run(RepeatedLoss(call)) is not NotImplemented:
         return
     residual, losses = call.residual, call.losses
     assert losses is not None
     for i, of_step in enumerate(losses):
         noise = tuple(name.at(step=name.step + i) for name in residual.noise)
-        backend.loss(replace(call, residual=replace(residual, noise=noise), losses=of_step))
+        backend.run(call._replace(residual=residual._replace(noise=noise), losses=of_step))
 
 
 def of(array: Any) -> Any:
@@ -171,7 +166,7 @@ def of(array: Any) -> Any:
         cupy: Any = sys.modules["cupy"]
         with cupy.cuda.Device(device):
             for dtype in ("float32", "float64"):
-                self_test("cuda", _cuda.step, dtype, cupy.empty, cupy.asnumpy)
+                self_test("cuda", _cuda.run, dtype, cupy.empty, cupy.asnumpy)
         _tested_devices.add(device)
     return _cuda
 
@@ -230,7 +225,7 @@ def _load(name: str) -> Any:
     module = importlib.import_module(f".{_MODULES.get(name, name)}", __name__)
     if not module.tests_itself:
         for dtype in ("float32", "float64"):
-            self_test(name, module.step, dtype)
+            self_test(name, module.run, dtype)
     return module
 
 
@@ -290,16 +285,14 @@ def set_num_threads(n: int) -> Setting:
         A context manager that restores the previous number at its end; outside of ``with`` the new one stays.
 
     Raises:
-        ValueError: n is no integer from 1 to 1024.
+        TypeError, ValueError: n is no integer from 1 to 1024.
 
     >>> with nf.set_num_threads(1):
     ...     nf.info()["threads"]
     1
     """
-    if isinstance(n, bool) or not isinstance(n, int | np.integer) or not 1 <= n <= 1024:
-        raise ValueError(f"num_threads = {n!r}: expected an integer from 1 to 1024")
-    before = threads.count()
-    _set_threads(int(n))
+    number, before = check_integer("num_threads", n, 1, 1024), threads.count()
+    _set_threads(number)
     return Setting(lambda: _set_threads(before))
 
 

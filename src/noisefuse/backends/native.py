@@ -18,16 +18,7 @@ if find_spec("noisefuse._native") is None:
     )
 import noisefuse._native as _native
 
-from ..call.description import CrossEntropy, Loss, Masks, Pyramid, Race, Step, Walk
-from ..call.packed import (
-    address,
-    pack_cross_entropy,
-    pack_loss,
-    pack_masks,
-    pack_on_host,
-    pack_pyramid,
-    pack_race,
-)
+from ..call.packed import records
 from . import threads
 
 isa: str | None = os.environ.get("NOISEFUSE_ISA")
@@ -57,59 +48,12 @@ fast_categorical: Callable[..., Any] = _native.categorical
 fast_cross_entropy: Callable[..., Any] = _native.masked_cross_entropy
 fast_token_step: Callable[..., Any] = _native.token_step
 fast_walk: Callable[..., Any] = _native.walk
-torch_normals: Callable[[NDArray[np.uint64], NDArray[Any]], None] = _native.torch_normals
 # Large ones in memory that earlier outputs gave back.
 empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]] = _native.empty
 tests_itself = False
 
 
-def step(call: Step) -> None:
-    numbers, _memory = pack_on_host(call)
-    _native.run("step", numbers)
-
-
-def walk(call: Walk) -> None:
-    numbers, _memory = pack_on_host(call.first, call.keep)
-    _native.run("walk", numbers)
-
-
-def loss(call: Loss) -> None:
-    numbers, _memory = pack_on_host(call.residual, loss=pack_loss(call, address))
-    _native.run("loss", numbers)
-
-
-def repeated_loss(call: Loss) -> None:
-    """Does the loss at each of the next steps of its noises: its losses are (steps, batch)."""
-    numbers, _memory = pack_on_host(call.residual, loss=pack_loss(call, address))
-    _native.run("repeated_loss", numbers)
-
-
-def step_and_loss(before: Step, call: Loss) -> None:
-    step, _memory = pack_on_host(before)
-    loss, _others = pack_on_host(call.residual, loss=pack_loss(call, address))
-    _native.run("step_and_loss", step, loss)
-
-
-def mask(call: Masks) -> None:
-    numbers, _memory = pack_on_host(call.step)
-    _native.mask(numbers, pack_masks(call, address))
-
-
-def pyramid(call: Pyramid) -> None:
-    numbers, _memory = pack_pyramid(call)
-    _native.pyramid(numbers)
-
-
-def race(call: Race) -> None:
-    numbers, _memory = pack_race(call)
-    _native.race(numbers)
-
-
-def cross_entropy(call: CrossEntropy) -> None:
-    _native.cross_entropy(pack_cross_entropy(call))
-
-
-def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    out = np.empty_like(counter)
-    _native.philox(counter, key, out)
-    return out
+def run(call: Any) -> None:
+    """Runs a call of call/description.py: csrc/run/run.cpp has the operations, by the names of the classes."""
+    memory: list[object] = []
+    _native.run(type(call).__name__, *records(call, memory))

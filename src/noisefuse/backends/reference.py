@@ -13,16 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..call.description import ACCUMULATORS, LOSS_CHUNK, Array, CrossEntropy, Loss, Race, Step, Walk
+from ..call.description import ACCUMULATORS, LOSS_CHUNK, Array, CrossEntropy, Loss, Philox, Race, Step, Walk
 from ..ground.float_mode import float_mode
 from ..language.levels import LEVELS, levels_of
 from ..language.noise import Noise
 from ..language.rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, ORDER, TIMES_CLEAN, TIMES_ROOT, D, X, Z
-from . import rows_of_categories, spec
+from . import rows_of_categories, runner, spec
 
 fast_row = fast_random = fast_mse = fast_density = fast_density_gradient = fast_divergence = fast_tokens = None
 fast_categorical = fast_cross_entropy = fast_token_step = fast_walk = None
-step_and_loss = repeated_loss = mask = pyramid = torch_normals = None
 empty: Callable[..., NDArray[Any]] = np.empty
 tests_itself = False
 
@@ -381,7 +380,7 @@ def scores(x: Array, element: NDArray[np.int64], beta: float, counter: tuple[int
 def cross_entropy(call: CrossEntropy) -> None:
     """Computes the losses of rows, and their gradient."""
     with np.errstate(all="ignore"):
-        for row in range(len(call.logits)):
+        for row in range(call.rows):
             rows_of_categories.cross_entropy_in_row(call, row, CATEGORIES)
 
 
@@ -416,6 +415,11 @@ def chunk_sums(chunk: Array, scale: rows_of_categories.Scale, largest: Array) ->
 CATEGORIES = rows_of_categories.Arithmetic(scores, chunk_sums, terms, SPEC.exp64, SPEC.minus_two_ln64, fma)
 
 
-def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """Returns Philox4x32-10 of counters (n, 4) and keys (n, 2): (n, 4)."""
-    return np.stack(SPEC.philox4x32(*counter.T, *key.T), axis=-1)
+def philox(call: Philox) -> None:
+    """Computes Philox4x32-10 of counters (n, 4) and keys (n, 2): (n, 4)."""
+    call.out[...] = np.stack(SPEC.philox4x32(*call.counter.T, *call.key.T), axis=-1)
+
+
+run: Callable[[Any], Any] = runner(
+    {Step: step, Walk: walk, Loss: loss, Race: race, CrossEntropy: cross_entropy, Philox: philox}
+)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..call.description import ACCUMULATORS, LOSS_CHUNK, TOKEN_BITS, Array, CrossEntropy, Race
+from ..language.levels import INFO
 
 NONE, ALL = np.float32(-np.inf), np.float32(np.inf)
 
@@ -79,15 +80,14 @@ def race_in_row(call: Race, row: int, of: Arithmetic) -> None:
         return
     setting = row // call.of_sample if len(call.temperature) > 1 else 0
     temperature, k, p = float(call.temperature[setting]), int(call.top_k[setting]), float(call.top_p[setting])
-    heat, info, parts = temperature or 1.0, call.info, call.parts
-    if call.logits is None:
-        assert parts is not None
+    heat, info = temperature or 1.0, {name: a for name in INFO if (a := getattr(call, name)) is not None}
+    parts: Any = None if call.score is None else call
+    if call.x is None:
         for name, sums, t in (("log_prob", parts.tempered, heat), ("log_prob_raw", parts.plain, 1.0)):
             if name in info and (temperature or name != "log_prob"):
-                assert sums is not None
-                info[name][row] = Softmax(of, t, parts.largest[row], sums[row]).log_prob(parts.winner[row])
+                info[name][row] = Softmax(of, t, parts.chunk_largest[row], sums[row]).log_prob(parts.winner[row])
         return
-    x = call.logits[row].astype(np.float32)
+    x = call.x[row].astype(np.float32)
     if np.isnan(x).any() or (parts is None and x.max() == NONE):
         call.bad[row] = 1 if np.isnan(x).any() else 2
         return
@@ -101,7 +101,7 @@ def race_in_row(call: Race, row: int, of: Arithmetic) -> None:
     winner = left[token - call.first] if token >= 0 else NONE
     if parts is not None:
         parts.score[row], parts.winner[row] = score, winner
-        parts.largest[row], *_ = chunks_of(x, 1.0, of)
+        parts.chunk_largest[row], *_ = chunks_of(x, 1.0, of)
         for kept, t in ((parts.plain, 1.0), (parts.tempered, heat)):
             if kept is not None:
                 kept[row] = chunks_of(x, t, of)[1]
@@ -128,10 +128,10 @@ def winner_of(call: Race, row: int, x: Array, temperature: float, of: Arithmetic
     if most in (NONE, ALL) or not temperature:
         return float(most), call.first + int(np.argmax(x)) if most > NONE else -1
     sample = row // call.of_sample
-    noise, entry = (call.noise[sample], 0) if len(call.noise) > 1 else (call.noise[0], sample)
+    noise, entry = (call.fields[sample], 0) if len(call.fields) > 1 else (call.fields[0], sample)
     ids = noise.sample
     can = np.flatnonzero(x > NONE)
-    element = (int(call.positions[row]) << TOKEN_BITS) + call.first + can
+    element = (int(call.position[row]) << TOKEN_BITS) + call.first + can
     counter = noise.step, ids + entry if isinstance(ids, int) else int(ids[entry]), noise.stream
     score = of.scores(x[can], element, 1 / temperature, counter, noise.seed)
     winner = int(np.argmax(score))
@@ -178,20 +178,20 @@ def chunks_of(x: Array, temperature: float, of: Arithmetic) -> tuple[Array, Arra
 def cross_entropy_in_row(call: CrossEntropy, row: int, of: Arithmetic) -> None:
     """Computes the loss of a row, and its gradient."""
     gradient = None if call.gradient is None else call.gradient[row]
-    call.losses[row] = 0
+    call.loss[row] = 0
     if not call.masked[row]:
         if gradient is not None:
             gradient[...] = 0
         return
-    x, token = call.logits[row].astype(np.float32), int(call.ids[row])
+    x, token = call.x[row].astype(np.float32), int(call.id[row])
     if not np.isfinite(x.max()):  # NaN too
-        call.losses[row] = np.nan
+        call.loss[row] = np.nan
         if gradient is not None:
             gradient[...] = np.nan
         return
     softmax = Softmax(of, 1.0, *chunks_of(x, 1.0, of))
     loss = softmax.ln - (np.float64(x[token]) - softmax.most)
-    call.losses[row] = loss[0]
+    call.loss[row] = loss[0]
     if gradient is None:
         return
     weight, upstream = (a[row if len(a) > 1 else 0] for a in (call.weight, call.upstream))

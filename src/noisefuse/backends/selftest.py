@@ -20,12 +20,12 @@ _FIRST_BLOCK = {
 
 
 def self_test(
-    name: str, step: Callable[[Step], None], dtype: str, empty: Any = np.empty, asnumpy: Any = np.asarray
+    name: str, run: Callable[[Any], Any], dtype: str, empty: Any = np.empty, asnumpy: Any = np.asarray
 ) -> None:
     """Raises ImportError for a wrongly built kernel before it is used. Arrays are of `empty`'s kind."""
     out = empty(4, dtype)
     zero = np.zeros(1, np.int64)
     nothing, outputs = (None,) * (Z + 1), (out, None, None)
-    step(Step(1, 4, (4,), Rows.of({"out.z": 1.0}), zero, 4, nothing, outputs, "normal", False, (Noise(0),)))
+    run(Step(1, 4, (4,), Rows.of({"out.z": 1.0}), zero, 4, nothing, outputs, "normal", False, (Noise(0),)))
     if (found := asnumpy(out).tolist()) != (expected := _FIRST_BLOCK[dtype]):
         raise ImportError(f"the {name} backend is built wrongly: Noise(0) begins {found}, not {expected}")

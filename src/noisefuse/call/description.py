@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,11 @@ from ..language.levels import levels_of
 from ..language.noise import Noise
 from ..language.rows import M1, Rows
 
+# The annotation of a record's field tells its type in C (call/packed.py): int is int64_t, bool and np.dtype int32_t, an
+# array is its address.
 Array: TypeAlias = NDArray[Any]
+Int32: TypeAlias = int
+UInt64: TypeAlias = int
 Draw: TypeAlias = Literal["none", "normal", "uniform", "words"]
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
@@ -25,8 +29,7 @@ LOSS_CHUNK = 4096  # elements whose squares are added in the arithmetic's own ty
 ACCUMULATORS = 64  # sums in a chunk: docs/loss.md
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One pass over `batch` samples of `size` elements: a row of numbers for each element, and its noise.
 
     An output may be exactly one of the inputs: each element is read before it is stored.
@@ -36,7 +39,8 @@ class Step:
     size: int
     sample_shape: tuple[int, ...]  # one sample's shape, without the batch axis; its product is `size`
     rows: Rows
-    index: NDArray[np.int64]  # row of each segment of `segment` elements, in the flat order over batch and size
+    # The row of each segment of `segment` elements, in the flat order over batch and size.
+    index: NDArray[np.int64]  # type: ignore[assignment]  # it hides a method of tuples
     segment: int
     inputs: tuple[Array | None, ...]  # nine, by slot: x, m1, m2, None (D is computed), past1 .. past4, z
     outputs: tuple[Array | None, ...]  # three, all of one dtype, but the first may hold integer levels
@@ -78,8 +82,7 @@ class Step:
         return FLOAT64 if self.dtype == FLOAT64 else FLOAT32
 
 
-@dataclass(frozen=True, slots=True)
-class Walk:
+class Walk(NamedTuple):
     """x_t = a_t x_(t-1) + s_t z_t for t = 0 .. T - 1 with step words noise.step + t.
 
     `first` holds x0 in inputs[0]; row t of its rows (T, 36) holds a_t in column 7 (out.x), s_t in column 15
@@ -90,41 +93,48 @@ class Walk:
     keep: NDArray[np.int64]  # (T,): the output row of each time, or -1
 
 
-@dataclass(frozen=True, slots=True)
-class Masks:
+class Masks(NamedTuple):
     """Tokens that become the mask at random. A token does where its word lies below rint(2^32 p), or, with
     `complement`, where it does not; and only where `where` says so."""
 
-    step: Step  # draws the words; outputs[0]: uint8, whether each token became the mask
+    step: Step  # draws the words; outputs[0] is `masked`
     tokens: Array  # integers of 1, 2, 4 or 8 bytes
     out: Array  # of the same dtype; it may be `tokens`
+    masked: NDArray[np.uint8]  # whether each token became the mask
     where: NDArray[np.bool_] | None
     p: NDArray[np.float64]  # one for each segment of `segment` tokens, in the flat order
     segment: int
-    mask: int
+    mask: UInt64
+    vocabulary: UInt64  # beyond 0: a token of so many, of stream 15 (the step draws 14), in place of the mask
+    bytes: Int32  # of a token
     complement: bool
-    vocabulary: int = 0  # beyond 0: a token of so many, of stream 15 (the step draws 14), in place of the mask
 
 
-@dataclass(frozen=True, slots=True)
-class Level:
+class Level(NamedTuple):
     """A coarser level of pyramid noise, and where rows and columns of the whole lie among its own."""
 
-    planes: Array  # (n, h, w), of the whole's dtype
-    weight: float
+    planes: Array  # (n, height, width), of the whole's dtype
     above: NDArray[np.int32]  # for each row of the whole, the one before
-    down: Array  # and the fraction of the way to the next
     left: NDArray[np.int32]  # for each column
+    down: Array  # and the fraction of the way to the next
     right: Array
+    height: int
+    width: int
+    weight: float
 
 
-@dataclass(frozen=True, slots=True)
-class Pyramid:
-    """planes = (planes + weight * enlarged + ..) * scale, in place."""
+class Pyramid(NamedTuple):
+    """out = (out + weight * enlarged + ..) * scale."""
 
-    planes: Array  # (n, H, W) float32 or float64
-    levels: list[Level]
-    scale: Array  # (H, W)
+    out: Array  # (planes, height, width) float32 or float64
+    scale: Array  # (height, width)
+    levels: tuple[Level, ...]
+    n_levels: int
+    planes: int
+    height: int
+    width: int
+    type: np.dtype[Any]
+    padding: Int32 = 0
 
 
 def window_runs(noise: Noise, shape: tuple[int, ...]) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
@@ -151,8 +161,7 @@ def window_runs(noise: Noise, shape: tuple[int, ...]) -> tuple[int, int, tuple[i
     return start, math.prod(shape[outer:]), tuple(n for n, _ in merged), tuple(s for _, s in merged)
 
 
-@dataclass(frozen=True, slots=True)
-class Loss:
+class Loss(NamedTuple):
     """Sums of squared residuals, and the gradient with respect to the prediction (docs/loss.md defines all bits).
 
     The linear combination `out` of `residual` is r = pred - target, with pred in its input m1. float64 pred selects
@@ -210,40 +219,87 @@ class Parts:
     tempered: NDArray[np.float64] | None  # the same of x / temperature
 
 
-@dataclass(frozen=True, slots=True)
-class Race:
+class Race(NamedTuple):
     """Draws of categories (docs/noise.md defines all bits): a token of each row, and what `info` asks for."""
 
-    logits: Array | None  # (rows, n) float32, float16 or bfloat16; None: `parts` has all chunks of whole rows
     rows: int
+    of_sample: int  # rows of a sample, which follow one another
     n: int  # tokens
     first: int  # the first of them in the vocabulary, a multiple of LOSS_CHUNK
-    of_sample: int  # rows of a sample, which follow one another
-    positions: NDArray[np.int64]  # (rows,)
+    x: Array | None  # (rows, n) of LOGITS; None: the parts have all chunks of whole rows
+    position: NDArray[np.int64]  # (rows,)
     where: NDArray[np.bool_] | None  # (rows,): the others are left as they are
     temperature: NDArray[np.float64]  # (1,) or (samples,), as the next two
-    top_k: NDArray[np.int64]  # 0: all
     top_p: NDArray[np.float64]
-    noise: tuple[Noise, ...]  # one, or one for each sample
+    top_k: NDArray[np.int64]  # 0: all
+    fields: tuple[Noise, ...]  # one, or one for each sample
     token: Array | None  # (rows,) int64 or int32
-    info: dict[str, Array]  # (rows,): log_prob, log_prob_raw, entropy, margin float32, rank int32
-    parts: Parts | None
+    # What INFO names, (rows,), or None.
+    log_prob: Array | None
+    log_prob_raw: Array | None
+    entropy: Array | None
+    margin: Array | None
+    rank: Array | None
+    # `Parts`, or None; without the logits they are read.
+    score: NDArray[np.float64] | None
+    winner: NDArray[np.float32] | None
+    chunk_largest: NDArray[np.float32] | None
+    plain: NDArray[np.float64] | None
+    tempered: NDArray[np.float64] | None
     bad: NDArray[np.uint8]  # (rows,), zeros; becomes 1 of a row with a NaN, 2 of one without a logit above -inf
+    chunks: int
+    type: np.dtype[Any]
+    each: bool  # whether there are settings for each sample
+    field_per_sample: bool
+    token_is_32: bool
 
-    @property
-    def chunks(self) -> int:
-        return -(-self.n // LOSS_CHUNK)
 
-
-@dataclass(frozen=True, slots=True)
-class CrossEntropy:
+class CrossEntropy(NamedTuple):
     """A call for -log softmax(x)[id] of rows, and its gradient w g / n (softmax - 1 at the id): docs/loss.md."""
 
-    logits: Array  # (rows, n) float32, float16 or bfloat16
-    ids: NDArray[np.int64]  # (rows,)
+    rows: int
+    n: int  # tokens
+    x: Array  # (rows, n) of LOGITS
+    id: NDArray[np.int64]  # (rows,)
     masked: NDArray[np.bool_]  # (rows,): which rows count
     weight: NDArray[np.float64]  # (1,) or (rows,)
     upstream: NDArray[np.float64]  # (1,) or (rows,): the gradient with respect to the losses
-    mean_of: float  # n
-    losses: NDArray[np.float64]  # (rows,): without weights; 0 of rows that do not count
+    weight_step: int
+    upstream_step: int
+    loss: NDArray[np.float64]  # (rows,): without weights; 0 of rows that do not count
     gradient: Array | None  # of the logits' shape and dtype; it may be the logits
+    mean_of: float  # n of the mean
+    type: np.dtype[Any]
+    padding: Int32 = 0
+
+
+class Philox(NamedTuple):
+    """Philox4x32-10 of counters (blocks, 4) and keys (blocks, 2)."""
+
+    counter: NDArray[np.uint32]
+    key: NDArray[np.uint32]
+    out: NDArray[np.uint32]
+    blocks: int
+
+
+class TorchNormals(NamedTuple):
+    """Normals of `legacy.TorchCPU`, a multiple of 16: float32 from as many words, float64 from twice as many."""
+
+    words: NDArray[np.uint64]
+    out: Array
+    n: int
+    type: np.dtype[Any]
+    padding: Int32 = 0
+
+
+class StepAndLoss(NamedTuple):
+    """A step, and a loss that reads what it writes."""
+
+    step: Step
+    loss: Loss
+
+
+class RepeatedLoss(NamedTuple):
+    """A loss at each of the next steps of its noises: its losses are (steps, batch)."""
+
+    loss: Loss

@@ -66,21 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     commands.add_parser("info", help="version, instruction sets, threads and backends")
 
-    does = "time the operations beside NumPy, torch, JAX and MKL"
+    does = "time the operations beside NumPy and torch"
     takes = "It takes some two minutes, with --quick half a minute."
-    bench = commands.add_parser("bench", help=does, description=f"To {does}. {takes}")
-    bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
-    of = bench.add_mutually_exclusive_group()
-    of.add_argument("--augment", action="store_true", help="noise added to images, beside NumPy and other libraries")
-    of.add_argument("--discrete", action="store_true", help="masks, tokens and their loss, beside LLaDA's and torch's")
-    of.add_argument("--cliffs", action="store_true", help="every function in every spelling, over its plain call")
-    bench.add_argument("--quick", action="store_true", help="few and small cases, short")
-    bench.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
-    bench.add_argument("--compare", type=Path, metavar="OLD.json", help="with the results of an earlier run")
-    bench.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the results, too")
-    bench.add_argument("--sizes", nargs="+", type=_shape, metavar="SHAPE", help="such as 256x3x128x128")
-    bench.add_argument("--dtypes", nargs="+", choices=(*DTYPES, "int64"), metavar="DTYPE", help=_KINDS)
-    bench.add_argument("--threads", nargs="+", type=_positive, metavar="N", help="default: as `noisefuse info`")
+    add_bench(commands.add_parser("bench", help=does, description=f"To {does}. {takes}"))
 
     selftest = commands.add_parser("selftest", help="whether the bits are the promised ones")
     selftest.add_argument("--level", type=_level, default="quick", help="quick; other tests are those of the sources")
@@ -89,7 +77,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-_KINDS = f"{', '.join(DTYPES)}, or int64 for --discrete"
+def add_bench(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
+    bench.add_argument("--cliffs", action="store_true", help="every function in every spelling, over its plain call")
+    bench.add_argument("--quick", action="store_true", help="few and small cases, short")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
+    bench.add_argument("--compare", type=Path, metavar="OLD.json", help="with the results of an earlier run")
+    bench.add_argument("--sizes", nargs="+", type=_shape, metavar="SHAPE", help="such as 256x3x128x128")
+    bench.add_argument("--dtypes", nargs="+", choices=(*DTYPES, "int64"), metavar="DTYPE", help=", ".join(DTYPES))
+    bench.add_argument("--threads", nargs="+", type=_positive, metavar="N", help="default: as `noisefuse info`")
 
 
 def _add_noise(commands: Any) -> None:

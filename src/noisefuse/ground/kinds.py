@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from functools import partial
+from operator import attrgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +17,15 @@ def _refused(name: str) -> Callable[..., Any]:
         raise self._refusal(name)
 
     return refuse
+
+
+def on_views(path: str) -> Callable[..., Any]:
+    """Returns an operation that runs noisefuse's own function on NumPy's views."""
+
+    def operation(self: Library, *arguments: Any, **options: Any) -> Any:
+        return self.through(attrgetter(path)(sys.modules["noisefuse"]), *arguments, **options)
+
+    return operation
 
 
 class Library:
@@ -128,33 +140,83 @@ class Library:
         return NotImplementedError(f"{what}: noisefuse does not offer that for arrays of {self.name}")
 
     # ---- operations ----------------------------------------------------------------------------------------
-    # Their arguments are those of the functions of the same names; `augmented` calls a function of `augment`.
+    # Their arguments are those of the functions of the same names; `augmented` calls a function of `augment`. What a
+    # library leaves out runs on views of its arrays, if it has `view` and `from_numpy`.
 
-    randn: Callable[..., Any] = _refused("randn")
-    randn_like: Callable[..., Any] = _refused("randn_like")
-    uniform: Callable[..., Any] = _refused("uniform")
-    q_sample: Callable[..., Any] = _refused("q_sample")
-    q_step: Callable[..., Any] = _refused("q_step")
-    q_walk: Callable[..., Any] = _refused("q_walk")
-    update: Callable[..., Any] = _refused("update")
-    categorical: Callable[..., Any] = _refused("categorical")
-    masked_cross_entropy: Callable[..., Any] = _refused("masked_cross_entropy")
-    masked_cross_entropy_and_grad: Callable[..., Any] = _refused("masked_cross_entropy_and_grad")
-    mse_loss: Callable[..., Any] = _refused("mse_loss")
-    mse_loss_and_grad: Callable[..., Any] = _refused("mse_loss_and_grad")
-    mse_loss_grad: Callable[..., Any] = _refused("mse_loss_grad")
-    interpolate_loss: Callable[..., Any] = _refused("interpolate_loss")
-    interpolate_loss_and_grad: Callable[..., Any] = _refused("interpolate_loss_and_grad")
-    log_prob: Callable[..., Any] = _refused("log_prob")
-    log_prob_grad: Callable[..., Any] = _refused("log_prob_grad")
-    kl: Callable[..., Any] = _refused("kl")
-    kl_grad: Callable[..., Any] = _refused("kl_grad")
+    randn: Callable[..., Any] = on_views("randn")
+    randn_like: Callable[..., Any] = on_views("randn_like")
+    uniform: Callable[..., Any] = on_views("uniform")
+    q_sample: Callable[..., Any] = on_views("q_sample")
+    q_step: Callable[..., Any] = on_views("q_step")
+    q_walk: Callable[..., Any] = on_views("q_walk")
+    update: Callable[..., Any] = on_views("update")
+    categorical: Callable[..., Any] = on_views("categorical")
+    masked_cross_entropy: Callable[..., Any] = on_views("masked_cross_entropy")
+    masked_cross_entropy_and_grad: Callable[..., Any] = on_views("masked_cross_entropy_and_grad")
+    mse_loss: Callable[..., Any] = on_views("mse_loss")
+    mse_loss_and_grad: Callable[..., Any] = on_views("mse_loss_and_grad")
+    mse_loss_grad: Callable[..., Any] = on_views("mse_loss_grad")
+    interpolate_loss: Callable[..., Any] = on_views("interpolate_loss")
+    interpolate_loss_and_grad: Callable[..., Any] = on_views("interpolate_loss_and_grad")
+    log_prob: Callable[..., Any] = on_views("density.log_prob")
+    log_prob_grad: Callable[..., Any] = on_views("density.log_prob_grad")
+    kl: Callable[..., Any] = on_views("density.kl")
+    kl_grad: Callable[..., Any] = on_views("density.kl_grad")
     update_with_log_prob: Callable[..., Any] = _refused("update_with_log_prob")
     augmented: Callable[..., Any] = _refused("augment")
 
+    def view(self, name: str, x: Any) -> Any:
+        """Returns NumPy's view of x's memory. `name` is the operation, for errors."""
+        raise self._refusal(name)
+
+    def from_numpy(self, array: Any, like: Any) -> Any:
+        """Returns a result as an array of the library, beside the array `like`."""
+        raise self._refusal("from_numpy")
+
+    def written(self, x: Any, array: Any) -> Any:
+        """Returns x, to whose view an operation wrote."""
+        return x
+
     def through(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """Calls a function of tokens on NumPy's views of the library's arrays, and returns results as its arrays."""
-        raise self._refusal(function.__name__.removeprefix("_"))
+        """Calls a function of NumPy's arrays with views of the library's. Returns results as arrays of the library."""
+        call = partial(self._through, function, *arguments, **options)
+        return self.untraced(call) if self.is_traced() else call()
+
+    def _through(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        name, given = function.__name__.removeprefix("_"), []
+
+        def inward(x: Any) -> Any:
+            if hasattr(x, "shape") and library_of(x) is self:
+                given.append((self.view(name, x), x))
+                return given[-1][0]
+            return type(x)(map(inward, x)) if type(x) in (tuple, list) else x
+
+        def outward(result: Any) -> Any:
+            if type(result) in (tuple, list):
+                return type(result)(map(outward, result))
+            if type(result) is dict:
+                return {key: outward(value) for key, value in result.items()}
+            if not isinstance(result, np.ndarray):
+                return result
+            own = next((x for array, x in given if array is result), None)
+            return self.from_numpy(result, given[0][1]) if own is None else self.written(own, result)
+
+        for output in ("out", "target_out", "aux_out"):
+            self._need_output(output, options.get(output))
+        arguments = tuple(map(inward, arguments))
+        options = {key: inward(value) for key, value in options.items()}
+        if not given:
+            raise self._refusal(name)
+        return outward(function(*arguments, **options))
+
+    def _need_output(self, name: str, out: Any) -> None:
+        if isinstance(out, list | tuple):
+            for one in out:
+                self._need_output(name, one)
+        elif not self.is_written and hasattr(out, "shape"):
+            raise TypeError(f"{name}: expected None, as arrays of {self.name} are not written to")
+        elif hasattr(out, "shape") and library_of(out) is not self:
+            raise TypeError(f"{name}: expected an array of {self.name}, got {type(out).__name__}")
 
 
 NUMPY = Library("NumPy")  # CuPy answers like NumPy

@@ -43,6 +43,7 @@ class Training(NamedTuple):
         schedule, target, times, model_time = self
         need_schedule(schedule)
         need_target(target)
+        schedule.forward(target)  # its errors: the velocity needs derivatives
         if times not in ("index", "float", "logit_normal") and not callable(times):
             raise ValueError(f'times = {times!r}: expected "index", "float", "logit_normal" or a function')
         if times != "index" and not schedule.continuous:

@@ -18,6 +18,7 @@ import numpy as np
 
 import noisefuse as nf
 
+from ..ground.checks import check_number
 from ..ground.needs import needs
 from ..language.levels import FLOATS
 from .transforms.named import Named, applies, noise_by, strength
@@ -53,8 +54,7 @@ class RandGaussianNoise(Named, transforms.RandGaussianNoise):
     def __init__(
         self, prob: float = 0.1, mean: float = 0.0, std: float = 0.1, dtype: Any = np.float32, sample_std: bool = True
     ) -> None:
-        if not std >= 0:
-            raise ValueError(f"std = {std}: expected a number of at least 0")
+        check_number("std", std, 0, finite=False)
         super().__init__(prob, mean, std, dtype, sample_std)
 
     def randomize(self, img: Any, mean: float | None = None) -> None:

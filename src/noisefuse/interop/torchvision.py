@@ -15,6 +15,7 @@ from typing import Any
 
 import noisefuse as nf
 
+from ..ground.checks import check_number
 from ..ground.needs import needs
 from .transforms.named import Named, OfUnitRange
 
@@ -61,8 +62,7 @@ class GaussianNoise(_Noisy, v2.GaussianNoise):
     """
 
     def __init__(self, mean: float = 0.0, sigma: float = 0.1, clip: bool = True) -> None:
-        if not sigma >= 0:
-            raise ValueError(f"sigma = {sigma}: expected a number of at least 0")
+        check_number("sigma", sigma, 0, finite=False)
         super().__init__(mean, sigma, clip)
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -106,8 +106,7 @@ class Prepare(_Noisy, v2.Transform):
         sigma: float = 0.0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if not sigma >= 0:
-            raise ValueError(f"sigma = {sigma}: expected a number of at least 0")
+        check_number("sigma", sigma, 0, finite=False)
         if not dtype.is_floating_point:
             raise TypeError(f"dtype = {dtype}: expected a float dtype, as normalised values are floats")
         super().__init__()

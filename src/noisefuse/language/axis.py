@@ -139,7 +139,7 @@ class Axis:
             level = place.sigma if place.level is None else place.level
             with np.errstate(divide="ignore"):  # clean data is at index 0
                 return np.interp(np.log(level), np.log(self.levels), np.arange(len(self.levels)))
-        _, first, last, _ = self._known
+        _, first, last, *_ = self._known
         index = (self._own(place) - first) / (last - first) * len(self.levels) - 1
         whole = np.round(index)
         return np.where(np.abs(index - whole) < 1e-9, whole, index)  # a column's own time, up to rounding
@@ -158,5 +158,5 @@ class Axis:
 
     def _own_at(self, index: Array) -> Array:
         assert self._known is not None
-        _, first, last, _ = self._known
+        _, first, last, *_ = self._known
         return first + (index + 1) / len(self.levels) * (last - first)

@@ -25,12 +25,14 @@ class Family(NamedTuple):
         symbol: of the time.
         first, last: the cleanest and the noisiest time.
         at: at(t, **parameters) gives alpha and sigma of a float, or of float64 (n,). Its results are not checked.
+        slopes: slopes(t, alpha, sigma, **parameters) gives their derivatives there; None: they are not known.
     """
 
     symbol: str
     first: float
     last: float
     at: Callable[..., Any]
+    slopes: Callable[..., Any] | None = None
 
 
 # ---- ours --------------------------------------------------------------------------------------------------
@@ -47,14 +49,30 @@ def cosine(u: Array, *, s: float, **_: float) -> AlphaSigma:
     return alpha, sigma
 
 
+def _cosine_slopes(u: Array, alpha: Array, sigma: Array, *, s: float, **_: float) -> AlphaSigma:
+    k = math.pi / 2 / (1 + s)
+    slope = -k * np.sin((u + s) * k) / math.sin(k)
+    return slope, -alpha * slope / sigma  # alpha^2 + sigma^2 = 1
+
+
 def flow(s: Array, *, shift: float) -> AlphaSigma:
     of_data, of_noise = 1 - s, shift * s
     scale = of_data + of_noise
     return of_data / scale, of_noise / scale
 
 
+def _flow_slopes(s: Array, alpha: Array, sigma: Array, *, shift: float) -> AlphaSigma:
+    scale = 1 - s + shift * s  # without a shift exactly 1, after rounding
+    slope = shift / (scale * scale)
+    return -slope, slope
+
+
 def exploding(sigma: Array, **_: float) -> AlphaSigma:
     return sigma**0, sigma  # ones, also of one float
+
+
+def _exploding_slopes(t: Array, alpha: Array, sigma: Array, **_: float) -> AlphaSigma:
+    return 0 * t, t**0
 
 
 def trig(t: Array) -> AlphaSigma:
@@ -62,12 +80,24 @@ def trig(t: Array) -> AlphaSigma:
     return np.sin((1 - t) * (math.pi / 2)), np.sin(t * (math.pi / 2))
 
 
+def _trig_slopes(t: Array, alpha: Array, sigma: Array) -> AlphaSigma:
+    return -math.pi / 2 * sigma, math.pi / 2 * alpha
+
+
 def vp_linear(t: Array, *, beta_min: float, beta_max: float) -> AlphaSigma:
     return _of_integral(t * (beta_min + 0.5 * t * (beta_max - beta_min)))
 
 
+def _vp_linear_slopes(t: Array, alpha: Array, sigma: Array, *, beta_min: float, beta_max: float) -> AlphaSigma:
+    return _of_beta(beta_min + t * (beta_max - beta_min), alpha, sigma)
+
+
 def imagen_linear(t: Array) -> AlphaSigma:
     return _of_integral(1e-4 + 10 * t * t)
+
+
+def _imagen_linear_slopes(t: Array, alpha: Array, sigma: Array) -> AlphaSigma:
+    return _of_beta(20 * t, alpha, sigma)
 
 
 def imagen_cosine(t: Array, *, s: float) -> AlphaSigma:
@@ -76,21 +106,31 @@ def imagen_cosine(t: Array, *, s: float) -> AlphaSigma:
     return np.sin((1 - t) * k), np.sin((t + s) * k)
 
 
+def _imagen_cosine_slopes(t: Array, alpha: Array, sigma: Array, *, s: float) -> AlphaSigma:
+    k = math.pi / 2 / (1 + s)
+    return -k * sigma, k * alpha
+
+
 def _of_integral(b: Array) -> AlphaSigma:
     """alpha^2 = e^-b and sigma^2 = 1 - e^-b, b the integral of beta."""
     return np.exp(-0.5 * b), np.sqrt(-np.expm1(-b))
 
 
+def _of_beta(beta: Array, alpha: Array, sigma: Array) -> AlphaSigma:
+    """The slopes of `_of_integral`, where beta is b's."""
+    return -0.5 * beta * alpha, 0.5 * beta * alpha * alpha / sigma
+
+
 FAMILIES: dict[str, Family] = {
-    "cosine": Family("u", 0.0, 1.0, cosine),
-    "flow": Family("s", 0.0, 1.0, flow),
-    "karras": Family("sigma", 0.0, math.inf, exploding),
-    "exponential": Family("sigma", 0.0, math.inf, exploding),
-    "edm": Family("sigma", 0.0, math.inf, exploding),
-    "trig": Family("t", 0.0, 1.0, trig),
-    "vp_linear": Family("t", 0.0, 1.0, vp_linear),
-    "imagen_linear": Family("t", 0.0, 1.0, imagen_linear),
-    "imagen_cosine": Family("t", 0.0, 1.0, imagen_cosine),
+    "cosine": Family("u", 0.0, 1.0, cosine, _cosine_slopes),
+    "flow": Family("s", 0.0, 1.0, flow, _flow_slopes),
+    "karras": Family("sigma", 0.0, math.inf, exploding, _exploding_slopes),
+    "exponential": Family("sigma", 0.0, math.inf, exploding, _exploding_slopes),
+    "edm": Family("sigma", 0.0, math.inf, exploding, _exploding_slopes),
+    "trig": Family("t", 0.0, 1.0, trig, _trig_slopes),
+    "vp_linear": Family("t", 0.0, 1.0, vp_linear, _vp_linear_slopes),
+    "imagen_linear": Family("t", 0.0, 1.0, imagen_linear, _imagen_linear_slopes),
+    "imagen_cosine": Family("t", 0.0, 1.0, imagen_cosine, _imagen_cosine_slopes),
 }
 OURS = frozenset(FAMILIES)
 
@@ -137,6 +177,36 @@ class Functions:
         return _mended("alpha", alpha, one, 1.0).item(), _mended("sigma", sigma, one, _MAX).item()
 
 
+@dataclass(frozen=True)
+class Slopes:
+    """The derivatives of `Functions`, as functions of users': (t, alpha, sigma, **parameters) -> both."""
+
+    alpha: Callable[..., Any]
+    sigma: Callable[..., Any]
+
+    def __call__(self, t: Any, alpha: Any, sigma: Any, **parameters: float) -> AlphaSigma:
+        times = np.array(t, np.float64, ndmin=1)
+        d_alpha, d_sigma = (
+            as_shaped(f"the derivative of {name}", function(times.copy(), **parameters), times)
+            for name, function in (("alpha", self.alpha), ("sigma", self.sigma))
+        )
+        return (d_alpha[0], d_sigma[0]) if type(t) is float else (d_alpha, d_sigma)
+
+
+def with_slopes(family: Family, parameters: dict[str, float], t: Any) -> tuple[Any, Any, Any, Any]:
+    """Returns alpha, sigma and their derivatives at a float t, or at unchecked float64 (n,). ValueError: a derivative
+    is infinite. A message says at which t."""
+    assert family.slopes is not None
+    alpha, sigma = family.at(t, **parameters)
+    with np.errstate(all="ignore"):
+        d_alpha, d_sigma = family.slopes(t, alpha, sigma, **parameters)
+    if type(t) is not float or not (abs(d_alpha) <= _MOST and abs(d_sigma) <= _MOST):  # one number's check is short
+        times = np.asarray(t)
+        need_finite("the derivative of alpha", np.asarray(d_alpha), times)
+        need_finite("the derivative of sigma", np.asarray(d_sigma), times)
+    return alpha, sigma, d_alpha, d_sigma
+
+
 _MAX = sys.float_info.max
 _FLOAT64 = np.dtype(np.float64)
 
@@ -150,16 +220,33 @@ def _good(values: Any, t: Array, most: float) -> bool:
 
 def _mended(name: str, values: Any, t: Array, most: float) -> Array:
     """Returns a function's result as float64 of t's shape, or raises what is wrong with it."""
-    found = np.asarray(values)
-    if found.shape != t.shape or found.dtype.kind != "f":
-        expected = f"float64 of shape {t.shape}, as t has"
-        raise ValueError(f"{name}: expected a function that returns {expected}, got {found.dtype} {found.shape}")
-    found = np.ascontiguousarray(found, np.float64)
+    found = as_shaped(name, values, t)
     if not lie_within(found, 0, most):
         k = np.flatnonzero(~((found >= 0) & (found <= most)))[0]
         expected = "in [0, 1]" if most == 1 else "of at least 0, and finite"
         raise ValueError(f"{name}: expected values {expected}, got {found.item(k)} at t = {t.item(k)}")
     return found
+
+
+def as_shaped(name: str, values: Any, t: Array) -> Array:
+    """Returns a function's result in float64, contiguous. ValueError: it has not t's shape, or holds no floats."""
+    found = np.asarray(values)
+    if found.shape != t.shape or found.dtype.kind != "f":
+        expected = f"float64 of shape {t.shape}, as t has"
+        raise ValueError(f"{name}: expected a function that returns {expected}, got {found.dtype} {found.shape}")
+    return np.ascontiguousarray(found, np.float64)
+
+
+def need_finite(what: str, values: Array, t: Array) -> Array:
+    """Returns coefficients. ValueError: one is none, as kernels round them to float32, but for float64 data."""
+    if not lie_within(values, -_MOST, _MOST):
+        k = np.flatnonzero(~(np.abs(values) <= _MOST))[0]
+        expected = "expected a finite number of float32's range; leave that time out"
+        raise ValueError(f"{what} is {values.item(k)} at t = {t.item(k)}: {expected}")
+    return values
+
+
+_MOST = float(np.finfo(np.float32).max)
 
 
 POINTS = 4097  # at which the functions of a family are looked at
@@ -169,29 +256,53 @@ def checked(family: Family, parameters: dict[str, float]) -> None:
     """Raises ValueError if alpha leaves [0, 1], sigma is negative, or alpha / sigma does not fall all the way."""
     t = np.linspace(family.first, family.last, POINTS)
     alpha, sigma = family.at(t, **parameters)
-    log_snr = _log_snr(alpha, sigma)
-    falling = log_snr[1:] < log_snr[:-1]
-    inside = np.isfinite(log_snr[1:-1])
+    ratio = log_snr(alpha, sigma)
+    falling = ratio[1:] < ratio[:-1]
+    inside = np.isfinite(ratio[1:-1])
     if not falling.all() or not inside.all():
         k = np.flatnonzero(~falling)[0] if not falling.all() else np.flatnonzero(~inside)[0] + 1
         raise ValueError(
             "alpha / sigma: expected a ratio that falls strictly, and is 0 or infinite at the ends alone; it goes from "
             f"{_ratio(alpha[k], sigma[k])} at t = {t[k]} to {_ratio(alpha[k + 1], sigma[k + 1])} at t = {t[k + 1]}"
         )
+    if family.slopes is None:
+        return
+    levels, slopes = np.split(np.array(with_slopes(family, parameters, t[1:])), 2)  # at clean data they may be infinite
+    for name, level, slope in zip(("alpha", "sigma"), levels, slopes, strict=True):
+        rise, found = level[-1] - level[0], np.diff(t[1:]) @ (slope[1:] + slope[:-1]) / 2
+        if abs(rise - found) > 0.01 * np.abs(np.diff(level)).sum() + 1e-9:
+            raise ValueError(
+                f"derivatives: expected those of alpha and sigma; the one of {name} makes it rise by {found:.6g} from "
+                f"t = {t[1]:.6g} to {t[-1]:.6g}, and it rises by {rise:.6g}"
+            )
 
 
-def time_at(family: Family, parameters: dict[str, float], log_snr: Array) -> Array:
+def time_at(family: Family, parameters: dict[str, float], wanted: Array) -> Array:
     """The times at which log(alpha^2 / sigma^2) has these values, by bisection: to the last bit but two of t."""
-    low, high = np.full(log_snr.shape, family.first), np.full(log_snr.shape, family.last)
+    if wanted.ndim == 0:
+        return np.asarray(_time_at_one(family, parameters, wanted.item()))
+    low, high = np.full(wanted.shape, family.first), np.full(wanted.shape, family.last)
     for _ in range(60):
         t = 0.5 * (low + high)
-        cleaner = _log_snr(*family.at(t, **parameters)) > log_snr
+        cleaner = log_snr(*family.at(t, **parameters)) > wanted
         low, high = np.where(cleaner, t, low), np.where(cleaner, high, t)
     middle: Array = 0.5 * (low + high)
     return middle
 
 
-def _log_snr(alpha: Array, sigma: Array) -> Array:
+def _time_at_one(family: Family, parameters: dict[str, float], wanted: float) -> float:
+    """Returns the same time of one value, in a tenth of the time."""
+    low, high = family.first, family.last
+    for _ in range(60):
+        t = 0.5 * (low + high)
+        alpha, sigma = family.at(t, **parameters)
+        cleaner = sigma == 0 or (alpha > 0 and 2 * (math.log(alpha) - math.log(sigma)) > wanted)
+        low, high = (t, high) if cleaner else (low, t)
+    return 0.5 * (low + high)
+
+
+def log_snr(alpha: Array, sigma: Array) -> Array:
+    """log(alpha^2 / sigma^2)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         difference: Array = 2 * (np.log(alpha) - np.log(sigma))
     return difference

@@ -2,7 +2,7 @@
 """The forward process as rows, with the targets that networks learn. Here x0' = scale x0 + offset.
 
     x_t      = alpha x0' + sigma z                   (Ho et al. 2020, equation 4)
-    target   = of_x0 x0' + of_z z
+    target   = of_x0 x0' + of_z z                    (`views.target_factors`)
     residual = m1 - target                           a loss squares this
 
 x0 and z are always active in x_t, whatever their numbers: 0 * inf is NaN there.
@@ -17,13 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..ground.kept import kept_property
-from ..views import Target, target_factors
+from ..views import Rates, Target, no_rates, target_factors
 from .levels import DEFAULT_RANGE, Levels
 from .rows import Plain, Rows
 
 Array: TypeAlias = npt.NDArray[np.float64]
-OwnTime: TypeAlias = tuple[Callable[[Any], tuple[Any, Any]], float]
-"""A function that returns alpha and sigma of a float t, or of unchecked float64 (n,); and the greatest such t."""
+OwnTime: TypeAlias = tuple[Callable[[Any], tuple[Any, ...]], Callable[[Any], tuple[Any, ...]], float]
+"""A function that returns alpha and sigma of a float t, or of unchecked float64 (n,); one that returns also their
+derivatives; and the greatest such t."""
 
 
 class Columns(Protocol):
@@ -34,25 +35,32 @@ class Columns(Protocol):
 
     def step_coefficients(self) -> tuple[Array, Array]: ...
 
+    def derivatives(self, t: Any) -> tuple[Array, Array]: ...
 
-def forward(alpha: Array, sigma: Array, target: Target | None = None, scale: float = 1.0, offset: float = 0.0) -> Rows:
+
+def forward(
+    alpha: Array, sigma: Array, target: Target | None = None, scale: float = 1.0, offset: float = 0.0,
+    rates: Rates = no_rates,
+) -> Rows:  # fmt: skip
     """Returns rows with x_t as `out` and the target, if there is one, as `aux1`."""
     columns = {"out.x": alpha * scale, "out.z": sigma}
     if offset:
         columns["out.k"] = alpha * offset
-    return Rows.of(columns | (_target("aux1", 1.0, alpha, sigma, target, scale, offset) if target else {}))
+    of_target = target_factors(target, alpha, sigma, rates) if target else None
+    return Rows.of(columns | (_target("aux1", 1.0, *of_target, scale, offset) if of_target else {}))
 
 
-def residual(alpha: Array, sigma: Array, target: Target | None, scale: float = 1.0, offset: float = 0.0) -> Rows:
+def residual(
+    alpha: Array, sigma: Array, target: Target | None, scale: float = 1.0, offset: float = 0.0, rates: Rates = no_rates
+) -> Rows:
     assert target is not None
     columns = {"out.m1": np.ones_like(alpha)}
-    return Rows.of(columns | _target("out", -1.0, alpha, sigma, target, scale, offset))
+    return Rows.of(columns | _target("out", -1.0, *target_factors(target, alpha, sigma, rates), scale, offset))
 
 
 def _target(
-    output: str, sign: float, alpha: Array, sigma: Array, target: Target, scale: float, offset: float
+    output: str, sign: float, of_x0: Array | None, of_z: Array | None, scale: float, offset: float
 ) -> dict[str, Array]:
-    of_x0, of_z = target_factors(target, alpha, sigma)
     columns = {}
     if of_x0 is not None:
         columns[f"{output}.x"] = sign * of_x0 * scale
@@ -63,7 +71,7 @@ def _target(
     return columns
 
 
-Make: TypeAlias = Callable[[Array, Array, Target | None, float, float], Rows]
+Make: TypeAlias = Callable[[Array, Array, Target | None, float, float, Rates], Rows]
 
 
 def plain_rows(rows: Sequence[Rows], times: Sequence[Any] = (None,) * 3, levels: Levels | None = None) -> Plain:
@@ -99,6 +107,7 @@ class KeptRows:
 
     def __init__(self, schedule: Columns, own_time: OwnTime | None) -> None:
         self._alpha, self._sigma, self._steps = schedule.alpha, schedule.sigma, schedule.step_coefficients
+        self._derivatives = schedule.derivatives
         self._own_time = own_time
         self._rows: dict[Any, Rows] = {}
         self.plain: dict[Any, Plain] = _Plain(self, forward)
@@ -108,7 +117,7 @@ class KeptRows:
         """Returns make(alpha, sigma, target, scale, offset), with a row for each step."""
         key = make, target, scale, offset
         if key not in self._rows:
-            made = make(self._alpha, self._sigma, target, scale, offset)
+            made = make(self._alpha, self._sigma, target, scale, offset, lambda: self._rates)
             if len(self._rows) >= self.MOST:
                 self._rows.clear()
             self._rows[key] = made
@@ -118,12 +127,18 @@ class KeptRows:
         self, make: Make, target: Target | None, levels: Levels | None, scale: float = 1.0, offset: float = 0.0
     ) -> tuple[Any, ...] | None:
         """Returns what the fast path needs to make rows of float times, or None if there are no float times: the
-        function from a time to alpha and sigma, the greatest time, the rows at (0, 0), (1, 0) and (0, 1), the range of
-        integer results."""
+        function from a time to alpha, sigma and perhaps their derivatives, the greatest time, the rows where all of
+        these are 0 and where one of them is 1, the range of integer results."""
         if self._own_time is None:
             return None
-        ends = make(np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0]), target, scale, offset)
-        return (*self._own_time, ends.table, levels and levels.range)
+        at, at_with_rates, last = self._own_time
+        alpha, sigma, d_alpha, d_sigma = np.eye(5)[1:]
+        ends = make(alpha, sigma, target, scale, offset, lambda: (d_alpha, d_sigma))
+        return at_with_rates if target == "velocity" else at, last, ends.table, levels and levels.range
+
+    @kept_property
+    def _rates(self) -> tuple[Array, Array]:
+        return self._derivatives(np.arange(len(self._alpha)))
 
     @kept_property
     def markov(self) -> Rows:

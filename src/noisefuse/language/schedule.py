@@ -28,7 +28,7 @@ from ..views import Prediction, Target, own_time, view
 from . import families
 from .axis import Axis, ModelTime, Place
 from .diffusers_config import family
-from .families import FAMILIES, AlphaSigma, Array, Family, Functions
+from .families import FAMILIES, AlphaSigma, Array, Family, Functions, Slopes
 from .forward import KeptRows, OwnTime, forward
 from .tableau import Tableau, of_rows
 
@@ -143,7 +143,8 @@ class Schedule:
         """Returns what the fast path makes rows of float times of. It takes times from 0 on."""
         if self._family is None or self._family.first != 0:
             return None
-        return partial(self._family.at, **self._parameters), self._family.last
+        at, known = partial(self._family.at, **self._parameters), self._family
+        return at, partial(families.with_slopes, known, self._parameters), known.last
 
     # ---- variance preserving families ----------------------------------------------------------------------
 
@@ -485,6 +486,7 @@ class Schedule:
         name: str,
         steps: int = 1000,
         times: tuple[float, float] = (0.0, 1.0),
+        derivatives: tuple[Callable[..., npt.ArrayLike], Callable[..., npt.ArrayLike]] | None = None,
         **parameters: float,
     ) -> Self:
         """A schedule of your own in continuous time: alpha and sigma as functions of t.
@@ -498,6 +500,8 @@ class Schedule:
             name: The schedule's name in prints and files. It is not the name of a family of noisefuse.
             steps: How many columns, T, at least 1.
             times: The cleanest and the noisiest time, finite. A float t lies between them.
+            derivatives: Those of alpha and of sigma by t, two functions of the same kind, which the target and the
+                prediction "velocity" need. They are finite, but perhaps at times[0].
             parameters: Numbers, which the functions get by name.
 
         Returns:
@@ -512,7 +516,7 @@ class Schedule:
         >>> [float(column) for column in mine(0.5)]
         [0.75, 0.5]
         """
-        known = _family_of(name, alpha, sigma, times)
+        known = _family_of(name, alpha, sigma, times, derivatives)
         numbers = {key: stored.number(key, value) for key, value in parameters.items()}
         families.checked(known, numbers)
         return cls._of_family(name, steps, known, **numbers)
@@ -524,16 +528,18 @@ class Schedule:
         sigma: Callable[..., npt.ArrayLike],
         *,
         times: tuple[float, float] = (0.0, 1.0),
+        derivatives: tuple[Callable[..., npt.ArrayLike], Callable[..., npt.ArrayLike]] | None = None,
     ) -> None:
         """Registers functions under a name. Pickles and JSON of a schedule `from_functions` store this name.
 
         A process that reads such a schedule registers the same functions first: call this in a module that it imports.
 
         Args:
-            name, alpha, sigma, times: As in `from_functions`. A later call with the same name replaces the functions.
+            name, alpha, sigma, times, derivatives: As in `from_functions`. A later call with the same name replaces the
+                functions.
 
         Raises:
-            TypeError, ValueError: As in `from_functions`, for the name and the times.
+            TypeError, ValueError: As in `from_functions`, for the name, the times and the derivatives' type.
 
         >>> def alpha(t, power): return 1 - t**power
         >>> def sigma(t, power): return t
@@ -542,7 +548,7 @@ class Schedule:
         >>> nf.Schedule.from_json(schedule.to_json()) == schedule
         True
         """
-        FAMILIES[name] = _family_of(name, alpha, sigma, times)
+        FAMILIES[name] = _family_of(name, alpha, sigma, times, derivatives)
 
     @classmethod
     def _of_family(cls, kind: str, steps: int, given: Family | None = None, **parameters: float) -> Self:
@@ -722,7 +728,9 @@ class Schedule:
         """
         if t is None:
             return of_rows(self.kept.of(forward, target, scale, offset), f"q_sample, {self.name}")
-        return of_rows(forward(*self(np.ravel(t)), target, scale, offset), f"q_sample, {self.name}")
+        times = np.ravel(t)
+        made = forward(*self(times), target, scale, offset, lambda: self.derivatives(times))
+        return of_rows(made, f"q_sample, {self.name}")
 
     def markov(self) -> Tableau:
         """The Markov steps as a table: row t is x_t = a_t x_(t-1) + s_t z, with a and s of ``step_coefficients``."""
@@ -769,7 +777,7 @@ class Schedule:
         if self._has_functions and FAMILIES.get(self.kind) != self._family:
             raise TypeError(
                 f"a schedule of functions is stored by its name, and {self.kind!r} does not name these: call "
-                f"nf.Schedule.register({self.kind!r}, alpha, sigma) first"
+                f"nf.Schedule.register({self.kind!r}, alpha, sigma) first, with the same times and derivatives"
             )
 
     @property
@@ -812,7 +820,7 @@ class Schedule:
             raise TypeError(
                 f"a {self.kind} schedule has no continuous time: t must be integers (an index), got {t.dtype}"
             )
-        symbol, first, last, at = self._family
+        symbol, first, last, at, _ = self._family
         t = t.astype(np.float64)
         if not lie_within(t, first, min(last, sys.float_info.max)):
             upper = f"{last:g}]" if last < math.inf else "inf)"
@@ -822,6 +830,35 @@ class Schedule:
         # Python's arithmetic gives one float the same bits, sooner.
         alpha, sigma = at(t if t.ndim else t.item(), **self._parameters)
         return np.asarray(alpha), np.asarray(sigma)
+
+    def derivatives(self, t: npt.ArrayLike) -> AlphaSigma:
+        """The derivatives of alpha and sigma by the schedule's own time, at t: those of the target "velocity".
+
+        Args:
+            t: as in ``schedule(t)``. An integer stands for the time at which the functions have its level.
+
+        Returns:
+            (d alpha / dt, d sigma / dt), two float64 arrays of t's shape.
+
+        Raises:
+            TypeError: the schedule is no function of time, or a schedule `from_functions` without ``derivatives=``.
+            ValueError: a derivative is infinite: that of sigma at the time of clean data, for cosine and vp_linear.
+            IndexError, ValueError, TypeError: as ``schedule(t)``.
+
+        >>> d_alpha, d_sigma = nf.Schedule.flow(shift=3.0).derivatives(0.5)
+        >>> float(d_alpha), float(d_sigma)
+        (-0.75, 0.75)
+        """
+        known, levels, t = self._family, self(t), np.asarray(t)
+        if known is None or known.slopes is None:
+            missing = "is no function of time" if known is None else "needs from_functions(.., derivatives=)"
+            raise TypeError(
+                f'the velocity needs derivatives by time: a {self.kind} schedule {missing}. "epsilon", "v", "sample" '
+                'and "flow" (z - x0) need none'
+            )
+        own = t.astype(np.float64) if t.dtype.kind == "f" else self.time_at(families.log_snr(*levels))
+        d_alpha, d_sigma = families.with_slopes(known, self._parameters, own if own.ndim else own.item())[2:]
+        return np.asarray(d_alpha), np.asarray(d_sigma)
 
     def model_time(self, t: Any, kind: ModelTime | None = None, prediction: Prediction | None = None) -> Any:
         """Returns the time that a network is given at t: the numbers that samplers of this ``model_time`` give it.
@@ -849,7 +886,7 @@ class Schedule:
         library = library_for(t)
         given = np.asarray(library.to_numpy(t))
         levels = self(given)
-        own, is_index = view(prediction or "epsilon"), given.dtype.kind in "iu"
+        own, is_index = view(prediction or "epsilon", self), given.dtype.kind in "iu"
         if own.time is not own_time:
             if kind is not None:
                 raise ValueError(f'kind: expected none, as a prediction of "{own.name}" has a time of its own')
@@ -954,7 +991,7 @@ class Schedule:
         kind = self.kind if self.name == self.kind else f"{self.name}: {self.kind}"
         times = ""
         if self._family is not None:
-            symbol, first, last, _ = self._family
+            symbol, first, last, *_ = self._family
             ends = f" from {first}, the cleanest, to {last}, the noisiest" if last < math.inf else ""
             times = f"\n  a float t is {symbol}{ends}; an integer t is a step from 0 to {len(self) - 1}"
         return (
@@ -1018,7 +1055,7 @@ class Schedule:
 # ---- helpers -----------------------------------------------------------------------------------------------
 
 
-def _family_of(name: str, alpha: Any, sigma: Any, times: Any) -> Family:
+def _family_of(name: str, alpha: Any, sigma: Any, times: Any, derivatives: Any) -> Family:
     if not isinstance(name, str) or not name:
         raise TypeError(f"name: expected a str, got {name!r:.60}")
     if name in families.OURS or hasattr(Schedule, name):
@@ -1026,10 +1063,13 @@ def _family_of(name: str, alpha: Any, sigma: Any, times: Any) -> Family:
     for what, function in (("alpha", alpha), ("sigma", sigma)):
         if not callable(function):
             raise TypeError(f"{what}: expected a function of t, got {type(function).__name__}")
+    pair = derivatives if isinstance(derivatives, tuple | list) else ()
+    if derivatives is not None and not (len(pair) == 2 and all(map(callable, pair))):
+        raise TypeError(f"derivatives: expected a pair of functions of t, got {derivatives!r:.60}")
     ends = np.asarray(times, np.float64)
     if ends.shape != (2,) or not np.isfinite(ends).all() or not ends[0] < ends[1]:
         raise ValueError(f"times = {times!r}: expected (first, last), finite and rising")
-    return Family("t", float(ends[0]), float(ends[1]), Functions(alpha, sigma))
+    return Family("t", float(ends[0]), float(ends[1]), Functions(alpha, sigma), Slopes(*pair) if pair else None)
 
 
 def _need_family(kind: str) -> None:

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..ground import notebook, stored
+from ..ground.checks import check_number
 from ..ground.kept import kept_property
 from .rows import AFFINE, COLUMNS, NAMES, OUTPUTS, PAST_SYMBOLS, ROW, SYMBOLS, Rows, layout
 
@@ -295,8 +296,7 @@ class Tableau:
         stored.refuse_state(self)
 
     def _check(self) -> None:
-        if not 0 <= self.start < math.inf:
-            raise ValueError(f"start must be at least 0 and finite, got {self.start}")
+        check_number("start", self.start, 0)
         numbers = self.numbers
         for row, column in np.argwhere(~np.isfinite(numbers) & ~(_BOUNDS & ~np.isnan(numbers))):
             raise ValueError(f"row {row} of {self.name!r}: {NAMES[column]} is {numbers[row, column]}")

@@ -43,7 +43,7 @@ from ..arguments.types import (
     NumPyDType,
     Shape,
 )
-from ..call.description import Draw, Step
+from ..call.description import Draw, Philox, Step
 from ..ground.checks import got
 from ..ground.kinds import library, library_of
 from ..ground.layouts import pieces
@@ -80,9 +80,9 @@ def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
     shape = np.broadcast_shapes(c.shape[:-1], k.shape[:-1])
     c = contiguous(np.broadcast_to(c, (*shape, 4))).reshape(-1, 4)
     k = contiguous(np.broadcast_to(k, (*shape, 2))).reshape(-1, 2)
-    philox, words = backends.current().philox, np.empty_like(c)
+    words = np.empty_like(c)
     for part in pieces(c.shape):
-        words[part] = philox(c[part], k[part])
+        backends.current().run(Philox(c[part], k[part], words[part], len(c[part])))
     return words.reshape(*shape, 4)
 
 

@@ -89,10 +89,11 @@ def mse_loss(
         pred: the network's prediction; float32, float64 (then the arithmetic is float64), float16 or bfloat16.
         x0, t, schedule, noise, scale, offset, batched: as in `q_sample`; x0 has pred's shape. x0 may be None for the
             target "epsilon", which does not need it.
-        target: "epsilon" z (Ho et al. 2020, eq. 14), "v" alpha z - sigma x0, "flow" z - x0, "sample" x0.
-        weight: for integer t a row, (T,), one number for each step of the schedule (`noisefuse.weights` makes them);
-            for float t an array of t's shape, or (B, 1) for (B,); finite at the given t. None: 1. It may lie on pred's
-            device. The weight is not checked if it or t lies on a device.
+        target: "epsilon" z (Ho et al. 2020, eq. 14), "v" alpha z - sigma x0, "flow" z - x0, "sample" x0, "velocity" as
+            in `q_sample`.
+        weight: (B, 1) for t of shape (B,), a number for each sample; for float t also (B,), t's shape; for integer t
+            also a row, (T,), one number for each step of the schedule (`noisefuse.weights` makes them). Finite at the
+            given t. None: 1. It may lie on pred's device. The weight is not checked if it or t lies on a device.
         reduction: "mean" over all elements, or "none": the mean over each sample, (B,).
         partial: return a `LossPart`, for a part of the batch, or for a part of each sample with a window as noise
             (`Noise.local`). `density.combine` makes the loss of the whole from the parts, bit for bit
@@ -403,7 +404,7 @@ def _run(call: Loss) -> tuple[Any, Any]:
     """Returns (loss, gradient), with None for the unwanted one."""
     losses = call.losses
     if call.residual.batch * call.residual.size:
-        backends.of(call.residual.inputs[M1]).loss(call)
+        backends.of(call.residual.inputs[M1]).run(call)
     elif losses is not None:
         losses[...] = np.nan  # the mean of no elements
     on_host = losses is not None and losses.ndim == 0 and not on_device(losses)
@@ -456,7 +457,9 @@ def _residual_call(
     arrays = [(name, a) for name, a in named if a is not None]
     numbers: list[tuple[str, Any]] = [("weight", weight), ("upstream", upstream)]
     device = one_place([*arrays, *((name, a) for name, a in numbers if on_device(a))])
-    weights = None if weight is None else _weights(weight, t, rows, index)
+    weights = None
+    if weight is not None:
+        weights, rows, index = _weights(weight, t, rows, index)
     g = _upstream(upstream, reduction, batch)
     call = make_call(
         m.shape,
@@ -534,22 +537,26 @@ def _like_pred(name: str, a: object, pred: Array, allowed: tuple[str, ...]) -> A
     return array
 
 
-def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> Any:
-    """Returns a weight for each row; float times have rows of their own."""
+def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> tuple[Any, Rows, Index]:
+    """Returns a weight for each row, the rows and their numbers. Float times have rows of their own, and so have
+    integers with a weight for each."""
     row: Any = as_numbers("weight", weight)
     times: Any = as_numbers("t", t)
     floating = times.dtype.kind == "f"
-    expected = times.shape if floating else (len(rows.table),)
+    given, shape = row.shape, times.shape
+    of_each = bool(shape) and given[: len(shape)] == shape and set(given[len(shape) :]) == {1}  # (B, 1), say
+    if of_each and not floating:
+        rows = Rows(rows.table[in_memory(index.values)], rows.active)
+        index = Index(np.arange(times.size), index.segment)
+    expected = shape if floating or of_each else (len(rows.table),)
     if row.dtype.kind not in "iuf":
         raise TypeError(f"weight: expected numbers, got {row.dtype}")
-    if floating and times.ndim and set(row.shape[times.ndim :]) == {1}:  # (B, 1), say, is a number for each sample
-        row = row.reshape(row.shape[: times.ndim])
+    if of_each:
+        row = row.reshape(shape)
     if row.shape != expected:
         what = "t's shape" if floating else "one for each step of the schedule,"
-        raise ValueError(
-            f"weight: expected {what} {expected}, got {row.shape}; for one weight for each sample take "
-            "reduction='none' and multiply"
-        )
+        each = f"{(*shape, 1)} is one for each t" if shape else "one for each sample is reduction='none', multiplied"
+        raise ValueError(f"weight: expected {what} {expected}, got {given}; {each}")
     row = contiguous(row.reshape(-1).astype(np.float64, copy=False))
     if not on_device(row) and not on_device(index.values) and not np.isfinite(picked := row[index.values]).all():
         bad = index.values[~np.isfinite(picked)][0]
@@ -558,7 +565,7 @@ def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> Any:
             f"weight{f'[{place}]' if place else ''} = {row[bad]}: expected finite numbers where t takes them (those "
             "of 'epsilon' may be infinite where alpha = 0)"
         )
-    return row
+    return row, rows, index
 
 
 def _upstream(upstream: ArrayLike, reduction: Reduction, batch: int) -> Any:

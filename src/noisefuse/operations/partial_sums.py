@@ -167,7 +167,7 @@ def chunk_sums(call: Step, piece: int, start: int, whole: int) -> Array:
         m: Any = parts[M1]
         chunk = make_call(m.shape, m.dtype, call.rows, Index(np.repeat(index, n), length), named, parts, {}, True)
         found: Any = output("", None, (len(m),), np.dtype(np.float64), device_of(m))
-        backends.of(m).loss(Loss(chunk, length, None, np.ones(()), 1, found))
+        backends.of(m).run(Loss(chunk, length, None, np.ones(()), 1, found))
         columns = slice(begin // LOSS_CHUNK, begin // LOSS_CHUNK + n)
         sums[:, columns] = found.reshape(-1, n)
     return sums.reshape(call.batch, pieces, chunks)

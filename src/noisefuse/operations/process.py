@@ -112,7 +112,8 @@ def q_sample(
         schedule: it gives alpha and sigma of each t.
         noise: a Noise, a list of one for each row, or an array of x0's shape (float32 or the result's dtype).
         target: also return what a network learns: "epsilon" z, "v" alpha z - sigma x0 (Salimans & Ho 2022), "flow" z -
-            x0 (flow matching; "velocity" is the same), "sample" x0. It is computed in the same pass.
+            x0 (flow matching), "sample" x0, "velocity" d alpha x0 + d sigma z, derivatives by the schedule's own time
+            (`Schedule.derivatives`). It is computed in the same pass.
         scale, offset: x0 stands for scale * x0 + offset, folded into the coefficients. With neither, floats are taken
             as they are, uint8 with 1/127.5 and -1, uint16 with 1/32767.5 and -1. If only one is given, the other is 1
             or 0, for integers too.
@@ -306,7 +307,7 @@ def q_walk(
         if len(slots) == 1:
             return result
         rows, slots, names = Rows(rows.table[1:], rows.active), slots[1:], tuple(n.at(step=n.step + 1) for n in names)
-    backends.of(result).walk(Walk(_first_step(x0, rows, names, result, batched), slots))
+    backends.of(result).run(Walk(_first_step(x0, rows, names, result, batched), slots))
     return result
 
 

@@ -250,7 +250,7 @@ def plan(
     levels = grid(axis, steps, spacing, whole=whole, drop_last=drop_last, **options)
     nodes = map(Node, *(column.tolist() for column in levels))
     threshold = clip if isinstance(clip, Threshold) else None
-    own, model_time = view(prediction), options.get("model_time")
+    own, model_time = view(prediction, schedule), options.get("model_time")
     if model_time is not None and own.time is not own_time:
         raise ValueError(f'model_time: expected none, as a prediction of "{own.name}" has a time of its own')
     run = Plan(axis, tuple(nodes), own, _bounds(clip), threshold, model_time)

@@ -31,8 +31,8 @@ _SHARED = Shared(
         all draw.""",
         "original_steps": "    original_steps: how many times the network was distilled for.",
         "prediction": """\
-    prediction: what the network predicts: "epsilon", "sample" (x0), "v", "flow" (z - x0), "edm", "edm_v", or a
-        `views.View`.""",
+    prediction: what the network predicts: "epsilon", "sample" (x0), "v", "flow" (z - x0), "edm", "edm_v",
+        "velocity" (as the target of `q_sample`, for schedules that are functions of time), or a `views.View`.""",
         "clip": "    clip: bounds of D: c for (-c, c), or (lo, hi), or a `Threshold`. None: no bounds.",
         "spacing": """\
     spacing: how a number of steps becomes times: by index, "leading", "trailing" or "linspace"; by noise level,

@@ -25,7 +25,7 @@ from ..arguments.calls import warn_once
 from ..ground.checks import check_choice, check_integer, check_number
 from ..ground.kinds import need_plain
 from ..language.axis import Axis, ModelTime, Place
-from ..language.schedule import Schedule
+from ..language.schedule import Schedule, need_schedule
 
 Array: TypeAlias = npt.NDArray[np.float64]
 _OF_INDICES = ("leading", "trailing", "linspace")
@@ -64,8 +64,7 @@ class SpacingOptions(TypedDict, total=False):
 
 
 def axis_of(schedule: Schedule) -> Axis:
-    if not isinstance(schedule, Schedule):
-        raise TypeError(f"schedule must be a Schedule, such as Schedule.linear(), got {schedule!r}")
+    need_schedule(schedule)
     return schedule.axis
 
 

@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Unpack
 
+import numpy as np
+
 from ..ground.checks import check_integer, check_number
 from ..language.schedule import Schedule
 from ..language.tableau import Affine, D, Tableau, past, x, z
@@ -266,7 +268,7 @@ def dpm_solver(
     """
     run = plan(schedule, steps, whole=False, **options).exploding()
     n = len(run.nodes) - 1
-    orders = [order] * n if isinstance(order, int) else list(order)
+    orders = [order] * n if isinstance(order, int | np.integer) else list(order)
     if len(orders) != n:
         raise ValueError(f"order: expected a number, or one for each of {n} steps, got {len(orders)}")
     rows: list[Placed] = []

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from ..arguments.arrays import device_of, host_view, is_array, is_lazy, is_written, output
+from ..arguments.types import Array
 from ..ground.checks import got, is_tracer
 from ..ground.kinds import library_for, library_of
 from ..language.levels import levels_of
 from ..language.noise import Noises, at_row, need_stream_0
 from ..operations.draw import are_increments, arithmetic, drawn_like
-from .types import Array, Model
+from .types import Model
 
 
 def need_answer(answer: Any, x: Array, i: Any, any_library: bool = False) -> None:

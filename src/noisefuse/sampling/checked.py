@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from .. import density
 from ..arguments.arrays import host_view, is_written
+from ..arguments.types import Array
 from ..ground.checks import is_tracer
 from ..ground.kinds import library_for, library_of
 from ..language.noise import SAMPLER, Noise, Noises
@@ -17,7 +18,6 @@ from ..operations.update import update
 from .arrays import drawn_for, in_words_of_a_step
 from .rows import guided, thresholded
 from .state import NEW, State
-from .types import Array
 
 if TYPE_CHECKING:
     from .steps import Steps

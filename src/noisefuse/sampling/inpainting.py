@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from ..arguments.arrays import is_lazy, is_written
+from ..arguments.types import Array
 from ..ground.checks import is_tracer
 from ..ground.kinds import library_for, library_of, need_plain
 from ..language.noise import START, are_names
 from ..language.tableau import Tableau
 from ..operations.update import update
 from .arrays import as_mask, drawn_for, told
-from .types import Array
 
 
 def keeper(

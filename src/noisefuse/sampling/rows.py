@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arguments.arrays import is_lazy
+from ..arguments.types import Array
 from ..ground.checks import is_tracer
 from ..ground.kinds import library_for, need_plain
 from ..language.rows import OUTPUTS, PAST_SYMBOLS
 from ..language.tableau import Row, Tableau, x
 from ..operations.update import update
 from ..views import guidance
-from .types import Array
 
 
 def oldest_past(tableau: Tableau) -> list[int]:

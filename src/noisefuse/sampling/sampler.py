@@ -12,7 +12,7 @@ import numpy.typing as npt
 from .. import density
 from ..arguments.arrays import host_view, is_lazy, is_written
 from ..arguments.options import fast_path
-from ..arguments.types import ArrayT, Device, DType, NumPyDType
+from ..arguments.types import Array, ArrayT, Device, DType, NumPyDType
 from ..ground import notebook, stored
 from ..ground.checks import got
 from ..ground.drawing import plot_levels
@@ -26,7 +26,7 @@ from .checked import need_log_prob
 from .inpainting import keeper
 from .rows import first_without_past, times_of
 from .steps import Steps
-from .types import Array, LikelyRunOptions, Model, RunOptions, Time
+from .types import LikelyRunOptions, Model, RunOptions, Time
 
 if TYPE_CHECKING:
     import torch

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from .types import Array
+from ..arguments.types import Array
 
 NEW = -1  # the place of a state before the first step
 

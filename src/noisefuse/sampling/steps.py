@@ -15,7 +15,7 @@ import numpy.typing as npt
 from .. import backends, density
 from ..arguments.arrays import host_view, is_traced
 from ..arguments.options import fast_path, need_tableau
-from ..arguments.types import ArrayT
+from ..arguments.types import Array, ArrayT
 from ..ground.checks import is_tracer
 from ..ground.kept import kept_property
 from ..ground.kinds import library_for, library_of
@@ -27,7 +27,7 @@ from .arrays import several_zeros_like, times_like
 from .checked import checked_step, guided_rows, need_log_prob, need_past, need_state
 from .rows import SAME, first_without_past, level_rows, mixed, oldest_past, scaling
 from .state import State
-from .types import Array, LikelyStepOptions, Models, StepOptions, Time
+from .types import LikelyStepOptions, Models, StepOptions, Time
 
 _NOTHING: tuple[Sequence[Array], Sequence[Array], int] = (), (), 0  # of a state, where none is needed
 

@@ -9,16 +9,10 @@ from typing import Any, Literal, TypeAlias, TypedDict
 import numpy.typing as npt
 
 from .. import density
-
-Array: TypeAlias = Any  # NumPy, CuPy, torch: what `update` accepts
-
+from ..arguments.types import Array
 
 Time: TypeAlias = Literal["scalar", "batch"]
-
-
 Model: TypeAlias = Callable[[Any, Any], Any]
-
-
 Models: TypeAlias = Array | tuple[Array, Array]
 
 

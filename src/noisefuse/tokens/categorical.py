@@ -27,7 +27,7 @@ from ..arguments.arrays import (
 from ..arguments.calls import names_or_array
 from ..arguments.options import fast_path
 from ..arguments.types import Array, ArrayT
-from ..call.description import LOSS_CHUNK, POSITIONS, TOKENS, Parts, Race
+from ..call.description import FLOAT32, LOSS_CHUNK, POSITIONS, TOKENS, Parts, Race
 from ..ground.checks import check_integer, lie_within
 from ..ground.kinds import library_of
 from ..ground.stored import SetState, make_again
@@ -39,7 +39,6 @@ OF_PARTS = ("log_prob", "log_prob_raw")  # what `combine` can tell
 LEAST, MOST = 2.0**-64, 2.0**64  # of a temperature other than 0
 
 Info: TypeAlias = Literal["log_prob", "log_prob_raw", "entropy", "margin", "rank"]
-Results: TypeAlias = "Array | tuple[Array, dict[str, Array]] | Partial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +205,6 @@ def categorical(
     batch = rows[0] if rows else 1
     settings = settings_of(batch, temperature, top_k, top_p)
     names, first, vocabulary, places = _places(noise, x.shape, positions)
-    of_sample = count(rows[1:])
     chosen = None if where is None else spread_bools("where", as_numbers("where", where), rows).reshape(-1)
     if partial:
         _need_whole_chunks(first, x.shape[-1], vocabulary, settings, chosen, out)
@@ -222,12 +220,8 @@ def categorical(
     check_overlap([("out", token)], [x, places] if chosen is None else [x, places, chosen])
     n, size = x.shape[-1], count(rows)
     parts = _parts(size, -(-n // LOSS_CHUNK), wanted) if partial else None
-    info_of_rows = {} if partial else {name: array.reshape(-1) for name, array in made.items()}
-    call = Race(
-        contiguous(x).reshape(size, n), size, n, first, max(of_sample, 1), places, chosen, *settings, names,
-        token.reshape(-1), info_of_rows, parts, np.zeros(size, np.uint8),
-    )  # fmt: skip
-    _run(call, rows)
+    flat = contiguous(x).reshape(size, n)
+    _run(rows, n, first, flat, places, chosen, settings, names, token, {} if partial else made, parts)
     if parts is not None:
         return Partial(token, first, n, vocabulary, wanted, settings[0], names, parts)
     return (token, made) if wanted else token
@@ -295,13 +289,9 @@ def combine(partials: Sequence[Partial], *, dtype: Any = None) -> Any:
     )  # fmt: skip
     together = _checked(together, size, -(-head.vocabulary // LOSS_CHUNK), head.info)
     made = {name: np.zeros(rows, INFO[name]) for name in head.info}
-    settings = np.zeros(len(head.temperature), np.int64), np.ones(len(head.temperature))
-    call = Race(
-        None, size, head.vocabulary, 0, max(count(rows[1:]), 1), np.zeros(size, np.int64), None, head.temperature,
-        *settings, (Noise(0),), None, {name: array.reshape(-1) for name, array in made.items()}, together,
-        np.zeros(size, np.uint8),
-    )  # fmt: skip
-    _run(call, rows)
+    settings = head.temperature, np.zeros(len(head.temperature), np.int64), np.ones(len(head.temperature))
+    places = np.zeros(size, np.int64)
+    _run(rows, head.vocabulary, 0, None, places, None, settings, (Noise(0),), None, made, together)
     token = token.reshape(rows)
     return (token, made) if head.info else token
 
@@ -332,13 +322,30 @@ def _joined(parts: list[Any]) -> Any:
     return None if parts[0] is None else np.concatenate(parts, axis=1)
 
 
-def _run(call: Race, rows: tuple[int, ...]) -> None:
-    if not call.rows:
-        return
-    backends.current().race(call)
-    if call.bad.any():
-        row = int(np.argmax(call.bad != 0))
-        raise ValueError(_bad(rows, row, int(call.bad[row])))
+def _run(rows: tuple[int, ...], *call: Any) -> None:
+    bad = _read(rows, *call)
+    if bad.any():
+        row = int(np.argmax(bad != 0))
+        raise ValueError(_bad(rows, row, int(bad[row])))
+
+
+def _read(
+    rows: tuple[int, ...], n: int, first: int, x: Any, places: NDArray[np.int64], chosen: Any, settings: Settings,
+    names: tuple[Noise, ...], token: Any, info: dict[str, Any], parts: Parts | None,
+) -> NDArray[np.uint8]:  # fmt: skip
+    """Reads rows of logits, or of sums, and returns of each what is bad about it, or 0."""
+    size, (temperature, top_k, top_p) = count(rows), settings
+    bad, token = np.zeros(size, np.uint8), None if token is None else token.reshape(-1)
+    sums = (None,) * 5 if parts is None else (parts.score, parts.winner, parts.largest, parts.plain, parts.tempered)
+    of_rows = [info[name].reshape(-1) if name in info else None for name in INFO]
+    call = Race._make([
+        size, count(rows[1:]), n, first, x, places, chosen, temperature, top_p, top_k, names, token, *of_rows, *sums,
+        bad, -(-n // LOSS_CHUNK), FLOAT32 if x is None else x.dtype, len(temperature) > 1, len(names) > 1,
+        token is not None and token.itemsize == 4,
+    ])  # fmt: skip
+    if size:
+        backends.current().run(call)
+    return bad
 
 
 def _bad(rows: tuple[int, ...], row: int, kind: int) -> str:
@@ -505,14 +512,10 @@ def log_softmax_at(logits: Any, ids: Sequence[Any], temperature: float, read: ND
     n, size = logits.shape[-1], read.size
     flat = contiguous(logits).reshape(size, n)
     parts = _parts(size, -(-n // LOSS_CHUNK), OF_PARTS)
-    call = Race(
-        flat, size, n, 0, size, np.zeros(size, np.int64), contiguous(read).reshape(-1),
-        *settings_of(1, temperature, 0, 1.0), (Noise(0),), None, {}, parts, np.zeros(size, np.uint8),
-    )  # fmt: skip
-    if size:
-        backends.current().race(call)
+    given = (n, 0, flat, np.zeros(size, np.int64), contiguous(read).reshape(-1), settings_of(1, temperature, 0, 1.0))
+    bad = _read((1, size), *given, (Noise(0),), None, {}, parts)
     most = parts.largest.max(axis=1).astype(np.float64)
-    most[call.bad != 0] = np.nan
+    most[bad != 0] = np.nan
 
     def ln(sums: Any, heat: float) -> Any:
         return np.log((np.exp((parts.largest - most[:, None]) / heat) * sums).sum(axis=1))

@@ -178,11 +178,11 @@ def _checked(
     losses = np.empty(size)
     mean_of = size if reduction == "mean" else 1
     call = CrossEntropy(
-        source, tokens, counts, weights, above, float(mean_of), losses,
-        None if gradient is None else gradient.reshape(size, n),
+        size, n, source, tokens, counts, weights, above, len(weights) > 1, len(above) > 1, losses,
+        None if gradient is None else gradient.reshape(size, n), float(mean_of), x.dtype,
     )  # fmt: skip
     if size:
-        backends.current().cross_entropy(call)
+        backends.current().run(call)
     return _reduced(losses, weights, counts, reduction, rows), gradient
 
 

@@ -14,10 +14,9 @@ from ..arguments.arrays import (
     as_array,
     check_overlap,
     contiguous,
-    copy,
     count,
+    host_floats,
     host_numbers,
-    host_view,
     is_array,
     output,
     spread_bools,
@@ -29,7 +28,7 @@ from ..arguments.types import Array, ArrayT
 from ..call.description import FLOAT32, Masks, Step
 from ..ground import layouts
 from ..ground.checks import check_integer, first_of, lie_within
-from ..ground.kinds import library_for, library_of, need_plain
+from ..ground.kinds import library_of
 from ..language.noise import MASKS, TOKENS, Noise, lower
 from ..language.rows import Rows
 from .transitions import Transition
@@ -189,10 +188,12 @@ def _changed(
     told = made, changed if batched else changed[0]
     if not tokens.size:
         return told
-    backend = backends.of(tokens)
-    if backend.mask is not None:
-        call = _drawing(shape, names, changed.view(np.uint8))
-        backend.mask(Masks(call, tokens, result, allowed, chances, segment, mask, complement, vocabulary))
+    flags, bits = changed.view(np.uint8), mask % (1 << 64)
+    call = Masks(
+        _drawing(shape, names, flags), tokens, result, flags, allowed, chances, segment, bits, vocabulary,
+        tokens.itemsize, complement,
+    )  # fmt: skip
+    if backends.current().run(call) is not NotImplemented:
         return told
     chosen = below(shape, names, chances, segment)
     np.logical_and(chosen != complement, True if allowed is None else allowed, out=changed)
@@ -319,7 +320,7 @@ def words(shape: tuple[int, ...], names: Sequence[Noise]) -> NDArray[np.uint32]:
     """Returns the words w of checked keys, an element for each position of each sample."""
     made = backends.empty(shape, FLOAT32)
     if made.size:
-        backends.current().step(_drawing(shape, names, made))
+        backends.current().run(_drawing(shape, names, made))
     found: NDArray[np.uint32] = made.view(np.uint32)
     return found
 
@@ -436,15 +437,7 @@ def need_within(name: str, tokens: Array, v: int) -> None:
 
 def probabilities(name: str, given: Any) -> NDArray[np.float64]:
     """Returns probabilities as float64."""
-    need_plain(name, given)
-    given = host_view(name, given)
-    try:
-        values = np.asarray(library_for(given).to_numpy(given))
-        if values.dtype.kind in "cSUO":
-            raise TypeError
-        values = values.astype(np.float64) if values.size <= layouts.PIECE else copy(values, np.dtype(np.float64))
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected numbers, got {type(given).__name__}") from None
+    values = host_floats(name, given)
     if not all(lie_within(values[part], 0.0, 1.0) for part in layouts.pieces(values.shape)):
         first = first_of(name, ~((values >= 0) & (values <= 1)), values)
         raise ValueError(f"{first}: expected a probability from 0 to 1")

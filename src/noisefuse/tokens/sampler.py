@@ -264,7 +264,7 @@ class DiscreteSampler:
 
         At each position it is (a (e_x' - p) + b (e_x - p)) / temperature, where p is the softmax and e a one-hot
         vector. a and b are the derivatives of the position's log-probability; for masks that are revealed a is 1, and b
-        0. It takes one pass over the logits.
+        0. For each of the two it takes one pass over the logits.
 
         Args:
             upstream: a number or (B,).
@@ -293,11 +293,14 @@ class DiscreteSampler:
         factor = np.broadcast_to(above.astype(np.float64), shape[:1])[:, None] / temperature
         ids = x_next.reshape(shape), x.reshape(shape)
         values = self._of_clean(row, ids[1], logits.reshape(*shape, logits.shape[-1]), (by_next != 0) | (by_own != 0))
-        if temperature == 1 and not by_own.any():  # masks alone: the loss's gradient, with another sign
-            back: dict[str, Any] = {"reduction": "none", "upstream": -by_next * factor}
-            made: Any = masked_cross_entropy_and_grad(values, ids[0].astype(np.int64), by_next != 0, **back)[1]
-        else:
-            made = _pulled(values, ids, (by_next * factor, by_own * factor), temperature)
+        if temperature != 1 or by_own.any():
+            values = values.astype(np.float32) / np.float32(temperature)
+        made: Any = None
+        for one, by in zip(ids, (by_next, by_own) if by_own.any() else (by_next,), strict=False):
+            back: dict[str, Any] = {"reduction": "none", "upstream": -by * factor}
+            # of the loss, so -by
+            pull = masked_cross_entropy_and_grad(values, one.astype(np.int64), by != 0, **back)[1]
+            made = pull if made is None else np.add(made, pull, out=made)
         result: NDArray[Any] = made.reshape(logits.shape).astype(logits.dtype, copy=False)
         return result
 
@@ -546,26 +549,6 @@ def _nucleus(logits: Any, temperature: float, k: int, p: float) -> Any:
         np.put_along_axis(ranks, order, np.arange(order.shape[1])[None], axis=-1)
         made[part][(ranks >= n) & ~np.isnan(values)] = -math.inf  # a NaN is an error of the draw
     return made.reshape(logits.shape)
-
-
-def _pulled(logits: Any, ids: Sequence[Any], weights: Sequence[Any], temperature: float) -> NDArray[Any]:
-    """Returns the sum of w (one-hot - softmax) over pairs of tokens and weights, one for each row."""
-    flat = logits.reshape(-1, logits.shape[-1])
-    made = np.empty_like(flat)
-    v = flat.shape[-1]
-    for part in _parts(flat.shape):
-        values = flat[part].astype(np.float32) / np.float32(temperature)
-        values -= values.max(axis=-1, keepdims=True)
-        np.exp(values, out=values)
-        total = sum(w.reshape(-1)[part] for w in weights)
-        values *= (-total / values.sum(axis=-1, dtype=np.float64)).astype(np.float32)[:, None]
-        rows = np.arange(len(values))
-        for one, w in zip(ids, weights, strict=True):
-            at = one.reshape(-1)[part].astype(np.int64).clip(0, v - 1)
-            values[rows, at] += w.reshape(-1)[part].astype(np.float32)
-        made[part] = values
-    result: NDArray[Any] = made.reshape(logits.shape)
-    return result
 
 
 def _at(noise: Any, i: int) -> Any:

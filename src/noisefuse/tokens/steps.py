@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arguments.types import Array
 from ..language.noise import MASKS, PLACES
-from ..sampling.types import Array
 from .forward import names_for, uniform_tokens, words
 from .table import TokenRow, TokenTable
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -19,26 +18,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...call.description import LOSS_CHUNK, Draw, Loss, Step, Walk, window_runs
-from ...call.packed import CALL, FIELD, NO_LOSS, pack, pack_field, pack_fields, pack_loss, packer
+from ...call.packed import CALL, FIELD, NO_LOSS, Layout, pack, pack_field, pack_fields, pack_loss
 from ...language.levels import FLOATS, LEVELS, levels_of
 from ...language.rows import AFFINE, CLEAN, HIGH, M1, TIMES_CLEAN, TIMES_ROOT, D, Rows, X, Z
+from .. import runner
 from . import cubin
 
 THREADS = 256  # threads in a block
 # This mirrors csrc/cuda/launch.h, which has the comments. A test compares the two.
-KEYS = np.dtype([("k0", "u4", 10), ("k1", "u4", 10)])
-LAUNCH = np.dtype(
-    [
-        ("call", CALL),
-        *((name, "i8") for name in ("spans", "span", "row", "total")),
-        *((name, "u4") for name in ("first", "blocks", "pieces", "chunks")),
-        *(("field", FIELD), ("keys", KEYS)),
-    ]
+KEYS = Layout({"k0 k1": "10I"})
+LAUNCH = Layout(
+    {"call": CALL, "spans span row total": "q", "first blocks pieces chunks": "I", "field": FIELD, "keys": KEYS}
 )
-_LAUNCH, _KEYS = packer(LAUNCH), packer(KEYS)
-_NO_FIELD, _NO_KEYS = bytes(FIELD.itemsize), bytes(KEYS.itemsize)
+_NO_FIELD, _NO_KEYS = bytes(FIELD.size), bytes(KEYS.size)
 # CuPy passes arrays of one element by value. It asks for their description, which takes long if fields have names.
-_BY_VALUE = np.dtype(f"V{LAUNCH.itemsize}")
+_BY_VALUE = np.dtype(f"V{LAUNCH.size}")
 SHORT = {name: name.replace("float", "f") for name in FLOATS}
 
 
@@ -66,8 +60,6 @@ UNITS = {kernel: {4: 8, 8: 2, 2: 4} for kernel in ("forward_", *FORWARD_OF.value
     "walk_": {4: 1, 8: 1, 2: 1},
 }
 GRID = 65535  # the most blocks of threads along y and z
-repeated_loss = mask = pyramid = torch_normals = None
-step_and_loss = None  # these are two launches: the second finds the first's results in the second-level cache
 
 
 def state() -> str:
@@ -115,18 +107,22 @@ def loss(call: Loss) -> None:
     with _on(cupy, pred.data.device_id):
         sums, place = None if call.losses is None else _scratch(cupy, call.pieces * call.chunks), _Uploads(cupy)
         numbers = pack_loss(call, place, 0 if sums is None else sums.data.ptr)
-        one_field = replace(residual, noise=residual.noise[:1])  # keys are parameters of a launch
+        one_field = residual._replace(noise=residual.noise[:1])  # keys are parameters of a launch
         launch = _Launch(cupy, one_field, place, of_loss=(pieces, call.chunks), loss=numbers)
         if len(residual.noise) > 1:
-            fields = pack_fields(residual.noise, residual.sample_shape, place).view(FIELD)
+            fields = pack_fields(residual.noise, residual.sample_shape, place).view(FIELD.dtype)
             for n, noise in enumerate(residual.noise):
                 launch.numbers["first"], launch.numbers["field"] = n, fields[n]
-                launch.numbers["keys"] = np.frombuffer(_round_keys(noise.seed), KEYS)
+                launch.numbers["keys"] = np.frombuffer(_round_keys(noise.seed), KEYS.dtype)
                 launch(name, (pieces * call.chunks,), block)
         else:
             launch(name, (call.pieces * call.chunks,), block)
         if call.losses is not None:
             _add_up(cupy, call, launch)
+
+
+# A step and a loss that reads its results are two launches: it finds them in the second-level cache.
+run: Callable[[Any], Any] = runner({Step: step, Walk: walk, Loss: loss})
 
 
 def _add_up(cupy: Any, call: Loss, launch: _Launch) -> None:
@@ -286,12 +282,12 @@ class _Launch:
         rows = _on_device(cupy, call.rows, call.arithmetic == np.float64, self._device).data.ptr
         packed = pack(call, place, rows, fields, index, keep, loss)
         numbers = *spans[:2], row, call.batch * call.size, 0, spans[2], *of_loss
-        self._packed = bytearray(_LAUNCH.pack(packed, *numbers, field, keys))
+        self._packed = bytearray(LAUNCH.pack(packed, *numbers, field, keys))
 
     @property
     def numbers(self) -> NDArray[np.void]:
         """The launch's numbers by name, for changes between launches."""
-        return np.frombuffer(self._packed, LAUNCH)
+        return np.frombuffer(self._packed, LAUNCH.dtype)
 
     def __call__(self, name: str, grid: tuple[int, ...], block: tuple[int]) -> None:
         kernel = cubin.function(self._cupy, self._device, name)
@@ -321,4 +317,4 @@ def _round_keys(seed: int) -> bytes:
         [(half + r * weyl) & 0xFFFFFFFF for r in range(10)]
         for half, weyl in ((seed, 0x9E3779B9), (seed >> 32, 0xBB67AE85))
     )
-    return _KEYS.pack(*lower, *upper)
+    return KEYS.pack(*lower, *upper)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,10 +12,10 @@ from numpy.typing import NDArray
 
 if find_spec("numba") is None:
     raise ImportError("Numba is not installed: pip install 'noisefuse[numba]'")
-from ...call.description import LOSS_CHUNK, Array, CrossEntropy, Loss, Race, Step, Walk
+from ...call.description import LOSS_CHUNK, Array, CrossEntropy, Loss, Philox, Race, Step, Walk
 from ...call.packed import address, pack_on_host
 from ...ground.float_mode import float_mode
-from .. import threads
+from .. import runner, threads
 from ..rows_of_categories import Arithmetic, Scale, cross_entropy_in_row, race_in_row
 from ..selftest import self_test
 from . import kernels
@@ -30,7 +29,6 @@ AT_ONCE = 1 << 21  # elements times steps between two checks for signals: 2 ms
 tests_itself = True
 fast_row = fast_random = fast_mse = fast_density = fast_density_gradient = fast_divergence = fast_tokens = None
 fast_categorical = fast_cross_entropy = fast_token_step = fast_walk = None
-step_and_loss = repeated_loss = mask = pyramid = torch_normals = None
 empty: Callable[..., NDArray[Any]] = np.empty
 _tested: set[np.dtype[Any]] = set()
 
@@ -46,7 +44,7 @@ def _chunk(call: Step) -> int:
 def walk(call: Walk) -> None:
     first, times = call.first, len(call.keep)
     chunk = TILE * max(1, CHUNK // TILE // times)
-    _run(kernels.walk, first, *pack_on_host(first, call.keep), chunk, 0, first.batch * first.size, times)
+    _run(kernels.walk, first, *pack_on_host(call), chunk, 0, first.batch * first.size, times)
 
 
 @float_mode()
@@ -54,7 +52,7 @@ def loss(call: Loss) -> None:
     """Computes the residuals of a slab in memory of their own; then their squares, and their gradient."""
     together, part = max(1, SLAB // call.piece), min(SLAB, call.piece)
     held = np.empty(min(together, call.pieces) * part, call.residual.arithmetic)
-    residual, gradient = replace(call.residual, outputs=(held, None, None)), call.residual.outputs[0]
+    residual, gradient = call.residual._replace(outputs=(held, None, None)), call.residual.outputs[0]
     chunk_sums, weight = np.empty((call.pieces, call.chunks)), call.weight()
     factor = call.factor(weight)
     numbers, memory = pack_on_host(residual)
@@ -77,10 +75,8 @@ def loss(call: Loss) -> None:
         call.losses[...] = (sums if call.losses.ndim else np.cumsum(sums)[-1]) / call.n  # cumsum adds in order
 
 
-def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    out = np.empty_like(counter)
-    kernels.philox(len(counter), address(counter), address(key), address(out))
-    return out
+def philox(call: Philox) -> None:
+    kernels.philox(call.blocks, address(call.counter), address(call.key), address(call.out))
 
 
 def race(call: Race) -> None:
@@ -88,7 +84,7 @@ def race(call: Race) -> None:
 
 
 def cross_entropy(call: CrossEntropy) -> None:
-    _in_rows(cross_entropy_in_row, call, len(call.logits))
+    _in_rows(cross_entropy_in_row, call, call.rows)
 
 
 @float_mode()
@@ -174,7 +170,12 @@ def _run(
 def _test(real: np.dtype[Any]) -> None:
     _tested.add(real)  # set first, because the test makes calls itself
     try:
-        self_test("numba", step, real.name)
+        self_test("numba", run, real.name)
     except BaseException:
         _tested.discard(real)
         raise
+
+
+run: Callable[[Any], Any] = runner(
+    {Step: step, Walk: walk, Loss: loss, Race: race, CrossEntropy: cross_entropy, Philox: philox}
+)

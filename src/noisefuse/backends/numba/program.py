@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numpy import int32, int64, uint32
 
 from ...call.description import TRANSITION
-from ...call.packed import CALL, DRAWS, DTYPES, FIELD
+from ...call.packed import CALL, DRAWS, DTYPES, FIELD, Layout
 from ...language.rows import AFFINE, BOUNDS, CLEAN, COLUMNS, M2, ORDER, TIMES_CLEAN, TIMES_ROOT, D, Z
 from .device import inlined
 from .pointers import part, pointer
@@ -21,10 +20,10 @@ TOGETHER = BLOCKS // 2  # blocks whose words are made and then made values of: f
 # ---- a call ------------------------------------------------------------------------------------------------
 
 
-def offsets(record: np.dtype[Any], *names: str) -> list[int]:
+def offsets(record: Layout, *names: str) -> list[int]:
     """Where a record has these, each counted in its own size: for an int64 pointer or, of those of 32 bits, an int32
     or uint32 one."""
-    fields: Any = record.fields
+    fields: Any = record.dtype.fields
     return [fields[name][1] // fields[name][0].base.itemsize for name in names]
 
 
@@ -41,8 +40,8 @@ FIELD_SEED, FIELD_SAMPLE, FIELD_SAMPLES, FIELD_START, FIELD_RUN, FIELD_AXES, FIE
     offsets(FIELD, "seed", "sample", "samples", "start", "run", "axes", "shape", "stride")
 )  # fmt: skip
 FIELD_STEP, FIELD_STREAM = offsets(FIELD, "step", "stream")
-FIELD_BYTES, NEXT = FIELD.itemsize, CALL.itemsize // 8
-LEVEL_BYTES, (FIRST_BYTES,) = TRANSITION.itemsize, offsets(TRANSITION, "first")
+FIELD_BYTES, NEXT = FIELD.size, CALL.size // 8
+LEVEL_BYTES, FIRST_BYTES = TRANSITION.itemsize, 4 * 256  # `first` stands behind `last`
 NONE, NORMAL, UNIFORM, WORDS_ALONE = DRAWS.values()
 # What is not named here is refused when this is loaded: `load` and `store` (arrays.py) would have to know it.
 F32, F64, F16, BF16, U8, U16 = DTYPES.values()

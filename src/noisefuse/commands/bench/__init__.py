@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`noisefuse bench`: times operations here, beside NumPy and, if installed, torch, JAX and MKL."""
+"""`noisefuse bench`: times operations here, beside NumPy and, if installed, torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import noisefuse as nf
 
 from ...arguments.arrays import float_dtype
 from ..shared import Progress, busy, check_writable
-from .contenders import CONTENDERS, OPERATIONS, Case, name_missing
+from .contenders import OPERATIONS, RIVALS, Case, name_missing
 from .contenders import contenders as libraries
 from .results import Records, Result, record, report, stored
 from .timing import Device, Timing, interleaved, machine
@@ -25,19 +25,22 @@ from .timing import Device, Timing, interleaved, machine
 def cpu() -> Device:
     sizes = ((1, 16, 7), (64, 3, 32, 32), (256, 3, 128, 128))
     dtypes = ("float32", "float64", "float16", "uint8")
-    return Device(machine(), OPERATIONS, sizes, dtypes, libraries, nf.info()["threads"], contenders=CONTENDERS)
+    return Device(machine(), OPERATIONS, sizes, dtypes, libraries, nf.info()["threads"], rivals=RIVALS)
 
 
 def run(arguments: argparse.Namespace) -> None:
     if arguments.cliffs:
         import_module(".cliffs", __package__).run(0.01 if arguments.quick else 0.1)
-        return
+    else:
+        run_on(cpu() if arguments.device == "cpu" else import_module(".cuda", __package__).device(), arguments)
+
+
+def run_on(device: Device, arguments: argparse.Namespace) -> list[Result]:
+    """Measures the cases of a device that the arguments name, prints them, and writes them down."""
     check_writable(arguments.json)
     old = arguments.compare and stored(arguments.compare)
-    plot = arguments.plot and import_module(".plot", __package__).Plot(arguments.plot)
-    device = _device(arguments)
     asked = cases(device, arguments)
-    name_missing(device.contenders)
+    name_missing(device.rivals.values())
     if warning := busy(device.where.get("load")):
         print(f"noisefuse bench: {warning}", file=sys.stderr)
     measured = measure(device, asked, quick=arguments.quick)
@@ -49,8 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         written = {"machine": device.where, "results": [record(*result) for result in results]}
         arguments.json.write_text(json.dumps(written, indent=1) + "\n")
-    if plot:
-        plot.draw(device.where, results)
+    return results
 
 
 def _print_each(records: Records, measured: Iterator[Result]) -> list[Result]:
@@ -62,17 +64,6 @@ def _print_each(records: Records, measured: Iterator[Result]) -> list[Result]:
         print("\n".join(records.of(*result)), flush=True)
     print("\n".join(records.after(results)))
     return results
-
-
-def _device(arguments: argparse.Namespace) -> Device:
-    other = "augment" if arguments.augment else "discrete" if arguments.discrete else None
-    if other and arguments.device != "cpu":
-        raise OSError(f"bench --{other} runs on the CPU alone")
-    if not other and arguments.device == "cpu":
-        return cpu()
-    module = import_module(f".{other or arguments.device}", __package__)
-    device: Device = module.device()
-    return device
 
 
 def cases(device: Device, arguments: argparse.Namespace) -> list[Case]:

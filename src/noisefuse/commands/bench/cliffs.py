@@ -66,14 +66,15 @@ ARGUMENTS: dict[str, Callable[[tuple[int, ...]], Any]] = {
 OF: dict[str, dict[str, Callable[[tuple[int, ...]], Any]]] = {
     "interpolate": {"t": lambda shape: 0.3},
     "interpolate_loss": {"t": lambda shape: 0.3, "target": lambda shape: "velocity"},
+    "interpolate_loss_and_grad": {"t": lambda shape: 0.3, "target": lambda shape: "velocity"},
     "update": {"table": lambda shape: DDIM, "model_output": _array},
 }
 # These are no passes over an array of floats, or have plain calls that say nothing about their spellings.
 LEFT_OUT = {
     "get_include", "info", "set_num_threads", "use_backend", "philox4x32", "combine", "rms", "sample_id", "strengths",
-    "by_level", "categorical", "masked_cross_entropy", "q_mask", "q_transition", "q_uniform",
-    "poisson", "transition", "prepare", "nearest_of", "assigned", "perturbed", "freenoise_like", "progressive_like",
-    "q_walk", "Part",
+    "by_level", "categorical", "masked_cross_entropy", "masked_cross_entropy_and_grad", "q_mask", "q_transition",
+    "q_uniform", "poisson", "transition", "prepare", "nearest_of", "assigned", "perturbed", "freenoise_like",
+    "progressive_like", "q_walk", "Part",
 }  # fmt: skip
 
 

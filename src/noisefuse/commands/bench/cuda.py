@@ -11,8 +11,14 @@ import numpy as np
 
 import noisefuse as nf
 
-from .contenders import Call, Case, ours, torch_call
+from .contenders import Call, Case, Rival, ours, torch_call
 from .timing import Device, machine
+
+RIVALS = {
+    "torch": Rival("torch with out="),
+    "torch.compile": Rival("torch, compiled"),
+    "CuPy": Rival("as papers write it"),
+}
 
 
 def device() -> Device:
@@ -34,6 +40,7 @@ def device() -> Device:
         dtypes=("float32", "bfloat16"),
         calls=partial(contenders, cupy),
         clock=partial(by_events, cupy),
+        rivals=RIVALS,
     )
 
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The forward process as people write it in NumPy today: the benchmarks' baseline and the tests' oracle.
 
-It imports nothing of noisefuse. ``naive_*`` is the good one-liner of papers and tutorials; ``tuned_*`` is a careful
-user's version, with the fastest bit generator and no temporaries. The package has this file so that ``noisefuse demo``
-and ``noisefuse bench`` can measure it too.
+It imports nothing of noisefuse. These are the good one-liners of papers and tutorials. The package has this file so
+that ``noisefuse demo`` and ``noisefuse bench`` can measure it too.
 """
 
 from __future__ import annotations
@@ -37,35 +36,14 @@ def _blend(x: Array, a: Array, s: Array, rng: Rng) -> Array:
     if image:
         x = x / 127.5 - 1
     z = rng.standard_normal(x.shape, dtype=x.dtype.type)
-    return (_against(x, a) * x + _against(x, s) * z).astype(dtype, copy=False)
-
-
-# ---- with care: the caller provides buffers; float32 and float64 ------------------------------------------
-
-
-def tuned_rng(seed: int) -> np.random.Generator:
-    """Returns SFC64, NumPy's fastest bit generator."""
-    return np.random.Generator(np.random.SFC64(seed))
-
-
-def tuned_randn(rng: Rng, out: Array) -> Array:
-    return rng.standard_normal(dtype=out.dtype.type, out=out)
-
-
-def tuned_q_sample(x: Array, t: Times, alpha: Array, sigma: Array, rng: Rng, out: Array, z: Array) -> Array:
-    """Computes `naive_q_sample` in buffers: z has x's shape, and out may be x. With the columns of a walk's step it
-    computes that step."""
-    tuned_randn(rng, z)
-    np.multiply(z, _against(x, sigma[t]), out=z)
-    np.multiply(x, _against(x, alpha[t]), out=out)
-    return np.add(out, z, out=out)
+    return (against(x, a) * x + against(x, s) * z).astype(dtype, copy=False)
 
 
 def _arithmetic(dtype: npt.DTypeLike) -> type[np.float32] | type[np.float64]:
     return np.float64 if np.dtype(dtype) == np.float64 else np.float32
 
 
-def _against(x: Array, values: Array) -> Array:
+def against(x: Array, values: Array) -> Array:
     """Returns values in x's dtype, with axes of length 1 appended, so that they broadcast against x."""
     values = np.asarray(values, dtype=x.dtype)
     return values.reshape(values.shape + (1,) * (x.ndim - values.ndim))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..shared import busy, wrapped
-from .contenders import ARRAYS, PLAIN, RIVALS, Case
+from .contenders import PLAIN, Case
 from .timing import Device, Timing
 
 Old: TypeAlias = dict[tuple[str, int, tuple[int, ...], str], dict[str, float]]
@@ -43,11 +43,11 @@ def describe(where: Mapping[str, Any]) -> str:
 
 def report(device: Device, results: Sequence[Result], old: Old | None, width: int) -> list[str]:
     """The report is a table if that fits into the width. Else it is a list of records."""
-    columns, rivals = _columns(device, old), _rivals(results)
+    columns, rivals = _columns(device, old), _rivals(device, results)
     table = aligned(_table(results, old, columns, rivals), left=2)
     if max(map(len, table)) <= width:
         notes = [_small_calls(results), *(f"{name}: {COLUMNS[name]}." for name in columns)]
-        notes += [f"{name}: {COLUMNS['ratio']}; {RIVALS[name]}." for name in rivals]
+        notes += [f"{name}: {COLUMNS['ratio']}; {device.rivals[name].title}." for name in rivals]
         return [*wrapped(describe(device.where).splitlines()), "", *table, "", *wrapped([*notes, *doubts(results)])]
     records = Records(device, [case for case, _ in results], old)
     lines = (line for result in results for line in records.of(*result))
@@ -58,8 +58,8 @@ def _columns(device: Device, old: Old | None) -> list[str]:
     return [*device.columns, *(["old"] if old is not None else [])]
 
 
-def _rivals(results: Sequence[Result]) -> list[str]:
-    return [name for name in RIVALS if any(name in timings for _, timings in results)]
+def _rivals(device: Device, results: Sequence[Result]) -> list[str]:
+    return [name for name in device.rivals if any(name in timings for _, timings in results)]
 
 
 def _table(
@@ -84,7 +84,7 @@ class Records:
         self.device: Device = device
         self.old: Old | None = old
         self.columns: list[str] = ["us", *_columns(device, old), "ratio"]
-        self.widths: list[int] = [max(map(len, RIVALS)) + 2] + [7] * len(self.columns)
+        self.widths: list[int] = [max(map(len, ("noisefuse", *device.rivals))) + 2] + [7] * len(self.columns)
 
     def before(self) -> list[str]:
         notes = [f"{name}: {COLUMNS[name]}." for name in self.columns]
@@ -99,7 +99,7 @@ class Records:
         return [f"{case.group}, {case.size} {case.dtype}", *aligned(rows, 1, self.widths)]
 
     def after(self, results: Sequence[Result]) -> list[str]:
-        rivals = (f"{name}: {RIVALS[name]}." for name in _rivals(results))
+        rivals = (f"{name}: {self.device.rivals[name].title}." for name in _rivals(self.device, results))
         return wrapped([_small_calls(results), *rivals, *doubts(results)], "# ")
 
 
@@ -142,7 +142,7 @@ def figures(case: Case, timings: Mapping[str, Timing], name: str, old: Old | Non
 
 def bandwidth(case: Case, timings: Mapping[str, Timing], name: str) -> float:
     """Returns the bytes that a call reads and writes in a second, in GB/s."""
-    return case.bytes(PLAIN.get(name, ARRAYS[case.operation])) / timings[name].median / 1e9
+    return case.bytes(PLAIN.get(name, case.arrays)) / timings[name].median / 1e9
 
 
 def of_copy(case: Case, timings: Mapping[str, Timing], name: str) -> float:

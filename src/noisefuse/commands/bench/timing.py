@@ -7,9 +7,9 @@ import itertools
 import math
 import platform
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any, TypeAlias
@@ -20,7 +20,7 @@ import noisefuse as nf
 
 from ...ground.processors import processors
 from ..shared import load
-from .contenders import Call, Case
+from .contenders import Call, Case, Rival
 
 Clock: TypeAlias = Callable[[Call, int], float]  # from a call and its number of repetitions to the seconds of one
 
@@ -91,7 +91,7 @@ def _timing(values: Sequence[float]) -> Timing:
 
 @dataclass(frozen=True)
 class Device:
-    """The place of a benchmark, its default measurements, its clock, and the names of its contenders. `--quick` takes
+    """The place of a benchmark, its default measurements, its clock, and its rivals by their names. `--quick` takes
     the first two sizes, and so many dtypes."""
 
     where: Mapping[str, Any]
@@ -104,7 +104,7 @@ class Device:
     case: type[Case] = Case
     columns: Sequence[str] = ("ns", "±", "GB/s", "copy")
     quick: int = 1
-    contenders: Collection[str] = ()
+    rivals: Mapping[str, Rival] = field(default_factory=dict)
 
 
 def machine() -> dict[str, Any]:

@@ -24,6 +24,7 @@ with needs(__name__, "dask"):
 
 from .augment import augmented, prepare
 from .blocks import Call, known_chunks, mapped, need_none
+from .tokens import categorical, masked_cross_entropy, through
 
 __all__ = ["check_workers", "library"]
 
@@ -160,5 +161,6 @@ def _row(
 library: Library = Library(
     "dask", is_written=False, is_lazy=True, adds_draws=lambda: False, where=da.where, times=times, randn=randn,
     randn_like=randn_like, uniform=uniform, q_sample=q_sample, q_step=q_step, q_walk=q_walk, update=update,
-    augmented=augmented, prepare=prepare,
+    augmented=augmented, prepare=prepare, through=through, categorical=categorical,
+    masked_cross_entropy=masked_cross_entropy,
 )  # fmt: skip

@@ -57,6 +57,7 @@ class Call:
         counted: from the lengths of a sample, or a block's start in it, to those that the noise counts.
         result: the axes of x in the result's order.
         empty: from x's shape to one without elements. A call with it makes all the checks of a call with x's.
+        last: the length of the result's last axis, if it is not that of x.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Call:
     counted: Callable[[Shape], Shape] = same
     result: Callable[[Shape], Shape] = same
     empty: Callable[[Shape], Shape] = longer
+    last: int | None = None
 
     @property
     def batched(self) -> bool:
@@ -111,6 +113,8 @@ def mapped(call: Call, x: Any, arrays: dict[str, Any], noise: Any, axes: Axes) -
     out = (*new, *call.result(index))
     token = tokenize(task, chunks, [array.name for array in parts.values()])
     options: dict[str, Any] = {"align_arrays": False, "new_axes": new}
+    if call.last is not None:
+        options["adjust_chunks"] = {index[-1]: call.last}
     made = da.blockwise(task, out, *pairs, name=f"{call.name}-{token}", meta=metas[0], **options)
     if call.outputs is None:
         return made
@@ -206,6 +210,10 @@ def _tried(call: Call, x: Any, chunks: Chunks, arrays: dict[str, Any], noise: An
     def stub(name: str, value: Any) -> Any:
         if axes.get(name) == index and name not in call.constants.get("numbers_of", ()):  # elements
             return np.empty(empty, value.dtype)
+        if name in axes and len(empty) == len(shape) and any(empty[axis] < shape[axis] for axis in axes[name]):
+            return np.empty(
+                [empty[axis] for axis in axes[name]], getattr(value, "dtype", None) or np.asarray(value).dtype
+            )
         if not isinstance(value, da.Array):
             return value
         return 0 if value.dtype.kind == "f" else np.zeros((), value.dtype)  # a time in every schedule

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -217,7 +216,7 @@ def q_sample(
         found = eager.again(eager.signature(table, stream, 0, noise, (x0,), *more), 0, noise, (x0,), rows)
     if found is NotImplemented:
         make = lambda x, t, noise: q_sample_call(x, t, schedule, noise, *options)  # noqa: E731
-        found = _at_times(make, "x0", x0, t, noise, out, like)
+        found = _at_times(make, "x0", x0, t, noise, out, like, schedule=schedule)
     return found[0] if target is None else tuple(found)
 
 
@@ -271,7 +270,7 @@ def q_walk(x0: Any, schedule: Any, noise: Any, *, keep: Any, batched: bool, out:
         "keep": tuple(slots.tolist()),
         "alpha": tuple(np.cumprod(rows.table[:, AFFINE[0] + 1 + X])[kept].tolist()),
     }
-    call = replace(call, rows=rows, step_by_index=False)
+    call = call._replace(rows=rows, step_by_index=False)
     made = _run(call, {X: x0}, named, kind=WALKS, outputs=outputs, kept=slots, **walked)[0]
     return jnp.concatenate([*begun, made]) if begun else made
 
@@ -355,8 +354,9 @@ def _mse_loss(
         return loss.mse_call(pred, x0, t, schedule, noise, *options, {"out": None}, want_loss=True)
 
     given = {M1: pred} if x0 is None else {M1: pred, X: x0}
-    again = partial(_remember, like, t, noise, given)
-    return _loss(make, pred, x0, t, noise, weight, wanted, again)
+    of_each = rows is None and weight is not None and np.ndim(weight) > max(1, np.ndim(t))  # see `_loss`
+    again = None if of_each else partial(_remember, like, t, noise, given)
+    return _loss(make, pred, x0, t, schedule, noise, weight, wanted, again)
 
 
 def _of_rows(weight: Any, expected: tuple[int, ...]) -> Any:
@@ -665,8 +665,9 @@ def _known(noise: nf.Noise, without_step: bool) -> nf.Noise:
 
 
 def _at_times(
-    make: Callable[..., Step], name: str, x: Any, t: Any, noise: Any, out: Any, like: Any, arrays: Any = None
-) -> Any:
+    make: Callable[..., Step], name: str, x: Any, t: Any, noise: Any, out: Any, like: Any, arrays: Any = None,
+    schedule: Any = None,
+) -> Any:  # fmt: skip
     """Returns the outputs of the call that `make` checks: make(x, t, noise). like: returns the further arguments of
     `eager.fast_row` for such a call."""
     t, given = eager.number(t), {X: x, **(arrays or {})}
@@ -674,7 +675,7 @@ def _at_times(
         what = f"expected None, or {name} itself, whose memory is taken where jit donates it"
         raise TypeError(f"out: {what}; JAX arrays are not written to")
     zeros, named = _zeros(name, x), _Named(noise)
-    known, traced = _times(t)
+    known, traced = _times(t, schedule)
     call = make(zeros, known, named.known)
     rows = None
     if traced is not None and traced.dtype.kind == "f":
@@ -694,10 +695,11 @@ def _remember(
     eager.remember(table, signature, what, operands, call, given)
 
 
-def _times(t: Any) -> tuple[Any, Any]:
-    """Returns a stand-in for t, and t itself if it is traced."""
+def _times(t: Any, schedule: Any) -> tuple[Any, Any]:
+    """Returns a stand-in for t, and t itself if it is traced. A float's is the schedule's noisiest time, or 1."""
     if is_tracer(t):
-        return np.zeros(t.shape, np.int64 if t.dtype.kind in "iu" else np.float64), t
+        _, last = getattr(schedule, "times", None) or (0.0, 1.0)
+        return np.full(t.shape, 0 if t.dtype.kind in "iu" else last if last < math.inf else 1.0), t
     return np.asarray(t) if isinstance(t, jax.Array) else t, None
 
 
@@ -765,9 +767,10 @@ def _rows_at(make: Callable[[Any], Step], call: Step, t: Any) -> tuple[Any, Any]
 
 
 def _loss(
-    make: Callable[..., Loss], pred: Any, x0: Any, t: Any, noise: Any, weight: Any, want_gradient: bool, remember: Any
-) -> Any:
-    zeros, named, (known, traced) = _zeros("pred", pred), _Named(noise), _times(t)
+    make: Callable[..., Loss], pred: Any, x0: Any, t: Any, schedule: Any, noise: Any, weight: Any, want_gradient: bool,
+    remember: Any,
+) -> Any:  # fmt: skip
+    zeros, named, (known, traced) = _zeros("pred", pred), _Named(noise), _times(t, schedule)
     clean = None if x0 is None else _zeros("x0", x0)
     checked = make(zeros, known, named.known, clean)
     call, losses, rows = checked.residual, checked.losses, None
@@ -780,6 +783,10 @@ def _loss(
             return make(np.zeros(n, zeros.dtype), times, nf.Noise(0), of_x0, None).residual
 
         rows, traced = _rows_at(at, call, traced)
+    elif traced is not None and np.ndim(weight) > max(1, traced.ndim):  # each t has a weight, and a row, of its own
+        table = _kept(make(zeros, known, named.known, clean, None).residual.rows, call.arithmetic == np.float64)
+        rows = table[jnp.clip(_small(traced).reshape(-1), 0, len(table) - 1)]
+        traced = np.arange(traced.size, dtype=np.int32)
     dtype = call.arithmetic.name
     outputs = [(losses.shape, dtype)]
     if want_gradient:

@@ -123,14 +123,14 @@ def _run(what: Described, given: dict[int, Any], outs: list[Any]) -> None:
         by_level=bool(record["by_level"]),
     )
     if what.kind == STEP_CALLS:
-        backend.step(step)
+        backend.run(step)
     elif what.kind == WALKS:
-        backend.walk(Walk(step, np.array(what.keep, np.int64)))
+        backend.run(Walk(step, np.array(what.keep, np.int64)))
     else:
         assert losses is not None
         weights = _raw(given[WEIGHTS], np.float64) if WEIGHTS in given else None
         sums = np.empty(losses.shape)
-        backend.loss(Loss(step, int(record["piece"]), weights, np.ones(()), int(record["n"]), sums))
+        backend.run(Loss(step, int(record["piece"]), weights, np.ones(()), int(record["n"]), sums))
         if LAW in given:
             factor, constant = _raw(given[LAW], np.float64).reshape(-1, 2)[index].T
             sums = sums * factor + constant
@@ -141,7 +141,7 @@ def _names(what: Described, given: dict[int, Any]) -> tuple[Noise, ...]:
     """Returns the Noises from the bytes of fields and from traced operands."""
     if FIELDS not in given:
         return ()
-    fields = given[FIELDS].view(FIELD)
+    fields = given[FIELDS].view(FIELD.dtype)
     steps, ids = given.get(STEP, np.zeros((), np.uint32)), _raw(given.get(IDS, np.zeros(0, np.uint64)), np.uint64)
     ids = ids % SAMPLES
     names = []
@@ -225,7 +225,7 @@ def _in_parts(what: Described, ranks: tuple[int, ...]) -> Any:
     def part(mesh: Any, _: Any, results: Any) -> Any:
         axes, n = _axes_of_batch(mesh, getattr(results[0].sharding, "spec", ()), int(what.record["batch"]))
         cut, same = NamedSharding(mesh, PartitionSpec(axes)), NamedSharding(mesh, PartitionSpec())
-        record = np.frombuffer(what.call, CALL).copy()
+        record = np.frombuffer(what.call, CALL.dtype).copy()
         record["batch"] //= n
         if what.kind == LOSSES:
             record["n_losses"] = record["batch"]
@@ -368,7 +368,7 @@ def _change(what: Described, given: dict[int, Any], changes: dict[int, Any], k: 
 def _linear(what: Described, given: dict[int, Any], pairs: Any, arrays: Any, output: Any, active: int) -> Any:
     """Returns the sum of arrays, each times its pair of coefficients: directly, and through D if its clamp lets it
     pass."""
-    record, rows = np.frombuffer(what.call, CALL).copy(), given[ROWS]
+    record, rows = np.frombuffer(what.call, CALL.dtype).copy(), given[ROWS]
     several = dict(zip(what.roles, what.several or (False,) * len(what.roles), strict=True))
     masked = bool(record["masked"][0]) or bool(active & BOUNDS)
     made, bits = jnp.zeros_like(rows), 0
@@ -435,7 +435,7 @@ def _tangents_of_density(primals: Sequence[Any], changes: dict[int, Any], what: 
     """Differentiates a density f S + c, which changes by 2 f r dr. The residual r is a row like all others."""
     (density,) = bind(what, primals)
     given = dict(zip(what.roles, primals, strict=True))
-    record = np.frombuffer(what.call, CALL).copy()
+    record = np.frombuffer(what.call, CALL.dtype).copy()
     record["type"] = record["out_type"] = DTYPES[what.floats]
     shape, roles = (int(record["batch"][0]), *what.sample), [role for role in what.roles if role != LAW]
     several = tuple([each for role, each in zip(what.roles, what.several, strict=False) if role != LAW])
@@ -462,7 +462,7 @@ def _tangents_of_loss(primals: Sequence[Any], changes: dict[int, Any], what: Des
             raise NotImplementedError(f"{name}: mse_loss has no derivative with respect to it: use lax.stop_gradient")
     if len(what.outputs) > 1:
         raise NotImplementedError("the gradient has no derivative: use jax.grad of mse_loss")
-    record = np.frombuffer(what.call, CALL).copy()
+    record = np.frombuffer(what.call, CALL.dtype).copy()
     record["type"] = record["out_type"] = DTYPES[what.floats]  # unrounded: the upstream gradient is not known yet
     shape = int(record["batch"][0]), *what.sample
     both = replace(what, call=record.tobytes(), outputs=(*what.outputs, (shape, what.floats)))

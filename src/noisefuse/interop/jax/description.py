@@ -27,7 +27,7 @@ ROWS, FIELDS, INDEX, STEP, IDS, START, WEIGHTS, SHARD, LAW = range(Z + 1, Z + 10
 STEP_CALLS, WALKS, LOSSES = range(3)
 
 # Handlers of other versions have other names: a stored program finds its own handler or none.
-TARGET = f"noisefuse_{crc32(repr((CALL.descr, FIELD.descr, LAW)).encode()):08x}"
+TARGET = f"noisefuse_{crc32(repr((CALL.dtype.descr, FIELD.dtype.descr, LAW)).encode()):08x}"
 NAMES = {code: name for name, code in DTYPES.items()}
 
 
@@ -52,7 +52,7 @@ class Described:
 
     @property
     def record(self) -> Any:
-        return np.frombuffer(self.call, CALL)[0]
+        return np.frombuffer(self.call, CALL.dtype)[0]
 
     @property
     def floats(self) -> str:

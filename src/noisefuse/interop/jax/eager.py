@@ -235,7 +235,7 @@ def remember(
         return
     several = type(table) is not Given and call.index.size > 1
     order, constant = [ROWS, *([INDEX] if several else []), *given, FIELDS, IDS, WEIGHTS], dict[int, Any]()
-    record = np.frombuffer(what.call, CALL).copy()
+    record = np.frombuffer(what.call, CALL.dtype).copy()
     if type(table) is not Given and not several:
         record["n_rows"] = 1
     elif not several and INDEX in operands:

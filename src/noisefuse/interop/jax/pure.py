@@ -203,8 +203,8 @@ def _drawn(what: Described, given: Numbers, real: Format, later: Any) -> Float:
 
 def _field(fields: Any, name: str) -> Any:
     """Returns a number of each Noise, (n, 1), from the bytes of their fields."""
-    dtype, offset = FIELD.fields[name][:2]  # type: ignore[index]
-    found = fields.reshape(-1, FIELD.itemsize)[:, offset : offset + dtype.itemsize].astype(jnp.uint64)
+    dtype, offset = FIELD.dtype.fields[name][:2]  # type: ignore[index]
+    found = fields.reshape(-1, FIELD.size)[:, offset : offset + dtype.itemsize].astype(jnp.uint64)
     return (found << np.arange(0, 8 * dtype.itemsize, 8, dtype=np.uint64)).sum(1, keepdims=True, dtype=jnp.uint64)
 
 

@@ -147,7 +147,7 @@ def _signature(own: str, defaults: Mapping[str, Any]) -> inspect.Signature:
 
 def function(menu_name: str) -> Function:
     """Returns the function of a name on the menu."""
-    entry, how = MENU[menu_name], _RULES[menu_name]
+    entry, how = MENU[menu_name], _RULES[menu_name.removesuffix("_gpu")]
     rule: Callable[..., Any] = how.rule or getattr(nf.samplers, entry.sampler)
     own = f"{how.own} flow" if entry.flow == "own" else how.own
     name, signature = f"sample_{menu_name}", _signature(own, how.defaults)
@@ -280,15 +280,11 @@ torch.Size([2, 3])""",
     "dpmpp_2s_ancestral": _Rule("Lu et al. 2022, algorithm 1, with fresh noise.", _ANCESTRAL),
     "dpmpp_2s_ancestral_cfg_pp": _Rule(_CFG_PP, _ANCESTRAL),
     "dpmpp_sde": _Rule(_2S, "eta s_noise noise_sampler r noise", BROWNIAN),
-    "dpmpp_sde_gpu": _Rule(_2S, "eta s_noise noise_sampler r noise", BROWNIAN),
     "dpmpp_2m": _Rule("Lu et al. 2022, with steps of second order to the end.", fixed={"lower_order_final": False}),
     "dpmpp_2m_cfg_pp": _Rule(_CFG_PP),
     "dpmpp_2m_sde": _MULTISTEP_SDE,
-    "dpmpp_2m_sde_gpu": _MULTISTEP_SDE,
     "dpmpp_2m_sde_heun": _MULTISTEP_HEUN,
-    "dpmpp_2m_sde_heun_gpu": _MULTISTEP_HEUN,
     "dpmpp_3m_sde": _Rule(_CROWSON, _ANCESTRAL, BROWNIAN),
-    "dpmpp_3m_sde_gpu": _Rule(_CROWSON, _ANCESTRAL, BROWNIAN),
     "ddpm": _Rule("Ho et al. 2020; ComfyUI.", "noise_sampler noise"),
     "lcm": _Rule(
         "Luo et al. 2023, without its c_skip: x' = D + sigma' z; ComfyUI.",

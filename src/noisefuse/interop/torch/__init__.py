@@ -67,7 +67,7 @@ from .graph import (
 )
 from .internals import is_compiling, is_traced, untraced
 from .loss import interpolate_loss, interpolate_loss_and_grad, mse_loss, mse_loss_and_grad, mse_loss_grad
-from .tokens import on_device, through, token_log_prob
+from .tokens import from_numpy, on_device, token_log_prob, view, written
 
 FLOATING.update(dtype for dtype in DTYPES if dtype.is_floating_point)
 
@@ -377,6 +377,6 @@ library: Library = Library(
     log_prob=log_prob, log_prob_grad=log_prob_grad, kl=kl, kl_grad=kl_grad,
     augmented=augmented, update_with_log_prob=update_with_log_prob,
     in_graph=in_graph, categorical=categorical, masked_cross_entropy=masked_cross_entropy,
-    masked_cross_entropy_and_grad=masked_cross_entropy_and_grad, through=through,
+    masked_cross_entropy_and_grad=masked_cross_entropy_and_grad, view=view, from_numpy=from_numpy, written=written,
     token_log_prob=token_log_prob, on_device=on_device,
 )  # fmt: skip

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`noisefuse bench --plot`: the bandwidths of calls beside that of a plain copy."""
+"""`bench.py --plot`: the bandwidths of calls beside that of a plain copy."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from ...ground.drawing import BLUE, GREY, INK, ORANGE, STYLE, label_bar
-from ..shared import check_picture
-from .results import Result, describe, figures, of_copy
+from noisefuse.commands.bench.results import Result, describe, figures, of_copy
+from noisefuse.commands.shared import check_picture
+from noisefuse.ground.drawing import BLUE, GREY, INK, ORANGE, STYLE, label_bar
 
 COLORS = {
     "noisefuse": BLUE,

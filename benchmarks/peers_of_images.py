@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`noisefuse bench --augment`: noise added to images, beside NumPy, albumentations and torchvision if installed."""
+"""`bench.py --augment`: noise added to images, beside NumPy, albumentations and torchvision if installed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from typing import Any
 import numpy as np
 
 import noisefuse as nf
-
-from ...ground.kept import kept_property
-from .contenders import CONTENDERS as FORWARD
-from .contenders import Array, Call, Case, contenders
-from .timing import Device, machine
+from noisefuse.commands.bench.contenders import RIVALS, Array, Call, Case, Rival, contenders, copy
+from noisefuse.commands.bench.timing import Device, machine
+from noisefuse.ground.kept import kept_property
 
 OPERATIONS = ("gaussian", "multiplicative", "poisson")
 STD, PEAK, GAMMA = 0.1, 5.0, 2.2  # the fraction of the range; the number of photons for white
@@ -28,6 +26,10 @@ class Images(Case):
     @property
     def exists(self) -> bool:
         return self.dtype in ("uint8", "float32") and (self.operation != "poisson" or self.dtype == "uint8")
+
+    @property
+    def arrays(self) -> int:
+        return 2
 
     @property
     def out_dtype(self) -> np.dtype[Any]:
@@ -46,7 +48,11 @@ def device() -> Device:
     return Device(
         machine(), OPERATIONS, ((4, 64, 64, 3), (4, 224, 224, 3), (16, 512, 512, 3)), ("uint8", "float32"),
         partial(contenders, of=CONTENDERS), nf.info()["threads"], case=Images, columns=("img/s", "ns", "±", "copy"),
-        contenders=CONTENDERS,
+        rivals={
+            "naive": RIVALS["naive"],
+            "albumentations": Rival("image by image", "albumentations"),
+            "torchvision": Rival("the batch at once", "torchvision"),
+        },
     )  # fmt: skip
 
 
@@ -105,5 +111,5 @@ CONTENDERS: dict[str, Callable[[Images], Call | None]] = {
     "naive": _naive,
     "albumentations": _albumentations,
     "torchvision": _torchvision,
-    "copyto": FORWARD["copyto"],
+    "copyto": copy,
 }

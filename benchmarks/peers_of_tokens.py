@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`noisefuse bench --discrete`: masks, categories and the loss of masked diffusion, beside torch if it is installed.
+"""`bench.py --discrete`: masks, categories and the loss of masked diffusion, beside torch if it is installed.
 
 The rivals are LLaDA's forward process and step (Nie et al. 2025), softmax and multinomial, and torch's cross entropy,
 each in torch as its users write it.
@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 
 import noisefuse as nf
-
-from ...ground.kept import kept_property
-from .contenders import Array, Call, Case, contenders
-from .timing import Device, machine
+from noisefuse.commands.bench.contenders import Array, Call, Case, Rival, contenders
+from noisefuse.commands.bench.timing import Device, machine
+from noisefuse.ground.kept import kept_property
 
 OF_IDS = ("q_mask", "q_uniform")
 OPERATIONS = (*OF_IDS, "categorical", "greedy", "masked_cross_entropy")
@@ -40,6 +39,10 @@ class Tokens(Case):
     @property
     def plain(self) -> str:
         return "copyto" if self.operation in OF_IDS else "read"
+
+    @property
+    def arrays(self) -> int:
+        return 1 if self.operation in ("categorical", "greedy") else 2
 
     @property
     def out_dtype(self) -> np.dtype[Any]:
@@ -66,7 +69,11 @@ def device() -> Device:
     return Device(
         machine(), OPERATIONS, ((64, 4096), (1, 8, 32_000), (1024, 16_384), (1, 128, 126_464)),
         ("int64", "float32", *bfloat16), partial(contenders, of=CONTENDERS), 1, case=Tokens,
-        columns=("ns", "±", "plain"), quick=2, contenders=CONTENDERS,
+        columns=("ns", "±", "plain"), quick=2,
+        rivals={
+            "LLaDA": Rival("what its code does, in torch", "torch"),
+            "eager": Rival("its usual way: rand and where, softmax and multinomial, argmax, cross_entropy", "torch"),
+        },
     )  # fmt: skip
 
 
