@@ -70,6 +70,8 @@ WALKS = {
         lambda: of_logits(lambda x: MDLM.step(0, x[..., 0].long() + 50, x, N, MDLM.state())),
         (5, 3, 2),
     ),
+    "q_walk": (lambda: lambda: nf.q_walk(X, S, N, keep=[4]), (2, 2, 1)),
+    "q_walk of tensors": (lambda: of_logits(lambda x: nf.q_walk(x, S, N, keep=[4])), (4, 4, 3)),
     "interpolate": (lambda: lambda: nf.interpolate(X, X, P, PATH, target="velocity"), (1, 1, 0)),
     "interpolate of tensors": (lambda: of_tensor(lambda x: nf.interpolate(x, x, P, PATH)), (2, 2, 1)),
     "interpolate, a bridge": (lambda: lambda: nf.interpolate(X, X, P, BRIDGE, N), (4, 3, 3)),
