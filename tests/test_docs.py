@@ -180,9 +180,7 @@ def test_a_dead_link_is_seen(tmp_path):
 
 PUBLIC = {name: getattr(nf, name) for name in nf.__all__}
 SAMPLERS = {name: getattr(nf.samplers, name) for name in nf.samplers.__all__}
-SCHEDULES = {
-    name: getattr(nf.Schedule, name) for name, value in vars(nf.Schedule).items() if isinstance(value, classmethod)
-}
+SCHEDULES = dict(inspect.getmembers(nf.Schedule, inspect.ismethod))
 NAMES = {name: value for name, value in (PUBLIC | SAMPLERS | SCHEDULES).items() if not name.startswith("_")}
 
 
