@@ -15,6 +15,7 @@ S, FLOW, N = nf.Schedule.linear(), nf.Schedule.flow(), nf.Noise(1)
 DDPM = nf.samplers.ddpm(S, 5)
 X = np.ones((2, 3, 8, 8), np.float32)
 IDS, P = np.full((2, 16), 3), np.array([0.2, 0.5])
+PATH, BRIDGE = nf.paths.linear(), nf.paths.brownian_bridge()
 LOGITS = np.zeros((2, 16, 50), np.float32)
 
 
@@ -63,6 +64,16 @@ WALKS = {
     "q_mask of tensors": (lambda: of_ids(lambda ids, p: nf.q_mask(ids, p, N, 9)), (3, 3, 2)),
     "q_uniform": (lambda: lambda: nf.q_uniform(IDS, P, N, 50), (1, 1, 0)),
     "q_uniform of tensors": (lambda: of_ids(lambda ids, p: nf.q_uniform(ids, p, N, 50)), (3, 3, 2)),
+    "interpolate": (lambda: lambda: nf.interpolate(X, X, P, PATH, target="velocity"), (1, 1, 0)),
+    "interpolate of tensors": (lambda: of_tensor(lambda x: nf.interpolate(x, x, P, PATH)), (2, 2, 1)),
+    "interpolate, a bridge": (lambda: lambda: nf.interpolate(X, X, P, BRIDGE, N), (4, 3, 3)),
+    "noised": (lambda: lambda: nf.noised(X, P, P, N, target="v"), (1, 1, 0)),
+    "noised of tensors": (lambda: of_tensor(lambda x: nf.noised(x, P, P, N)), (2, 2, 1)),
+    "interpolate_loss": (lambda: lambda: nf.interpolate_loss(X, X, X, P, PATH, target="velocity"), (2, 1, 0)),
+    "interpolate_loss of tensors": (
+        lambda: of_tensor(lambda x: nf.interpolate_loss(x, x, x, P, PATH, target="velocity")),
+        (3, 2, 2),
+    ),
     "categorical": (lambda: lambda: nf.categorical(LOGITS, N), (1, 1, 0)),
     "categorical of tensors": (lambda: of_logits(lambda x: nf.categorical(x, N)), (3, 3, 2)),
     "masked_cross_entropy": (lambda: lambda: nf.masked_cross_entropy(LOGITS, IDS), (1, 1, 0)),

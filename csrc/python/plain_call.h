@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <memory>
 #include <new>
 #include <numeric>
@@ -272,6 +273,7 @@ class PlainCall {
     // schedule has its own time, they may be floats.
     bool index(PyObject* i) {
         call.segment = x.count;
+        if (own_time_ != Py_None && PyTuple_GET_ITEM(own_time_, 0) == Py_None) return levels(i);
         if (is_real(i)) return hold_times(1) && take_real(i, times_[0]);
         if (take_integer(i, scalar_)) {
             call.index = &scalar_;
@@ -344,15 +346,18 @@ class PlainCall {
     // and perhaps more numbers at these times; the last time; the rows where all of these numbers are 0, and where one
     // of them is 1; the scale and the offset of integer results, or None). A number of such a row is a constant, or a
     // multiple of one of these.
-    // False: declined, or the function raised, and its Python error is set.
+    // Or, with None for the rows, it has columns: see `take_columns`. False: declined, or the function raised, and its
+    // Python error is set.
     bool timed() {
         const double last = PyFloat_AsDouble(PyTuple_GET_ITEM(own_time_, 1));
-        int64_t zeros = 0, ones = 0;
+        const bool by_column = PyTuple_GET_ITEM(own_time_, 2) == Py_None;
+        int64_t zeros = by_column, ones = 0;
         for (const double t : std::span(times_.get(), static_cast<size_t>(indices))) {
-            if (!(t >= 0 && t <= last) || std::isinf(t)) return false;
+            if (!(t >= 0 && t <= last) || std::isinf(t) || (by_column && std::signbit(t))) return false;
             zeros += t == 0, ones += t == 1;
         }
         if (zeros && ones && zeros + ones == indices) return false;  // they look like steps, which gives a warning
+        if (by_column) return take_columns();
         const Reference times(given_times());
         PyObject* const at = PyTuple_GET_ITEM(own_time_, 0);
         const Reference levels(times.object ? PyObject_CallOneArg(at, times.object) : nullptr);
@@ -362,15 +367,78 @@ class PlainCall {
         double one[kMostLevels];
         const double* found[kMostLevels];
         for (Py_ssize_t k = 0; k < n_levels; ++k) found[k] = numbers(PyTuple_GET_ITEM(levels.object, k), &one[k]);
-        const auto n = static_cast<size_t>(kColumns * indices);
-        timed_rows_.reset(new (std::nothrow) double[n]);
-        if (!timed_rows_ || !copy(indices)) return false;
-        for (int64_t b = 0; b < indices; ++b)
-            timed_row(std::span(found, static_cast<size_t>(n_levels)), b, &timed_rows_[kColumns * b]);
+        if (!hold_rows()) return false;
+        for (int64_t b = 0; b < indices; ++b) {
+            for (Py_ssize_t k = 0; k < n_levels; ++k) one[k] = found[k][b];
+            timed_row(std::span(one, static_cast<size_t>(n_levels)), &timed_rows_[kColumns * b]);
+        }
+        return use_rows();
+    }
+
+    bool hold_rows() {
+        timed_rows_.reset(new (std::nothrow) double[static_cast<size_t>(kColumns * indices)]());
+        return timed_rows_ && copy(indices);
+    }
+
+    // Makes them the call's rows, which index counts.
+    bool use_rows() {
         std::iota(copied_.get(), copied_.get() + indices, 0);
         call.n_rows = indices;
         call.rows = timed_rows_.get();
         return call.type == DType::f64 || round_rows();
+    }
+
+    static bool is_single(double number) { return std::fabs(number) <= std::numeric_limits<float>::max(); }
+
+    // Makes rows of columns: each is constant + slope t, or one of float64 (n,) that the function gives, in their
+    // order. Those after the active ones are only looked at. All are numbers that a float holds.
+    bool take_columns() {
+        PyObject* const columns = PyTuple_GET_ITEM(own_time_, 3);
+        if (!hold_rows()) return false;
+        Reference given(nullptr);
+        Py_ssize_t next = 0;
+        int c = -1;
+        for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(columns); ++k) {
+            PyObject* const affine = PyTuple_GET_ITEM(columns, k);
+            for (++c; c < kColumns && !counts(call.active, c);) ++c;
+            View v{};
+            if (affine == Py_None) {
+                if (!given.object) {
+                    const Reference times(given_times());
+                    given.object =
+                        times.object ? PyObject_CallOneArg(PyTuple_GET_ITEM(own_time_, 0), times.object) : nullptr;
+                }
+                if (!given.object || !view(PyTuple_GET_ITEM(given.object, next++), v) || v.is_tensor ||
+                    v.kind != Kind::f64 || v.ndim != 1 || v.count != indices)
+                    return false;
+            }
+            for (int64_t b = 0; b < indices; ++b) {
+                const double number =
+                    v.data ? reinterpret_cast<const double*>(v.data)[b]
+                           : PyFloat_AS_DOUBLE(PyTuple_GET_ITEM(affine, 0)) +
+                                 PyFloat_AS_DOUBLE(PyTuple_GET_ITEM(affine, 1)) * times_[static_cast<size_t>(b)];
+                if (!is_single(number)) return false;
+                if (c < kColumns) timed_rows_[kColumns * b + c] = number;
+            }
+        }
+        return use_rows();
+    }
+
+    // Makes rows of a pair (alpha, sigma), each of them a number, or numbers in a shape that begins x's.
+    bool levels(PyObject* pair) {
+        PlainReals alpha, sigma;
+        for (PlainReals* const one : {&alpha, &sigma})
+            if (!one->parse(PyTuple_GET_ITEM(pair, one == &sigma)) || !one->begins(x.ndim, x.shape)) return false;
+        indices = std::max(alpha.count, sigma.count);
+        if (std::min(alpha.count, sigma.count) != 1 && alpha.count != sigma.count) return false;
+        call.segment = x.count / indices;
+        if (!hold_rows()) return false;
+        for (int64_t b = 0; b < indices; ++b) {
+            if (!is_single(alpha.of(b)) || !is_single(sigma.of(b))) return false;
+            const double both[] = {alpha.of(b), sigma.of(b)};
+            timed_row(both, &timed_rows_[kColumns * b]);
+        }
+        return use_rows();
     }
 
     // Returns a single time as a number: Python takes a tenth of NumPy's time for it.
@@ -390,13 +458,13 @@ class PlainCall {
         return one;
     }
 
-    void timed_row(std::span<const double* const> levels, int64_t b, double* row) const {
+    void timed_row(std::span<const double> levels, double* row) const {
         const auto* const ends = static_cast<const double*>(PyArray_DATA(array(PyTuple_GET_ITEM(own_time_, 2))));
         for (int c = 0; c < kColumns; ++c) {
             row[c] = ends[c];
             for (size_t k = 0; k < levels.size() && row[c] == 0; ++k) {
                 const double factor = ends[(k + 1) * kColumns + static_cast<size_t>(c)];
-                if (factor != 0) row[c] = levels[k][b] * factor;
+                if (factor != 0) row[c] = levels[k] * factor;
             }
         }
         PyObject* const range = PyTuple_GET_ITEM(own_time_, 3);

@@ -105,6 +105,13 @@ class PlainReals {
         return true;
     }
 
+    // Whether it is one number, or their shape begins this one.
+    bool begins(int of_ndim, const int64_t* of_shape) const {
+        return count == 1 || (ndim <= of_ndim && std::equal(shape_, shape_ + ndim, of_shape));
+    }
+
+    double of(int64_t i) const { return values[static_cast<size_t>(count == 1 ? 0 : i)]; }
+
   private:
     int64_t length_;
     const int64_t* shape_ = nullptr;

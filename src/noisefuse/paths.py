@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias
+from functools import partial
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from .ground.checks import check_number
+from .ground.kept import kept_property
 from .ground.stored import SetState, make_again
 from .language.families import Formula, as_shaped, need_finite
+from .language.rows import COLUMNS, NAMES, Plain, Rows
 
 __all__ = [
     "Path", "brownian_bridge", "conditional_flow", "encoder_decoder", "i2sb", "linear", "stochastic",
@@ -26,6 +29,8 @@ __all__ = [
 Array: TypeAlias = npt.NDArray[np.float64]
 Function: TypeAlias = Callable[[Array], Any]
 PathTarget: TypeAlias = Literal["velocity", "score", "denoiser"]
+TARGETS = (None, *get_args(PathTarget))
+OF_NOISE = ("score", "denoiser")  # targets that only paths with noise have
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ class Path:
 
     Args:
         name: The path's name in prints and errors.
-        a, b, da, db: Functions of float64 arrays of times in [0, 1], which return arrays of the same shape.
+        a, b, da, db: Functions of float64 arrays of times in [0, 1], which return arrays of the same shape. The same
+            times give the same numbers: those of a few single times are kept.
         g, dg: Functions of the same kind. None: no noise.
 
     >>> path = nf.paths.Path("mine", lambda t: 1 - t, lambda t: t, lambda t: 0 * t - 1, lambda t: 0 * t + 1)
@@ -59,6 +65,19 @@ class Path:
             raise TypeError("g, dg: expected both of them, or neither")
 
     __setstate__: ClassVar[SetState] = make_again
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("name", "a", "b", "da", "db", "g", "dg")}
+
+    @kept_property
+    def plain(self) -> dict[Any, Plain | None]:
+        """The rows of a point and its target for the fast path, by target. None: the path has no such target."""
+        return _Plain(_point, (self.a, self.b, self.g, self.da, self.db, self.dg))
+
+    @kept_property
+    def plain_residual(self) -> dict[Any, Plain | None]:
+        """Those of the loss: m1 minus the target, with x1 as m2."""
+        return _Plain(_residual, (self.a, self.b, self.g, self.da, self.db, self.dg))
 
     def __repr__(self) -> str:
         return f"Path({self.name}{'' if self.g is None else ', with noise'})"
@@ -118,7 +137,10 @@ def linear() -> Path:
     >>> nf.paths.linear()
     Path(linear)
     """
-    return Path("linear", _falling, _same, _minus_one, _one)
+    return _LINEAR
+
+
+_LINEAR = Path("linear", _falling, _same, _minus_one, _one)
 
 
 def variance_preserving() -> Path:
@@ -326,3 +348,91 @@ def _i2sb_slope(beta_max: float, t: Array) -> Any:
     end = _to_end(t)
     apart = np.copysign((1 - 2 * end) * (1 + 2 * end + 4 * end**2), 0.5 - t)  # after - before
     return 0.5 * (beta_max / 3) * _rate(t) * apart / _i2sb(beta_max, t)
+
+
+# ---- the fast path ------------------------------------------------------------------------------------------
+
+Functions: TypeAlias = tuple[Function, Function, Function | None, Function, Function, Function | None]
+
+
+class _Plain(dict[Any, Plain | None]):
+    """Rows for the fast path, by target: no rows, and the columns at times, as `take_columns` of plain_call.h takes
+    them."""
+
+    def __init__(self, columns: Callable[[Functions, PathTarget | None], dict[str, Function]], of: Functions) -> None:
+        self._columns, self._of = columns, of
+
+    def __missing__(self, target: Any) -> Plain | None:
+        if target not in TARGETS or (target in OF_NOISE and self._of[2] is None):
+            return None
+        columns = self._columns(self._of, target)
+        active = Rows.of({name: 1.0 for name in columns if name in NAMES}).active
+        affine = tuple(map(_affine, columns.values()))
+        others = tuple(f for f, known in zip(columns.values(), affine, strict=True) if known is None)
+        own = partial(_columns_at, others, {}), 1.0, None, affine
+        made = self[target] = np.zeros((0, COLUMNS), np.float32), np.zeros((0, COLUMNS)), active, None, None, own
+        return made
+
+
+def _point(of: Functions, target: PathTarget | None) -> dict[str, Function]:
+    """Returns the functions of the active columns, in their order."""
+    a, b, g, da, db, dg = of
+    columns = {"out.x": a, "out.m1": b, "out.z": g}
+    if target == "velocity":
+        columns |= {"aux1.x": da, "aux1.m1": db, "aux1.z": dg}
+    elif target is not None:
+        columns["aux1.z"] = _one if target == "denoiser" else g and partial(_score, g)
+    return {name: function for name, function in columns.items() if function is not None}
+
+
+def _residual(of: Functions, target: PathTarget | None) -> dict[str, Function]:
+    """Returns those of the residual, then those of the point, which are only checked."""
+    point, found = _point(of, None), _point(of, target)
+    columns = {"out.x": "aux1.x", "out.m1": "", "out.m2": "aux1.m1", "out.z": "aux1.z"}
+    active = {
+        to: partial(_negative, found[name]) if name else _one
+        for to, name in columns.items()
+        if not name or name in found
+    }
+    return active | {f"of the point: {name}": function for name, function in point.items()}
+
+
+def _columns_at(functions: tuple[Function, ...], kept: dict[float, Any], t: Any) -> tuple[Any, ...]:
+    """Returns each function of float64 (n,), or of one float, for which some results are kept."""
+    if type(t) is float and (found := kept.get(t)) is not None:
+        return found  # type: ignore[no-any-return]
+    times, columns = np.array([t]) if type(t) is float else t, []
+    with np.errstate(all="ignore"):
+        for function in functions:
+            columns.append(function(times.copy()))  # noqa: PERF401 (a frame less)
+    made = tuple(columns)
+    if type(t) is float:
+        if len(kept) >= _KEPT:
+            kept.clear()
+        kept[t] = made
+    return made
+
+
+_KEPT = 64  # single times: those of a sampler, say
+_AFFINE: tuple[tuple[Function, tuple[float, float]], ...] = (
+    (_falling, (1.0, -1.0)), (_same, (0.0, 1.0)), (_one, (1.0, 0.0)), (_minus_one, (-1.0, 0.0)),
+    (np.zeros_like, (0.0, 0.0)),
+)  # fmt: skip
+
+
+def _affine(function: Any) -> tuple[float, float] | None:
+    """Returns the constant and the slope of a function of which they have the bits, or None."""
+    if isinstance(function, partial) and function.func is _negative:
+        constant, slope = _affine(function.args[0]) or (0.0, 1.0)
+        return (-constant, -slope) if slope == 0 else None
+    if isinstance(function, Formula):
+        return (float(function.numbers[0]), 0.0) if function.function is _constant else None
+    return next((numbers for known, numbers in _AFFINE if function is known), None)
+
+
+def _score(g: Function, t: Array) -> Any:
+    return -1 / g(t)
+
+
+def _negative(function: Function, t: Array) -> Any:
+    return -function(t)

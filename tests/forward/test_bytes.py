@@ -187,7 +187,11 @@ def test_of_tensors(levels):
     [
         (lambda x: nf.q_sample(x, 5, SCHEDULE, N, out_scale=2.0), ValueError, "out_scale = 2.0: expected dtype="),
         (lambda x: nf.q_sample(x, 5, SCHEDULE, N, dtype="uint8", out_scale=np.inf), ValueError, "out_scale = inf"),
-        (lambda x: nf.q_sample(x, 5, SCHEDULE, N, dtype="uint8", out_offset="x"), TypeError, "out_offset: expected"),
+        (
+            lambda x: nf.q_sample(x, 5, SCHEDULE, N, dtype="uint8", out_offset="x"),
+            TypeError,
+            "out_offset = 'x': expected",
+        ),
         (lambda x: nf.q_step(x, 5, SCHEDULE, N, dtype="float16"), TypeError, "dtype float16: expected 'uint8'"),
         (lambda x: nf.q_walk(x, SCHEDULE, N, out=np.empty((1000, *SHAPE), np.uint8)), TypeError, "out: expected dtype"),
         (lambda x: nf.randn(SHAPE, N, dtype="uint8"), TypeError, "dtype uint8: expected one of float32"),

@@ -13,7 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 from .. import backends
 from ..call.packed import DTYPES
 from ..ground.checks import check_number
-from ..ground.kinds import library_for
 from ..language.forward import Make
 from ..language.levels import DEFAULT_RANGE, DEFAULT_RESULT, FLOATS, LEVELS, Levels, levels_of
 from ..language.rows import M1, PAST1, PASTS, Plain, Rows, X
@@ -43,22 +42,6 @@ def fast_path(other: Any, name: str) -> Any:
     """Returns the function of `backends` for plain arguments, or this library's replacement. It is None while a
     compiler traces the call, which it cannot do here."""
     return getattr(other, name, None) if other.is_traced() else getattr(backends, name)
-
-
-def in_one_pass(
-    rows: Rows, index: Index, shape: tuple[int, ...], x: Any, m: Any, noise: Any, out: Any, aux: Any, batched: bool
-) -> Any:
-    """The fast path with rows that a call has made: (out, an auxiliary output, if one is asked for), or NotImplemented.
-
-    shape: of the times, one row for each. aux: None, 1 for a new output, or the array to write.
-    """
-    library = library_for(x)
-    if library.is_traced():
-        return NotImplemented
-    numbers = row_numbers(index, shape)
-    auxiliary = aux if aux is None or isinstance(aux, int) else (aux,)
-    done = backends.fast_row(rows.plain, numbers, x, m, None, noise, -1, out, auxiliary, None, batched)
-    return (done, aux) if done is not NotImplemented and type(auxiliary) is tuple else done
 
 
 def row_numbers(index: Index, shape: tuple[int, ...]) -> Any:

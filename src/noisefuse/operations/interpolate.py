@@ -8,9 +8,10 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .. import backends
 from ..arguments.arrays import as_array, is_traced
 from ..arguments.calls import Index, is_batch, like, make_call, names_or_array, run, segments
-from ..arguments.options import in_one_pass, result_dtype, row_numbers
+from ..arguments.options import result_dtype, row_numbers
 from ..arguments.types import Array, NoiseLike
 from ..call.description import Step
 from ..ground.checks import check_choice, got, is_tracer, lie_within
@@ -19,7 +20,7 @@ from ..language.levels import FLOATS, levels_of
 from ..language.noise import FIELD
 from ..language.rows import M1, Rows, X, Z
 from ..language.tableau import of_rows
-from ..paths import Path, PathTarget
+from ..paths import OF_NOISE, Path, PathTarget
 from .draw import drawn_like
 from .update import update
 
@@ -68,6 +69,14 @@ def interpolate(
     ([0.25, 0.5], [1.0, 1.0])
     >>> x_t = nf.interpolate(x0, x1, 0.5, nf.paths.brownian_bridge(0.1), nf.Noise(7))
     """
+    other = None if type(x0) is np.ndarray else library_of(x0)
+    known = type(path) is Path and (target_out is None if target is None else type(target) is str)
+    if known and (other is None or not other.is_traced()) and (table := path.plain[target]) is not None:
+        aux: Any = None if target is None else 1 if target_out is None else (target_out,)
+        z = noise if path.g is not None else None
+        done = backends.fast_row(table, t, x0, x1, None, z, -1, out, aux, None, batched)
+        if done is not NotImplemented:
+            return done if target_out is None else (done, target_out)
     if target is not None or not isinstance(path, Path):
         need_path(path, target)
     if target is None and target_out is not None:
@@ -82,13 +91,6 @@ def _interpolate(
     x0: Any, x1: Any, t: Any, path: Path, noise: Any, target: PathTarget | None, batched: bool, out: Any,
     target_out: Any,
 ) -> Any:  # fmt: skip
-    if hasattr(x0, "shape") and not is_tracer(t):
-        rows, index = path_rows(path, library_for(t).to_numpy(t), tuple(x0.shape), target)
-        aux: Any = None if target is None else 1 if target_out is None else target_out
-        drawn = noise if path.draws else None
-        done = in_one_pass(rows, index, np.shape(t), x0, x1, drawn, out, aux, batched)
-        if done is not NotImplemented:
-            return done
     if library_of(x0) is not None:
         return _of_library(x0, x1, t, path, noise, target, batched, out, target_out)
     call = interpolate_call(x0, x1, t, path, noise, target, batched, out, target_out)
@@ -101,7 +103,7 @@ def need_path(path: Path, target: PathTarget | None) -> None:
     if not isinstance(path, Path):
         raise TypeError(f"path: expected one of noisefuse.paths, got {type(path).__name__}")
     check_choice("target", target, get_args(PathTarget))
-    if target in ("score", "denoiser") and not path.draws:
+    if target in OF_NOISE and not path.draws:
         raise ValueError(f"target = {target!r}: the path {path.name} has no noise")
 
 

@@ -22,7 +22,7 @@ from ..arguments.arrays import (
     output,
 )
 from ..arguments.calls import Index, is_batch, make_call, names_or_array
-from ..arguments.options import plain_table, row_numbers, rows_at
+from ..arguments.options import plain_table, rows_at
 from ..arguments.types import Array, ArrayT, NoiseLike, Reduction
 from ..call.description import Loss
 from ..ground.checks import check_choice, got
@@ -302,7 +302,13 @@ def interpolate_loss(
     >>> nf.interpolate_loss(pred, x0, x1, [0.25, 0.5], nf.paths.linear(), target="velocity")
     0.25
     """
-    batched, other = _of_path(pred, path, target, reduction, batched)
+    other = None if type(pred) is np.ndarray else library_of(pred)
+    if (table := _plain_path(other, path, target, reduction)) is not None:
+        each = reduction == "none"
+        found = backends.fast_mse(table, t, x0, (pred, x1), noise, weight, 1.0, True, None, batched, each)
+        if found is not NotImplemented:
+            return found
+    batched = _of_path(pred, path, target, reduction, batched)
     options: dict[str, Any] = {"target": target, "weight": weight, "reduction": reduction, "batched": batched}
     if other is not None:
         return other.interpolate_loss(pred, x0, x1, t, path, noise, **options)
@@ -339,7 +345,14 @@ def interpolate_loss_and_grad(
     >>> nf.interpolate_loss_and_grad(pred, x0, x1, 0.25, nf.paths.linear(), target="velocity")[1].max()
     np.float64(-0.16666666666666666)
     """
-    batched, other = _of_path(pred, path, target, reduction, batched)
+    other = None if type(pred) is np.ndarray else library_of(pred)
+    if (table := _plain_path(other, path, target, reduction)) is not None:
+        wanted = True if out is None else out
+        each = reduction == "none"
+        found = backends.fast_mse(table, t, x0, (pred, x1), noise, weight, 1.0, True, wanted, batched, each)
+        if found is not NotImplemented:
+            return found  # type: ignore[no-any-return]
+    batched = _of_path(pred, path, target, reduction, batched)
     options: dict[str, Any] = {"target": target, "weight": weight, "reduction": reduction, "batched": batched}
     if other is not None:
         found = other.interpolate_loss_and_grad(pred, x0, x1, t, path, noise, out=out, **options)
@@ -348,11 +361,17 @@ def interpolate_loss_and_grad(
     return found  # type: ignore[no-any-return]
 
 
-def _of_path(pred: Any, path: Path, target: PathTarget, reduction: Reduction, batched: bool | None) -> Any:
-    """Returns whether pred is a batch, and its library."""
+def _plain_path(other: Any, path: Path, target: PathTarget, reduction: Reduction) -> Plain | None:
+    """Returns the residual's rows for the fast path, or None if a name, a path or a library is not plain."""
+    plain = type(path) is Path and type(target) is str and reduction in ("mean", "none")
+    return path.plain_residual[target] if plain and (other is None or not other.is_traced()) else None
+
+
+def _of_path(pred: Any, path: Path, target: PathTarget, reduction: Reduction, batched: bool | None) -> bool:
+    """Returns whether pred is a batch."""
     need_path(path, target)
     check_choice("reduction", reduction, get_args(Reduction))
-    return is_batch("pred", pred, batched), None if type(pred) is np.ndarray else library_of(pred)
+    return is_batch("pred", pred, batched)
 
 
 def _loss_of_path(
@@ -365,11 +384,6 @@ def _loss_of_path(
     rows, index = residual_rows(path, t, m.shape, target)
     if Z in rows.reads and noise is None:
         raise TypeError(f"noise: expected a Noise, which the path {path.name} draws from, got {got(noise)}")
-    if weight is None or getattr(weight, "shape", None) == np.shape(t):
-        numbers, each = row_numbers(index, np.shape(t)), reduction == "none"
-        found = backends.fast_mse(rows.plain, numbers, x0, (m, x1), noise, weight, 1.0, True, grad, batched, each)
-        if found is not NotImplemented:
-            return found
     arrays = {X: _like_pred("x0", x0, m, FLOATS), M2: _like_pred("x1", x1, m, FLOATS)}
     outs = {} if grad is None else {"out": None if grad is True else grad}
     drawn = Noise() if noise is None else noise  # nothing is drawn from it

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .. import backends
 from ..arguments.arrays import as_array, host_numbers, is_traced
 from ..arguments.calls import Index, is_batch, make_call, names_or_array, run, segments
-from ..arguments.options import in_one_pass, result_dtype, row_numbers
+from ..arguments.options import result_dtype, row_numbers
 from ..arguments.types import Array, NoiseLike
 from ..call.description import Step
 from ..ground.checks import is_tracer
@@ -18,7 +20,7 @@ from ..ground.kinds import library_for, library_of
 from ..language.forward import forward
 from ..language.levels import FLOATS, LEVELS, levels_of
 from ..language.noise import FIELD
-from ..language.rows import Rows, X, Z
+from ..language.rows import Plain, Rows, X, Z
 from ..language.tableau import of_rows
 from ..views import Target, need_target
 from .draw import drawn_like
@@ -64,6 +66,13 @@ def noised(
     >>> np.array_equal(x_t, nf.q_sample(x0, [0.25, 0.5], schedule, nf.Noise(7)))
     True
     """
+    other = None if type(x0) is np.ndarray else library_of(x0)
+    known = (target_out is None) if target is None else type(target) is str
+    if known and (other is None or not other.is_traced()) and (table := _PLAIN[target]) is not None:
+        aux: Any = None if target is None else 1 if target_out is None else (target_out,)
+        done = backends.fast_row(table, (alpha, sigma), x0, None, None, noise, -1, out, aux, None, batched)
+        if done is not NotImplemented:
+            return done if target_out is None else (done, target_out)
     if target is not None:
         need_target(target)
     elif target_out is not None:
@@ -80,17 +89,24 @@ def _noised(
             raise NotImplementedError(
                 f"{name}: while JAX traces, a level is not known; use q_sample, whose t may be traced"
             )
-    if not any(getattr(numbers, "requires_grad", False) for numbers in (alpha, sigma)) and hasattr(x0, "shape"):
-        rows, index = level_rows(alpha, sigma, tuple(x0.shape), target)
-        shape = max((np.shape(alpha), np.shape(sigma)), key=len)
-        aux: Any = None if target is None else 1 if target_out is None else target_out
-        done = in_one_pass(rows, index, shape, x0, None, noise, out, aux, batched)
-        if done is not NotImplemented:
-            return done
     if library_of(x0) is not None:
         return _of_library(x0, alpha, sigma, noise, target, batched, out, target_out)
     results = run(noised_call(x0, alpha, sigma, noise, target, batched, out, target_out))
     return results[0] if target is None else (results[0], results[1])
+
+
+class _Plain(dict[Any, Plain | None]):
+    """Rows for the fast path, by target: no rows, and those at (alpha, sigma) = (0, 0), (1, 0) and (0, 1)."""
+
+    def __missing__(self, target: Any) -> Plain | None:
+        if target not in (None, *get_args(Target)):
+            return None
+        ends = forward(np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0]), target)
+        made = self[target] = ends.single[:0], ends.table[:0], ends.active, None, None, (None, 0.0, ends.table, None)
+        return made
+
+
+_PLAIN = _Plain()
 
 
 def level_rows(alpha: Any, sigma: Any, shape: tuple[int, ...], target: Target | None) -> tuple[Rows, Index]:
@@ -138,7 +154,7 @@ def _of_library(
     x0: Any, alpha: Any, sigma: Any, noise: Any, target: Target | None, batched: bool, out: Any, target_out: Any
 ) -> Any:
     rows, index = level_rows(alpha, sigma, tuple(x0.shape), target)
-    shape = max((np.shape(alpha), np.shape(sigma)), key=len)
+    shape = max((np.shape(alpha), np.shape(sigma)), key=math.prod)
     numbers = row_numbers(index, shape)
     z = noise if hasattr(noise, "shape") else drawn_like(x0, noise, batched)
     outputs: Any = () if target is None else 1 if target_out is None else (target_out,)

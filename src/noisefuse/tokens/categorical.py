@@ -39,7 +39,6 @@ OF_PARTS = ("log_prob", "log_prob_raw")  # what `combine` can tell
 LEAST, MOST = 2.0**-64, 2.0**64  # of a temperature other than 0
 
 Info: TypeAlias = Literal["log_prob", "log_prob_raw", "entropy", "margin", "rank"]
-Results: TypeAlias = "Array | tuple[Array, dict[str, Array]] | Partial"
 
 
 @dataclass(frozen=True, slots=True)

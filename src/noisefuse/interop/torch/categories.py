@@ -182,7 +182,11 @@ class CrossEntropy(OnceDifferentiable):
         return self.value(tensors)[:1]
 
     def with_gradient(self, index: Any, tensors: Sequence[Any], noise: Any) -> tuple[Tensor, Tensor | None]:
-        return self.value(tensors, 1.0, True if dict(self.options)["reduction"] == "mean" else None)
+        given: Any = dict(zip(self.slots, tensors, strict=True)) | dict(self.options)  # autograd watches nothing here
+        if given["reduction"] != "mean":
+            return nf.masked_cross_entropy(**given), None
+        found: tuple[Tensor, Tensor] = nf.masked_cross_entropy_and_grad(**given)
+        return found
 
     def value(self, tensors: Sequence[Any], upstream: Any = 1.0, grad: Any = None) -> tuple[Tensor, Any]:
         """Returns the loss, and its gradient if it is wanted: grad is its tensor, or True for a new one."""

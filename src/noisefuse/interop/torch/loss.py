@@ -121,8 +121,8 @@ class _OfPath(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, pred: Tensor, others: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
-        x0, x1, t, path, noise, weight = others
-        loss, gradient = _of_path(pred, x0, x1, t, path, noise, weight, True, options)
+        x0, x1, t, path, noise, weight = others  # autograd watches nothing here, so the call may be plain
+        loss, gradient = nf.interpolate_loss_and_grad(pred, x0, x1, t, path, noise, weight=weight, **options)
         ctx.save_for_backward(gradient)
         made: Tensor = loss
         return made
