@@ -16,6 +16,7 @@ DDPM = nf.samplers.ddpm(S, 5)
 X = np.ones((2, 3, 8, 8), np.float32)
 IDS, P = np.full((2, 16), 3), np.array([0.2, 0.5])
 PATH, BRIDGE = nf.paths.linear(), nf.paths.brownian_bridge()
+MDLM, MASKS = nf.samplers.mdlm(steps=4, mask_id=50), np.full((2, 16), 50)
 LOGITS = np.zeros((2, 16, 50), np.float32)
 
 
@@ -64,6 +65,11 @@ WALKS = {
     "q_mask of tensors": (lambda: of_ids(lambda ids, p: nf.q_mask(ids, p, N, 9)), (3, 3, 2)),
     "q_uniform": (lambda: lambda: nf.q_uniform(IDS, P, N, 50), (1, 1, 0)),
     "q_uniform of tensors": (lambda: of_ids(lambda ids, p: nf.q_uniform(ids, p, N, 50)), (3, 3, 2)),
+    "a step of tokens": (lambda: lambda: MDLM.step(0, MASKS, LOGITS, N, MDLM.state()), (3, 1, 0)),
+    "a step of tokens, tensors": (
+        lambda: of_logits(lambda x: MDLM.step(0, x[..., 0].long() + 50, x, N, MDLM.state())),
+        (5, 3, 2),
+    ),
     "interpolate": (lambda: lambda: nf.interpolate(X, X, P, PATH, target="velocity"), (1, 1, 0)),
     "interpolate of tensors": (lambda: of_tensor(lambda x: nf.interpolate(x, x, P, PATH)), (2, 2, 1)),
     "interpolate, a bridge": (lambda: lambda: nf.interpolate(X, X, P, BRIDGE, N), (4, 3, 3)),

@@ -74,6 +74,34 @@ bool take_names(PyObject* noise, const PlainLogits& logits, PlainNoise& names, C
     return whole;
 }
 
+// A draw of a token for each row, but for where to write it.
+class PlainRace {
+  public:
+    Race race{};
+
+    PlainRace(const PlainLogits& logits, const PlainSettings& settings, const Call& keys)
+        : positions_(static_cast<size_t>(logits.rows)), bad_(positions_.size()) {
+        for (int64_t row = 0; row < logits.rows; ++row) positions_[static_cast<size_t>(row)] = row % logits.of_sample;
+        race.rows = logits.rows, race.of_sample = logits.of_sample, race.n = logits.n;
+        race.x = logits.array.v.data, race.type = dtype(logits.array.v.kind);
+        race.position = positions_.data(), race.bad = bad_.data();
+        race.temperature = settings.temperature.values.get(), race.top_p = settings.top_p.values.get();
+        race.top_k = settings.top_k.data(), race.each = settings.each;
+        race.fields = keys.fields, race.field_per_sample = keys.field_per_sample;
+        race.chunks = chunks_of(logits.n);
+    }
+    PlainRace(const PlainRace&) = delete;
+
+    // Whether each row had a token.
+    bool is_good() const {
+        return std::all_of(bad_.begin(), bad_.end(), [](uint8_t one) { return one == 0; });
+    }
+
+  private:
+    std::vector<int64_t> positions_;
+    std::vector<uint8_t> bad_;
+};
+
 }  // namespace
 
 // categorical(logits, noise, temperature, top_k, top_p, where, info, dtype, out), or NotImplemented: a token for each
@@ -100,23 +128,12 @@ PyObject* fast_categorical(PyObject*, PyObject* const* args, Py_ssize_t n) {
             Py_RETURN_NOTIMPLEMENTED;
         if (!outputs.make(keys)) return nullptr;
         if (where.v.data && !given.data) std::memset(keys.out[0], -1, static_cast<size_t>(8 * logits.rows));
-        std::vector<int64_t> positions(static_cast<size_t>(logits.rows));
-        for (int64_t row = 0; row < logits.rows; ++row) positions[static_cast<size_t>(row)] = row % logits.of_sample;
-        std::vector<uint8_t> bad(static_cast<size_t>(logits.rows));
-        Race race{};
-        race.rows = logits.rows, race.of_sample = logits.of_sample, race.n = logits.n;
-        race.x = x.data, race.type = dtype(x.kind);
-        race.position = positions.data(), race.bad = bad.data();
-        race.where = reinterpret_cast<const uint8_t*>(where.v.data);
-        race.temperature = settings.temperature.values.get(), race.top_p = settings.top_p.values.get();
-        race.top_k = settings.top_k.data(), race.each = settings.each;
-        race.fields = keys.fields, race.field_per_sample = keys.field_per_sample;
-        race.token = keys.out[0], race.token_is_32 = is_32;
-        race.chunks = chunks_of(logits.n);
-        if (!run_call(x.count > kAtOnce, [&](const GoOn& go_on) { return run_race(race, go_on); })) return nullptr;
-        for (const uint8_t one : bad)
-            if (one) Py_RETURN_NOTIMPLEMENTED;
-        return outputs.give();
+        PlainRace plain(logits, settings, keys);
+        plain.race.where = reinterpret_cast<const uint8_t*>(where.v.data);
+        plain.race.token = keys.out[0], plain.race.token_is_32 = is_32;
+        if (!run_call(x.count > kAtOnce, [&](const GoOn& go_on) { return run_race(plain.race, go_on); }))
+            return nullptr;
+        return plain.is_good() ? outputs.give() : Py_NewRef(Py_NotImplemented);
     } catch (const std::bad_alloc&) {
         return PyErr_NoMemory();
     }

@@ -9,7 +9,7 @@
 #include "fast_categories.h"
 #include "fast_density.h"
 #include "fast_results.h"
-#include "fast_tokens.h"
+#include "fast_step.h"
 #include "plain_call.h"
 
 namespace nf {

@@ -95,12 +95,20 @@ class PlainNoise {
         return true;
     }
 
+    bool has_window = false;
+
+    // Draws from another stream, or from a later step.
+    void use(Call& call, uint32_t stream) {
+        for_each(call, [=](Field& field) { field.stream = stream; });
+    }
+    void later(Call& call, uint32_t steps) {
+        for_each(call, [=](Field& field) { field.step += steps; });
+    }
+
     // Draws uniform numbers: from their own stream if the noise has stream 0.
     void use_uniform(Call& call) {
         call.draw = Draw::uniform;
-        Field* const fields = several_ ? several_.get() : &one_;
-        for (int64_t n = call.field_per_sample ? call.batch : 1, i = 0; i < n; ++i)
-            if (fields[i].stream == 0) fields[i].stream = kUniformStream;
+        for_each(call, [](Field& field) { field.stream = field.stream == 0 ? kUniformStream : field.stream; });
     }
 
   private:
@@ -108,6 +116,12 @@ class PlainNoise {
     Field one_{};
     std::unique_ptr<Field[]> several_;
     PyObject* names_ = nullptr;  // a tuple
+
+    template <class Change>
+    void for_each(const Call& call, const Change& change) {
+        Field* const fields = several_ ? several_.get() : &one_;
+        for (int64_t n = call.field_per_sample ? call.batch : 1, i = 0; i < n; ++i) change(fields[i]);
+    }
 
     static bool plain(bool found) {
         if (!found) PyErr_Clear();
@@ -133,9 +147,10 @@ class PlainNoise {
     // Finds the sample's place in the window's full one, if there is a window: see `window_runs` of
     // call/description.py. Noise has checked that 0 <= start <= full, and that the full sample has at most 2^34
     // elements.
-    static bool window(Field& field, PyObject* noise, int ndim, const int64_t* shape) {
+    bool window(Field& field, PyObject* noise, int ndim, const int64_t* shape) {
         PyObject *const full = part(noise, at_window_shape), *const start = part(noise, at_window_start);
         if (full == Py_None) return true;
+        has_window = true;
         for (PyObject* given : {full, start})
             if (!given || !PyTuple_CheckExact(given) || PyTuple_GET_SIZE(given) != ndim) return false;
         int64_t stride = 1;

@@ -32,7 +32,7 @@ class Backend(Protocol):
 
     Attributes:
         fast_row, fast_random, fast_mse, fast_density, fast_density_gradient, fast_divergence, fast_tokens,
-            fast_categorical, fast_cross_entropy: its fast path, or None.
+            fast_categorical, fast_cross_entropy, fast_token_step: its fast path, or None.
         empty: allocates outputs in host memory, like `numpy.empty`.
         tests_itself: whether it is tested on first use, and not when it is loaded.
     """
@@ -46,6 +46,7 @@ class Backend(Protocol):
     fast_tokens: Callable[..., Any] | None
     fast_categorical: Callable[..., Any] | None
     fast_cross_entropy: Callable[..., Any] | None
+    fast_token_step: Callable[..., Any] | None
     empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
     tests_itself: bool
 
@@ -102,6 +103,7 @@ fast_divergence: Callable[..., Any] = _at_first("fast_divergence")
 fast_tokens: Callable[..., Any] = _at_first("fast_tokens")
 fast_categorical: Callable[..., Any] = _at_first("fast_categorical")
 fast_cross_entropy: Callable[..., Any] = _at_first("fast_cross_entropy")
+fast_token_step: Callable[..., Any] = _at_first("fast_token_step")
 FAST_PATH = (
     "fast_row",
     "fast_random",
@@ -112,6 +114,7 @@ FAST_PATH = (
     "fast_tokens",
     "fast_categorical",
     "fast_cross_entropy",
+    "fast_token_step",
 )
 empty: Callable[..., Any] = _at_first("empty")
 

@@ -46,6 +46,7 @@ fast_divergence: Callable[..., Any] = _native.divergence
 fast_tokens: Callable[..., Any] = _native.tokens
 fast_categorical: Callable[..., Any] = _native.categorical
 fast_cross_entropy: Callable[..., Any] = _native.masked_cross_entropy
+fast_token_step: Callable[..., Any] = _native.token_step
 # Large ones in memory that earlier outputs gave back.
 empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]] = _native.empty
 tests_itself = False

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .. import backends
 from ..arguments.arrays import allowed_dtype, as_numbers, check_overlap, count, host_view, is_array, output
-from ..arguments.options import lengths
+from ..arguments.options import fast_path, lengths
 from ..ground import notebook
 from ..ground.checks import check_integer, check_number, first_of
 from ..ground.kinds import library, library_for, library_of
@@ -68,9 +69,10 @@ class DiscreteSampler:
     (4, [1.0, 0.75, 0.5, 0.25])
     """
 
-    __slots__ = ("table",)
+    __slots__ = ("_plain", "table")
 
     table: TokenTable
+    _plain: tuple[Any, ...]
 
     def __init__(self, table: TokenTable) -> None:
         if not isinstance(table, TokenTable):
@@ -84,6 +86,7 @@ class DiscreteSampler:
         heat = [temperature, *{temperature * row.temperature for row in table.rows}]
         settings_of(len(heat), heat, check_integer("top_k", table.top_k), top_p)
         object.__setattr__(self, "table", table)
+        object.__setattr__(self, "_plain", tuple(_plain_row(table, row) for row in table.rows))
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("a DiscreteSampler is frozen: make another one")
@@ -175,11 +178,21 @@ class DiscreteSampler:
         >>> int((x == 4).sum())
         3
         """
+        other = None if type(x) is np.ndarray else library_of(x)
+        fast = backends.fast_token_step if other is None else fast_path(other, "fast_token_step")
+        plain = self._plain[i] if type(i) is int and 0 <= i < len(self._plain) and fast is not None else None
+        if plain is not None and not log_prob and (state is None or (type(state) is TokenState and not state.asked)):
+            done = fast(plain, i, x, logits, noise, where, out)
+            if done is not NotImplemented:
+                x_next, *memory = done
+                if state is not None:
+                    (state.drawn, state.taken), state.info = memory, {}
+                return x_next
         row = self._row(i)
         if not isinstance(state, TokenState | None):
             own = f"{self.table.name}'s own, sampler.state(), one per run"
             raise TypeError(f"state: expected {own}, got {type(state).__name__}")
-        if type(x) is not np.ndarray and (other := library_of(x)) is not None:
+        if other is not None:
             options: dict[str, Any] = {"where": where, "log_prob": log_prob, "out": out}
             return other.through(self.step, i, x, logits, noise, state, **options)
         tokens = tokens_of("x", x)
@@ -483,6 +496,20 @@ class DiscreteSampler:
         if row.bound is not None and self.table.mask_id is None:  # as step finds them, from the same bits
             taken = certain(row.bound, self._drawn(row, logits, Noise(0), may, ("entropy",)).info["entropy"], may)
         return law(self.table, row, x, to, may, of_next, of_own, total, taken)
+
+
+def _plain_row(table: TokenTable, row: TokenRow) -> tuple[Any, ...] | None:
+    """Returns the numbers of PlainTokenRow (csrc/python/fast_step.h), or None if the row needs more than it does."""
+    mask = -1 if table.mask_id is None else int(table.mask_id)
+    plain = row.rate is None and row.bound is None and not row.own and not table.guidance
+    if not plain or (table.top_p < 1 and not table.crossing) or not -(1 << 63) <= mask < 1 << 63:
+        return None
+    hides, by_words = mask >= 0 and table.mask_logit == "ignore", table.order != "confidence"
+    whole = mask, int(table.vocabulary or 0), int(row.end), int(row.left or 0)
+    settings = float(table.temperature * row.temperature), int(table.top_k), float(table.top_p)
+    chances = row.reveal, row.change, *row.renoise, row.remask
+    flags = table.mask_id is not None, hides, row.touches_tokens, by_words
+    return *flags, *whole, *settings, *map(float, chances)
 
 
 def _need_room(drawn: NDArray[np.int64], dtype: np.dtype[Any]) -> None:

@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+// The fast path of a step of a sampler of tokens: sampling/tokens.py says the same in NumPy.
+#pragma once
+#include <numeric>
+
+#include "fast_categories.h"
+
+namespace nf {
+namespace {
+
+// A row of a TokenTable, and what the table adds.
+struct PlainTokenRow {
+    int has_mask, hides, touches, by_words;  // by_words: the order of positions by rank
+    long long mask, vocabulary, end, left;   // vocabulary, left: or 0
+    PyObject *temperature, *top_k, *top_p;   // borrowed
+    double reveal, change, differ, same, remask;
+
+    // False: a Python error is set.
+    bool parse(PyObject* row) {
+        return PyArg_ParseTuple(row, "ppppLLLLOOOddddd", &has_mask, &hides, &touches, &by_words, &mask, &vocabulary,
+                                &end, &left, &temperature, &top_k, &top_p, &reveal, &change, &differ, &same, &remask);
+    }
+};
+
+// One step: its arrays are int64 or bytes, one for each position.
+class PlainTokenStep {
+  public:
+    // Takes the tokens x and the positions that may take a drawn one. False: declined.
+    bool read(const PlainTokenRow& row, PyObject* tokens, PyObject* where) {
+        PlainArray allowed;
+        const View& ids = x.v;
+        if (!x.read(tokens) || !is_token(ids.kind) || ids.ndim < 2 || !take_bools(where, ids, allowed) ||
+            (row.has_mask ? !is_of(ids, row.mask)
+                          : row.vocabulary && !all_below(ids, static_cast<uint64_t>(row.vocabulary))))
+            return false;
+        const auto n = static_cast<size_t>(ids.count);
+        batch = ids.shape[0], length = ids.count / batch;
+        old.resize(n), drawn.resize(n), may.resize(n), taken.resize(n);
+        of_tokens(ids, [&](auto* first) { std::copy_n(first, n, old.begin()); });
+        for (size_t i = 0; i < n; ++i) {
+            const bool masked = row.has_mask && old[i] == row.mask;
+            may[i] = (row.touches || !row.has_mask || masked) && static_cast<int64_t>(i) % length < length - row.end &&
+                     (!allowed.v.data || allowed.v.data[i]);
+        }
+        return true;
+    }
+
+    // Draws of these streams at step i of the noise. False: declined.
+    bool name(PyObject* noise, int64_t i, const View& logits) {
+        const auto keys = [&](Call& call, PlainNoise& names, int stream, int64_t size, const View& of) {
+            call.batch = batch, call.size = size, call.n_rows = i + 1;
+            if (!names.parse(noise, stream, call, of.ndim - 1, of.shape + 1) || names.has_window) return false;
+            names.later(call, static_cast<uint32_t>(i));
+            call.step_by_index = 0, call.n_rows = 1, call.index = &first_row_, call.segment = batch * size;
+            call.type = call.out_type = DType::f32, call.draw = Draw::words;
+            return true;
+        };
+        return keys(race_, race_names_, kRace, logits.count / batch, logits) &&
+               keys(words_, names_, kMasks, length, x.v);
+    }
+
+    // Draws a token at each position that may take one. 1; 0: declined; -1: a Python error is set.
+    int draw(const PlainTokenRow& row, const PlainLogits& logits, const PlainSettings& settings, bool by_confidence) {
+        const View& given = logits.array.v;
+        PlainRace plain(logits, settings, race_);
+        plain.race.where = may.data(), plain.race.token = drawn.data();
+        Scratch hidden;
+        const bool hides = row.hides && row.mask < logits.n;
+        if (hides && !hidden.take(static_cast<size_t>(given.bytes))) return PyErr_NoMemory(), -1;
+        if (by_confidence) confidence.resize(old.size()), plain.race.log_prob_raw = confidence.data();
+        if (hides) plain.race.x = hidden.data;
+        const auto run = [&](const GoOn& go_on) {
+            if (hides) hide(given, logits.n, row.mask, hidden.data);
+            return run_race(plain.race, go_on);
+        };
+        if (!run_call(given.count > kAtOnce, run)) return -1;
+        if (!plain.is_good()) return 0;
+        const int64_t most = of_tokens(x.v, [](auto* first) {
+            return static_cast<int64_t>(std::numeric_limits<std::remove_cvref_t<decltype(*first)>>::max());
+        });
+        for (size_t i = 0; i < old.size(); ++i) {
+            if (!may[i]) drawn[i] = 0;
+            if (drawn[i] > most || (!row.has_mask && row.vocabulary && drawn[i] >= row.vocabulary)) return 0;
+        }
+        return 1;
+    }
+
+    // Finds the next tokens. False: a Python error is set.
+    bool change(const PlainTokenRow& row) {
+        made = old;
+        if (row.left) return by_rank(row);
+        std::vector<float> words(old.size());
+        std::vector<int64_t> other;
+        if (!draw_words(words, kMasks) || ((row.differ != 0 || row.same != 0) && !draw_tokens(row, other)))
+            return false;
+        const double reached = row.change + row.differ;
+        const double events[3][2] = {
+            {row.change, 0}, {reached, row.same}, {reached + row.remask, row.same + row.remask}};
+        for (size_t i = 0; i < old.size(); ++i) {
+            if (!may[i]) continue;
+            const uint32_t word = __builtin_bit_cast(uint32_t, words[i]);
+            const auto below = [&](double p) { return static_cast<double>(word) < std::rint(p * 0x1p32); };
+            if (row.has_mask && old[i] == row.mask) {
+                taken[i] = below(std::min(row.reveal, 1.0));
+                if (taken[i]) made[i] = drawn[i];
+            } else if (row.touches) {
+                const bool is_same = drawn[i] == old[i];
+                if (below(events[0][is_same]))
+                    taken[i] = 1, made[i] = drawn[i];
+                else if (below(events[1][is_same]))
+                    made[i] = other.empty() ? old[i] : other[i];
+                else if (below(events[2][is_same]))
+                    made[i] = row.has_mask ? row.mask : old[i];
+            }
+        }
+        return true;
+    }
+
+    PlainArray x;
+    int64_t batch, length;
+    std::vector<int64_t> old, drawn, made;
+    std::vector<uint8_t> may, taken;
+    std::vector<float> confidence;
+
+  private:
+    PlainNoise race_names_, names_;
+    Call race_{}, words_{};
+    const int64_t first_row_ = 0;
+
+    // Copies the logits of the rows that are read, with -inf for the mask.
+    void hide(const View& logits, int64_t n, int64_t mask, char* to) const {
+        const int64_t item = bytes_of(logits.kind), bytes = n * item;
+        for (size_t i = 0; i < may.size(); ++i) {
+            if (!may[i]) continue;
+            char* const row = to + static_cast<int64_t>(i) * bytes;
+            std::memcpy(row, logits.data + static_cast<int64_t>(i) * bytes, static_cast<size_t>(bytes));
+            const float single = -INFINITY;
+            const uint16_t half = logits.kind == Kind::f16 ? 0xFC00 : 0xFF80;
+            std::memcpy(row + mask * item, item == 4 ? static_cast<const void*>(&single) : &half,
+                        static_cast<size_t>(item));
+        }
+    }
+
+    bool draw_words(std::vector<float>& words, int stream) {
+        float row[kColumns]{};
+        constexpr int kColumn = kAffine[0] + 1 + kZ;
+        row[kColumn] = 1;
+        names_.use(words_, static_cast<uint32_t>(stream));
+        words_.rows = row, words_.active = uint64_t{1} << kColumn, words_.out[0] = words.data();
+        return run_plain(words_, [](const Call& call, const GoOn& go_on) { return run_step(call, go_on); });
+    }
+
+    // Draws a token of the whole vocabulary for each position.
+    bool draw_tokens(const PlainTokenRow& row, std::vector<int64_t>& tokens) {
+        std::vector<uint8_t> all(old.size());
+        tokens.resize(old.size());
+        const double always = 1;
+        Masks masks{};
+        masks.tokens = old.data(), masks.out = tokens.data(), masks.masked = all.data(), masks.p = &always;
+        masks.segment = batch * length, masks.bytes = 8, masks.vocabulary = static_cast<uint64_t>(row.vocabulary);
+        names_.use(words_, kMasks);
+        return run_plain(words_, [&](const Call& call, const GoOn& go_on) { return run_masks(call, masks, go_on); });
+    }
+
+    // The first of a sample's positions take their token, so many that the others are left for the later steps.
+    bool by_rank(const PlainTokenRow& row) {
+        constexpr int kPlaces = 16;  // a stream, as in noise.py
+        std::vector<float> words(row.by_words ? old.size() : 0);
+        if (row.by_words && !draw_words(words, kPlaces)) return false;
+        const auto key = [&](size_t i) {
+            return !may[i]        ? INFINITY
+                   : row.by_words ? static_cast<double>(__builtin_bit_cast(uint32_t, words[i]))
+                                  : -static_cast<double>(confidence[i]);
+        };
+        std::vector<std::pair<double, size_t>> order(static_cast<size_t>(length));
+        for (size_t first = 0; first < old.size(); first += order.size()) {
+            int64_t masks = 0;
+            for (size_t i = 0; i < order.size(); ++i) order[i] = {key(first + i), first + i}, masks += may[first + i];
+            const int64_t count = (masks + row.left - 1) / row.left;
+            std::partial_sort(order.begin(), order.begin() + count, order.end());
+            for (int64_t k = 0; k < count; ++k) {
+                const size_t i = order[static_cast<size_t>(k)].second;
+                taken[i] = may[i];
+                if (taken[i]) made[i] = drawn[i];
+            }
+        }
+        return true;
+    }
+};
+
+// A new array of NumPy, of x's shape.
+template <class Number>
+PyObject* of_positions(const std::vector<Number>& numbers, Kind kind, PyArray_Descr* descriptor, const View& x) {
+    char* data;
+    PyObject* const made = new_one({kind, false, x.ndim, x.shape, x.count, descriptor}, data);
+    if (made) std::copy(numbers.begin(), numbers.end(), reinterpret_cast<Number*>(data));
+    return made;
+}
+
+}  // namespace
+
+// token_step(row, i, x, logits, noise, where, out), or NotImplemented: (the next x, the drawn tokens, which positions
+// took them), the last two as arrays of NumPy.
+PyObject* fast_token_step(PyObject*, PyObject* const* args, Py_ssize_t n) {
+    if (n != 7) return PyErr_Format(PyExc_TypeError, "token_step: expected 7 arguments, got %zd", n);
+    try {
+        PlainTokenRow row;
+        PlainTokenStep step;
+        PlainLogits logits;
+        PlainSettings settings;
+        PlainOutputs outputs;
+        Call written{};
+        int64_t i;
+        if (!row.parse(args[0])) return nullptr;
+        const View &x = step.x.v, &given = logits.array.v;
+        if (!take_integer(args[1], i) || !step.read(row, args[2], args[5]) || !logits.read(args[3]) ||
+            !logits.shape.same_shape(x) || given.is_tensor != x.is_tensor || logits.of_sample > kPositions ||
+            logits.n < row.vocabulary || !settings.parse(row.temperature, row.top_k, row.top_p, logits) ||
+            !step.name(args[4], i, given))
+            return declined();
+        outputs.first = {x.kind, x.is_tensor, x.ndim, x.shape, x.count, nullptr};
+        if (!x.is_tensor) outputs.first.descriptor = PyArray_DESCR(array(x.object));
+        if (!outputs.take(0, args[6], written) || outputs.spoil(x, true)) Py_RETURN_NOTIMPLEMENTED;
+        const int good = step.draw(row, logits, settings, row.left && !row.by_words);
+        if (good <= 0) return good ? nullptr : Py_NewRef(Py_NotImplemented);
+        if (!step.change(row) || !outputs.make(written)) return nullptr;
+        View out = x;
+        out.data = static_cast<char*>(written.out[0]);
+        of_tokens(out, [&](auto* first) {
+            using Token = std::remove_cvref_t<decltype(*first)>;
+            std::transform(step.made.begin(), step.made.end(), const_cast<Token*>(first),
+                           [](int64_t token) { return static_cast<Token>(token); });
+        });
+        for (size_t k = 0; k < step.drawn.size(); ++k)
+            if (!step.may[k]) step.drawn[k] = step.old[k];
+        const Reference next(outputs.give()), drawn(of_positions(step.drawn, Kind::i64, int64, x)),
+            taken(of_positions(step.taken, Kind::b1, boolean, x));
+        return next.object && drawn.object && taken.object ? PyTuple_Pack(3, next.object, drawn.object, taken.object)
+                                                           : nullptr;
+    } catch (const std::bad_alloc&) {
+        return PyErr_NoMemory();
+    }
+}
+
+}  // namespace nf
