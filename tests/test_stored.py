@@ -63,6 +63,15 @@ def test_annotations_are_known_where_a_class_is_shown(name):
     assert get_type_hints(type(MADE[name])) is not None
 
 
+@pytest.mark.parametrize(
+    ("call", "named"), [(nf.Schedule, "Schedule.__init__"), (MADE["sampler"].step, "Sampler.step")]
+)
+def test_an_error_of_python_names_the_class_that_is_shown(call, named):
+    """Seen to fail: the base that has the method."""
+    with pytest.raises(TypeError, match=rf"^{named}\(\) missing"):
+        call()
+
+
 def test_a_call_of_a_task_of_dasks():
     pytest.importorskip("dask")
     found = stored("dask call")((slice(2, 4), slice(3, 6)), np.ones((2, 3), np.float32))
