@@ -32,9 +32,14 @@ def show_public(module: ModuleType, *others: str) -> None:
 
 
 def show_as(module: str, *values: Any) -> None:
-    """Lets classes and functions state the public module that shows them. Pickles name it, so the code may move.
-    Methods of our bases state the class that is shown, which Python's errors name."""
+    """Lets classes and functions state the public module that shows them: pickles name it, so the code may move.
+
+    It gets what their own module knows, where Python looks up the names in their annotations. Methods of our bases
+    state the class that is shown, which Python's errors name."""
+    shown = vars(sys.modules[module])
     for value in values:
+        for name, known in vars(sys.modules[value.__module__]).items():
+            shown.setdefault(name, known)
         value.__module__ = module
         for base in getattr(value, "__mro__", ())[1:]:
             for name, member in vars(base).items() if base.__module__.startswith("noisefuse.") else ():
