@@ -205,7 +205,7 @@ def code_of(text):
 
 # ---- the site ----------------------------------------------------------------------------------------------
 
-DIRECTIVE = re.compile(r"^\.\. (?:auto(?P<kind>\w+)|currentmodule):: (?P<name>[\w.]+)$", re.MULTILINE)
+DIRECTIVE = re.compile(r"^\.\. (?:auto(?P<kind>\w+)|currentmodule|py:data):: (?P<name>[\w.]+)$", re.MULTILINE)
 TOCTREE = re.compile(r"^```\{toctree\}\n(?P<entries>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
