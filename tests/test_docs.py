@@ -375,8 +375,7 @@ OFFERED += [(f"{part}.{name}", value) for part in PARTS for name, value in publi
 OFFERED += [(f"samplers.{name}", value) for name, value in public(token_samplers)]
 EXAMPLES = [(name, value) for name, value in OFFERED if ">>>" in (inspect.getdoc(value) or "")]
 CONSTRUCTORS = [(name, value) for name, value in inspect.getmembers(nf.Schedule, inspect.ismethod) if name[0] != "_"]
-CONSTRUCTORS = [(name, value) for name, value in CONSTRUCTORS if name != "register"]  # which makes none
-FUNCTIONS = [(f"Schedule.{name}", value) for name, value in CONSTRUCTORS]
+FUNCTIONS = [(f"Schedule.{name}", value) for name, value in CONSTRUCTORS if name != "register"]  # it returns None
 FUNCTIONS += [
     (name, value) for name, value in OFFERED if inspect.isfunction(value) and name.rpartition(".")[0] in ("", *PARTS)
 ]
