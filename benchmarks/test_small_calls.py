@@ -30,6 +30,9 @@ EVERY_OTHER, SWAPPED = np.ones((1, 16, 14), np.float32)[..., ::2], X.astype(X.dt
 BYTES = np.zeros(ACTION, np.uint8)
 FOUR, PEAKS, PEPPER = np.zeros((4, 4, 7), np.uint8), np.full(4, 255.0), 0.9 * np.eye(256) + 0.1 / 256
 IDS = np.arange(8)
+TOKENS, MASKS, LOGITS = np.full((2, 16), 3), np.full((2, 16), 50), np.zeros((2, 16, 50), np.float32)
+MDLM, PATH, LINEAR = nf.samplers.mdlm(steps=4, mask_id=50), nf.paths.linear(), nf.Schedule.linear(5)
+PAIR, U2 = np.ones((2, 16, 7), np.float32), np.array([0.3, 0.4])
 
 # The name of a call, the call, and its time in calls of np.add.
 CALLS: list[tuple[str, Call, float]] = [
@@ -75,6 +78,14 @@ CALLS: list[tuple[str, Call, float]] = [
     ("augment.gaussian, shared", lambda: nf.augment.gaussian(X, 0.1, NOISE, layout="CHW", shared=True), 27.5),
     ("augment.gaussian, clip=", lambda: nf.augment.gaussian(X, 0.1, NOISE, clip=(0, 1)), 12.6),
     ("fields.nearest_of, of 64", lambda: nf.fields.nearest_of(64, X, NOISE), 175.0),
+    ("q_mask", lambda: nf.q_mask(TOKENS, 0.5, NOISE, 9), 2.2),
+    ("q_uniform", lambda: nf.q_uniform(TOKENS, 0.5, NOISE, 50), 2.4),
+    ("categorical", lambda: nf.categorical(LOGITS[:, :1], NOISE), 6.0),
+    ("masked_cross_entropy", lambda: nf.masked_cross_entropy(LOGITS, TOKENS), 18.0),
+    ("a step of mdlm", lambda: MDLM.step(0, MASKS, LOGITS, NOISE, MDLM.state()), 42.0),
+    ("interpolate, t (B,)", lambda: nf.interpolate(PAIR, PAIR, U2, PATH, target="velocity"), 3.5),
+    ("noised, (B,)", lambda: nf.noised(PAIR, U2, U2, NOISE), 4.0),
+    ("q_walk of 5 steps", lambda: nf.q_walk(X, LINEAR, NOISE, keep=[4]), 3.4),
     ("Noise.at", lambda: NOISE.at(sample=3), 2.1),
     ("Noise.at, ids", lambda: NOISE.at(sample=IDS), 5.7),
     ("a schedule at an int", lambda: SCHEDULE(300), 4.3),

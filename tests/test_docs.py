@@ -180,9 +180,7 @@ def test_a_dead_link_is_seen(tmp_path):
 
 PUBLIC = {name: getattr(nf, name) for name in nf.__all__}
 SAMPLERS = {name: getattr(nf.samplers, name) for name in nf.samplers.__all__}
-SCHEDULES = {
-    name: getattr(nf.Schedule, name) for name, value in vars(nf.Schedule).items() if isinstance(value, classmethod)
-}
+SCHEDULES = dict(inspect.getmembers(nf.Schedule, inspect.ismethod))
 NAMES = {name: value for name, value in (PUBLIC | SAMPLERS | SCHEDULES).items() if not name.startswith("_")}
 
 
@@ -207,7 +205,7 @@ def code_of(text):
 
 # ---- the site ----------------------------------------------------------------------------------------------
 
-DIRECTIVE = re.compile(r"^\.\. (?:auto(?P<kind>\w+)|currentmodule):: (?P<name>[\w.]+)$", re.MULTILINE)
+DIRECTIVE = re.compile(r"^\.\. (?:auto(?P<kind>\w+)|currentmodule|py:data):: (?P<name>[\w.]+)$", re.MULTILINE)
 TOCTREE = re.compile(r"^```\{toctree\}\n(?P<entries>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -377,7 +375,7 @@ OFFERED += [(f"{part}.{name}", value) for part in PARTS for name, value in publi
 OFFERED += [(f"samplers.{name}", value) for name, value in public(token_samplers)]
 EXAMPLES = [(name, value) for name, value in OFFERED if ">>>" in (inspect.getdoc(value) or "")]
 CONSTRUCTORS = [(name, value) for name, value in inspect.getmembers(nf.Schedule, inspect.ismethod) if name[0] != "_"]
-FUNCTIONS = [(f"Schedule.{name}", value) for name, value in CONSTRUCTORS]
+FUNCTIONS = [(f"Schedule.{name}", value) for name, value in CONSTRUCTORS if name != "register"]  # it returns None
 FUNCTIONS += [
     (name, value) for name, value in OFFERED if inspect.isfunction(value) and name.rpartition(".")[0] in ("", *PARTS)
 ]

@@ -8,6 +8,7 @@ import json
 import pickle
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -54,6 +55,21 @@ def test_a_pickle_names_the_public_module(name):
     """So that the code may move. Seen to fail: without `show_as`."""
     kind = type(MADE[name])
     assert kind.__module__ in ("noisefuse.samplers.plan", *(f"noisefuse.{page}" for page in PAGES))
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_annotations_are_known_where_a_class_is_shown(name):
+    """Seen to fail: a page without the names of the code's module."""
+    assert get_type_hints(type(MADE[name])) is not None
+
+
+@pytest.mark.parametrize(
+    ("call", "named"), [(nf.Schedule, "Schedule.__init__"), (MADE["sampler"].step, "Sampler.step")]
+)
+def test_an_error_of_python_names_the_class_that_is_shown(call, named):
+    """Seen to fail: the base that has the method."""
+    with pytest.raises(TypeError, match=rf"^{named}\(\) missing"):
+        call()
 
 
 def test_a_call_of_a_task_of_dasks():

@@ -43,6 +43,25 @@ bool lengths(PyObject* given, int64_t* shape, Made& made) {
     return made.count <= int64_t{1} << 56;  // so that the bytes do not overflow
 }
 
+// The times of a walk that are kept: None, all of them; or integers that rise, in a list, a tuple, a range or an array.
+// slots: of each time up to the last, its place in the result, or -1.
+bool kept_times(PyObject* keep, int64_t steps, std::vector<int64_t>& slots, int64_t& count) {
+    View v{};
+    const bool listed = PyList_CheckExact(keep) || PyTuple_CheckExact(keep) || PyRange_Check(keep);
+    if (listed && !(PyObject_Length(keep) <= steps)) return PyErr_Clear(), false;
+    const Reference times(listed ? PySequence_Tuple(keep) : nullptr);
+    if (keep != Py_None && !times.object && (!view(keep, v) || v.kind != Kind::i64 || v.ndim != 1)) return false;
+    count = times.object ? PyTuple_GET_SIZE(times.object) : v.data ? v.count : steps;
+    for (int64_t k = 0, t; k < count; ++k) {
+        if (times.object && !take_integer(PyTuple_GET_ITEM(times.object, k), t)) return false;
+        if (!times.object) t = v.data ? reinterpret_cast<const int64_t*>(v.data)[k] : k;
+        if (t < static_cast<int64_t>(slots.size()) || t >= steps) return false;
+        slots.resize(static_cast<size_t>(t) + 1, -1);
+        slots.back() = k;
+    }
+    return count > 0;
+}
+
 }  // namespace
 
 // row(table, i, x, model_output, past, noise, stream, out, aux, dtype, batched, clip), or NotImplemented. Returns out,
@@ -130,6 +149,47 @@ PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
         return PyErr_NoMemory();
     }
 }
+
+// walk(table, x0, noise, keep, out, batched), or NotImplemented: q_walk of floats.
+PyObject* fast_walk(PyObject*, PyObject* const* args, Py_ssize_t n) {
+    if (n != 6) return PyErr_Format(PyExc_TypeError, "walk: expected 6 arguments, got %zd", n);
+    constexpr int kWalk = 1;  // a stream, as in noise.py
+    try {
+        Call call{};
+        View x;
+        PlainNoise noise;
+        PlainOutputs outputs;
+        std::vector<int64_t> slots;
+        int64_t shape[NPY_MAXDIMS];
+        const int64_t first_row = 0;
+        const bool batched = args[5] != Py_False;
+        if (!view(args[1], x) || !is_float(x.kind) || x.ndim == 0 || x.ndim == NPY_MAXDIMS ||
+            (x.is_tensor && torch.dual()) || (args[5] != Py_None && !PyBool_Check(args[5])))
+            Py_RETURN_NOTIMPLEMENTED;
+        call.type = call.out_type = call.in_type[kX] = dtype(x.kind);
+        take_rows(args[0], call.type, call);
+        call.batch = batched ? x.shape[0] : 1;
+        call.size = x.count / call.batch;
+        call.segment = x.count, call.index = &first_row, call.in[kX] = x.data;
+        Made& made = outputs.first;
+        made = {x.kind, x.is_tensor, x.ndim + 1, shape, 0, x.is_tensor ? nullptr : PyArray_DESCR(array(x.object))};
+        if (!kept_times(args[3], call.n_rows, slots, shape[0]) ||
+            __builtin_mul_overflow(shape[0], x.count, &made.count) || made.count > int64_t{1} << 56)
+            return declined();
+        std::copy_n(x.shape, x.ndim, shape + 1);
+        if (!noise.parse(args[2], kWalk, call, x.ndim - batched, x.shape + batched) ||
+            !outputs.take(0, args[4], call) || outputs.spoil(x, false))
+            Py_RETURN_NOTIMPLEMENTED;
+        call.step_by_index = 0;
+        call.keep = slots.data(), call.times = static_cast<int64_t>(slots.size());
+        if (!outputs.make(call)) return nullptr;
+        const auto run = [&](const GoOn& go_on) { return run_walk(call, go_on); };
+        return run_call(x.count > kAtOnce / call.times, run) ? outputs.give() : nullptr;
+    } catch (const std::bad_alloc&) {
+        return PyErr_NoMemory();
+    }
+}
+
 // Where instances of a class keep this slot; -1: a Python error is set.
 Py_ssize_t slot(PyObject* type, const char* name) {
     const Reference descriptor(PyObject_GetAttrString(type, name));

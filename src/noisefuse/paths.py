@@ -71,12 +71,12 @@ class Path:
 
     @kept_property
     def plain(self) -> dict[Any, Plain | None]:
-        """The rows of a point and its target for the fast path, by target. None: the path has no such target."""
+        """Returns the rows of a point and its target for the fast path, by target, with None for one that it lacks."""
         return _Plain(_point, (self.a, self.b, self.g, self.da, self.db, self.dg))
 
     @kept_property
     def plain_residual(self) -> dict[Any, Plain | None]:
-        """Those of the loss: m1 minus the target, with x1 as m2."""
+        """Returns the rows of m1 minus the target, with x1 as m2, for the fast path of the loss."""
         return _Plain(_residual, (self.a, self.b, self.g, self.da, self.db, self.dg))
 
     def __repr__(self) -> str:

@@ -2,8 +2,8 @@
 """Noise schedules. The code is in language/schedule.py."""
 
 from .ground.lazy import show_as
+from .language.named import _of_registered as _of_registered
 from .language.schedule import Schedule
-from .language.schedule import _of_registered as _of_registered
 
 __all__ = ["Schedule"]
 

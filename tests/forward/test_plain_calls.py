@@ -33,6 +33,14 @@ TIMES = {
     "int32": T.astype(np.int32),
     "int32 for each row": np.arange(32, dtype=np.int32).reshape(2, 16),
 }
+KEPT = {
+    "all": None,
+    "one": [0],
+    "the last": (49,),
+    "a range": range(0, 50, 7),
+    "an array": np.array([2, 3]),
+    "integers of NumPy's": [np.int32(3), np.int64(9)],
+}
 OWN = {  # schedules with a time of their own
     "flow": nf.Schedule.flow(50),
     "shifted": nf.Schedule.flow(50, shift=3.0),
@@ -98,6 +106,10 @@ CALLS = {
     "a row of a list": lambda a: nf.update(DRAWS, 1, a("float32"), a("float32"), noise=LISTED),
     "a row that draws nothing": lambda a: nf.update(DDIM, 1, a("float32"), a("float32"), noise=LISTED),
     "q_step, one sample": lambda a: nf.q_step(a("float32"), 3, S, N, batched=False),
+    **{f"q_walk {d}": lambda a, d=d: nf.q_walk(a(d), S, N, keep=[0, 4, 30]) for d in FLOATS},
+    **{f"q_walk, {name}": lambda a, k=k: nf.q_walk(a("float32"), S, N, keep=k) for name, k in KEPT.items()},
+    "q_walk of a list": lambda a: nf.q_walk(a("float64"), S, LISTED, keep=[7]),
+    "q_walk of one sample": lambda a: nf.q_walk(a("float32"), S, N, keep=[7], batched=False),
     **{f"mse_loss {d}": lambda a, d=d: nf.mse_loss(a("float32"), a(d), T, S, N, target="v") for d in ALL[::3]},
     **{
         f"{target} of {name} at {u}": lambda a, s=s, u=u, target=target: nf.q_sample(
@@ -266,6 +278,39 @@ def test_wrong_times_are_what_they_are_to_the_checked_path(native, monkeypatch, 
             return type(raised), str(raised)
 
     assert error() == checked(monkeypatch, error)
+
+
+@pytest.mark.parametrize("noise", [N, [N], N.at(stream=64), N.at(step=2**32 - 9), X[0], 7], ids=repr)
+@pytest.mark.parametrize(
+    "keep",
+    [[3, 50], [-1], [3, 3], [4, 3], [], [True, 2], [1.0], [[1]], 3, "all", range(60), np.array([3, 50]),
+     range(9, 0, -1),
+     np.array([1], np.int32), [2**70], [8], [9]],
+    ids=repr,
+)  # fmt: skip
+def test_wrong_walks_are_what_they_are_to_the_checked_path(native, monkeypatch, keep, noise):
+    """Seen to fail: times that fall, and a step beyond 2^32."""
+
+    def error():
+        try:
+            return nf.q_walk(X[0], S, noise, keep=keep).tobytes()
+        except Exception as raised:
+            return type(raised), str(raised)
+
+    assert error() == checked(monkeypatch, error)
+
+
+@pytest.mark.parametrize("out", [np.ones((1, *SHAPE), np.float32), np.ones(SHAPE, np.float32), X[0][None]])
+def test_a_walk_is_written(native, monkeypatch, out):
+    """An output of another shape, and one that overlaps x0, is refused."""
+
+    def written():
+        try:
+            return nf.q_walk(X[0], S, N, keep=[7], out=out) is out, out.tobytes()
+        except ValueError as raised:
+            return str(raised)
+
+    assert written() == checked(monkeypatch, written)
 
 
 LAYOUTS = {

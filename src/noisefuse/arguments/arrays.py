@@ -22,7 +22,8 @@ Array: TypeAlias = NDArray[Any]
 
 
 def on_device(x: object) -> bool:
-    """Tells whether x is a CuPy array. CuPy's arrays exist only once CuPy is loaded, so nothing here loads it."""
+    """Tells whether x is a CuPy array. CuPy's arrays exist only once CuPy is loaded, so nothing here loads it. An array
+    that was checked is NumPy's or CuPy's, so `isinstance` tells."""
     kind = type(x)
     if kind is np.ndarray or kind in _CUPY:
         return kind is not np.ndarray
@@ -76,7 +77,7 @@ CPU = 1  # kDLCPU of DLPack, https://dmlc.github.io/dlpack/latest/c_api.html
 
 def device_of(x: Any) -> int | None:
     """Returns the number of x's CUDA device, or None if x lies in host memory."""
-    return int(x.device.id) if on_device(x) else None
+    return None if isinstance(x, np.ndarray) else int(x.device.id) if on_device(x) else None
 
 
 def one_place(arrays: Iterable[tuple[str, Array]]) -> int | None:
@@ -165,7 +166,7 @@ def _fast_dtype(dtype: Any, allowed: tuple[str, ...]) -> tuple[Any, ...]:
 
 def as_array(name: str, x: object, allowed: tuple[str, ...] = FLOATS) -> Array:
     """Returns x as a plain array of native byte order. TypeError: its dtype is not allowed."""
-    if not isinstance(x, np.generic) and not is_array(x):
+    if type(x) is not np.ndarray and not isinstance(x, np.generic) and not is_array(x):
         raise TypeError(f"{name}: expected {wanted(x)}, got {_kind(x)}")
     array = as_numbers(name, x)
     if dtype_name(array.dtype) not in allowed:
@@ -176,6 +177,8 @@ def as_array(name: str, x: object, allowed: tuple[str, ...] = FLOATS) -> Array:
 def as_numbers(name: str, x: Any) -> Array:
     """Returns x, which may be a list or a scalar, as an array of any numbers, plain unless it lies on a device. A NumPy
     subclass loses its class. TypeError: x is masked, and its mask would be lost."""
+    if type(x) is np.ndarray:
+        return x
     need_plain(name, x)
     array: Array = x if on_device(x) else np.asarray(host_view(name, x))
     return array
@@ -183,6 +186,8 @@ def as_numbers(name: str, x: Any) -> Array:
 
 def host_numbers(name: str, x: Any) -> NDArray[Any]:
     """Returns x as NumPy's array of any numbers, copied if it lies on a device. TypeError: x is masked."""
+    if type(x) is np.ndarray:
+        return x
     need_plain(name, x)
     return np.asarray(library_for(x).to_numpy(host_view(name, x)))
 
@@ -218,7 +223,7 @@ def output(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], de
         raise TypeError(f"{name}: expected dtype {dtype}, got {out.dtype}")
     if out.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {out.shape}")
-    if not on_device(out) and not out.flags.writeable:
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ValueError(f"{name}: expected a writable array, got a read-only one")
     if not _is_plain(out):
         raise ValueError(f"{name}: expected a C-contiguous, aligned array, got strides {out.strides}")
@@ -234,11 +239,11 @@ def _empty_on(device: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Arra
 
 def _is_plain(x: Any) -> bool:
     flags = x.flags
-    return bool(flags.c_contiguous and (_address(x) % x.itemsize == 0 if on_device(x) else flags.aligned))
+    return bool(flags.c_contiguous and (flags.aligned if isinstance(x, np.ndarray) else _address(x) % x.itemsize == 0))
 
 
 def _address(x: Any) -> int:
-    return int(x.data.ptr) if on_device(x) else address(x)
+    return address(x) if isinstance(x, np.ndarray) else int(x.data.ptr)
 
 
 def contiguous(x: Array) -> Array:
@@ -248,7 +253,7 @@ def contiguous(x: Array) -> Array:
 
 def copy(x: Array, dtype: np.dtype[Any]) -> Array:
     """Returns a C-contiguous copy in this dtype."""
-    if on_device(x) or (x.dtype != dtype and x.size <= layouts.PIECE):
+    if not isinstance(x, np.ndarray) or (x.dtype != dtype and x.size <= layouts.PIECE):
         return x.astype(dtype, order="C")
     made: Array = layouts.copy(x, dtype, range(x.ndim))
     return made
@@ -281,7 +286,7 @@ def spread_bools(name: str, x: Array, shape: tuple[int, ...]) -> NDArray[np.bool
 
 def overlap(a: Array, b: Array) -> bool:
     """Tells whether two contiguous arrays share memory."""
-    if not on_device(a) and not on_device(b):
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return np.may_share_memory(a, b)
     return (
         device_of(a) == device_of(b) and _address(a) < _address(b) + b.nbytes and _address(b) < _address(a) + a.nbytes

@@ -33,7 +33,6 @@ from .arrays import (
     dtype_name,
     host_view,
     is_array,
-    on_device,
     one_place,
     output,
     overlap,
@@ -136,7 +135,7 @@ def row_index(name: str, t: ArrayLike, n: int, shape: tuple[int, ...]) -> Index:
 def checked_rows(name: str, times: Array, segment: int, n: int) -> Index:
     if times.dtype.kind == "f":
         raise TypeError(f"{name}: expected integers below {n}, got {times.dtype}")
-    if on_device(times):
+    if not isinstance(times, np.ndarray):
         return Index(times.astype(np.int64, copy=False), segment, n - 1)
     times = times.copy()  # kernels read the numbers that were checked: another thread may change the caller's
     if times.size == 1:  # NumPy takes a microsecond for each reduction
@@ -224,7 +223,7 @@ def like(name: str, a: object, x: Array, allowed: tuple[str, ...]) -> Array:
     array = as_array(name, a, allowed)
     if array.shape != x.shape:
         raise ValueError(f"{name}: expected shape {x.shape}, got {array.shape}")
-    if array.dtype.itemsize < x.dtype.itemsize and not on_device(array):
+    if array.dtype.itemsize < x.dtype.itemsize and isinstance(array, np.ndarray):
         return array
     return converted(array, x.dtype)
 

@@ -32,7 +32,7 @@ class Backend(Protocol):
 
     Attributes:
         fast_row, fast_random, fast_mse, fast_density, fast_density_gradient, fast_divergence, fast_tokens,
-            fast_categorical, fast_cross_entropy, fast_token_step: its fast path, or None.
+            fast_categorical, fast_cross_entropy, fast_token_step, fast_walk: its fast path, or None.
         empty: allocates outputs in host memory, like `numpy.empty`.
         tests_itself: whether it is tested on first use, and not when it is loaded.
     """
@@ -47,6 +47,7 @@ class Backend(Protocol):
     fast_categorical: Callable[..., Any] | None
     fast_cross_entropy: Callable[..., Any] | None
     fast_token_step: Callable[..., Any] | None
+    fast_walk: Callable[..., Any] | None
     empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
     tests_itself: bool
 
@@ -104,6 +105,7 @@ fast_tokens: Callable[..., Any] = _at_first("fast_tokens")
 fast_categorical: Callable[..., Any] = _at_first("fast_categorical")
 fast_cross_entropy: Callable[..., Any] = _at_first("fast_cross_entropy")
 fast_token_step: Callable[..., Any] = _at_first("fast_token_step")
+fast_walk: Callable[..., Any] = _at_first("fast_walk")
 FAST_PATH = (
     "fast_row",
     "fast_random",
@@ -115,6 +117,7 @@ FAST_PATH = (
     "fast_categorical",
     "fast_cross_entropy",
     "fast_token_step",
+    "fast_walk",
 )
 empty: Callable[..., Any] = _at_first("empty")
 

@@ -47,6 +47,7 @@ fast_tokens: Callable[..., Any] = _native.tokens
 fast_categorical: Callable[..., Any] = _native.categorical
 fast_cross_entropy: Callable[..., Any] = _native.masked_cross_entropy
 fast_token_step: Callable[..., Any] = _native.token_step
+fast_walk: Callable[..., Any] = _native.walk
 # Large ones in memory that earlier outputs gave back.
 empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]] = _native.empty
 tests_itself = False

@@ -21,7 +21,7 @@ from ..language.rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, ORDER, TIMES_CLEAN
 from . import rows_of_categories, runner, spec
 
 fast_row = fast_random = fast_mse = fast_density = fast_density_gradient = fast_divergence = fast_tokens = None
-fast_categorical = fast_cross_entropy = fast_token_step = None
+fast_categorical = fast_cross_entropy = fast_token_step = fast_walk = None
 empty: Callable[..., NDArray[Any]] = np.empty
 tests_itself = False
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from importlib import import_module
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 
@@ -32,6 +32,16 @@ def show_public(module: ModuleType, *others: str) -> None:
 
 
 def show_as(module: str, *values: Any) -> None:
-    """Lets classes and functions state the public module that shows them. Pickles name it, so the code may move."""
+    """Lets classes and functions state the public module that shows them: pickles name it, so the code may move.
+
+    It gets what their own module knows, where Python looks up the names in their annotations. Methods of our bases
+    state the class that is shown, which Python's errors name."""
+    shown = vars(sys.modules[module])
     for value in values:
+        for name, known in vars(sys.modules[value.__module__]).items():
+            shown.setdefault(name, known)
         value.__module__ = module
+        for base in getattr(value, "__mro__", ())[1:]:
+            for name, member in vars(base).items() if base.__module__.startswith("noisefuse.") else ():
+                if isinstance(function := getattr(member, "__func__", member), FunctionType):
+                    function.__module__, function.__qualname__ = module, f"{value.__qualname__}.{name}"

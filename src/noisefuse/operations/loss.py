@@ -170,8 +170,8 @@ def mse_loss_and_grad(
         pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched: as in `mse_loss`.
 
     Returns:
-        (loss, gradient). With the reduction "none" the gradient is that of the losses' sum. A tensor that autograd
-        watches is refused: `mse_loss` is differentiable.
+        The pair (loss, gradient). With the reduction "none" the gradient is that of the losses' sum. A tensor that
+        autograd watches is refused, as `mse_loss` is differentiable.
 
     Raises:
         IndexError, OverflowError, TypeError, ValueError: as in `mse_loss`; nothing is written then.
@@ -337,7 +337,7 @@ def interpolate_loss_and_grad(
         pred, x0, x1, t, path, noise, target, weight, reduction, batched: as in `interpolate_loss`.
 
     Returns:
-        (loss, gradient), as `mse_loss_and_grad` does.
+        The pair (loss, gradient), as `mse_loss_and_grad` does.
 
     Raises:
         TypeError, ValueError, NotImplementedError: as in `interpolate_loss`; nothing is written then.

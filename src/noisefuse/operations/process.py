@@ -277,8 +277,13 @@ def q_walk(
     (3, 2, 3)
     """
     need_schedule(schedule)
+    other = None if type(x0) is np.ndarray else library_of(x0)
+    if (walk := backends.fast_walk if other is None else fast_path(other, "fast_walk")) is not None:
+        done: Array = walk(schedule.kept.plain_markov, x0, noise, keep, out, batched)
+        if done is not NotImplemented:
+            return done
     batched = is_batch("x0", x0, batched)
-    if (other := library_of(x0)) is not None:
+    if other is not None:
         return other.q_walk(x0, schedule, noise, keep=keep, batched=batched, out=out)
     x0 = as_array("x0", x0, (*FLOATS, *LEVELS))
     dtype, kept = result_dtype(x0), kept_times(keep, len(schedule))

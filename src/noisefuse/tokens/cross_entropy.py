@@ -128,7 +128,8 @@ def masked_cross_entropy_and_grad(
         out: an array for the gradient; C-contiguous, of the logits' shape and dtype. It may be the logits themselves.
 
     Returns:
-        (loss, gradient). A tensor that autograd watches is refused: `masked_cross_entropy` is differentiable.
+        The pair (loss, gradient). A tensor that autograd watches is refused, as `masked_cross_entropy` is
+        differentiable.
 
     Raises:
         IndexError, TypeError, ValueError, OverflowError: as in `masked_cross_entropy`; nothing is written then.

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Augmentation: functions of `augment`, as rows or in host memory."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import noisefuse as nf
+
+from ...ground.checks import is_tracer
+from ...language.levels import LEVELS, level_bounds
+from ...language.noise import SAMPLES, STEPS, listed
+from ...language.rows import Rows, X, Z
+from . import eager
+from .traced import Named, need_none, remember, run, stand_in_for
+
+
+def augmented(function: Any, x: Any, noise: Any, *, out: Any = None, **options: Any) -> Any:
+    """Runs a function of `augment`: in host memory, or as one operation of a traced program."""
+    need_none(out=out)
+    if eager.is_concrete(x) and (row := nf.augment.row_inside(function, options)) is not None:
+        made = _by_row(function, row, x, noise, options)
+        if made is not NotImplemented:
+            return made
+    named = Named(noise)
+    if not is_tracer(x) and not named.operands and named.start is None and not is_tracer(named.array):
+        return jax.tree.map(jnp.asarray, function(np.asarray(x), noise, **options))
+    found = nf.augment.call_inside(function, stand_in_for("x", x), named.known, **options)
+    if found is None:
+        return _called_back(partial(function, **options), x, noise, named)
+    call, bounds = found
+    made = run(call, {X: x, Z: named.array}, named, whole=True)[0]
+    return made if bounds is None else _clipped(made, *bounds)
+
+
+def _by_row(function: Any, row: Rows, x: Any, noise: Any, options: dict[str, Any]) -> Any:
+    """Without leaving JAX, where calls like this one are often made: to compile takes as long as a thousand of them."""
+    common = eager.Given(row.active, 0, 1)
+    like = lambda: (common, -1, options["dtype"], options["layout"], options["batched"])  # noqa: E731
+    table, stream, *more = like()
+    signature = eager.signature(table, stream, 0, noise, (x,), *more)
+    found = eager.again(signature, 0, noise, (x,), row)
+    if found is not NotImplemented or not eager.is_often(signature):
+        return found if found is NotImplemented else found[0]
+    named = Named(noise)
+    inside = nf.augment.call_inside(function, stand_in_for("x", x), named.known, **options)
+    assert inside is not None
+    call, _ = inside
+    if call.arithmetic == np.float64 and not jax.config.jax_enable_x64:
+        return NotImplemented
+    return run(call, {X: x}, named, whole=True, remember=partial(remember, like, 0, noise, {X: x}))[0]
+
+
+def _called_back(function: Any, x: Any, noise: Any, named: Named) -> Any:
+    """Calls Python when the program runs, for functions that are no row, or whose numbers depend on x."""
+    if named.start is not None:
+        raise NotImplementedError("noise: expected a window whose start is known, as this is computed in host memory")
+    like = function(stand_in_for("x", x), named.known)
+    names = listed(noise)
+    parts = {"step": STEPS, "sample": SAMPLES}
+    traced = [(n, part) for n, name in enumerate(names) for part in parts if is_tracer(getattr(name, part, None))]
+
+    def call(x: Any, array: Any, *numbers: Any) -> Any:
+        found = [*names]
+        for (n, part), number in zip(traced, numbers, strict=True):
+            value = np.asarray(number).astype(np.uint64) % parts[part]
+            found[n] = found[n].at(**{part: value if value.ndim else int(value)})
+        single = found[0] if named.array is None else np.asarray(array)
+        return function(np.asarray(x), found if isinstance(noise, list | tuple) else single)
+
+    numbers = [getattr(names[n], part) for n, part in traced]
+    shape = jax.ShapeDtypeStruct(like.shape, like.dtype)
+    return jax.pure_callback(call, shape, x, named.array, *numbers, vmap_method="sequential")
+
+
+def _clipped(x: Any, low: float, high: float) -> Any:
+    """Clips floats by the kernel, because XLA's comparisons take subnormal numbers for 0, and integers by XLA."""
+    if x.dtype.name in LEVELS:
+        low, high = level_bounds(x.dtype.name, (low, high))
+        return jnp.clip(x, x.dtype.type(low), x.dtype.type(high))
+    low, high = (float(x.dtype.type(bound)) for bound in (low, high))
+    row = nf.Row(clean=nf.tableau.x, lo=low, hi=high, out=nf.tableau.D)
+    return nf.update(nf.Tableau([row]), 0, x)

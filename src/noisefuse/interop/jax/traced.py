@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A call whose numbers may be traced: it is checked with stand-ins, and runs as one operation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import noisefuse as nf
+
+from ...arguments.options import rows_at
+from ...call.description import Step
+from ...ground.checks import is_tracer
+from ...language.levels import FLOATS
+from ...language.rows import SYMBOLS, Rows, X, Z
+from . import eager
+from .calls import bind
+from .description import FIELDS, IDS, INDEX, LOSSES, ROWS, START, STEP, STEP_CALLS, WALKS, described, field_bytes
+
+
+def at_row(numbers: Any, i: Any) -> Any:
+    """Returns the number of row i. Beyond the ends it is the first or last row's, as in kernels: -1 is not the last
+    row."""
+    return numbers.at[i].get(mode="clip", wrap_negative_indices=False)
+
+
+def rows_of_floats(
+    make: Any, target: Any, schedule: Any, t: Any, x: Any, scale: Any, offset: Any
+) -> tuple[Any, Rows | None]:
+    """Of times that are known floats: what calls of as many have in common, and the rows. None, None: of others."""
+    known = type(schedule) is nf.Schedule and isinstance(t, float | np.floating | np.ndarray) and hasattr(x, "dtype")
+    if not known or np.asarray(t).dtype.kind != "f":
+        return None, None
+    rows, index = rows_at(make, target, schedule, t, x.shape, x.dtype, scale, offset)
+    return eager.Given(rows.active, index.segment, len(rows.table)), rows
+
+
+def read(model_output: Any, past: Any) -> tuple[dict[int, Any], Any, list[Any]]:
+    """Returns arrays by slot; and stand-ins for the model output, or the pair, and for the remembered arrays."""
+    models = model_output if isinstance(model_output, tuple) else (model_output,)
+    given = {f"m{n + 1}": m for n, m in enumerate(models) if m is not None}
+    given |= {f"past{n + 1}": p for n, p in enumerate(past)}
+    zeros = {name: stand_in_for(nf.tableau.ARGUMENTS[name], a) for name, a in given.items()}
+    stand_in = tuple(zeros.get(f"m{n + 1}") for n in range(len(models))) if len(models) > 1 else zeros.get("m1")
+    arrays = {slot: given[symbol] for slot, symbol in enumerate(SYMBOLS[1:]) if symbol in given}
+    return arrays, stand_in, [zeros[f"past{n + 1}"] for n in range(len(past))]
+
+
+def need_none(**outputs: Any) -> None:
+    for name, out in outputs.items():
+        if out is not None:
+            raise TypeError(f"{name}: expected None, as JAX arrays are not written to, got {type(out).__name__}")
+
+
+def stand_in_for(name: str, x: Any) -> Any:
+    """Returns a stand-in for x while a call is checked: memory that is never read."""
+    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+        raise TypeError(f"{name}: expected a JAX array, got {type(x).__name__}")
+    if not isinstance(x.dtype, np.dtype):
+        raise TypeError(f"{name}: dtype {x.dtype} is not supported, expected one of {', '.join(FLOATS)}")
+    return np.zeros(x.shape, x.dtype)
+
+
+class Named:
+    """A noise as operands for its traced parts; `known` has zeros in their place, for the checks of a call.
+
+    An array represents itself.
+    """
+
+    def __init__(self, noise: Any) -> None:
+        self.array, self.operands = None, dict[int, Any]()
+        if isinstance(noise, list | tuple):
+            noise = [_of_one_sample(name) for name in noise]
+        self.known, names = noise, noise if isinstance(noise, list) else [noise]
+        if hasattr(noise, "shape") and not isinstance(noise, np.integer):
+            self.array, self.known = noise, stand_in_for("noise", noise)
+            return
+        if not all(isinstance(name, nf.Noise) for name in names):
+            return
+        steps = any(is_tracer(name.step) for name in names)
+        known = [_known(name, steps) for name in names]
+        self.known = known if names is noise else known[0]
+        if steps:
+            self.operands[STEP] = jnp.stack([_words(name.step)[0] for name in names])
+        if any(is_tracer(name.sample) for name in names):
+            single = names is not noise
+            self.operands[IDS] = small(noise.sample) if single else jnp.stack([_words(name.sample) for name in names])
+        elif names is not noise and isinstance(noise.sample, np.ndarray):
+            self.operands[IDS] = noise.sample.view(np.uint32).reshape(-1, 2)
+        if any(is_tracer(start) for name in names for start in name.window_start):
+            if names is noise:
+                raise NotImplementedError("noise: expected a list without windows whose start is traced")
+            self.start = noise.window_start
+
+    start: Any = None
+
+    def given(self, call: Step) -> dict[int, Any]:
+        """Returns the operands of this call."""
+        if not call.noise:
+            return {}
+        found = {FIELDS: field_bytes(call), **self.operands}
+        if self.start is not None:
+            full = call.noise[0].window_shape
+            assert full is not None
+            last = np.subtract(full, call.sample_shape)
+            found[START] = jnp.stack([_inside(n, int(most)) for n, most in zip(self.start, last, strict=True)])
+        return found
+
+
+def _of_one_sample(name: Any) -> Any:
+    """Returns a noise whose id is a number, if it has a list of one id. Each of a list of noises may have such a
+    list."""
+    ids = getattr(name, "sample", None)
+    return name.at(sample=int(ids[0])) if isinstance(ids, np.ndarray) and ids.size == 1 else name
+
+
+def _words(number: Any) -> Any:
+    """Returns a step or an id as two 32-bit words, the low one first: without x64, JAX has no longer numbers."""
+    if is_tracer(number):
+        number = small(number)
+        return jnp.stack([number.astype(jnp.uint32), (number >> 31 >> 1).astype(jnp.uint32)])
+    return jnp.asarray(np.array([number & 0xFFFFFFFF, number >> 32], np.uint32))
+
+
+def _inside(start: Any, last: int) -> Any:
+    """Returns a window's start, moved to 0 .. last in its own dtype: a smaller dtype could wrap first."""
+    start = small(jnp.asarray(start))
+    return jnp.clip(start, 0, min(last, jnp.iinfo(start.dtype).max)).astype(int)
+
+
+def _known(noise: nf.Noise, without_step: bool) -> nf.Noise:
+    sample: Any = noise.sample
+    if is_tracer(sample):
+        sample = np.zeros(sample.shape, np.uint64) if sample.ndim else 0
+    made = nf.Noise(noise.seed, sample=sample, step=0 if without_step else noise.step, stream=noise.stream)
+    if noise.window_shape is None:
+        return made
+    return made.window(noise.window_shape, [0 if is_tracer(start) else start for start in noise.window_start])
+
+
+def at_times(
+    make: Callable[..., Step], name: str, x: Any, t: Any, noise: Any, out: Any, like: Any, arrays: Any = None,
+    schedule: Any = None,
+) -> Any:  # fmt: skip
+    """Returns the outputs of the call that `make` checks: make(x, t, noise). like: returns the further arguments of
+    `eager.fast_row` for such a call."""
+    t, given = eager.number(t), {X: x, **(arrays or {})}
+    if out is not None and out is not x:
+        what = f"expected None, or {name} itself, whose memory is taken where jit donates it"
+        raise TypeError(f"out: {what}; JAX arrays are not written to")
+    zeros, named = stand_in_for(name, x), Named(noise)
+    known, traced = known_times(t, schedule)
+    call = make(zeros, known, named.known)
+    rows = None
+    if traced is not None and traced.dtype.kind == "f":
+        rows, traced = rows_at_times(
+            lambda times: make(np.zeros(times.size, zeros.dtype), times, nf.Noise(0)), call, traced
+        )
+    options: dict[str, Any] = {"in_place": True}
+    if out is None:
+        options = {} if like is None else {"remember": partial(remember, like, t, noise, given)}
+    return run(call, {**given, Z: named.array}, named, traced, rows, **options)
+
+
+def remember(
+    like: Callable[[], Any], t: Any, noise: Any, given: dict[int, Any], what: Any, operands: Any, call: Step
+) -> None:
+    table, stream, *options = like()
+    t = 0 if isinstance(table, eager.Given) else t
+    signature = eager.signature(table, stream, t, noise, [*given.values()], *options)
+    eager.remember(table, signature, what, operands, call, given)
+
+
+def known_times(t: Any, schedule: Any) -> tuple[Any, Any]:
+    """Returns a stand-in for t, and t itself if it is traced. A float's is the schedule's noisiest time, or 1."""
+    if is_tracer(t):
+        _, last = getattr(schedule, "times", None) or (0.0, 1.0)
+        return np.full(t.shape, 0 if t.dtype.kind in "iu" else last if last < math.inf else 1.0), t
+    return np.asarray(t) if isinstance(t, jax.Array) else t, None
+
+
+def run(
+    call: Step, arrays: dict[int, Any], named: Named, index: Any = None, rows: Any = None, outputs: Any = None,
+    more: Any = None, kind: int = STEP_CALLS, remember: Any = None, **rest: Any,
+) -> list[Any]:  # fmt: skip
+    made = [(out.shape, out.dtype.name) for out in call.outputs if out is not None] if outputs is None else outputs
+    if any(math.prod(shape) == 0 for shape, _ in made) or call.batch * call.size == 0:
+        losses = kind == LOSSES  # the mean of no elements is one, too
+        return [jnp.full(shape, jnp.nan if losses and n == 0 else 0, dt) for n, (shape, dt) in enumerate(made)]
+    if call.arithmetic == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
+        raise TypeError("dtype float64: JAX has it after jax.config.update('jax_enable_x64', True)")
+    operands: dict[int, Any] = {ROWS: kept(call.rows, call.arithmetic == np.float64) if rows is None else rows}
+    if kind != WALKS and (index is not None or len(call.rows.table) > 1):
+        operands[INDEX] = call.index.astype(np.int32) if index is None else _row(index, call).reshape(-1)
+    operands |= named.given(call)
+    for slot, stand_in in enumerate(call.inputs):
+        if stand_in is not None:
+            operands[slot] = jnp.asarray(arrays[slot], stand_in.dtype)
+    operands |= more or {}
+    windows = [noise.window_shape for noise in call.noise if noise.window_shape is not None]
+    what = described(
+        call, kind, [*operands], made, sample=call.sample_shape, window=windows[0] if windows else (), **rest
+    )
+    if remember is not None:
+        remember(what, operands, call)
+    return bind(what, [*operands.values()])
+
+
+def small(number: Any) -> Any:
+    """Returns a number of at least 32 bits, as the handler takes it."""
+    return number if number.dtype.itemsize >= 4 else number.astype(jnp.int32)
+
+
+def _row(index: Any, call: Step) -> Any:
+    """Returns row numbers as the handler takes them: it reads 64 bits as a signed number."""
+    return jnp.minimum(index, len(call.rows.table) - 1) if index.dtype == np.uint64 else small(index)
+
+
+def kept(rows: Rows, wide: bool) -> Any:
+    """Returns a table as an array of JAX, which is kept with it."""
+    numbers, key = rows.table if wide else rows.single, (-1, wide)  # CUDA devices count from 0
+    if eager.is_in_mesh():
+        return jnp.asarray(numbers)
+    if key not in rows.on_devices:
+        with jax.ensure_compile_time_eval():
+            rows.on_devices[key] = jnp.asarray(numbers)
+    return rows.on_devices[key]
+
+
+def rows_at_times(make: Callable[[Any], Step], call: Step, t: Any) -> tuple[Any, Any]:
+    """Returns the rows of traced float times, which Python makes when the program runs, and their numbers."""
+    wide = call.arithmetic == np.float64
+
+    def rows(times: Any) -> Any:
+        found = make(np.asarray(times)).rows
+        return found.table if wide else found.single
+
+    shape = jax.ShapeDtypeStruct((t.size, call.rows.table.shape[1]), np.float64 if wide else np.float32)
+    flat = jnp.asarray(jax.lax.stop_gradient(t)).reshape(-1)  # grad passes a float, not an array
+    made = jax.pure_callback(rows, shape, flat, vmap_method="sequential")
+    made = jax.lax.optimization_barrier(made)  # XLA's partitioner cannot cut operations that read a callback's results
+    return made, np.arange(t.size, dtype=np.int32)
