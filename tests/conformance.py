@@ -7,6 +7,7 @@ A name begins with the operation's, as users find it in noisefuse.
 import inspect
 import re
 
+import ml_dtypes
 import numpy as np
 
 import noisefuse as nf
@@ -17,7 +18,9 @@ WEIGHTS = np.linspace(0.5, 2, 1000)
 POLICY = nf.samplers.flow_sde(nf.Schedule.flow(1000), steps=10)
 TABLE = POLICY.tableau
 PATH = nf.paths.stochastic()
-MDLM, LLADA = nf.samplers.mdlm(steps=4, mask_id=9), nf.samplers.llada(steps=3, mask_id=9)
+V = 300  # tokens; the mask comes after them
+MDLM, LLADA = nf.samplers.mdlm(steps=4, mask_id=V), nf.samplers.llada(steps=3, mask_id=V)
+INFO = ("log_prob", "log_prob_raw", "entropy", "margin", "rank")
 
 
 def data(dtype=np.float32, scale=1):
@@ -28,17 +31,21 @@ def images():
     return np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3)).astype(np.uint8)
 
 
-def ids(low=0):
-    """Returns tokens, or masks and a few tokens if low is 8."""
-    return np.random.default_rng(0).integers(low, 9 + low // 8, (4, 6))
-
-
-def logits(dtype=np.float32, scale=2):
-    return (scale * np.random.default_rng(1).normal(size=(4, 6, 9))).astype(dtype)
+def ids():
+    return np.random.default_rng(0).integers(0, V, (4, 6))
 
 
 def masked():
     return np.random.default_rng(2).random((4, 6)) < 0.5
+
+
+def partly():
+    """Returns tokens, about half of which are masks."""
+    return np.where(masked(), V, ids())
+
+
+def logits(dtype=np.float32):
+    return (2 * np.random.default_rng(1).normal(size=(4, 6, V))).astype(dtype)
 
 
 # ---- arrays of numbers -------------------------------------------------------------------------------------
@@ -114,18 +121,16 @@ FIELDS = {
 # ---- arrays of tokens --------------------------------------------------------------------------------------
 
 TOKENS = {
-    "q_mask": lambda f: nf.q_mask(f(ids()), f(T / 1000), N, 9),
-    "q_mask, where": lambda f: nf.q_mask(f(ids()), 0.7, N, 9, where=f(masked())),
-    "q_uniform": lambda f: nf.q_uniform(f(ids()), f(T / 1000), N, 9),
-    "q_transition": lambda f: nf.q_transition(f(ids()), nf.discrete.gaussian(0.3, 9), N),
-    "categorical": lambda f: nf.categorical(f(logits()), N, temperature=f(np.linspace(0.5, 2, 4)), top_k=5),
-    "categorical of half numbers": lambda f: nf.categorical(f(logits(np.float16)), N, where=f(masked()), top_p=0.9),
-    "categorical, info": lambda f: nf.categorical(
-        f(logits()), N, info=("log_prob", "log_prob_raw", "entropy", "margin", "rank")
-    ),
-    "DiscreteSampler.step": lambda f: MDLM.step(1, f(ids(8)), f(logits()), N),
-    "DiscreteSampler.step, by rank": lambda f: LLADA.step(1, f(ids(8)), f(logits()), N),
-    "DiscreteSampler.sample": lambda f: MDLM.sample(lambda x, t: f(logits()), f(np.full((4, 6), 9)), N),
+    "q_mask": lambda f: nf.q_mask(f(ids()), f(T / 1000), N, V),
+    "q_mask, where": lambda f: nf.q_mask(f(ids()), 0.7, N, V, where=f(masked())),
+    "q_uniform": lambda f: nf.q_uniform(f(ids()), f(T / 1000), N, V),
+    "q_transition": lambda f: nf.q_transition(f(ids()), nf.discrete.gaussian(0.3, V), N),
+    "categorical": lambda f: nf.categorical(f(logits()), N, temperature=f(np.linspace(0.5, 2, 4)), top_k=[9, 0, 2, 1]),
+    "categorical, where": lambda f: nf.categorical(f(logits()), N, where=f(masked()), top_p=0.9),
+    "categorical, info": lambda f: nf.categorical(f(logits()), N, info=INFO, temperature=0.7),
+    "DiscreteSampler.step": lambda f: MDLM.step(1, f(partly()), f(logits()), N),
+    "DiscreteSampler.step, by rank": lambda f: LLADA.step(1, f(partly()), f(logits()), N),
+    "DiscreteSampler.sample": lambda f: MDLM.sample(lambda x, t: f(logits()), f(np.full((4, 6), V)), N),
 }
 TOKEN_SUMS = {
     "masked_cross_entropy": lambda f: nf.masked_cross_entropy(
@@ -133,13 +138,25 @@ TOKEN_SUMS = {
     ),
     "masked_cross_entropy of rows": lambda f: nf.masked_cross_entropy(f(logits()), f(ids()), reduction="none"),
     "masked_cross_entropy_and_grad": lambda f: nf.masked_cross_entropy_and_grad(
-        f(logits()), f(ids()), f(masked()), upstream=3.0
+        f(logits()), f(ids()), f(masked()), f(np.linspace(0.5, 2, 4)), upstream=3.0
     ),
-    "DiscreteSampler.step, log_prob": lambda f: MDLM.step(1, f(ids(8)), f(logits()), N, log_prob=True),
-    "DiscreteSampler.log_prob": lambda f: MDLM.log_prob(1, f(ids(8)), f(logits()), f(ids())),
-    "DiscreteSampler.log_prob_grad": lambda f: MDLM.log_prob_grad(1, f(ids(8)), f(logits()), f(ids())),
+    "masked_cross_entropy_and_grad of rows": lambda f: nf.masked_cross_entropy_and_grad(
+        f(logits()), f(ids()), f(masked()), reduction="none", upstream=f(np.arange(24.0).reshape(4, 6))
+    ),
+    "DiscreteSampler.step, log_prob": lambda f: MDLM.step(1, f(partly()), f(logits()), N, log_prob=True),
+    "DiscreteSampler.log_prob": lambda f: MDLM.log_prob(1, f(partly()), f(logits()), f(ids())),
+    "DiscreteSampler.log_prob_grad": lambda f: MDLM.log_prob_grad(1, f(partly()), f(logits()), f(ids())),
 }
-CALLS = STEPS | SUMS | AUGMENTED | FIELDS | TOKENS | TOKEN_SUMS
+HALVES = {}  # not every library has these dtypes
+for dtype in (np.float16, ml_dtypes.bfloat16):
+    HALVES |= {
+        f"q_sample of {dtype.__name__}": lambda f, dtype=dtype: nf.q_sample(f(data(dtype)), f(T), S, N),
+        f"categorical of {dtype.__name__}": lambda f, dtype=dtype: nf.categorical(f(logits(dtype)), N, info=INFO),
+        f"masked_cross_entropy_and_grad of {dtype.__name__}": lambda f, dtype=dtype: nf.masked_cross_entropy_and_grad(
+            f(logits(dtype)), f(ids()), f(masked()), f(np.linspace(0.5, 2, 4)), upstream=3.0
+        ),
+    }
+CALLS = STEPS | SUMS | AUGMENTED | FIELDS | TOKENS | TOKEN_SUMS | HALVES
 
 
 def operation(call):

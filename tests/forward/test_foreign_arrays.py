@@ -35,7 +35,7 @@ def backward(f):
     return nf.mse_loss_grad(f(data()), f(data()), f(T), S, f(data()), target="v", upstream=f(np.array(2.0)))
 
 
-CALLS = {call: f for call, f in conformance.CALLS.items() if "half" not in call} | {
+CALLS = {call: f for call, f in conformance.CALLS.items() if call not in conformance.HALVES} | {
     "a sampler": loop,
     "guidance": guided,
     "mse_loss_grad, upstream": backward,

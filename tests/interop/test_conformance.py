@@ -3,6 +3,7 @@
 
 import re
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -51,7 +52,16 @@ def boxed(make):
 
 def torch():
     library = pytest.importorskip("torch")
-    return library.from_numpy, library.Tensor, lambda x: x.numpy()
+
+    def tensor(a):
+        bits_of = a.view(np.int16) if a.dtype == ml_dtypes.bfloat16 else a
+        return library.from_numpy(bits_of).view(library.bfloat16) if bits_of is not a else library.from_numpy(a)
+
+    def array(x):
+        is_half = x.dtype == library.bfloat16
+        return x.view(library.int16).numpy().view(ml_dtypes.bfloat16) if is_half else x.numpy()
+
+    return tensor, library.Tensor, array
 
 
 def jax():
@@ -61,7 +71,11 @@ def jax():
 
 def dask():
     library = pytest.importorskip("dask.array")
-    return library.from_array, library.Array, lambda x: x.compute()
+
+    def in_blocks(a):
+        return library.from_array(a, (2, *a.shape[1:]))
+
+    return in_blocks, library.Array, lambda x: x.compute()
 
 
 LIBRARIES = {"torch": torch, "JAX": jax, "dask": dask, "Boxed": lambda: boxed(Boxed), "Memory": lambda: boxed(Memory)}
@@ -102,7 +116,8 @@ def refusal(call, library):
 @pytest.mark.parametrize("call", CALLS)
 def test_numpys_bits(call, library):
     """Seen to fail: an adapter without `times`, one that returned NumPy's arrays, one whose array was the t of
-    `fields.perturbed`, and one for which `DiscreteSampler.log_prob` was refused."""
+    `fields.perturbed`, one for which `DiscreteSampler.log_prob` was
+    refused, and tensors, for which its sum had another order."""
     make, kind, back = LIBRARIES[library]()
     if says := refusal(call, library):
         with pytest.raises((NotImplementedError, TypeError), match=says):
