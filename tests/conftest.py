@@ -25,6 +25,7 @@ from noisefuse.backends.cuda import launches
 from noisefuse.call.description import Loss, Step, Walk
 from noisefuse.commands import selftest
 
+pytest.register_assert_rewrite("diffusers_loops", "sampler_cases")  # their failures show values, as tests' do
 # In the extra "test", but not among the few packages of tests/sanitize.sh.
 NUMBA = ["numba"] if importlib.util.find_spec("numba") else []
 # It is None if the extension was not built; then tools/test_built.sh tests its bits.

@@ -26,7 +26,10 @@ declare -A tests=(
     [torch]="tests/test_known.py tests/noise/test_noise.py tests/forward tests/losses
         tests/backends/test_numba.py tests/backends/test_update.py
         tests/interop/test_torch.py tests/interop/test_torch_data.py tests/interop/test_torch_loss.py
-        tests/interop/test_interop_diffusers.py tests/interop/test_k_diffusion.py"
+        tests/interop/test_diffusers_loops.py tests/interop/test_diffusers_dtypes.py tests/interop/test_diffusers_noise.py
+        tests/interop/test_diffusers_runs.py tests/interop/test_diffusers_forward.py tests/interop/test_diffusers_exact.py
+        tests/interop/test_diffusers_fallbacks.py tests/interop/test_diffusers_pipelines.py
+        tests/interop/test_diffusers_device.py tests/interop/test_k_diffusion.py"
     [jax]="tests/interop/test_jax.py tests/interop/test_jax_pure.py tests/interop/test_dask.py
         tests/interop/test_dask_cluster.py tests/cli/test_noise_command.py"
     [transforms]="tests/interop/test_albumentations.py tests/interop/test_audiomentations.py tests/interop/test_grain.py

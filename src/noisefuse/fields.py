@@ -25,6 +25,7 @@ from .arguments.arrays import (
     count,
     device_of,
     float_dtype,
+    host_numbers,
     host_view,
     is_lazy,
     on_device,
@@ -36,7 +37,7 @@ from .arguments.types import Array
 from .call.description import Level, Pyramid
 from .ground.checks import check_integer, check_number
 from .ground.float_mode import float_mode
-from .ground.libraries import library_of, need_plain
+from .ground.libraries import library_of
 from .language.levels import DEFAULT_RANGE, FLOATS, levels_of
 from .language.noise import (
     FIELD,
@@ -199,8 +200,8 @@ def offset_like(x: Array, strength: float, noise: Noises, *, dtype: Any = None) 
     True
     """
     strength = check_number("strength", strength, hint="; the order is offset_like(x, strength, noise)")
-    if len(_shape("x", x)) < 2:
-        raise ValueError(f"x: expected shape (B, C, ..), got {tuple(x.shape)}")
+    if len(shape := _shape("x", x)) < 2:
+        raise ValueError(f"x: expected shape (B, C, ..), got {shape}")
     return _on_memory(_offset, x, noise, strength=strength, dtype=dtype)
 
 
@@ -241,8 +242,8 @@ def pyramid_like(x: Array, discount: float, noise: Noises, *, levels: SupportsIn
     """
     discount = check_number("discount", discount, 0, 1, hint="; the order is pyramid_like(x, discount, noise)")
     levels = check_integer("levels", levels, 1)
-    if len(_shape("x", x)) < 3 or max(x.shape[-2:]) >= 1 << 31:
-        raise ValueError(f"x: expected shape (B, .., H, W) with lengths below 2^31, got {tuple(x.shape)}")
+    if len(shape := _shape("x", x)) < 3 or max(shape[-2:]) >= 1 << 31:
+        raise ValueError(f"x: expected shape (B, .., H, W) with lengths below 2^31, got {shape}")
     need_stream_0(noise)
     for name in names_of(noise):
         if name.window_shape is not None:
@@ -540,10 +541,10 @@ def perturbed(
     """
     gamma = check_number("gamma", gamma, 0, hint="; the order is perturbed(x_t, t, schedule, gamma, noise)")
     need_schedule(schedule)
+    x_t = host_view("x_t", x_t)
     if levels_of(getattr(x_t, "dtype", None)):
         raise TypeError(f"x_t: expected floats, as q_sample makes them, got {x_t.dtype}")
-    need_plain("t", t)
-    t = np.asarray(t.tolist() if hasattr(t, "tolist") else t)  # from any library's arrays
+    t = host_numbers("t", t)
     batch, _ = batch_shape(_shape("x_t", x_t), batched)
     if t.shape not in ((), (batch,)):
         raise ValueError(f"t: expected a number or shape ({batch},), got shape {t.shape}")
@@ -641,15 +642,15 @@ def _as_q_sample(name: str, given: Array) -> Array:
 
 
 def _shape(name: str, given: Any) -> tuple[int, ...]:
-    shape = getattr(given, "shape", None)
+    shape = getattr(host_view(name, given), "shape", None)
     if shape is None:
         raise TypeError(f"{name}: expected {wanted(given)}, got {type(given).__name__}")
     return tuple(shape)
 
 
 def _need_frames(given: Any) -> None:
-    if len(_shape("x", given)) < 2:
-        raise ValueError(f"x: expected shape (B, F, ..), axis 1 the frames, got {tuple(given.shape)}")
+    if len(shape := _shape("x", given)) < 2:
+        raise ValueError(f"x: expected shape (B, F, ..), axis 1 the frames, got {shape}")
 
 
 def _need_first_frame(noise: Noises) -> None:

@@ -31,7 +31,7 @@ def test_other_libraries_give_numpys_bits(library, cases, capsys):
     assert "compared" in capsys.readouterr().out
 
 
-def test_another_bit_is_found(monkeypatch, capsys):
+def test_another_librarys_other_bit_is_found(monkeypatch, capsys):
     pytest.importorskip("torch")
     spoilt = {"torch": lambda x: random_calls.torch_array(x) * (1 + 2**-7) if x.size else random_calls.torch_array(x)}
     monkeypatch.setattr(random_calls, "LIBRARIES", spoilt)

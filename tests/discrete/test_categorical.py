@@ -48,7 +48,7 @@ DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
 
 
 @pytest.mark.parametrize("n", range(len(SETTINGS)))
-def test_bits(compiled, n):
+def test_tokens_and_their_info_have_the_bits_of_the_reference(compiled, n):
     """Seen to fail: a digit of a coefficient of e^r, a word compared with another block's bound."""
     for v, vocabulary in enumerate(VOCABULARIES):
         logits = logits_of((2, 2, vocabulary), [3, 0.1, 30, 300][(n + v) % 4], DTYPES[(n + v) % 3], n)

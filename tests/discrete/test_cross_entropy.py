@@ -33,7 +33,7 @@ def exact(logits, ids, masked, weight, upstream=1.0):
     return losses, (w * upstream / ids.size)[..., None] * (np.exp(log_p) - one)
 
 
-def test_bits(compiled):
+def test_the_loss_and_its_gradient_have_the_bits_of_the_reference(compiled):
     """Seen to fail: rows that do not count left as they are, the gradient's factor rounded twice."""
     for n, vocabulary in enumerate((1, 2, 64, 65, 1000, 4097)):
         logits, ids, masked, weight = case(vocabulary, (3, 0.1, 300)[n % 3], DTYPES[n % 3], n)
@@ -101,7 +101,7 @@ def test_confident_rows_keep_their_digits(compiled):
     assert math.isclose(gradient[0, 0, 3], -rest / (1 + rest), rel_tol=3e-7)
 
 
-def test_rows_without_a_loss(compiled):
+def test_a_nan_or_an_id_of_rows_that_do_not_count_changes_no_other_row(compiled):
     """A NaN stays in its row; ids of rows that do not count are not looked at."""
     logits, ids, masked, _ = case(100)
     logits[0, 0, 7], logits[0, 1], logits[1, 0] = np.nan, np.nan, -np.inf
@@ -174,7 +174,7 @@ def test_bad_input(name):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_autograd(torch, dtype):
+def test_autograds_gradient_has_numpys_bits(torch, dtype):
     """Seen to fail: an upstream gradient of 3 that is left out."""
     logits, ids, masked, weight = case(300)
     x = torch.from_numpy(logits).to(getattr(torch, dtype)).requires_grad_()
@@ -219,7 +219,7 @@ def test_gradients_of_torchs_own(torch):
     assert torch.allclose(x.grad, y.grad, atol=1e-8)
 
 
-def test_without_autograd(torch):
+def test_the_gradient_of_plain_tensors_and_what_autograd_refuses(torch):
     logits, ids, *_ = case(300)
     x = torch.from_numpy(logits.copy())
     _, gradient = both_of(x, torch.from_numpy(ids), out=x)

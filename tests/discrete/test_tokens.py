@@ -374,28 +374,3 @@ def test_a_block_longer_than_the_sample():
     expected = nf.q_mask(IDS, p[:, 0], NOISE, 999)[0]
     for block in (8, 9, 2**40, 2**63):
         assert np.array_equal(nf.q_mask(IDS, p, NOISE, 999, block=block)[0], expected)
-
-
-def test_other_arrays():
-    """An adapter's arrays pass, and JAX's are refused in words."""
-
-    class Tagged:
-        def __init__(self, values):
-            self.values, self.shape, self.dtype = values, values.shape, values.dtype
-
-    class TaggedArrays(nf.interop.ThroughNumPy):
-        def to_numpy(self, x):
-            return x.values
-
-        def from_numpy(self, array, like):
-            return Tagged(array)
-
-    nf.interop.register(Tagged, TaggedArrays("Tagged"))
-    x_t, masked = nf.q_mask(Tagged(IDS), 0.5, NOISE, 999)
-    expected = nf.q_mask(IDS, 0.5, NOISE, 999)
-    assert isinstance(x_t, Tagged)
-    assert np.array_equal(x_t.values, expected[0])
-    assert np.array_equal(masked.values, expected[1])
-    jnp = pytest.importorskip("jax.numpy")
-    with pytest.raises(NotImplementedError, match="q_mask: noisefuse does not offer that for arrays of JAX"):
-        nf.q_mask(jnp.zeros((2, 3), int), 0.5, NOISE, 9)

@@ -189,17 +189,6 @@ def test_tensors_and_their_gradients(path):
             np.testing.assert_allclose(x.grad[:, 0, 0].numpy(), f(T), rtol=1e-6, atol=1e-7)
 
 
-def test_arrays_of_jax_and_dask():
-    x0, x1 = halves(np.float32)
-    path = P.brownian_bridge(0.5)
-    expected = nf.interpolate(x0, x1, T, path, N)
-    jnp = pytest.importorskip("jax.numpy")
-    assert bits(np.asarray(nf.interpolate(jnp.asarray(x0), jnp.asarray(x1), T, path, N))) == bits(expected)
-    da = pytest.importorskip("dask.array")
-    lazy = [da.from_array(x, (2, 3, 5)) for x in (x0, x1)]
-    assert bits(nf.interpolate(*lazy, T, path, N).compute()) == bits(expected)
-
-
 # ---- errors ------------------------------------------------------------------------------------------------
 
 BAD = [

@@ -77,15 +77,6 @@ def test_gradients_reach_x0_and_the_levels(target):
         torch.testing.assert_close(found.grad, expected.grad, rtol=1e-12, atol=1e-12)
 
 
-def test_arrays_of_jax_and_dask():
-    x = X.astype(np.float32)
-    expected = nf.noised(x, *FLOW(T), N)
-    jnp = pytest.importorskip("jax.numpy")
-    assert bits(np.asarray(nf.noised(jnp.asarray(x), *FLOW(T), N))) == bits(expected)
-    da = pytest.importorskip("dask.array")
-    assert bits(nf.noised(da.from_array(x, (2, 3, 5)), *FLOW(T), N).compute()) == bits(expected)
-
-
 BAD = [
     (lambda: nf.noised(X, [0.1, 0.2], 1.0, N), ValueError, "alpha: expected a scalar or a prefix of x's shape"),
     (

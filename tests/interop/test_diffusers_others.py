@@ -20,10 +20,11 @@ diffusers = pytest.importorskip("diffusers")
 
 from diffusers.utils.torch_utils import randn_tensor  # noqa: E402
 
+from diffusers_cases import LOOP, OTHERS, SHAPE, Case, said  # noqa: E402
+from diffusers_loops import difference, need_generators, their_noise  # noqa: E402
 from noisefuse.interop import diffusers as ours  # noqa: E402
 from noisefuse.interop.diffusers import refusals, rows, runs  # noqa: E402
 from noisefuse.interop.diffusers.exact import rebound  # noqa: E402
-from test_interop_diffusers import LOOP, OTHERS, SHAPE, Case, difference, need_generators, said, their_noise  # noqa: E402
 from test_torch_cuda import nothing_comes_back, on_the_stand_in  # noqa: E402
 
 DTYPES = [torch.float32, torch.bfloat16]

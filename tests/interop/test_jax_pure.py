@@ -165,7 +165,7 @@ FLAGS = {"fused": "", "not fused": "--xla_cpu_max_isa=AVX"}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", ["fused", pytest.param("not fused", marks=pytest.mark.release)])
-def test_bits(flags):
+def test_pure_jax_has_numpys_bits_with_xlas_flags(flags):
     in_jax("; ".join(f"here.{check}()" for check in CHECKS), FLAGS[flags])
 
 

@@ -86,7 +86,7 @@ def test_types_are_kept_or_passed_through():
     assert found["label"] == 3
 
 
-def test_it_is_pickled():
+def test_a_transform_is_pickled():
     transform = GaussianNoise(0.1, 0.2).at(3)
     assert torch.equal(pickle.loads(pickle.dumps(transform))(IMAGE), transform(IMAGE))
 

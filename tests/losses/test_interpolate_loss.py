@@ -159,13 +159,6 @@ def test_a_path_without_noise_needs_none():
     torch.testing.assert_close(pred.grad, torch.tensor(2 * (PRED - wanted) / PRED.size))
 
 
-def test_libraries_without_it_say_so():
-    jnp = pytest.importorskip("jax.numpy")
-    x = jnp.ones((2, 3))
-    with pytest.raises(NotImplementedError, match="interpolate_loss: noisefuse does not offer that for arrays of JAX"):
-        nf.interpolate_loss(x, x, x, 0.5, P.linear(), target="velocity")
-
-
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [

@@ -86,7 +86,7 @@ def measured(request, tmp_path_factory):
     return {name: (float(value), words) for name, value, words in rows}
 
 
-def test_table(measured, capsys):
+def test_every_quantity_with_bounds_is_measured(measured, capsys):
     assert measured.keys() == BOUNDS.keys()
     with capsys.disabled():
         print("\n\n{:26} {:>15}   {:20} {}".format("quantity", "measured", "where", "bounds"))
@@ -95,7 +95,7 @@ def test_table(measured, capsys):
 
 
 @pytest.mark.parametrize("name", BOUNDS)
-def test_bound(measured, name):
+def test_a_measured_quantity_is_within_its_bounds(measured, name):
     value, words = measured[name]
     least, most = BOUNDS[name]
     assert least <= value <= most, f"{name} = {value} at {words}"

@@ -130,7 +130,7 @@ class Library:
 
     def token_log_prob(self, sampler: Any, i: int, x: Any, logits: Any, x_next: Any, where: Any) -> Any:
         """Returns `DiscreteSampler.log_prob` of the library's arrays."""
-        raise self._refusal("log_prob")
+        return self.through(sampler.log_prob, i, x, logits, x_next, where=where)
 
     def on_device(self, x: Any, device: Any) -> Any:
         """Returns NumPy's x as an array of the library on a device."""

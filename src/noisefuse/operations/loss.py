@@ -17,6 +17,7 @@ from ..arguments.arrays import (
     contiguous,
     count,
     device_of,
+    host_numbers,
     on_device,
     one_place,
     output,
@@ -26,7 +27,7 @@ from ..arguments.options import plain_table, rows_at
 from ..arguments.types import Array, ArrayT, NoiseLike, Reduction
 from ..call.description import Loss
 from ..ground.checks import check_choice, got
-from ..ground.libraries import library_for, library_of
+from ..ground.libraries import library_of
 from ..language.forward import residual
 from ..language.levels import FLOATS, LEVELS
 from ..language.noise import FIELD, Noise
@@ -380,7 +381,7 @@ def _loss_of_path(
 ) -> Any:  # fmt: skip
     """Returns the loss; with grad, its array or True, also the gradient."""
     m = as_array("pred", pred)
-    t = library_for(t).to_numpy(t)  # a path's functions are NumPy's
+    t = host_numbers("t", t)  # a path's functions are NumPy's
     rows, index = residual_rows(path, t, m.shape, target)
     if Z in rows.reads and noise is None:
         raise TypeError(f"noise: expected a Noise, which the path {path.name} draws from, got {got(noise)}")

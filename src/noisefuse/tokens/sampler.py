@@ -279,6 +279,7 @@ class DiscreteSampler:
         """
         if isinstance(logits, tuple):
             raise TypeError("logits: expected one array, the guided logits, got a pair")
+        x, logits, x_next = host_view("x", x), host_view("logits", logits), host_view("x_next", x_next)
         return self.pulled(i, x, logits, x_next, upstream, *self.log_prob_parts(i, x, logits, x_next, where)[1:])
 
     def pulled(

@@ -42,7 +42,7 @@ class _LogProb(torch.autograd.Function):
         found, *ctx.weights = library_of(logits).through(sampler.log_prob_parts, i, x, logits, x_next, where)
         ctx.call = sampler, i
         ctx.save_for_backward(logits, x, x_next)
-        return found.sum(1)
+        return torch.from_numpy(found.numpy().sum(axis=1))  # torch adds in another order
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
