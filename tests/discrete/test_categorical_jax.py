@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws of categories from JAX's arrays in compiled programs, and their gradients. For eager code see the table of
-interop/test_conformance.py."""
+"""Draws of categories from JAX's arrays in compiled programs, and their gradients."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws of categories from torch tensors: without a copy, in shards, and in compiled graphs. That the bits are
-NumPy's says the table of interop/test_conformance.py."""
+"""Draws of categories from torch tensors: without a copy, in shards, and in compiled graphs."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loss of masked diffusion on JAX's arrays: gradients, and programs. For plain calls see the table of
-interop/test_conformance.py."""
+"""The loss of masked diffusion on JAX's arrays: gradients, and programs."""
 
 import numpy as np
 import pytest
