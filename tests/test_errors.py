@@ -10,7 +10,7 @@ import pytest
 import noisefuse as nf
 from conftest import NUMBA, bits
 from noisefuse import Noise, Schedule, philox4x32, q_sample, q_step, q_walk, randn, uniform
-from noisefuse.ground import kinds
+from noisefuse.ground import libraries
 
 S = Schedule.linear(10)
 N = Noise(1)
@@ -547,7 +547,7 @@ def test_an_output_is_aligned_for_its_own_dtype(dtype, start, aligned):
 def test_types_of_strangers_are_not_kept():
     with pytest.raises(TypeError):
         q_sample(Stranger(), 1, S, N)
-    assert Stranger not in kinds._libraries
+    assert Stranger not in libraries._libraries
 
 
 def test_overlaps():

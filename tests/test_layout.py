@@ -44,7 +44,7 @@ TYPES_ALONE = {"": {"interop"}}
 # These may import less than the floors below them.
 LESS = {
     "samplers.shared": "ground* language.tableau samplers.plan samplers.spacing sampling.sampler",
-    "samplers.spacing": "arguments.calls ground.checks ground.kinds language.axis language.schedule",
+    "samplers.spacing": "arguments.calls ground.checks ground.libraries language.axis language.schedule",
     "samplers.interpolants": "ground.checks language.tableau paths sampling.sampler",
     "samplers": "samplers* tokens.samplers",
     "samplers*": "ground.checks language.axis language.schedule language.tableau samplers* views",  # rules
@@ -146,7 +146,7 @@ def test_imports_point_down(module):
 @pytest.mark.parametrize(
     ("module", "text", "package"),
     [
-        ("ground.kinds", "from ..language import noise", False),
+        ("ground.libraries", "from ..language import noise", False),
         ("views", "import noisefuse.schedule", False),
         ("views", "import scipy", False),
         ("views", "from .language.noise import Noise", False),

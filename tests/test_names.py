@@ -7,6 +7,7 @@ import noisefuse as nf
 
 GONE = [
     (nf, "combine", nf.density, "combine"),
+    (nf.discrete, "combine", nf.discrete, "combine_categories"),
     (nf.Schedule, "named", nf.Schedule, "with_name"),
     (nf.density, "update", nf.density, "update_with_log_prob"),
     (nf.Noise, "samples", nf.Noise, "at"),

@@ -6,12 +6,12 @@
 // which gains 10 to 15 % over one long loop body (docs/kernels.md has the measurements).
 #include "kernels.h"
 
-#include "cephes.h"
 #include "drawing.h"
-#include "enlarged.h"
 #include "float_mode.h"
 #include "loss_range.h"
 #include "masks.h"
+#include "mersenne_normals.h"
+#include "pyramid_levels.h"
 #include "tile_registers.h"
 
 namespace nf {

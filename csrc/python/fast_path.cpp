@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The fast path. Calls of a few microseconds are mostly Python. So plain calls, with arrays of one float dtype (x may
 // be integer levels), row numbers or times and Noises, are checked here, from the original arguments. Arrays that are
-// not C-contiguous, aligned and in native byte order are copied first, or turned on the way (run/turned.h). Tensors
-// have to be plain. All other calls, those with wrong arguments included, are declined (NotImplemented): operations
-// then check them, and raise the errors.
+// not C-contiguous, aligned and in native byte order are copied first, or turned on the way (run/channels_last.h).
+// Tensors have to be plain. All other calls, those with wrong arguments included, are declined (NotImplemented):
+// operations then check them, and raise the errors.
 #include <vector>
 
 #include "fast_categories.h"

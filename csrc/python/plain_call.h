@@ -2,16 +2,13 @@
 // A plain call of the fast path: its rows or times, its arrays, its noise and its outputs.
 #pragma once
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <memory>
 #include <new>
 #include <numeric>
-#include <span>
 
 #include "../cpu/float_mode.h"
-#include "plain_numbers.h"
 #include "plain_outputs.h"
+#include "plain_rows.h"
 
 namespace nf {
 namespace {
@@ -345,34 +342,23 @@ class PlainCall {
     // Makes the rows of float times, if the table has (a function from a float, or from float64 (n,), to alpha, sigma
     // and perhaps more numbers at these times; the last time; the rows where all of these numbers are 0, and where one
     // of them is 1; the scale and the offset of integer results, or None). A number of such a row is a constant, or a
-    // multiple of one of these.
-    // Or, with None for the rows, it has columns: see `take_columns`. False: declined, or the function raised, and its
-    // Python error is set.
+    // multiple of one of these. Or, with None for the rows, it has columns: see `rows_of_columns`. False: declined, or
+    // the function raised, and its Python error is set.
     bool timed() {
         const double last = PyFloat_AsDouble(PyTuple_GET_ITEM(own_time_, 1));
         const bool by_column = PyTuple_GET_ITEM(own_time_, 2) == Py_None;
-        int64_t zeros = by_column, ones = 0;
-        for (const double t : std::span(times_.get(), static_cast<size_t>(indices))) {
+        const std::span<const double> times(times_.get(), static_cast<size_t>(indices));
+        int64_t zeros = 0, ones = 0;
+        for (const double t : times) {
             if (!(t >= 0 && t <= last) || std::isinf(t) || (by_column && std::signbit(t))) return false;
             zeros += t == 0, ones += t == 1;
         }
-        if (zeros && ones && zeros + ones == indices) return false;  // they look like steps, which gives a warning
-        if (by_column) return take_columns();
-        const Reference times(given_times());
-        PyObject* const at = PyTuple_GET_ITEM(own_time_, 0);
-        const Reference levels(times.object ? PyObject_CallOneArg(at, times.object) : nullptr);
-        if (!levels.object) return false;
-        constexpr Py_ssize_t kMostLevels = 4;
-        const Py_ssize_t n_levels = std::min(PyTuple_GET_SIZE(levels.object), kMostLevels);
-        double one[kMostLevels];
-        const double* found[kMostLevels];
-        for (Py_ssize_t k = 0; k < n_levels; ++k) found[k] = numbers(PyTuple_GET_ITEM(levels.object, k), &one[k]);
-        if (!hold_rows()) return false;
-        for (int64_t b = 0; b < indices; ++b) {
-            for (Py_ssize_t k = 0; k < n_levels; ++k) one[k] = found[k][b];
-            timed_row(std::span(one, static_cast<size_t>(n_levels)), &timed_rows_[kColumns * b]);
-        }
-        return use_rows();
+        const bool are_steps = zeros && ones && zeros + ones == indices;
+        if (are_steps && !by_column) return false;  // they look like steps, which gives a warning
+        return hold_rows() &&
+               (by_column ? rows_of_columns(own_time_, times, call.active, timed_rows_.get())
+                          : rows_of_levels(own_time_, times, timed_rows_.get())) &&
+               use_rows();
     }
 
     bool hold_rows() {
@@ -388,42 +374,6 @@ class PlainCall {
         return call.type == DType::f64 || round_rows();
     }
 
-    static bool is_single(double number) { return std::fabs(number) <= std::numeric_limits<float>::max(); }
-
-    // Makes rows of columns: each is constant + slope t, or one of float64 (n,) that the function gives, in their
-    // order. Those after the active ones are only looked at. All are numbers that a float holds.
-    bool take_columns() {
-        PyObject* const columns = PyTuple_GET_ITEM(own_time_, 3);
-        if (!hold_rows()) return false;
-        Reference given(nullptr);
-        Py_ssize_t next = 0;
-        int c = -1;
-        for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(columns); ++k) {
-            PyObject* const affine = PyTuple_GET_ITEM(columns, k);
-            for (++c; c < kColumns && !counts(call.active, c);) ++c;
-            View v{};
-            if (affine == Py_None) {
-                if (!given.object) {
-                    const Reference times(given_times());
-                    given.object =
-                        times.object ? PyObject_CallOneArg(PyTuple_GET_ITEM(own_time_, 0), times.object) : nullptr;
-                }
-                if (!given.object || !view(PyTuple_GET_ITEM(given.object, next++), v) || v.is_tensor ||
-                    v.kind != Kind::f64 || v.ndim != 1 || v.count != indices)
-                    return false;
-            }
-            for (int64_t b = 0; b < indices; ++b) {
-                const double number =
-                    v.data ? reinterpret_cast<const double*>(v.data)[b]
-                           : PyFloat_AS_DOUBLE(PyTuple_GET_ITEM(affine, 0)) +
-                                 PyFloat_AS_DOUBLE(PyTuple_GET_ITEM(affine, 1)) * times_[static_cast<size_t>(b)];
-                if (!is_single(number)) return false;
-                if (c < kColumns) timed_rows_[kColumns * b + c] = number;
-            }
-        }
-        return use_rows();
-    }
-
     // Makes rows of a pair (alpha, sigma), each of them a number, or numbers in a shape that begins x's.
     bool levels(PyObject* pair) {
         PlainReals alpha, sigma;
@@ -436,42 +386,9 @@ class PlainCall {
         for (int64_t b = 0; b < indices; ++b) {
             if (!is_single(alpha.of(b)) || !is_single(sigma.of(b))) return false;
             const double both[] = {alpha.of(b), sigma.of(b)};
-            timed_row(both, &timed_rows_[kColumns * b]);
+            level_row(own_time_, both, &timed_rows_[static_cast<size_t>(kColumns * b)]);
         }
         return use_rows();
-    }
-
-    // Returns a single time as a number: Python takes a tenth of NumPy's time for it.
-    PyObject* given_times() const {
-        if (indices == 1) return PyFloat_FromDouble(times_[0]);
-        Py_INCREF(float64);
-        const npy_intp n = indices;
-        PyObject* const made = new_array(1, &n, float64);
-        if (made) std::copy_n(times_.get(), indices, static_cast<double*>(PyArray_DATA(array(made))));
-        return made;
-    }
-
-    // Returns one number, or the elements of float64 (n,).
-    const double* numbers(PyObject* o, double* one) const {
-        if (indices > 1) return static_cast<const double*>(PyArray_DATA(array(o)));
-        *one = PyFloat_AsDouble(o);
-        return one;
-    }
-
-    void timed_row(std::span<const double> levels, double* row) const {
-        const auto* const ends = static_cast<const double*>(PyArray_DATA(array(PyTuple_GET_ITEM(own_time_, 2))));
-        for (int c = 0; c < kColumns; ++c) {
-            row[c] = ends[c];
-            for (size_t k = 0; k < levels.size() && row[c] == 0; ++k) {
-                const double factor = ends[(k + 1) * kColumns + static_cast<size_t>(c)];
-                if (factor != 0) row[c] = levels[k] * factor;
-            }
-        }
-        PyObject* const range = PyTuple_GET_ITEM(own_time_, 3);
-        if (range == Py_None) return;
-        double* const out = row + kAffine[0];
-        for (int c = 0; c <= kZ + 1; ++c) out[c] *= PyFloat_AsDouble(PyTuple_GET_ITEM(range, 0));
-        out[0] += PyFloat_AsDouble(PyTuple_GET_ITEM(range, 1));
     }
 
     bool copy(int64_t n) {

@@ -107,7 +107,7 @@ class Torch {
     // False, perhaps with a Python error, for tensors without memory of their own, or not on the CPU.
     bool view(PyObject* o, View& v) const {
         DLTensor t;
-        return api_->borrow(o, &t) == 0 && view_tensor(o, t, v) && !is_freed(o, t);
+        return api_->borrow(o, &t) == 0 && view_tensor(o, t, v) && holds(o, t);
     }
 
     // Whether this is the memory that the exchange API shows, and autograd does not watch; the API does not tell.
@@ -167,7 +167,7 @@ class Torch {
         copy.item = t.bits / 8;
         copy.axes = t.ndim;
         copy.from = v.data;
-        if (t.device_type != kCpu || v.kind == Kind::other || t.ndim > kMostAxes || is_freed(o, t)) return false;
+        if (t.device_type != kCpu || v.kind == Kind::other || t.ndim > kMostAxes || !holds(o, t)) return false;
         v.count = 1;
         for (int axis = 0; axis < t.ndim; ++axis) {
             v.count *= copy.shape[axis] = t.shape[axis];
@@ -207,17 +207,18 @@ class Torch {
     PyObject *is_grad_enabled_, *increment_version_;
     const PyGetSetDef* requires_grad_;  // looking up a name costs as much as calling it, and so does
     const PyMethodDef* is_neg_;         // calling it through the interpreter
-    const PyMethodDef* storage_offset_;
+    const PyMethodDef *storage_offset_, *untyped_storage_, *nbytes_;
     PyObject* forward_ad_;     // a module's dictionary
     PyObject* current_level_;  // a name
 
-    // Whether the storage was resized to nothing, as FSDP does with parameters: the address is then only the place in
-    // it. Systems seldom give memory that lies so low, so few tensors are asked.
-    bool is_freed(PyObject* o, const DLTensor& t) const {
-        const uint64_t address = reinterpret_cast<uintptr_t>(t.data) + t.byte_offset;
-        if (address >> 42) return false;
-        const Reference offset(storage_offset_->ml_meth(o, nullptr));
-        return !offset.object || PyLong_AsUnsignedLongLong(offset.object) * (t.bits / 8u) == address;
+    // Whether the storage holds all elements: it may have been resized, as FSDP does with parameters.
+    bool holds(PyObject* o, const DLTensor& t) const {
+        const Reference storage(untyped_storage_->ml_meth(o, nullptr)), offset(storage_offset_->ml_meth(o, nullptr));
+        const Reference bytes(storage.object ? nbytes_->ml_meth(storage.object, nullptr) : nullptr);
+        if (!offset.object || !bytes.object) return false;
+        int64_t last = PyLong_AsLongLong(offset.object);
+        for (int axis = 0; axis < t.ndim; ++axis) last += (t.shape[axis] - 1) * t.strides[axis];
+        return (last + 1) * (t.bits / 8) <= PyLong_AsLongLong(bytes.object);
     }
 
     // The header before the elements of a tensor from `make`; its lengths and strides follow.
@@ -241,6 +242,8 @@ class Torch {
                (forward_ad_ = get("torch.autograd.forward_ad", "__dict__")) &&
                (requires_grad_ = property(type, "requires_grad")) && (is_neg_ = method(type, "is_neg")) &&
                (storage_offset_ = method(type, "storage_offset")) &&
+               (untyped_storage_ = method(type, "untyped_storage")) &&
+               (nbytes_ = method(get("torch", "UntypedStorage"), "nbytes")) &&
                (current_level_ = PyUnicode_InternFromString("_current_level"));
     }
 
@@ -253,7 +256,7 @@ class Torch {
 
     // Null if there is no method of this name without arguments.
     static const PyMethodDef* method(PyObject* type, const char* name) {
-        PyObject* const found = PyObject_GetAttrString(type, name);
+        PyObject* const found = type ? PyObject_GetAttrString(type, name) : nullptr;
         if (!found || !Py_IS_TYPE(found, &PyMethodDescr_Type)) return nullptr;
         const PyMethodDef* const made = reinterpret_cast<PyMethodDescrObject*>(found)->d_method;
         return made->ml_flags == METH_NOARGS ? made : nullptr;

@@ -7,7 +7,7 @@
 #include "../core/call.h"
 #include "../core/pyramid.h"
 #include "../cpu/pool.h"
-#include "turned.h"
+#include "channels_last.h"
 
 namespace nf {
 

@@ -38,7 +38,7 @@ from .arguments.options import FAST_LEVELS, at_times
 from .arguments.types import Array, ArrayT, DType, NoiseLike
 from .call.description import Step
 from .ground.checks import check_choice, check_number, first_of, lie_within
-from .ground.kinds import library_for, library_of, need_plain
+from .ground.libraries import library_for, library_of, need_plain
 from .language.levels import FLOATS, LEVELS, level_bounds, levels_of
 from .language.noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise, names_of
 from .language.rows import NAMES, TIMES_CLEAN, TIMES_ROOT, Plain, Rows, X, Z

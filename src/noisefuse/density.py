@@ -28,7 +28,7 @@ from .arguments.options import inputs_of, need_tableau, those_read
 from .arguments.types import Array, Inputs, NoiseLike
 from .call.description import LOSS_CHUNK, Loss, Step, StepAndLoss
 from .ground.checks import check_choice, check_integer
-from .ground.kinds import library_of
+from .ground.libraries import library_of
 from .ground.stored import SetState, make_again
 from .language.levels import levels_of
 from .language.noise import SAMPLER

@@ -12,14 +12,14 @@ from .ground.checks import check_choice, check_integer, check_number, got
 from .ground.lazy import show_as
 from .language.noise import TIMES, Noise, need_stream_0
 from .operations.draw import uniform as uniform_numbers
-from .tokens.categorical import Partial, combine
+from .tokens.categorical import Partial, combine_categories
 from .tokens.forward import probabilities
 from .tokens.schedule import MaskSchedule, cosine, geometric, linear, llada, log_linear
 from .tokens.transitions import Transition
 
 __all__ = [
-    "MaskSchedule", "Partial", "Transition", "absorbing", "combine", "cosine", "gaussian", "geometric", "linear",
-    "llada", "log_linear", "times", "uniform",
+    "MaskSchedule", "Partial", "Transition", "absorbing", "combine_categories", "cosine", "gaussian", "geometric",
+    "linear", "llada", "log_linear", "times", "uniform",
 ]  # fmt: skip
 
 show_as(__name__, MaskSchedule, Partial, Transition)

@@ -37,7 +37,7 @@ from .arguments.types import Array
 from .call.description import Level, Pyramid
 from .ground.checks import check_integer, check_number
 from .ground.float_mode import float_mode
-from .ground.kinds import library_of
+from .ground.libraries import library_of
 from .language.levels import DEFAULT_RANGE, FLOATS, levels_of
 from .language.noise import (
     FIELD,

@@ -356,7 +356,7 @@ Functions: TypeAlias = tuple[Function, Function, Function | None, Function, Func
 
 
 class _Plain(dict[Any, Plain | None]):
-    """Rows for the fast path, by target: no rows, and the columns at times, as `take_columns` of plain_call.h takes
+    """Rows for the fast path, by target: no rows, and the columns at times, as `rows_of_columns` of plain_rows.h takes
     them."""
 
     def __init__(self, columns: Callable[[Functions, PathTarget | None], dict[str, Function]], of: Functions) -> None:

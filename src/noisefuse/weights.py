@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from .ground.checks import check_number, lie_within
 from .ground.docstrings import Shared, documented
-from .ground.kinds import need_plain
+from .ground.libraries import need_plain
 from .language.schedule import Schedule, need_schedule
 from .views import Rates, Target, need_target, target_factors
 

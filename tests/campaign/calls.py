@@ -99,7 +99,7 @@ def combined(x, noise, parts, **options):
         part = [each.window(*window) for each in noise] if isinstance(noise, list) else noise.window(*window)
         made.append(nf.categorical(x[..., first : first + size], part, partial=True, **options))
     told = [(each.token, each.parts.score, each.parts.winner, each.parts.largest) for each in made]
-    return nf.discrete.combine(made), tuple(told)
+    return nf.discrete.combine_categories(made), tuple(told)
 
 
 @cache

@@ -95,7 +95,7 @@ def test_shards_of_the_vocabulary(compiled, shards):
             found = nf.categorical(part, here, temperature=temperature, info=info, partial=True)
             each.append(pickle.loads(pickle.dumps(found)))
         assert len(each) == shards
-        token, known = nf.discrete.combine(each[::-1])
+        token, known = nf.discrete.combine_categories(each[::-1])
         expected, whole = nf.categorical(logits, NOISE, temperature=temperature, info=info)
         assert bits(token) == bits(expected)
         assert all(bits(known[name]) == bits(whole[name]) for name in info)
@@ -163,7 +163,7 @@ def test_parts_in_another_order_of_memory():
     """A gather of another library may give them so. Seen to fail: Fortran's order was read as C's."""
     turned = {name: None if a is None else np.asfortranarray(a) for name, a in SUMS.items()}
     other = dataclasses.replace(PART, token=np.asfortranarray(PART.token), parts=type(PART.parts)(**turned))
-    (token, info), (expected, known) = nf.discrete.combine([other]), nf.discrete.combine([PART])
+    (token, info), (expected, known) = nf.discrete.combine_categories([other]), nf.discrete.combine_categories([PART])
     assert bits(token) == bits(expected)
     assert bits(info["log_prob"]) == bits(known["log_prob"])
 
@@ -454,7 +454,7 @@ def test_neighbours_are_independent():
 
 # ---- bad input ---------------------------------------------------------------------------------------------
 
-LOGITS = np.zeros((2, 3, 5000), np.float32)
+LOGITS, PLACED = np.zeros((2, 3, 5000), np.float32), NOISE.window((3, 9096), (0, 4096))
 draw = nf.categorical
 
 
@@ -517,27 +517,27 @@ BAD = {
     ),
     "top_k of a part": (ValueError, "top_k, top_p", lambda o: draw(LOGITS, NOISE, top_k=3, partial=True)),
     "rank of a part": (ValueError, "info: 'rank'", lambda o: draw(LOGITS, NOISE, info="rank", partial=True)),
-    "parts": (TypeError, "combine: expected results", lambda o: nf.discrete.combine([3])),
-    "a part alone": (TypeError, "combine: expected results .* got int", lambda o: nf.discrete.combine(3)),
+    "parts": (TypeError, "partials: expected results", lambda o: nf.discrete.combine_categories([3])),
+    "a part alone": (TypeError, "partials: expected results .* got int", lambda o: nf.discrete.combine_categories(3)),
     "parts of other noise": (
-        ValueError, "combine: the parts differ in .* their noise",
-        lambda o: nf.discrete.combine([
+        ValueError, "partials: the parts differ in .* their noise",
+        lambda o: nf.discrete.combine_categories([
             nf.categorical(LOGITS[..., :4096], NOISE.window((3, 5000), (0, 0)), partial=True),
             nf.categorical(LOGITS[..., 4096:], NOISE.at(step=9).window((3, 5000), (0, 4096)), partial=True),
         ]),
     ),
-    "no parts": (ValueError, "combine: expected at least one", lambda o: nf.discrete.combine([])),
+    "no parts": (ValueError, "partials: expected at least one", lambda o: nf.discrete.combine_categories([])),
     "gap of an iterator": (
-        ValueError, "combine: expected tokens from 0",
-        lambda o: nf.discrete.combine(iter([nf.categorical(LOGITS, NOISE.window((3, 9096), (0, 4096)), partial=True)])),
+        ValueError, "partials: expected tokens from 0",
+        lambda o: nf.discrete.combine_categories(iter([nf.categorical(LOGITS, PLACED, partial=True)])),
     ),
     "parts without a window": (
         ValueError, r"got those from 0 on of 4; noise\.window\(\(\.\., V\), \(\.\., first\)\) says where",
-        lambda o: nf.discrete.combine([nf.categorical(LOGITS[..., :4], NOISE, partial=True)] * 2),
+        lambda o: nf.discrete.combine_categories([nf.categorical(LOGITS[..., :4], NOISE, partial=True)] * 2),
     ),
     "gap": (
-        ValueError, "combine: expected tokens from 0",
-        lambda o: nf.discrete.combine([nf.categorical(LOGITS, NOISE.window((3, 9096), (0, 4096)), partial=True)]),
+        ValueError, "partials: expected tokens from 0",
+        lambda o: nf.discrete.combine_categories([nf.categorical(LOGITS, PLACED, partial=True)]),
     ),
 }  # fmt: skip
 

@@ -42,7 +42,7 @@ def test_shards():
         nf.categorical(logits[..., n : n + 4096], NOISE.window((3, 8192), (0, n)), info="log_prob", partial=True)
         for n in (0, 4096)
     ]
-    token, info = nf.discrete.combine(parts)
+    token, info = nf.discrete.combine_categories(parts)
     expected, known = nf.categorical(logits, NOISE, info="log_prob")
     assert np.array_equal(token, expected.numpy())
     assert np.array_equal(info["log_prob"], known["log_prob"].numpy())

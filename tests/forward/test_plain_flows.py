@@ -37,6 +37,7 @@ TIMES = {
     "of samples": T,
     "listed": [0.25, 0.8],
     "ends": [0.0, 1.0],
+    "the last and another": [1.0, 0.5],
     "halves": T.astype(np.float16),
     "one": np.array([0.3]),
     "of rows": np.linspace(0.1, 0.9, 32, dtype=np.float32).reshape(2, 16),

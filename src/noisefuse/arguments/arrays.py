@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .. import backends
 from ..call.packed import address, dtype_code
 from ..ground import layouts
-from ..ground.kinds import library_for, library_of, need_plain
+from ..ground.libraries import library_for, library_of, need_plain
 from ..language.levels import FLOATS
 
 Array: TypeAlias = NDArray[Any]

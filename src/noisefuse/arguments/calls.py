@@ -15,7 +15,7 @@ from .. import backends
 from ..call.description import Draw, Step
 from ..ground.checks import got, is_tracer
 from ..ground.float_mode import float_mode
-from ..ground.kinds import library_for, need_plain
+from ..ground.libraries import library_for, need_plain
 from ..language.levels import levels_of
 from ..language.noise import ELEMENTS, SAMPLES, STEPS, Noise, names_of, need_stream_0
 from ..language.rows import M1, M2, PASTS, Rows, X, Z

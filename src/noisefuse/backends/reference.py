@@ -18,7 +18,8 @@ from ..ground.float_mode import float_mode
 from ..language.levels import LEVELS, levels_of
 from ..language.noise import Noise
 from ..language.rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, ORDER, TIMES_CLEAN, TIMES_ROOT, D, X, Z
-from . import rows_of_categories, runner, spec
+from . import categorical_rows as categorical_rows
+from . import runner, spec
 
 fast_row = fast_random = fast_mse = fast_density = fast_density_gradient = fast_divergence = fast_tokens = None
 fast_categorical = fast_cross_entropy = fast_token_step = fast_walk = None
@@ -363,7 +364,7 @@ def race(call: Race) -> None:
     """Draws a token of each row, and computes what is asked for."""
     with np.errstate(all="ignore"):
         for row in range(call.rows):
-            rows_of_categories.race_in_row(call, row, CATEGORIES)
+            categorical_rows.race_in_row(call, row, CATEGORIES)
 
 
 def scores(x: Array, element: NDArray[np.int64], beta: float, counter: tuple[int, int, int], seed: int) -> Array:
@@ -381,15 +382,15 @@ def cross_entropy(call: CrossEntropy) -> None:
     """Computes the losses of rows, and their gradient."""
     with np.errstate(all="ignore"):
         for row in range(call.rows):
-            rows_of_categories.cross_entropy_in_row(call, row, CATEGORIES)
+            categorical_rows.cross_entropy_in_row(call, row, CATEGORIES)
 
 
-def terms(x: Array, scale: rows_of_categories.Scale, largest: Any) -> tuple[Array, Any]:
+def terms(x: Array, scale: categorical_rows.Scale, largest: Any) -> tuple[Array, Any]:
     """Returns e^(x / temperature) in units that depend on the largest logit, and that of the largest."""
     return shifted_terms(x, scale, largest)[:2]
 
 
-def shifted_terms(x: Array, scale: rows_of_categories.Scale, largest: Any) -> tuple[Array, Array, Array]:
+def shifted_terms(x: Array, scale: categorical_rows.Scale, largest: Any) -> tuple[Array, Array, Array]:
     """Returns the terms, that of the largest logit, and how far the logits are behind it (float64)."""
     shift = np.where(abs(largest * scale.high) < 512, np.float32(0), largest)
     top = largest - shift
@@ -399,7 +400,7 @@ def shifted_terms(x: Array, scale: rows_of_categories.Scale, largest: Any) -> tu
     return found, unit, top.astype(np.float64) - z
 
 
-def chunk_sums(chunk: Array, scale: rows_of_categories.Scale, largest: Array) -> tuple[Array, Array]:
+def chunk_sums(chunk: Array, scale: categorical_rows.Scale, largest: Array) -> tuple[Array, Array]:
     """Returns of chunks, up to (n, 4096), with these largest logits the sums of their terms, and of the terms'
     products with largest - x, both over the largest term."""
     term, unit, behind = shifted_terms(chunk, scale, largest[:, None])
@@ -412,7 +413,7 @@ def chunk_sums(chunk: Array, scale: rows_of_categories.Scale, largest: Array) ->
     return SPEC.sum_accumulators(sums) / whole, SPEC.sum_accumulators(spreads) / whole
 
 
-CATEGORIES = rows_of_categories.Arithmetic(scores, chunk_sums, terms, SPEC.exp64, SPEC.minus_two_ln64, fma)
+CATEGORIES = categorical_rows.Arithmetic(scores, chunk_sums, terms, SPEC.exp64, SPEC.minus_two_ln64, fma)
 
 
 def philox(call: Philox) -> None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Other libraries. A module is loaded when its library's arrays are first seen, or when it is imported."""
 
-from ..ground.kinds import Library as Library
-from ..ground.kinds import register as register
 from ..ground.lazy import lazy
+from ..ground.libraries import Library as Library
+from ..ground.libraries import register as register
 from .adapter import ThroughNumPy as ThroughNumPy
 
 _MODULES = (

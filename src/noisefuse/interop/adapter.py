@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..ground.kinds import Library, on_views
+from ..ground.libraries import Library, on_views
 
 
 class ThroughNumPy(Library, ABC):

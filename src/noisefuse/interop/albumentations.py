@@ -22,7 +22,7 @@ import noisefuse as nf
 
 from ..ground.needs import needs
 from ..language.levels import LEVELS, levels_of
-from .transforms.named import OfUnitRange, applies, given_by, noise_by, strength
+from .transforms.keyed import OfUnitRange, applies, given_by, noise_by, strength
 
 with needs(__name__, "albumentations"):
     import albumentations

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 import noisefuse as nf
 
 from ..ground.needs import needs
-from .transforms.named import Key, Named, applies, strength
+from .transforms.keyed import Key, Named, applies, strength
 
 with needs(__name__, "audiomentations"):
     import audiomentations

@@ -18,7 +18,7 @@ from typing import Any
 import noisefuse as nf
 
 from ..ground.needs import needs
-from .transforms.named import Key
+from .transforms.keyed import Key
 
 with needs(__name__, "kornia", "torch"):
     import torch
@@ -26,7 +26,7 @@ with needs(__name__, "kornia", "torch"):
     from torch import Tensor
 
 from .torch.internals import is_traced, untraced
-from .transforms.torch_named import add, word
+from .transforms.torch_keyed import add, word
 
 __all__ = ["RandomGaussianNoise"]
 

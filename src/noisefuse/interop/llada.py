@@ -10,7 +10,7 @@ import numpy as np
 
 import noisefuse as nf
 
-from ..ground.kinds import library_for
+from ..ground.libraries import library_for
 from ..language.noise import Noise
 
 __all__ = ["generate"]

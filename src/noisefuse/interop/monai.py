@@ -21,7 +21,7 @@ import noisefuse as nf
 from ..ground.checks import check_number
 from ..ground.needs import needs
 from ..language.levels import FLOATS
-from .transforms.named import Named, applies, noise_by, strength
+from .transforms.keyed import Named, applies, noise_by, strength
 
 with needs(__name__, "monai", "torch"):
     import torch
@@ -30,7 +30,7 @@ with needs(__name__, "monai", "torch"):
     from monai.transforms.transform import RandomizableTransform
     from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor, get_equivalent_dtype
 
-from .transforms.torch_named import add
+from .transforms.torch_keyed import add
 
 __all__ = ["RandGaussianNoise", "RandGaussianNoised"]
 

@@ -17,7 +17,7 @@ import noisefuse as nf
 
 from ..ground.checks import check_number
 from ..ground.needs import needs
-from .transforms.named import Named, OfUnitRange
+from .transforms.keyed import Named, OfUnitRange
 
 with needs(__name__, "torchvision", "torch", "PIL"):
     import PIL.Image
@@ -25,7 +25,7 @@ with needs(__name__, "torchvision", "torch", "PIL"):
     from torchvision import tv_tensors
     from torchvision.transforms import v2
 
-from .transforms.torch_named import word
+from .transforms.torch_keyed import word
 
 __all__ = ["GaussianNoise", "Prepare"]
 

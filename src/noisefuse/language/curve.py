@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..ground.checks import check_integer, first_of, lie_within
 from ..ground.kept import kept_property
-from ..ground.kinds import NUMPY, library_for, need_plain
+from ..ground.libraries import NUMPY, library_for, need_plain
 from ..views import Prediction, Target, own_time, view
 from . import families
 from .axis import Axis, ModelTime, Place

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..ground import notebook, stored
 from ..ground.checks import check_integer, got, is_tracer
-from ..ground.kinds import library, need_plain
+from ..ground.libraries import library, need_plain
 from .increments import CELLS, RUNS, Terms, grid_terms, tree_terms
 
 # The version of the contract in docs/noise.md. It changes when any bit of any field does.

@@ -45,8 +45,8 @@ from ..arguments.types import (
 )
 from ..call.description import Draw, Philox, Step
 from ..ground.checks import got
-from ..ground.kinds import library, library_of
 from ..ground.layouts import pieces
+from ..ground.libraries import library, library_of
 from ..language.increments import Terms
 from ..language.levels import FLOATS
 from ..language.noise import FIELD, UNIFORM, Increment, Noise

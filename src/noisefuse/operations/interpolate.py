@@ -15,7 +15,7 @@ from ..arguments.options import result_dtype, row_numbers
 from ..arguments.types import Array, NoiseLike
 from ..call.description import Step
 from ..ground.checks import check_choice, got, is_tracer, lie_within
-from ..ground.kinds import library_for, library_of
+from ..ground.libraries import library_for, library_of
 from ..language.levels import FLOATS, levels_of
 from ..language.noise import FIELD
 from ..language.rows import M1, Rows, X, Z

@@ -27,7 +27,7 @@ from ..arguments.options import plain_table, rows_at
 from ..arguments.types import Array, ArrayT, NoiseLike, Reduction
 from ..call.description import Loss
 from ..ground.checks import check_choice, got
-from ..ground.kinds import library_of
+from ..ground.libraries import library_of
 from ..language.forward import residual
 from ..language.levels import FLOATS, LEVELS
 from ..language.noise import FIELD, Noise

@@ -16,7 +16,7 @@ from ..arguments.options import result_dtype, row_numbers
 from ..arguments.types import Array, NoiseLike
 from ..call.description import Step
 from ..ground.checks import is_tracer
-from ..ground.kinds import library_for, library_of
+from ..ground.libraries import library_for, library_of
 from ..language.forward import forward
 from ..language.levels import FLOATS, LEVELS, levels_of
 from ..language.noise import FIELD

@@ -55,7 +55,7 @@ from ..arguments.types import (
     SampleOptions,
 )
 from ..call.description import Step, Walk
-from ..ground.kinds import library_of
+from ..ground.libraries import library_of
 from ..language.forward import forward
 from ..language.levels import FLOATING, FLOATS, LEVELS, Levels, levels_of
 from ..language.noise import FIELD, WALK, Noise

@@ -36,7 +36,7 @@ from ..arguments.types import (
     NoiseLike,
 )
 from ..call.description import Step
-from ..ground.kinds import library_of
+from ..ground.libraries import library_of
 from ..language.levels import FLOATING, Levels
 from ..language.noise import SAMPLER, Noise
 from ..language.rows import Z

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from ..arguments.calls import warn_once
 from ..ground.checks import check_choice, check_integer, check_number
-from ..ground.kinds import need_plain
+from ..ground.libraries import need_plain
 from ..language.axis import Axis, ModelTime, Place
 from ..language.schedule import Schedule, need_schedule
 

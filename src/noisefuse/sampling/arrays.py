@@ -13,7 +13,7 @@ import numpy as np
 from ..arguments.arrays import device_of, host_view, is_array, is_lazy, is_written, output
 from ..arguments.types import Array
 from ..ground.checks import got, is_tracer
-from ..ground.kinds import library_for, library_of
+from ..ground.libraries import library_for, library_of
 from ..language.levels import levels_of
 from ..language.noise import Noises, at_row, need_stream_0
 from ..operations.draw import are_increments, arithmetic, drawn_like

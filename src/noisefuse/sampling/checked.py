@@ -11,7 +11,7 @@ from .. import density
 from ..arguments.arrays import host_view, is_written
 from ..arguments.types import Array
 from ..ground.checks import is_tracer
-from ..ground.kinds import library_for, library_of
+from ..ground.libraries import library_for, library_of
 from ..language.noise import SAMPLER, Noise, Noises
 from ..operations.draw import are_increments, randn_like
 from ..operations.update import update

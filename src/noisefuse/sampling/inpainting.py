@@ -11,7 +11,7 @@ import numpy as np
 from ..arguments.arrays import is_lazy, is_written
 from ..arguments.types import Array
 from ..ground.checks import is_tracer
-from ..ground.kinds import library_for, library_of, need_plain
+from ..ground.libraries import library_for, library_of, need_plain
 from ..language.noise import START, are_names
 from ..language.tableau import Tableau
 from ..operations.update import update

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ..arguments.arrays import is_lazy
 from ..arguments.types import Array
 from ..ground.checks import is_tracer
-from ..ground.kinds import library_for, need_plain
+from ..ground.libraries import library_for, need_plain
 from ..language.rows import OUTPUTS, PAST_SYMBOLS
 from ..language.tableau import Row, Tableau, x
 from ..operations.update import update

@@ -16,7 +16,7 @@ from ..arguments.types import Array, ArrayT, Device, DType, NumPyDType
 from ..ground import notebook, stored
 from ..ground.checks import got
 from ..ground.drawing import plot_levels
-from ..ground.kinds import library_for, need_plain
+from ..ground.libraries import library_for, need_plain
 from ..language.noise import START, Noises, are_names, each, names_of
 from ..language.tableau import Tableau
 from ..operations.draw import randn

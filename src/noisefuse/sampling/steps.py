@@ -18,7 +18,7 @@ from ..arguments.options import fast_path, need_tableau
 from ..arguments.types import Array, ArrayT
 from ..ground.checks import is_tracer
 from ..ground.kept import kept_property
-from ..ground.kinds import library_for, library_of
+from ..ground.libraries import library_for, library_of
 from ..language.noise import SAMPLER, Noises
 from ..language.rows import Plain
 from ..language.tableau import Tableau

@@ -29,13 +29,13 @@ from ..arguments.options import fast_path
 from ..arguments.types import Array, ArrayT
 from ..call.description import FLOAT32, LOSS_CHUNK, POSITIONS, TOKENS, Parts, Race
 from ..ground.checks import check_integer, lie_within
-from ..ground.kinds import library_of
+from ..ground.libraries import library_of
 from ..ground.stored import SetState, make_again
 from ..language.levels import INFO, LOGITS
 from ..language.noise import RACE, Noise, Noises, names_of, whole
 
 TOKEN_DTYPES = ("int64", "int32")
-OF_PARTS = ("log_prob", "log_prob_raw")  # what `combine` can tell
+OF_PARTS = ("log_prob", "log_prob_raw")  # what `combine_categories` can tell
 LEAST, MOST = 2.0**-64, 2.0**64  # of a temperature other than 0
 
 Info: TypeAlias = Literal["log_prob", "log_prob_raw", "entropy", "margin", "rank"]
@@ -43,7 +43,7 @@ Info: TypeAlias = Literal["log_prob", "log_prob_raw", "entropy", "margin", "rank
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """The result of `categorical` in a part of the vocabulary, for `discrete.combine`. It can be pickled.
+    """The result of `categorical` in a part of the vocabulary, for `discrete.combine_categories`. It can be pickled.
 
     Attributes:
         token: int64, the part's winner; -1 where it has no logit above -inf.
@@ -167,7 +167,8 @@ def categorical(
             and entropy and margin are those of softmax(logits).
         dtype: the dtype of the tokens, int64 or int32.
         partial: True if the logits are a part of the vocabulary. The result is then a `Partial`, for
-            `discrete.combine`. A part begins and ends at multiples of 4096 tokens, or at the vocabulary's end.
+            `discrete.combine_categories`. A part begins and ends at multiples of 4096 tokens, or at the vocabulary's
+            end.
         out: an array of the rows' shape for the tokens.
 
     Returns:
@@ -227,7 +228,7 @@ def categorical(
     return (token, made) if wanted else token
 
 
-def combine(partials: Sequence[Partial], *, dtype: Any = None) -> Any:
+def combine_categories(partials: Sequence[Partial], *, dtype: Any = None) -> Any:
     """Returns the tokens of the whole vocabulary, from `categorical(.., partial=True)` of its parts, to the bit.
 
     Args:
@@ -246,22 +247,22 @@ def combine(partials: Sequence[Partial], *, dtype: Any = None) -> Any:
     >>> for first in (0, 4096):
     ...     part = noise.window((3, 8192), start=(0, first))
     ...     each.append(nf.categorical(logits[..., first : first + 4096], part, partial=True))
-    >>> np.array_equal(nf.discrete.combine(each), nf.categorical(logits, noise))
+    >>> np.array_equal(nf.discrete.combine_categories(each), nf.categorical(logits, noise))
     True
     """
     partials = tuple(partials) if isinstance(partials, Iterable) else (partials,)
     for part in partials:
         if not isinstance(part, Partial):
-            raise TypeError(f"combine: expected results of categorical(.., partial=True), got {type(part).__name__}")
+            raise TypeError(f"partials: expected results of categorical(.., partial=True), got {type(part).__name__}")
     if not partials:
-        raise ValueError("combine: expected at least one part, got none")
+        raise ValueError("partials: expected at least one part, got none")
     group = sorted(partials, key=lambda part: part.first)
     head = group[0]
     next_ = 0
     for part in group:
         if part.first != next_ or part.vocabulary != head.vocabulary:
             raise ValueError(
-                f"combine: expected tokens from {next_} on of {head.vocabulary}, got those from {part.first} on of "
+                f"partials: expected tokens from {next_} on of {head.vocabulary}, got those from {part.first} on of "
                 f"{part.vocabulary}; noise.window((.., V), (.., first)) says where a part stands"
             )
         if (
@@ -270,10 +271,10 @@ def combine(partials: Sequence[Partial], *, dtype: Any = None) -> Any:
             or not np.array_equal(part.temperature, head.temperature)
             or part.noise != head.noise
         ):
-            raise ValueError("combine: the parts differ in their rows, their info, their temperature or their noise")
+            raise ValueError("partials: the parts differ in their rows, their info, their temperature or their noise")
         next_ += part.n
     if next_ != head.vocabulary:
-        raise ValueError(f"combine: expected {head.vocabulary} tokens, got those before {next_}")
+        raise ValueError(f"partials: expected {head.vocabulary} tokens, got those before {next_}")
     rows = head.token.shape
     size = head.token.size
     scores = np.stack([part.parts.score for part in group])

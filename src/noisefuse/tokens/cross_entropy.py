@@ -15,7 +15,7 @@ from ..arguments.types import Array, ArrayT, Reduction
 from ..call.description import TOKENS, CrossEntropy
 from ..ground.checks import check_choice
 from ..ground.float_mode import float_mode
-from ..ground.kinds import library_of
+from ..ground.libraries import library_of
 from ..language.levels import LOGITS
 
 

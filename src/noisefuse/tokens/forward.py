@@ -28,7 +28,7 @@ from ..arguments.types import Array, ArrayT
 from ..call.description import FLOAT32, Masks, Step
 from ..ground import layouts
 from ..ground.checks import check_integer, first_of, lie_within
-from ..ground.kinds import library_of
+from ..ground.libraries import library_of
 from ..language.noise import MASKS, TOKENS, Noise, lower
 from ..language.rows import Rows
 from .transitions import Transition

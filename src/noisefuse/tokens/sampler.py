@@ -15,7 +15,7 @@ from ..arguments.arrays import allowed_dtype, as_numbers, check_overlap, count, 
 from ..arguments.options import fast_path, lengths
 from ..ground import notebook
 from ..ground.checks import check_integer, check_number, first_of
-from ..ground.kinds import library, library_for, library_of
+from ..ground.libraries import library, library_for, library_of
 from ..language.levels import LOGITS
 from ..language.noise import START, Noise, Noises, each, need_stream_0
 from ..sampling.arrays import asked, bar

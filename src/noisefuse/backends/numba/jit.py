@@ -16,7 +16,7 @@ from ...call.description import LOSS_CHUNK, Array, CrossEntropy, Loss, Philox, R
 from ...call.packed import address, pack_on_host
 from ...ground.float_mode import float_mode
 from .. import runner, threads
-from ..rows_of_categories import Arithmetic, Scale, cross_entropy_in_row, race_in_row
+from ..categorical_rows import Arithmetic, Scale, cross_entropy_in_row, race_in_row
 from ..selftest import self_test
 from . import kernels
 from .program import CALL_OUT, NEXT, TILE, WORKSPACE

@@ -15,7 +15,7 @@ import numpy as np
 
 import noisefuse as nf
 
-from ...ground.kinds import Library
+from ...ground.libraries import Library
 from ...ground.needs import needs
 
 with needs(__name__, "dask"):

@@ -22,7 +22,7 @@ from ...arguments.calls import Index, kept_times, make_call
 from ...arguments.options import FAST_LEVELS, lengths, plain_table
 from ...call.description import Step
 from ...ground.checks import is_tracer
-from ...ground.kinds import Library
+from ...ground.libraries import Library
 from ...ground.needs import needs
 from ...language.forward import forward
 from ...language.levels import LEVELS, Levels

@@ -24,7 +24,7 @@ import numpy as np
 
 import noisefuse as nf
 
-from ...ground.kinds import Library
+from ...ground.libraries import Library
 from ...ground.needs import needs
 from ...language.levels import FLOATING, LEVELS
 

@@ -182,8 +182,9 @@ def need_memory(name: str, x: object) -> None:
     """Raises an error for tensors of torch.func. torch unwraps them in the forward pass, but not in the backward
     pass."""
     try:
-        checked(name, x).data_ptr()
-    except RuntimeError as error:
+        x.data_ptr()  # type: ignore[attr-defined]
+    except (AttributeError, RuntimeError) as error:
+        checked(name, x)
         raise _no_memory(name) from error
 
 

@@ -131,6 +131,8 @@ class _OfPath(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
         need_once("interpolate_loss")
         (gradient,) = ctx.saved_tensors
+        if not upstream.ndim and upstream.item() == 1:
+            return gradient, None, None
         return gradient * upstream.reshape(upstream.shape + (1,) * (gradient.ndim - upstream.ndim)), None, None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ground.kinds import library_of
+from ...ground.libraries import library_of
 from .arrays import CPU, as_tensor, memory, need_plain
 from .graph import need_once
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "turned.h"
+#include "channels_last.h"
 
 #include <algorithm>
 #include <atomic>
