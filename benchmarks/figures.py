@@ -22,9 +22,10 @@ from typing import Any, NamedTuple
 import pytest
 
 import noisefuse as nf
-from noisefuse.commands.bench.contenders import Call, processors
+from noisefuse.commands.bench.contenders import Call
 from noisefuse.commands.bench.results import describe
 from noisefuse.commands.bench.timing import interleaved, machine, timed
+from noisefuse.ground.processors import processors
 
 RESULTS = Path(__file__).parent / "results"
 

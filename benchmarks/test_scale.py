@@ -31,9 +31,10 @@ import numpy as np
 import figures
 import noisefuse as nf
 from figures import NOISE, Figure, Pair, memory, microseconds
-from noisefuse.commands.bench.contenders import Call, processors
+from noisefuse.commands.bench.contenders import Call
 from noisefuse.commands.noise.files import Npy, Work
 from noisefuse.commands.noise.journal import read, write
+from noisefuse.ground.processors import processors
 
 SCHEDULE = nf.Schedule.cosine(1000)
 WORK = Work("cosine", 300, None, 7, 0, None, None)

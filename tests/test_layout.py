@@ -205,6 +205,19 @@ def test_no_lock_of_python_is_on_the_way_of_a_call():
     assert {name for name in found if not name.startswith("commands")} == {"ground.kept", "backends.threads"}
 
 
+OUTSIDE = [path for folder in ("benchmarks", "examples") for path in sorted((ROOT / folder).glob("*.py"))]
+
+
+@pytest.mark.parametrize("path", OUTSIDE, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_what_programs_import_of_the_package_is_there(path):
+    """Nothing else imports the benchmarks. Seen to fail: `processors` of a module that no longer had it."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "noisefuse":
+            module = node.module.removeprefix("noisefuse").removeprefix(".")
+            names = {alias.name for alias in node.names} - {name.rpartition(".")[2] for name in MODULES}
+            assert not [name for name in names if not re.search(rf"\b{name}\b", MODULES[module].read_text())]
+
+
 # ---- circles -----------------------------------------------------------------------------------------------
 
 
