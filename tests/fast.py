@@ -4,6 +4,7 @@
 import warnings
 
 import numpy as np
+import pytest
 
 from noisefuse import backends
 
@@ -59,3 +60,15 @@ def counted(monkeypatch, call):
         for name in backends.FAST_PATH:
             patch.setattr(backends, name, noting(name, getattr(backends, name)))
         return outcome(call), taken
+
+
+def same_as_checked(monkeypatch, call, taken):
+    """Both ways give the same. The fast path takes the call, or declines it."""
+    found, names = counted(monkeypatch, call)
+    assert found == checked(monkeypatch, call)
+    assert names == ([taken] if taken else [])
+
+
+def library(name):
+    """Returns what makes arrays of a library: NumPy, or torch."""
+    return np.asarray if name == "NumPy" else pytest.importorskip("torch").from_numpy

@@ -10,7 +10,7 @@ import pytest
 
 import noisefuse as nf
 from conftest import NATIVE, using
-from fast import checked, counted
+from fast import checked, counted, library
 
 N, V = nf.Noise(5, sample=9, step=2), 12
 S = nf.samplers
@@ -59,10 +59,6 @@ def native():
         pytest.skip("the other backends have no fast path")
     with using(NATIVE[0]):
         yield
-
-
-def library(name):
-    return np.asarray if name == "NumPy" else pytest.importorskip("torch").from_numpy
 
 
 def given(sampler):

@@ -11,7 +11,7 @@ import pytest
 
 import noisefuse as nf
 from conftest import NATIVE, using
-from fast import checked, counted
+from fast import library, same_as_checked
 
 N = nf.Noise(5, sample=9, step=2)
 IDS, DTYPES = np.arange(24).reshape(2, 12) % 7, ("int64", "int32", "uint8", "uint16")
@@ -41,17 +41,6 @@ def native():
         pytest.skip("the other backends have no fast path")
     with using(NATIVE[0]):
         yield
-
-
-def library(name):
-    return np.asarray if name == "NumPy" else pytest.importorskip("torch").from_numpy
-
-
-def same_as_checked(monkeypatch, call, taken):
-    """Both ways give the same. The fast path takes the call, or declines it."""
-    found, names = counted(monkeypatch, call)
-    assert found == checked(monkeypatch, call)
-    assert names == ([taken] if taken else [])
 
 
 LIBRARIES = pytest.mark.parametrize("of", ["NumPy", "torch"])

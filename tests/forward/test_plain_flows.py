@@ -13,7 +13,7 @@ import pytest
 
 import noisefuse as nf
 from conftest import NATIVE, using
-from fast import checked, counted
+from fast import library, same_as_checked
 from noisefuse import paths
 
 N, SHAPE = nf.Noise(5, sample=9, step=2), (2, 16, 7)
@@ -51,17 +51,6 @@ def native():
         pytest.skip("the other backends have no fast path")
     with using(NATIVE[0]):
         yield
-
-
-def library(name):
-    return np.asarray if name == "NumPy" else pytest.importorskip("torch").from_numpy
-
-
-def same_as_checked(monkeypatch, call, taken):
-    """Both ways give the same. The fast path takes the call, or declines it."""
-    found, names = counted(monkeypatch, call)
-    assert found == checked(monkeypatch, call)
-    assert names == ([taken] if taken else [])
 
 
 def point(a, dtype, t, path, target=None, **options):
