@@ -76,7 +76,7 @@ struct Call {
     // gradient with respect to pred, or null.
     int64_t piece;           // elements of a sample that share a row: pieces divide the sample evenly
     const double* weights;   // one for each row; null: all are 1
-    const double* upstream;  // the gradient with respect to the losses, each `upstream_step` further; null: g
+    const double* upstream;  // loss gradients, with the stride `upstream_step`; null means the number g
     int64_t upstream_step;
     double g, n;     // n: the number of elements in a loss's mean
     double* losses;  // `n_losses` of them, one for each sample or their sum; null: not wanted

@@ -97,7 +97,7 @@ class Residuals {
 };
 
 constexpr uint64_t kResidualShapes[] = {
-    // of a step's result from its mean, guided too
+    // log-density: the residual of a step's result, of guided means, too
     shape({}, {kZ, kM1, kX}),
     shape({}, {kZ, kM2, kM1, kX}),
     // of two model outputs
@@ -243,7 +243,8 @@ class RegisterResiduals {
     }
 };
 
-// Writes the gradient of the elements begin .. end - 1 if no sum is wanted. Returns false if registers do not do.
+// Writes the gradient of the elements begin .. end - 1 if no sum is wanted. Returns false if a row does not fit in
+// registers.
 template <class Real>
 bool write_gradient(const Call& s, const Arrays<Real>& arrays, int64_t begin, int64_t end) {
     using Write = decltype(&gradient_in_registers<Real, kOwn<Real>, kResidualShapes[0]>);

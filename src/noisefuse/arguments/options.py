@@ -127,7 +127,7 @@ _DEFAULT_LEVELS = {name: Levels(name, default) for name, default in DEFAULT_RESU
 def levels_alone(
     out: Array | None, dtype: DType | None = None, out_scale: float | None = None, out_offset: float | None = None
 ) -> Levels | None:
-    """Does the same for a result whose dtype is either x's or an integer one."""
+    """Like `levels_asked`, but a float dtype is refused: results have x's dtype or an integer one."""
     found = levels_asked(dtype, out, out_scale, out_offset)
     if dtype is not None and found is None:
         raise TypeError(f"dtype {dtype}: expected 'uint8' or 'uint16', or None for x's dtype")

@@ -53,7 +53,7 @@ def at(noise: Noises, i: int, stream: int) -> Any:
 
 
 def drawn_for(noise: Noises, i: int, stream: int, x: Array) -> Array:
-    """What row i draws for x, as an array: where the table's rows are samples, their numbers are not steps."""
+    """Returns the noise of row i as an array: for tables whose rows are those of samples, so that i is no step."""
     return drawn_like(x, at(noise, i, stream))
 
 

@@ -55,7 +55,7 @@ if config.DISABLE_JIT:
 
 
 def _version() -> str:
-    """Of all that is compiled here."""
+    """Returns a hash of every compiled source file, a part of the cache's key."""
     own = sys.modules[__name__], arrays, categories, device, internals, loss, noise, pointers, program, rows
     modules = *own, layout, levels, description, calls, spec
     return hashlib.sha256("".join(map(inspect.getsource, modules)).encode()).hexdigest()[:16]
@@ -78,7 +78,7 @@ def compiled(function: F) -> Dispatcher[F]:
 
 @pasted
 def prepare(p: Any, words: Any, tile: Any, own: int) -> None:
-    """What the workspace holds before the first tile; `own` is the dtype of the arithmetic."""
+    """Writes the initial contents of the workspace; `own` is the dtype of the arithmetic."""
     m, places = program_of(words), pointer(part(words, PLACES), int64)
     list_arrays(p, m, own)
     list_combinations(p, m)

@@ -98,7 +98,7 @@ def combination_of(m: Any, n: int) -> Any:
 
 @inlined
 def list_arrays(p: Any, m: Any, own: int) -> None:
-    """Those that are read, then those that are written; `own` is the dtype of the arithmetic."""
+    """Lists the input arrays, then the output arrays; `own` is the dtype of the arithmetic."""
     q, outputs = pointer(p, int32), (p[CALL_OUT] != 0) + (p[CALL_OUT + 1] != 0) + (p[CALL_OUT + 2] != 0)
     # One of several outputs, or one to which a mask adds, may lie on an input that is still read after it is computed.
     copied = (outputs > 1) | (q[CALL_MASKED] != 0)

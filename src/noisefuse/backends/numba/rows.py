@@ -35,7 +35,7 @@ def row_for_each(p: Any) -> Any:
 
 @inlined
 def row_of_element(p: Any, at: int) -> Any:
-    """Where each has a row of its own."""
+    """Returns the row of an element, in a call where each element has its own."""
     if pointer(p, int32)[CALL_BY_LEVEL]:
         return int64(pointer(p[CALL_IN], uint8)[at])
     return pointer(p[CALL_INDEX], int64)[at // p[CALL_SIZE] * p[CALL_PERIOD] + at % p[CALL_SIZE] % p[CALL_PERIOD]]
@@ -101,7 +101,7 @@ def scale_by_root(i: int, to: Any, z: Any, clean: Any) -> None:
 
 @inlined
 def scale_noise(active: int, n: int, places: Any, tile: Any) -> None:
-    """The noise times D or its root, in the tile: what is given may be the caller's."""
+    """Writes noise * D, or noise * sqrt(D), to the tile: the input may be the caller's memory."""
     z, clean, to = (
         pointer(places[VALUES + Z], tile),
         pointer(places[VALUES + D], tile),

@@ -97,7 +97,7 @@ class Forward(Fused):
 
     def _schedule(self, n: int) -> tuple[nf.Schedule, Any]:
         """Returns all noise levels that have noise, the least noisy first, and each level's place among them (None: its
-        own). It uses float64, because our noise has nothing of diffusers' to reproduce."""
+        own). It uses float64, because no value of diffusers' has to be matched."""
         alpha, sigma = rows.levels(self, self._base, n, torch.float64, exact=True)
         if self._levels_by_time:
             return nf.Schedule(alpha, sigma), None

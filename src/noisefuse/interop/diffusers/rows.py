@@ -493,7 +493,7 @@ class _Probe:
 
 
 class _Computed(NamedTuple):
-    """A step's results on the units: a value for each output and, last, for D if it is clamped. Each value is (n, units
+    """A step's results for unit inputs: a value for each output and, last, for D if it is clamped. Each is (n, units
     + 2) or (1, units + 2)."""
 
     values: list[Any]

@@ -33,7 +33,7 @@ def at_row(numbers: Any, i: Any) -> Any:
 def rows_of_floats(
     make: Any, target: Any, schedule: Any, t: Any, x: Any, scale: Any, offset: Any
 ) -> tuple[Any, Rows | None]:
-    """Of times that are known floats: what calls of as many have in common, and the rows. None, None: of others."""
+    """Returns (signature shared by calls with equally many times, rows) for known float times, else (None, None)."""
     known = type(schedule) is nf.Schedule and isinstance(t, float | np.floating | np.ndarray) and hasattr(x, "dtype")
     if not known or np.asarray(t).dtype.kind != "f":
         return None, None
