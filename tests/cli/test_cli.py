@@ -547,10 +547,12 @@ def test_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("name", ["noisefuse", "numba", "naive", "tuned", "torch", "JAX"])
-def test_contenders_do_the_same(name: str, operation: str) -> None:
+def test_contenders_do_the_same(name: str, operation: str, request: pytest.FixtureRequest) -> None:
     """Compares x's remainder and the amount of noise, by their moments. Seen to fail: a step less, one t for all."""
     if name in ("numba", "torch", "JAX"):
-        pytest.importorskip(name.lower())
+        library = pytest.importorskip(name.lower())
+        if name == "JAX":  # whose contender sets it; seen to fail: eight tests of float32 that came later
+            request.addfinalizer(lambda: library.config.update("jax_enable_x64", False))
     case = Case(operation, processors(), (50, 4000), "float32")
     call = peers.CONTENDERS[name](case)
     assert call
