@@ -73,8 +73,12 @@ class Named:
     An array represents itself.
     """
 
+    array: Any
+    known: Any
+    operands: dict[int, Any]
+
     def __init__(self, noise: Any) -> None:
-        self.array, self.operands = None, dict[int, Any]()
+        self.array, self.operands = None, {}
         if isinstance(noise, list | tuple):
             noise = [_of_one_sample(name) for name in noise]
         self.known, names = noise, noise if isinstance(noise, list) else [noise]
