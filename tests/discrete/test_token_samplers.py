@@ -416,6 +416,15 @@ def test_log_probabilities_of_a_vocabulary_of_two_chunks(temperature):
     assert found == pytest.approx(likely[1, 1:].sum(), abs=1e-6)
 
 
+def test_log_probabilities_of_logits_of_the_other_byte_order():
+    """Seen to fail: NaN, as the kernel was handed the bytes as they were."""
+    sampler, x = nf.samplers.mdlm(steps=1, mask_id=5), np.full((2, 3), 5)
+    logits = np.random.default_rng(3).normal(size=(2, 3, 5)).astype(np.float32)
+    swapped, x_next = logits.astype(logits.dtype.newbyteorder()), np.array([[0, 4, 1], [2, 2, 3]])
+    for of in (sampler.log_prob, sampler.log_prob_grad):
+        assert np.array_equal(of(0, x, swapped, x_next), of(0, x, logits, x_next))
+
+
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 @pytest.mark.parametrize("name", BY_CHANCE)
 def test_gradients_of_log_probabilities(torch, name, temperature):

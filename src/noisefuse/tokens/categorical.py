@@ -511,7 +511,7 @@ def log_softmax_at(logits: Any, ids: Sequence[Any], temperature: float, read: ND
     logits' exponentials: from the kernel's sums, in one pass over the rows that are read. The others, and tokens beyond
     the logits, have -inf, and their logarithm is 0."""
     n, size = logits.shape[-1], read.size
-    flat = contiguous(logits).reshape(size, n)
+    flat = contiguous(as_array("logits", logits, LOGITS)).reshape(size, n)
     parts = _parts(size, -(-n // LOSS_CHUNK), OF_PARTS)
     given = (n, 0, flat, np.zeros(size, np.int64), contiguous(read).reshape(-1), settings_of(1, temperature, 0, 1.0))
     bad = _read((1, size), *given, (Noise(0),), None, {}, parts)
