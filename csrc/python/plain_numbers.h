@@ -36,6 +36,13 @@ class PlainArray {
 
 bool is_real(PyObject* o) { return PyFloat_Check(o) || PyArray_IsScalar(o, Floating); }
 
+// Whether it is an integer of 64 bits: NumPy makes objects of longer ones, which are refused.
+bool is_integer(PyObject* o) {
+    int overflow = 0;
+    if (PyLong_CheckExact(o)) PyLong_AsLongLongAndOverflow(o, &overflow);
+    return PyLong_CheckExact(o) && overflow == 0;
+}
+
 // False, without a Python error: it is no number of a double.
 bool take_real(PyObject* o, double& number) {
     number = PyFloat_AsDouble(o);
@@ -69,7 +76,7 @@ class PlainReals {
 
     // False, without a Python error: they are not plain.
     bool parse(PyObject* o) {
-        if (is_real(o) || PyLong_CheckExact(o)) return hold(1) && take_real(o, values[0]);
+        if (is_real(o) || is_integer(o)) return hold(1) && take_real(o, values[0]);
         if (PyList_CheckExact(o) || PyTuple_CheckExact(o)) return listed(o);
         View v;
         if (!view(o, v) || !is_float(v.kind) || !hold(v.count)) return false;

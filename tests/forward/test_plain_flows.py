@@ -164,6 +164,7 @@ def raised(t):
 
 
 OTHERS = {
+    "an integer of more than 64 bits": lambda a: nf.noised(a(X0), 10**30, 0.5, N),
     **{f"t = {t}": lambda a, t=t: point(a, F4, t, PATHS["bridge"])
        for t in (1.5, -0.1, float("nan"), [0.5, 2.0], [0.5, 0.5, 0.5], 1, [0, 1], "now", None, [0.5, -1e-300])},
     "t of the last axis": lambda a: point(a, F4, np.full(7, 0.5), PATHS["linear"]),
