@@ -67,6 +67,10 @@ def of_program(path: Path) -> list[tuple[str, str]]:
         (pictures if draws else shared).append((code, getattr(node, "name", "")))
     names = re.compile(rf"\b(?:{'|'.join(name for _, name in pictures)}|main)\b")  # what comes after the pictures
     made = [("markdown", ast.get_docstring(ast.parse(text)) or "")]
+    for node in body:  # programs beside it, which a reader's folder does not have
+        beside = path.parent / f"{getattr(node, 'module', None)}.py"
+        if isinstance(node, ast.ImportFrom) and beside.exists():
+            made.append(("code", f"%%writefile {beside.name}\n{beside.read_text()}"))
     made.append(
         (
             "code",

@@ -172,7 +172,7 @@ def test_pure_jax_has_numpys_bits_with_xlas_flags(flags):
 def in_jax(code, flags):
     """Runs it with these flags for XLA."""
     tests = Path(__file__).parents[1]
-    path = os.pathsep.join([str(tests), str(tests / "interop")])
+    path = os.pathsep.join([str(tests), *(str(tests / folder) for folder in ("interop", "campaign"))])
     env = {**os.environ, "XLA_FLAGS": flags, "NOISEFUSE_JAX": "jnp", "PYTHONPATH": path}
     code = f"import test_jax_pure as here; {code}"
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=600)
