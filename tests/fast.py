@@ -6,7 +6,16 @@ import warnings
 import numpy as np
 import pytest
 
+from conftest import NATIVE, using
 from noisefuse import backends
+
+
+@pytest.fixture(autouse=True)
+def native():
+    if not NATIVE:
+        pytest.skip("the other backends have no fast path")
+    with using(NATIVE[0]):
+        yield
 
 
 def outcome(call):

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The fast path of a step of a sampler of tokens: sampling/tokens.py says the same in NumPy.
+// The fast path of a step of a sampler of tokens: tokens/steps.py says the same in NumPy.
 #pragma once
 #include <numeric>
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from conftest import NATIVE, using
 from fast import checked, counted, library
+from fast import native as native
 
 N, V = nf.Noise(5, sample=9, step=2), 12
 S = nf.samplers
@@ -51,14 +51,6 @@ LOGITS[0] = LOGITS[0, 0]  # equally certain
 DRAWN = np.random.default_rng(2)
 X = np.where(DRAWN.random((3, 8)) < 0.5, 5, DRAWN.integers(0, V, (3, 8)))
 WHERE = DRAWN.random((3, 8)) < 0.6
-
-
-@pytest.fixture(autouse=True)
-def native():
-    if not NATIVE:
-        pytest.skip("the other backends have no fast path")
-    with using(NATIVE[0]):
-        yield
 
 
 def given(sampler):

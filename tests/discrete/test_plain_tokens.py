@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from conftest import NATIVE, using
 from fast import library, same_as_checked
+from fast import native as native
 
 N = nf.Noise(5, sample=9, step=2)
 IDS, DTYPES = np.arange(24).reshape(2, 12) % 7, ("int64", "int32", "uint8", "uint16")
@@ -33,14 +33,6 @@ NAMES = {
     "a window": N.window((30,), (7,)),
     "a list": [N, nf.Noise(2, step=2**32 - 1)],
 }
-
-
-@pytest.fixture(autouse=True)
-def native():
-    if not NATIVE:
-        pytest.skip("the other backends have no fast path")
-    with using(NATIVE[0]):
-        yield
 
 
 LIBRARIES = pytest.mark.parametrize("of", ["NumPy", "torch"])

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from conftest import NATIVE, using
 from fast import library, same_as_checked
+from fast import native as native
 from noisefuse import paths
 
 N, SHAPE = nf.Noise(5, sample=9, step=2), (2, 16, 7)
@@ -43,14 +43,6 @@ TIMES = {
     "of rows": np.linspace(0.1, 0.9, 32, dtype=np.float32).reshape(2, 16),
 }
 DTYPES = ("float32", "float64", "float16")
-
-
-@pytest.fixture(autouse=True)
-def native():
-    if not NATIVE:
-        pytest.skip("the other backends have no fast path")
-    with using(NATIVE[0]):
-        yield
 
 
 def point(a, dtype, t, path, target=None, **options):

@@ -123,7 +123,7 @@ def answer(schedule, t, target):
 
 @pytest.mark.parametrize("name", OWN)
 def test_a_view_solves_for_x0_and_noise(name):
-    """In the schedule's own frame and in that of x / alpha, which rounds."""
+    """The samplers work in the schedule's own frame and in that of x / alpha, which rounds."""
     schedule, x0, z = OWN[name], 0.7, -1.1
     view = nf.views.velocity(schedule)
     for t in np.linspace(*np.minimum(schedule.times, 80.0), 9)[1:]:

@@ -232,7 +232,7 @@ STEP_OPTIONS = {
 
 
 def possible(case):
-    """Whether diffusers itself can do this, and in finite numbers."""
+    """Tells whether diffusers itself can do this, and in finite numbers."""
     c = case.config
     if c.get("predict_x0") is False and (c.get("thresholding") or c["prediction_type"] == "flow_prediction"):
         return False  # they do not threshold then

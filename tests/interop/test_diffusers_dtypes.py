@@ -65,8 +65,8 @@ DETERMINISTIC = [
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", [*DETERMINISTIC, DEFAULTS["EulerDiscreteScheduler"]], ids=str)
 def test_half_steps_are_rounded_once(case, dtype):
-    """From the same inputs, relative to the largest value: ours is within one rounding of their step in float64; theirs
-    is up to 1.6 eps away."""
+    """The inputs are the same, and errors are relative to the largest value: ours is within one rounding of their step
+    in float64; theirs is up to 1.6 eps away."""
     theirs, mine = one_step_each(case, dtype).T
     assert np.nanmax(mine) <= torch.finfo(dtype).eps / 2 * 1.01
     assert np.nanmax(mine) <= np.nanmax(theirs) * 1.01
@@ -94,7 +94,7 @@ def test_loops_in_double_precision_agree(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_float32_sample_with_half_model_outputs(name):
-    """As in video pipelines, the sample stays float32, or gets diffusers' dtype."""
+    """The sample stays float32, as in video pipelines, or gets diffusers' dtype."""
     x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     pair = DEFAULTS[name].pair()
     refusals.said.clear()

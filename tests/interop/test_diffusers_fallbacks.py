@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What diffusers has to do itself, and methods that others replace."""
+"""Diffusers does itself what a row cannot express; methods that others replace are handed back."""
 
 import inspect
 import logging

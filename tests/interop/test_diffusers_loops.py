@@ -46,7 +46,7 @@ def loss_of_theirs(case, n):
 
 
 def is_refused_by_diffusers(case):
-    """Whether diffusers' own step raises an error, as SASolver's does if it bounds D by data and predicts noise."""
+    """Tells whether diffusers' step raises an error, as SASolver's does if it bounds D by data and predicts noise."""
     theirs, x = case.pair(5)[0], torch.zeros(SHAPE)
     try:
         for t in times(theirs):

@@ -205,7 +205,7 @@ CONTENDERS: dict[str, Callable[[Case], Call | None]] = {
 
 
 class Rival(NamedTuple):
-    """What a report says of a contender, and the library that it needs."""
+    """A rival says what a report prints of a contender, and which library it needs."""
 
     title: str
     library: str = ""

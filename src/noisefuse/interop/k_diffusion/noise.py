@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the noise comes from: a Noise for each call, one Brownian motion, or torch's generator."""
+"""Samplers draw their noise from a Noise for each call, from one Brownian motion, or from torch's generator."""
 
 from __future__ import annotations
 
