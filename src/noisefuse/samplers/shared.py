@@ -10,7 +10,7 @@ from typing import Literal, ParamSpec
 
 from ..ground.docstrings import Shared, built
 from ..language.tableau import Tableau
-from ..sampling.sampler import Sampler
+from ..sampler import Sampler
 from .plan import plan
 from .spacing import Spacing, SpacingOptions
 
