@@ -13,6 +13,7 @@ from torch import Tensor
 import noisefuse as nf
 
 from ...language.levels import INFO
+from . import internals
 from .arrays import CPU, as_tensor, checked, memory, need_memory, need_plain, place_of, read, to_numpy, write
 from .graph import (
     OnceDifferentiable,
@@ -26,7 +27,7 @@ from .graph import (
     noise_of,
     words_of,
 )
-from .internals import is_compiling, operator, untraced, written
+from .internals import is_compiling, operator, written
 
 TOKENS: dict[torch.dtype, type[np.signedinteger[Any]]] = {torch.int64: np.int64, torch.int32: np.int32}
 NAMED: dict[Any, torch.dtype] = {
@@ -50,7 +51,7 @@ def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, par
             or options["positions"] is not None
         ):
             options |= {"info": info, "dtype": dtype, "out": out, "partial": partial}
-            return untraced(categorical, logits, noise, **options)
+            return internals.untraced(categorical, logits, noise, **options)
         settings = float(options["temperature"]), options["top_k"], float(options["top_p"])
         kind = _kind(dtype if out is None else out.dtype)
         token, *known = torch.ops.noisefuse.categorical(logits, words_of(noise), *settings, ",".join(info), kind)
@@ -147,7 +148,7 @@ def masked_cross_entropy_and_grad(
 ) -> Any:
     if is_compiling():
         options = {"reduction": reduction, "upstream": upstream, "out": out}
-        return untraced(masked_cross_entropy_and_grad, logits, ids, masked, weight, **options)
+        return internals.untraced(masked_cross_entropy_and_grad, logits, ids, masked, weight, **options)
     need_no_gradient(upstream=upstream)
     need_unwatched("logits", logits)
     fields, tensors = _cross_entropy(logits, ids, masked, weight, reduction)

@@ -16,8 +16,9 @@ from torch import Tensor
 
 import noisefuse as nf
 
+from . import internals
 from .arrays import NAMED, in_format
-from .internals import constant_of_graph, operator
+from .internals import operator
 
 INDEX = (int, float, Tensor)
 
@@ -202,7 +203,6 @@ _operations: list[Operation] = []
 _numbers: dict[Operation, int] = {}
 
 
-@constant_of_graph
 def number_of(kind: Any, *fields: Any) -> int:
     """Returns the number of an operation."""
     operation = kind(*fields)
@@ -223,11 +223,11 @@ def carried(kind: Any, fields: tuple[Any, ...], index: Any) -> tuple[int, int | 
     """Returns number, row and times. Row or times is None."""
     id(fields[0])  # a guard, because the compiler takes the operation's number for a constant without one
     if isinstance(index, int):
-        return number_of(kind, *fields), index, None
+        return internals.constant(number_of, kind, *fields), index, None
     times = torch.as_tensor(index)
     if times.dtype == torch.float32 and not isinstance(index, Tensor | np.ndarray):
         times = torch.as_tensor(index, dtype=torch.float64)  # Python's numbers
-    return number_of(kind, *fields), None, times
+    return internals.constant(number_of, kind, *fields), None, times
 
 
 @operator("apply(int number, SymInt? row, Tensor? times, Tensor[] tensors, SymInt[] words) -> Tensor[]")

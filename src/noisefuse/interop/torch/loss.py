@@ -15,6 +15,7 @@ from torch import Tensor
 
 import noisefuse as nf
 
+from . import internals
 from .arrays import (
     as_tensor,
     checked,
@@ -43,7 +44,7 @@ from .graph import (
     need_unwatched,
     words_of,
 )
-from .internals import is_compiling, untraced
+from .internals import is_compiling
 
 
 def mse_loss(
@@ -60,7 +61,7 @@ def mse_loss(
     fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
     if is_compiling():
         if not carries(noise):
-            return untraced(mse_loss, pred, x0, t, schedule, noise, weight=weight, **options)
+            return internals.untraced(mse_loss, pred, x0, t, schedule, noise, weight=weight, **options)
         return compiled(Loss, fields, t, tensors, noise)[0]
     if watched:
         need_memory("pred", pred)
@@ -72,7 +73,7 @@ def mse_loss_and_grad(
     pred: Any, x0: Any, t: Any, schedule: Any, noise: Any, *, weight: Any, out: Any, **options: Any
 ) -> Any:
     if is_compiling():
-        return untraced(mse_loss_and_grad, pred, x0, t, schedule, noise, weight=weight, out=out, **options)
+        return internals.untraced(mse_loss_and_grad, pred, x0, t, schedule, noise, weight=weight, out=out, **options)
     need_no_gradient(x0=x0, t=t, noise=noise, weight=weight)
     need_unwatched("pred", pred)
     fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
@@ -89,7 +90,7 @@ def mse_loss_grad(
         return Loss(*fields).gradient("pred", t, tensors, noise, (upstream,), out)
     if not carries(noise):
         more = {"weight": weight, "upstream": upstream, "out": out, **options}
-        return untraced(mse_loss_grad, pred, x0, t, schedule, noise, **more)
+        return internals.untraced(mse_loss_grad, pred, x0, t, schedule, noise, **more)
     number, row, times = carried(Loss, fields, t)
     rest = row, times, tensors, words_of(noise), [torch.as_tensor(upstream, dtype=torch.float64)]
     gradient = torch.ops.noisefuse.gradient(number, "pred", pred.shape, pred.dtype, *rest)
@@ -99,7 +100,7 @@ def mse_loss_grad(
 def interpolate_loss(pred: Any, x0: Any, x1: Any, t: Any, path: Any, noise: Any, *, weight: Any, **options: Any) -> Any:
     need_no_gradient(x0=x0, x1=x1, t=t, noise=noise, weight=weight)
     if is_compiling():
-        return untraced(interpolate_loss, pred, x0, x1, t, path, noise, weight=weight, **options)
+        return internals.untraced(interpolate_loss, pred, x0, x1, t, path, noise, weight=weight, **options)
     if not is_watched((pred,)):
         return _of_path(pred, x0, x1, t, path, noise, weight, None, options)
     need_memory("pred", pred)
@@ -110,7 +111,9 @@ def interpolate_loss_and_grad(
     pred: Any, x0: Any, x1: Any, t: Any, path: Any, noise: Any, *, weight: Any, out: Any, **options: Any
 ) -> Any:
     if is_compiling():
-        return untraced(interpolate_loss_and_grad, pred, x0, x1, t, path, noise, weight=weight, out=out, **options)
+        return internals.untraced(
+            interpolate_loss_and_grad, pred, x0, x1, t, path, noise, weight=weight, out=out, **options
+        )
     need_no_gradient(x0=x0, x1=x1, t=t, noise=noise, weight=weight)
     need_unwatched("pred", pred)
     return _of_path(pred, x0, x1, t, path, noise, weight, True if out is None else out, options)
