@@ -115,7 +115,8 @@ assert {"numba", "interop"} <= {*dir(nf)}
 assert not {"numba", "torch", "noisefuse.numba"} & {*sys.modules}
 print(nf.interop.torch.__name__, "torch" in sys.modules)
 import torch
-nf.mse_loss(torch.ones(2, 3).requires_grad_(), torch.ones(2, 3), 1, nf.Schedule.linear(9), nf.Noise(1), target="v").backward()
+pred, x0 = torch.ones(2, 3).requires_grad_(), torch.ones(2, 3)
+nf.mse_loss(pred, x0, 1, nf.Schedule.linear(9), nf.Noise(1), target="v").backward()
 nf.samplers.mdlm(3, mask_id=9).step(0, torch.full((1, 2), 9), torch.ones(1, 2, 10), nf.Noise(1))
 print({"sympy", "torch._dynamo"} & {*sys.modules})
 try:
