@@ -122,6 +122,8 @@ PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n) {
 PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 11) return PyErr_Format(PyExc_TypeError, "mse: expected 11 arguments, got %zd", n);
     PyObject *weights = args[5], *out = args[8] == Py_True ? Py_None : args[8];
+    PyObject* const pred = PyTuple_CheckExact(args[3]) ? PyTuple_GET_ITEM(args[3], 0) : args[3];
+    if (torch.is_tensor(pred) && !torch.is_plain(pred)) return declined();  // training: autograd makes the gradient
     PlainCall plain;
     Call& call = plain.call;
     if (!plain.parse({args[0], args[1], args[2], args[3], Py_None, args[4], -1, out, Py_None, Py_None, args[9]}) ||
@@ -130,7 +132,7 @@ PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
     const bool wants_loss = args[7] == Py_True, each = args[10] == Py_True;
     if (args[8] == Py_None) plain.outputs.wanted = 0;
     // The gradient is of the prediction.
-    plain.follow(PyTuple_CheckExact(args[3]) ? PyTuple_GET_ITEM(args[3], 0) : args[3], kM1);
+    plain.follow(pred, kM1);
     if (!plain.outputs.make(call)) return nullptr;
     call.piece = call.segment < call.size ? call.segment : call.size;
     call.g = PyFloat_AS_DOUBLE(args[6]);

@@ -7,7 +7,7 @@ with the operation's number, and a noise as five more numbers, so a step that ch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,9 +59,9 @@ def is_watched(tensors: Iterable[Any]) -> bool:
 
 def need_no_gradient(**given: Any) -> None:
     """Raises NotImplementedError if autograd watches an argument that has no gradient."""
-    if is_watched(given.values()):
-        name = next(name for name, x in given.items() if is_watched((x,)))
-        raise NotImplementedError(f"{name}: gradients with respect to it are not computed: pass {name}.detach()")
+    for name, x in given.items():
+        if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
+            raise NotImplementedError(f"{name}: gradients with respect to it are not computed: pass {name}.detach()")
 
 
 def need_unwatched(name: str, x: Any) -> None:
@@ -146,50 +146,39 @@ class _Differentiable(torch.autograd.Function):
         return None, None, None, None, *made, *(None,) * remembered
 
 
-class OnceDifferentiable(Operation):
-    """A loss of the tensor in its first slot, which is differentiable once."""
-
-    def with_gradient(self, index: Any, tensors: Sequence[Any], noise: Any) -> tuple[Tensor, Tensor | None]:
-        """Returns the loss, and its gradient for an upstream gradient of 1 if the same pass makes it."""
-        raise NotImplementedError
-
-    def gradient(
-        self, slot: str, index: Any, kept: Sequence[Tensor], noise: Any, grads: Sequence[Tensor], out: Any = None
-    ) -> Tensor:
-        """Returns the gradient, in `out` if it can be written there."""
-        raise NotImplementedError
-
-
-def differentiable_once(loss: OnceDifferentiable, index: Any, noise: Any, tensors: Sequence[Any]) -> Any:
-    """Returns the loss. Backward uses the values of this call, even if the caller overwrites them later."""
-    return _DifferentiableOnce.apply(loss, *frozen(index, noise), *tensors)
+def differentiable_once(name: str, given: dict[str, Any], again: Callable[..., Tensor]) -> Any:
+    """Returns the loss of this name, which is differentiable once through the first of these arguments. Backward uses
+    the values of this call, even if the caller overwrites them later. `again`: see below."""
+    return _DifferentiableOnce.apply(next(iter(given.values())), name, given, again)
 
 
 class _DifferentiableOnce(torch.autograd.Function):
-    """Runs `with_gradient`. backward() of the loss itself returns that gradient; for another upstream gradient a second
-    pass overwrites it."""
+    """The gradient of a mean is made with it, and is that of backward() of the loss itself. For another upstream
+    gradient `again(**given, upstream=.., out=..)` makes it, in the same memory if it can be."""
 
     @staticmethod
-    def forward(ctx: Any, loss: OnceDifferentiable, index: Any, noise: Any, *tensors: Any) -> Tensor:
-        value, early = loss.with_gradient(index, tensors, noise)
-        if isinstance(index, Tensor):
-            tensors, index = (*tensors, index), None
-        ctx.save_for_backward(*tensors)
-        ctx.made = loss, index, noise, early
-        return value
+    def forward(ctx: Any, first: Tensor, name: str, given: dict[str, Any], again: Any) -> Tensor:
+        early = None
+        if given["reduction"] == "mean" and first.is_cpu:
+            value, early = getattr(nf, f"{name}_and_grad")(**given)  # autograd watches nothing here
+        else:
+            value = getattr(nf, name)(**given)
+        tensors = {key: x for key, x in given.items() if isinstance(x, Tensor)}
+        ctx.save_for_backward(*tensors.values())
+        ctx.made = name, given | dict.fromkeys(tensors), [*tensors], again, early
+        made: Tensor = value
+        return made
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        loss, index, noise, early = ctx.made
-        need_once(loss.name)
-        ctx.made = loss, index, noise, None  # autograd need not copy a tensor that has no other owner
-        if early is None or upstream.item() != 1:
-            kept = ctx.saved_tensors
-            if index is None:
-                *kept, index = kept
-            out = early if early is not None and early.is_contiguous() else None
-            early = loss.gradient(loss.slots[0], index, kept, noise, (upstream,), out)
-        return None, None, None, early, *(None,) * (len(loss.slots) - 1)
+        name, given, names, again, early = ctx.made
+        need_once(name)
+        ctx.made = name, given, names, again, None  # autograd need not copy a tensor that has no other owner
+        g = upstream if early is None else upstream.item()
+        if early is None or g != 1:
+            given = given | dict(zip(names, ctx.saved_tensors, strict=True))
+            early = again(**given, upstream=g, out=early if early is not None and early.is_contiguous() else None)
+        return early, None, None, None
 
 
 # ---- torch.compile -----------------------------------------------------------------------------------------

@@ -32,12 +32,13 @@ from .arrays import (
     write,
 )
 from .graph import (
-    OnceDifferentiable,
+    Operation,
     carried,
     carries,
     compiled,
     copied,
     differentiable_once,
+    frozen,
     is_watched,
     need_no_gradient,
     need_once,
@@ -55,18 +56,19 @@ def mse_loss(
         need_no_gradient(pred=pred)
         fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
         return Loss(*fields).part(t, tensors, noise)
-    watched = is_watched((pred,))
-    if watched and weight is not None and not isinstance(weight, Tensor) and not is_compiling():
-        weight = torch.from_numpy(np.array(weight))  # the caller may overwrite it before the backward pass
-    fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
-    if is_compiling():
-        if not carries(noise):
-            return internals.untraced(mse_loss, pred, x0, t, schedule, noise, weight=weight, **options)
-        return compiled(Loss, fields, t, tensors, noise)[0]
-    if watched:
+    if is_watched((pred,)) and not is_compiling():
+        if weight is not None and not isinstance(weight, Tensor):
+            weight = torch.from_numpy(np.array(weight))  # the caller may overwrite it before the backward pass
         need_memory("pred", pred)
-        return differentiable_once(Loss(*fields), t, noise, tensors)
-    return Loss(*fields).value(t, tensors, noise)[0]
+        t, noise = frozen(t, noise)
+        given = {"pred": pred, "x0": x0, "t": t, "schedule": schedule, "noise": noise, "weight": weight}
+        return differentiable_once("mse_loss", given | options, nf.mse_loss_grad)
+    fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
+    if not is_compiling():
+        return Loss(*fields).value(t, tensors, noise)[0]
+    if not carries(noise):
+        return internals.untraced(mse_loss, pred, x0, t, schedule, noise, weight=weight, **options)
+    return compiled(Loss, fields, t, tensors, noise)[0]
 
 
 def mse_loss_and_grad(
@@ -185,7 +187,7 @@ def _parts(pred: Any, x0: Any, schedule: Any, noise: Any, weight: Any, options: 
     return fields, tuple(tensors.values()), noise
 
 
-class Loss(OnceDifferentiable):
+class Loss(Operation):
     """mse_loss, with mse_loss_grad as its gradient. Slots are pred, x0, noise and weight, if they are present."""
 
     def results(self, tensors: Sequence[Tensor]) -> list[tuple[tuple[int, ...], torch.dtype]]:
@@ -196,13 +198,6 @@ class Loss(OnceDifferentiable):
     def run(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> tuple[Tensor, ...]:
         loss: Tensor = nf.mse_loss(**self._given(index, tensors, noise))
         return (loss,)
-
-    def with_gradient(self, index: Any, tensors: Sequence[Any], noise: Any) -> tuple[Tensor, Tensor | None]:
-        options = dict(self.options)
-        if options["reduction"] != "mean" or not tensors[0].is_cpu:
-            return self.run(index, tensors, noise, ())[0], None
-        found: tuple[Tensor, Tensor] = nf.mse_loss_and_grad(**self._given(index, tensors, noise))
-        return found
 
     def _given(self, index: Any, tensors: Sequence[Any], noise: Any) -> dict[str, Any]:
         given = {"x0": None, "noise": noise, **dict(zip(self.slots, tensors, strict=True))}
