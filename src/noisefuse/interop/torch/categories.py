@@ -137,7 +137,7 @@ def masked_cross_entropy(logits: Any, ids: Any, masked: Any, weight: Any, *, red
     given = _given(logits, ids, masked, weight, make)
     if watched:
         need_memory("logits", logits)
-        return differentiable_once("masked_cross_entropy", given | {"reduction": reduction}, _gradient)
+        return differentiable_once("masked_cross_entropy", given, {"reduction": reduction}, _gradient)
     fields, tensors = _cross_entropy(given, reduction)
     return (
         compiled(CrossEntropy, fields, 0, tensors, None)[0]

@@ -146,39 +146,48 @@ class _Differentiable(torch.autograd.Function):
         return None, None, None, None, *made, *(None,) * remembered
 
 
-def differentiable_once(name: str, given: dict[str, Any], again: Callable[..., Tensor]) -> Any:
-    """Returns the loss of this name, which is differentiable once through the first of these arguments. Backward uses
-    the values of this call, even if the caller overwrites them later. `again`: see below."""
-    return _DifferentiableOnce.apply(next(iter(given.values())), name, given, again)
+def differentiable_once(
+    name: str, tensors: dict[str, Tensor], rest: dict[str, Any], again: Callable[..., Tensor], **others: Any
+) -> Any:
+    """Returns the loss of this name and these arguments, which is differentiable once through the first tensor; among
+    the others tensors may be, too. Backward uses the values of this call, even if the caller overwrites them later."""
+    for key, x in others.items():
+        if not isinstance(x, Tensor):
+            rest[key] = x
+        elif x.requires_grad:
+            need_no_gradient(**{key: x})
+        else:
+            tensors[key] = x
+    return _DifferentiableOnce.apply(next(iter(tensors.values())), name, tensors, rest, again)
 
 
 class _DifferentiableOnce(torch.autograd.Function):
     """The gradient of a mean is made with it, and is that of backward() of the loss itself. For another upstream
-    gradient `again(**given, upstream=.., out=..)` makes it, in the same memory if it can be."""
+    gradient `again(.., upstream=.., out=..)` makes it, in the same memory if it can be."""
 
     @staticmethod
-    def forward(ctx: Any, first: Tensor, name: str, given: dict[str, Any], again: Any) -> Tensor:
+    def forward(ctx: Any, first: Tensor, name: str, tensors: dict[str, Tensor], rest: Any, again: Any) -> Tensor:
         early = None
-        if given["reduction"] == "mean" and first.is_cpu:
-            value, early = getattr(nf, f"{name}_and_grad")(**given)  # autograd watches nothing here
+        if rest["reduction"] == "mean" and first.is_cpu:
+            value, early = getattr(nf, f"{name}_and_grad")(**tensors, **rest)  # autograd watches nothing here
         else:
-            value = getattr(nf, name)(**given)
-        tensors = {key: x for key, x in given.items() if isinstance(x, Tensor)}
+            value = getattr(nf, name)(**tensors, **rest)
         ctx.save_for_backward(*tensors.values())
-        ctx.made = name, given | dict.fromkeys(tensors), [*tensors], again, early
+        ctx.made = name, [*tensors], rest, again, early
         made: Tensor = value
         return made
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        name, given, names, again, early = ctx.made
+        name, names, rest, again, early = ctx.made
         need_once(name)
-        ctx.made = name, given, names, again, None  # autograd need not copy a tensor that has no other owner
+        ctx.made = name, names, rest, again, None  # autograd need not copy a tensor that has no other owner
         g = upstream if early is None else upstream.item()
         if early is None or g != 1:
-            given = given | dict(zip(names, ctx.saved_tensors, strict=True))
-            early = again(**given, upstream=g, out=early if early is not None and early.is_contiguous() else None)
-        return early, None, None, None
+            tensors = dict(zip(names, ctx.saved_tensors, strict=True))
+            out = early if early is not None and early.is_contiguous() else None
+            early = again(**tensors, **rest, upstream=g, out=out)
+        return early, None, None, None, None
 
 
 # ---- torch.compile -----------------------------------------------------------------------------------------

@@ -51,18 +51,18 @@ from .internals import is_compiling
 def mse_loss(
     pred: Any, x0: Any, t: Any, schedule: Any, noise: Any, *, weight: Any, partial: bool = False, **options: Any
 ) -> Any:
+    if is_watched((pred,)) and not partial and not is_compiling():
+        if weight is not None and not isinstance(weight, Tensor):
+            weight = torch.from_numpy(np.array(weight))  # the caller may overwrite it before the backward pass
+        need_memory("pred", pred)
+        t, noise = frozen(t, noise)
+        rest, others = {"schedule": schedule, **options}, {"x0": x0, "t": t, "noise": noise, "weight": weight}
+        return differentiable_once("mse_loss", {"pred": pred}, rest, nf.mse_loss_grad, **others)
     need_no_gradient(x0=x0, t=t, noise=noise, weight=weight)
     if partial:
         need_no_gradient(pred=pred)
         fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
         return Loss(*fields).part(t, tensors, noise)
-    if is_watched((pred,)) and not is_compiling():
-        if weight is not None and not isinstance(weight, Tensor):
-            weight = torch.from_numpy(np.array(weight))  # the caller may overwrite it before the backward pass
-        need_memory("pred", pred)
-        t, noise = frozen(t, noise)
-        given = {"pred": pred, "x0": x0, "t": t, "schedule": schedule, "noise": noise, "weight": weight}
-        return differentiable_once("mse_loss", given | options, nf.mse_loss_grad)
     fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
     if not is_compiling():
         return Loss(*fields).value(t, tensors, noise)[0]
