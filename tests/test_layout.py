@@ -37,10 +37,11 @@ FLOORS = (
     PAGES,
     "",
     "interop*",
+    "audits",
     "commands*",
 )
 # Imports for type checkers alone may point up here.
-TYPES_ALONE = {"": {"interop"}}
+TYPES_ALONE = {"": {"interop", "audits"}}
 # These may import less than the floors below them.
 LESS = {
     "samplers.shared": "ground* language.tableau samplers.plan samplers.spacing sampling.sampler",
@@ -69,6 +70,7 @@ OPTIONAL = {
     "arguments.arrays": {"ml_dtypes"},
     "arguments.types": {"torch"},
     "operations.draw": {"torch"},
+    "audits": {"torch"},
 }
 STANDS_ON = {
     "numba": {"numba", "llvmlite"},

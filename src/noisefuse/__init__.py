@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from . import legacy as legacy
     from . import numba as numba
     from . import views as views
+    from .audits import audit as audit
 
 __all__ = [
     "NOISE_VERSION", "DiscreteSampler", "Noise", "Row", "Sampler", "Schedule", "Tableau", "TokenRow", "TokenTable",
@@ -44,5 +45,5 @@ __all__ = [
 for _module in (augment, density, discrete, fields, paths, weights):
     show_public(_module)
 show_public(samplers, "interpolants", *token_samplers.__all__)
-lazy(__name__, ("legacy", "numba"), [*__all__, "__version__", "interop"])
+lazy(__name__, ("legacy", "numba"), [*__all__, "__version__", "interop"], audit="audits")
 import_module(".interop", __name__)  # stands above, and registers the libraries of arrays that it knows

@@ -10,12 +10,15 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 
-def lazy(package: str, modules: Iterable[str], names: Iterable[str]) -> None:
-    """Gives a package a `__getattr__` that loads these modules, and a `__dir__` with them and these names."""
+def lazy(package: str, modules: Iterable[str], names: Iterable[str], **inside: str) -> None:
+    """Gives a package a `__getattr__` that loads these modules, and functions inside of others, and a `__dir__` with
+    them and these names."""
     loaded = frozenset(modules)
-    shown = sorted({*loaded, *names})
+    shown = sorted({*loaded, *names, *inside})
 
     def load(name: str) -> Any:
+        if name in inside:
+            return getattr(import_module(f".{inside[name]}", package), name)
         if name in loaded:
             module = import_module(f".{name}", package)
             show_public(module)
