@@ -19,6 +19,7 @@ from ...language.noise import SAMPLER, START, Noises, are_names, at_row, need_st
 from ..torch.internals import is_traced, untraced, version, writes
 from . import rows
 from .exact import rebound
+from .keys import of_step
 from .refusals import GRAD, SCHEDULERS, patched, replaced, tell, without_kernel
 from .rows import Plan, Step, Unsupported
 from .runs import Clock, Options, Run, run_from, wrong_times
@@ -213,6 +214,7 @@ class Fused:
 
     def _drawn(self, draws: Generators, m: Any, x: Any, times: int = 1) -> Any:
         """Returns the noise of a step: a key, or a tensor. times: of so many draws the last counts; a key is one."""
+        draws = of_step(draws)
         if isinstance(draws, Tensor) or are_names(draws):
             return draws
         kinds = {"model": m.dtype, "sample": x.dtype, "wide": torch.promote_types(m.dtype, torch.float32)}
@@ -229,6 +231,7 @@ class Fused:
     def _increment(self, draws: Generators, step: Step, i: int, x: Any) -> Any:
         """Returns the noise of a Brownian path: diffusers', by its tree; or a Noise's, whose steps are adjacent
         increments."""
+        draws = of_step(draws)
         if not are_names(draws):
             if draws is not None:
                 _need_generators(draws)
