@@ -36,10 +36,11 @@ FLOORS = (
     f"discrete samplers* {PAGES}",
     "",
     "interop*",
+    "audits",
     "commands*",
 )
 # Imports for type checkers alone may point up here.
-TYPES_ALONE = {"": {"interop"}}
+TYPES_ALONE = {"": {"interop", "audits"}}
 # These may import less than the floors below them.
 LESS = {
     "samplers.shared": "ground* language.tableau sampler samplers.plan samplers.spacing",
@@ -68,6 +69,7 @@ OPTIONAL = {
     "arguments.arrays": {"ml_dtypes"},
     "arguments.types": {"torch"},
     "operations.draw": {"torch"},
+    "audits": {"torch"},
 }
 STANDS_ON = {
     "numba": {"numba", "llvmlite"},

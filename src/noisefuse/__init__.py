@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from . import samplers as samplers
     from . import views as views
     from . import weights as weights
+    from .audits import audit
     from .discrete_sampler import DiscreteSampler
     from .ground.headers import get_include
     from .sampler import Sampler
@@ -52,6 +53,7 @@ _HOMES = {
     "Sampler": "sampler",
     "TokenRow": "token_table",
     "TokenTable": "token_table",
+    "audit": "audits",
     "categorical": "discrete tokens.categorical",  # the former shows the class of a partial result
     "get_include": "ground.headers",
     "masked_cross_entropy": "tokens.cross_entropy",
