@@ -43,7 +43,7 @@ FLOORS = (
 TYPES_ALONE = {"": {"interop"}}
 # These may import less than the floors below them.
 LESS = {
-    "samplers.shared": "ground* language.tableau samplers.plan samplers.spacing sampling.sampler",
+    "samplers.shared": "ground* language.schedule language.tableau samplers.plan samplers.spacing sampling.sampler",
     "samplers.spacing": "arguments.calls ground.checks ground.libraries language.axis language.schedule",
     "samplers.interpolants": "ground.checks language.tableau paths sampling.sampler",
     "samplers": "samplers* tokens.samplers",

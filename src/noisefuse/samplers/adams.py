@@ -16,7 +16,7 @@ from ..language.schedule import Schedule
 from ..language.tableau import D, Tableau, m1, past, x
 from ..views import Prediction
 from .integrals import integral_weights
-from .plan import Placed, Plan, PlanOptions, plan
+from .plan import Plan, PlanOptions, plan
 from .shared import sampler
 from .spacing import Spacing, SpacingOptions, Steps
 
@@ -48,19 +48,17 @@ def pndm(
     run = plan(schedule, steps, prediction=prediction, spacing=spacing, **options)
     run.need_signal("pndm")
     check_choice("average", average, ("epsilon", "output"))
-    rows: list[Placed] = []
-    for i, (here, there) in enumerate(run.pairs):
-        ratio = there.alpha / here.alpha
-        base, weight, e = ratio, there.sigma - here.sigma * ratio, run.predicted_noise(here)
-        if average == "output":  # e = u x + w m: the average replaces m
-            base, weight, e = base + weight * e.coefficients[1], weight * e.coefficients[2], m1
-        terms = zip(_ADAMS[min(i, 3)], (e, *past), strict=False)
-        out = sum((weight * c * term for c, term in terms), base * x)
-        rows.append(run.row(here, out, keep=[e]))
-        if i == 0 and there.sigma > 0:
-            again = m1 if average == "output" else run.predicted_noise(there)
-            rows.append(run.row(there, x + weight / 2 * (again - past[0])))
-    return run.table("pndm", rows)
+    here, there = run.steps
+    ratio = there.alpha / here.alpha
+    base, weight, e = ratio, there.sigma - here.sigma * ratio, run.predicted_noise(here)
+    if average == "output":  # e = u x + w m: the average replaces m
+        base, weight, e = base + weight * e.coefficients[1], weight * e.coefficients[2], m1
+    averages = np.array([_ADAMS[min(i, 3)] + (0,) * (3 - i) for i in range(run.n)]).T
+    out = sum((weight * c * term for c, term in zip(averages, (e, *past), strict=False)), base * x)
+    first = slice(0 if run.to_clean and run.n == 1 else 1)
+    again = m1 if average == "output" else run.predicted_noise(there.at(first))
+    second = x + (weight / 2)[first] * (again - past[0])
+    return run.table("pndm", run.row(here, out, keep=[e]), run.row(there.at(first), second))
 
 
 def _multistep(
@@ -76,22 +74,22 @@ def _multistep(
     visited twice, its newest e counts. lower_order_final: use at most as many e_j as steps are left.
     """
     run.need_signal(name)
-    rows: list[Placed] = []
-    n = len(run.nodes) - 1
-    for i, (here, there) in enumerate(run.pairs):
-        e = run.noise(here)
-        levels = [node.sigma / node.alpha for node in run.nodes[i::-1][:order]]
+    here, there = run.steps
+    whole = (run.nodes.sigma / run.nodes.alpha).tolist()
+    of_rows = np.zeros((run.n, order))
+    for i, end in enumerate(whole[1:]):
+        levels = whole[i::-1][:order]
         used = [j for j, level in enumerate(levels) if level not in levels[:j]]
-        used = used[: n - i] if lower_order_final else used
-        found = weights([levels[j] for j in used], there.sigma / there.alpha)
-        terms = [(e, *past)[j] for j in used]
-        if there.sigma == 0 and len(found) == 1:
-            rows.append(run.row(here, there.alpha * D))
-            continue
-        out = there.alpha / here.alpha * x
-        out = sum((there.alpha * w * term for w, term in zip(found, terms, strict=True)), out)
-        rows.append(run.row(here, out, keep=[e] if order > 1 else []))
-    return run.table(name, rows)
+        used = used[: run.n - i] if lower_order_final else used
+        found = weights([levels[j] for j in used], end)
+        of_rows[i, used[: len(found)]] = found
+    e = run.noise(here)
+    out = there.alpha / here.alpha * x
+    out = sum((there.alpha * w * term for w, term in zip(of_rows.T, (e, *past), strict=False)), out)
+    if len(found) == 1 and run.to_clean:
+        last = run.row(here, there.alpha * D, at=run.clean_end)
+        return run.table(name, run.row(here, out, keep=[e] if order > 1 else [], at=run.noisy), last)
+    return run.table(name, run.row(here, out, keep=[e] if order > 1 else []))
 
 
 @sampler()
@@ -204,7 +202,7 @@ def deis(
         s = [math.log(rho / level) for level in levels]
         return integral_weights(s, math.log(rho / end), lambda s: -rho * np.exp(-s), points=points)
 
-    return _multistep("deis", run, order, weights, lower_order_final and len(run.nodes) - 1 < 15)
+    return _multistep("deis", run, order, weights, lower_order_final and run.n < 15)
 
 
 _LEAST, _MOST = math.log1p(0.002**2) / 1e-3, math.log1p(80.0**2)  # b_d t / 2 + b at t = 0.001 and t = 1
