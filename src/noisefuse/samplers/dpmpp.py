@@ -206,8 +206,8 @@ def _inner(levels: list[float], end: float, solver: str) -> list[float]:
     used = [j for j, s in enumerate(inner) if s not in inner[:j] and not (solver == "midpoint" and j == 1)]
     if len(used) == 1:
         return [whole, *[0.0] * (len(inner) - 1)]
-    weights = iter(integral_weights([inner[j] for j in used], h, lambda s: np.exp(s - h)))
-    return [next(weights) if j in used else 0.0 for j in range(len(inner))]
+    weights = iter(integral_weights(np.array([[inner[j] for j in used]]), np.array([h]), lambda s: np.exp(s - h))[0])
+    return [next(weights).item() if j in used else 0.0 for j in range(len(inner))]
 
 
 def _decay(eta: float, h: Array) -> tuple[Array, Array]:

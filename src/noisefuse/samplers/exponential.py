@@ -196,17 +196,17 @@ def sa_solver(
     need_fall(here.at(draws), there.at(draws))
     levels = run.nodes.log_snr
     h, squares = np.diff(levels), squared(taus)
-    weights = np.zeros((2, run.n, 4))  # of the predictor and the corrector
     corrected = np.zeros(run.n, bool)
+    used: dict[tuple[int, int], list[float]] = {}  # by the predictor or the corrector, and row
     for i in range(run.noisy.stop):
         left = run.n - i - to_clean if lower_order_final else run.n
         c = min(corrector_order, left + (not to_clean))
         corrected[i] = c > 0 and (i < run.n - 1 or pece)  # else nothing corrects it
         known = levels[i::-1].tolist()
-        used = known[: min(predictor_order, left)], [levels[i + 1].item(), *known][: c * bool(corrected[i])]
-        for one, at in enumerate(used):
-            made = _adams(at, h[i].item(), known[0], 1 + squares[i].item(), simple_order_2) if at else []
-            weights[one, i, : len(made)] = made
+        used[0, i] = known[: min(predictor_order, left)]
+        if corrected[i]:
+            used[1, i] = [levels[i + 1].item(), *known][:c]
+    weights = _adams(used, levels[:-1], h, 1 + squares, simple_order_2)
     older = max(predictor_order, corrector_order - 1) > 1  # whether D is needed beyond its own row
     predicted, corrects = (there.alpha * w.T for w in weights)
     Ds = [D, *(past[::2] if corrector_order else past)]
@@ -242,20 +242,30 @@ def _sum(weights: Array, terms: Sequence[Affine]) -> Affine:
     return sum((w * term for w, term in zip(weights, terms, strict=False)), ZERO)
 
 
-def _adams(levels: list[float], h: float, begin: float, k: float, simple: bool) -> list[float]:
-    """Returns w_j of ``sa_solver`` for D at these lambdas, for a step h from begin on. Of equal levels, the first
-    counts."""
-    s = [level - begin for level in levels]
-    used = [j for j in range(len(s)) if s[j] not in s[:j]]
-    if simple and len(used) == 2:
-        at, other = sorted(used, key=lambda j: abs(s[j]))
-        slope = k * h * h / (2 * s[other])
-        found = {at: -math.expm1(-k * h) - slope, other: slope}
-    else:
-        nodes = [s[j] for j in used]
-        weights = integral_weights(nodes, h, lambda t: k * np.exp(k * (t - h)), begin=0.0)
-        found = dict(zip(used, weights, strict=True))
-    return [found.get(j, 0.0) for j in range(len(s))]
+def _adams(used: dict[tuple[int, int], list[float]], begin: Array, h: Array, k: Array, simple: bool) -> Array:
+    """Returns w_j of ``sa_solver``, (2, n, 4), for D at these lambdas, for steps h from begin on. Of equal levels, the
+    first counts."""
+    made, groups = np.zeros((2, len(h), 4)), dict[int, list[tuple[int, int, list[int]]]]()
+    for (one, i), levels in used.items():
+        s = [level - begin[i].item() for level in levels]
+        places = [j for j in range(len(s)) if s[j] not in s[:j]]
+        if simple and len(places) == 2:
+            at, other = sorted(places, key=lambda j: abs(s[j]))
+            slope = (k[i] * h[i] * h[i]).item() / (2 * s[other])
+            made[one, i, at], made[one, i, other] = -math.expm1(-k[i] * h[i]) - slope, slope
+        else:
+            groups.setdefault(len(places), []).append((one, i, places))
+    for group in groups.values():
+        ones, rows, of_levels = map(np.array, zip(*group, strict=True))
+        nodes = np.array([[used[one, i][j] - begin[i] for j in places] for one, i, places in group])
+        rate, length = k[rows][:, None], h[rows][:, None]
+
+        def density(t: Array) -> Array:
+            return np.asarray(rate * np.exp(rate * (t - length)))  # noqa: B023, it is called at once
+
+        found = integral_weights(nodes, h[rows], density, begin=np.zeros(len(rows)))
+        made[ones[:, None], rows[:, None], of_levels] = found
+    return made
 
 
 @sampler()
@@ -306,7 +316,7 @@ def er_sde(
         need_fall(here.at([int(i)]), there.at([int(i)]))
         raise ValueError(f"phi asks for more noise than there is at {end[i]:g}: phi(l) / l must not grow as l falls")
     fresh = np.where(fresh > 1e-12 * squared(end), np.sqrt(fresh), 0.0)  # up to rounding
-    integrals = each(lambda level, end: _integrals(scale, level, end, points), level, end).reshape(-1, 2).T
+    integrals = _integrals(scale, level, end, at_end, points)
     mean = (1 - r) * D + _differences([earlier(level, k) for k in range(order)], end, integrals, exact)
     out = there.alpha * (r / here.alpha * x + mean + fresh * z)
     clean, _ = run.steps
@@ -317,7 +327,7 @@ def er_sde(
     )
 
 
-def _differences(levels: list[Array], end: Array, integrals: Array, exact: bool) -> Affine:
+def _differences(levels: list[Array], end: Array, integrals: tuple[Array, Array], exact: bool) -> Affine:
     """Returns a_1 D1 + a_2 D2 of ``er_sde``. A term is 0 if too few noise levels are known, or some coincide."""
     level, h = levels[0], end - levels[0]
     if len(levels) == 1:
@@ -351,19 +361,26 @@ def _noise_scale(phi: Callable[[Array], Array] | float | None) -> Callable[[Arra
     return scale
 
 
-def _integrals(scale: Callable[[Array], Array], here: float, end: float, points: int | None) -> tuple[float, float]:
+def _integrals(
+    scale: Callable[[Array], Array], here: Array, end: Array, last: Array, points: int | None
+) -> tuple[Array, Array]:
     """Returns phi(l') I_0 and phi(l') I_1 of ``er_sde``, by a sum of so many points, or by an integral over log l."""
-    last = scale(np.array([end]))[0]
+    here, end, last = (column[:, None] for column in (here, end, last))
+
+    def ratio(s: Array) -> Array:
+        return np.asarray(last / scale(s.ravel()).reshape(s.shape))
+
     if points is not None:
         width = (here - end) / points
         s = end + width * np.arange(points, dtype=np.float64)
-        return float(np.sum(last / scale(s)) * width), float(np.sum((s - here) * (last / scale(s))) * width)
+        first, second = ratio(s), (s - here) * ratio(s)
+        return np.sum(first, axis=1) * width[:, 0], np.sum(second, axis=1) * width[:, 0]
 
-    def integral(power: int) -> float:
+    def integral(power: int) -> Array:
         def density(u: Array) -> Array:
             s: Array = np.exp(u)
-            return np.asarray(s * (s - here) ** power * (last / scale(s)))
+            return np.asarray(s * (s - here) ** power * ratio(s))
 
-        return integral_weights([math.log(end)], math.log(here), density)[0]
+        return integral_weights(each(math.log, end[:, 0])[:, None], each(math.log, here[:, 0]), density)[:, 0]
 
     return integral(0), integral(1)
