@@ -43,7 +43,7 @@ FLOORS = (
 TYPES_ALONE = {"": {"interop", "audits"}}
 # These may import less than the floors below them.
 LESS = {
-    "samplers.shared": "ground* language.tableau sampler samplers.plan samplers.spacing",
+    "samplers.shared": "ground* language.schedule language.tableau sampler samplers.plan samplers.spacing",
     "samplers.spacing": "arguments.calls ground.checks ground.libraries language.axis language.schedule",
     "samplers.interpolants": "ground.checks language.tableau paths sampler",
     "samplers": "discrete_sampler ground.lazy samplers* tokens.samplers",
