@@ -49,7 +49,8 @@ enum Wanted : uint32_t {
     kTempered = 4,   // the sums of e^(x / temperature)
     kSpread = 8,     // with kTempered: of their products with largest - x
     kSecond = 16,    // the second largest
-    kGradient = 32,  // this alone: writes e^x times `factor`, in units of the largest term
+    kScore = 32,     // with kDraw: the winner's score
+    kGradient = 64,  // this alone: writes e^x times `factor`, in units of the largest term
 };
 
 }  // namespace
@@ -65,7 +66,7 @@ struct RaceRow {
     Scale scale;
 
     bool bad;                       // a NaN
-    double score;                   // of the winner; without a race, and with +inf in the row, its logit
+    double score;                   // with kScore of the winner; without a race, and with +inf in the row, its logit
     int64_t token;                  // -1: there is none, all are -inf
     float winner, largest, second;  // logits
     float* copy;                    // of the whole row, or null

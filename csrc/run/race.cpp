@@ -179,7 +179,7 @@ class Rows {
             plain = plain && !raw;
         }
         const bool once = plain && tempered && unit;
-        r.wanted = (draws ? kDraw : 0u) | (plain && !once ? kPlain : 0u) | (tempered ? kTempered : 0u) |
+        r.wanted = (draws ? kDraw : 0u) | (c.score ? kScore : 0u) | (plain && !once ? kPlain : 0u) | (tempered ? kTempered : 0u) |
                    (c.entropy ? kSpread : 0u) | (c.margin ? kSecond : 0u);
         kernel_(r);
         if (refused(row, r)) return;
