@@ -14,6 +14,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "cut.h"
 #include "float_mode.h"
 #include "lane_scalar.h"
 #include "tile_noise.h"
@@ -214,7 +215,7 @@ class Runner {
         }
         const float top = Lane::largest(most), error = doubt(top);
         const bool known = top < kUnknown && top > -kUnknown;
-        const float least = !known                   ? at_least_ - doubt(at_least_)
+        const float least = !known                    ? at_least_ - doubt(at_least_)
                             : at_least_ < top - error ? top - 2 * error
                                                       : at_least_ - error;
         uint64_t worse = 0;
@@ -444,6 +445,7 @@ void write_gradient(const RaceRow& r) {
 extern RaceKernel NF_RACE;
 void NF_RACE(RaceRow& r) {
     const FloatMode mode;
+    if (r.wanted == kBound) return CutFinder(*r.cut).find();
     if (r.wanted == kGradient) return write_gradient(r);
     Reader reader(r);
     const Chunk& chunk = reader.chunk;
