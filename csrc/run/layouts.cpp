@@ -200,9 +200,9 @@ bool run_copy(const Copy& copy, const GoOn& go_on) {
     return parallel_for(tiles.count, kTilesAtOnce, body, go_on);
 }
 
-void copy_here(const Copy& copy) {
+void copy_here(const Copy& copy, bool near) {
     Tiles tiles(copy);
-    tiles.is_near = true;
+    tiles.is_near = near;
     copy_tiles_of(copy.item)(copy, tiles, 0, tiles.count);
 }
 
