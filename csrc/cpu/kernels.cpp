@@ -13,6 +13,7 @@
 #include "mersenne_normals.h"
 #include "pyramid_levels.h"
 #include "tile_registers.h"
+#include "turn.h"
 
 namespace nf {
 namespace {
@@ -231,6 +232,6 @@ void clip(const Call& call, int64_t begin, int64_t end, double low, double high)
 extern RaceKernel NF_RACE;  // race.cpp
 extern const Kernels NF_KERNELS;
 const Kernels NF_KERNELS{NF_NAME, step,       walk,     loss,          turned_loss, step_and_loss,
-                         clip,    mask_range, enlarged, torch_normals, NF_RACE};
+                         clip,    mask_range, enlarged, torch_normals, kTurn,       NF_RACE};
 
 }  // namespace nf

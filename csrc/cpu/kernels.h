@@ -40,6 +40,9 @@ struct Kernels {
     void (*enlarged)(const Pyramid&, int64_t begin, int64_t end);  // counts rows
     // The float32 normals of legacy.TorchCPU, n of them, a multiple of 16, from as many words.
     void (*torch_normals)(const uint64_t* words, float* out, int64_t n);
+    // Reads `columns` runs of `rows` elements, `step` elements apart, and writes their transpose: rows `to_step` apart.
+    // Multiples of 8 columns and 4 rows. Null: this instruction set gains nothing by it.
+    void (*turn)(const float* from, int64_t step, float* to, int64_t to_step, int64_t rows, int64_t columns);
     RaceKernel* race;  // of one row of categories
 };
 

@@ -21,7 +21,7 @@ struct Copy {
 // Copies all elements, on all threads. False: go_on ended it, and `to` is unspecified.
 bool run_copy(const Copy& copy, const GoOn& go_on);
 // The same, on this thread alone. `near`: to memory that lies in the caches, where lines that are written one after
-// another are no large power of two apart, so that they do not take each other's place.
-void copy_here(const Copy& copy, bool near);
+// another are no large power of two apart, so that they do not take each other's place. `from_near`: from such memory.
+void copy_here(const Copy& copy, bool near, bool from_near);
 
 }  // namespace nf

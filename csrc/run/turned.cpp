@@ -2,10 +2,13 @@
 #include "turned.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
+#include <bit>
 #include <new>
 
 #include "../core/loss.h"
+#include "../cpu/dispatch.h"
 #include "layouts.h"
 #include "memory.h"
 
@@ -14,7 +17,7 @@ namespace {
 
 constexpr int64_t kBlock = 1 << 15;  // elements of a block; more if its rows are many, or long
 constexpr int64_t kRun = 512;        // kernels take fewer elements at once more slowly
-constexpr int64_t kFewRows = 16;     // of them turning reads whole lines
+constexpr int64_t kFewRows = 8;      // of them turning reads half lines at least
 constexpr int64_t kSlice = 1024;     // elements that kernels take between two prefetches
 constexpr int64_t kLine = 64;        // bytes of a line of the caches
 constexpr int64_t kGap = 64;         // elements after each row, so that rows are no power of two apart
@@ -31,7 +34,8 @@ struct Blocks {
         const int64_t total = call.batch * call.size, unit = piece ? kLossChunk : kRun;
         whole_rows = piece ? t.columns % unit || piece % t.columns : t.columns < unit;
         if (!whole_rows) {
-            height = std::min(t.rows, std::max(kFewRows, kBlock / unit));
+            const bool few_arrays = std::popcount(t.inputs) + std::popcount(t.outputs) < 3;
+            height = std::min(t.rows, std::max(few_arrays ? 2 * kFewRows : kFewRows, kBlock / unit));
             width = std::min(t.columns, std::max(unit, kBlock / height / unit * unit));
         } else {
             width = t.columns;
@@ -50,6 +54,23 @@ struct Blocks {
     }
 };
 
+// A row that is x itself, of m1.
+template <class Real>
+constexpr auto kOnes = [] {
+    std::array<Real, kColumns> row{};
+    row[kAffine[0] + 1 + kM1] = 1;
+    return row;
+}();
+
+// Whether residuals can be computed as their arrays lie, and only they be turned: the arrays all lie turned, in small
+// planes, no element asks for its place, and only sums are wanted.
+bool lie_alike(const Call& call, const Turned& t) {
+    bool alike = call.losses && !call.out[0] && call.draw == Draw::none && !call.period &&
+                 t.rows * t.columns <= (1 << 13) && call.segment % (t.rows * t.columns) == 0;
+    for (int slot = 0; slot < kSlots; ++slot) alike &= !call.in[slot] || t.inputs >> slot & 1;
+    return alike;
+}
+
 // A block's own memory has a row for each of its rows.
 class Block {
   public:
@@ -59,7 +80,18 @@ class Block {
           turned_(turned),
           blocks_(blocks),
           piece_(piece),
-          row_(blocks.whole_rows ? blocks.width : blocks.width + kGap) {}
+          row_(blocks.whole_rows ? blocks.width : blocks.width + kGap),
+          first_(call) {
+        if (!piece || !lie_alike(call, turned)) return;
+        // The loss is of the residuals themselves.
+        const bool wide = call.type == DType::f64;
+        first_.type = first_.out_type = call_.type = call_.in_type[kM1] = wide ? DType::f64 : DType::f32;
+        call_.active = uint64_t{1} << (kAffine[0] + 1 + kM1);
+        call_.rows = wide ? static_cast<const void*>(kOnes<double>.data()) : kOnes<float>.data();
+        call_.n_rows = 1;
+        for (const void*& in : call_.in) in = nullptr;
+        computes_ = true;
+    }
 
     // False: there is no memory.
     bool take_memory() {
@@ -67,12 +99,18 @@ class Block {
         const int64_t rows = blocks_.chunks ? most_rows() : blocks_.height;
         int64_t bytes = 0;
         const auto place = [&](Array& a, int bit, unsigned bits, DType type, const void* whole) {
-            if (!(bits >> bit & 1) || !whole) return;
+            if (!(bits >> bit & 1)) return;
             a = {bytes_of(type), const_cast<char*>(static_cast<const char*>(whole)), bytes};
             bytes += (a.size * row_ * rows + kLine - 1) / kLine * kLine;
         };
-        for (int s = 0; s < kSlots; ++s) place(in_[s], s, turned_.inputs, call_.in_type[s], call_.in[s]);
-        for (int o = 0; o < 3; ++o) place(out_[o], o, turned_.outputs, call_.type_of(o), call_.out[o]);
+        const unsigned inputs = computes_ ? 1u << kM1 : turned_.inputs;
+        if (computes_) {
+            residuals_ = bytes;
+            bytes += bytes_of(call_.type) * (rows / turned_.rows + 2) * turned_.rows * turned_.columns;
+        }
+        for (int s = 0; s < kSlots; ++s) place(in_[s], s, inputs, call_.in_type[s], call_.in[s]);
+        for (int o = 0; o < 3; ++o)
+            if (call_.out[o]) place(out_[o], o, turned_.outputs, call_.type_of(o), call_.out[o]);
         // Kernels of steps may write to what they read.
         if (!piece_ && in_[kX].size == out_[0].size) out_[0].at = in_[kX].at;
         return scratch_.take(static_cast<size_t>(bytes));
@@ -133,6 +171,13 @@ class Block {
 
     void take(const Place& place) {
         place_ = place;
+        if (computes_) {
+            const int64_t rows = turned_.rows, plane = rows * turned_.columns, begin = place.row / rows * plane,
+                          end = (place.row + place.rows + rows - 1) / rows * plane;
+            in_[kM1].whole = scratch_.data + residuals_ - in_[kM1].size * begin;
+            first_.out[0] = in_[kM1].whole;
+            kernels().step(first_, begin, end, true);
+        }
         for (const Array& a : in_)
             if (a.size) turn(a, place_, true);
     }
@@ -189,7 +234,7 @@ class Block {
             copy.from = in ? there : here, copy.to = in ? here : there;
             std::copy_n(in ? of_there : of_here, 3, copy.from_strides);
             std::copy_n(in ? of_here : of_there, 3, copy.to_strides);
-            copy_here(copy, a.size * (in ? row_ : rows) % kConflict != 0);
+            copy_here(copy, a.size * (in ? row_ : rows) % kConflict != 0, !in);
         }
     }
 
@@ -199,6 +244,9 @@ class Block {
     const Blocks& blocks_;
     const int64_t piece_;
     const int64_t row_;  // elements from a row to the next one
+    Call first_;         // the residuals of this call are computed before they are turned
+    bool computes_ = false;
+    int64_t residuals_;  // their first byte in the block's memory
     Place place_;
     Array in_[kSlots], out_[3];
     Scratch scratch_;
