@@ -14,7 +14,7 @@ import numpy as np
 from ..ground.docstrings import Shared, built
 from ..language.schedule import Schedule
 from ..language.tableau import Tableau
-from ..sampling.sampler import Sampler
+from ..sampler import Sampler
 from .plan import plan
 from .spacing import Spacing, SpacingOptions
 

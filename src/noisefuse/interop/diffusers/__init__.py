@@ -37,6 +37,7 @@ from ..torch.internals import is_traced
 from . import rows
 from .engine import Fused, Generators, Steps, Stochastic, field, is_float
 from .forward import AddsNoise, Deterministic, Forward, StochasticSteps
+from .keys import take_keys
 from .refusals import SCHEDULERS, logger
 from .runs import Options, fingerprint, planned
 from .sde import FlowMatchSDEDiscreteSchedulerOutput, Transitions, transitions
@@ -761,7 +762,8 @@ def accelerate(target: Target, *, noise: Noises | None = None, coefficients: str
     Args:
         target: a pipeline of diffusers, whose schedulers are replaced in place, with those of the pipelines in it; or a
             scheduler. For a pipeline, a line in the log lists the replaced schedulers. It is a warning if some stay
-            because their classes are not covered.
+            because their classes are not covered. The pipeline then takes a Noise as its ``generator``, too, or a list
+            of one for each picture: its draws are stream 2, and the steps' stream 3.
         noise: the noise for steps without a generator: see `Fused`. In a pipeline with several schedulers it goes to
             the one called `scheduler`, because two with the same Noise draw the same numbers. None: the scheduler keeps
             its noise, if it is one of these classes already.
@@ -779,6 +781,7 @@ def accelerate(target: Target, *, noise: Noises | None = None, coefficients: str
     """
     if isinstance(target, diffusers.DiffusionPipeline):
         _accelerate_all(target, noise, coefficients)
+        take_keys(target)
         return target
     kind = _covering(target)
     if kind is None:
