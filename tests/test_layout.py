@@ -36,13 +36,14 @@ FLOORS = (
     f"discrete samplers* {PAGES}",
     "",
     "interop*",
+    "audits",
     "commands*",
 )
 # Imports for type checkers alone may point up here.
-TYPES_ALONE = {"": {"interop"}}
+TYPES_ALONE = {"": {"interop", "audits"}}
 # These may import less than the floors below them.
 LESS = {
-    "samplers.shared": "ground* language.tableau sampler samplers.plan samplers.spacing",
+    "samplers.shared": "ground* language.schedule language.tableau sampler samplers.plan samplers.spacing",
     "samplers.spacing": "arguments.calls ground.checks ground.libraries language.axis language.schedule",
     "samplers.interpolants": "ground.checks language.tableau paths sampler",
     "samplers": "discrete_sampler ground.lazy samplers* tokens.samplers",
@@ -68,6 +69,7 @@ OPTIONAL = {
     "arguments.arrays": {"ml_dtypes"},
     "arguments.types": {"torch"},
     "operations.draw": {"torch"},
+    "audits": {"torch"},
 }
 STANDS_ON = {
     "numba": {"numba", "llvmlite"},

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from . import samplers as samplers
     from . import views as views
     from . import weights as weights
+    from .audits import audit
     from .discrete_sampler import DiscreteSampler
     from .ground.headers import get_include
     from .sampler import Sampler
@@ -39,11 +40,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NOISE_VERSION", "DiscreteSampler", "Noise", "Row", "Sampler", "Schedule", "Tableau", "TokenRow", "TokenTable",
-    "augment", "categorical", "density", "discrete", "fields", "get_include", "info", "interpolate", "interpolate_loss",
-    "interpolate_loss_and_grad", "masked_cross_entropy", "masked_cross_entropy_and_grad", "mse_loss",
-    "mse_loss_and_grad", "mse_loss_grad", "noised", "paths", "philox4x32", "q_mask", "q_sample",
-    "q_step", "q_transition", "q_uniform", "q_walk", "randn", "randn_like", "samplers", "set_num_threads", "uniform",
-    "update", "use_backend", "weights",
+    "audit", "augment", "categorical", "density", "discrete", "fields", "get_include", "info", "interpolate",
+    "interpolate_loss", "interpolate_loss_and_grad", "masked_cross_entropy", "masked_cross_entropy_and_grad",
+    "mse_loss", "mse_loss_and_grad", "mse_loss_grad", "noised", "paths", "philox4x32", "q_mask", "q_sample", "q_step",
+    "q_transition", "q_uniform", "q_walk", "randn", "randn_like", "samplers", "set_num_threads", "uniform", "update",
+    "use_backend", "weights",
 ]  # fmt: skip
 
 # What not every program needs is loaded when it is asked for.
@@ -52,6 +53,7 @@ _HOMES = {
     "Sampler": "sampler",
     "TokenRow": "token_table",
     "TokenTable": "token_table",
+    "audit": "audits",
     "categorical": "discrete tokens.categorical",  # the former shows the class of a partial result
     "get_include": "ground.headers",
     "masked_cross_entropy": "tokens.cross_entropy",

@@ -75,6 +75,8 @@ class Fused:
     # The same properties for add_noise, by default those of step.
     _levels_by_time: bool
     _levels_source: str
+    _counter = "_step_index"  # the attribute that counts a run's steps
+    _apart = 0  # so many last steps go ways of their own
     _one_by_one = False  # step cannot do several rows at once, see lanes.py
     _upcasts = False  # step computes in float32, and returns the dtype of the model's output
     _refuses = False  # step refuses integer times

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 
 # Whether a compiler or exporter traces. Fast paths ask the second function: it is quicker, and enough, because they
 # decline fake tensors of other tracers than Dynamo.
