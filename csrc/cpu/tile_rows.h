@@ -5,6 +5,7 @@
 #include <cpuid.h>
 #endif
 
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <type_traits>
@@ -248,10 +249,10 @@ struct Rows {
           clean(call.active, kClean, 3),
           out{{call.active, kAffine[0], kSlots}, {call.active, kAffine[1], kSlots}, {call.active, kAffine[2], kSlots}} {
         wants_clean = nf::wants_clean(s.active, s.out);
-        for (int c = 0; c < kColumns; ++c)
-            if (s.active >> c & 1 || ((clamps() || s.masked) && (c == kLow || c == kHigh)) ||
-                (s.by_level && (c == kByLevel[0] || c == kByLevel[1])))
-                used_columns[n_used++] = c;
+        uint64_t used = s.active & ((uint64_t{1} << kColumns) - 1);
+        if (clamps() || s.masked) used |= uint64_t{1} << kLow | uint64_t{1} << kHigh;
+        if (s.by_level) used |= uint64_t{1} << kByLevel[0] | uint64_t{1} << kByLevel[1];
+        for (; used; used &= used - 1) used_columns[n_used++] = std::countr_zero(used);
         most = n_used * (kTile + kOverhang) <= kColumns * kHalf ? kTile : kTile / 2;
         for (int u = 0; u < n_used; ++u) place[used_columns[u]] = u * (most + kOverhang);
         for (int i = 0; i < kLookedUp && s.by_level; ++i)
