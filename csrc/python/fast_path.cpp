@@ -121,6 +121,8 @@ PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n) {
 PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 11) return PyErr_Format(PyExc_TypeError, "mse: expected 11 arguments, got %zd", n);
     PyObject *weights = args[5], *out = args[8] == Py_True ? Py_None : args[8];
+    PyObject* const pred = PyTuple_CheckExact(args[3]) ? PyTuple_GET_ITEM(args[3], 0) : args[3];
+    if (torch.is_tensor(pred) && !torch.is_plain(pred)) return declined();  // training: autograd makes the gradient
     PlainCall plain;
     Call& call = plain.call;
     const bool wants_loss = args[7] == Py_True, each = args[10] == Py_True;
