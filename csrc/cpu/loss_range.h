@@ -124,7 +124,7 @@ struct ResidualRow : RegisterRow<Real, In, shape> {
     Vector<Real> residual(int64_t at) const {
         Vector<Real> r[1], z{};
         if constexpr (ResidualRow::reads(kZ)) z = load_lanes<In>(this->array[kZ], at);
-        this->add_up(at, z, r);
+        this->add_up(at, z, r, std::false_type());
         return r[0];
     }
 };
@@ -170,10 +170,7 @@ template <class Real, DType In, uint64_t shape>
         for (int i = 0; i < length; i += 4 * W) {
             Vector<Real> g[4];
             for (int v = 0; v < 4; ++v) g[v] = Lane::mul(Lane::splat(factor), row.residual(from + i + v * W));
-            if constexpr (sizeof(Real) == 8)
-                for (int v = 0; v < 4; ++v) store_one(static_cast<Real*>(out) + to + i + v * W, g[v], past_caches);
-            else
-                store_lanes<In>(out, to + i, g, past_caches);
+            store_lanes<In>(out, to + i, g, past_caches);
         }
     };
     const int whole = n / kAccumulators * kAccumulators, left = n - whole;
