@@ -29,6 +29,10 @@ class Residuals {
     [[gnu::noinline]] void take(const Real* r, int64_t at, int n) {
         if (s.out[0]) store_gradient(r, at, n);
         for (int done = 0; s.chunk_sums && done < n;) {
+            if (left_ == s.piece && left_ <= least(n - done, kAccumulators)) {
+                done += add_few(r + done, n - done);
+                continue;
+            }
             const int size = static_cast<int>(least(n - done, left_));
             add(r + done, size);
             done += size;
@@ -55,11 +59,21 @@ class Residuals {
 
     void begin_chunk() { length_ = left_ = least(kLossChunk, s.piece - in_piece_); }
 
-    // Samples of a few elements come by the million. Those that lie whole in the tile take a shorter path.
+    // Samples of a few elements come by the million. Those that lie whole in the tile take a shorter path. Returns how
+    // many elements they have.
+    int add_few(const Real* r, int n) {
+        const int piece = static_cast<int>(s.piece), count = n / piece;
+        alignas(64) Real square[kTile + kAccumulators];
+        for (int i = 0; i < n; ++i) square[i] = r[i] * r[i];
+        for (int i = n; i < n + kAccumulators; ++i) square[i] = 0;
+        sums_of_few(square, piece, count, s.chunk_sums + chunk_);
+        chunk_ += count;
+        return count * piece;
+    }
+
     void add(const Real* r, int n) {
-        const bool few = n == length_ && n <= kAccumulators;
-        if (!few) squares_.add(r, n);
-        if (left_ -= n; left_ == 0) few ? end_chunk(sum_of_few(r, n)) : end_squares();
+        squares_.add(r, n);
+        if (left_ -= n; left_ == 0) end_squares();
     }
 
     [[gnu::noinline]] void end_squares() { end_chunk(squares_.finish()); }
