@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures over every backend, instruction set and number of threads."""
 
+import faulthandler
 import importlib.util
 import platform
 import re
 import subprocess
 import sys
+import tempfile
 import tomllib
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -236,6 +238,32 @@ def pytest_sessionfinish(session):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+# ---- crashes -----------------------------------------------------------------------------------------------
+
+TRACES = pytest.StashKey[tempfile.TemporaryDirectory]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    traces = node.config.stash.setdefault(TRACES, tempfile.TemporaryDirectory())
+    node.workerinput["trace"] = str(Path(traces.name) / node.gateway.id)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config):
+    """The last words of a worker that crashes go to a file, which the summary shows."""
+    if trace := getattr(config, "workerinput", {}).get("trace"):
+        faulthandler.enable(open(trace, "w"))  # noqa: SIM115
+
+
+def show_crashes(terminalreporter, config):
+    if TRACES in config.stash:
+        for trace in sorted(Path(config.stash[TRACES].name).iterdir()):
+            if text := trace.read_text():
+                terminalreporter.section(f"{trace.name} crashed")
+                terminalreporter.write_line(text)
+
+
 # ---- calls that broke --------------------------------------------------------------------------------------
 
 
@@ -253,6 +281,7 @@ def broken_calls(reports):
 
 
 def pytest_terminal_summary(terminalreporter, config):
+    show_crashes(terminalreporter, config)
     if not config.getoption("broken_calls"):
         return
     failed = terminalreporter.getreports("failed") + terminalreporter.getreports("error")
