@@ -71,6 +71,7 @@ class PlainCall {
     int64_t indices = 1;   // the number of row numbers
     bool adds_up = false;  // whether elements are added up, which is done in C's order
     int leads = kX;        // the slot of the input whose order in memory new tensors have
+    bool mixes = false;    // whether model outputs may have another dtype than x
     Turned turned;
 
     PlainCall() = default;
@@ -275,11 +276,17 @@ class PlainCall {
 
     bool lies_turned(int slot) const { return lie_turned_ >> slot & 1; }
 
-    // Takes an input of x's shape and the result's dtype; an array of noise may also be float32.
+    // Takes an input of x's shape and the result's dtype; an array of noise may also be float32, and a model output,
+    // where they mix, another float that kernels read.
     bool input(int slot, PyObject* a) {
         View v;
-        return read(a, v, slot) && v.same_shape(x) && v.is_tensor == x.is_tensor &&
-               (v.kind == outputs.others.kind || (slot == kZ && v.kind == Kind::f32)) && input(slot, v);
+        if (!read(a, v, slot) || !v.same_shape(x) || v.is_tensor != x.is_tensor) return false;
+        const Kind own = outputs.others.kind;
+        if (v.kind != own && !(slot == kZ && v.kind == Kind::f32)) {
+            if (!mixes || (slot != kM1 && slot != kM2) || !is_float(v.kind) || !is_readable(v.kind, own)) return false;
+            if (is_half(dtype(own))) call.active |= kRoundsModel;
+        }
+        return input(slot, v);
     }
 
     // Takes a row for all elements, or one for each segment: an array, or a list, whose shape begins x's shape. If the
