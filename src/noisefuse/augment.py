@@ -38,6 +38,7 @@ from .arguments.options import FAST_LEVELS, at_times
 from .arguments.types import Array, ArrayT, DType, NoiseLike
 from .call.description import Step
 from .ground.checks import check_choice, check_number, first_of, lie_within
+from .ground.lazy import show_public
 from .ground.libraries import library_for, library_of, need_plain
 from .language.levels import FLOATS, LEVELS, level_bounds, levels_of
 from .language.noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise, name_id, names_of
@@ -51,6 +52,8 @@ __all__ = [
     "at_snr", "by_level", "gaussian", "multiplicative", "poisson", "prepare", "rms", "sample_id", "sensor", "strengths",
     "transition",
 ]  # fmt: skip
+
+show_public(__name__)
 
 Layout: TypeAlias = Literal["CHW", "HWC"]
 Clip: TypeAlias = tuple[float, float] | None

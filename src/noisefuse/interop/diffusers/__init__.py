@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import functools
 import operator
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,6 +33,7 @@ with needs(__name__, "diffusers", "torch"):
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
     from torch import Tensor
 
+from ..torch.internals import is_traced
 from . import rows
 from .engine import Fused, Generators, Steps, Stochastic, field, is_float
 from .forward import AddsNoise, Deterministic, Forward, StochasticSteps
@@ -105,6 +107,7 @@ class DDPMParallelScheduler(StochasticSteps, diffusers.DDPMParallelScheduler):
 
 class _DDIM(AddsNoise):
     _by_time = True
+    _apart = 1
     _options: tuple[str, ...] = ("eta", "use_clipped_model_output")
 
     def step(
@@ -260,9 +263,26 @@ class TCDScheduler(AddsNoise, diffusers.TCDScheduler):
 
 
 class LCMScheduler(StochasticSteps, diffusers.LCMScheduler):
+    _apart = 1
     _draws = "sample"
     _leftovers = ("sigma_data",)
     _by_time = True  # the present level by time, the next one by counting
+
+
+class _Scaled(AddsNoise):
+    """A network is given x / sqrt(sigma^2 + 1)."""
+
+    def scale_model_input(self, sample: Any, timestep: Any) -> Any:
+        """diffusers' scale_model_input, whose divisors are found for the whole run at once, with the same bits."""
+        state, theirs = self.__dict__, self._base.scale_model_input
+        sigmas, i = state["sigmas"], state["_step_index"]
+        patched = getattr(theirs, "__globals__", None) is not vars(sys.modules[self._base.__module__])
+        if i is None or patched or is_traced() or torch.is_inference(sigmas):  # which does not count writes
+            return theirs(self, sample, timestep)
+        divisors = self._kept_levels("divisors", lambda n: ((sigmas**2 + 1) ** 0.5).unbind())
+        if "is_scale_input_called" in state:
+            state["is_scale_input_called"] = True
+        return sample / divisors[i]
 
 
 class _Churns(Fused):
@@ -282,7 +302,7 @@ class _Churns(Fused):
         return bool(options[0] > 0)
 
 
-class EulerDiscreteScheduler(_Churns, AddsNoise, diffusers.EulerDiscreteScheduler):
+class EulerDiscreteScheduler(_Churns, _Scaled, diffusers.EulerDiscreteScheduler):
     pass
 
 
@@ -301,11 +321,11 @@ class EDMEulerScheduler(_Churns, AddsNoise, diffusers.EDMEulerScheduler):
         return Fused._step(self, model_output, timestep, sample, generator, return_dict, options)
 
 
-class EulerAncestralDiscreteScheduler(StochasticSteps, diffusers.EulerAncestralDiscreteScheduler):
+class EulerAncestralDiscreteScheduler(Stochastic, _Scaled, diffusers.EulerAncestralDiscreteScheduler):
     _upcasts = _refuses = True
 
 
-class HeunDiscreteScheduler(Deterministic, diffusers.HeunDiscreteScheduler):
+class HeunDiscreteScheduler(Steps, _Scaled, diffusers.HeunDiscreteScheduler):
     _memory = ("prev_derivative", "sample")
     _leftovers = ("sample",)
 
@@ -323,7 +343,7 @@ class KDPM2AncestralDiscreteScheduler(StochasticSteps, diffusers.KDPM2AncestralD
 
 if has("LMSDiscreteScheduler"):
 
-    class LMSDiscreteScheduler(AddsNoise, diffusers.LMSDiscreteScheduler):
+    class LMSDiscreteScheduler(_Scaled, diffusers.LMSDiscreteScheduler):
         _memory = ("derivatives",)
         _gaps = True
         _options = ("order",)
@@ -380,6 +400,7 @@ class _DPMSolverMultistep(_DPMSolver):
 
 
 class DPMSolverMultistepScheduler(_DPMSolverMultistep, diffusers.DPMSolverMultistepScheduler):
+    _apart = 2
     _draws = "float32"
 
 
@@ -423,6 +444,8 @@ class UniPCMultistepScheduler(Deterministic, diffusers.UniPCMultistepScheduler):
 
 
 class PNDMScheduler(Deterministic, diffusers.PNDMScheduler):
+    _counter = "counter"
+    _apart = 1
     _memory = ("ets", "cur_model_output", "cur_sample")
     _leftovers = ("cur_sample",)
     _by_time = True

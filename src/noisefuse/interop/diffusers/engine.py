@@ -16,7 +16,8 @@ from torch import Tensor
 import noisefuse as nf
 
 from ...language.noise import SAMPLER, START, Noises, are_names, at_row, need_stream_0
-from ..torch.internals import is_traced, untraced, version, writes
+from ..torch import internals
+from ..torch.internals import is_traced, version, writes
 from . import rows
 from .exact import rebound
 from .keys import of_step
@@ -74,6 +75,8 @@ class Fused:
     # The same properties for add_noise, by default those of step.
     _levels_by_time: bool
     _levels_source: str
+    _counter = "_step_index"  # the attribute that counts a run's steps
+    _apart = 0  # so many last steps go ways of their own
     _one_by_one = False  # step cannot do several rows at once, see lanes.py
     _upcasts = False  # step computes in float32, and returns the dtype of the model's output
     _refuses = False  # step refuses integer times
@@ -138,7 +141,7 @@ class Fused:
     def _step(self, m: Any, t: Any, x: Any, draws: Generators, return_dict: bool, options: Options = ()) -> Any:
         """Takes the fast path: most calls are decided here, within a microsecond; others take the checked path."""
         if is_traced():  # torch.compile cannot trace this, so the graph breaks
-            return untraced(self._checked_step, m, t, x, draws, return_dict, options)
+            return internals.untraced(self._checked_step, m, t, x, draws, return_dict, options)
         state = self.__dict__
         run: Run | None = state.get("_run")
         if (
