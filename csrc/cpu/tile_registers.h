@@ -303,13 +303,20 @@ template <class Real, DType Type, uint64_t shape>
     row.clamps ? all(std::true_type()) : all(std::false_type());
 }
 
-// The shapes that are done in halves, too. (A half's others go through float32.)
+// The shapes that are done in halves, too. (A half's others go through float32: each shape is 3 KB of the library.)
 constexpr uint64_t kCommonShapes[] = {
     shape({kM1, kX}, {kD, kM1}),  // ddim, euler
     shape({kM1, kX}, {kD, kX}),
     shape({kM1, kX}, {kD, kM1, kX}),
     shape({kM1}, {kD, kX}),
     shape({}, {kM1, kX}),
+    shape({kM1, kX}, {kD, kPast1, kX}, {kD}),  // dpmpp_2m
+    shape({kM1}, {kD, kPast1, kX}, {kD}),
+    shape({}, {kPast1, kM1, kX}, {kM1, kX}),
+};
+constexpr uint64_t kSamplerShapes[] = {
+    shape({}, {kZ}),                  // randn
+    shape({}, {kZ, kX}),              // q_sample, q_step
     shape({kM2, kM1, kX}, {kD, kX}),  // guided
     shape({kM2, kM1, kX}, {kD, kM2, kM1}),
     shape({kM2, kM1, kX}, {kD, kM2, kM1, kX}),
@@ -317,13 +324,6 @@ constexpr uint64_t kCommonShapes[] = {
     shape({kM1, kX}, {kD, kX}, {kD}),
     shape({kM1, kX}, {kD, kM1, kX}, {kD}),
     shape({}, {kM1, kX}, {kM1, kX}),
-    shape({kM1, kX}, {kD, kPast1, kX}, {kD}),  // dpmpp_2m
-    shape({kM1}, {kD, kPast1, kX}, {kD}),
-    shape({}, {kPast1, kM1, kX}, {kM1, kX}),
-};
-constexpr uint64_t kSamplerShapes[] = {
-    shape({}, {kZ}),                                                             // randn
-    shape({}, {kZ, kX}),                                                         // q_sample, q_step
     shape({kM1, kX}, {kD, kPast2, kPast1, kX}, {kD}, {kD, kPast2, kPast1, kX}),  // unipc
     shape({}, {kPast3, kPast2, kPast1, kM1, kX}, {kM1, kX}, {kPast3, kPast2, kPast1, kM1, kX}),
     shape({kM1, kX}, {kD, kPast1, kX}, {kD, kX}),  // heun, flow_heun, edm, dpm_2
