@@ -38,11 +38,13 @@ with needs(__name__, "jax"):
     import jax
     import jax.numpy as jnp
 
+from ..jax_keys import Wide
 from . import eager
 from .augment import augmented
 from .categories import categorical, masked_cross_entropy, masked_cross_entropy_and_grad
 from .description import WALKS
 from .eager import fast_random, fast_row
+from .floats import SPEC
 from .internals import varying, varying_axes
 from .loss import kl, kl_grad, log_prob, log_prob_grad, mse_loss, mse_loss_and_grad, mse_loss_grad, update_with_log_prob
 from .traced import Named, at_row, at_times, need_none, read, remember, rows_of_floats, run, stand_in_for
@@ -75,18 +77,24 @@ def from_key(key: Any) -> nf.Noise:
     if not isinstance(key, jax.Array) or not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
         hint = "; jax.random.wrap_key_data makes one of a PRNGKey" if isinstance(key, jax.Array) else ""
         raise TypeError(f"key: expected one of jax.random.key(seed), got {type(key).__name__}{hint}")
-    if is_tracer(key):
-        raise TypeError(
-            "key: its value is not known while JAX traces: make the Noise before, and use noise.at(step=..)"
-        )
     if key.shape != ():
         raise TypeError(f"key: expected one key, got an array of them of shape {key.shape}")
-    words = np.asarray(jax.random.key_data(key))
+    words: Any = jax.random.key_data(key)
+    if words.size not in (2, 4):
+        raise TypeError(f"key: expected one of threefry2x32, rbg or unsafe_rbg, got {key.dtype}")
+    if is_tracer(key):
+        seed: Any = Wide(words[::-1] if words.size == 2 else _hashed(words))
+        return nf.Noise(seed)
+    words = np.asarray(words)
     if words.size == 4:  # an rbg key has more bits than a seed
         words = nf.philox4x32(words, [0, 0])[[1, 0]]
-    if words.size != 2:
-        raise TypeError(f"key: expected one of threefry2x32, rbg or unsafe_rbg, got {key.dtype}")
     return nf.Noise(int(words[0]) << 32 | int(words[1]))
+
+
+def _hashed(words: Any) -> Any:
+    """Returns the first two words of `philox4x32(words, [0, 0])` in a program."""
+    with jax.enable_x64(True):
+        return jnp.stack(SPEC.philox4x32(*words, 0, 0)[:2])
 
 
 def to_key(noise: nf.Noise) -> Any:
@@ -284,7 +292,8 @@ def sample(sampler: Any, model: Callable[..., Any], x: Any, noise: Any, rows: ra
         return (sampler.step(i, x, output, noise, state, out=x, **guided), state), None
 
     names = () if noise is None else listed(noise)
-    numbers = [n for name in names for n in (name.step, name.sample, *name.window_start) if is_tracer(n)]
+    numbers = [n for name in names for n in (name.seed, name.step, name.sample, *name.window_start) if is_tracer(n)]
+    numbers = [n.words if isinstance(n, Wide) else n for n in numbers]
     x = varying(x, frozenset[Any]().union(*map(varying_axes, numbers)))  # as it will be inside shard_map
     return jax.lax.scan(row, (x, sampler.state(x)), jnp.arange(rows.start, rows.stop))[0][0]
 

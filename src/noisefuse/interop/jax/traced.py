@@ -16,9 +16,12 @@ import noisefuse as nf
 
 from ...arguments.options import rows_at
 from ...call.description import Step
+from ...call.packed import FIELD
 from ...ground.checks import is_tracer
 from ...language.levels import FLOATS
+from ...language.noise import SAMPLES
 from ...language.rows import SYMBOLS, Rows, X, Z
+from ..jax_keys import Wide, words
 from . import eager
 from .calls import bind
 from .description import FIELDS, IDS, INDEX, LOSSES, ROWS, START, STEP, STEP_CALLS, WALKS, described, field_bytes
@@ -76,9 +79,10 @@ class Named:
     array: Any
     known: Any
     operands: dict[int, Any]
+    in_field: dict[str, Any]  # words (n, 2), for numbers of the fields that have no operand of their own
 
     def __init__(self, noise: Any) -> None:
-        self.array, self.operands = None, {}
+        self.array, self.operands, self.in_field = None, {}, {}
         if isinstance(noise, list | tuple):
             noise = [_of_one_sample(name) for name in noise]
         self.known, names = noise, noise if isinstance(noise, list) else [noise]
@@ -90,11 +94,19 @@ class Named:
         steps = any(is_tracer(name.step) for name in names)
         known = [_known(name, steps) for name in names]
         self.known = known if names is noise else known[0]
+        if any(is_tracer(name.seed) for name in names):
+            self.in_field["seed"] = jnp.stack([words(name.seed) for name in names])
         if steps:
-            self.operands[STEP] = jnp.stack([_words(name.step)[0] for name in names])
+            self.operands[STEP] = jnp.stack([words(name.step)[0] for name in names])
         if any(is_tracer(name.sample) for name in names):
-            single = names is not noise
-            self.operands[IDS] = small(noise.sample) if single else jnp.stack([_words(name.sample) for name in names])
+            if names is noise:
+                self.operands[IDS] = jnp.stack([words(name.sample) for name in names])
+            elif not isinstance(noise.sample, Wide):
+                self.operands[IDS] = small(noise.sample)
+            elif noise.sample.ndim:
+                self.operands[IDS] = noise.sample.words
+            else:
+                self.in_field["sample"] = noise.sample.words[None] & words(SAMPLES - 1)
         elif names is not noise and isinstance(noise.sample, np.ndarray):
             self.operands[IDS] = noise.sample.view(np.uint32).reshape(-1, 2)
         if any(is_tracer(start) for name in names for start in name.window_start):
@@ -108,13 +120,22 @@ class Named:
         """Returns the operands of this call."""
         if not call.noise:
             return {}
-        found = {FIELDS: field_bytes(call), **self.operands}
+        found = {FIELDS: self._fields(field_bytes(call)), **self.operands}
         if self.start is not None:
             full = call.noise[0].window_shape
             assert full is not None
             last = np.subtract(full, call.sample_shape)
             found[START] = jnp.stack([_inside(n, int(most)) for n, most in zip(self.start, last, strict=True)])
         return found
+
+    def _fields(self, known: Any) -> Any:
+        """Returns the bytes of the fields, with the numbers that are traced."""
+        for name, pairs in self.in_field.items():
+            dtype, at = FIELD.dtype.fields[name][:2]  # type: ignore[index]
+            each, of_pairs = known.reshape(len(pairs), -1), jax.lax.bitcast_convert_type(pairs, jnp.uint8)
+            given = of_pairs.reshape(len(pairs), -1)
+            known = jnp.concatenate([each[:, :at], given, each[:, at + dtype.itemsize :]], 1).reshape(-1)
+        return known
 
 
 def _of_one_sample(name: Any) -> Any:
@@ -124,14 +145,6 @@ def _of_one_sample(name: Any) -> Any:
     return name.at(sample=int(ids[0])) if isinstance(ids, np.ndarray) and ids.size == 1 else name
 
 
-def _words(number: Any) -> Any:
-    """Returns a step or an id as two 32-bit words, the low one first: without x64, JAX has no longer numbers."""
-    if is_tracer(number):
-        number = small(number)
-        return jnp.stack([number.astype(jnp.uint32), (number >> 31 >> 1).astype(jnp.uint32)])
-    return jnp.asarray(np.array([number & 0xFFFFFFFF, number >> 32], np.uint32))
-
-
 def _inside(start: Any, last: int) -> Any:
     """Returns a window's start, moved to 0 .. last in its own dtype: a smaller dtype could wrap first."""
     start = small(jnp.asarray(start))
@@ -139,10 +152,16 @@ def _inside(start: Any, last: int) -> Any:
 
 
 def _known(noise: nf.Noise, without_step: bool) -> nf.Noise:
+    seed: Any = noise.seed
     sample: Any = noise.sample
+    for number, most in (seed, 0), (noise.step, 0), (sample, 1):
+        if getattr(number, "ndim", 0) > most:
+            shape = tuple(number.shape)
+            raise TypeError(f"noise: expected one Noise, got a stack whose numbers have shape {shape}: use jax.vmap")
     if is_tracer(sample):
         sample = np.zeros(sample.shape, np.uint64) if sample.ndim else 0
-    made = nf.Noise(noise.seed, sample=sample, step=0 if without_step else noise.step, stream=noise.stream)
+    seed, step = 0 if is_tracer(seed) else seed, 0 if without_step else noise.step
+    made = nf.Noise(seed, sample=sample, step=step, stream=noise.stream)
     if noise.window_shape is None:
         return made
     return made.window(noise.window_shape, [0 if is_tracer(start) else start for start in noise.window_start])
