@@ -46,7 +46,20 @@ from .description import WALKS
 from .eager import fast_random, fast_row
 from .floats import SPEC
 from .internals import varying, varying_axes
-from .loss import kl, kl_grad, log_prob, log_prob_grad, mse_loss, mse_loss_and_grad, mse_loss_grad, update_with_log_prob
+from .levels import interpolate, noised
+from .loss import (
+    interpolate_loss,
+    interpolate_loss_and_grad,
+    kl,
+    kl_grad,
+    log_prob,
+    log_prob_grad,
+    mse_loss,
+    mse_loss_and_grad,
+    mse_loss_grad,
+    update_with_log_prob,
+)
+from .tokens import on_host, q_mask
 from .traced import Named, at_row, at_times, need_none, read, remember, rows_of_floats, run, stand_in_for
 
 
@@ -320,7 +333,9 @@ library: Library = Library(
     "JAX", is_written=False, is_traced=lambda: True, adds_draws=lambda: True, fast_row=fast_row,
     fast_random=fast_random, moved=moved, zeros_like=zeros_like, where=jnp.where, times=times, time_of=time_of,
     chosen=chosen, from_key=from_key, sample=sample, randn=randn, randn_like=randn_like, uniform=uniform,
-    q_sample=q_sample, q_step=q_step, q_walk=q_walk, update=update, categorical=categorical,
+    interpolate=interpolate, interpolate_loss=interpolate_loss, interpolate_loss_and_grad=interpolate_loss_and_grad,
+    noised=noised, on_host=on_host, q_mask=q_mask, q_sample=q_sample, q_step=q_step, q_walk=q_walk, update=update,
+    categorical=categorical,
     masked_cross_entropy=masked_cross_entropy, masked_cross_entropy_and_grad=masked_cross_entropy_and_grad,
     mse_loss=mse_loss, mse_loss_and_grad=mse_loss_and_grad, mse_loss_grad=mse_loss_grad, log_prob=log_prob,
     log_prob_grad=log_prob_grad, kl=kl, kl_grad=kl_grad, augmented=augmented,

@@ -21,6 +21,7 @@ from ...ground.checks import is_tracer
 from ...language.levels import FLOATS
 from ...language.noise import SAMPLES
 from ...language.rows import SYMBOLS, Rows, X, Z
+from ...paths import Path
 from ..jax_keys import Wide, words
 from . import eager
 from .calls import bind
@@ -169,10 +170,10 @@ def _known(noise: nf.Noise, without_step: bool) -> nf.Noise:
 
 def at_times(
     make: Callable[..., Step], name: str, x: Any, t: Any, noise: Any, out: Any, like: Any, arrays: Any = None,
-    schedule: Any = None,
+    schedule: Any = None, rows: Any = None,
 ) -> Any:  # fmt: skip
     """Returns the outputs of the call that `make` checks: make(x, t, noise). like: returns the further arguments of
-    `eager.fast_row` for such a call."""
+    `eager.fast_row` for such a call. rows: the rows that the program makes."""
     t, given = eager.number(t), {X: x, **(arrays or {})}
     if out is not None and out is not x:
         what = f"expected None, or {name} itself, whose memory is taken where jit donates it"
@@ -180,7 +181,6 @@ def at_times(
     zeros, named = stand_in_for(name, x), Named(noise)
     known, traced = known_times(t, schedule)
     call = make(zeros, known, named.known)
-    rows = None
     if traced is not None and traced.dtype.kind == "f":
         rows, traced = rows_at_times(
             lambda times: make(np.zeros(times.size, zeros.dtype), times, nf.Noise(0)), call, traced
@@ -201,9 +201,10 @@ def remember(
 
 
 def known_times(t: Any, schedule: Any) -> tuple[Any, Any]:
-    """Returns a stand-in for t, and t itself if it is traced. A float's is the schedule's noisiest time, or 1."""
+    """Returns a stand-in for t, and t itself if it is traced. A float's is the schedule's noisiest time, or 1; or
+    the middle of a path, whose ends may have no score."""
     if is_tracer(t):
-        _, last = getattr(schedule, "times", None) or (0.0, 1.0)
+        _, last = (0.0, 0.5) if isinstance(schedule, Path) else getattr(schedule, "times", None) or (0.0, 1.0)
         return np.full(t.shape, 0 if t.dtype.kind in "iu" else last if last < math.inf else 1.0), t
     return np.asarray(t) if isinstance(t, jax.Array) else t, None
 
