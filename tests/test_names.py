@@ -22,7 +22,7 @@ def test_each_has_one_name(place, name, other, now):
 
 @pytest.mark.parametrize("module", [nf.augment, nf.density, nf.discrete, nf.fields, nf.legacy, nf.paths, nf.weights])
 def test_completion_shows_public_names_alone(module):
-    """Seen to fail: without the line of `noisefuse/__init__.py`."""
+    """Seen to fail: without `show_public`."""
     assert dir(module) == sorted(module.__all__)
     assert all(hasattr(module, name) for name in dir(module))
     assert {"ddim", "mdlm", "interpolants", "Threshold"} < {*dir(nf.samplers)}

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import pickle
+import subprocess
 import sys
 from pathlib import Path
 from typing import get_type_hints
@@ -55,6 +56,21 @@ def test_a_pickle_names_the_public_module(name):
     """So that the code may move. Seen to fail: without `show_as`."""
     kind = type(MADE[name])
     assert kind.__module__ in ("noisefuse.samplers.plan", *(f"noisefuse.{page}" for page in PAGES))
+
+
+def test_pages_show_classes_whatever_is_loaded_first():
+    """Seen to fail: `samplers` that loads no page, and `dir` of a module that nf.samplers did not load."""
+    code = """
+import noisefuse as nf, noisefuse.samplers as samplers
+tokens = samplers.mdlm(3, mask_id=9)
+print(*(type(value).__module__ for value in (samplers.ddim(nf.Schedule.linear(9), 2), tokens, tokens.table)))
+print("token_samplers" in dir(samplers))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [
+        *(f"noisefuse.{page}" for page in ("sampler", "discrete_sampler", "token_table")),
+        "False",
+    ]
 
 
 @pytest.mark.parametrize("name", MADE)

@@ -86,13 +86,16 @@ struct Terms {
 
 // e^x for x <= 0, within an ulp; 0 below -708.
 inline double exp_of(double x) {
-    if (!(x > -708.0)) return 0;
     constexpr double round = 0x1.8p52;
-    const double rounded = __builtin_fma(x, 0x1.71547652b82fep+0, round), n = rounded - round;
-    const double r = __builtin_fma(n, -0x1.ef35793c76730p-45, __builtin_fma(n, -0x1.62e42fefa3800p-1, x));
+    const double y = x > -708.0 ? x : -708.0;  // without branches, loops take vectors
+    const double rounded = __builtin_fma(y, 0x1.71547652b82fep+0, round), n = rounded - round;
+    const double r = __builtin_fma(n, -0x1.ef35793c76730p-45, __builtin_fma(n, -0x1.62e42fefa3800p-1, y));
     double p = 0;
+#pragma GCC unroll 12
     for (int i = 11; i >= 0; --i) p = __builtin_fma(p, r, ExponentialCoefficients<double>::exp[i]);
-    return __builtin_bit_cast(double, __builtin_bit_cast(uint64_t, p) + (__builtin_bit_cast(uint64_t, rounded) << 52));
+    const double e =
+        __builtin_bit_cast(double, __builtin_bit_cast(uint64_t, p) + (__builtin_bit_cast(uint64_t, rounded) << 52));
+    return x > -708.0 ? e : 0.0;
 }
 
 }  // namespace

@@ -16,6 +16,10 @@ constexpr int64_t chunks_of(int64_t piece) { return (piece + kLossChunk - 1) / k
 constexpr int64_t first_of_chunk(int64_t piece, int64_t chunk) {
     return chunk / chunks_of(piece) * piece + chunk % chunks_of(piece) * kLossChunk;
 }
+// The chunk that begins at an element.
+constexpr int64_t chunk_at(int64_t piece, int64_t element) {
+    return element / piece * chunks_of(piece) + element % piece / kLossChunk;
+}
 
 // One halving: sum[j] + sum[j + half] for all j < half, or for each `step`-th of them from `first` on.
 template <class Real>

@@ -66,12 +66,16 @@ struct Pair {
     Vector z0, z1;
 };
 
-// sqrt(-2 ln U) from -2 ln U = ln4_e e - 2 ln(1 + r), |r| <= 1/3; negated if the sign bit of `flip` is set.
-template <class Lane, class Real, class Vector, class Bits>
-constexpr Vector radius_of(Vector e, Real ln4_e, Vector r, Bits flip) {
-    using C = NormalCoefficients<Real>;
-    const Vector log_1r = Lane::mul(r, polynomial<Lane, C::log1p>(r));
-    return Lane::flip_sign(Lane::sqrt(Lane::fma(e, Lane::splat(ln4_e), log_1r)), flip);
+// -2 ln U = ln4_e e - 2 ln(1 + r), |r| <= 1/3.
+template <class Lane, class Real, class Vector>
+constexpr Vector minus_two_ln(Vector e, Real ln4_e, Vector r) {
+    const Vector log_1r = Lane::mul(r, polynomial<Lane, NormalCoefficients<Real>::log1p>(r));
+    return Lane::fma(e, Lane::splat(ln4_e), log_1r);
+}
+// sqrt(-2 ln U) from that; negated if the sign bit of `flip` is set.
+template <class Lane, class Vector, class Bits>
+constexpr Vector radius_of(Vector minus_two_ln_u, Bits flip) {
+    return Lane::flip_sign(Lane::sqrt(minus_two_ln_u), flip);
 }
 
 // The pair from the radius and from t in [-1/2, 1/2]: cos and sin of 2 pi V are those of pi t, up to a sign that both
@@ -84,18 +88,24 @@ constexpr Pair<Vector> on_circle(Vector radius, Vector t) {
             Lane::mul(radius, Lane::mul(t, polynomial<Lane, C::sin>(y)))};
 }
 
+constexpr float kMinusLn4OfBits = -0x1.62e430p-23f;  // times 2^23 e
+
 // float32. U comes in two exact parts, its upper 24 bits and the rest, so that r is rounded once also near U = 1, where
 // ln U vanishes. The angle pi (2 w1 + 1) / 2^32 is wrapped into (-pi/2, pi/2): an odd number of half turns negates both
 // cos and sin. The number is odd if the two top bits of w1 differ. The radius carries that sign.
 template <class Lane>
-constexpr typename Lane::f32 normal_radius(typename Lane::u32 w0, typename Lane::u32 w1) {
+constexpr typename Lane::f32 minus_two_ln_of(typename Lane::u32 w0) {
     const auto high = Lane::to_float(Lane::template shift_right<8>(w0));
     const auto low = Lane::sub(Lane::as_float(Lane::and_or(w0, 0xFFu, 0x47000000u)), Lane::splat(0x1p15f - 0x1p-9f));
     const auto u = Lane::add(high, low);                                                  // 2^24 U
     const auto k = Lane::bit_and(Lane::sub(Lane::as_bits(u), 0x4B2AAAABu), 0xFF800000u);  // 2^23 e; U >= 2/3: e = 0
     const auto scale = Lane::as_float(Lane::sub(0x33800000u, k));                         // 2^-(24 + e)
     const auto r = Lane::fma(low, scale, Lane::fma(high, scale, Lane::splat(-1.0f)));
-    return radius_of<Lane>(Lane::to_float(k), -0x1.62e430p-23f, r, Lane::bit_xor(w1, Lane::add(w1, w1)));
+    return minus_two_ln<Lane>(Lane::to_float(k), kMinusLn4OfBits, r);
+}
+template <class Lane>
+constexpr typename Lane::f32 normal_radius(typename Lane::u32 w0, typename Lane::u32 w1) {
+    return radius_of<Lane>(minus_two_ln_of<Lane>(w0), Lane::bit_xor(w1, Lane::add(w1, w1)));
 }
 template <class Lane>
 constexpr Pair<typename Lane::f32> normals_at(typename Lane::f32 radius, typename Lane::u32 w1) {
@@ -123,7 +133,7 @@ constexpr typename Lane::f64 normal_radius(typename Lane::u32 w0, typename Lane:
     const auto scale_high = Lane::as_double(Lane::sub(uint64_t{0x4200000000000000}, k));  // 2^-(32 + e)
     const auto r = Lane::fma(low, scale, Lane::fma(high, scale_high, Lane::splat(-1.0)));
     const auto flip = Lane::template sign_bits<Half>(Lane::bit_xor(w1, Lane::add(w1, w1)));
-    return radius_of<Lane>(e, -0x1.62e42fefa39efp+0, r, flip);
+    return radius_of<Lane>(minus_two_ln<Lane>(e, -0x1.62e42fefa39efp+0, r), flip);
 }
 template <class Lane, int Half>
 constexpr Pair<typename Lane::f64> normals_at(typename Lane::f64 radius, typename Lane::u32 w1, typename Lane::u32 v1) {

@@ -44,15 +44,33 @@ double score_of(float x, double beta, uint32_t w, uint32_t v) {
 
 // What to find out about a row.
 enum Wanted : uint32_t {
-    kDraw = 1,       // the winner of the race; without it the first of the largest
-    kPlain = 2,      // the sums of e^x
-    kTempered = 4,   // the sums of e^(x / temperature)
-    kSpread = 8,     // with kTempered: of their products with largest - x
-    kSecond = 16,    // the second largest
-    kGradient = 32,  // this alone: writes e^x times `factor`, in units of the largest term
+    kDraw = 1,        // the winner of the race; without it the first of the largest
+    kPlain = 2,       // the sums of e^x
+    kTempered = 4,    // the sums of e^(x / temperature)
+    kSpread = 8,      // with kTempered: of their products with largest - x
+    kSecond = 16,     // the second largest
+    kScore = 32,      // with kDraw: the winner's score
+    kBound = 64,      // this alone: where top_k or top_p cuts
+    kGradient = 128,  // this alone: writes e^x times `factor`, in units of the largest term
 };
 
 }  // namespace
+
+// Where to cut a row: what stays are the logits above `least`, and the first `ties` of those equal to it.
+struct Cut {
+    const float* x;  // which no other thread changes; n is a multiple of 16, and -inf fills it up
+    int64_t n;
+    float largest;
+    double beta;
+    int64_t k;      // the k largest stay; 0: the fewest, from the largest on, whose terms have the sum `wanted`
+    double wanted;  // of e^(-((largest - x) beta))
+    float* some;    // memory for n
+    double* terms;
+
+    float least;
+    int64_t ties;
+    bool doubtful;  // rounding may have another cut
+};
 
 // One row of a shard of the vocabulary, and what a kernel finds there.
 struct RaceRow {
@@ -65,7 +83,7 @@ struct RaceRow {
     Scale scale;
 
     bool bad;                       // a NaN
-    double score;                   // of the winner; without a race, and with +inf in the row, its logit
+    double score;                   // with kScore of the winner; without a race, and with +inf in the row, its logit
     int64_t token;                  // -1: there is none, all are -inf
     float winner, largest, second;  // logits
     float* copy;                    // of the whole row, or null
@@ -75,6 +93,7 @@ struct RaceRow {
 
     void* gradient;  // of x's type
     float factor;
+    Cut* cut;
 };
 
 using RaceKernel = void(RaceRow&);

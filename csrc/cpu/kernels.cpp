@@ -13,6 +13,7 @@
 #include "mersenne_normals.h"
 #include "pyramid_levels.h"
 #include "tile_registers.h"
+#include "turn.h"
 
 namespace nf {
 namespace {
@@ -150,7 +151,7 @@ void step_and_loss_range(const Call& s, const Call& of_loss, int64_t begin_chunk
         return step_drawing<Real>(s, first(begin_chunk), first(end_chunk), true,
                                   [&](int64_t end) { in_registers.take_to(end); });
     step_range<Real>(s, first(begin_chunk), first(end_chunk), false);
-    loss_range<Real>(of_loss, begin_chunk, end_chunk);
+    loss_range<Real>(of_loss, begin_chunk, end_chunk, false);
 }
 
 // How much stack a loop may use. With musl threads get 128 KiB, and their callers need the rest.
@@ -162,10 +163,17 @@ void step_and_loss(const Call& s, const Call& of_loss, int64_t begin_chunk, int6
                          : step_and_loss_range<float>(s, of_loss, begin_chunk, end_chunk);
 }
 
-void loss(const Call& s, int64_t begin_chunk, int64_t end_chunk) {
+void loss(const Call& s, int64_t begin_chunk, int64_t end_chunk, bool stay) {
     const FloatMode mode;
-    s.type == DType::f64 ? loss_range<double>(s, begin_chunk, end_chunk) : loss_range<float>(s, begin_chunk, end_chunk);
+    s.type == DType::f64 ? loss_range<double>(s, begin_chunk, end_chunk, stay)
+                         : loss_range<float>(s, begin_chunk, end_chunk, stay);
     Lane::fence_nontemporal();
+}
+
+void turned_loss(const Call& s, int64_t rows, int64_t columns, int64_t begin, int64_t end, void* sums) {
+    const FloatMode mode;
+    s.type == DType::f64 ? turned_loss_range(s, rows, columns, begin, end, static_cast<double*>(sums))
+                         : turned_loss_range(s, rows, columns, begin, end, static_cast<float*>(sums));
 }
 
 // NaN stays NaN, and a zero has its sign.
@@ -223,6 +231,7 @@ void clip(const Call& call, int64_t begin, int64_t end, double low, double high)
 
 extern RaceKernel NF_RACE;  // race.cpp
 extern const Kernels NF_KERNELS;
-const Kernels NF_KERNELS{NF_NAME, step, walk, loss, step_and_loss, clip, mask_range, enlarged, torch_normals, NF_RACE};
+const Kernels NF_KERNELS{NF_NAME, step,       walk,     loss,          turned_loss, step_and_loss,
+                         clip,    mask_range, enlarged, torch_normals, kTurn,       NF_RACE};
 
 }  // namespace nf

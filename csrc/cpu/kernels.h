@@ -27,7 +27,11 @@ struct Kernels {
     // If results `stay`, they are read soon, so the caches keep them.
     void (*step)(const Call&, int64_t begin, int64_t end, bool stay);
     void (*walk)(const Call&, int64_t begin, int64_t end);
-    void (*loss)(const Call&, int64_t begin_chunk, int64_t end_chunk);  // the sums of chunks, and the gradient
+    // The sums of chunks, and the gradient.
+    void (*loss)(const Call&, int64_t begin_chunk, int64_t end_chunk, bool stay);
+    // The sums of chunks of arrays that all lie turned, in planes of rows (core/loss.h): columns of a chunk's length of
+    // each plane, `begin` to `end` - 1. sums: room for the accumulators of the rows.
+    void (*turned_loss)(const Call&, int64_t rows, int64_t columns, int64_t begin, int64_t end, void* sums);
     // Does the step first, then the same for what it wrote.
     void (*step_and_loss)(const Call& step, const Call& loss, int64_t begin_chunk, int64_t end_chunk);
     // Clips the first result in place to [low, high]. Its dtype holds both bounds.
@@ -36,6 +40,9 @@ struct Kernels {
     void (*enlarged)(const Pyramid&, int64_t begin, int64_t end);  // counts rows
     // The float32 normals of legacy.TorchCPU, n of them, a multiple of 16, from as many words.
     void (*torch_normals)(const uint64_t* words, float* out, int64_t n);
+    // Reads `columns` runs of `rows` elements, `step` elements apart, and writes their transpose: rows `to_step` apart.
+    // Multiples of 8 columns and 4 rows. Null: this instruction set gains nothing by it.
+    void (*turn)(const float* from, int64_t step, float* to, int64_t to_step, int64_t rows, int64_t columns);
     RaceKernel* race;  // of one row of categories
 };
 

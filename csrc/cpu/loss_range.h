@@ -263,9 +263,9 @@ bool write_gradient(const Call& s, const Arrays<Real>& arrays, int64_t begin, in
 
 // Computes the chunks begin .. end - 1.
 template <class Real>
-void loss_range(const Call& s, int64_t begin_chunk, int64_t end_chunk) {
+void loss_range(const Call& s, int64_t begin_chunk, int64_t end_chunk, bool stay) {
     const int64_t begin = first_of_chunk(s.piece, begin_chunk), end = first_of_chunk(s.piece, end_chunk);
-    Arrays<Real> arrays(s);
+    Arrays<Real> arrays(s, stay);
     if (write_gradient(s, arrays, begin, end)) return;
     Rows<Real> rows(s);
     Residuals<Real> residuals(s, begin_chunk, &arrays);
@@ -290,6 +290,39 @@ void loss_range(const Call& s, int64_t begin_chunk, int64_t end_chunk) {
         arrays.value[kZ] = noise.fill(counters, keys, s.draw, 0, Prefetch<Real, true>{arrays, at});
         tile(at, counters.size);
     });
+}
+
+// Computes chunks of arrays that lie turned, where no chunk has elements of two rows. Element m of a plane, as it lies
+// in memory, is added to accumulator m mod (64 rows): to the one that C's order gives it, of its row's chunk, and after
+// the same elements. So nothing is turned.
+template <class Real>
+void turned_loss_range(const Call& s, int64_t rows, int64_t columns, int64_t begin, int64_t end, Real* sums) {
+    constexpr int W = kWidth<Real>;
+    Rows<Real> table(s);
+    Arrays<Real> arrays(s);
+    alignas(64) Real r[kTile];
+    const int64_t across = chunks_of(columns), n_sums = kAccumulators * rows;
+    for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t row = unit / across * rows, column = unit % across * kLossChunk;
+        const int64_t first = row * columns + column * rows, stop = first + least(kLossChunk, columns - column) * rows;
+        for (int64_t i = 0; i < n_sums; i += W) Lane::store(sums + i, Lane::splat(Real{0}));
+        for (int64_t at = first, to = 0, n; at < stop; at += n, to += n) {
+            if (to == n_sums) to = 0;
+            n = least(least(kTile, n_sums - to), stop - at);
+            table.select(at, at / s.segment, s.segment - at % s.segment, static_cast<int>(n));
+            arrays.load(at, static_cast<int>(n));
+            table.apply(r, static_cast<int>(n), table.out[0], arrays.value, false);
+            for (int64_t i = n; i % W; ++i) r[i] = 0;
+            for (int64_t i = 0; i < n; i += W) {
+                const auto x = Lane::load(r + i);
+                Lane::store(sums + to + i, Lane::fma(x, x, Lane::load(sums + to + i)));
+            }
+        }
+        for (int64_t half = n_sums / 2; half >= rows; half /= 2)
+            for (int64_t i = 0; i < half; ++i) sums[i] = sums[i] + sums[i + half];
+        for (int64_t i = 0; i < rows; ++i)
+            s.chunk_sums[chunk_at(s.piece, (row + i) * columns + column)] = static_cast<double>(sums[i]);
+    }
 }
 
 }  // namespace

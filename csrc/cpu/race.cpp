@@ -3,14 +3,18 @@
 // first-level cache: for the largest logits of its blocks, for the race, and for the sums of exponentials.
 //
 // Few words need a logarithm. As -ln U >= 1 - U, a token of a block whose largest score without noise is h can beat the
-// best score so far only if 2 (1 - U) <= e^(h - best); so one comparison of the upper word answers for most of them.
+// best score so far only if 2 (1 - U) <= e^(h - best); so one comparison of the upper word answers for most of them. Of
+// a group with a word that passes, the scores are bounded and then computed in floats, and exactly only where those
+// leave a doubt about the winner.
 #include "../core/race.h"
 
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
+#include "cut.h"
 #include "float_mode.h"
 #include "lane_scalar.h"
 #include "tile_noise.h"
@@ -115,7 +119,7 @@ class Runner {
 
     // The words below which no token of a block can win, for the blocks from `from` on.
     [[gnu::flatten]] void bound(const Chunk& chunk, int from) {
-        const Lead lead(r.score);
+        const Lead lead(at_least_);
         for (int b = from & -kW; b < chunk.blocks; b += kW)
             Lane::store(bound_ + b, least_word(chance(Lane::load(chunk.of_block + b), lead)));
     }
@@ -157,8 +161,18 @@ class Runner {
             if (!empty(g)) look(g, philox_blocks<Lane>(product, common, keys));
     }
 
+    // Finds out the exact score of the winner.
+    void settle() {
+        if (!exact_) r.score = exact_score(r.winner, r.token, word_);
+        exact_ = true;
+    }
+
   private:
+    static constexpr float kUnknown = 0x1p100f, kLn2f = 0x1.62e43p-1f;
     RaceRow& r;
+    float at_least_ = -INFINITY, at_most_ = -INFINITY;  // the score of the best so far
+    uint32_t word_ = 0;                                 // its word
+    bool exact_ = true;                                 // whether r.score is that
     const RoundKeys keys_;
     const Common common_;
     const double beta_;
@@ -192,51 +206,81 @@ class Runner {
         F32 ordered[4];
         for (int i = 0; i < 4; ++i) ordered[i] = Lane::as_float(words.w[i]);
         Lane::in_order(ordered);
+        if (at_least_ > -INFINITY && most_promising(ordered, x) < at_least_ - doubt(at_least_)) return false;
         alignas(64) uint32_t w[kGroup];
-        for (int i = 0; i < 4; ++i) Lane::store(w + kW * i, Lane::as_bits(ordered[i]));
-        const double before = r.score;
-        if (before == -INFINITY) begin(x, w, token);
-        const Lead lead(r.score);
-        uint64_t may = 0;
+        F32 scores[4], most = Lane::splat(-INFINITY);
         for (int i = 0; i < 4; ++i) {
-            const U32 least = least_word(chance(Lane::load(x + kW * i), lead));
-            may |= uint64_t{Lane::lanes_from(Lane::as_bits(ordered[i]), least)} << (kW * i);
+            Lane::store(w + kW * i, Lane::as_bits(ordered[i]));
+            most = Lane::max(most, scores[i] = rough_score(Lane::load(x + kW * i), Lane::as_bits(ordered[i])));
         }
+        const float top = Lane::largest(most), error = doubt(top);
+        const bool known = top < kUnknown && top > -kUnknown;
+        const float least = !known                    ? at_least_ - doubt(at_least_)
+                            : at_least_ < top - error ? top - 2 * error
+                                                      : at_least_ - error;
+        uint64_t worse = 0;
+        for (int i = 0; i < 4; ++i) {
+            const U32 sign = Lane::as_bits(Lane::sub(scores[i], Lane::splat(least)));
+            worse |= uint64_t{Lane::lanes_from(sign, Lane::splat(1u << 31))} << (kW * i);
+        }
+        uint64_t may = ~worse & ~uint64_t{0} >> (64 - kGroup);
+        if (!may) return false;
+        if (known && (may & (may - 1)) == 0 && top - error > at_most_) {
+            const int i = std::countr_zero(may);
+            r.token = token + i, r.winner = x[i], word_ = w[i];
+            at_least_ = top - error, at_most_ = top + error;
+            exact_ = false;
+            return true;
+        }
+        settle();
+        const double before = r.score;
         for (; may; may &= may - 1) {
             const int i = std::countr_zero(may);
-            if (!hopeless(x[i], w[i])) try_one(x[i], token + i, w[i]);
+            try_one(x[i], token + i, w[i]);
         }
-        return r.score > before;
+        if (!(r.score > before)) return false;
+        const auto score = static_cast<float>(r.score);
+        at_least_ = score - doubt(score), at_most_ = score + doubt(score);
+        return true;
     }
 
-    // Tries the most promising token of the first group, so that few others may beat it.
-    void begin(const float* x, const uint32_t* w, int64_t token) {
-        alignas(64) float chances[kGroup];
-        float most = -INFINITY;
-        for (int i = 0; i < kGroup; ++i) most = x[i] > most ? x[i] : most;
-        const Lead lead(static_cast<double>(most) * beta_);
-        for (int i = 0; i < kGroup; i += kW) Lane::store(chances + i, chance(Lane::load(x + i), lead));
-        int best = 0;
-        for (int i = 1; i < kGroup; ++i)
-            if (chances[i] * static_cast<float>(~w[best]) > chances[best] * static_cast<float>(~w[i])) best = i;
-        try_one(x[best], token + best, w[best]);
+    // An upper bound of the scores of a group, but for a doubt: the bits of a float grow at most like its logarithm.
+    float most_promising(const F32 (&words)[4], const float* x) const {
+        F32 most = Lane::splat(-INFINITY);
+        for (int i = 0; i < 4; ++i) {
+            const U32 rest = Lane::bit_xor(Lane::as_bits(words[i]), Lane::splat(~uint32_t{0}));
+            const F32 bits = Lane::to_float(Lane::as_bits(Lane::to_float(Lane::template shift_right<1>(rest))));
+            const F32 tilted = Lane::fma(Lane::load(x + kW * i), Lane::splat(r.scale.high), Lane::splat(157 * kLn2f));
+            most = Lane::max(most, Lane::fma(bits, Lane::splat(-kLn2f * 0x1p-23f), tilted));
+        }
+        return Lane::largest(most);
     }
+
+    // A score within its doubt. Those of words near 0 and 2^32, whose further words count, are unknown: the largest.
+    F32 rough_score(F32 x, U32 word) const {
+        const F32 y = minus_two_ln_of<Lane>(word);
+        const U32 k = Lane::bit_and(Lane::sub(Lane::as_bits(y), 0x3F2AAAABu), 0xFF800000u);  // 2^23 e; y >= 2/3: e = 0
+        const F32 remainder = Lane::fma(y, Lane::as_float(Lane::sub(0x3F800000u, k)), Lane::splat(-1.0f));
+        const F32 log = minus_two_ln<Lane>(Lane::to_float(k), kMinusLn4OfBits, remainder);
+        const F32 score = Lane::fma(x, Lane::splat(r.scale.high), Lane::mul(log, Lane::splat(0.5f)));
+        const F32 far = Lane::splat(std::numeric_limits<float>::max());
+        const F32 finite = Lane::within(score, Lane::sub(Lane::splat(0.0f), far), far);
+        const U32 place = Lane::add(word, Lane::splat(1u << 14));
+        return Lane::as_float(Lane::from(place, 1u << 15, Lane::as_bits(finite), Lane::as_bits(far)));
+    }
+    // Of a score x / temperature - ln(-2 ln U): |ln(-2 ln U)| < 24 there.
+    static float doubt(float score) { return (score < 0 ? -score : score) * 0x1p-20f + 0x1p-12f; }
 
     void try_one(float x, int64_t token, uint32_t word) {
         if (x == -INFINITY) return;
+        const double score = exact_score(x, token, word);
+        if (score > r.score || (score == r.score && token < r.token)) r.score = score, r.token = token, r.winner = x;
+    }
+    double exact_score(float x, int64_t token, uint32_t word) const {
         const uint32_t block = r.block + static_cast<uint32_t>(token >> 2);
         const auto further =
             philox_rounds<Scalar>({{block, r.step, r.sample, r.tag | uint32_t{1} << 31}}, keys_, 0).w[token & 3];
-        const double score = score_of<Scalar>(x, beta_, word, further);
-        if (score > r.score || (score == r.score && token < r.token)) r.score = score, r.token = token, r.winner = x;
-    }
-
-    // Whether 1 - U > e^-behind, by the first terms of e^behind.
-    bool hopeless(float x, uint32_t word) const {
-        const double behind = r.score + kLn2 - static_cast<double>(x) * beta_;
-        const double b = behind * (1 - 0x1p-40) - 0x1p-40 * (r.score < 0 ? -r.score : r.score);
-        const double power = 1 + b * (1 + b / 2 * (1 + b / 3 * (1 + b / 4 * (1 + b / 5))));
-        return b > 0 && static_cast<double>(~word) * power > 0x1p32 * (1 + 0x1p-30);
+        return score_of<Scalar>(x, beta_, word, further);
     }
 };
 
@@ -401,6 +445,7 @@ void write_gradient(const RaceRow& r) {
 extern RaceKernel NF_RACE;
 void NF_RACE(RaceRow& r) {
     const FloatMode mode;
+    if (r.wanted == kBound) return CutFinder(*r.cut).find();
     if (r.wanted == kGradient) return write_gradient(r);
     Reader reader(r);
     const Chunk& chunk = reader.chunk;
@@ -441,6 +486,7 @@ void NF_RACE(RaceRow& r) {
             if (!none) add(chunk, r.scale, r.tempered + c, r.spread + c);
         }
     }
+    if ((r.wanted & kScore) && r.largest < INFINITY) runner.settle();
     if (r.wanted & kSecond) {
         alignas(64) float firsts[kW], seconds[kW];
         Lane::store(firsts, first);

@@ -7,6 +7,7 @@
 
 #include "../core/call.h"
 #include "../run/layouts.h"
+#include "../run/turned.h"
 #include "interrupts.h"
 #include "python.h"
 
@@ -147,6 +148,29 @@ inline bool is_channels_last(const int64_t* shape, int ndim, int64_t item, const
         for (int axis = 0; axis < ndim; ++axis) follows[last] &= shape[axis] == 1 || of_array[axis] == strides[axis];
     }
     return follows[1] && !follows[0];
+}
+
+// Finds how the planes of an array are turned: it has no gaps, and its last axes lie before some of the others in
+// memory. False: it is no such array.
+inline bool is_turned(const int64_t* shape, int ndim, int64_t item, const int64_t* strides, Turned& turned) {
+    int axes[kMostAxes], n = 0, first = -1;
+    for (int axis = 0; axis < ndim; ++axis) {
+        if (shape[axis] == 1) continue;
+        if (strides[axis] == item) first = n;
+        axes[n++] = axis;
+    }
+    // The axes from `begin` to `end` must be the next ones in memory.
+    int64_t stride = item;
+    const auto follow = [&](int begin, int end) {
+        for (; end > begin && strides[axes[end - 1]] == stride; --end) stride *= shape[axes[end - 1]];
+        return end;
+    };
+    if (first < 0 || first == n - 1) return false;
+    const int before = follow(0, first + 1);
+    turned.rows = stride / item;
+    if (follow(first + 1, n) != first + 1) return false;
+    turned.columns = stride / item / turned.rows;
+    return follow(0, before) == 0;
 }
 
 }  // namespace

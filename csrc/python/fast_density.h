@@ -69,6 +69,7 @@ PyObject* fast_density(PyObject*, PyObject* const* args, Py_ssize_t n) {
     PlainCall plain;
     PlainLaw law;
     Call& step = plain.call;
+    plain.adds_up = true;
     const int stream = static_cast<int>(PyLong_AsLong(args[7]));
     if (!plain.parse(
             {PyTuple_GET_ITEM(table, stored), args[2], args[3], args[4], args[5], args[6], stream, args[8], args[9]}) ||
@@ -89,7 +90,7 @@ PyObject* fast_density(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (!made.object) return nullptr;
     loss.losses = reinterpret_cast<double*>(sums);
     const auto run = [&](const Call& of_loss, const GoOn& go_on) {
-        return stored ? run_loss(of_loss, go_on) : run_step_and_loss(step, of_loss, go_on);
+        return stored ? run_loss(of_loss, go_on, plain.turned) : run_step_and_loss(step, of_loss, go_on, plain.turned);
     };
     if (!run_plain(loss, run)) return nullptr;
     for (int64_t b = 0; b < loss.batch; ++b) {
@@ -153,7 +154,7 @@ PyObject* fast_density_gradient(PyObject*, PyObject* const* args, Py_ssize_t n) 
         if (!upstream.parse(args[7], plain.indices > 1, factor, call)) Py_RETURN_NOTIMPLEMENTED;
         if (!plain.outputs.make(call)) return nullptr;
         call.draw = Draw::none, call.piece = call.size;
-        return run_plain(call, run_loss) ? plain.outputs.give() : nullptr;
+        return plain.run_loss() ? plain.outputs.give() : nullptr;
     } catch (const std::bad_alloc&) {
         return PyErr_NoMemory();
     }
@@ -170,6 +171,7 @@ PyObject* fast_divergence(PyObject*, PyObject* const* args, Py_ssize_t n) {
     PlainCall plain;
     PlainLaw law;
     Call& call = plain.call;
+    plain.adds_up = !is_gradient;
     if (!plain.parse({args[1], args[3], args[5], args[4], Py_None, Py_None, 0, args[7], Py_None}) ||
         call.out_type != call.type || call.in_type[kX] != call.type ||
         !law.parse(PyTuple_GET_ITEM(table, 2), args[8], plain))
@@ -186,7 +188,7 @@ PyObject* fast_divergence(PyObject*, PyObject* const* args, Py_ssize_t n) {
         call.draw = Draw::none, call.piece = call.size, call.n = 1;
         PlainNumbers sums(is_gradient ? 0 : call.batch, false);
         if (!is_gradient) call.losses = sums.values.data(), call.n_losses = call.batch;
-        if (!run_plain(call, run_loss)) return nullptr;
+        if (!plain.run_loss()) return nullptr;
         if (is_gradient) return plain.outputs.give();
         for (int64_t b = 0; b < call.batch; ++b) {
             double& sum = sums.values[static_cast<size_t>(b)];

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The fast path. Calls of a few microseconds are mostly Python. So plain calls, with arrays of one float dtype (x may
 // be integer levels), row numbers or times and Noises, are checked here, from the original arguments. Arrays that are
-// not C-contiguous, aligned and in native byte order are copied first, or turned on the way (run/channels_last.h).
+// not C-contiguous, aligned and in native byte order are copied first, or turned on the way (run/turned.h).
 // Tensors have to be plain. All other calls, those with wrong arguments included, are declined (NotImplemented):
 // operations then check them, and raise the errors.
 #include <vector>
@@ -70,7 +70,6 @@ bool kept_times(PyObject* keep, int64_t steps, std::vector<int64_t>& slots, int6
 PyObject* fast_row(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 11 && n != 12) return PyErr_Format(PyExc_TypeError, "row: expected 11 or 12 arguments, got %zd", n);
     PlainCall plain;
-    plain.turns = true;
     const Call& call = plain.call;
     const int stream = static_cast<int>(PyLong_AsLong(args[6]));
     if (!plain.parse(
@@ -122,15 +121,16 @@ PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n) {
 PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 11) return PyErr_Format(PyExc_TypeError, "mse: expected 11 arguments, got %zd", n);
     PyObject *weights = args[5], *out = args[8] == Py_True ? Py_None : args[8];
+    PyObject* const pred = PyTuple_CheckExact(args[3]) ? PyTuple_GET_ITEM(args[3], 0) : args[3];
+    if (torch.is_tensor(pred) && !torch.is_plain(pred)) return declined();  // training: autograd makes the gradient
     PlainCall plain;
     Call& call = plain.call;
+    const bool wants_loss = args[7] == Py_True, each = args[10] == Py_True;
+    plain.adds_up = wants_loss, plain.leads = kM1;  // the gradient is of the prediction
     if (!plain.parse({args[0], args[1], args[2], args[3], Py_None, args[4], -1, out, Py_None, Py_None, args[9]}) ||
         !PyFloat_CheckExact(args[6]) || !plain_weights(weights, plain))
         return declined();
-    const bool wants_loss = args[7] == Py_True, each = args[10] == Py_True;
     if (args[8] == Py_None) plain.outputs.wanted = 0;
-    // The gradient is of the prediction.
-    plain.follow(PyTuple_CheckExact(args[3]) ? PyTuple_GET_ITEM(args[3], 0) : args[3], kM1);
     if (!plain.outputs.make(call)) return nullptr;
     call.piece = call.segment < call.size ? call.segment : call.size;
     call.g = PyFloat_AS_DOUBLE(args[6]);
@@ -138,7 +138,7 @@ PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
     try {
         PlainNumbers losses(each ? call.batch : 1, !each);
         if (wants_loss) call.losses = losses.values.data(), call.n_losses = each ? call.batch : 1;
-        if (!run_plain(call, run_loss)) return nullptr;
+        if (!plain.run_loss()) return nullptr;
         if (!wants_loss) return plain.outputs.give();
         const bool is_tensor = plain.x.is_tensor;
         const Reference loss(losses.give(is_tensor, !is_tensor || call.type == DType::f64));

@@ -68,8 +68,9 @@ class PlainCall {
     Call call{};
     View x;
     PlainOutputs outputs;
-    int64_t indices = 1;  // the number of row numbers
-    bool turns = false;   // whether the caller runs calls whose channels_last arrays are turned on the way
+    int64_t indices = 1;   // the number of row numbers
+    bool adds_up = false;  // whether elements are added up, which is done in C's order
+    int leads = kX;        // the slot of the input whose order in memory new tensors have
     Turned turned;
 
     PlainCall() = default;
@@ -88,10 +89,9 @@ class PlainCall {
         call.batch = batched_ ? x.shape[0] : 1;
         call.size = x.count / call.batch;
         input(kX, x);
-        follow(a.x, kX);
         return index(a.index) && (!times_ || timed()) && model_output(a.model_output) && past(a.past) &&
                noise(a.noise, a.stream) && outputs.take(0, a.out, call) && outputs.take_auxiliary(a.auxiliary, call) &&
-               apart() && complete() && settle();
+               apart() && complete() && follow(a) && settle();
     }
 
     // Whether numbers (n_rows,) are one for each row: those of float times have the shape of the times.
@@ -100,11 +100,9 @@ class PlainCall {
     // Of the row numbers, or the times.
     int index_axes() const { return index_.ndim; }
 
-    // New tensors have this one's order in memory, if it was copied for its own or is turned.
-    void follow(PyObject* o, int slot) {
-        const bool copied = copies_[slot].data || lies_turned(slot);
-        outputs.channels_last = copied && x.is_tensor && torch.is_channels_last(o);
-        outputs.written_last = outputs.channels_last && lies_turned(slot);
+    // Runs it as a loss. False: a Python error is set.
+    bool run_loss() const {
+        return run_plain(call, [&](const Call& loss, const GoOn& go_on) { return nf::run_loss(loss, go_on, turned); });
     }
 
     // Whether something that is computed lies where an input does.
@@ -192,13 +190,23 @@ class PlainCall {
         constexpr int64_t kMost = int64_t{1} << 34;  // elements: beyond are errors, which should not wait for a copy
         if (!view_any(o, v, copy) || v.count > kMost) return false;
         const bool is_aligned = reinterpret_cast<uintptr_t>(v.data) % static_cast<size_t>(copy.item) == 0;
-        if (turns && slot != kD && is_aligned &&
-            is_channels_last(copy.shape, copy.axes, copy.item, copy.from_strides)) {
+        Turned found;
+        if (slot != kD && is_aligned && is_turned(copy.shape, copy.axes, copy.item, copy.from_strides, found) &&
+            (!lie_turned_ || (found.rows == turned.rows && found.columns == turned.columns))) {
             lie_turned_ |= 1u << slot;
-            turned.channels = copy.shape[1], turned.pixels = v.count / copy.shape[0] / copy.shape[1];
+            turned.rows = found.rows, turned.columns = found.columns;
             return true;
         }
         return copied(copy, v, slot);
+    }
+
+    // New tensors have this input's order in memory, if it was copied for its own or is turned.
+    bool follow(const RowArguments& a) {
+        PyObject* const m = PyTuple_CheckExact(a.model_output) ? PyTuple_GET_ITEM(a.model_output, 0) : a.model_output;
+        const bool copied = copies_[leads].data || lies_turned(leads);
+        outputs.channels_last = copied && x.is_tensor && torch.is_channels_last(leads == kM1 ? m : a.x);
+        outputs.written_last = outputs.channels_last && lies_turned(leads);
+        return true;
     }
 
     // Copies an array for this slot, if it was not copied yet. False, perhaps with a Python error: there is no memory.
@@ -210,11 +218,10 @@ class PlainCall {
     }
 
     // Decides how arrays that lie turned are read. If all arrays do, and no element asks for its place, their order is
-    // as good as C's. Otherwise many elements are turned on the way. Few are copied before, and so are arrays whose
-    // memory is written to.
+    // as good as C's, and only outputs are turned. Otherwise many elements are turned on the way. Few are copied
+    // before, and so are arrays whose memory is written to.
     bool settle() {
-        constexpr int64_t kFew = 1 << 15;    // elements, whose copies lie in the caches
-        constexpr int64_t kFewPixels = 256;  // of a channel: kernels take fewer so slowly that copies are faster
+        constexpr int64_t kFew = 1 << 15;  // elements, whose copies lie in the caches
         if (!lie_turned_) return true;
         unsigned read = 0;
         bool written = false;
@@ -222,13 +229,17 @@ class PlainCall {
             read |= call.in[slot] ? 1u << slot : 0;
             written |= lies_turned(slot) && outputs.spoil(inputs_[slot], false);
         }
-        const bool anywhere = call.draw == Draw::none && call.segment % call.size == 0 && !call.period;
-        if (anywhere && read == turned.inputs && outputs.written_last && !outputs.given()) {
+        const unsigned all = (1u << outputs.wanted) - 1, last = outputs.written_last ? outputs.new_ones() : 0;
+        const int64_t plane = turned.rows * turned.columns;
+        const bool anywhere = call.draw == Draw::none && read == turned.inputs && call.segment % plane == 0 &&
+                              call.size % plane == 0 && !call.period && !adds_up;
+        if (anywhere && last == all) {
             turned = {};
             return true;
         }
-        if (x.count > kFew && turned.pixels >= kFewPixels && !written) {
-            turned.outputs = outputs.written_last ? outputs.new_ones() : 0;
+        if (x.count > kFew && !written) {
+            turned.outputs = last;
+            if (anywhere) turned = {turned.columns, turned.rows, 0, all & ~last};
             return true;
         }
         for (int slot = 0; slot < kSlots; ++slot)
@@ -240,10 +251,7 @@ class PlainCall {
     bool copy_turned(int slot) {
         View& v = inputs_[slot];
         Copy copy;
-        copy.item = bytes_of(dtype(v.kind)), copy.axes = v.ndim, copy.from = v.data;
-        std::copy_n(v.shape, v.ndim, copy.shape);
-        strides_of(v.shape, v.ndim, copy.item, true, copy.from_strides);
-        if (!copied(copy, v, slot)) return false;
+        if (!view_any(v.object, v, copy) || !copied(copy, v, slot)) return false;
         call.in[slot] = v.data;
         return true;
     }

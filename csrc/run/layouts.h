@@ -20,8 +20,8 @@ struct Copy {
 
 // Copies all elements, on all threads. False: go_on ended it, and `to` is unspecified.
 bool run_copy(const Copy& copy, const GoOn& go_on);
-// The same, on this thread alone, to memory that lies in the caches. Lines that are written one after another must not
-// be a large power of two apart: they would take each other's place there.
-void copy_here(const Copy& copy);
+// The same, on this thread alone. `near`: to memory that lies in the caches, where lines that are written one after
+// another are no large power of two apart, so that they do not take each other's place. `from_near`: from such memory.
+void copy_here(const Copy& copy, bool near, bool from_near);
 
 }  // namespace nf

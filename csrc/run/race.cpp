@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -46,75 +47,20 @@ float logit(const RaceRow& r, int64_t i) {
     return r.type == DType::f16 ? half_to_float(half) : bfloat16_to_float(half);
 }
 
-struct Candidate {
-    float x;
-    int32_t token;
-    bool operator<(const Candidate& other) const { return x > other.x || (x == other.x && token < other.token); }
-};
+// Memory for one thread at a time: the logits of a row as floats, filled up with -inf, and room to cut them.
+struct Workspace {
+    std::vector<float> row, some;
+    std::vector<double> terms;
+    std::atomic<bool> taken{false};
 
-// The tokens of a row from the largest logit on, lower tokens first among equals, as far as they are asked for. Bins of
-// 1/64 temperature put them into a rough order.
-class Descending {
-  public:
-    // `most` is the largest of these n logits, which no other thread changes.
-    void read(const float* x, int64_t n, float most, double beta) {
-        x_ = x, n_ = n, most_ = most, rate_ = static_cast<float>(kOfTemperature * beta);
-        starts_.assign(kBins + 1, 0);
-        loaded_ = bin_ = sorted_ = 0;
-        for (int64_t i = 0; i < n; ++i)
-            if (x[i] > -INFINITY) ++starts_[bin_of(x[i]) + 1];
-        for (size_t b = 0; b < kBins; ++b) starts_[b + 1] += starts_[b];
-    }
-    size_t size() const { return starts_[kBins]; }
-    // Asks for those that hold the first k, or that have this sum of e^((x - most) / temperature).
-    void load_first(size_t k) { load(std::lower_bound(starts_.begin(), starts_.end(), k) - starts_.begin()); }
-    void load_sum(double wanted) {
-        double sum = 0;
-        size_t b = 0;
-        for (; b + 1 < kBins && sum < wanted; ++b)
-            sum +=
-                static_cast<double>(starts_[b + 1] - starts_[b]) * exp_of(-static_cast<double>(b + 1) / kOfTemperature);
-        load(b);
-    }
-    const Candidate& operator[](size_t i) {
-        for (; sorted_ <= i; sorted_ = starts_[++bin_]) {
-            if (bin_ == loaded_) load(kBins);
-            std::sort(order_.data() + starts_[bin_], order_.data() + starts_[bin_ + 1]);
-        }
-        return order_[i];
+    void resize(int64_t n) {
+        const auto whole = static_cast<size_t>((n + kLane - 1) / kLane * kLane);
+        row.resize(whole), some.resize(whole), terms.resize(whole);
+        std::fill(row.begin() + n, row.end(), -INFINITY);
     }
 
   private:
-    static constexpr double kOfTemperature = 64;
-    static constexpr size_t kBins = 40 * 64;
-    const float* x_ = nullptr;
-    int64_t n_ = 0;
-    float most_ = 0, rate_ = 0;
-    std::vector<Candidate> order_;
-    std::vector<size_t> starts_, next_;
-    size_t loaded_ = 0, bin_ = 0, sorted_ = 0;
-
-    size_t bin_of(float x) const {
-        const float bin = (most_ - x) * rate_;
-        return bin < static_cast<float>(kBins - 1) ? static_cast<size_t>(bin) : kBins - 1;
-    }
-    void load(size_t end) {
-        order_.resize(starts_[end]);
-        next_ = starts_;
-        for (int64_t i = 0; i < n_; ++i) {
-            if (!(x_[i] > -INFINITY)) continue;
-            const size_t bin = bin_of(x_[i]);
-            if (bin >= loaded_ && bin < end) order_[next_[bin]++] = {x_[i], static_cast<int32_t>(i)};
-        }
-        loaded_ = end;
-    }
-};
-
-// Memory for one thread at a time: the logits of a row as floats, and what top_k and top_p leave of them.
-struct Workspace {
-    std::vector<float> row, left;
-    Descending order;
-    std::atomic<bool> taken{false};
+    static constexpr int64_t kLane = 16;
 };
 
 class Rows {
@@ -166,7 +112,7 @@ class Rows {
         if (filtered(setting)) {
             const int64_t k = c.top_k[setting];
             const double p = c.top_p[setting];
-            space->row.resize(static_cast<size_t>(c.n));
+            space->resize(c.n);
             r.copy = space->row.data();
             r.wanted = (plain ? kPlain : 0u) | (k == 0 ? kTempered : 0u);
             kernel_(r);
@@ -179,8 +125,8 @@ class Rows {
             plain = plain && !raw;
         }
         const bool once = plain && tempered && unit;
-        r.wanted = (draws ? kDraw : 0u) | (plain && !once ? kPlain : 0u) | (tempered ? kTempered : 0u) |
-                   (c.entropy ? kSpread : 0u) | (c.margin ? kSecond : 0u);
+        r.wanted = (draws ? kDraw : 0u) | (c.score ? kScore : 0u) | (plain && !once ? kPlain : 0u) |
+                   (tempered ? kTempered : 0u) | (c.entropy ? kSpread : 0u) | (c.margin ? kSecond : 0u);
         kernel_(r);
         if (refused(row, r)) return;
         if (once) std::copy_n(r.tempered, c.chunks, r.plain);
@@ -245,32 +191,47 @@ class Rows {
 
     // Leaves of a row the k largest (0: all), then of these the fewest that have p of the probability.
     void leave(RaceRow& r, int64_t k, double p, Workspace& space) const {
-        Descending& order = space.order;
-        const double beta = r.scale.beta;
-        order.read(space.row.data(), r.n, r.largest, beta);
-        size_t kept = k > 0 ? std::min(static_cast<size_t>(k), order.size()) : order.size();
-        const auto cut = [&] {
-            space.left.assign(static_cast<size_t>(r.n), -INFINITY);
-            for (size_t i = 0; i < kept; ++i) space.left[static_cast<size_t>(order[i].token)] = order[i].x;
-            r.x = space.left.data();
-            r.type = DType::f32;
-        };
-        if (k > 0) order.load_first(kept), cut();
+        r.x = space.row.data(), r.type = DType::f32;
+        if (k > 0) cut(r, k, 0, space);
         if (!(p < 1)) return;
         if (k > 0) {
             r.wanted = kTempered;
             kernel_(r);
         }
-        const double wanted = p * RowSums(c.chunks, r.chunk_largest, r.largest, beta, r.tempered).total;
-        if (k == 0) order.load_sum(wanted);
+        cut(r, 0, p * RowSums(c.chunks, r.chunk_largest, r.largest, r.scale.beta, r.tempered).total, space);
+    }
+
+    void cut(RaceRow& r, int64_t k, double wanted, Workspace& space) const {
+        std::vector<float>& row = space.row;
+        Cut cut{};
+        cut.x = row.data(), cut.n = static_cast<int64_t>(row.size());
+        cut.largest = r.largest, cut.beta = r.scale.beta;
+        cut.k = k, cut.wanted = wanted;
+        cut.some = space.some.data(), cut.terms = space.terms.data();
+        r.cut = &cut, r.wanted = kBound;
+        kernel_(r);
+        if (cut.doubtful) add_in_order(cut, space.some);
+        auto after = row.begin();  // the last of the ties that stay
+        for (; cut.ties > 0 && after < row.end(); ++after) cut.ties -= *after == cut.least;
+        const auto keep = [](auto from, auto to, const auto& stays) {
+            std::transform(from, to, from, [&](float x) { return stays(x) ? x : -INFINITY; });
+        };
+        keep(row.begin(), after, [least = cut.least](float x) { return x >= least; });
+        keep(after, row.end(), [least = cut.least](float x) { return x > least; });
+    }
+
+    // Finds the cut of a sum in the order of the contract.
+    static void add_in_order(Cut& cut, std::vector<float>& sorted) {
+        const auto end = std::copy_if(cut.x, cut.x + cut.n, sorted.begin(), [](float x) { return x > -INFINITY; });
+        std::sort(sorted.begin(), end, std::greater<>());
         double reached = 0;
-        size_t n = 0;
-        while (n < kept && reached < wanted) {
-            const double behind = static_cast<double>(r.largest) - static_cast<double>(order[n++].x);
-            reached += exp_of(-(behind * beta));
+        cut.least = -INFINITY;
+        for (auto x = sorted.begin(); x < end && reached < cut.wanted; ++x) {
+            const double behind = static_cast<double>(cut.largest) - static_cast<double>(*x);
+            reached += exp_of(-(behind * cut.beta));
+            cut.ties = *x == cut.least ? cut.ties + 1 : 1;
+            cut.least = *x;
         }
-        kept = n;
-        cut();
     }
 
     static int32_t rank(const RaceRow& all, const RaceRow& r) {

@@ -2,8 +2,10 @@
 #include "run.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
+#include <new>
 #include <vector>
 
 #include "../core/loss.h"
@@ -11,6 +13,7 @@
 #include "../cpu/dispatch.h"
 #include "../cpu/float_mode.h"
 #include "../cpu/lane_scalar.h"
+#include "memory.h"
 #include "race.h"
 
 namespace nf {
@@ -36,16 +39,54 @@ bool add_up(const Call& call, const GoOn& go_on) {
     return true;
 }
 
-// Runs the chunks of a loss on all threads, by body(call, begin, end); then adds their sums.
+// The columns of arrays that all lie turned, if their chunks can be added up as they lie: none has elements of two
+// rows, and there are enough for all threads. 0: they cannot.
+int64_t columns_at_once(const Call& call, const Turned& turned) {
+    constexpr int64_t kMostRows = 1 << 10;  // whose accumulators lie in the second-level cache
+    const int64_t plane = turned.rows * turned.columns,
+                  count = call.batch * call.size / plane * chunks_of(turned.columns);
+    const bool one_row = turned.columns % kLossChunk ? call.piece == turned.columns : call.piece % turned.columns == 0;
+    bool fits = one_row && call.draw == Draw::none && !call.out[0] && call.segment % plane == 0 && !call.period &&
+                turned.rows <= kMostRows && count >= num_threads();
+    for (int slot = 0; slot < kSlots; ++slot) fits &= !call.in[slot] || turned.inputs >> slot & 1;
+    return fits ? count : 0;
+}
+
+bool run_columns(const Call& call, const Turned& turned, int64_t count, const GoOn& go_on) {
+    std::atomic<bool> failed{false};
+    const auto body = [&](int64_t begin, int64_t end) {
+        Scratch sums;
+        if (sums.take(kAccumulators * sizeof(double) * static_cast<size_t>(turned.rows)))
+            kernels().turned_loss(call, turned.rows, turned.columns, begin, end, sums.data);
+        else
+            failed = true;
+    };
+    const bool finished = parallel_for(count, 1, body, go_on);
+    if (failed) throw std::bad_alloc();
+    return finished;
+}
+
+// Runs the chunks of a loss on all threads, by body(first, call, begin, end); then adds their sums. first: the call, or
+// one before it, whose arrays may be turned on the way.
 template <class Body>
-bool run_chunks(Call call, const GoOn& go_on, const Body& body) {
+bool run_chunks(Call call, const Call* before, const Turned& turned, const GoOn& go_on, const Body& body) {
     const int64_t chunks = call.batch * call.size / call.piece * chunks_of(call.piece);
     std::vector<double> chunk_sums(call.losses ? static_cast<size_t>(chunks) : 0);
     call.chunk_sums = call.losses ? chunk_sums.data() : nullptr;
     const int64_t in_chunk = call.piece < kLossChunk ? call.piece : kLossChunk;
-    const auto of_thread = [&](int64_t begin, int64_t end) { body(call, begin, end); };
-    return parallel_for(chunks, (kChunk + in_chunk - 1) / in_chunk, of_thread, go_on) &&
-           (!call.losses || add_up(call, go_on));
+    const Call& first = before ? *before : call;
+    const auto of_thread = [&](int64_t begin, int64_t end) { body(first, call, begin, end); };
+    const auto of_block = [&](const Call& part, int64_t begin, int64_t end) {
+        body(part, call, chunk_at(call.piece, begin), chunk_at(call.piece, end));
+    };
+    bool finished;
+    if (!turned.any())
+        finished = parallel_for(chunks, (kChunk + in_chunk - 1) / in_chunk, of_thread, go_on);
+    else if (const int64_t count = before ? 0 : columns_at_once(call, turned); count && call.losses)
+        finished = run_columns(call, turned, count, go_on);
+    else
+        finished = run_turned(first, turned, call.piece, of_block, go_on);
+    return finished && (!call.losses || add_up(call, go_on));
 }
 
 }  // namespace
@@ -55,7 +96,7 @@ bool run_step(const Call& call, const GoOn& go_on, const Turned& turned) {
     const auto range = [&](const Call& part, int64_t begin, int64_t end) {
         k.step(part, begin, end, turned.outputs != 0);
     };
-    if (turned.any()) return run_turned(call, turned, range, go_on);
+    if (turned.any()) return run_turned(call, turned, 0, range, go_on);
     // Without noise an element is less work, but waking a thread costs the same.
     const int64_t total = call.batch * call.size, chunk = call.draw == Draw::none ? 2 * kChunk : kChunk;
     if (total <= chunk) {
@@ -75,7 +116,7 @@ bool run_clipped_step(const Call& call, double low, double high, const GoOn& go_
             k.clip(part, at, stop, low, high);
         }
     };
-    if (turned.any()) return run_turned(call, turned, range, go_on);
+    if (turned.any()) return run_turned(call, turned, 0, range, go_on);
     return parallel_for(
         call.batch * call.size, kChunk, [&](int64_t begin, int64_t end) { range(call, begin, end); }, go_on);
 }
@@ -101,9 +142,11 @@ bool run_pyramid(const Pyramid& call, const GoOn& go_on) {
         call.planes * call.height, rows, [&](int64_t begin, int64_t end) { k.enlarged(call, begin, end); }, go_on);
 }
 
-bool run_loss(const Call& loss, const GoOn& go_on) {
+bool run_loss(const Call& loss, const GoOn& go_on, const Turned& turned) {
     const Kernels& k = kernels();
-    return run_chunks(loss, go_on, k.loss);
+    return run_chunks(loss, nullptr, turned, go_on, [&](const Call& part, const Call&, int64_t begin, int64_t end) {
+        k.loss(part, begin, end, turned.outputs != 0);
+    });
 }
 
 bool run_repeated_loss(Call loss, const GoOn& go_on) {
@@ -117,10 +160,14 @@ bool run_repeated_loss(Call loss, const GoOn& go_on) {
     return true;
 }
 
-bool run_step_and_loss(const Call& step, const Call& loss, const GoOn& go_on) {
+bool run_step_and_loss(const Call& step, const Call& loss, const GoOn& go_on, const Turned& turned) {
     const Kernels& k = kernels();
-    return run_chunks(loss, go_on,
-                      [&](const Call& call, int64_t begin, int64_t end) { k.step_and_loss(step, call, begin, end); });
+    return run_chunks(loss, &step, turned, go_on, [&](const Call& part, const Call& whole, int64_t begin, int64_t end) {
+        Call call = whole;
+        for (int slot = 0; slot < kSlots && turned.any(); ++slot)
+            if (call.in[slot]) call.in[slot] = slot == kZ ? part.out[0] : part.in[slot];
+        k.step_and_loss(part, call, begin, end);
+    });
 }
 
 namespace {
@@ -141,7 +188,11 @@ void torch_normals64(const uint64_t* words, double* out, int64_t n) {
 }
 
 bool run_plain_step(const Call& call, const GoOn& go_on) { return run_step(call, go_on); }
+bool run_plain_loss(const Call& call, const GoOn& go_on) { return run_loss(call, go_on); }
 bool run_copied_loss(const Call& call, const GoOn& go_on) { return run_repeated_loss(call, go_on); }
+bool run_plain_pair(const Call& step, const Call& loss, const GoOn& go_on) {
+    return run_step_and_loss(step, loss, go_on);
+}
 
 // An operation on one record, or on two.
 template <class Record, bool (*run)(const Record&, const GoOn&)>
@@ -184,9 +235,9 @@ const Operation* find_operation(std::string_view name) {
     static constexpr Operation kOperations[] = {
         on<Call, run_plain_step>("Step"),
         on<Call, run_walk>("Walk"),
-        on<Call, run_loss>("Loss"),
+        on<Call, run_plain_loss>("Loss"),
         on<Call, run_copied_loss>("RepeatedLoss"),
-        on<Call, Call, run_step_and_loss>("StepAndLoss"),
+        on<Call, Call, run_plain_pair>("StepAndLoss"),
         on<Call, Masks, run_masks>("Masks"),
         on<Race, run_race>("Race"),
         on<CrossEntropy, run_cross_entropy>("CrossEntropy"),

@@ -7,7 +7,7 @@
 #include "../core/call.h"
 #include "../core/pyramid.h"
 #include "../cpu/pool.h"
-#include "channels_last.h"
+#include "turned.h"
 
 namespace nf {
 
@@ -22,13 +22,14 @@ bool run_walk(const Call& call, const GoOn& go_on);
 
 // Runs the chunks on all threads; then adds, in the order of the elements, the sums of samples, and the losses.
 // std::bad_alloc: nothing was written.
-bool run_loss(const Call& loss, const GoOn& go_on);
+bool run_loss(const Call& loss, const GoOn& go_on, const Turned& turned = {});
 
 // Runs a loss without weights and gradient at each of the next steps of its noises: the losses are (steps, batch).
 bool run_repeated_loss(Call loss, const GoOn& go_on);
 
-// Runs a step, and a loss that reads its result: chunk by chunk, while the chunk lies in the caches.
-bool run_step_and_loss(const Call& step, const Call& loss, const GoOn& go_on);
+// Runs a step, and a loss that reads its result: chunk by chunk, while the chunk lies in the caches. Inputs that are
+// turned are those of both.
+bool run_step_and_loss(const Call& step, const Call& loss, const GoOn& go_on, const Turned& turned = {});
 
 bool run_philox(const Philox& call, const GoOn& go_on);
 bool run_torch_normals(const TorchNormals& call, const GoOn& go_on);

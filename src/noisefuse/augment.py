@@ -38,9 +38,10 @@ from .arguments.options import FAST_LEVELS, at_times
 from .arguments.types import Array, ArrayT, DType, NoiseLike
 from .call.description import Step
 from .ground.checks import check_choice, check_number, first_of, lie_within
+from .ground.lazy import show_public
 from .ground.libraries import library_for, library_of, need_plain
 from .language.levels import FLOATS, LEVELS, level_bounds, levels_of
-from .language.noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise, names_of
+from .language.noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise, name_id, names_of
 from .language.rows import NAMES, TIMES_CLEAN, TIMES_ROOT, Plain, Rows, X, Z
 from .language.schedule import Schedule
 from .operations import byte_tables
@@ -51,6 +52,8 @@ __all__ = [
     "at_snr", "by_level", "gaussian", "multiplicative", "poisson", "prepare", "rms", "sample_id", "sensor", "strengths",
     "transition",
 ]  # fmt: skip
+
+show_public(__name__)
 
 Layout: TypeAlias = Literal["CHW", "HWC"]
 Clip: TypeAlias = tuple[float, float] | None
@@ -660,9 +663,7 @@ def sample_id(key: int | str) -> int:
     (17, 40181326664737271)
     """
     if isinstance(key, str):
-        import hashlib  # OpenSSL's library takes three milliseconds, which processes without such keys save
-
-        return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=7).digest(), "little")
+        return name_id(key)
     if isinstance(key, bool) or not isinstance(key, int | np.integer):
         raise TypeError(f"key = {key!r}: expected an int or a str, got {type(key).__name__}")
     if not 0 <= key < SAMPLES:

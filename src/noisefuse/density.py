@@ -28,6 +28,7 @@ from .arguments.options import inputs_of, need_tableau, those_read
 from .arguments.types import Array, Inputs, NoiseLike
 from .call.description import LOSS_CHUNK, Loss, Step, StepAndLoss
 from .ground.checks import check_choice, check_integer
+from .ground.lazy import show_public
 from .ground.libraries import library_of
 from .ground.stored import SetState, make_again
 from .language.levels import levels_of
@@ -38,6 +39,8 @@ from .operations.partial_sums import LossPart, chunk_sums, chunks_of, combined, 
 from .operations.update import update_call
 
 __all__ = ["Part", "combine", "kl", "kl_grad", "log_prob", "log_prob_grad", "update_with_log_prob"]
+
+show_public(__name__)
 
 Density: TypeAlias = Literal["full", "no_constants", "squared"]
 OverElements: TypeAlias = Literal["sum", "mean"]

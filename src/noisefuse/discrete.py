@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .ground.checks import check_choice, check_integer, check_number, got, is_tracer
-from .ground.lazy import show_as
+from .ground.lazy import show_as, show_public
 from .ground.libraries import library
 from .language.noise import TIMES, Noise, need_stream_0
 from .operations.draw import uniform as uniform_numbers
@@ -24,6 +24,7 @@ __all__ = [
     "linear", "llada", "log_linear", "times", "uniform",
 ]  # fmt: skip
 
+show_public(__name__)
 show_as(__name__, MaskSchedule, Partial, Transition)
 _KINDS = ("stratified", "shared", "independent")
 

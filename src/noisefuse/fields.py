@@ -37,6 +37,7 @@ from .arguments.types import Array
 from .call.description import Level, Pyramid
 from .ground.checks import check_integer, check_number
 from .ground.float_mode import float_mode
+from .ground.lazy import show_public
 from .ground.libraries import library_of
 from .language.levels import DEFAULT_RANGE, FLOATS, levels_of
 from .language.noise import (
@@ -65,6 +66,8 @@ __all__ = [
     "assigned", "freenoise_like", "mixed_like", "nearest_of", "offset_like", "perturbed", "progressive_like",
     "pyramid_like",
 ]  # fmt: skip
+
+show_public(__name__)
 
 
 # ---- keys --------------------------------------------------------------------------------------------------

@@ -25,11 +25,14 @@ from .arguments.arrays import copy, float_dtype
 from .arguments.options import lengths
 from .backends.reference import fma32
 from .call.description import TorchNormals
+from .ground.lazy import show_public
 from .language.levels import FLOATS
 from .language.noise import SEEDS
 from .operations.draw import philox4x32
 
 __all__ = ["DEVICES", "NumPy", "TorchCPU", "TorchCUDA", "WebUI"]
+
+show_public(__name__)
 
 Array: TypeAlias = NDArray[Any]
 Shape: TypeAlias = int | Sequence[int]

@@ -31,6 +31,7 @@ from .arguments.arrays import float_dtype
 from .arguments.options import need_tableau
 from .backends.numba.device import USER, fma, mul, pasted, select
 from .ground.docstrings import Shared, documented
+from .ground.lazy import show_public
 from .language.rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, M1, M2, PAST1, D, X, Z
 from .language.tableau import Tableau
 
@@ -46,6 +47,8 @@ __all__ = [
     "uniform",
     "uniform64",
 ]
+
+show_public(__name__)
 
 _philox, _counter, _clamp = USER.philox4x32, USER.counter, USER.clamp
 _normal_pair32, _normal_pair64 = USER.normal_pair32, USER.normal_pair64

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from .ground.checks import check_number
 from .ground.kept import kept_property
+from .ground.lazy import show_public
 from .ground.stored import SetState, make_again
 from .language.families import Formula, as_shaped, need_finite
 from .language.rows import COLUMNS, NAMES, Plain, Rows
@@ -25,6 +26,8 @@ __all__ = [
     "Path", "brownian_bridge", "conditional_flow", "encoder_decoder", "i2sb", "linear", "stochastic",
     "variance_preserving",
 ]  # fmt: skip
+
+show_public(__name__)
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Function: TypeAlias = Callable[[Array], Any]

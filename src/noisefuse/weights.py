@@ -28,11 +28,14 @@ import numpy.typing as npt
 
 from .ground.checks import check_number, lie_within
 from .ground.docstrings import Shared, documented
+from .ground.lazy import show_public
 from .ground.libraries import need_plain
 from .language.schedule import Schedule, need_schedule
 from .views import Rates, Target, need_target, target_factors
 
 __all__ = ["cosmap", "draw", "edm", "like", "logit_normal", "min_snr", "mode"]
+
+show_public(__name__)
 
 Array: TypeAlias = npt.NDArray[np.float64]
 _Errors: TypeAlias = Callable[[Target], tuple[Array, Array]]  # see `_errors`

@@ -91,6 +91,41 @@ LARGE = {
     "past": lambda x, last: MULTISTEP.sample(lambda y, t: last.astype("f4"), last.astype("f4"), N),
     "stored noise": lambda x, last: nf.q_sample(last, 5, S, last.astype("f4")),
 }
+FLOW, LINEAR = nf.samplers.flow_sde(nf.Schedule.flow(1000), steps=9).tableau, nf.paths.linear()
+TIMES, EACH = [1, 3, 5, 7, 2, 4], np.arange(6.0)
+# Of floats a, and of others that lie as `last` does.
+SUMS = {
+    "kl": lambda a, b: nf.density.kl(FLOW, TIMES, b, b / 2),
+    "kl of two layouts": lambda a, b: nf.density.kl(FLOW, 3, a, b / 2),
+    "kl_grad": lambda a, b: nf.density.kl_grad(FLOW, 3, b, b / 2, upstream=EACH),
+    "log_prob": lambda a, b: nf.density.log_prob(FLOW, TIMES, b, b / 2, b / 3),
+    "log_prob_grad": lambda a, b: nf.density.log_prob_grad(FLOW, 3, b, b / 2, a / 3),
+    "step and log_prob": lambda a, b: nf.density.update_with_log_prob(FLOW, 3, b, b / 2, N),
+    "mse_loss": lambda a, b: nf.mse_loss(b, b / 2, TIMES, S, N, target="v", weight=np.arange(1000.0)),
+    "of tokens": lambda a, b: nf.mse_loss(b, b / 2, np.arange(6 * a.shape[1]).reshape(6, -1), S, b / 3, target="v"),
+    "with its gradient": lambda a, b: nf.mse_loss_and_grad(b, a, TIMES, S, N, target="v"),
+    "mse_loss_grad": lambda a, b: nf.mse_loss_grad(b, b / 2, TIMES, S, b / 3, target="v"),
+    "interpolate": lambda a, b: nf.interpolate(b, b / 2, EACH / 6, LINEAR, target="velocity"),
+    "interpolate_loss": lambda a, b: nf.interpolate_loss(b, b / 2, b / 3, 0.3, LINEAR, target="velocity"),
+}
+LAID = {"channels last": (0, 2, 3, 1), "transposed": (0, 1, 3, 2), "the batch last": (1, 2, 3, 0)}
+
+
+@pytest.mark.parametrize("layout", LAID)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
+@pytest.mark.parametrize("name", SUMS)
+def test_large_sums(name, dtype, layout):
+    """Losses, densities and gradients are added up in C's order. Seen to fail: a block that writes the rows of its
+    neighbours; accumulators of a row that take chunks of two rows; one row for planes of several."""
+    axes = LAID[layout]
+    for shape in ((6, 3, 64, 64), (6, 3, 61, 67), (6, 9, 64, 64), (6, 70, 17, 31), (6, 6, 32, 40)):
+        x = np.random.default_rng(7).random(shape).astype(dtype)
+        last = np.ascontiguousarray(x.transpose(axes)).transpose(np.argsort(axes))
+        for threads in (1, 3):
+            with nf.set_num_threads(threads):
+                found, expected = SUMS[name](x, last), SUMS[name](x, x)
+            for one, other in zip(found, expected, strict=True) if type(found) is tuple else [(found, expected)]:
+                assert np.array_equal(one, other)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
@@ -99,9 +134,9 @@ def test_large_calls(name, dtype):
     """Calls of more than 2^15 elements: that elements are turned on the way changes no bit. Seen to fail: an output
     that lies where an input does, in the other order."""
     call = LARGE[name]
-    for channels, height, width in ((3, 61, 67), (16, 64, 64), (70, 17, 31)):
+    for (channels, height, width), axes in itertools.product(((3, 61, 67), (16, 64, 64), (70, 17, 31)), LAID.values()):
         x = (np.arange(4 * channels * height * width) % 251).astype(dtype).reshape(4, channels, height, width)
-        last = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+        last = np.ascontiguousarray(x.transpose(axes)).transpose(np.argsort(axes))
         for threads in (1, 3):
             with nf.set_num_threads(threads):
                 found, expected = call(x, last), call(x, x)

@@ -23,6 +23,7 @@ diffusers = pytest.importorskip("diffusers")
 from diffusers_cases import DEFAULTS, FORWARD, LOOP, NAMES, SHAPE, said, some, times  # noqa: E402
 from diffusers_loops import difference, forward  # noqa: E402
 from noisefuse.interop import diffusers as ours  # noqa: E402
+from noisefuse.interop.diffusers.keys import of_call, randn_tensor  # noqa: E402
 
 
 @pytest.mark.parametrize("name", some(2, NAMES))
@@ -327,3 +328,69 @@ def test_the_example(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert all(name.__name__[:12] in printed for name in program.SCHEDULERS)
     assert [float(words) < 2e-5 for words in re.findall(r"differ by ([\d.e-]+),", printed)] == [True, True]
+
+
+# ---- a Noise as the generator ------------------------------------------------------------------------------
+
+
+def dit():
+    torch.manual_seed(0)
+    transformer = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, sample_size=8,
+        patch_size=2, num_embeds_ada_norm=1000, norm_num_groups=1,
+    ).eval()  # fmt: skip
+    vae = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4, sample_size=8)
+    return diffusers.DiTPipeline(transformer, vae, diffusers.DDIMScheduler())
+
+
+def consistency():
+    return diffusers.ConsistencyModelPipeline(unet(), diffusers.CMStochasticIterativeScheduler())
+
+
+WITH_KEYS = {
+    "DDPM": (lambda: diffusers.DDPMPipeline(unet(), diffusers.DDPMScheduler()), lambda n: {"batch_size": n}),
+    "DDIM": (lambda: diffusers.DDIMPipeline(unet(), diffusers.DDIMScheduler()), lambda n: {"batch_size": n, "eta": 1}),
+    "DiT": (dit, lambda n: {"class_labels": [3] * n}),
+    "consistency model": (consistency, lambda n: {"batch_size": n}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WITH_KEYS)
+def test_a_pipeline_takes_keys(name):
+    """A picture is that of its key, in a batch or alone, and at each call. Seen to fail: a step that counts on from the
+    call before, and draws that have one step."""
+    make, options = WITH_KEYS[name]
+    pipeline = ours.accelerate(make().to("cpu"))
+    pipeline.set_progress_bar_config(disable=True)
+
+    def pictures(n, generator):
+        return pipeline(**options(n), num_inference_steps=3, generator=generator, output_type="np").images
+
+    seeds = [nf.Noise(seed) for seed in (3, 6, 1)]
+    batch, alone = pictures(3, seeds), pictures(1, seeds[1])
+    np.testing.assert_allclose(batch[1:2], alone, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(pictures(1, [seeds[1]]), alone)
+    by_sample = pictures(3, nf.Noise(6))
+    np.testing.assert_allclose(by_sample[:1], alone, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(by_sample[2:], pictures(1, nf.Noise(6, sample=2)), rtol=0, atol=1e-5)
+    assert len({picture.tobytes() for picture in (*batch, *by_sample[1:])}) == 5
+    theirs = pictures(1, torch.Generator().manual_seed(3))
+    np.testing.assert_array_equal(theirs, pictures(1, torch.Generator().manual_seed(3)))
+    assert not np.array_equal(theirs, pictures(1, torch.Generator().manual_seed(4)))
+
+
+def test_the_latents_of_a_key_are_the_starts():
+    """Each further draw of a call is another field."""
+    pipeline = ours.accelerate(WITH_KEYS["DDPM"][0](), noise=nf.Noise(6))
+    assert type(pipeline).__name__ == "DDPMPipeline"
+    assert isinstance(pipeline, diffusers.DDPMPipeline)
+    generator = of_call(nf.Noise(6))
+    first, second = (randn_tensor((2, 3, 16, 16), generator=generator) for _ in range(2))
+    assert torch.equal(first, pipeline.scheduler.start((2, 3, 16, 16)))
+    assert np.array_equal(second, nf.randn((2, 3, 16, 16), nf.Noise(6, step=1, stream=2)))
+
+
+def test_a_key_of_another_stream_is_refused():
+    pipeline = ours.accelerate(WITH_KEYS["DDPM"][0]())
+    with pytest.raises(ValueError, match="generator: expected a Noise of stream 0, got 5"):
+        pipeline(generator=nf.Noise(1, stream=5))

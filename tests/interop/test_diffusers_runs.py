@@ -428,6 +428,27 @@ def test_copies_in_the_middle_of_a_run(name, duplicate):
     assert torch.equal(*results)
 
 
+@pytest.mark.parametrize("name", ["EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "LMSDiscrete"])
+def test_a_scaled_input_has_diffusers_bits(name):
+    """Seen to fail: divisors of sigmas that were written to since, or of the run before."""
+    if f"{name}Scheduler" not in NAMES:
+        pytest.skip("SciPy is missing")
+    theirs, mine = DEFAULTS[f"{name}Scheduler"].pair()
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    for steps, factor in ((5, 1), (7, 1), (7, 2)):
+        for scheduler in (theirs, mine):
+            scheduler.set_timesteps(steps)
+            scheduler.sigmas *= factor
+        for i, t in enumerate(mine.timesteps):
+            for scheduler in (theirs, mine):
+                scheduler.sigmas[i] += i == 2
+            for dtype in (torch.float32, torch.float16):
+                assert torch.equal(mine.scale_model_input(x.to(dtype), t), theirs.scale_model_input(x.to(dtype), t))
+            for scheduler in (theirs, mine):
+                scheduler._step_index = i + 1
+    assert getattr(mine, "is_scale_input_called", None) == getattr(theirs, "is_scale_input_called", None)
+
+
 def test_no_step_reads_a_value_back(monkeypatch):
     """After the first run of a configuration no tensor's value comes to Python, so on a GPU nothing would wait. Only a
     first step without begin_index looks up its time, in a copy on the CPU. The control is diffusers' DDPM."""

@@ -550,7 +550,7 @@ uint64_t hash_loss(DType type) {
         for (int64_t t = 0; t < kTimes; ++t) weights.push_back(static_cast<double>(1 + t) / 8.0);
         call.piece = piece, call.weights = weights.data(), call.chunk_sums = chunk_sums.data();
         call.g = 1, call.n = static_cast<double>(c.elements());
-        NF_KERNELS.loss(call, 0, pieces * chunks);
+        NF_KERNELS.loss(call, 0, pieces * chunks, false);
         double total = 0;
         for (int64_t b = 0, in_sample = pieces / c.batch; b < c.batch; ++b) {
             SampleSum<Scalar> sample{};

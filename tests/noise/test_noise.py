@@ -16,6 +16,7 @@ import pytest
 import noisefuse as nf
 from conftest import bits, reference_is_slow
 from noisefuse.backends.reference import SPEC
+from noisefuse.language import noise as noise_module
 
 # ---- the key -----------------------------------------------------------------------------------------------
 
@@ -486,3 +487,26 @@ def test_a_noise_of_numpys_generators():
             nf.Noise.from_rng(wrong)
     with pytest.raises(OverflowError):
         nf.Noise.from_rng(-1)
+
+
+def test_a_name_is_a_sample():
+    noise = nf.Noise(7, step=3, stream=64)
+    name = noise.of("layers.3.mlp")
+    assert name == noise.at(sample=nf.augment.sample_id("layers.3.mlp"))
+    assert noise.of({"b": 1, "layers.3.mlp": 2}) == {"b": noise.of("b"), "layers.3.mlp": name}
+    assert noise.of([]) == {}
+
+
+@pytest.mark.parametrize("names", [["a", "b", "a"], ["a", "c"]], ids=["twice", "one hash"])
+def test_names_with_one_key_are_refused(names, monkeypatch):
+    """Seen to fail: a dict that keeps the last of them."""
+    known = noise_module.name_id
+    monkeypatch.setattr(noise_module, "name_id", lambda name: known("a" if name == "c" else name))
+    with pytest.raises(ValueError, match=rf"^of: name {names[-1]!r}: an earlier one of these names has the same 56 "):
+        nf.Noise(7).of(names)
+
+
+@pytest.mark.parametrize("names", [3, None, b"a", ["a", 3]], ids=str)
+def test_a_name_is_a_str(names):
+    with pytest.raises(TypeError, match=r"^name: expected a str, got (int|NoneType)$"):
+        nf.Noise(7).of(names)

@@ -99,7 +99,7 @@ def test_levels_visited_twice(name, steps):
     """
     x0, options = 0.4, {**MULTISTEP[name], "prediction": "sample", "final": 200}
     table = getattr(samplers, name)(VP, steps, **options).tableau
-    here, there = (Node(VP.alpha[t], VP.sigma[t], t) for t in (steps[0], 200))
+    here, there = (Node(VP.alpha[t], VP.sigma[t], t, t, 1.0, 0) for t in (steps[0], 200))
     x = here.alpha * x0 + here.sigma * np.linspace(-1, 1, 5)
     expected = there.alpha * x0 + there.sigma * np.linspace(-1, 1, 5)
     frame = [node.alpha if name in EXPLODING_FRAME else 1 for node in (here, there)]

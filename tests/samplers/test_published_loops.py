@@ -302,11 +302,11 @@ def test_weights_of_equal_steps_are_adams_and_bashforths():
 
 def test_integral_weights():
     """The weights are compared with integrals of polynomials, and for a steep e^s with a closed form."""
-    nodes = [1.0, 1.3, 0.2, -0.5]
+    nodes = np.array([[1.0, 1.3, 0.2, -0.5]])
     for degree in range(4):
-        got = np.dot(integral_weights(nodes, 2.0), np.array(nodes) ** degree)
+        got = np.sum(integral_weights(nodes, np.array([2.0])) * nodes**degree)
         assert got == pytest.approx((2.0 ** (degree + 1) - 1) / (degree + 1), rel=1e-13)
     for c in (1e-3, 1.0, 60.0):
-        w = integral_weights([0.0, -1.0], 1.0, lambda s, c=c: np.exp(c * (s - 1)))
+        (w,) = integral_weights(np.array([[0.0, -1.0]]), np.ones(1), lambda s, c=c: np.exp(c * (s - 1)))
         zeroth, first = -math.expm1(-c) / c, (1 + math.expm1(-c) / c) / c
         np.testing.assert_allclose([sum(w), -w[1]], [zeroth, first], rtol=0, atol=1e-13 if c < 1 else 1e-14)

@@ -77,11 +77,11 @@ def test_a_step_beside_a_clamped_d(name):
 def test_split_is_the_posterior():
     """eta = 1: the variance of q(x' | x, x0), Ho et al. 2020, equation 7; eta = 0: nothing is fresh."""
     abar, abar_ = 0.3, 0.5
-    here, there = (Node(math.sqrt(a), math.sqrt(1 - a), 0) for a in (abar, abar_))
+    here, there = (Node(*np.array([[math.sqrt(a)], [math.sqrt(1 - a)], [0], [0], [1], [0]])) for a in (abar, abar_))
     keep, fresh = split(here, there, 1.0)
     assert fresh**2 == pytest.approx((1 - abar_) / (1 - abar) * (1 - abar / abar_), rel=1e-14)
     assert keep**2 + fresh**2 == pytest.approx(1 - abar_, rel=1e-14)
-    assert split(here, there, 0.0) == (there.sigma, 0.0)
+    assert split(here, there, 0.0) == (there.sigma, 0)
     with pytest.raises(ValueError, match="more fresh noise"):
         split(here, there, 3.0)
 

@@ -437,3 +437,33 @@ def test_progress(monkeypatch, capsys):
     monkeypatch.setattr(importlib, "import_module", import_module)
     with pytest.raises(ImportError, match="progress=True needs tqdm"):
         samplers.ddim(VP, 3).sample(gaussian_model(VP), (1, 2), Noise(0), progress=True)
+
+
+def test_an_equal_sampler_is_the_same_object():
+    """It is kept by its arguments, which count as they are given: 1 is an index and 1.0 a time. Functions are not kept.
+
+    Seen to fail: no cache; one in which (1, 0) and (1.0, 0.0) are equal, as they are to Python.
+    """
+    make, flow = samplers.flow_euler, nf.Schedule.flow(10)
+    assert make(flow, 4) is make(nf.Schedule.flow(10), 4)
+    assert make(flow, np.array([9, 4])) is make(flow, np.array([9, 4])) is not make(flow, [9, 4])
+    assert make(flow, [9, 4]) == make(flow, (9, 4)) == make(flow, np.array([9, 4]))
+    cosine = nf.Schedule.cosine(10)
+    assert [samplers.ddim(cosine, (t,), prediction="v").timesteps.tolist() for t in (1, 1.0)] == [[1], [9]]
+    assert make(flow, 4, final_level=0.0) is not make(flow, 4, final_level=-0.0)
+
+    def told(alpha, sigma, t):
+        return t * factor
+
+    factor = 1
+    first = make(flow, 4, model_time=told).timesteps
+    factor = 2
+    np.testing.assert_array_equal(make(flow, 4, model_time=told).timesteps, 2 * first)
+    assert len(make(flow, 1)) == 1
+    with pytest.raises(TypeError, match="got bool"):
+        make(flow, True)
+    with pytest.raises(TypeError, match="no argument 'step'"):
+        make(flow, step=4)
+    for n in range(1, 40):
+        samplers.ddim(nf.Schedule.linear(1000), n)
+    assert make(flow, 4) == samplers.flow_euler(flow, 4)

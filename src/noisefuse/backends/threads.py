@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import repeat
-from pathlib import Path
 from queue import SimpleQueue
 
 from ..ground.processors import processors
@@ -33,29 +32,33 @@ def count() -> int:
     return _count
 
 
-def quota(root: Path = Path("/")) -> int | None:
+def quota(root: str | os.PathLike[str] = "/") -> int | None:
     """Returns how many processors' time a container may use, rounded up (Linux control groups, versions 2 and 1)."""
     limits: list[float] = []
     with suppress(OSError, ValueError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
+        for line in _text(root, "proc/self/cgroup").splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers and "cpu" not in controllers.split(","):
                 continue
-            mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
-            group = mount / path.lstrip("/")
-            for folder in (group, *group.parents[: len(group.parents) - len(mount.parents)]):
-                limits.extend(_limit(folder))
+            names = path.strip("/").split("/")
+            for depth in range(len(names), -1, -1):
+                limits.extend(_limit(os.path.join(root, "sys/fs/cgroup", "cpu" if controllers else "", *names[:depth])))
     return math.ceil(min(limits)) if limits else None
 
 
-def _limit(group: Path) -> Iterator[float]:
+def _limit(group: str) -> Iterator[float]:
     with suppress(OSError, ValueError):
-        time, period = map(float, (group / "cpu.max").read_text().split())  # "max 100000": no limit
+        time, period = map(float, _text(group, "cpu.max").split())  # "max 100000": no limit
         yield time / period
     with suppress(OSError, ValueError):
-        time, period = (float((group / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        time, period = (float(_text(group, f"cpu.cfs_{name}_us")) for name in ("quota", "period"))
         if time > 0:
             yield time / period
+
+
+def _text(*path: str | os.PathLike[str]) -> str:
+    with open(os.path.join(*path)) as file:
+        return file.read()
 
 
 def set_count(n: int) -> None:

@@ -4,31 +4,39 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import import_module
-from types import FunctionType, ModuleType
+from types import FunctionType, MappingProxyType
 from typing import Any
 
 
-def lazy(package: str, modules: Iterable[str], names: Iterable[str]) -> None:
-    """Gives a package a `__getattr__` that loads these modules, and a `__dir__` with them and these names."""
+def lazy(
+    package: str, modules: Iterable[str], names: Iterable[str], homes: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Gives a package a `__getattr__` that loads these modules, and a `__dir__` with them and these names. `homes`: the
+    modules that the other names need; the last has the name."""
     loaded = frozenset(modules)
     shown = sorted({*loaded, *names})
 
     def load(name: str) -> Any:
         if name in loaded:
             module = import_module(f".{name}", package)
-            show_public(module)
+            show_public(module.__name__)
             return module
+        if name in homes:
+            *_, home = [import_module(f".{each}", package) for each in homes[name].split()]
+            value = vars(sys.modules[package])[name] = getattr(home, name)
+            return value
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     vars(sys.modules[package]).update(__getattr__=load, __dir__=lambda: shown)
 
 
-def show_public(module: ModuleType, *others: str) -> None:
+def show_public(module: str, *others: str) -> None:
     """Lets `dir`, and what completes names, show the module's `__all__`, if it has one, and these others."""
-    if names := vars(module).get("__all__"):
-        vars(module)["__dir__"] = lambda: sorted({*names, *others})
+    within = vars(sys.modules[module])
+    if names := within.get("__all__"):
+        within.setdefault("__dir__", lambda: sorted({*names, *others}))
 
 
 def show_as(module: str, *values: Any) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 import noisefuse as nf
 
@@ -153,19 +153,53 @@ class Augments(Keyed):
 class _NamedColumns(Keyed):
     noise: nf.Noise
 
-    def __init__(self, noise: nf.Noise, id: str, image: str) -> None:
+    def __init__(self, noise: nf.Noise, id: str, image: str, image_dtype: DTypeLike | None) -> None:
         super().__init__(noise)
         self.id: str = id
         self.image: str = image
+        self.image_dtype: np.dtype[Any] | None = None if image_dtype is None else np.dtype(image_dtype)
 
     def _told(self) -> str:
-        return f"{self.noise!r}, id={self.id!r}, image={self.image!r}"
+        dtype = "" if self.image_dtype is None else f", image_dtype={self.image_dtype.name!r}"
+        return f"{self.noise!r}, id={self.id!r}, image={self.image!r}{dtype}"
 
-    def _read(self, batch: Columns) -> tuple[nf.Noise, Any]:
+    def _made(self, noise: nf.Noise, images: Any) -> dict[str, Any]:
+        """Returns the columns that take the images' place."""
+        raise NotImplementedError
+
+    def __call__(self, batch: Columns) -> dict[str, Any]:
+        """Returns the batch with new columns in place of its images. Images of several shapes become lists of arrays.
+
+        Raises:
+            KeyError: a column is missing.
+            ValueError: an image's number is none of image_dtype. Other errors are those of the operation.
+        """
         for name in (self.id, self.image):
             if name not in batch:
                 raise KeyError(f"no column {name!r} in the batch, which has {', '.join(map(repr, batch))}")
-        return of_rows(self.noise, batch[self.id]), np.asarray(batch[self.image])
+        noise, images = of_rows(self.noise, batch[self.id]), batch[self.image]
+        if not isinstance(images, np.ndarray) or images.dtype == object:
+            images = [self._typed(np.asarray(row)) for row in images]
+            if len({row.shape for row in images}) > 1:
+                ids = np.asarray(noise.sample)
+                rows = [self._made(noise.at(sample=ids[b : b + 1]), row[None]) for b, row in enumerate(images)]
+                made: dict[str, Any] = {name: [row[name][0] for row in rows] for name in rows[0]}
+                return self._replaced(batch, made)
+        return self._replaced(batch, self._made(noise, self._typed(np.asarray(images))))
+
+    def _replaced(self, batch: Columns, made: dict[str, Any]) -> dict[str, Any]:
+        return {name: column for name, column in batch.items() if name != self.image} | made
+
+    def _typed(self, images: NDArray[Any]) -> NDArray[Any]:
+        """Returns the images in their own dtype: libraries that keep lists make bytes int64."""
+        dtype = self.image_dtype
+        if dtype is None or images.dtype == dtype:
+            return images
+        typed = images.astype(dtype)
+        if dtype.kind in "iu" and not np.array_equal(typed, images):
+            found = f"{images.dtype} from {images.min()} to {images.max()}"
+            raise ValueError(f"column {self.image!r}: expected numbers of {dtype}, got {found}")
+        return typed
 
 
 class NoisyColumns(Trains, _NamedColumns):
@@ -174,7 +208,10 @@ class NoisyColumns(Trains, _NamedColumns):
     Args:
         schedule: a Schedule.
         noise: a Noise; its step is the epoch, and the ids replace its samples.
-        id, image: the names of two columns: the ids, and the images (B, ...), uint8 (0 .. 255 become -1 .. 1) or float.
+        id, image: the names of two columns: the ids, and the images (B, ...), uint8 (0 .. 255 become -1 .. 1) or float;
+            or a list of them, of one shape or of several.
+        image_dtype: the images' own dtype, if the library hands them over as another one: Hugging Face's lists and
+            Array3D make bytes int64.
         target: as in `q_sample`.
         times: how t is drawn: "index", uniform over the schedule's steps; "float", uniform in its own time;
             "logit_normal", 1 / (1 + e^-z) with z ~ N(0, 1) (Esser et al. 2024), from its first time to its last; or a
@@ -191,18 +228,13 @@ class NoisyColumns(Trains, _NamedColumns):
     def __init__(
         self, schedule: nf.Schedule, noise: nf.Noise, *, id: str = "id", image: str = "image",
         target: Target = "epsilon", times: Times = "index", model_time: ModelTime | None = None,
+        image_dtype: DTypeLike | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(Training(schedule, target, times, model_time), noise, id, image)
+        super().__init__(Training(schedule, target, times, model_time), noise, id, image, image_dtype)
 
-    def __call__(self, batch: Columns) -> dict[str, Any]:
-        """Returns the batch's columns, with x_t, t (int64, or float32) and target in place of the images.
-
-        Raises:
-            KeyError: a column is missing. Other errors are those of `q_sample`.
-        """
-        noise, images = self._read(batch)
-        rest = {name: column for name, column in batch.items() if name != self.image}
-        return {**rest, **self.training.made(images, self.training.drawn(noise, len(images)), noise, batched=True)}
+    def _made(self, noise: nf.Noise, images: Any) -> dict[str, Any]:
+        """Returns x_t, t (int64, or float32), target and perhaps the network's time."""
+        return self.training.made(images, self.training.drawn(noise, len(images)), noise, batched=True)
 
 
 class AugmentedColumns(Augments, _NamedColumns):
@@ -211,7 +243,7 @@ class AugmentedColumns(Augments, _NamedColumns):
     Args:
         augment: function(images, noise) -> images; each stage takes one stream of the noise. Workers in other processes
             need a function that can be pickled.
-        noise, id, image: as in `NoisyColumns`.
+        noise, id, image, image_dtype: as in `NoisyColumns`.
 
     >>> def speckled(images, noise):
     ...     return nf.augment.multiplicative(images, 0.1, noise)
@@ -222,11 +254,10 @@ class AugmentedColumns(Augments, _NamedColumns):
     """
 
     def __init__(
-        self, augment: Callable[[Any, nf.Noise], Any], noise: nf.Noise, *, id: str = "id", image: str = "image"
-    ) -> None:
-        super().__init__(augment, noise, id, image)
+        self, augment: Callable[[Any, nf.Noise], Any], noise: nf.Noise, *, id: str = "id", image: str = "image",
+        image_dtype: DTypeLike | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(augment, noise, id, image, image_dtype)
 
-    def __call__(self, batch: Columns) -> dict[str, Any]:
-        """Returns the batch with augmented images. KeyError: a column is missing."""
-        noise, images = self._read(batch)
-        return {**batch, self.image: self.augment(images, noise)}
+    def _made(self, noise: nf.Noise, images: Any) -> dict[str, Any]:
+        return {self.image: self.augment(images, noise)}

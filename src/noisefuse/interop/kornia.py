@@ -18,6 +18,7 @@ from typing import Any
 import noisefuse as nf
 
 from ..ground.needs import needs
+from .torch import internals
 from .transforms.keyed import Key
 
 with needs(__name__, "kornia", "torch"):
@@ -25,7 +26,7 @@ with needs(__name__, "kornia", "torch"):
     from kornia import augmentation
     from torch import Tensor
 
-from .torch.internals import is_traced, untraced
+from .torch.internals import is_traced
 from .transforms.torch_keyed import add, word
 
 __all__ = ["RandomGaussianNoise"]
@@ -108,7 +109,7 @@ class RandomGaussianNoise(augmentation.RandomGaussianNoise):
     def apply_transform(
         self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any], transform: Tensor | None = None
     ) -> Tensor:
-        noisy: Tensor = untraced(self._noisy, input, params) if is_traced() else self._noisy(input, params)
+        noisy: Tensor = internals.untraced(self._noisy, input, params) if is_traced() else self._noisy(input, params)
         return noisy
 
     def _noisy(self, input: Tensor, params: dict[str, Tensor]) -> Tensor:

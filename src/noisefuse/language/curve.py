@@ -88,9 +88,9 @@ class Curve:
     def __len__(self) -> int:
         return len(self.alpha)
 
-    @property
+    @kept_property
     def axis(self) -> Axis:
-        """The schedule's noise level as one coordinate, made anew at each call."""
+        """The schedule's noise level as one coordinate."""
         return Axis(self, self._family)
 
     @property

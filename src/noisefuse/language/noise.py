@@ -7,11 +7,11 @@ import math
 import operator
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, ClassVar, NoReturn, SupportsIndex, TypeAlias, TypeGuard
+from typing import Any, ClassVar, NoReturn, SupportsIndex, TypeAlias, TypeGuard, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -159,6 +159,38 @@ class Noise:
             self.window_shape,
             self.window_start,
         )
+
+    @overload
+    def of(self, name: str) -> Noise: ...  # type: ignore[overload-overlap]  # a str is one name
+    @overload
+    def of(self, name: Iterable[str]) -> dict[str, Noise]: ...
+    def of(self, name: str | Iterable[str]) -> Noise | dict[str, Noise]:
+        """Returns the field of a thing with a name, such as a parameter of a network.
+
+        A name's noise does not depend on the other names, their order, or on the process that draws it. The name takes
+        the place of the sample, so step and stream are left for what else tells draws apart.
+
+        Args:
+            name: a str: the sample is the first 56 bits of its BLAKE2b hash, `augment.sample_id`. Or several: the
+                result is a dict of their fields.
+
+        Raises:
+            TypeError: a name is no str.
+            ValueError: one of several names stands there twice, or two of them have the same 56 bits.
+
+        >>> noise = nf.Noise(7).of("layers.3.mlp")
+        >>> noise == nf.Noise(7, sample=nf.augment.sample_id("layers.3.mlp"))
+        True
+        >>> z = nf.randn((64, 32), noise.at(step=5), batched=False)
+        """
+        if isinstance(name, str):
+            return self.at(sample=name_id(name))
+        names = list(name) if isinstance(name, Iterable) else [name]
+        named = {name_id(one): one for one in names}
+        if len(named) < len(names):
+            lost = next(one for k, one in enumerate(names) if name_id(one) in map(name_id, names[:k]))
+            raise ValueError(f"of: name {lost!r}: an earlier one of these names has the same 56 bits")
+        return {one: self.at(sample=sample) for sample, one in named.items()}
 
     def window(self, shape: Sequence[int], start: Sequence[int]) -> Noise:
         """Returns the field of a slice `full[start[0] :, start[1] :, ...]` of each full sample.
@@ -524,6 +556,15 @@ def _traced(name: str, value: Any, most: int = 0) -> Any:
     if value.dtype.kind not in "iu" or value.ndim > most:
         raise TypeError(f"{name}: expected an integer, got {value.dtype} of shape {value.shape}")
     return value
+
+
+def name_id(name: str) -> int:
+    """Returns the first 56 bits of a name's BLAKE2b hash."""
+    import hashlib  # OpenSSL's library takes three milliseconds, which processes without such keys save
+
+    if not isinstance(name, str):
+        raise TypeError(f"name: expected a str, got {type(name).__name__}")
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "little")
 
 
 def word(rng: np.random.Generator) -> int:

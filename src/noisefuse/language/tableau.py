@@ -27,7 +27,7 @@ import numpy.typing as npt
 from ..ground import notebook, stored
 from ..ground.checks import check_number
 from ..ground.kept import kept_property
-from .rows import AFFINE, COLUMNS, NAMES, OUTPUTS, PAST_SYMBOLS, ROW, SYMBOLS, Rows, layout
+from .rows import AFFINE, COLUMNS, NAMES, OUTPUTS, PAST1, PAST_SYMBOLS, PASTS, ROW, SYMBOLS, Rows, layout
 
 __all__ = ["ROW", "ZERO", "Affine", "D", "Row", "Tableau", "k", "m1", "m2", "past", "x", "z"]
 
@@ -65,22 +65,36 @@ def _equation(coefficients: Mapping[str, float]) -> str:
 
 class Affine:
     """A weighted sum of a row's symbols, written with +, -, and * or / by numbers. It is immutable and equal by
-    value."""
+    value. Arrays (n,) in place of numbers make the sums of n rows."""
 
-    __array_ufunc__: None = None  # NumPy's scalars then leave the arithmetic to this class
-    __slots__ = ("coefficients",)
+    __array_ufunc__: None = None  # NumPy's arrays and scalars then leave the arithmetic to this class
+    __slots__ = ("_columns",)
 
-    coefficients: tuple[float, ...]
+    _columns: Array  # (symbols, n), or (symbols, 1) if all rows have the same sum
 
     def __init__(self, coefficients: Iterable[float]) -> None:
-        self.coefficients = tuple(float(c) for c in coefficients)
+        self._columns = np.array([[float(c)] for c in coefficients])
+
+    @property
+    def coefficients(self) -> tuple[Any, ...]:
+        """The symbols' factors: numbers, or arrays (n,)."""
+        return tuple(self._columns[:, 0].tolist() if self._columns.shape[1] == 1 else self._columns)
+
+    def _of(self, columns: Array) -> Affine:
+        made = object.__new__(Affine)
+        made._columns = columns
+        return made
+
+    def at(self, rows: Any) -> Affine:
+        """Returns the sums of these of its rows, an index of arrays."""
+        return self if self._columns.shape[1] == 1 else self._of(self._columns[:, rows])
 
     def __add__(self, other: Affine) -> Affine:
         if not isinstance(other, Affine):
             raise TypeError(
                 f"rows are affine: expected a sum of symbols, got {other!r}; a constant is a number times k"
             )
-        return Affine(a + b for a, b in zip(self.coefficients, other.coefficients, strict=True))
+        return self._of(self._columns + other._columns)
 
     def __radd__(self, other: Affine | int) -> Affine:
         return self if isinstance(other, int) and other == 0 else self + other  # type: ignore[operator]  # sum() starts at 0
@@ -92,28 +106,35 @@ class Affine:
         return -self + other
 
     def __neg__(self) -> Affine:
-        return -1 * self
+        return self._of(-self._columns)
 
-    def __mul__(self, factor: float) -> Affine:
+    def __mul__(self, factor: float | npt.NDArray[Any]) -> Affine:
         if isinstance(factor, Affine):
             raise TypeError(f"rows are affine: {self} is multiplied by numbers, not by {factor}")
-        return Affine(factor * c for c in self.coefficients)
+        return self._of(self._columns * _number(factor))
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: float) -> Affine:
+    def __truediv__(self, divisor: float | npt.NDArray[Any]) -> Affine:
         if isinstance(divisor, Affine):
             raise TypeError(f"rows are affine: {self} is divided by numbers, not by {divisor}")
-        return Affine(c / divisor for c in self.coefficients)
+        if isinstance(divisor := _number(divisor), float) and divisor == 0:
+            raise ZeroDivisionError(f"{self} is divided by 0")
+        return self._of(self._columns / divisor)
 
     def __eq__(self, other: object) -> bool:
-        return self.coefficients == other.coefficients if isinstance(other, Affine) else NotImplemented
+        return np.array_equal(self._columns, other._columns) if isinstance(other, Affine) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash(self.coefficients)
+        return hash((self._columns + 0.0).tobytes())  # 0 and -0 are equal
 
     def __repr__(self) -> str:
-        return _equation(dict(zip(SYMBOLS, self.coefficients, strict=True)))
+        return ", ".join(_equation(dict(zip(SYMBOLS, row, strict=True))) for row in self._columns.T.tolist())
+
+
+def _number(factor: float | npt.NDArray[Any]) -> float | npt.NDArray[Any]:
+    """Returns an array (n,), or the float that is meant."""
+    return factor if type(factor) is np.ndarray and factor.ndim == 1 else float(1.0 * factor)
 
 
 def _symbol(name: str) -> Affine:
@@ -135,7 +156,7 @@ past: tuple[Affine, ...] = tuple(map(_symbol, PAST_SYMBOLS))
 class Row:
     """One step as expressions; ``clean`` may use k, x, m1, m2 only. lo <= hi bound D; infinite bounds mean no clamp.
 
-    Rows with equal expressions and bounds are equal.
+    Expressions with arrays (n,) as factors are n steps. Rows with equal expressions and bounds are equal.
 
     >>> from noisefuse.tableau import Row, m1, x
     >>> print(nf.Tableau([Row(out=0.5 * x + 0.5 * m1)]).equations())
@@ -153,15 +174,19 @@ class Row:
         for name in ("out", "clean", "aux1", "aux2"):
             if not isinstance(given := getattr(self, name), Affine):
                 raise TypeError(f"{name}: expected an expression of x, m1, z, .., got {type(given).__name__}")
-        if any(self.clean.coefficients[4:]):
+        if self.clean._columns[4:].any():
             raise ValueError(f"clean may only use k, x, m1 and m2, got {self.clean}")
 
     __setstate__: ClassVar[stored.SetState] = stored.make_again
 
-    def numbers(self) -> tuple[tuple[float, ...], ...]:
-        """Returns the row in the layout of ``ROW``."""
-        clean = (*self.clean.coefficients[:4], self.lo, self.hi)
-        return clean, self.out.coefficients, self.aux1.coefficients, self.aux2.coefficients
+    def numbers(self) -> Array:
+        """Returns the row, or rows, (n, 36), in the layout of ``ROW``."""
+        parts = [self.clean._columns[:4], self.out._columns, self.aux1._columns, self.aux2._columns]
+        made = np.empty((max(part.shape[1] for part in parts), COLUMNS))
+        made[:, : AFFINE[0]] = (0.0, 0.0, 0.0, 0.0, self.lo, self.hi)
+        for first, part in zip((0, *AFFINE), parts, strict=True):
+            made[:, first : first + len(part)] = part.T
+        return made
 
 
 def _stacked(rows: Iterable[Row]) -> npt.NDArray[np.void]:
@@ -172,7 +197,7 @@ def _stacked(rows: Iterable[Row]) -> npt.NDArray[np.void]:
             raise TypeError(f"rows: expected Row objects, or an array of dtype ROW, got {type(row).__name__}")
     if not found:
         raise ValueError("rows: expected at least one Row")
-    return np.array([row.numbers() for row in found], ROW)
+    return np.concatenate([row.numbers() for row in found]).view(ROW)[:, 0]
 
 
 class Tableau:
@@ -373,11 +398,10 @@ class Tableau:
         flags = np.frombuffer(self.active.tobytes(), np.bool_)
         return Rows(self.numbers, sum(1 << column for column in np.flatnonzero(flags).tolist()))
 
-    @property
+    @kept_property
     def slots(self) -> int:
         """The number of past arrays that the rows read, which is the deepest slot with a nonzero coefficient."""
-        active = self.active
-        return max((n for n, past in enumerate(PAST_SYMBOLS, 1) for o in OUTPUTS if active[o][past]), default=0)
+        return max((slot - PAST1 + 1 for slot in self.as_rows.reads if slot in PASTS), default=0)
 
     # ---- new tables from this one --------------------------------------------------------------------------
 

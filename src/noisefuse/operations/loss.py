@@ -309,9 +309,8 @@ def interpolate_loss(
         found = backends.fast_mse(table, t, x0, (pred, x1), noise, weight, 1.0, True, None, batched, each)
         if found is not NotImplemented:
             return found
-    batched = _of_path(pred, path, target, reduction, batched)
     options: dict[str, Any] = {"target": target, "weight": weight, "reduction": reduction, "batched": batched}
-    if other is not None:
+    if other is not None:  # whose operation comes back with arrays
         return other.interpolate_loss(pred, x0, x1, t, path, noise, **options)
     return _loss_of_path(pred, x0, x1, t, path, noise, **options)
 
@@ -353,7 +352,6 @@ def interpolate_loss_and_grad(
         found = backends.fast_mse(table, t, x0, (pred, x1), noise, weight, 1.0, True, wanted, batched, each)
         if found is not NotImplemented:
             return found  # type: ignore[no-any-return]
-    batched = _of_path(pred, path, target, reduction, batched)
     options: dict[str, Any] = {"target": target, "weight": weight, "reduction": reduction, "batched": batched}
     if other is not None:
         found = other.interpolate_loss_and_grad(pred, x0, x1, t, path, noise, out=out, **options)
@@ -368,16 +366,9 @@ def _plain_path(other: Any, path: Path, target: PathTarget, reduction: Reduction
     return path.plain_residual[target] if plain and (other is None or not other.is_traced()) else None
 
 
-def _of_path(pred: Any, path: Path, target: PathTarget, reduction: Reduction, batched: bool | None) -> bool:
-    """Returns whether pred is a batch."""
-    need_path(path, target)
-    check_choice("reduction", reduction, get_args(Reduction))
-    return is_batch("pred", pred, batched)
-
-
 def _loss_of_path(
     pred: Any, x0: Any, x1: Any, t: Any, path: Path, noise: NoiseLike | None, *, target: PathTarget, weight: Any,
-    reduction: Reduction, batched: bool, grad: Any = None,
+    reduction: Reduction, batched: bool | None, grad: Any = None,
 ) -> Any:  # fmt: skip
     """Returns the loss; with grad, its array or True, also the gradient."""
     outs = {} if grad is None else {"out": None if grad is True else grad}
@@ -388,9 +379,12 @@ def _loss_of_path(
 
 def path_loss_call(
     pred: Any, x0: Any, x1: Any, t: Any, path: Path, noise: NoiseLike | None, target: PathTarget, weight: Any,
-    reduction: Reduction, batched: bool, outs: Mapping[str, Array | None],
+    reduction: Reduction, batched: bool | None, outs: Mapping[str, Array | None],
 ) -> Loss:  # fmt: skip
     """Returns the loss of a path as a checked call; nothing is written yet. outs: as in `mse_call`."""
+    need_path(path, target)
+    check_choice("reduction", reduction, get_args(Reduction))
+    batched = is_batch("pred", pred, batched)
     m = as_array("pred", pred)
     t = host_numbers("t", t)  # a path's functions are NumPy's
     rows, index = residual_rows(path, t, m.shape, target)

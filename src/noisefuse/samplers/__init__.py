@@ -13,6 +13,9 @@ Samplers of tokens (``tokens/samplers.py``) are functions here, too: ``nf.sample
 a ``DiscreteSampler``. ``__all__`` lists those of arrays.
 """
 
+from .. import discrete_sampler as discrete_sampler  # the page shows the class of samplers of tokens
+from ..ground.lazy import show_public
+from ..tokens import samplers as token_samplers
 from ..tokens.samplers import d3pm as d3pm
 from ..tokens.samplers import discrete_flow as discrete_flow
 from ..tokens.samplers import entropy_bound as entropy_bound
@@ -88,3 +91,5 @@ __all__ = [
     "tcd",
     "unipc",
 ]
+
+show_public(__name__, "interpolants", *token_samplers.__all__)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal, TypeAlias, Unpack
+from typing import Any, Literal, TypeAlias, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from ..language.schedule import Schedule
 from ..language.tableau import D, Tableau, m1, past, x
 from ..views import Prediction
 from .integrals import integral_weights
-from .plan import Placed, Plan, PlanOptions, plan
+from .plan import Plan, PlanOptions, each, plan, squared
 from .shared import sampler
 from .spacing import Spacing, SpacingOptions, Steps
 
@@ -48,50 +48,53 @@ def pndm(
     run = plan(schedule, steps, prediction=prediction, spacing=spacing, **options)
     run.need_signal("pndm")
     check_choice("average", average, ("epsilon", "output"))
-    rows: list[Placed] = []
-    for i, (here, there) in enumerate(run.pairs):
-        ratio = there.alpha / here.alpha
-        base, weight, e = ratio, there.sigma - here.sigma * ratio, run.predicted_noise(here)
-        if average == "output":  # e = u x + w m: the average replaces m
-            base, weight, e = base + weight * e.coefficients[1], weight * e.coefficients[2], m1
-        terms = zip(_ADAMS[min(i, 3)], (e, *past), strict=False)
-        out = sum((weight * c * term for c, term in terms), base * x)
-        rows.append(run.row(here, out, keep=[e]))
-        if i == 0 and there.sigma > 0:
-            again = m1 if average == "output" else run.predicted_noise(there)
-            rows.append(run.row(there, x + weight / 2 * (again - past[0])))
-    return run.table("pndm", rows)
+    here, there = run.steps
+    ratio = there.alpha / here.alpha
+    base, weight, e = ratio, there.sigma - here.sigma * ratio, run.predicted_noise(here)
+    if average == "output":  # e = u x + w m: the average replaces m
+        base, weight, e = base + weight * e.coefficients[1], weight * e.coefficients[2], m1
+    averages = np.array([_ADAMS[min(i, 3)] + (0,) * (3 - i) for i in range(run.n)]).T
+    out = sum((weight * c * term for c, term in zip(averages, (e, *past), strict=False)), base * x)
+    first = slice(0 if run.to_clean and run.n == 1 else 1)
+    again = m1 if average == "output" else run.predicted_noise(there.at(first))
+    second = x + (weight / 2)[first] * (again - past[0])
+    return run.table("pndm", run.row(here, out, keep=[e]), run.row(there.at(first), second))
 
 
 def _multistep(
     name: str,
     run: Plan,
     order: int,
-    weights: Callable[[list[float], float], list[float]],
+    weights: Callable[[Array, Array], Array],
     lower_order_final: bool = False,
 ) -> Tableau:
     """x' = (alpha' / alpha) x + alpha' sum_j w_j e_j, the steps of a linear multistep method in rho = sigma / alpha.
 
-    e_j is the noise predicted at rho_j, the newest first; weights(rho_0 .., rho') are the w_j. If a noise level is
-    visited twice, its newest e counts. lower_order_final: use at most as many e_j as steps are left.
+    e_j is the noise predicted at rho_j, the newest first; weights(rho (n, j), rho' (n,)) are the w_j of n rows, which
+    all end on clean data, or all do not. If a noise level is visited twice, its newest e counts. lower_order_final: use
+    at most as many e_j as steps are left.
     """
     run.need_signal(name)
-    rows: list[Placed] = []
-    n = len(run.nodes) - 1
-    for i, (here, there) in enumerate(run.pairs):
-        e = run.noise(here)
-        levels = [node.sigma / node.alpha for node in run.nodes[i::-1][:order]]
+    here, there = run.steps
+    whole = (run.nodes.sigma / run.nodes.alpha).tolist()
+    groups: dict[tuple[int, bool], list[tuple[int, list[int]]]] = {}
+    for i, end in enumerate(whole[1:]):
+        levels = whole[i::-1][:order]
         used = [j for j, level in enumerate(levels) if level not in levels[:j]]
-        used = used[: n - i] if lower_order_final else used
-        found = weights([levels[j] for j in used], there.sigma / there.alpha)
-        terms = [(e, *past)[j] for j in used]
-        if there.sigma == 0 and len(found) == 1:
-            rows.append(run.row(here, there.alpha * D))
-            continue
-        out = there.alpha / here.alpha * x
-        out = sum((there.alpha * w * term for w, term in zip(found, terms, strict=True)), out)
-        rows.append(run.row(here, out, keep=[e] if order > 1 else []))
-    return run.table(name, rows)
+        used = used[: run.n - i] if lower_order_final else used
+        groups.setdefault((len(used), end == 0), []).append((i, used))
+    of_rows, rho = np.zeros((run.n, order)), np.array(whole)
+    for group in groups.values():
+        rows, places = np.array([i for i, _ in group])[:, None], np.array([used for _, used in group])
+        found = weights(rho[rows - places], rho[rows[:, 0] + 1])
+        of_rows[rows, places[:, : found.shape[1]]] = found
+    e = run.noise(here)
+    out = there.alpha / here.alpha * x
+    out = sum((there.alpha * w * term for w, term in zip(of_rows.T, (e, *past), strict=False)), out)
+    if found.shape[1] == 1 and run.to_clean:  # the last group has the last row
+        last = run.row(here, there.alpha * D, at=run.clean_end)
+        return run.table(name, run.row(here, out, keep=[e] if order > 1 else [], at=run.noisy), last)
+    return run.table(name, run.row(here, out, keep=[e] if order > 1 else []))
 
 
 @sampler()
@@ -119,9 +122,9 @@ def ipndm(schedule: Schedule, steps: Steps = 50, *, order: int = 4, **options: U
     check_integer("order", order, 1, 4)
     run = plan(schedule, steps, whole=False, **options)
 
-    def weights(levels: list[float], end: float) -> list[float]:
-        average = _ADAMS[len(levels) - 1 if end else 0]
-        return [(end - levels[0]) * c for c in average]
+    def weights(levels: Array, end: Array) -> Array:
+        average = _ADAMS[levels.shape[1] - 1 if end[0] else 0]
+        return np.asarray((end - levels[:, 0])[:, None] * np.array(average))
 
     return _multistep("ipndm", run, order, weights)
 
@@ -149,15 +152,15 @@ def ipndm_v(schedule: Schedule, steps: Steps = 50, *, order: int = 4, **options:
     return _multistep("ipndm_v", run, order, _weights_of_ipndm_v)
 
 
-def _weights_of_ipndm_v(levels: list[float], end: float) -> list[float]:
-    h, *before = (a - b for a, b in pairwise([end, *levels]))
-    if not end or not before:
-        return [h]
-    terms = [(1.0, [1.0]), (h / (2 * before[0]), [1.0, -1.0])]
+def _weights_of_ipndm_v(levels: Array, end: Array) -> Array:
+    h, *before = (a - b for a, b in pairwise([end, *levels.T]))
+    if not end[0] or not before:
+        return np.asarray(h[:, None])
+    terms: list[tuple[Any, list[Any]]] = [(1.0, [1.0]), (h / (2 * before[0]), [1.0, -1.0])]
     if len(before) > 1:
         h_1, h_2 = before[:2]
         a = h_1 / h_2
-        terms.append((1 / 2 - h**2 / (6 * h_1 * (h_1 + h_2)), [1.0, -1 - a, a]))
+        terms.append((1 / 2 - squared(h) / (6 * h_1 * (h_1 + h_2)), [1.0, -1 - a, a]))
     if len(before) > 2:
         h_3 = before[2]
         b = h_1 * (h_1 + h_2) / (h_2 * (h_2 + h_3))
@@ -165,7 +168,8 @@ def _weights_of_ipndm_v(levels: list[float], end: float) -> list[float]:
             h * (h + h_1) * (h + h_1 + h_2) / (h_1 * (h_1 + h_2) * (h_1 + h_2 + h_3))
         )
         terms.append((v, [1.0, -1 - a - b, a + b * (1 + h_2 / h_3), -a * b]))
-    return [h * sum(factor * own[j] for factor, own in terms if j < len(own)) for j in range(len(levels))]
+    sums = [sum(factor * own[j] for factor, own in terms if j < len(own)) for j in range(levels.shape[1])]
+    return np.stack([h * one for one in sums], axis=1)
 
 
 @sampler()
@@ -193,18 +197,18 @@ def deis(
         check_integer("points", points, 2)
     run = plan(schedule, steps, drop_last=True, **options)
 
-    def weights(levels: list[float], end: float) -> list[float]:
+    def weights(levels: Array, end: Array) -> Array:
         """Substitutes s = log rho - log t; the density is then -rho e^-s."""
-        rho = levels[0]
-        if not end or len(levels) == 1:
-            return [end - rho]
+        rho = levels[:, :1]
+        if not end[0] or levels.shape[1] == 1:
+            return end[:, None] - rho
         if variable == "vp_time":
-            *t, t_end = (_vp_time(level) for level in (*levels, end))
+            t, t_end = each(_vp_time, levels.ravel()).reshape(levels.shape), each(_vp_time, end)
             return integral_weights(t, t_end, _vp_density, points=points)
-        s = [math.log(rho / level) for level in levels]
-        return integral_weights(s, math.log(rho / end), lambda s: -rho * np.exp(-s), points=points)
+        s, s_end = each(math.log, (rho / levels).ravel()).reshape(levels.shape), each(math.log, rho[:, 0] / end)
+        return integral_weights(s, s_end, lambda s: -rho * np.exp(-s), points=points)
 
-    return _multistep("deis", run, order, weights, lower_order_final and len(run.nodes) - 1 < 15)
+    return _multistep("deis", run, order, weights, lower_order_final and run.n < 15)
 
 
 _LEAST, _MOST = math.log1p(0.002**2) / 1e-3, math.log1p(80.0**2)  # b_d t / 2 + b at t = 0.001 and t = 1
@@ -239,8 +243,8 @@ def gradient_estimation(
     check_number("gamma", gamma)
     run = plan(schedule, steps, whole=False, **options).exploding()
 
-    def weights(levels: list[float], end: float) -> list[float]:
-        h = end - levels[0]
-        return [gamma * h, (1 - gamma) * h] if end and len(levels) > 1 else [h]
+    def weights(levels: Array, end: Array) -> Array:
+        h = end - levels[:, 0]
+        return np.outer(h, [gamma, 1 - gamma] if end[0] and levels.shape[1] > 1 else [1.0])
 
     return _multistep("gradient_estimation", run, 2, weights)

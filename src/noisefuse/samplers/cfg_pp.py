@@ -10,11 +10,14 @@ from __future__ import annotations
 import math
 from typing import Unpack
 
+import numpy as np
+
 from ..ground.checks import check_number
 from ..language.schedule import Schedule
-from ..language.tableau import ZERO, Affine, D, Tableau, m2, past, x, z
-from .dpmpp import _weight
-from .plan import Plan, PlanOptions, descent, plan, split
+from ..language.tableau import Affine, D, Tableau, m2, past, x, z
+from .dpmpp import earlier, phi, weight
+from .exponential import moves, twice
+from .plan import Plan, PlanOptions, descent, each, plan, split
 from .shared import sampler
 from .spacing import Steps
 from .two_stage import middle
@@ -23,16 +26,15 @@ from .two_stage import middle
 def _unconditional(affine: Affine) -> Affine:
     """Replaces the guided output in an expression by the unconditional one."""
     _, of_x, of_m1, *_ = affine.coefficients
-    return of_x * x + of_m1 * m2
+    unconditional: Affine = of_x * x + of_m1 * m2
+    return unconditional
 
 
 def _euler(name: str, run: Plan, eta: float) -> Tableau:
-    rows = []
-    for here, there in run.pairs:
-        keep, fresh = split(here, there, eta)
-        e_u = _unconditional(run.predicted_noise(here)) if keep else ZERO
-        rows.append(run.row(here, there.alpha * D + keep * e_u + fresh * z))
-    return run.table(name, rows)
+    here, there = run.steps
+    keep, fresh = split(here, there, eta)
+    e_u = _unconditional(run.predicted_noise(here))
+    return run.table(name, run.row(here, there.alpha * D + keep * e_u + fresh * z))
 
 
 @sampler()
@@ -81,15 +83,12 @@ def dpmpp_2m_cfg_pp(schedule: Schedule, steps: Steps = 20, **options: Unpack[Pla
     (2, 8)
     """
     run = plan(schedule, steps, whole=False, **options).exploding()
-    rows, before = [], 0.0
-    for here, there in run.pairs:
-        h = math.inf if there.sigma == 0 else math.log(here.sigma / there.sigma)
-        out = D + there.sigma * _unconditional(run.predicted_noise(here))
-        if before and there.sigma:
-            out += -math.expm1(-h) * h / (2 * before) * (D - past[0])
-        rows.append(run.row(here, out, keep=[_unconditional(run.clean(here))]))
-        before = h
-    return run.table("dpmpp_2m_cfg_pp", rows)
+    here, there = run.steps
+    h = each(math.log, here.sigma / there.sigma)
+    before = earlier(h)
+    w = np.where((before != 0) & (h < math.inf), phi(h) * h / (2 * before), 0.0)
+    out = D + there.sigma * _unconditional(run.predicted_noise(here)) + w * (D - past[0])
+    return run.table("dpmpp_2m_cfg_pp", run.row(here, out, keep=[_unconditional(run.clean(here))]))
 
 
 @sampler()
@@ -108,18 +107,18 @@ def dpmpp_2s_ancestral_cfg_pp(
     (2, 8)
     """
     run = plan(schedule, steps, whole=False, **options).flow_or_exploding()
-    rows = []
-    for here, there in run.pairs:
-        down, ratio, fresh = descent(here, there, eta)
-        if down == 0:
-            rows.append(run.row(here, there.alpha * D + fresh * z))
-            continue
-        mid, D_u = middle(run, here, down), _unconditional(run.clean(here))
-        kept, to_mid = (level / here.sigma for level in (down, mid.sigma))
-        known = ratio * kept * x + there.alpha * (D - D_u)
-        rows.append(run.row(here, to_mid * x + (1 - to_mid) * D_u, keep=[known]))
-        rows.append(run.row(mid, past[0] + ratio * (1 - kept) * _unconditional(run.clean(mid)) + fresh * z))
-    return run.table("dpmpp_2s_ancestral_cfg_pp", rows)
+    here, there = run.steps
+    down, ratio, fresh = descent(here, there, eta)
+    inner, mid, D_u = down != 0, middle(run, here, down), _unconditional(run.clean(here))
+    kept, to_mid = (level / here.sigma for level in (down, mid.sigma))
+    known = ratio * kept * x + there.alpha * (D - D_u)
+    out = past[0] + ratio * (1 - kept) * _unconditional(run.clean(mid)) + fresh * z
+    return run.table(
+        "dpmpp_2s_ancestral_cfg_pp",
+        run.row(here, to_mid * x + (1 - to_mid) * D_u, keep=[known], at=inner),
+        run.row(mid, out, at=inner),
+        run.row(here, there.alpha * D + fresh * z, at=~inner),
+    )
 
 
 @sampler()
@@ -140,19 +139,15 @@ def res_multistep_cfg_pp(
     (2, 8)
     """
     run = plan(schedule, steps, whole=False, **options).exploding()
-    rows, moved = [], 0.0
-    for i, (here, there) in enumerate(run.pairs):
-        keep, fresh = split(here, there, eta)
-        D_u = _unconditional(run.clean(here))
-        h = math.log(here.sigma / keep) if keep else math.inf
-        if moved and keep and run.nodes[i - 1].sigma != here.sigma:
-            phi, D1 = -math.expm1(-h), h / moved * (D_u - past[0])
-            mean = math.exp(-h) * (x + D - D_u) + phi * D_u + _weight("heun", phi, h) * D1
-        else:
-            mean = D + keep * _unconditional(run.predicted_noise(here))
-        rows.append(run.row(here, mean + fresh * z, keep=[D_u]))
-        moved = h if keep else 0.0
-    return run.table("res_multistep_cfg_pp", rows)
+    here, there = run.steps
+    keep, fresh = split(here, there, eta)
+    D_u = _unconditional(run.clean(here))
+    h, moved, again = moves(here, keep, keep)
+    first = D + keep * _unconditional(run.predicted_noise(here))
+    p, D1 = phi(h), h / moved * (D_u - past[0])
+    mean = each(math.exp, -h) * (x + D - D_u) + p * D_u + weight("heun", p, h) * D1
+    rows = (run.row(here, one + fresh * z, keep=[D_u], at=at) for one, at in ((first, again), (mean, ~again)))
+    return run.table("res_multistep_cfg_pp", *rows)
 
 
 @sampler()
@@ -175,11 +170,9 @@ def gradient_estimation_cfg_pp(
     """
     check_number("gamma", gamma)
     run = plan(schedule, steps, whole=False, **options).exploding()
-    rows = []
-    for i, (here, there) in enumerate(run.pairs):
-        e_u = _unconditional(run.predicted_noise(here))
-        out = D + there.sigma * e_u
-        if i and there.sigma and run.nodes[i - 1].sigma != here.sigma:
-            out += (gamma - 1) * (there.sigma - here.sigma) * (e_u - past[0])
-        rows.append(run.row(here, out if there.sigma else D, keep=[e_u]))
-    return run.table("gradient_estimation_cfg_pp", rows)
+    here, there = run.steps
+    e_u = _unconditional(run.predicted_noise(here))
+    w = np.where(twice(here) | (there.sigma == 0), 0.0, (gamma - 1) * (there.sigma - here.sigma))
+    out = D + there.sigma * e_u + w * (e_u - past[0])
+    rows = run.row(here, out, keep=[e_u], at=run.noisy), run.row(here, D, keep=[e_u], at=run.clean_end)
+    return run.table("gradient_estimation_cfg_pp", *rows)

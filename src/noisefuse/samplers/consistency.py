@@ -14,7 +14,7 @@ from ..language.axis import Axis
 from ..language.schedule import Schedule
 from ..language.tableau import D, Tableau, x, z
 from ..views import Prediction
-from .plan import Clip, Node, need_fall, plan
+from .plan import Clip, each, need_fall, plan, squared
 from .shared import sampler
 from .spacing import SpacingOptions, Steps, axis_of
 
@@ -45,13 +45,10 @@ def lcm(
     if isinstance(steps, int | np.integer) and "levels" not in options:
         steps = _distilled(axis_of(schedule), original_steps, int(steps))
     run = plan(schedule, steps, prediction=prediction, clip=clip, spacing="leading", **options)
-    rows = []
-    for here, there in run.pairs:
-        s = timestep_scaling * here.t
-        c_skip, c_out = sigma_data**2 / (s**2 + sigma_data**2), s / math.hypot(s, sigma_data)
-        f = c_skip * x + c_out * D
-        rows.append(run.row(here, there.alpha * f + there.sigma * z, denoised=f))
-    return run.table("lcm", rows)
+    here, there = run.steps
+    s = timestep_scaling * here.t
+    f = sigma_data**2 / (squared(s) + sigma_data**2) * x + s / each(lambda one: math.hypot(one, sigma_data), s) * D
+    return run.table("lcm", run.row(here, there.alpha * f + there.sigma * z, denoised=f))
 
 
 @sampler()
@@ -82,19 +79,17 @@ def tcd(
     if isinstance(steps, int | np.integer) and "levels" not in options:
         steps = _distilled(axis, original_steps, int(steps))
     run = plan(schedule, steps, prediction=prediction, clip=clip, spacing="leading", **options)
-    rows = []
-    for here, there in run.pairs:
-        inner = there
-        if there.sigma and gamma:
-            need_fall(here, there)
-            t = (1 - gamma) * there.t // 1
-            place = axis.at_index(np.array([t]))
-            inner = Node(float(place.alpha[0]), float(place.sigma[0]), t)
-        ratio = there.alpha / inner.alpha
-        fresh = math.sqrt(max(0.0, there.sigma**2 - (ratio * inner.sigma) ** 2))
-        x_s = inner.alpha * D + inner.sigma * run.noise(here)
-        rows.append(run.row(here, ratio * x_s + fresh * z))
-    return run.table("tcd", rows)
+    here, there = run.steps
+    inner = there
+    if gamma:
+        need_fall(here.at(run.noisy), there.at(run.noisy))
+        place = axis.at_index((1 - gamma) * there.t[run.noisy] // 1)
+        inner = there._replace(alpha=there.alpha.copy(), sigma=there.sigma.copy())
+        inner.alpha[run.noisy], inner.sigma[run.noisy] = place[:2]
+    ratio = there.alpha / inner.alpha
+    fresh = np.sqrt(np.maximum(0.0, squared(there.sigma) - squared(ratio * inner.sigma)))
+    x_s = inner.alpha * D + inner.sigma * run.noise(here)
+    return run.table("tcd", run.row(here, ratio * x_s + fresh * z))
 
 
 def need_index(axis: Axis, name: str) -> None:

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import Literal, Unpack
 
 import numpy as np
@@ -14,27 +12,30 @@ from ..ground.checks import check_choice, check_integer, check_number
 from ..language.schedule import Schedule
 from ..language.tableau import ZERO, Affine, D, Tableau, past, x, z
 from .integrals import integral_weights
-from .plan import Node, Placed, Plan, PlanOptions, need_fall, plan
+from .plan import Array, Placed, Plan, PlanOptions, each, need_fall, plan
 from .shared import sampler
 from .spacing import Steps
 
 
-def _steps(run: Plan, lower_order_final: bool) -> Iterator[tuple[Node, Node, float, Affine]]:
-    """Yields (here, there, h, D1) for each step: h = lambda' - lambda, D1 = (D - D_before) / r, r = h_before / h.
+def _steps(run: Plan, lower_order_final: bool) -> tuple[Array, Affine]:
+    """Returns h = lambda' - lambda and D1 = (D - D_before) / r of each step, r = h_before / h.
 
     D1 is 0 in steps of first order: the first step, one to clean data (h = inf), one from a noise level visited twice
     (h_before = 0: the same D again), and the last one if asked for and n < 15. At zero terminal SNR the first
     h_before is infinite, and 1 / r is 0.
     """
     run.need_signal("a multistep sampler", nodes=slice(1, None))
-    n, h_before = len(run.nodes) - 1, 0.0
-    for i, (here, there) in enumerate(run.pairs):
-        h = there.log_snr - here.log_snr
-        D1 = ZERO
-        if h_before and h < math.inf and not (i == n - 1 and lower_order_final and n < 15):
-            D1 = h / h_before * (D - past[0])
-        yield here, there, h, D1
-        h_before = h
+    h = np.diff(run.nodes.log_snr)
+    before = earlier(h)
+    second = (before != 0) & (h < math.inf)
+    if lower_order_final and run.n < 15:
+        second[-1] = False
+    return h, np.where(second, h / before, 0.0) * (D - past[0])
+
+
+def earlier(column: Array, by: int = 1) -> Array:
+    """Returns the numbers of as many rows before, and 0 where there is no such row."""
+    return np.concatenate([np.zeros(by), column])[: len(column)]
 
 
 @sampler()
@@ -56,13 +57,11 @@ def dpmpp_2m(
     [999, 799, 599, 400, 200]
     """
     run = plan(schedule, steps, drop_last=True, **options)
-    rows: list[Placed] = []
-    for here, there, h, D1 in _steps(run, lower_order_final):
-        phi = -math.expm1(-h)
-        w = _weight(solver, phi, h)
-        out = there.sigma / here.sigma * x + there.alpha * (phi * D + w * D1)
-        rows.append(run.row(here, out, keep=[D]))
-    return run.table("dpmpp_2m", rows)
+    here, there = run.steps
+    h, D1 = _steps(run, lower_order_final)
+    p = phi(h)
+    out = there.sigma / here.sigma * x + there.alpha * (p * D + weight(solver, p, h) * D1)
+    return run.table("dpmpp_2m", run.row(here, out, keep=[D]))
 
 
 @sampler()
@@ -85,16 +84,15 @@ def dpmpp_2m_sde(
     """
     run = plan(schedule, steps, drop_last=True, **options)
     check_number("eta", eta, 0)
-    rows: list[Placed] = []
-    for here, there, h, D1 in _steps(run, lower_order_final):
-        if eta:
-            need_fall(here, there)
-        a, phi = (1 + eta) * h, -math.expm1(-(1 + eta) * h)
-        w = _weight(solver, phi, a)
-        decay, fresh = _decay(eta, h)
-        out = there.sigma / here.sigma * decay * x + there.alpha * (phi * D + w * D1) + there.sigma * fresh * z
-        rows.append(run.row(here, out, keep=[D]))
-    return run.table("dpmpp_2m_sde", rows)
+    here, there = run.steps
+    h, D1 = _steps(run, lower_order_final)
+    if eta:
+        need_fall(here, there)
+    a = (1 + eta) * h
+    p, (decay, fresh) = phi(a), _decay(eta, h)
+    mean = there.alpha * (p * D + weight(solver, p, a) * D1)
+    out = there.sigma / here.sigma * decay * x + mean + there.sigma * fresh * z
+    return run.table("dpmpp_2m_sde", run.row(here, out, keep=[D]))
 
 
 @sampler()
@@ -119,34 +117,28 @@ def dpmpp_3m_sde(
     run = plan(schedule, steps, drop_last=True, **options)
     run.need_signal("a multistep sampler", nodes=slice(1, None))
     check_number("eta", eta, 0)
-    rows: list[Placed] = []
-    h_1 = h_2 = 0.0
-    for here, there in run.pairs:
-        h = there.log_snr - here.log_snr
-        if eta:
-            need_fall(here, there)
-        a, phi = (1 + eta) * h, -math.expm1(-(1 + eta) * h)
-        D1, D2 = _differences(h, h_1, h_2)
-        phi_2 = _weight("heun", phi, a)
-        phi_3 = 1 / 2 - phi_2 / a if a else 0.0
-        mean = phi * D + phi_2 * D1 + (2 * phi_3 if exact else phi_3) * D2
-        decay, fresh = _decay(eta, h)
-        rows.append(
-            run.row(here, there.sigma / here.sigma * decay * x + there.alpha * mean + there.sigma * fresh * z, keep=[D])
-        )
-        h_1, h_2 = h, h_1
-    return run.table("dpmpp_3m_sde", rows)
+    here, there = run.steps
+    if eta:
+        need_fall(here, there)
+    h = np.diff(run.nodes.log_snr)
+    a = (1 + eta) * h
+    D1, D2 = _differences(h, earlier(h), earlier(h, 2))
+    p, (decay, fresh) = phi(a), _decay(eta, h)
+    phi_2 = weight("heun", p, a)
+    phi_3 = np.where(a != 0, 1 / 2 - phi_2 / a, 0.0)
+    mean = p * D + phi_2 * D1 + (2 * phi_3 if exact else phi_3) * D2
+    out = there.sigma / here.sigma * decay * x + there.alpha * mean + there.sigma * fresh * z
+    return run.table("dpmpp_3m_sde", run.row(here, out, keep=[D]))
 
 
-def _differences(h: float, h_1: float, h_2: float) -> tuple[Affine, Affine]:
+def _differences(h: Array, h_1: Array, h_2: Array) -> tuple[Affine, Affine]:
     """Returns D1 and D2 of ``dpmpp_3m_sde``. They are 0 for steps of no length or unknown length, and to clean data."""
-    if not h_1 or h == math.inf:
-        return ZERO, ZERO
-    D1_0 = h / h_1 * (D - past[0])
-    if not h_2 or h_1 + h_2 == 0:
-        return D1_0, ZERO
-    D1_1 = h / h_2 * (past[0] - past[1])
-    return D1_0 + h_1 / (h_1 + h_2) * (D1_0 - D1_1), h / (h_1 + h_2) * (D1_0 - D1_1)
+    second = (h_1 != 0) & (h != math.inf)
+    third = second & (h_2 != 0) & (h_1 + h_2 != 0)
+    D1_0 = np.where(second, h / h_1, 0.0) * (D - past[0])
+    D1_1 = np.where(third, h / h_2, 0.0) * (past[0] - past[1])
+    of_1, of_2 = (np.where(third, length / (h_1 + h_2), 0.0) for length in (h_1, h))
+    return D1_0 + of_1 * (D1_0 - D1_1), of_2 * (D1_0 - D1_1)
 
 
 @sampler()
@@ -172,12 +164,12 @@ def dpmpp_singlestep(
     check_choice("solver", solver, ("midpoint", "heun"))
     run = plan(schedule, steps, drop_last=True, **options)
     run.need_signal("dpmpp_singlestep")
-    rows: list[Placed] = []
-    at = 0
-    for size in _groups(len(run.nodes) - 1, order, lower_order_final, run.nodes[-1].sigma == 0):
-        rows += _group(run, run.nodes[at : at + size + 1], solver)
-        at += size
-    return run.table("dpmpp_singlestep", rows)
+    sizes = _groups(run.n, order, lower_order_final, run.to_clean)
+    first = np.repeat(np.cumsum([0, *sizes[:-1]]), sizes)  # the step with which each step's group begins
+    last, inside = first + np.repeat(sizes, sizes) - 1, np.arange(run.n) - first
+    return run.table(
+        "dpmpp_singlestep", *(row for k in range(order) for row in _stage(run, k, first, last, inside == k, solver))
+    )
 
 
 def _groups(n: int, order: int, lower_order_final: bool, to_clean: bool) -> list[int]:
@@ -189,38 +181,47 @@ def _groups(n: int, order: int, lower_order_final: bool, to_clean: bool) -> list
     return sizes
 
 
-def _group(run: Plan, nodes: Sequence[Node], solver: str) -> list[Placed]:
-    """Returns the rows of one group. Each remembers its D, and the first one x."""
-    rows = []
-    for k, (here, there) in enumerate(pairwise(nodes)):
-        begin, Ds = (past[k], [*past[:k][::-1], D]) if k else (x, [D])
-        weights = _inner([node.log_snr for node in nodes[: k + 1]], there.log_snr, solver)
-        mean = sum((w * D_j for w, D_j in zip(weights, Ds, strict=True) if w), ZERO)
-        keep = [] if k == len(nodes) - 2 else [D] if k else [D, x]
-        rows.append(run.row(here, there.sigma / nodes[0].sigma * begin + there.alpha * mean, keep=keep))
-    return rows
+def _stage(run: Plan, k: int, first: Array, last: Array, some: Array, solver: str) -> list[Placed]:
+    """Returns the rows of the k-th steps of all groups. Each remembers its D, and the first one x."""
+    here, there = (node.at(some) for node in run.steps)
+    begin, Ds = (past[k], [*past[:k][::-1], D]) if k else (x, [D])
+    levels = run.nodes.log_snr
+    weights = np.array(
+        [_inner(levels[i : i + k + 1].tolist(), levels[i + k + 1].item(), solver) for i in first[some]]
+    ).reshape(-1, k + 1)
+    mean = sum((w * D_j for w, D_j in zip(weights.T, Ds, strict=True)), ZERO)
+    out = there.sigma / run.nodes.sigma[first[some]] * begin + there.alpha * mean
+    ends = here.step == last[some]
+    return [run.row(here, out, at=ends), run.row(here, out, keep=[D] if k else [D, x], at=~ends)]
 
 
 def _inner(levels: list[float], end: float, solver: str) -> list[float]:
     """Returns w_j of ``dpmpp_singlestep`` for lambda_0 .. lambda_k and lambda'. Of equal noise levels, the first D
     counts."""
     h, inner = end - levels[0], [level - levels[0] for level in levels]
-    phi = -math.expm1(-h)
+    whole = -math.expm1(-h)
     if solver == "midpoint" and len(inner) == 2 and inner[1]:
-        second = phi * h / (2 * inner[1])
-        return [phi - second, second]
+        second = whole * h / (2 * inner[1])
+        return [whole - second, second]
     used = [j for j, s in enumerate(inner) if s not in inner[:j] and not (solver == "midpoint" and j == 1)]
     if len(used) == 1:
-        return [phi, *[0.0] * (len(inner) - 1)]
-    weights = iter(integral_weights([inner[j] for j in used], h, lambda s: np.exp(s - h)))
-    return [next(weights) if j in used else 0.0 for j in range(len(inner))]
+        return [whole, *[0.0] * (len(inner) - 1)]
+    weights = iter(integral_weights(np.array([[inner[j] for j in used]]), np.array([h]), lambda s: np.exp(s - h))[0])
+    return [next(weights).item() if j in used else 0.0 for j in range(len(inner))]
 
 
-def _decay(eta: float, h: float) -> tuple[float, float]:
+def _decay(eta: float, h: Array) -> tuple[Array, Array]:
     """Returns e^(-eta h) and sqrt(1 - e^(-2 eta h)). Rounding may have made h negative; h may be infinite."""
-    return (math.exp(-eta * h), math.sqrt(max(0.0, -math.expm1(-2 * eta * h)))) if eta else (1.0, 0.0)
+    if not eta:
+        return np.ones_like(h), np.zeros_like(h)
+    return each(math.exp, -eta * h), np.sqrt(np.maximum(0.0, phi(2 * eta * h)))
 
 
-def _weight(solver: str, phi: float, h: float) -> float:
+def phi(h: Array) -> Array:
+    """Returns 1 - e^-h."""
+    return -each(math.expm1, -h)
+
+
+def weight(solver: str, phi: Array, h: Array) -> Array:
     check_choice("solver", solver, ("midpoint", "heun"))
-    return phi / 2 if solver == "midpoint" else 1 - (phi / h if h else 1.0)
+    return phi / 2 if solver == "midpoint" else 1 - np.where(h != 0, phi / h, 1.0)

@@ -6,21 +6,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal, TypeAlias, Unpack
+from typing import Literal, Unpack
 
 import numpy as np
-import numpy.typing as npt
 
 from ..ground.checks import check_integer, check_number
 from ..language.schedule import Schedule
 from ..language.tableau import ZERO, Affine, D, Tableau, past, x, z
-from .dpmpp import _weight
+from .dpmpp import earlier, phi, weight
 from .integrals import integral_weights
-from .plan import Placed, Plan, PlanOptions, need_fall, plan, split
+from .plan import Array, Node, Plan, PlanOptions, each, need_fall, plan, split, squared
 from .shared import sampler
 from .spacing import Steps
-
-Array: TypeAlias = npt.NDArray[np.float64]
+from .two_stage import geometric
 
 
 @sampler()
@@ -43,22 +41,29 @@ def res_multistep(
     """
     run = plan(schedule, steps, whole=False, **options)
     flow, run = run.axis.family == "flow", run.flow_or_exploding()
-    rows: list[Placed] = []
-    moved = 0.0  # the last step's way down, in log sigma
-    for i, (here, there) in enumerate(run.pairs):
-        keep, fresh = split(here, there, eta)
-        if keep == 0:
-            rows.append(run.row(here, there.alpha * D + fresh * z, keep=[D]))
-            continue
-        size = there.alpha + keep if flow else 1.0  # sigma_down is relative to alpha + sigma = 1 in a flow
-        h = math.log(here.sigma / (keep / size))
-        phi = _phi(h)
-        again = not moved or run.nodes[i - 1].sigma == here.sigma  # moved is 0 after a step that kept nothing of x
-        D1 = ZERO if again else h / moved * (D - past[0])
-        mean = math.exp(-h) * x + phi * D + _weight("heun", phi, h) * D1
-        rows.append(run.row(here, size * mean + fresh * z, keep=[D]))
-        moved = h
-    return run.table("res_multistep", rows)
+    here, there = run.steps
+    keep, fresh = split(here, there, eta)
+    size = there.alpha + keep if flow else np.ones(run.n)  # sigma_down is relative to alpha + sigma = 1 in a flow
+    h, moved, again = moves(here, keep, keep / size)
+    p, D1 = phi(h), np.where(again, 0.0, h / moved) * (D - past[0])
+    out = size * (each(math.exp, -h) * x + p * D + weight("heun", p, h) * D1) + fresh * z
+    return run.table(
+        "res_multistep",
+        run.row(here, out, keep=[D], at=keep != 0),
+        run.row(here, there.alpha * D + fresh * z, keep=[D], at=keep == 0),
+    )
+
+
+def moves(here: Node, keep: Array, down: Array) -> tuple[Array, Array, Array]:
+    """Returns each step's way down in log sigma, that of the step before, and the steps of first order."""
+    h = each(math.log, here.sigma / down)
+    moved = earlier(np.where(keep != 0, h, 0.0))
+    return h, moved, (moved == 0) | (keep == 0) | twice(here)
+
+
+def twice(here: Node) -> Array:
+    """Tells where a step begins at the noise level of the one before. The first step counts, too."""
+    return np.append(True, here.sigma[1:] == here.sigma[:-1])
 
 
 @sampler()
@@ -86,9 +91,9 @@ def seeds_2(
     check_number("r", r, most=1, above=0)
     run = plan(schedule, steps, whole=False, **options).exploding()
 
-    def weights(c: float) -> list[list[float]]:
-        b = _weight(solver, _phi(c), c) / r
-        return [[_phi(r * c)], [_phi(c) - b, b]]
+    def weights(c: Array) -> list[list[Array]]:
+        b = weight(solver, phi(c), c) / r
+        return [[phi(r * c)], [phi(c) - b, b]]
 
     return _seeds("seeds_2", run, eta, [r], weights)
 
@@ -117,16 +122,16 @@ def seeds_3(
         raise ValueError(f"0 < r_1 < r_2 <= 1 must hold, got {r_1} and {r_2}")
     run = plan(schedule, steps, whole=False, **options).exploding()
 
-    def weights(c: float) -> list[list[float]]:
-        psi_2, psi = (_weight("heun", _phi(r * c), r * c) for r in (r_2, 1.0))
+    def weights(c: Array) -> list[list[Array]]:
+        psi_2, psi = (weight("heun", phi(r * c), r * c) for r in (r_2, 1.0))
         a, b = r_2 / r_1 * psi_2, psi / r_2
-        return [[_phi(r_1 * c)], [_phi(r_2 * c) - a, a], [_phi(c) - b, 0.0, b]]
+        return [[phi(r_1 * c)], [phi(r_2 * c) - a, a], [phi(c) - b, 0.0 * b, b]]
 
     return _seeds("seeds_3", run, eta, [r_1, r_2], weights)
 
 
 def _seeds(
-    name: str, run: Plan, eta: float, inner: Sequence[float], weights: Callable[[float], list[list[float]]]
+    name: str, run: Plan, eta: float, inner: Sequence[float], weights: Callable[[Array], list[list[Array]]]
 ) -> Tableau:
     """Writes each stage of SEEDS from the one before: w is Markov, so the earlier draw is contained in that stage's x.
 
@@ -134,28 +139,23 @@ def _seeds(
     one before, whose x counts with a ratio, so that stage's weights times the ratio are subtracted.
     """
     check_number("eta", eta, 0)
-    rows: list[Placed] = []
-    for here, there in run.pairs:
-        if eta:
-            need_fall(here, there)
-        if there.sigma == 0:
-            rows.append(run.row(here, D))
-            continue
-        h, parts = math.log(here.sigma / there.sigma), [0.0, *inner, 1.0]
-        nodes = [here, *(run.node(here.sigma ** (1 - r) * there.sigma**r) for r in inner), there]
-        own, before = weights((1 + eta) * h), list[float]()
-        for k, (part, node) in enumerate(zip(pairwise(parts), nodes[1:], strict=True)):
-            down = (part[1] - part[0]) * h
-            ratio, fresh = math.exp(-(1 + eta) * down), node.sigma * math.sqrt(max(0.0, _phi(2 * eta * down)))
-            fallen = [w - ratio * w_before for w, w_before in zip(own[k], [*before, 0.0], strict=True)]
-            mean = sum((w * D_j for w, D_j in zip(fallen, [*past[:k][::-1], D], strict=True)), ratio * x)
-            rows.append(run.row(nodes[k], mean + fresh * z, keep=[D] if k < len(inner) else []))
-            before = own[k]
-    return run.table(name, rows)
-
-
-def _phi(c: float) -> float:
-    return -math.expm1(-c)
+    here, there = run.steps
+    if eta:
+        need_fall(here, there)
+    rows = [run.row(here, D, at=run.clean_end)]
+    here, there = here.at(run.noisy), there.at(run.noisy)
+    h, parts = each(math.log, here.sigma / there.sigma), [0.0, *inner, 1.0]
+    nodes = [here, *(geometric(run, here, there.sigma, r) for r in inner), there]
+    own, before = weights((1 + eta) * h), list[Array]()
+    for k, (part, node) in enumerate(zip(pairwise(parts), nodes[1:], strict=True)):
+        down = (part[1] - part[0]) * h
+        ratio = each(math.exp, -(1 + eta) * down)
+        fresh = node.sigma * np.sqrt(np.maximum(0.0, phi(2 * eta * down)))
+        fallen = [w - ratio * w_before for w, w_before in zip(own[k], [*before, 0.0 * h], strict=True)]
+        mean = sum((w * D_j for w, D_j in zip(fallen, [*past[:k][::-1], D], strict=True)), ratio * x)
+        rows.append(run.row(nodes[k], mean + fresh * z, keep=[D] if k < len(inner) else []))
+        before = own[k]
+    return run.table(name, *rows)
 
 
 @sampler()
@@ -190,64 +190,82 @@ def sa_solver(
     run.need_signal("sa_solver")
     check_integer("predictor_order", predictor_order, 1, 3)
     check_integer("corrector_order", corrector_order, 0, 4)
-    n, to_clean = len(run.nodes) - 1, run.nodes[-1].sigma == 0
-    lambdas = [node.log_snr for node in run.nodes]
-    rows: list[Placed] = []
+    here, there = run.steps
+    taus, to_clean = _one_each(tau, run.n), run.to_clean
+    draws = np.flatnonzero(taus[run.noisy])
+    need_fall(here.at(draws), there.at(draws))
+    levels = run.nodes.log_snr
+    h, squares = np.diff(levels), squared(taus)
+    corrected = np.zeros(run.n, bool)
+    used: dict[tuple[int, int], list[float]] = {}  # by the predictor or the corrector, and row
+    for i in range(run.noisy.stop):
+        left = run.n - i - to_clean if lower_order_final else run.n
+        c = min(corrector_order, left + (not to_clean))
+        corrected[i] = c > 0 and (i < run.n - 1 or pece)  # else nothing corrects it
+        known = levels[i::-1].tolist()
+        used[0, i] = known[: min(predictor_order, left)]
+        if corrected[i]:
+            used[1, i] = [levels[i + 1].item(), *known][:c]
+    weights = _adams(used, levels[:-1], h, 1 + squares, simple_order_2)
     older = max(predictor_order, corrector_order - 1) > 1  # whether D is needed beyond its own row
-    begin, Ds = x, [D, *(past[::2] if corrector_order else past)]
-    for i, ((here, there), tau_i) in enumerate(zip(run.pairs, _one_each(tau, n), strict=True)):
-        if there.sigma == 0:
-            rows.append(run.row(here, there.alpha * D))
-            continue
-        if tau_i:
-            need_fall(here, there)
-        left = n - i - to_clean if lower_order_final else n
-        used, c = lambdas[i::-1][: min(predictor_order, left)], min(corrector_order, left + (not to_clean))
-        h, k = lambdas[i + 1] - lambdas[i], 1 + tau_i**2
-        fresh = there.sigma * math.sqrt(max(0.0, _phi(2 * tau_i**2 * h)))
-        base = there.sigma / here.sigma * math.exp(-(tau_i**2) * h) * begin + fresh * z
-        out = base + _sum(_adams(used, h, lambdas[i], k, simple_order_2), Ds, there.alpha)
-        if not c or (i == n - 1 and not pece):  # nothing corrects it
-            rows.append(run.row(here, out, keep=[D] * older))
-            continue
-        used = [lambdas[i + 1], *lambdas[i::-1]][:c]
-        newest, *others = _adams(used, h, lambdas[i], k, simple_order_2)
-        known = base + _sum(others, Ds, there.alpha)
-        rows.append(run.row(here, out, keep=[D] * older + [known]))
-        begin = past[older] + there.alpha * newest * D
-        if pece:
-            rows.append(run.row(there, begin))
-            begin = x
-    return run.table("sa_solver", rows)
+    predicted, corrects = (there.alpha * w.T for w in weights)
+    Ds = [D, *(past[::2] if corrector_order else past)]
+    again = np.append(False, corrected[:-1]) & (not pece)  # a step begins with the correction of its x
+    anew = np.where(again, earlier(corrects[0]), 0.0)
+    begin = np.where(again, 0.0, 1.0) * x + np.where(again, 1.0, 0.0) * past[older] + anew * D
+    fresh = there.sigma * np.sqrt(np.maximum(0.0, phi(2 * squares * h)))
+    base = there.sigma / here.sigma * each(math.exp, -squares * h) * begin + fresh * z
+    out = base + _sum(predicted, Ds)
+    keep = [D] * older
+    rows = [
+        run.row(here, out, keep=[*keep, base + _sum(corrects[1:], Ds)], at=corrected),
+        run.row(here, out, keep=keep, at=~corrected & (there.sigma > 0)),
+        run.row(here, there.alpha * D, at=run.clean_end),
+    ]
+    if pece:
+        rows.append(run.row(there, past[older] + corrects[0] * D, at=corrected))
+    return run.table("sa_solver", *rows)
 
 
-def _one_each(tau: float | Sequence[float], n: int) -> list[float]:
+def _one_each(tau: float | Sequence[float], n: int) -> Array:
     """Returns tau for each step."""
     try:
-        taus = np.broadcast_to(np.asarray(tau, np.float64), (n,)).tolist()
+        taus = np.broadcast_to(np.asarray(tau, np.float64), (n,))
     except (TypeError, ValueError):
         raise ValueError(f"tau must be a number or one for each of {n} steps, got {tau!r}") from None
-    return [check_number("tau", each, 0) for each in taus]
+    for one in taus.tolist():
+        check_number("tau", one, 0)
+    return taus
 
 
-def _sum(weights: Sequence[float], terms: Sequence[Affine], factor: float) -> Affine:
-    return sum((factor * w * term for w, term in zip(weights, terms, strict=False)), ZERO)
+def _sum(weights: Array, terms: Sequence[Affine]) -> Affine:
+    return sum((w * term for w, term in zip(weights, terms, strict=False)), ZERO)
 
 
-def _adams(levels: list[float], h: float, begin: float, k: float, simple: bool) -> list[float]:
-    """Returns w_j of ``sa_solver`` for D at these lambdas, for a step h from begin on. Of equal levels, the first
-    counts."""
-    s = [level - begin for level in levels]
-    used = [j for j in range(len(s)) if s[j] not in s[:j]]
-    if simple and len(used) == 2:
-        at, other = sorted(used, key=lambda j: abs(s[j]))
-        slope = k * h * h / (2 * s[other])
-        found = {at: _phi(k * h) - slope, other: slope}
-    else:
-        nodes = [s[j] for j in used]
-        weights = integral_weights(nodes, h, lambda t: k * np.exp(k * (t - h)), begin=0.0)
-        found = dict(zip(used, weights, strict=True))
-    return [found.get(j, 0.0) for j in range(len(s))]
+def _adams(used: dict[tuple[int, int], list[float]], begin: Array, h: Array, k: Array, simple: bool) -> Array:
+    """Returns w_j of ``sa_solver``, (2, n, 4), for D at these lambdas, for steps h from begin on. Of equal levels, the
+    first counts."""
+    made, groups = np.zeros((2, len(h), 4)), dict[int, list[tuple[int, int, list[int]]]]()
+    for (one, i), levels in used.items():
+        s = [level - begin[i].item() for level in levels]
+        places = [j for j in range(len(s)) if s[j] not in s[:j]]
+        if simple and len(places) == 2:
+            at, other = sorted(places, key=lambda j: abs(s[j]))
+            slope = (k[i] * h[i] * h[i]).item() / (2 * s[other])
+            made[one, i, at], made[one, i, other] = -math.expm1(-k[i] * h[i]) - slope, slope
+        else:
+            groups.setdefault(len(places), []).append((one, i, places))
+    for group in groups.values():
+        ones, rows, of_levels = map(np.array, zip(*group, strict=True))
+        nodes = np.array([[used[one, i][j] - begin[i] for j in places] for one, i, places in group])
+        rate, length = k[rows][:, None], h[rows][:, None]
+
+        def density(t: Array) -> Array:
+            return np.asarray(rate * np.exp(rate * (t - length)))  # noqa: B023, it is called at once
+
+        found = integral_weights(nodes, h[rows], density, begin=np.zeros(len(rows)))
+        made[ones[:, None], rows[:, None], of_levels] = found
+    return made
 
 
 @sampler()
@@ -286,38 +304,47 @@ def er_sde(
     run = plan(schedule, steps, drop_last=True, **options)
     run.need_signal("er_sde")
     scale = _noise_scale(phi)
-    rows: list[Placed] = []
-    for i, (here, there) in enumerate(run.pairs):
-        if there.sigma == 0:
-            rows.append(run.row(here, there.alpha * D))
-            continue
-        levels, end = [node.sigma / node.alpha for node in run.nodes[i::-1][:order]], there.sigma / there.alpha
-        at_end, at_here = np.broadcast_to(scale(np.array([end, levels[0]])), 2).tolist()
-        if not (0 < at_end < math.inf and 0 < at_here < math.inf):
-            raise ValueError(f"phi must be positive and finite at the levels, got {at_end} and {at_here}")
-        r = at_end / at_here
-        fresh = (end - levels[0] * r) * (end + levels[0] * r)
-        if fresh < -1e-12 * end**2:
-            need_fall(here, there)
-            raise ValueError(f"phi asks for more noise than there is at {end:g}: phi(l) / l must not grow as l falls")
-        fresh = math.sqrt(fresh) if fresh > 1e-12 * end**2 else 0.0  # up to rounding
-        mean = (1 - r) * D + _differences(levels, end, _integrals(scale, levels[0], end, points), exact)
-        rows.append(run.row(here, there.alpha * (r / here.alpha * x + mean + fresh * z), keep=[D] if order > 1 else []))
-    return run.table("er_sde", rows)
+    here, there = (node.at(run.noisy) for node in run.steps)
+    whole = run.nodes.sigma / run.nodes.alpha
+    level, end = whole[:-1][run.noisy], whole[1:][run.noisy]
+    at_end, at_here = (each(lambda one: np.broadcast_to(scale(np.array([one])), 1)[0], at) for at in (end, level))
+    for i in np.flatnonzero(~((at_end > 0) & (at_end < math.inf) & (at_here > 0) & (at_here < math.inf))):
+        raise ValueError(f"phi must be positive and finite at the levels, got {at_end[i]} and {at_here[i]}")
+    r = at_end / at_here
+    fresh = (end - level * r) * (end + level * r)
+    for i in np.flatnonzero(fresh < -1e-12 * squared(end)):
+        need_fall(here.at([int(i)]), there.at([int(i)]))
+        raise ValueError(f"phi asks for more noise than there is at {end[i]:g}: phi(l) / l must not grow as l falls")
+    fresh = np.where(fresh > 1e-12 * squared(end), np.sqrt(fresh), 0.0)  # up to rounding
+    integrals = _integrals(scale, level, end, at_end, points)
+    mean = (1 - r) * D + _differences([earlier(level, k) for k in range(order)], end, integrals, exact)
+    out = there.alpha * (r / here.alpha * x + mean + fresh * z)
+    clean, _ = run.steps
+    return run.table(
+        "er_sde",
+        run.row(here, out, keep=[D] if order > 1 else []),
+        run.row(clean, run.nodes.alpha[-1] * D, at=run.clean_end),
+    )
 
 
-def _differences(levels: list[float], end: float, integrals: tuple[float, float], exact: bool) -> Affine:
+def _differences(levels: list[Array], end: Array, integrals: tuple[Array, Array], exact: bool) -> Affine:
     """Returns a_1 D1 + a_2 D2 of ``er_sde``. A term is 0 if too few noise levels are known, or some coincide."""
-    here, h = levels[0], end - levels[0]
-    if len(levels) == 1 or levels[1] == here:
+    level, h = levels[0], end - levels[0]
+    if len(levels) == 1:
         return ZERO
-    D1 = (D - past[0]) / (here - levels[1])
-    if len(levels) == 2 or levels[2] in levels[:2]:
-        return (h + integrals[0]) * D1
-    D2 = 2 / (here - levels[2]) * (D1 - (past[0] - past[1]) / (levels[1] - levels[2]))
+    i = np.arange(len(level))
+    second = (i > 0) & (levels[1] != level)
+    D1 = (D - past[0]) / np.where(second, level - levels[1], 1.0)
+    found: Affine = np.where(second, h + integrals[0], 0.0) * D1
+    if len(levels) == 2:
+        return found
+    third = second & (i > 1) & (levels[2] != level) & (levels[2] != levels[1])
+    to_2, before = (np.where(third, one - levels[2], 1.0) for one in (level, levels[1]))
+    D2 = 2 / to_2 * (D1 - (past[0] - past[1]) / before)
     if exact:
-        D1 += (here - levels[1]) / 2 * D2
-    return (h + integrals[0]) * D1 + (h * h / 2 + integrals[1]) * D2
+        found = np.where(second, h + integrals[0], 0.0) * (D1 + np.where(third, (level - levels[1]) / 2, 0.0) * D2)
+    found += np.where(third, h * h / 2 + integrals[1], 0.0) * D2
+    return found
 
 
 def _noise_scale(phi: Callable[[Array], Array] | float | None) -> Callable[[Array], Array]:
@@ -334,19 +361,26 @@ def _noise_scale(phi: Callable[[Array], Array] | float | None) -> Callable[[Arra
     return scale
 
 
-def _integrals(scale: Callable[[Array], Array], here: float, end: float, points: int | None) -> tuple[float, float]:
+def _integrals(
+    scale: Callable[[Array], Array], here: Array, end: Array, last: Array, points: int | None
+) -> tuple[Array, Array]:
     """Returns phi(l') I_0 and phi(l') I_1 of ``er_sde``, by a sum of so many points, or by an integral over log l."""
-    last = scale(np.array([end]))[0]
+    here, end, last = (column[:, None] for column in (here, end, last))
+
+    def ratio(s: Array) -> Array:
+        return np.asarray(last / scale(s.ravel()).reshape(s.shape))
+
     if points is not None:
         width = (here - end) / points
         s = end + width * np.arange(points, dtype=np.float64)
-        return float(np.sum(last / scale(s)) * width), float(np.sum((s - here) * (last / scale(s))) * width)
+        first, second = ratio(s), (s - here) * ratio(s)
+        return np.sum(first, axis=1) * width[:, 0], np.sum(second, axis=1) * width[:, 0]
 
-    def integral(power: int) -> float:
+    def integral(power: int) -> Array:
         def density(u: Array) -> Array:
             s: Array = np.exp(u)
-            return np.asarray(s * (s - here) ** power * (last / scale(s)))
+            return np.asarray(s * (s - here) ** power * ratio(s))
 
-        return integral_weights([math.log(end)], math.log(here), density)[0]
+        return integral_weights(each(math.log, end[:, 0])[:, None], each(math.log, here[:, 0]), density)[:, 0]
 
     return integral(0), integral(1)

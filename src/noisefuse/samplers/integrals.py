@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -21,33 +21,35 @@ def _gauss_legendre() -> tuple[Array, Array]:
 
 
 def integral_weights(
-    nodes: Sequence[float],
-    end: float,
+    nodes: Array,
+    end: Array,
     density: Callable[[Array], Array] = np.ones_like,
     *,
-    begin: float | None = None,
+    begin: Array | None = None,
     points: int | None = None,
-) -> list[float]:
+) -> Array:
     """w_j = integral of density(s) L_j(s) over s from begin to end, L_j(s) = prod_(k != j) (s - s_k) / (s_j - s_k).
 
-    begin: nodes[0] by default. points: a sum over so many equally spaced s, both ends among them, for the integral.
+    nodes (n, k), the ends (n,) and the weights (n, k) are those of n rows; density takes (n, points). begin: the first
+    nodes by default. points: a sum over so many equally spaced s, both ends among them, for the integral.
 
     So sum_j w_j f(s_j) is the integral of density f for every polynomial f of lower degree than the number of nodes,
     which have to differ. It uses the 32 points of Gauss and Legendre: exact, up to rounding, for density 1; for a
     density e^(c s) with |c| (end - begin) <= 60 within 1e-13 of its largest value times the length.
     """
-    begin = nodes[0] if begin is None else begin
+    nodes, end = np.asarray(nodes, np.float64), np.asarray(end, np.float64)
+    begin = nodes[:, 0] if begin is None else begin
     if points is None:
         at, weights = _gauss_legendre()
-        half = (end - begin) / 2
-        s = begin + half * (1 + at)
+        half = ((end - begin) / 2)[:, None]
+        s = begin[:, None] + half * (1 + at)
         measure = half * weights * density(s)
     else:
-        s = np.linspace(begin, end, points)
-        measure = (end - begin) / points * density(s)
-    found = []
-    for j, node in enumerate(nodes):
-        others = [other for k, other in enumerate(nodes) if k != j]
-        basis = np.prod([(s - other) / (node - other) for other in others], axis=0) if others else 1.0
-        found.append(float(np.sum(measure * basis)))
+        s = np.ascontiguousarray(np.linspace(begin, end, points, axis=-1))
+        measure = ((end - begin) / points)[:, None] * density(s)
+    found = np.empty(nodes.shape)
+    for j in range(nodes.shape[1]):
+        others = [(s - nodes[:, [k]]) / (nodes[:, [j]] - nodes[:, [k]]) for k in range(nodes.shape[1]) if k != j]
+        basis = np.prod(others, axis=0) if others else np.ones_like(s)
+        found[:, j] = np.sum(measure * basis, axis=1)
     return found

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ..ground.checks import check_integer
 from ..language.tableau import ZERO, Affine, D, Row, Tableau, m1, m2, past, x, z
 from ..paths import Path
-from ..sampling.sampler import Sampler
+from ..sampler import Sampler
 
 __all__ = ["bridge", "ode", "sde"]
 

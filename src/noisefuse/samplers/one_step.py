@@ -7,24 +7,23 @@ x' = alpha' D + keep e + fresh z,    keep^2 + fresh^2 = sigma'^2,    e = (x - al
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from typing import Literal, Unpack
+
+import numpy as np
 
 from ..ground.checks import check_choice, check_integer
 from ..language.schedule import Schedule
 from ..language.tableau import D, Tableau, z
-from .plan import Plan, PlanOptions, descent, plan, split
+from .plan import Plan, PlanOptions, descent, plan, split, squared
 from .shared import sampler
 from .spacing import Steps
 
 
 def _rows(name: str, run: Plan, eta: float) -> Tableau:
     """x' = alpha' D + keep e + fresh z: Song et al. 2021 (DDIM), equation 12, in any frame."""
-    rows = []
-    for here, there in run.pairs:
-        keep, fresh = split(here, there, eta)
-        rows.append(run.row(here, there.alpha * D + keep * run.noise(here) + fresh * z))
-    return run.table(name, rows)
+    here, there = run.steps
+    keep, fresh = split(here, there, eta)
+    return run.table(name, run.row(here, there.alpha * D + keep * run.noise(here) + fresh * z))
 
 
 @sampler(spacing="leading")
@@ -48,14 +47,12 @@ def ddpm(
     run = plan(schedule, steps, **options)
     if variance == "fixed_small":
         return _rows("ddpm", run, eta=1.0)
-    rows = []
-    for here, there in run.pairs:
-        keep, _ = split(here, there, eta=1.0)
-        beta = here.sigma**2 - (here.alpha / there.alpha * there.sigma) ** 2 if there.sigma else 0.0
-        # rounding could make beta negative where both levels are the same
-        fresh = math.sqrt(max(0.0, beta))
-        rows.append(run.row(here, there.alpha * D + keep * run.noise(here) + fresh * z))
-    return run.table("ddpm", rows)
+    here, there = run.steps
+    keep, _ = split(here, there, eta=1.0)
+    beta = squared(here.sigma) - squared(here.alpha / there.alpha * there.sigma)
+    # rounding could make beta negative where both levels are the same
+    fresh = np.sqrt(np.maximum(0.0, np.where(there.sigma > 0, beta, 0.0)))
+    return run.table("ddpm", run.row(here, there.alpha * D + keep * run.noise(here) + fresh * z))
 
 
 @sampler(spacing="leading")
@@ -76,12 +73,10 @@ def ddim(
       0: t = 500;  D = 3.58525 x - 3.44297 m1;  x' = 0.586219 m1 + 0.810152 D
     """
     run = plan(schedule, steps, **options)
-    rows = []
-    for here, there in run.pairs:
-        keep, fresh = split(here, there, eta)
-        e = run.noise(here) if use_clipped_model_output else run.predicted_noise(here)
-        rows.append(run.row(here, there.alpha * D + keep * e + fresh * z))
-    return run.table("ddim", rows)
+    here, there = run.steps
+    keep, fresh = split(here, there, eta)
+    e = run.noise(here) if use_clipped_model_output else run.predicted_noise(here)
+    return run.table("ddim", run.row(here, there.alpha * D + keep * e + fresh * z))
 
 
 @sampler(spacing="leading")
@@ -102,15 +97,15 @@ def ddim_inverse(schedule: Schedule, steps: Steps = 50, **options: Unpack[PlanOp
     [0, 200, 400, 600, 800]
     """
     run = plan(schedule, steps, **options)
-    if run.nodes[-1].sigma == 0 and run.view.name not in ("epsilon", "v", "flow"):
+    if run.to_clean and run.view.name not in ("epsilon", "v", "flow"):
         raise ValueError(
             f'a prediction of {run.view.name} does not determine the noise of clean data: begin at final="sigma_min"'
         )
-    rows = []
-    for here, there in pairwise(run.nodes[::-1]):
-        told = here._replace(t=there.t, told=there.told)
-        rows.append(run.row(told, there.alpha * D + there.sigma * run.predicted_noise(told)))
-    return run.table("ddim_inverse", rows, start=math.hypot(*run.nodes[-1][:2]))
+    up = run.nodes.at(slice(None, None, -1))
+    here, there = up.at(slice(-1)), up.at(slice(1, None))
+    told = here._replace(t=there.t, told=there.told, step=-here.step)
+    row = run.row(told, there.alpha * D + there.sigma * run.predicted_noise(told))
+    return run.table("ddim_inverse", row, start=math.hypot(up.alpha[0], up.sigma[0]))
 
 
 @sampler(spacing="leading")
@@ -137,23 +132,23 @@ def repaint(
     check_integer("jump_length", jump_length, 1)
     check_integer("jump_n_sample", jump_n_sample, 1)
     run = plan(schedule, steps, **options)
-    n = len(run.nodes) - 1
     # noise levels count from the end, as in the paper: so many steps remain after a step
-    left = dict.fromkeys(range(1, n - jump_length + 1, jump_length), jump_n_sample - 1)
-    rows, at = [], n
+    left = dict.fromkeys(range(1, run.n - jump_length + 1, jump_length), jump_n_sample - 1)
+    walk, at = [], run.n
     while at:
-        here, there = run.nodes[n - at], run.nodes[n - at + 1]
-        keep, fresh = split(here, there, eta)
+        walk.append(at)
         at -= 1
-        out, noise = there.alpha * D + keep * run.noise(here), fresh
         if left.get(at, 0):
             left[at] -= 1
             at += jump_length
-            up = run.nodes[n - at]
-            ratio = up.alpha / there.alpha
-            out, noise = ratio * out, math.sqrt((ratio * fresh) ** 2 + up.sigma**2 - (ratio * there.sigma) ** 2)
-        rows.append(run.row(here, out + noise * z))
-    return run.table("repaint", rows)
+    begins, ends = run.n - np.array(walk), run.n - np.array([*walk[1:], 0])
+    here, there, up = (run.nodes.at(nodes) for nodes in (begins, begins + 1, ends))
+    here = here._replace(step=np.arange(len(walk)))
+    keep, fresh = split(here, there, eta)
+    ratio = up.alpha / there.alpha
+    jumped = np.sqrt(squared(ratio * fresh) + squared(up.sigma) - squared(ratio * there.sigma))
+    fresh = np.where(ends == begins + 1, fresh, jumped)
+    return run.table("repaint", run.row(here, ratio * (there.alpha * D + keep * run.noise(here)) + fresh * z))
 
 
 @sampler()
@@ -186,11 +181,10 @@ def euler_ancestral(
     (2, 8)
     """
     run = plan(schedule, steps, whole=False, **options).flow_or_exploding()
-    rows = []
-    for here, there in run.pairs:
-        down, ratio, fresh = descent(here, there, eta)
-        rows.append(run.row(here, there.alpha * D + ratio * down * run.noise(here) + fresh * z))
-    return run.table("euler_ancestral", rows)
+    here, there = run.steps
+    down, ratio, fresh = descent(here, there, eta)
+    row = run.row(here, there.alpha * D + ratio * down * run.noise(here) + fresh * z)
+    return run.table("euler_ancestral", row)
 
 
 @sampler(prediction="flow")

@@ -4,20 +4,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeAlias, Unpack
+from typing import Any, NamedTuple, TypeAlias, Unpack
 
 import numpy as np
+import numpy.typing as npt
 
 from ..ground.checks import check_number
 from ..language.axis import Axis, ModelTime
 from ..language.schedule import Schedule
-from ..language.tableau import ZERO, Affine, D, Row, Tableau, m1, x
+from ..language.tableau import ROW, ZERO, Affine, D, Row, Tableau, m1, x
 from ..views import Prediction, View, own_time, view
 from .spacing import Spacing, SpacingOptions, Steps, axis_of, grid
 
-__all__ = ["Clip", "Node", "Placed", "Plan", "Threshold", "descent", "plan", "split"]
+__all__ = ["Clip", "Node", "Placed", "Plan", "Threshold", "descent", "each", "plan", "split"]
+
+Array: TypeAlias = npt.NDArray[Any]
 
 
 class Threshold(NamedTuple):
@@ -37,31 +40,55 @@ Clip: TypeAlias = float | Sequence[float] | Threshold | None
 """Bounds of D: c for (-c, c), or (lo, hi), or dynamic thresholding; None: no bounds."""
 
 
-class Node(NamedTuple):
-    """One noise level: x = alpha x0 + sigma z. The model knows the schedule's own x, which is scale * x.
+def each(function: Callable[..., Any], *columns: Array) -> npt.NDArray[np.float64]:
+    """Returns what a function of numbers makes of each row's: math's logarithms and powers are not rounded as NumPy's
+    are, and a View takes numbers."""
+    return np.array([*map(function, *(column.tolist() for column in columns))], np.float64)
 
-    t is the time by default, and told what the model is given, None where that is t.
+
+def squared(column: Array) -> npt.NDArray[np.float64]:
+    return each(lambda number: number**2, column)
+
+
+def _log_snr(alpha: float, sigma: float) -> float:
+    if alpha == 0 or sigma == 0:
+        return math.inf if alpha else -math.inf
+    return math.log(alpha / sigma)
+
+
+class Node(NamedTuple):
+    """Noise levels, one for each row: x = alpha x0 + sigma z. The model knows the schedule's own x, which is scale * x.
+
+    t is the time by default, told what the model is given, and step the number of the step that a level belongs to.
     """
 
-    alpha: float
-    sigma: float
-    t: float
-    told: float | None = None
-    scale: float = 1.0
+    alpha: Array
+    sigma: Array
+    t: Array
+    told: Array
+    scale: Array
+    step: Array
 
     @property
-    def log_snr(self) -> float:
+    def log_snr(self) -> npt.NDArray[np.float64]:
         """lambda = log(alpha / sigma), inf at the end, -inf at zero terminal SNR."""
-        if self.alpha == 0 or self.sigma == 0:
-            return math.inf if self.alpha else -math.inf
-        return math.log(self.alpha / self.sigma)
+        return each(_log_snr, self.alpha, self.sigma)
+
+    @property
+    def own(self) -> tuple[Array, Array]:
+        """Alpha and sigma of the schedule's own x."""
+        return self.scale * self.alpha, self.scale * self.sigma
+
+    def at(self, rows: Any) -> Node:
+        """Returns these of the levels, an index of arrays."""
+        return Node(*(column[rows] for column in self))
 
 
 class Placed(NamedTuple):
-    """A row, the node at which its model output is evaluated, and the use of its auxiliary outputs."""
+    """Rows, the nodes at which their model outputs are evaluated, and the use of their auxiliary outputs."""
 
     node: Node
-    row: Row
+    rows: Row
     push: int
     denoised: int
 
@@ -70,7 +97,7 @@ _UNBOUNDED = (-math.inf, math.inf)
 _INSTEAD = "use ddim, which is also Euler (eta = 0) and ancestral Euler (eta = 1)"
 
 
-def split(here: Node, there: Node, eta: float) -> tuple[float, float]:
+def split(here: Node, there: Node, eta: float) -> tuple[Array, Array]:
     """Returns the noise kept from ``here`` and the fresh noise ``there``: keep^2 + fresh^2 = sigma'^2.
 
         fresh = eta sigma' sqrt(1 - (alpha sigma' / (alpha' sigma))^2)
@@ -80,16 +107,16 @@ def split(here: Node, there: Node, eta: float) -> tuple[float, float]:
     """
     check_number("eta", eta, 0)
     if eta == 0:
-        return there.sigma, 0.0
+        return there.sigma, np.zeros(len(there.sigma))
     need_fall(here, there)
     carried = here.alpha * there.sigma / (there.alpha * here.sigma)
-    fresh = eta * there.sigma * math.sqrt(max(0.0, (1 - carried) * (1 + carried)))
-    if fresh > there.sigma:
-        raise ValueError(f"eta = {eta} asks for more fresh noise, {fresh:.4g}, than there is, {there.sigma:.4g}")
-    return math.sqrt((there.sigma - fresh) * (there.sigma + fresh)), fresh
+    fresh = eta * there.sigma * np.sqrt(np.maximum(0.0, (1 - carried) * (1 + carried)))
+    for i in np.flatnonzero(fresh > there.sigma):
+        raise ValueError(f"eta = {eta} asks for more fresh noise, {fresh[i]:.4g}, than there is, {there.sigma[i]:.4g}")
+    return np.sqrt((there.sigma - fresh) * (there.sigma + fresh)), fresh
 
 
-def descent(here: Node, there: Node, eta: float) -> tuple[float, float, float]:
+def descent(here: Node, there: Node, eta: float) -> tuple[Array, Array, Array]:
     """Returns sigma_down, to which an ancestral step goes, and ratio, fresh of the way up: x' = ratio x_down + fresh z.
 
         ratio = alpha' / alpha_down,    fresh^2 = sigma'^2 - (ratio sigma_down)^2
@@ -97,25 +124,27 @@ def descent(here: Node, there: Node, eta: float) -> tuple[float, float, float]:
     This is q(x' | x_down). For x / alpha, sigma_down is ``split``'s keep; in a flow it is ComfyUI's,
     sigma' (1 - eta (1 - sigma' / sigma)). Both are sigma'^2 / sigma for eta = 1, and sigma' for eta = 0.
     """
-    if here.alpha == 1:
+    one = np.ones(len(here.alpha))
+    if (here.alpha == 1).all():
         keep, fresh = split(here, there, eta)
-        return keep, 1.0, fresh
+        return keep, one, fresh
     check_number("eta", eta, 0)
     if eta == 0:
-        return there.sigma, 1.0, 0.0
+        return there.sigma, one, 0.0 * one
     need_fall(here, there)
-    down = there.sigma * (1 - eta * max(0.0, 1 - there.sigma / here.sigma))
-    if down < 0:
-        raise ValueError(f"eta = {eta} steps below clean data, from {here.sigma:g} to {there.sigma:g}")
+    down = there.sigma * (1 - eta * np.maximum(0.0, 1 - there.sigma / here.sigma))
+    for i in np.flatnonzero(down < 0):
+        raise ValueError(f"eta = {eta} steps below clean data, from {here.sigma[i]:g} to {there.sigma[i]:g}")
     ratio = there.alpha / (1 - down)
-    return down, ratio, math.sqrt(max(0.0, (there.sigma - ratio * down) * (there.sigma + ratio * down)))
+    return down, ratio, np.sqrt(np.maximum(0.0, (there.sigma - ratio * down) * (there.sigma + ratio * down)))
 
 
 def need_fall(here: Node, there: Node) -> None:
     """Raises ValueError if ``there`` is noisier or without signal, for steps that draw a part of its noise."""
-    if not there.alpha or here.alpha * there.sigma > (1 + 1e-9) * there.alpha * here.sigma:  # up to rounding
+    rises = here.alpha * there.sigma > (1 + 1e-9) * there.alpha * here.sigma  # up to rounding
+    for i in np.flatnonzero((there.alpha == 0) | rises):
         raise ValueError(
-            f"a step that draws noise goes to a lower level, not from time {here.t:g} to {there.t:g}: "
+            f"a step that draws noise goes to a lower level, not from time {here.t[i]:g} to {there.t[i]:g}: "
             "reverse the steps, or take a sampler that draws none, such as ddim, euler, heun or dpmpp_2m"
         )
 
@@ -125,16 +154,37 @@ class Plan:
     """A schedule's visited nodes (n + 1, in order), and how the network's output gives x0 there."""
 
     axis: Axis
-    nodes: tuple[Node, ...]
+    nodes: Node
     view: View
     bounds: tuple[float, float]
     threshold: Threshold | None
     model_time: ModelTime | None
 
     @property
-    def pairs(self) -> Iterable[tuple[Node, Node]]:
-        """Returns (here, there) for each step."""
-        return zip(self.nodes[:-1], self.nodes[1:], strict=True)
+    def n(self) -> int:
+        """The number of steps."""
+        return len(self.nodes.t) - 1
+
+    @property
+    def steps(self) -> tuple[Node, Node]:
+        """Where each step begins, and where it ends."""
+        here = self.nodes.at(slice(-1))
+        return here, self.nodes.at(slice(1, None))._replace(step=here.step)
+
+    @property
+    def to_clean(self) -> bool:
+        """Whether the last step goes to clean data."""
+        return bool(self.nodes.sigma[-1] == 0)
+
+    @property
+    def noisy(self) -> slice:
+        """The steps before one to clean data."""
+        return slice(self.n - self.to_clean)
+
+    @property
+    def clean_end(self) -> slice:
+        """The step to clean data, if there is one."""
+        return slice(self.n - self.to_clean, self.n)
 
     @property
     def start(self) -> float:
@@ -143,18 +193,18 @@ class Plan:
         If alpha = 1 everywhere it is sigma, as in Karras et al. 2022 and k-diffusion: such a schedule does not give the
         data's variance.
         """
-        alpha, sigma = self.nodes[0][:2]
+        alpha, sigma = self.nodes.alpha[0].item(), self.nodes.sigma[0].item()
         return sigma if self.axis.family == "exploding" else math.hypot(alpha, sigma)
 
     def need_signal(self, name: str, instead: str = _INSTEAD, nodes: slice = slice(None)) -> None:
         """Raises ValueError if x is pure noise at one of the nodes, for formulas that divide by alpha there."""
-        for node in self.nodes[nodes]:
-            if node.alpha == 0:
-                instead += ", or flow_euler" if self.axis.family == "flow" else ""
-                raise ValueError(
-                    f"{name} divides by alpha, which is 0 at time {node.t:g} (zero terminal SNR, or sigma = 1 of a "
-                    f'flow): {instead}, or leave that time out, by spacing="leading", or a list of times as steps'
-                )
+        for i in np.flatnonzero(self.nodes.alpha[nodes] == 0):
+            instead += ", or flow_euler" if self.axis.family == "flow" else ""
+            raise ValueError(
+                f"{name} divides by alpha, which is 0 at time {self.nodes.t[nodes][i]:g} (zero terminal SNR, or "
+                f'sigma = 1 of a flow): {instead}, or leave that time out, by spacing="leading", or a list of times '
+                "as steps"
+            )
 
     def need_flow(self, name: str, other: str) -> None:
         """Raises ValueError unless alpha + sigma = 1, for samplers of rectified flow."""
@@ -164,62 +214,81 @@ class Plan:
     def exploding(self) -> Plan:
         """Returns the same nodes for x / alpha: alpha = 1, and sigma is sigma / alpha, as in k-diffusion."""
         self.need_signal("a sampler of x / alpha")
-        nodes = (Node(1.0, node.sigma / node.alpha, node.t, node.told, node.alpha) for node in self.nodes)
-        return replace(self, nodes=tuple(nodes))
+        alpha, sigma = self.nodes[:2]
+        nodes = self.nodes._replace(alpha=np.ones_like(alpha), sigma=sigma / alpha, scale=alpha)
+        return replace(self, nodes=nodes)
 
     def flow_or_exploding(self) -> Plan:
         """Returns the plan itself in a flow, whose dx / dsigma is e - D, or else that of x / alpha, where it is e."""
         return self if self.axis.family == "flow" else self.exploding()
 
-    def node(self, sigma: float, *, of_flow: bool = False) -> Node:
-        """Returns a node between the visited ones, of the exploding frame or of a flow's own."""
-        level = sigma / (1 + sigma) if self.axis.family == "flow" and not of_flow else sigma
-        place = self.axis.at_level(np.array([level]))
-        alpha = place.alpha.item()
-        t, told = (self.axis.times(place, kind).item() for kind in (None, self.model_time))
-        return Node(alpha, sigma, t, told) if of_flow else Node(1.0, sigma, t, told, alpha)
+    def between(self, sigma: Array, here: Node, *, of_flow: bool = False) -> Node:
+        """Returns nodes between the visited ones, in the steps of ``here``: of the exploding frame or of a flow's own.
+        Where sigma is 0 they are those of ``here``."""
+        some = sigma > 0
+        if not some.any():
+            return here
+        level = sigma[some] / (1 + sigma[some]) if self.axis.family == "flow" and not of_flow else sigma[some]
+        place = self.axis.at_level(level)
+        t, told = (self.axis.times(place, kind) for kind in (None, self.model_time))
+        one = np.ones_like(level)
+        alpha, scale = (place.alpha, one) if of_flow else (one, place.alpha)
+        made = Node(alpha, sigma[some], t, told, scale, here.step[some])
+        if some.all():
+            return made
+        filled = (np.result_type(new, old) for new, old in zip(made, here, strict=True))
+        whole = Node(*(old.astype(kind) for old, kind in zip(here, filled, strict=True)))
+        for column, new in zip(whole, made, strict=True):
+            column[some] = new
+        return whole
 
     def clean(self, node: Node) -> Affine:
         """Returns D before its clamp, in x and m1."""
-        p_x, p_m = self.view.clean(node.scale * node.alpha, node.scale * node.sigma)
+        p_x, p_m = each(self.view.clean, *node.own).reshape(-1, 2).T
         return node.scale * p_x * x + p_m * m1
 
     def predicted_noise(self, node: Node) -> Affine:
         """Returns the noise that the network predicts in x, in x and m1."""
-        e_x, e_m = self.view.noise(node.scale * node.alpha, node.scale * node.sigma)
+        e_x, e_m = each(self.view.noise, *node.own).reshape(-1, 2).T
         return node.scale * e_x * x + e_m * m1
 
     def noise(self, node: Node) -> Affine:
         """Returns e with alpha D + sigma e = x: the predicted noise or, if D is clamped, x's remainder beside D."""
         if self.threshold is None and self.bounds == _UNBOUNDED:
             return self.predicted_noise(node)
-        return (x - node.alpha * D) / node.sigma
+        e: Affine = (x - node.alpha * D) / node.sigma
+        return e
 
-    def row(self, node: Node, out: Affine, *, keep: Sequence[Affine] = (), denoised: Affine = D) -> Placed:
-        """Returns a row whose model output is evaluated at a node; ``keep``: up to two expressions to remember."""
+    def row(
+        self, node: Node, out: Affine, *, keep: Sequence[Affine] = (), denoised: Affine = D, at: Any = slice(None)
+    ) -> Placed:
+        """Returns the rows whose model outputs are evaluated at these nodes; ``keep``: up to two expressions to
+        remember; ``at``: the rows that are wanted, an index of arrays."""
         aux = [*keep] if denoised in keep else [*keep, denoised]
-        aux1, aux2 = [*aux, ZERO][:2]
-        lo, hi = self.bounds
-        row = Row(out, self.clean(node), aux1, aux2, lo, hi)
+        node = node.at(at)
+        aux1, aux2 = (kept.at(at) for kept in [*aux, ZERO][:2])
+        row = Row(out.at(at), self.clean(node), aux1, aux2, *self.bounds)
         return Placed(node, row, len(keep), aux.index(denoised) + 1)
 
-    def table(self, name: str, placed: Sequence[Placed], start: float | None = None) -> Tableau:
-        """Makes a table from rows. start: the plan's by default."""
-        nodes, rows, push, denoised = zip(*placed, strict=True)
-        own = [(node.scale * node.alpha, node.scale * node.sigma) for node in nodes]
-        told = (node.t if node.told is None else node.told for node in nodes)
-        times = np.array([self.view.time(*c, t) for c, t in zip(own, told, strict=True)])
+    def table(self, name: str, *placed: Placed, start: float | None = None) -> Tableau:
+        """Makes a table of rows, step after step, and those of a step in this order. start: the plan's by default."""
+        some = [one for one in placed if len(one.node.step)]
+        counts = [len(one.node.step) for one in some]
+        order = np.argsort(np.concatenate([one.node.step for one in some]), kind="stable")
+        node = Node(*map(np.concatenate, zip(*(one.node for one in some), strict=True))).at(order)
+        rows = np.concatenate([one.rows.numbers() for one in some])[order]
+        times = node.told if self.view.time is own_time else each(self.view.time, *node.own, node.told)
         if self.view.time is own_time and self.axis.kind(self.model_time) == "index" and times.min() < 0:
             raise ValueError(f"{name}: expected times from the first index on, got one at index {times.min():g}")
         return Tableau(
-            rows,
+            rows.view(ROW)[:, 0],
             timesteps=times,
             name=name,
-            push=np.array(push),
-            denoised=np.array(denoised),
-            scale=np.array([node.scale * self.view.scale(*c) for c, node in zip(own, nodes, strict=True)]),
-            alpha=np.array([node.alpha for node in nodes]),
-            sigma=np.array([node.sigma for node in nodes]),
+            push=np.repeat([one.push for one in some], counts)[order],
+            denoised=np.repeat([one.denoised for one in some], counts)[order],
+            scale=node.scale * each(self.view.scale, *node.own),
+            alpha=node.alpha,
+            sigma=node.sigma,
             start=self.start if start is None else start,
             threshold=self.threshold,
         )
@@ -248,12 +317,13 @@ def plan(
     """Returns the plan of a run in the schedule's own frame; see ``spacing.grid`` for the arguments and errors."""
     axis = axis_of(schedule)
     levels = grid(axis, steps, spacing, whole=whole, drop_last=drop_last, **options)
-    nodes = map(Node, *(column.tolist() for column in levels))
+    n = len(levels.alpha)
+    nodes = Node(*levels, np.ones(n), np.arange(n))
     threshold = clip if isinstance(clip, Threshold) else None
     own, model_time = view(prediction, schedule), options.get("model_time")
     if model_time is not None and own.time is not own_time:
         raise ValueError(f'model_time: expected none, as a prediction of "{own.name}" has a time of its own')
-    run = Plan(axis, tuple(nodes), own, _bounds(clip), threshold, model_time)
+    run = Plan(axis, nodes, own, _bounds(clip), threshold, model_time)
     if prediction == "epsilon":
         instead = 'say what the network predicts, prediction="flow", "v" or "sample"'
         run.need_signal('prediction "epsilon"', instead, slice(-1))  # no model is called at the last node

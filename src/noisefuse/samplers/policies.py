@@ -8,13 +8,14 @@ x = (1 - sigma) x0 + sigma z; the model's velocity is u = z - x0, and e = x + (1
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TypeAlias, Unpack
+
+import numpy as np
 
 from ..ground.checks import check_number
 from ..language.schedule import Schedule
 from ..language.tableau import D, Tableau, x, z
-from .plan import Node, Placed, Plan, PlanOptions, plan
+from .plan import Array, Plan, PlanOptions, each, plan
 from .shared import sampler
 from .spacing import Steps
 
@@ -45,11 +46,8 @@ def flow_sde(
     [False, True, True, False]
     """
     run = _plan("flow_sde", schedule, steps, options)
-    top = run.nodes[1].sigma
-
-    def rate(here: Node) -> float:
-        return noise_level * math.sqrt(here.sigma / (1 - (top if here.sigma == 1 else here.sigma)))
-
+    sigma, top = run.nodes.sigma[:-1], run.nodes.sigma[1]
+    rate = noise_level * np.sqrt(sigma / (1 - np.where(sigma == 1, top, sigma)))
     return _diffused("flow_sde", run, noise_level, window, rate)
 
 
@@ -72,7 +70,7 @@ def dance_sde(
     [True, True, False, False]
     """
     run = _plan("dance_sde", schedule, steps, options)
-    return _diffused("dance_sde", run, eta, window, lambda here: eta)
+    return _diffused("dance_sde", run, eta, window, np.full(run.n, eta))
 
 
 @sampler(prediction="flow")
@@ -98,11 +96,10 @@ def flow_cps(
     """
     run = _plan("flow_cps", schedule, steps, options)
     check_number("noise_level", noise_level, 0, 1)
-    placed = []
-    for (here, there), level in zip(run.pairs, _levels("flow_cps", run, noise_level, window), strict=True):
-        keep, fresh = there.sigma * math.cos(math.pi * level / 2), there.sigma * math.sin(math.pi * level / 2)
-        placed.append(run.row(here, there.alpha * D + keep * run.noise(here) + fresh * z))
-    return run.table("flow_cps", placed)
+    here, there = run.steps
+    angle = math.pi * _levels("flow_cps", run, noise_level, window) / 2
+    keep, fresh = there.sigma * each(math.cos, angle), there.sigma * each(math.sin, angle)
+    return run.table("flow_cps", run.row(here, there.alpha * D + keep * run.noise(here) + fresh * z))
 
 
 def _plan(name: str, schedule: Schedule, steps: Steps, options: PlanOptions) -> Plan:
@@ -111,25 +108,23 @@ def _plan(name: str, schedule: Schedule, steps: Steps, options: PlanOptions) -> 
     return run
 
 
-def _diffused(name: str, run: Plan, level: float, window: Window, rate: Callable[[Node], float]) -> Tableau:
+def _diffused(name: str, run: Plan, level: float, window: Window, rate: Array) -> Tableau:
     """Returns rows of dx = (u + s^2 e / (2 sigma)) dsigma + s dw, with s of each row in the window."""
-    placed: list[Placed] = []
-    for (here, there), own in zip(run.pairs, _levels(name, run, level, window), strict=True):
-        down = here.sigma - there.sigma
-        if own and down < 0:
-            raise ValueError(f"{name}: a step that draws noise goes down, not from {here.sigma:g} to {there.sigma:g}")
-        s = rate(here) if own else 0.0
-        velocity = run.noise(here) - D
-        mean = x - down * velocity - (down * s * s / (2 * here.sigma)) * run.noise(here)
-        placed.append(run.row(here, mean + s * math.sqrt(max(0.0, down)) * z))
-    return run.table(name, placed)
+    here, there = run.steps
+    draws, down = _levels(name, run, level, window) != 0, here.sigma - there.sigma
+    for i in np.flatnonzero(draws & (down < 0)):
+        raise ValueError(f"{name}: a step that draws noise goes down, not from {here.sigma[i]:g} to {there.sigma[i]:g}")
+    s = np.where(draws, rate, 0.0)
+    e = run.noise(here)
+    mean = x - down * (e - D) - (down * s * s / (2 * here.sigma)) * e
+    return run.table(name, run.row(here, mean + s * np.sqrt(np.maximum(0.0, down)) * z))
 
 
-def _levels(name: str, run: Plan, level: float, window: Window) -> list[float]:
+def _levels(name: str, run: Plan, level: float, window: Window) -> Array:
     """Returns the checked noise level of each row in the window, and 0 outside."""
     check_number(f"{name}: the level of noise", level, 0)
-    rows = len(run.nodes) - 1
-    begin, end = (0, rows) if window is None else window
-    if not 0 <= begin <= end <= rows:
-        raise ValueError(f"window = {window}: expected 0 <= begin <= end <= {rows}, the number of rows")
-    return [level if begin <= row < end else 0.0 for row in range(rows)]
+    begin, end = (0, run.n) if window is None else window
+    if not 0 <= begin <= end <= run.n:
+        raise ValueError(f"window = {window}: expected 0 <= begin <= end <= {run.n}, the number of rows")
+    row = np.arange(run.n)
+    return np.where((begin <= row) & (row < end), float(level), 0.0)

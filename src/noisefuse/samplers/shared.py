@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import wraps
 from inspect import signature
-from typing import Literal, ParamSpec
+from typing import Any, Literal, ParamSpec
+
+import numpy as np
 
 from ..ground.docstrings import Shared, built
+from ..language.schedule import Schedule
 from ..language.tableau import Tableau
-from ..sampling.sampler import Sampler
+from ..sampler import Sampler
 from .plan import plan
 from .spacing import Spacing, SpacingOptions
 
@@ -58,6 +62,24 @@ _FAMILIES = {"epsilon": "linear", "flow": "flow", "edm": "karras"}  # a schedule
 _OFFERED = signature(plan).parameters
 
 
+_samplers: OrderedDict[Any, Any] = OrderedDict()  # the latest ones by their arguments: a sampler never changes
+_KEPT = 16
+
+
+def _key(given: Any) -> Any:
+    """Returns a key that tells arguments apart, also those that are equal, 1, 1.0 and True. TypeError: one is no plain
+    value."""
+    if isinstance(given, list | tuple):
+        return type(given), *map(_key, given)
+    if isinstance(given, np.ndarray) and given.dtype.kind in "iuf":
+        return given.dtype.str, given.shape, given.tobytes()
+    if given is None or isinstance(given, bool | int | float | str | np.integer | np.floating):
+        return type(given), repr(given)
+    if type(given) is not Schedule:
+        raise TypeError
+    return given
+
+
 def sampler(
     *, prediction: Literal["epsilon", "flow", "edm"] = "epsilon", spacing: Spacing = "linspace"
 ) -> Callable[[Callable[P, Tableau]], Callable[P, Sampler]]:
@@ -74,13 +96,30 @@ def sampler(
 
         @wraps(rule)
         def whole(*args: P.args, **kwargs: P.kwargs) -> Tableau:
-            return rule(*args, **{**defaults, **kwargs})  # type: ignore[arg-type]
+            with np.errstate(
+                all="ignore"
+            ):  # of rows that a rule leaves out; a table refuses numbers that are not finite
+                return rule(*args, **{**defaults, **kwargs})  # type: ignore[arg-type]
 
         arguments = [argument for name, argument in own.parameters.items() if name != "options"]
         arguments += [_OFFERED[name].replace(default=default) for name, default in defaults.items()]
         arguments.append(_OFFERED["options"])
         vars(whole)["__signature__"] = own.replace(parameters=arguments, return_annotation="Sampler")
         example = _EXAMPLE.format(name=rule.__name__, family=_FAMILIES[prediction])
-        return built(Sampler, whole, _SHARED, [*SpacingOptions.__annotations__], example)
+        make = built(Sampler, whole, _SHARED, [*SpacingOptions.__annotations__], example)
+
+        @wraps(make)
+        def kept(*args: P.args, **kwargs: P.kwargs) -> Sampler:
+            try:
+                key = make, _key(args), _key([*kwargs.items()])
+            except TypeError:  # a function may answer differently the next time
+                return make(*args, **kwargs)
+            found: Sampler = _samplers.pop(key, None) or make(*args, **kwargs)
+            _samplers[key] = found
+            if len(_samplers) > _KEPT:
+                _samplers.popitem(last=False)
+            return found
+
+        return kept
 
     return decorate

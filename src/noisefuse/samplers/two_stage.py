@@ -12,24 +12,29 @@ import numpy as np
 from ..ground.checks import check_integer, check_number
 from ..language.schedule import Schedule
 from ..language.tableau import Affine, D, Tableau, past, x, z
-from .plan import Node, Placed, Plan, PlanOptions, descent, plan, split
+from .plan import Array, Node, Placed, Plan, PlanOptions, descent, each, plan, split, squared
 from .shared import sampler
 from .spacing import Steps
 
 
-def _heun_step(run: Plan, here: Node, there: Node, slope: float, noise: float = 0.0) -> list[Placed]:
-    """Returns two rows of Heun's method, or one if sigma' = 0; noise: the standard deviation added to x' at the end.
+def _heun(run: Plan, here: Node, there: Node, slope: float, noise: Array) -> tuple[Placed, ...]:
+    """Returns the rows of Heun's method, two for a step, or one if sigma' = 0; noise: the standard deviation added to
+    x' at the end.
 
         x~ = x + h d,    d = e + slope D,    h = sigma' - sigma
         x' = x + h (d + d~) / 2
 
     slope: the frame's dalpha / dsigma, 0 for x / alpha and -1 for rectified flow.
     """
-    if there.sigma == 0:
-        return [run.row(here, there.alpha * D + noise * z)]
+    last = run.row(here, there.alpha * D + noise * z, at=run.clean_end)
+    here, there, noise = here.at(run.noisy), there.at(run.noisy), noise[run.noisy]
     h = there.sigma - here.sigma
     d, d2 = (run.noise(node) + slope * D for node in (here, there))
-    return [run.row(here, x + h * d, keep=[x + h / 2 * d]), run.row(there, past[0] + h / 2 * d2 + noise * z)]
+    return (
+        run.row(here, x + h * d, keep=[x + h / 2 * d]),
+        run.row(there, past[0] + h / 2 * d2 + noise * z),
+        last,
+    )
 
 
 @sampler()
@@ -45,7 +50,7 @@ def heun(schedule: Schedule, steps: Steps = 50, **options: Unpack[PlanOptions]) 
     19
     """
     run = plan(schedule, steps, whole=False, **options).exploding()
-    return run.table("heun", [row for here, there in run.pairs for row in _heun_step(run, here, there, 0)])
+    return run.table("heun", *_heun(run, *run.steps, 0, np.zeros(run.n)))
 
 
 @sampler(prediction="flow")
@@ -62,7 +67,7 @@ def flow_heun(schedule: Schedule, steps: Steps = 50, **options: Unpack[PlanOptio
     """
     run = plan(schedule, steps, whole=False, **options)
     run.need_flow("flow_heun", "heun")
-    return run.table("flow_heun", [row for here, there in run.pairs for row in _heun_step(run, here, there, -1)])
+    return run.table("flow_heun", *_heun(run, *run.steps, -1, np.zeros(run.n)))
 
 
 @sampler(prediction="edm", spacing="karras")
@@ -90,40 +95,33 @@ def edm(
     for name, number in (("S_churn", S_churn), ("S_noise", S_noise)):
         check_number(name, number, 0, finite=False)
     run = plan(schedule, steps, whole=False, **options).exploding()
-    n = len(run.nodes) - 1
-    raised, added = [], []
-    for node in run.nodes:
-        gamma = min(S_churn / n, math.sqrt(2) - 1) if S_min <= node.sigma <= S_max and node.sigma else 0.0
-        raised.append(run.node(node.sigma * (1 + gamma)) if gamma else node)
-        added.append(S_noise * math.sqrt(raised[-1].sigma ** 2 - node.sigma**2))
-    added[n] = 0.0  # no model is called at the last node
-    moves = zip(raised[:-1], run.nodes[1:], added[1:], strict=True)
-    rows = [row for here, there, noise in moves for row in _heun_step(run, here, there, 0, noise)]
-    return run.table("edm", rows, start=math.hypot(run.start, added[0]))
+    here, there = run.steps
+    gamma = min(S_churn / run.n, math.sqrt(2) - 1)
+    churned = (S_min <= here.sigma) & (here.sigma <= S_max) & (gamma > 0)
+    raised = run.between(np.where(churned, here.sigma * (1 + gamma), 0.0), here)
+    added = S_noise * np.sqrt(squared(raised.sigma) - squared(here.sigma))
+    # no model is called at the last node
+    rows = _heun(run, raised, there, 0, np.append(added[1:], 0.0))
+    return run.table("edm", *rows, start=math.hypot(run.start, added[0]))
 
 
 def _dpm_2(name: str, run: Plan, eta: float) -> Tableau:
-    rows = []
-    for here, there in run.pairs:
-        down, ratio, fresh = descent(here, there, eta)
-        if down == 0:
-            rows.append(run.row(here, there.alpha * D + fresh * z))
-            continue
-        mid = _between(run, here, math.sqrt(here.sigma * down))
-        d, d_mid = (run.noise(node) + _slope(node) * D for node in (here, mid))
-        rows.append(run.row(here, x + (mid.sigma - here.sigma) * d, keep=[x]))
-        rows.append(run.row(mid, ratio * (past[0] + (down - here.sigma) * d_mid) + fresh * z))
-    return run.table(name, rows)
+    here, there = run.steps
+    down, ratio, fresh = descent(here, there, eta)
+    inner = down != 0
+    mid = run.between(np.sqrt(here.sigma * down), here, of_flow=_in_flow(here))
+    d, d_mid = (run.noise(node) + _slope(node) * D for node in (here, mid))
+    return run.table(
+        name,
+        run.row(here, x + (mid.sigma - here.sigma) * d, keep=[x], at=inner),
+        run.row(mid, ratio * (past[0] + (down - here.sigma) * d_mid) + fresh * z, at=inner),
+        run.row(here, there.alpha * D + fresh * z, at=~inner),
+    )
 
 
-def _between(run: Plan, here: Node, sigma: float) -> Node:
-    """Returns a node of here's frame, x / alpha or that of a flow."""
-    return run.node(sigma, of_flow=here.alpha != 1)
-
-
-def _slope(node: Node) -> float:
+def _slope(node: Node) -> Array:
     """Returns dalpha / dsigma in the node's frame: 0 for x / alpha, -1 in a flow."""
-    return 0.0 if node.alpha == 1 else -1.0
+    return np.where(node.alpha == 1, 0.0, -1.0)
 
 
 @sampler()
@@ -173,26 +171,27 @@ def dpmpp_2s_ancestral(
     log(sigma / alpha), and from sigma = 1, where there is none, 0.9999, as in ComfyUI.
     """
     run = plan(schedule, steps, whole=False, **options).flow_or_exploding()
-    rows = []
-    for here, there in run.pairs:
-        down, ratio, fresh = descent(here, there, eta)
-        if down == 0:
-            rows.append(run.row(here, there.alpha * D + fresh * z))
-            continue
-        mid, kept = middle(run, here, down), down / here.sigma
-        rows.append(run.row(here, x + (mid.sigma - here.sigma) * (run.noise(here) + _slope(here) * D), keep=[x]))
-        rows.append(run.row(mid, ratio * (kept * past[0] + (1 - kept) * D) + fresh * z))
-    return run.table("dpmpp_2s_ancestral", rows)
+    here, there = run.steps
+    down, ratio, fresh = descent(here, there, eta)
+    inner, mid, kept = down != 0, middle(run, here, down), down / here.sigma
+    return run.table(
+        "dpmpp_2s_ancestral",
+        run.row(here, x + (mid.sigma - here.sigma) * (run.noise(here) + _slope(here) * D), keep=[x], at=inner),
+        run.row(mid, ratio * (kept * past[0] + (1 - kept) * D) + fresh * z, at=inner),
+        run.row(here, there.alpha * D + fresh * z, at=~inner),
+    )
 
 
-def middle(run: Plan, here: Node, down: float) -> Node:
+def middle(run: Plan, here: Node, down: Array) -> Node:
     """Returns the midpoint in log(sigma / alpha) on the way down, in a flow or for x / alpha."""
-    if here.alpha == 1:
-        return run.node(math.sqrt(here.sigma * down))
-    if here.alpha == 0:
-        return _between(run, here, 0.9999)
-    level = math.sqrt(here.sigma * down / (here.alpha * (1 - down)))
-    return _between(run, here, level / (1 + level))
+    if not _in_flow(here):
+        return run.between(np.sqrt(here.sigma * down), here)
+    level = np.sqrt(here.sigma * down / (here.alpha * (1 - down)))
+    return run.between(np.where(here.alpha == 0, 0.9999, level / (1 + level)), here, of_flow=True)
+
+
+def _in_flow(node: Node) -> bool:
+    return bool((node.alpha != 1).any())
 
 
 @sampler()
@@ -223,22 +222,27 @@ def dpmpp_sde(
     if not 0 < r < 1:
         raise ValueError(f"r must lie between 0 and 1, got {r}")
     run = plan(schedule, steps, whole=False, **options).exploding()
-    rows = []
-    for here, there in run.pairs:
-        keep, fresh = split(here, there, eta)
-        if there.sigma == 0:
-            rows.append(run.row(here, D))
-            continue
-        mid = run.node(here.sigma ** (1 - r) * there.sigma**r)
-        mid_keep, mid_fresh = split(here, mid, eta)
-        a, s, b = (node.sigma * (node.scale if run.axis.family == "flow" else 1) for node in (here, mid, there))
-        shared = (a - s) / (a - b) if fresh else 0.0
-        ratio = keep / here.sigma
-        known = ratio * x + (1 - ratio) * (1 - 1 / (2 * r)) * D + fresh * math.sqrt(shared) * z
-        rows.append(run.row(here, D + mid_keep * run.noise(here) + mid_fresh * z, keep=[known]))
-        rest = fresh * math.sqrt(1 - shared) * z
-        rows.append(run.row(mid, past[0] + (1 - ratio) / (2 * r) * D + rest))
-    return run.table("dpmpp_sde", rows)
+    here, there = run.steps
+    keep, fresh = split(here, there, eta)
+    mid = geometric(run, here, there.sigma, r)
+    mid_keep, mid_fresh = split(here, mid, eta)
+    a, s, b = (node.sigma * (node.scale if run.axis.family == "flow" else 1) for node in (here, mid, there))
+    shared = np.where(fresh > 0, (a - s) / (a - b), 0.0)
+    ratio = keep / here.sigma
+    known = ratio * x + (1 - ratio) * (1 - 1 / (2 * r)) * D + fresh * np.sqrt(shared) * z
+    rest = fresh * np.sqrt(1 - shared) * z
+    return run.table(
+        "dpmpp_sde",
+        run.row(here, D + mid_keep * run.noise(here) + mid_fresh * z, keep=[known], at=run.noisy),
+        run.row(mid, past[0] + (1 - ratio) / (2 * r) * D + rest, at=run.noisy),
+        run.row(here, D, at=run.clean_end),
+    )
+
+
+def geometric(run: Plan, here: Node, end: Array, r: float | Array) -> Node:
+    """Returns nodes between ``here`` and these levels of x / alpha, at this share of the way in log sigma."""
+    r = np.broadcast_to(r, end.shape)
+    return run.between(each(lambda a, b, r: a ** (1 - r) * b**r, here.sigma, end, r), here)
 
 
 @sampler()
@@ -267,30 +271,30 @@ def dpm_solver(
     9
     """
     run = plan(schedule, steps, whole=False, **options).exploding()
-    n = len(run.nodes) - 1
-    orders = [order] * n if isinstance(order, int | np.integer) else list(order)
-    if len(orders) != n:
-        raise ValueError(f"order: expected a number, or one for each of {n} steps, got {len(orders)}")
-    rows: list[Placed] = []
-    for (here, there), each in zip(run.pairs, orders, strict=True):
-        check_integer("order", each, 1, 3)
-        keep, fresh = split(here, there, eta)
-        down = max(keep, run.nodes[-1].sigma) if fresh else keep
-        if down == 0:
-            rows.append(run.row(here, D + fresh * z))
-            continue
-        noise = math.sqrt(max(0.0, (there.sigma - down) * (there.sigma + down)))
-        rows += _dpm_solver_step(run, here, down, each, noise * z)
-    return run.table("dpm_solver", rows)
+    orders = np.array([order] * run.n if isinstance(order, int | np.integer) else list(order))
+    if len(orders) != run.n:
+        raise ValueError(f"order: expected a number, or one for each of {run.n} steps, got {len(orders)}")
+    for one in orders.tolist():
+        check_integer("order", one, 1, 3)
+    here, there = run.steps
+    keep, fresh = split(here, there, eta)
+    down = np.where(fresh > 0, np.maximum(keep, run.nodes.sigma[-1]), keep)
+    noise = np.sqrt(np.maximum(0.0, (there.sigma - down) * (there.sigma + down)))
+    rows = [run.row(here, D + fresh * z, at=down == 0)]
+    for one in (1, 2, 3):
+        some = (orders == one) & (down != 0)
+        rows += _dpm_solver_rows(run, here.at(some), down[some], one, noise[some] * z)
+    return run.table("dpm_solver", *rows)
 
 
-def _dpm_solver_step(run: Plan, here: Node, down: float, order: int, noise: Affine) -> list[Placed]:
-    """Returns the rows of ``dpm_solver`` for one step. Of order 3, the first one keeps D and x, the second the rest."""
-    e, h, whole = run.noise(here), math.log(here.sigma / down), down - here.sigma
+def _dpm_solver_rows(run: Plan, here: Node, down: Array, order: int, noise: Affine) -> list[Placed]:
+    """Returns the rows of ``dpm_solver`` for steps of an order. Of order 3, the first one keeps D and x, the second the
+    rest."""
+    e, h, whole = run.noise(here), each(math.log, here.sigma / down), down - here.sigma
     if order == 1:
         return [run.row(here, x + whole * e + noise)]
     r_1, r_2 = 1 / order, 2 / 3
-    first, second = (run.node(here.sigma ** (1 - r) * down**r) for r in (r_1, r_2))
+    first, second = (geometric(run, here, down, r) for r in (r_1, r_2))
     to_first = x + (first.sigma - here.sigma) * e
     if order == 2:
         weight = whole / (2 * r_1)
@@ -298,8 +302,8 @@ def _dpm_solver_step(run: Plan, here: Node, down: float, order: int, noise: Affi
             run.row(here, to_first, keep=[x + (whole - weight) * e]),
             run.row(first, past[0] + weight * run.noise(first) + noise),
         ]
-    a = -r_2 / r_1 * second.sigma * _psi(r_2 * h)
-    b = -down / r_2 * _psi(h)
+    a = -r_2 / r_1 * second.sigma * each(_psi, r_2 * h)
+    b = -down / r_2 * each(_psi, h)
     e_kept = (past[1] - past[0]) / here.sigma
     to_second = past[1] + (second.sigma - here.sigma - a) * e_kept + a * run.noise(first)
     return [
@@ -335,19 +339,20 @@ def heunpp2(
     27
     """
     run = plan(schedule, steps, whole=False, **options).exploding()
-    most = run.nodes[0].sigma if sigma_0 is None else check_number("sigma_0", sigma_0, above=0)
-    rows, n = [], len(run.nodes) - 1
-    for i in range(n):
-        here, *ahead = run.nodes[i : min(i + 3, n)]
-        h = run.nodes[i + 1].sigma - here.sigma
-        w = [node.sigma / ((len(ahead) + 1) * most) for node in ahead]
-        known = x + h * (1 - sum(w)) * run.noise(here)
-        if not ahead:
-            rows.append(run.row(here, x + h * run.noise(here) if run.nodes[n].sigma else D))
-            continue
-        rows.append(run.row(here, x + h * run.noise(here), keep=[known]))
-        if len(ahead) == 2:
-            further = x + (ahead[1].sigma - ahead[0].sigma) * run.noise(ahead[0])
-            rows.append(run.row(ahead[0], further, keep=[past[0] + h * w[0] * run.noise(ahead[0])]))
-        rows.append(run.row(ahead[-1], past[0] + h * w[-1] * run.noise(ahead[-1])))
-    return run.table("heunpp2", rows)
+    most = run.nodes.sigma[0] if sigma_0 is None else check_number("sigma_0", sigma_0, above=0)
+    here, _ = run.steps
+    # the last of them are not called
+    there, after = (run.nodes.at(np.minimum(here.step + k, run.n - 1))._replace(step=here.step) for k in (1, 2))
+    e, e_2, e_3 = map(run.noise, (here, there, after))
+    h, left = run.nodes.sigma[1:] - here.sigma, run.n - here.step  # steps from here on
+    calls = np.minimum(left, 3)
+    w_2, w_3 = (np.where(left > n, node.sigma / (calls * most), 0.0) for n, node in ((1, there), (2, after)))
+    known = x + h * (1 - (w_2 + w_3)) * e
+    return run.table(
+        "heunpp2",
+        run.row(here, x + h * e, keep=[known], at=left > 1),
+        run.row(there, x + (after.sigma - there.sigma) * e_2, keep=[past[0] + h * w_2 * e_2], at=left > 2),
+        run.row(after, past[0] + h * w_3 * e_3, at=left > 2),
+        run.row(there, past[0] + h * w_2 * e_2, at=left == 2),
+        run.row(here, D if run.to_clean else x + h * e, at=left == 1),
+    )

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..arguments.arrays import is_lazy
 from ..arguments.types import Array
 from ..ground.checks import is_tracer
 from ..ground.libraries import library_for, need_plain
-from ..language.rows import OUTPUTS, PAST_SYMBOLS
+from ..language.rows import AFFINE, OUTPUTS, PAST1, SYMBOLS
 from ..language.tableau import Row, Tableau, x
 from ..operations.update import update
 from ..views import guidance
@@ -23,10 +23,9 @@ from ..views import guidance
 
 def oldest_past(tableau: Tableau) -> list[int]:
     """Returns the oldest past that each row reads: 0 for none, else 1 .."""
-    last = np.zeros(len(tableau), np.int64)
-    for n, past in enumerate(PAST_SYMBOLS, 1):
-        last[np.any([tableau.rows[output][past] for output in OUTPUTS], axis=0)] = n
-    return last.tolist()
+    read = tableau.numbers[:, AFFINE[0] :].reshape(-1, len(OUTPUTS), len(SYMBOLS))[:, :, PAST1 + 1 : PAST1 + 5] != 0
+    oldest: list[int] = (read * np.arange(1, 5)).max(axis=(1, 2)).tolist()
+    return oldest
 
 
 def first_without_past(push: list[int], reads: list[int], slots: int, start: int) -> int | None:
@@ -153,8 +152,8 @@ def level_rows(tableau: Tableau) -> Tableau:
 SAME = Tableau([Row(out=x)])
 
 
-def scaling(factors: Iterable[float]) -> Tableau:
-    return Tableau(Row(out=float(factor) * x) for factor in factors)
+def scaling(factors: npt.NDArray[np.float64]) -> Tableau:
+    return Tableau([Row(out=factors * x)])
 
 
 def times_of(table: Tableau, clock: Callable[[Any, Any], Any] | None) -> list[float]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import functools
 import operator
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,9 +33,11 @@ with needs(__name__, "diffusers", "torch"):
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
     from torch import Tensor
 
+from ..torch.internals import is_traced
 from . import rows
 from .engine import Fused, Generators, Steps, Stochastic, field, is_float
 from .forward import AddsNoise, Deterministic, Forward, StochasticSteps
+from .keys import take_keys
 from .refusals import SCHEDULERS, logger
 from .runs import Options, fingerprint, planned
 from .sde import FlowMatchSDEDiscreteSchedulerOutput, Transitions, transitions
@@ -104,6 +107,7 @@ class DDPMParallelScheduler(StochasticSteps, diffusers.DDPMParallelScheduler):
 
 class _DDIM(AddsNoise):
     _by_time = True
+    _apart = 1
     _options: tuple[str, ...] = ("eta", "use_clipped_model_output")
 
     def step(
@@ -259,9 +263,26 @@ class TCDScheduler(AddsNoise, diffusers.TCDScheduler):
 
 
 class LCMScheduler(StochasticSteps, diffusers.LCMScheduler):
+    _apart = 1
     _draws = "sample"
     _leftovers = ("sigma_data",)
     _by_time = True  # the present level by time, the next one by counting
+
+
+class _Scaled(AddsNoise):
+    """A network is given x / sqrt(sigma^2 + 1)."""
+
+    def scale_model_input(self, sample: Any, timestep: Any) -> Any:
+        """diffusers' scale_model_input, whose divisors are found for the whole run at once, with the same bits."""
+        state, theirs = self.__dict__, self._base.scale_model_input
+        sigmas, i = state["sigmas"], state["_step_index"]
+        patched = getattr(theirs, "__globals__", None) is not vars(sys.modules[self._base.__module__])
+        if i is None or patched or is_traced() or torch.is_inference(sigmas):  # which does not count writes
+            return theirs(self, sample, timestep)
+        divisors = self._kept_levels("divisors", lambda n: ((sigmas**2 + 1) ** 0.5).unbind())
+        if "is_scale_input_called" in state:
+            state["is_scale_input_called"] = True
+        return sample / divisors[i]
 
 
 class _Churns(Fused):
@@ -281,7 +302,7 @@ class _Churns(Fused):
         return bool(options[0] > 0)
 
 
-class EulerDiscreteScheduler(_Churns, AddsNoise, diffusers.EulerDiscreteScheduler):
+class EulerDiscreteScheduler(_Churns, _Scaled, diffusers.EulerDiscreteScheduler):
     pass
 
 
@@ -300,11 +321,11 @@ class EDMEulerScheduler(_Churns, AddsNoise, diffusers.EDMEulerScheduler):
         return Fused._step(self, model_output, timestep, sample, generator, return_dict, options)
 
 
-class EulerAncestralDiscreteScheduler(StochasticSteps, diffusers.EulerAncestralDiscreteScheduler):
+class EulerAncestralDiscreteScheduler(Stochastic, _Scaled, diffusers.EulerAncestralDiscreteScheduler):
     _upcasts = _refuses = True
 
 
-class HeunDiscreteScheduler(Deterministic, diffusers.HeunDiscreteScheduler):
+class HeunDiscreteScheduler(Steps, _Scaled, diffusers.HeunDiscreteScheduler):
     _memory = ("prev_derivative", "sample")
     _leftovers = ("sample",)
 
@@ -322,7 +343,7 @@ class KDPM2AncestralDiscreteScheduler(StochasticSteps, diffusers.KDPM2AncestralD
 
 if has("LMSDiscreteScheduler"):
 
-    class LMSDiscreteScheduler(AddsNoise, diffusers.LMSDiscreteScheduler):
+    class LMSDiscreteScheduler(_Scaled, diffusers.LMSDiscreteScheduler):
         _memory = ("derivatives",)
         _gaps = True
         _options = ("order",)
@@ -379,6 +400,7 @@ class _DPMSolverMultistep(_DPMSolver):
 
 
 class DPMSolverMultistepScheduler(_DPMSolverMultistep, diffusers.DPMSolverMultistepScheduler):
+    _apart = 2
     _draws = "float32"
 
 
@@ -422,6 +444,8 @@ class UniPCMultistepScheduler(Deterministic, diffusers.UniPCMultistepScheduler):
 
 
 class PNDMScheduler(Deterministic, diffusers.PNDMScheduler):
+    _counter = "counter"
+    _apart = 1
     _memory = ("ets", "cur_model_output", "cur_sample")
     _leftovers = ("cur_sample",)
     _by_time = True
@@ -738,7 +762,8 @@ def accelerate(target: Target, *, noise: Noises | None = None, coefficients: str
     Args:
         target: a pipeline of diffusers, whose schedulers are replaced in place, with those of the pipelines in it; or a
             scheduler. For a pipeline, a line in the log lists the replaced schedulers. It is a warning if some stay
-            because their classes are not covered.
+            because their classes are not covered. The pipeline then takes a Noise as its ``generator``, too, or a list
+            of one for each picture: its draws are stream 2, and the steps' stream 3.
         noise: the noise for steps without a generator: see `Fused`. In a pipeline with several schedulers it goes to
             the one called `scheduler`, because two with the same Noise draw the same numbers. None: the scheduler keeps
             its noise, if it is one of these classes already.
@@ -756,6 +781,7 @@ def accelerate(target: Target, *, noise: Noises | None = None, coefficients: str
     """
     if isinstance(target, diffusers.DiffusionPipeline):
         _accelerate_all(target, noise, coefficients)
+        take_keys(target)
         return target
     kind = _covering(target)
     if kind is None:

@@ -16,9 +16,11 @@ from torch import Tensor
 import noisefuse as nf
 
 from ...language.noise import SAMPLER, START, Noises, are_names, at_row, need_stream_0
-from ..torch.internals import is_traced, untraced, version, writes
+from ..torch import internals
+from ..torch.internals import is_traced, version, writes
 from . import rows
 from .exact import rebound
+from .keys import of_step
 from .refusals import GRAD, SCHEDULERS, patched, replaced, tell, without_kernel
 from .rows import Plan, Step, Unsupported
 from .runs import Clock, Options, Run, run_from, wrong_times
@@ -73,6 +75,8 @@ class Fused:
     # The same properties for add_noise, by default those of step.
     _levels_by_time: bool
     _levels_source: str
+    _counter = "_step_index"  # the attribute that counts a run's steps
+    _apart = 0  # so many last steps go ways of their own
     _one_by_one = False  # step cannot do several rows at once, see lanes.py
     _upcasts = False  # step computes in float32, and returns the dtype of the model's output
     _refuses = False  # step refuses integer times
@@ -137,7 +141,7 @@ class Fused:
     def _step(self, m: Any, t: Any, x: Any, draws: Generators, return_dict: bool, options: Options = ()) -> Any:
         """Takes the fast path: most calls are decided here, within a microsecond; others take the checked path."""
         if is_traced():  # torch.compile cannot trace this, so the graph breaks
-            return untraced(self._checked_step, m, t, x, draws, return_dict, options)
+            return internals.untraced(self._checked_step, m, t, x, draws, return_dict, options)
         state = self.__dict__
         run: Run | None = state.get("_run")
         if (
@@ -213,6 +217,7 @@ class Fused:
 
     def _drawn(self, draws: Generators, m: Any, x: Any, times: int = 1) -> Any:
         """Returns the noise of a step: a key, or a tensor. times: of so many draws the last counts; a key is one."""
+        draws = of_step(draws)
         if isinstance(draws, Tensor) or are_names(draws):
             return draws
         kinds = {"model": m.dtype, "sample": x.dtype, "wide": torch.promote_types(m.dtype, torch.float32)}
@@ -229,6 +234,7 @@ class Fused:
     def _increment(self, draws: Generators, step: Step, i: int, x: Any) -> Any:
         """Returns the noise of a Brownian path: diffusers', by its tree; or a Noise's, whose steps are adjacent
         increments."""
+        draws = of_step(draws)
         if not are_names(draws):
             if draws is not None:
                 _need_generators(draws)

@@ -13,7 +13,8 @@ from torch import Tensor
 import noisefuse as nf
 
 from ...language.noise import are_names, names_of
-from ..torch.internals import is_traced, untraced, version
+from ..torch import internals
+from ..torch.internals import is_traced, version
 from . import rows
 from .engine import Fused, Steps, Stochastic
 from .refusals import one_at_many_times, patched, tell, unlike, without_kernel
@@ -27,7 +28,7 @@ class Forward(Fused):
         """Returns alpha x0 + sigma noise in one pass, or `fallback(why)` if that is not possible."""
         given = isinstance(noise, Tensor)
         if is_traced():
-            return fallback(None) if given else untraced(self._noised, x0, noise, t, fallback)
+            return fallback(None) if given else internals.untraced(self._noised, x0, noise, t, fallback)
         if given and not isinstance(x0, Tensor):
             return fallback(None)  # raises an error
         cannot = given and (without_kernel(x0) or one_at_many_times(x0, t) or unlike(x0, noise))

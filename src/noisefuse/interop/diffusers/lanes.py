@@ -152,7 +152,7 @@ def each(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, An
     ):
         raise Alone
     n = max(len(a.plain) for a in given)
-    made = [function(*row, **kwargs) for row in zip(*(_entries(a, n) for a in args), strict=True)]
+    made = [function(*row, **kwargs) for row in zip(*(entries(a, n) for a in args), strict=True)]
     if all(type(answer) is int for answer in made):
         return counted(made)
     if not all(isinstance(answer, Tensor) and answer.dim() == 0 and answer.dtype == made[0].dtype for answer in made):
@@ -191,10 +191,10 @@ def _at_once(function: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any
 
 def row_of(value: Any, row: int) -> Any:
     """Returns one row's part of a value of several rows."""
-    return _entries(value, row + 1)[row] if isinstance(value, Lanes) else value
+    return entries(value, row + 1)[row] if isinstance(value, Lanes) else value
 
 
-def _entries(a: Any, n: int) -> list[Any]:
+def entries(a: Any, n: int) -> list[Any]:
     """Returns the argument of each of n rows."""
     if not isinstance(a, Lanes) or a.plain.dim() == 1:
         return [getattr(a, "plain", a)] * n

@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 import noisefuse as nf
 
 from .exact import Wide, rebound, shadow_of
-from .lanes import CLAMP, Alone, Choices, Lanes, Parted, counted, each, lanes, row_of
+from .lanes import CLAMP, Alone, Choices, Lanes, Parted, counted, each, entries, lanes, row_of
 
 # The places of a step's tensors: these, then the remembered ones, then those that the kernel writes: x' first.
 NOTHING, TIME, SAMPLE, MODEL, CLEAN, NOISE, REMEMBERED = range(7)
@@ -168,15 +168,16 @@ class _Tracing:
         self.scheduler, self.probe, self.step, self.options, self.exact = scheduler, probe, step, options, exact
         self.in_lanes = not (exact or scheduler._one_by_one or probe.learned)
         self.shadow, self.memory, self.timesteps = probe.shadow, scheduler._memory, probe.shadow.timesteps
-        self.plain = copy.copy(self.shadow)
+        self.plain, self.counter = copy.copy(self.shadow), scheduler._counter
         self.found: dict[int, Step] = {}
 
     def steps(self, start: int) -> dict[int, Step]:
         n, before = len(self.timesteps), []  # type: int, list[dict[str, Any]]
-        counts = "_step_index" in vars(self.shadow)
-        self.offset = vars(self.shadow)["_step_index"] - start if counts and self.memory else 0
+        counts = self.counter in vars(self.shadow)
+        self.offset = vars(self.shadow)[self.counter] - start if counts and self.memory else 0
         if not self.memory:
-            self._together(self._state(), [*range(start, n)])
+            for group in self._guessed([*range(start, n)]):
+                self._together(self._state(), group)
         i, together = start if self.memory else n, counts and self.in_lanes
         while i < n:
             state = self._state()
@@ -184,13 +185,19 @@ class _Tracing:
             period = next((k for k in range(1, known + 1) if self._alike(before[-k], state)), n)
             if i + 2 * period <= n:
                 together, end = False, i + (n - i) // period * period
-                i = end if self._repeats(state, [*range(i, end, period)], period) else i
+                places = self._guessed([*range(i, end, period)])
+                i = end if all(self._repeats(state, group, period) for group in places) else i
                 self._set(state, i)
             else:
                 before.append(state)
                 self._alone(i)
                 i += 1
         return dict(sorted(self.found.items()))
+
+    def _guessed(self, places: list[int]) -> list[list[int]]:
+        """Returns groups of places that may be found together. A wrong guess costs time alone."""
+        k = max(0, len(places) - self.scheduler._apart)
+        return [places[:k]] * (k > 0) + [[place] for place in places[k:]]
 
     def _together(self, state: dict[str, Any], places: list[int]) -> None:
         """Finds these rows of a class that remembers nothing."""
@@ -215,12 +222,19 @@ class _Tracing:
         """Finds a period of rows from each of these places on. It tells whether that worked, and left the scheduler as
         it was."""
         try:
-            end = self._in_lanes(state, places, period)
+            end = self._in_lanes(state, places, period) if len(places) > 1 else self._singly(state, places[0], period)
         except Parted as ways:
             return all(self._repeats(state, group, period) for group in _split(places, ways.flags))
         except Exception:  # the step's own error comes again
             return False
         return self._alike(state, end) or places == [len(self.timesteps) - period]
+
+    def _singly(self, state: dict[str, Any], place: int, period: int) -> dict[str, Any]:
+        """Finds a period of rows from this place on, and returns the state after them."""
+        self._set(state, place)
+        for i in range(place, place + period):
+            self._alone(i)
+        return self._state()
 
     def _in_lanes(self, state: dict[str, Any], places: list[int], period: int) -> dict[str, Any]:
         """Finds a period of rows from each of these places on, and returns the state after them."""
@@ -258,14 +272,14 @@ class _Tracing:
         """Sets the scheduler to this state, at another place or at several."""
         vars(self.shadow).clear()
         vars(self.shadow).update(unshared(state))
-        if "_step_index" in state:
-            self.shadow._step_index = place + self.offset
+        if self.counter in state:
+            vars(self.shadow)[self.counter] = place + self.offset
 
     def _alike(self, a: dict[str, Any], b: dict[str, Any]) -> bool:
         """Tells whether a step meets the same state in both. Counts may differ, as may remembered tensors and values
         that it sets before it reads them."""
         left = () if "last_sample" in self.memory else self.scheduler._leftovers
-        names = ({*a} | {*b}) - {"_step_index", *_SEARCHES, *left} | {*self.memory}
+        names = ({*a} | {*b}) - {self.counter, *_SEARCHES, *left} | {*self.memory}
         return all(
             a.get(name) is b.get(name) or _alike(a.get(name), b.get(name), name in self.memory) for name in names
         )
@@ -584,8 +598,13 @@ def _array(value: Any) -> Any:
 
 def _of_rows(attributes: dict[str, Any], places: list[int]) -> list[dict[str, Any]]:
     """Returns the attributes of each of these rows."""
-    several = [name for name, value in attributes.items() if isinstance(value, Lanes)]
-    return [{**attributes, **{name: row_of(attributes[name], n) for name in several}} for n in range(len(places))]
+    several = {name: value for name, value in attributes.items() if isinstance(value, Lanes)}
+    rows = (
+        zip(*(entries(value, len(places)) for value in several.values()), strict=True)
+        if several
+        else [()] * len(places)
+    )
+    return [{**attributes, **dict(zip(several, row, strict=True))} for row in rows]
 
 
 def _constant(values: Any) -> Pick:

@@ -113,7 +113,7 @@ def interpolate_loss_and_grad(*given: Any, out: Any, **options: Any) -> Any:
 
 def _path_loss(
     pred: Any, x0: Any, x1: Any, t: Any, path: Any, noise: Any, *, target: Any, weight: Any, reduction: Any,
-    batched: bool, wanted: bool,
+    batched: bool | None, wanted: bool,
 ) -> Any:  # fmt: skip
     stand_in_for("x0", x0)
     other = stand_in_for("x1", x1)
@@ -125,7 +125,7 @@ def _path_loss(
         y = other if m.shape == pred.shape else np.zeros(m.shape, other.dtype)
         return loss.path_loss_call(m, x0, y, t, path, noise, target, row, reduction, batched, {"out": None})
 
-    given = pred, x0, eager.number(t), path, noise if path.draws else None, weight
+    given = pred, x0, eager.number(t), path, noise if getattr(path, "draws", True) else None, weight
     return _loss(make, *given, wanted, None, {M2: x1})
 
 

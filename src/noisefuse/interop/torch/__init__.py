@@ -27,6 +27,7 @@ import noisefuse as nf
 from ...ground.libraries import Library
 from ...ground.needs import needs
 from ...language.levels import FLOATING, LEVELS
+from . import internals
 
 with needs(__name__, "torch"):
     import torch
@@ -65,7 +66,7 @@ from .graph import (
     plain_call,
     words_of,
 )
-from .internals import is_compiling, is_traced, untraced
+from .internals import is_compiling, is_traced
 from .loss import interpolate_loss, interpolate_loss_and_grad, mse_loss, mse_loss_and_grad, mse_loss_grad
 from .tokens import from_numpy, on_device, token_log_prob, view, written
 
@@ -177,7 +178,7 @@ def update(
 def augmented(function: Any, x: Any, noise: Any, *, dtype: Any = None, out: Any = None, **options: Any) -> Any:
     """Runs a function of `augment` or `fields` on the memory of tensors. A compiler's graph breaks there."""
     if is_compiling():
-        return untraced(augmented, function, x, noise, dtype=dtype, out=out, **options)
+        return internals.untraced(augmented, function, x, noise, dtype=dtype, out=out, **options)
     need_no_gradient(x=x, noise=noise)
     place, name, made = place_of("x", checked("x", x)), dtype_name(dtype, or_levels=True), out
     kind = NAMED.get(name, x.dtype)
@@ -293,7 +294,7 @@ def _call(
     fields, values = (table, name, tuple(options.items()), tuple(tensors), len(outs)), tuple(tensors.values())
     if is_compiling():
         if not carries(noise):
-            return untraced(_call, name, table, options, index, tensors, noise, outs)
+            return internals.untraced(_call, name, table, options, index, tensors, noise, outs)
         made = compiled(RowCall, fields, index, values, noise)
         return tuple(copied(result, out) for result, out in zip(made, outs, strict=True))
     call = RowCall(*fields)
@@ -355,7 +356,7 @@ def _random(name: str, shape: Any, noise: Any, *, dtype: Any, batched: bool, out
     if is_compiling():
         lengths = [shape] if isinstance(shape, int) else list(shape)
         if not carries(noise):
-            return untraced(_random, name, lengths, noise, dtype=dtype, batched=batched, out=out)
+            return internals.untraced(_random, name, lengths, noise, dtype=dtype, batched=batched, out=out)
         words = words_of(noise)
         device = CPU if out is None else out.device
         return copied(torch.ops.noisefuse.random(name, lengths, dtype, words, batched, device), out)
@@ -364,6 +365,10 @@ def _random(name: str, shape: Any, noise: Any, *, dtype: Any, batched: bool, out
         array, given = write("out", out, place, kind), array_dtype(dtype) if name == "randn" else dtype
         drawn = getattr(nf, name)(shape, noise, dtype=given, batched=batched, out=array)
     return as_tensor(drawn, out, kind)
+
+
+def untraced(function: Any, *arguments: Any) -> Any:
+    return internals.untraced(function, *arguments) if is_traced() else function(*arguments)
 
 
 library: Library = Library(

@@ -13,9 +13,10 @@ from torch import Tensor
 import noisefuse as nf
 
 from ...language.levels import INFO
+from . import internals
 from .arrays import CPU, as_tensor, checked, memory, need_memory, need_plain, place_of, read, to_numpy, write
 from .graph import (
-    OnceDifferentiable,
+    Operation,
     carries,
     compiled,
     copied,
@@ -26,7 +27,7 @@ from .graph import (
     noise_of,
     words_of,
 )
-from .internals import is_compiling, operator, untraced, written
+from .internals import is_compiling, operator, written
 
 TOKENS: dict[torch.dtype, type[np.signedinteger[Any]]] = {torch.int64: np.int64, torch.int32: np.int32}
 NAMED: dict[Any, torch.dtype] = {
@@ -50,7 +51,7 @@ def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, par
             or options["positions"] is not None
         ):
             options |= {"info": info, "dtype": dtype, "out": out, "partial": partial}
-            return untraced(categorical, logits, noise, **options)
+            return internals.untraced(categorical, logits, noise, **options)
         settings = float(options["temperature"]), options["top_k"], float(options["top_p"])
         kind = _kind(dtype if out is None else out.dtype)
         token, *known = torch.ops.noisefuse.categorical(logits, words_of(noise), *settings, ",".join(info), kind)
@@ -133,13 +134,21 @@ def _(
 def masked_cross_entropy(logits: Any, ids: Any, masked: Any, weight: Any, *, reduction: Any) -> Any:
     watched = is_watched((logits,)) and not is_compiling()
     make = torch.tensor if watched else torch.as_tensor  # the caller may overwrite an array before the backward pass
-    fields, tensors = _cross_entropy(logits, ids, masked, weight, reduction, make)
-    if is_compiling():
-        return compiled(CrossEntropy, fields, 0, tensors, None)[0]
+    given = _given(logits, ids, masked, weight, make)
     if watched:
         need_memory("logits", logits)
-        return differentiable_once(CrossEntropy(*fields), 0, None, tensors)
-    return CrossEntropy(*fields).value(tensors)[0]
+        return differentiable_once("masked_cross_entropy", given, {"reduction": reduction}, _gradient)
+    fields, tensors = _cross_entropy(given, reduction)
+    return (
+        compiled(CrossEntropy, fields, 0, tensors, None)[0]
+        if is_compiling()
+        else CrossEntropy(*fields).value(tensors)[0]
+    )
+
+
+def _gradient(**given: Any) -> Tensor:
+    gradient: Tensor = nf.masked_cross_entropy_and_grad(**given)[1]
+    return gradient
 
 
 def masked_cross_entropy_and_grad(
@@ -147,31 +156,33 @@ def masked_cross_entropy_and_grad(
 ) -> Any:
     if is_compiling():
         options = {"reduction": reduction, "upstream": upstream, "out": out}
-        return untraced(masked_cross_entropy_and_grad, logits, ids, masked, weight, **options)
+        return internals.untraced(masked_cross_entropy_and_grad, logits, ids, masked, weight, **options)
     need_no_gradient(upstream=upstream)
     need_unwatched("logits", logits)
-    fields, tensors = _cross_entropy(logits, ids, masked, weight, reduction)
+    fields, tensors = _cross_entropy(_given(logits, ids, masked, weight), reduction)
     return CrossEntropy(*fields).value(tensors, upstream, True if out is None else out)
 
 
-def _cross_entropy(
-    logits: Any, ids: Any, masked: Any, weight: Any, reduction: Any, make: Any = torch.as_tensor
-) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
-    """Returns the fields of a CrossEntropy, and its tensors."""
+def _given(logits: Any, ids: Any, masked: Any, weight: Any, make: Any = torch.as_tensor) -> dict[str, Tensor]:
+    """Returns the arguments that are given, as tensors."""
     need_no_gradient(weight=weight)
-    given = {"logits": logits, "ids": ids, "masked": masked, "weight": weight}
-    # torch would round Python's floats to float32
-    dtypes = {"weight": torch.float64} if isinstance(weight, float | list | tuple) else {}
-    given = {
-        name: x if isinstance(x, Tensor) else make(x, dtype=dtypes.get(name))
-        for name, x in given.items()
-        if x is not None
-    }
-    fields = None, "masked_cross_entropy", (("reduction", reduction),), tuple(given), 1
-    return fields, tuple(given.values())
+    given = {"logits": logits}
+    for name, x in (("ids", ids), ("masked", masked), ("weight", weight)):
+        if isinstance(x, Tensor):
+            given[name] = x
+        elif x is not None:  # torch would round Python's floats to float32
+            given[name] = make(
+                x, dtype=torch.float64 if name == "weight" and isinstance(x, float | list | tuple) else None
+            )
+    return given
 
 
-class CrossEntropy(OnceDifferentiable):
+def _cross_entropy(given: dict[str, Tensor], reduction: Any) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
+    """Returns the fields of a CrossEntropy, and its tensors."""
+    return (None, "masked_cross_entropy", (("reduction", reduction),), tuple(given), 1), tuple(given.values())
+
+
+class CrossEntropy(Operation):
     """masked_cross_entropy. Slots are logits, ids, and masked and weight, if they are present."""
 
     def results(self, tensors: Sequence[Tensor]) -> list[tuple[tuple[int, ...], torch.dtype]]:
@@ -180,13 +191,6 @@ class CrossEntropy(OnceDifferentiable):
 
     def run(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> tuple[Tensor, ...]:
         return self.value(tensors)[:1]
-
-    def with_gradient(self, index: Any, tensors: Sequence[Any], noise: Any) -> tuple[Tensor, Tensor | None]:
-        given: Any = dict(zip(self.slots, tensors, strict=True)) | dict(self.options)  # autograd watches nothing here
-        if given["reduction"] != "mean":
-            return nf.masked_cross_entropy(**given), None
-        found: tuple[Tensor, Tensor] = nf.masked_cross_entropy_and_grad(**given)
-        return found
 
     def value(self, tensors: Sequence[Any], upstream: Any = 1.0, grad: Any = None) -> tuple[Tensor, Any]:
         """Returns the loss, and its gradient if it is wanted: grad is its tensor, or True for a new one."""

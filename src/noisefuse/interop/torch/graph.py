@@ -7,7 +7,7 @@ with the operation's number, and a noise as five more numbers, so a step that ch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +16,9 @@ from torch import Tensor
 
 import noisefuse as nf
 
+from . import internals
 from .arrays import NAMED, in_format
-from .internals import constant_of_graph, operator
+from .internals import operator
 
 INDEX = (int, float, Tensor)
 
@@ -58,9 +59,9 @@ def is_watched(tensors: Iterable[Any]) -> bool:
 
 def need_no_gradient(**given: Any) -> None:
     """Raises NotImplementedError if autograd watches an argument that has no gradient."""
-    if is_watched(given.values()):
-        name = next(name for name, x in given.items() if is_watched((x,)))
-        raise NotImplementedError(f"{name}: gradients with respect to it are not computed: pass {name}.detach()")
+    for name, x in given.items():
+        if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
+            raise NotImplementedError(f"{name}: gradients with respect to it are not computed: pass {name}.detach()")
 
 
 def need_unwatched(name: str, x: Any) -> None:
@@ -145,50 +146,48 @@ class _Differentiable(torch.autograd.Function):
         return None, None, None, None, *made, *(None,) * remembered
 
 
-class OnceDifferentiable(Operation):
-    """A loss of the tensor in its first slot, which is differentiable once."""
-
-    def with_gradient(self, index: Any, tensors: Sequence[Any], noise: Any) -> tuple[Tensor, Tensor | None]:
-        """Returns the loss, and its gradient for an upstream gradient of 1 if the same pass makes it."""
-        raise NotImplementedError
-
-    def gradient(
-        self, slot: str, index: Any, kept: Sequence[Tensor], noise: Any, grads: Sequence[Tensor], out: Any = None
-    ) -> Tensor:
-        """Returns the gradient, in `out` if it can be written there."""
-        raise NotImplementedError
-
-
-def differentiable_once(loss: OnceDifferentiable, index: Any, noise: Any, tensors: Sequence[Any]) -> Any:
-    """Returns the loss. Backward uses the values of this call, even if the caller overwrites them later."""
-    return _DifferentiableOnce.apply(loss, *frozen(index, noise), *tensors)
+def differentiable_once(
+    name: str, tensors: dict[str, Tensor], rest: dict[str, Any], again: Callable[..., Tensor], **others: Any
+) -> Any:
+    """Returns the loss of this name and these arguments, which is differentiable once through the first tensor; among
+    the others tensors may be, too. Backward uses the values of this call, even if the caller overwrites them later."""
+    for key, x in others.items():
+        if not isinstance(x, Tensor):
+            rest[key] = x
+        elif x.requires_grad:
+            need_no_gradient(**{key: x})
+        else:
+            tensors[key] = x
+    return _DifferentiableOnce.apply(next(iter(tensors.values())), name, tensors, rest, again)
 
 
 class _DifferentiableOnce(torch.autograd.Function):
-    """Runs `with_gradient`. backward() of the loss itself returns that gradient; for another upstream gradient a second
-    pass overwrites it."""
+    """The gradient of a mean is made with it, and is that of backward() of the loss itself. For another upstream
+    gradient `again(.., upstream=.., out=..)` makes it, in the same memory if it can be."""
 
     @staticmethod
-    def forward(ctx: Any, loss: OnceDifferentiable, index: Any, noise: Any, *tensors: Any) -> Tensor:
-        value, early = loss.with_gradient(index, tensors, noise)
-        if isinstance(index, Tensor):
-            tensors, index = (*tensors, index), None
-        ctx.save_for_backward(*tensors)
-        ctx.made = loss, index, noise, early
-        return value
+    def forward(ctx: Any, first: Tensor, name: str, tensors: dict[str, Tensor], rest: Any, again: Any) -> Tensor:
+        early = None
+        if rest["reduction"] == "mean" and first.is_cpu:
+            value, early = getattr(nf, f"{name}_and_grad")(**tensors, **rest)  # autograd watches nothing here
+        else:
+            value = getattr(nf, name)(**tensors, **rest)
+        ctx.save_for_backward(*tensors.values())
+        ctx.made = name, [*tensors], rest, again, early
+        made: Tensor = value
+        return made
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        loss, index, noise, early = ctx.made
-        need_once(loss.name)
-        ctx.made = loss, index, noise, None  # autograd need not copy a tensor that has no other owner
-        if early is None or upstream.item() != 1:
-            kept = ctx.saved_tensors
-            if index is None:
-                *kept, index = kept
+        name, names, rest, again, early = ctx.made
+        need_once(name)
+        ctx.made = name, names, rest, again, None  # autograd need not copy a tensor that has no other owner
+        g = upstream if early is None else upstream.item()
+        if early is None or g != 1:
+            tensors = dict(zip(names, ctx.saved_tensors, strict=True))
             out = early if early is not None and early.is_contiguous() else None
-            early = loss.gradient(loss.slots[0], index, kept, noise, (upstream,), out)
-        return None, None, None, early, *(None,) * (len(loss.slots) - 1)
+            early = again(**tensors, **rest, upstream=g, out=out)
+        return early, None, None, None, None
 
 
 # ---- torch.compile -----------------------------------------------------------------------------------------
@@ -202,7 +201,6 @@ _operations: list[Operation] = []
 _numbers: dict[Operation, int] = {}
 
 
-@constant_of_graph
 def number_of(kind: Any, *fields: Any) -> int:
     """Returns the number of an operation."""
     operation = kind(*fields)
@@ -223,11 +221,11 @@ def carried(kind: Any, fields: tuple[Any, ...], index: Any) -> tuple[int, int | 
     """Returns number, row and times. Row or times is None."""
     id(fields[0])  # a guard, because the compiler takes the operation's number for a constant without one
     if isinstance(index, int):
-        return number_of(kind, *fields), index, None
+        return internals.constant(number_of, kind, *fields), index, None
     times = torch.as_tensor(index)
     if times.dtype == torch.float32 and not isinstance(index, Tensor | np.ndarray):
         times = torch.as_tensor(index, dtype=torch.float64)  # Python's numbers
-    return number_of(kind, *fields), None, times
+    return internals.constant(number_of, kind, *fields), None, times
 
 
 @operator("apply(int number, SymInt? row, Tensor? times, Tensor[] tensors, SymInt[] words) -> Tensor[]")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 
 # Whether a compiler or exporter traces. Fast paths ask the second function: it is quicker, and enough, because they
 # decline fake tensors of other tracers than Dynamo.
@@ -43,20 +44,35 @@ if not FOLLOWED:
     for _function in _generated():  # made by dataclass, without a file
         torch._dynamo.decorators.skip(_function)
 
-# A function that Dynamo calls while it traces. The result is a constant of the graph.
-constant_of_graph: Any = torch.compiler.assume_constant_result
-
-
 _REASON = {
     "reason": "no graph can have this call of noisefuse: one whose noise has several names, ids or a window, or "
     "another of those that docs/torch.md lists"
 }
 
+untraced: Callable[..., Any]
+constant: Callable[..., Any]
 
-@torch.compiler.disable(**(_REASON if FOLLOWED else {}))
-def untraced(function: Any, *arguments: Any, **options: Any) -> Any:
+
+def _untraced(function: Any, *arguments: Any, **options: Any) -> Any:
     """Calls a function that torch.compile cannot trace: the graph breaks, or fullgraph=True refuses it."""
     return function(*arguments, **options)
+
+
+def _constant(function: Any, *arguments: Any) -> Any:
+    """Calls a function while Dynamo traces. The result is a constant of the graph."""
+    return function(*arguments)
+
+
+def __getattr__(name: str) -> Any:
+    """Tells Dynamo of these two when it traces the first: to tell it imports it, and 900 modules with sympy's."""
+    if name == "untraced":
+        value: Any = torch.compiler.disable(_untraced, **(_REASON if FOLLOWED else {}))
+    elif name == "constant":
+        value = torch.compiler.assume_constant_result(_constant)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
 
 def operator(schema: str) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import noisefuse as nf
 
+from . import internals
 from .arrays import (
     as_tensor,
     checked,
@@ -31,48 +32,50 @@ from .arrays import (
     write,
 )
 from .graph import (
-    OnceDifferentiable,
+    Operation,
     carried,
     carries,
     compiled,
     copied,
     differentiable_once,
+    frozen,
     is_watched,
     need_no_gradient,
     need_once,
     need_unwatched,
     words_of,
 )
-from .internals import is_compiling, untraced
+from .internals import is_compiling
 
 
 def mse_loss(
     pred: Any, x0: Any, t: Any, schedule: Any, noise: Any, *, weight: Any, partial: bool = False, **options: Any
 ) -> Any:
+    if is_watched((pred,)) and not partial and not is_compiling():
+        if weight is not None and not isinstance(weight, Tensor):
+            weight = torch.from_numpy(np.array(weight))  # the caller may overwrite it before the backward pass
+        need_memory("pred", pred)
+        t, noise = frozen(t, noise)
+        rest, others = {"schedule": schedule, **options}, {"x0": x0, "t": t, "noise": noise, "weight": weight}
+        return differentiable_once("mse_loss", {"pred": pred}, rest, nf.mse_loss_grad, **others)
     need_no_gradient(x0=x0, t=t, noise=noise, weight=weight)
     if partial:
         need_no_gradient(pred=pred)
         fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
         return Loss(*fields).part(t, tensors, noise)
-    watched = is_watched((pred,))
-    if watched and weight is not None and not isinstance(weight, Tensor) and not is_compiling():
-        weight = torch.from_numpy(np.array(weight))  # the caller may overwrite it before the backward pass
     fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
-    if is_compiling():
-        if not carries(noise):
-            return untraced(mse_loss, pred, x0, t, schedule, noise, weight=weight, **options)
-        return compiled(Loss, fields, t, tensors, noise)[0]
-    if watched:
-        need_memory("pred", pred)
-        return differentiable_once(Loss(*fields), t, noise, tensors)
-    return Loss(*fields).value(t, tensors, noise)[0]
+    if not is_compiling():
+        return Loss(*fields).value(t, tensors, noise)[0]
+    if not carries(noise):
+        return internals.untraced(mse_loss, pred, x0, t, schedule, noise, weight=weight, **options)
+    return compiled(Loss, fields, t, tensors, noise)[0]
 
 
 def mse_loss_and_grad(
     pred: Any, x0: Any, t: Any, schedule: Any, noise: Any, *, weight: Any, out: Any, **options: Any
 ) -> Any:
     if is_compiling():
-        return untraced(mse_loss_and_grad, pred, x0, t, schedule, noise, weight=weight, out=out, **options)
+        return internals.untraced(mse_loss_and_grad, pred, x0, t, schedule, noise, weight=weight, out=out, **options)
     need_no_gradient(x0=x0, t=t, noise=noise, weight=weight)
     need_unwatched("pred", pred)
     fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
@@ -89,7 +92,7 @@ def mse_loss_grad(
         return Loss(*fields).gradient("pred", t, tensors, noise, (upstream,), out)
     if not carries(noise):
         more = {"weight": weight, "upstream": upstream, "out": out, **options}
-        return untraced(mse_loss_grad, pred, x0, t, schedule, noise, **more)
+        return internals.untraced(mse_loss_grad, pred, x0, t, schedule, noise, **more)
     number, row, times = carried(Loss, fields, t)
     rest = row, times, tensors, words_of(noise), [torch.as_tensor(upstream, dtype=torch.float64)]
     gradient = torch.ops.noisefuse.gradient(number, "pred", pred.shape, pred.dtype, *rest)
@@ -99,7 +102,7 @@ def mse_loss_grad(
 def interpolate_loss(pred: Any, x0: Any, x1: Any, t: Any, path: Any, noise: Any, *, weight: Any, **options: Any) -> Any:
     need_no_gradient(x0=x0, x1=x1, t=t, noise=noise, weight=weight)
     if is_compiling():
-        return untraced(interpolate_loss, pred, x0, x1, t, path, noise, weight=weight, **options)
+        return internals.untraced(interpolate_loss, pred, x0, x1, t, path, noise, weight=weight, **options)
     if not is_watched((pred,)):
         return _of_path(pred, x0, x1, t, path, noise, weight, None, options)
     need_memory("pred", pred)
@@ -110,7 +113,9 @@ def interpolate_loss_and_grad(
     pred: Any, x0: Any, x1: Any, t: Any, path: Any, noise: Any, *, weight: Any, out: Any, **options: Any
 ) -> Any:
     if is_compiling():
-        return untraced(interpolate_loss_and_grad, pred, x0, x1, t, path, noise, weight=weight, out=out, **options)
+        return internals.untraced(
+            interpolate_loss_and_grad, pred, x0, x1, t, path, noise, weight=weight, out=out, **options
+        )
     need_no_gradient(x0=x0, x1=x1, t=t, noise=noise, weight=weight)
     need_unwatched("pred", pred)
     return _of_path(pred, x0, x1, t, path, noise, weight, True if out is None else out, options)
@@ -182,7 +187,7 @@ def _parts(pred: Any, x0: Any, schedule: Any, noise: Any, weight: Any, options: 
     return fields, tuple(tensors.values()), noise
 
 
-class Loss(OnceDifferentiable):
+class Loss(Operation):
     """mse_loss, with mse_loss_grad as its gradient. Slots are pred, x0, noise and weight, if they are present."""
 
     def results(self, tensors: Sequence[Tensor]) -> list[tuple[tuple[int, ...], torch.dtype]]:
@@ -193,13 +198,6 @@ class Loss(OnceDifferentiable):
     def run(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> tuple[Tensor, ...]:
         loss: Tensor = nf.mse_loss(**self._given(index, tensors, noise))
         return (loss,)
-
-    def with_gradient(self, index: Any, tensors: Sequence[Any], noise: Any) -> tuple[Tensor, Tensor | None]:
-        options = dict(self.options)
-        if options["reduction"] != "mean" or not tensors[0].is_cpu:
-            return self.run(index, tensors, noise, ())[0], None
-        found: tuple[Tensor, Tensor] = nf.mse_loss_and_grad(**self._given(index, tensors, noise))
-        return found
 
     def _given(self, index: Any, tensors: Sequence[Any], noise: Any) -> dict[str, Any]:
         given = {"x0": None, "noise": noise, **dict(zip(self.slots, tensors, strict=True))}

@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "turned.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <bit>
+#include <new>
+
+#include "../core/loss.h"
+#include "../cpu/dispatch.h"
+#include "layouts.h"
+#include "memory.h"
+
+namespace nf {
+namespace {
+
+constexpr int64_t kBlock = 1 << 15;  // elements of a block; more if its rows are many, or long
+constexpr int64_t kRun = 512;        // kernels take fewer elements at once more slowly
+constexpr int64_t kFewRows = 8;      // of them turning reads half lines at least
+constexpr int64_t kSlice = 1024;     // elements that kernels take between two prefetches
+constexpr int64_t kLine = 64;        // bytes of a line of the caches
+constexpr int64_t kGap = 64;         // elements after each row, so that rows are no power of two apart
+constexpr int64_t kConflict = 2048;  // bytes: rows so far apart take each other's place in the nearest cache
+
+// How a call is cut into blocks. A block has `height` rows of one plane, and `width` columns of each. Or it has whole
+// rows, of any planes, whose elements follow one another in C's order: those of `chunks` chunks of a loss.
+struct Blocks {
+    int64_t height, width, chunks = 0;
+    int64_t down, across, count;  // the blocks of a plane, and of all
+    bool whole_rows;
+
+    Blocks(const Call& call, const Turned& t, int64_t piece) {
+        const int64_t total = call.batch * call.size, unit = piece ? kLossChunk : kRun;
+        whole_rows = piece ? t.columns % unit || piece % t.columns : t.columns < unit;
+        if (!whole_rows) {
+            const bool few_arrays = std::popcount(t.inputs) + std::popcount(t.outputs) < 3;
+            height = std::min(t.rows, std::max(few_arrays ? 2 * kFewRows : kFewRows, kBlock / unit));
+            width = std::min(t.columns, std::max(unit, kBlock / height / unit * unit));
+        } else {
+            width = t.columns;
+            height = std::max(kFewRows, kBlock / width);
+        }
+        down = (t.rows + height - 1) / height, across = (t.columns + width - 1) / width;
+        count = down * across * (total / (t.rows * t.columns));
+        if (!whole_rows) return;
+        const int64_t rows = total / width;
+        count = (rows + height - 1) / height;
+        if (piece) {
+            const int64_t all = total / piece * chunks_of(piece);
+            chunks = std::max<int64_t>(1, all / count);
+            count = (all + chunks - 1) / chunks;
+        }
+    }
+};
+
+// A row that is x itself, of m1.
+template <class Real>
+constexpr auto kOnes = [] {
+    std::array<Real, kColumns> row{};
+    row[kAffine[0] + 1 + kM1] = 1;
+    return row;
+}();
+
+// Whether residuals can be computed as their arrays lie, and only they be turned: the arrays all lie turned, in small
+// planes, no element asks for its place, and only sums are wanted.
+bool lie_alike(const Call& call, const Turned& t) {
+    bool alike = call.losses && !call.out[0] && call.draw == Draw::none && !call.period &&
+                 t.rows * t.columns <= (1 << 13) && call.segment % (t.rows * t.columns) == 0;
+    for (int slot = 0; slot < kSlots; ++slot) alike &= !call.in[slot] || t.inputs >> slot & 1;
+    return alike;
+}
+
+// A block's own memory has a row for each of its rows.
+class Block {
+  public:
+    Block(const Call& call, const Turned& turned, const Blocks& blocks, int64_t piece)
+        : whole_(call),
+          call_(call),
+          turned_(turned),
+          blocks_(blocks),
+          piece_(piece),
+          row_(blocks.whole_rows ? blocks.width : blocks.width + kGap),
+          first_(call) {
+        if (!piece || !lie_alike(call, turned)) return;
+        // The loss is of the residuals themselves.
+        const bool wide = call.type == DType::f64;
+        first_.type = first_.out_type = call_.type = call_.in_type[kM1] = wide ? DType::f64 : DType::f32;
+        call_.active = uint64_t{1} << (kAffine[0] + 1 + kM1);
+        call_.rows = wide ? static_cast<const void*>(kOnes<double>.data()) : kOnes<float>.data();
+        call_.n_rows = 1;
+        for (const void*& in : call_.in) in = nullptr;
+        computes_ = true;
+    }
+
+    // False: there is no memory.
+    bool take_memory() {
+        // Chunks may begin and end within a row, and short pieces' chunks differ in length.
+        const int64_t rows = blocks_.chunks ? most_rows() : blocks_.height;
+        int64_t bytes = 0;
+        const auto place = [&](Array& a, int bit, unsigned bits, DType type, const void* whole) {
+            if (!(bits >> bit & 1)) return;
+            a = {bytes_of(type), const_cast<char*>(static_cast<const char*>(whole)), bytes};
+            bytes += (a.size * row_ * rows + kLine - 1) / kLine * kLine;
+        };
+        const unsigned inputs = computes_ ? 1u << kM1 : turned_.inputs;
+        if (computes_) {
+            residuals_ = bytes;
+            bytes += bytes_of(call_.type) * (rows / turned_.rows + 2) * turned_.rows * turned_.columns;
+        }
+        for (int s = 0; s < kSlots; ++s) place(in_[s], s, inputs, call_.in_type[s], call_.in[s]);
+        for (int o = 0; o < 3; ++o)
+            if (call_.out[o]) place(out_[o], o, turned_.outputs, call_.type_of(o), call_.out[o]);
+        // Kernels of steps may write to what they read.
+        if (!piece_ && in_[kX].size == out_[0].size) out_[0].at = in_[kX].at;
+        return scratch_.take(static_cast<size_t>(bytes));
+    }
+
+    void run(int64_t b, const Range& range) {
+        const int64_t columns = turned_.columns;
+        if (blocks_.whole_rows) {
+            const int64_t begin = first_of(b), end = first_of(b + 1);
+            take({begin / columns, 0, (end + columns - 1) / columns - begin / columns, columns});
+            point(-place_.row * columns);
+            range(call_, begin, end);
+            give(begin, end);
+        } else {
+            const int64_t plane = b / (blocks_.down * blocks_.across), of_plane = b % (blocks_.down * blocks_.across);
+            const int64_t r = of_plane / blocks_.across * blocks_.height, c = of_plane % blocks_.across * blocks_.width;
+            take({plane * turned_.rows + r, c, std::min(blocks_.height, turned_.rows - r),
+                  std::min(blocks_.width, columns - c)});
+            // The rows follow one another in memory.
+            const bool prefetches = place_.rows == turned_.rows && !piece_;
+            int64_t to_fetch = (plane * columns + c) * turned_.rows;
+            for (int64_t row = 0; row < place_.rows; ++row) {
+                const int64_t begin = (place_.row + row) * columns + c, end = begin + place_.columns;
+                point(row * row_ - begin);
+                for (int64_t at = begin, n; at < end; at += n, to_fetch += n) {
+                    n = prefetches ? std::min(kSlice, end - at) : end - at;
+                    if (prefetches) prefetch(to_fetch, n, place_.rows * place_.columns);
+                    range(call_, at, at + n);
+                }
+            }
+            give(place_);
+        }
+    }
+
+  private:
+    // An array that is turned; size 0: there is none.
+    struct Array {
+        int64_t size = 0;  // bytes of an element
+        char* whole;
+        int64_t at;  // its first byte in the block's memory
+    };
+    // Rows are counted in C's order of the whole call.
+    struct Place {
+        int64_t row, column, rows, columns;
+    };
+
+    // The first element of a block of whole rows.
+    int64_t first_of(int64_t b) const {
+        const int64_t total = whole_.batch * whole_.size;
+        if (b == blocks_.count) return total;
+        return piece_ ? first_of_chunk(piece_, b * blocks_.chunks) : b * blocks_.height * turned_.columns;
+    }
+
+    int64_t most_rows() const {
+        const int64_t in_chunk = std::min(piece_, kLossChunk);
+        return blocks_.chunks * in_chunk / turned_.columns + 2;
+    }
+
+    void take(const Place& place) {
+        place_ = place;
+        if (computes_) {
+            const int64_t rows = turned_.rows, plane = rows * turned_.columns, begin = place.row / rows * plane,
+                          end = (place.row + place.rows + rows - 1) / rows * plane;
+            in_[kM1].whole = scratch_.data + residuals_ - in_[kM1].size * begin;
+            first_.out[0] = in_[kM1].whole;
+            kernels().step(first_, begin, end, true);
+        }
+        for (const Array& a : in_)
+            if (a.size) turn(a, place_, true);
+    }
+
+    void give(const Place& place) const {
+        for (const Array& a : out_)
+            if (a.size) turn(a, place, false);
+    }
+
+    // Other blocks write the rest of the first row, and of the last one.
+    void give(int64_t begin, int64_t end) const {
+        const int64_t columns = turned_.columns;
+        for (int64_t at = begin, n; at < end; at += n) {
+            const int64_t column = at % columns, left = end - at, rows = column ? 0 : left / columns;
+            n = rows ? rows * columns : std::min(columns - column, left);
+            give({at / columns, column, rows ? rows : 1, rows ? columns : n});
+        }
+    }
+
+    // Makes the call's arrays those of this block, whose elements lie so many elements after their number in the call.
+    void point(int64_t shift) {
+        for (int s = 0; s < kSlots; ++s)
+            if (in_[s].size) call_.in[s] = scratch_.data + in_[s].at + in_[s].size * shift;
+        for (int o = 0; o < 3; ++o)
+            if (out_[o].size) call_.out[o] = scratch_.data + out_[o].at + out_[o].size * shift;
+    }
+
+    // Prefetches n elements of the outputs, and the inputs' elements that lie `ahead` further, in the next block. They
+    // come from memory while kernels compute.
+    void prefetch(int64_t first, int64_t n, int64_t ahead) const {
+        for (const Array& a : out_)
+            for (int64_t byte = 0; byte < n * a.size; byte += kLine)
+                __builtin_prefetch(a.whole + a.size * first + byte, 1, 2);
+        const int64_t next = first + ahead, most = std::min(n, whole_.batch * whole_.size - next);
+        for (const Array& a : in_)
+            for (int64_t byte = 0; byte < most * a.size; byte += kLine)
+                __builtin_prefetch(a.whole + a.size * next + byte, 0, 2);
+    }
+
+    // Copies these rows to the block's own memory, or back: whole planes, and parts of others.
+    void turn(const Array& a, const Place& place, bool in) const {
+        const int64_t rows = turned_.rows, end = place.row + place.rows;
+        for (int64_t row = place.row, n; row < end; row += n) {
+            const int64_t r = row % rows, planes = r ? 0 : (end - row) / rows, height = std::min(rows - r, end - row);
+            n = planes ? planes * rows : height;
+            char* const there = a.whole + a.size * ((row / rows * turned_.columns + place.column) * rows + r);
+            char* const here =
+                scratch_.data + a.at + a.size * (row_ * (row - place_.row) + place.column - place_.column);
+            const int64_t of_there[] = {a.size * rows * turned_.columns, a.size * rows, a.size};
+            const int64_t of_here[] = {a.size * rows * row_, a.size, a.size * row_};
+            Copy copy;
+            copy.item = static_cast<int>(a.size), copy.axes = 3;
+            copy.shape[0] = planes ? planes : 1, copy.shape[1] = place.columns, copy.shape[2] = height;
+            copy.from = in ? there : here, copy.to = in ? here : there;
+            std::copy_n(in ? of_there : of_here, 3, copy.from_strides);
+            std::copy_n(in ? of_here : of_there, 3, copy.to_strides);
+            copy_here(copy, a.size * (in ? row_ : rows) % kConflict != 0, !in);
+        }
+    }
+
+    const Call& whole_;
+    Call call_;
+    const Turned& turned_;
+    const Blocks& blocks_;
+    const int64_t piece_;
+    const int64_t row_;  // elements from a row to the next one
+    Call first_;         // the residuals of this call are computed before they are turned
+    bool computes_ = false;
+    int64_t residuals_;  // their first byte in the block's memory
+    Place place_;
+    Array in_[kSlots], out_[3];
+    Scratch scratch_;
+};
+
+}  // namespace
+
+bool run_turned(const Call& call, const Turned& turned, int64_t piece, const Range& range, const GoOn& go_on) {
+    const Blocks blocks(call, turned, piece);
+    std::atomic<bool> failed{false};
+    const auto body = [&](int64_t begin, int64_t end) {
+        Block block(call, turned, blocks, piece);
+        if (!block.take_memory()) failed = true;
+        for (int64_t b = begin; b < end && !failed; ++b) block.run(b, range);
+    };
+    const int64_t at_once = std::clamp<int64_t>(blocks.count / (4 * num_threads()), 1, 8);
+    const bool finished = parallel_for(blocks.count, at_once, body, go_on);
+    if (failed) throw std::bad_alloc();
+    return finished;
+}
+
+}  // namespace nf

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// Calls with arrays whose planes are turned: channels_last arrays, transposed ones. Kernels read and write C's order,
+// and sums are added up in that order. So the elements are turned on the way: a block is turned to C's order, computed
+// and turned back, while it lies in the second-level cache. python/plain_call.h decides which arrays are turned.
+#pragma once
+#include <functional>
+
+#include "../core/call.h"
+#include "../cpu/pool.h"
+
+namespace nf {
+
+// The arrays of a call that are turned: their planes (rows, columns) lie as (columns, rows) in memory. The rows of
+// channels_last arrays are channels, and their columns pixels. All other arrays lie in C's order.
+struct Turned {
+    int64_t rows = 0, columns = 0;     // of a plane
+    unsigned inputs = 0, outputs = 0;  // bit s: in[s], bit o: out[o]
+
+    bool any() const { return inputs || outputs; }
+};
+
+using Range = std::function<void(const Call& call, int64_t begin, int64_t end)>;
+
+// Runs range over all elements, on all threads. A range of a loss has whole chunks of pieces of `piece` elements; 0: it
+// is no loss. std::bad_alloc: the outputs are unspecified.
+bool run_turned(const Call& call, const Turned& turned, int64_t piece, const Range& range, const GoOn& go_on);
+
+}  // namespace nf
