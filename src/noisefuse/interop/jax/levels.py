@@ -12,6 +12,7 @@ import numpy as np
 from ...call.description import Step
 from ...ground.checks import is_tracer
 from ...language.forward import forward
+from ...language.noise import listed
 from ...language.rows import M1
 from ...operations.draw import drawn_like
 from ...operations.interpolate import interpolate_call
@@ -36,17 +37,19 @@ def interpolate(
 def noised(x0: Any, alpha: Any, sigma: Any, noise: Any, target: Any, batched: bool, out: Any, target_out: Any) -> Any:
     need_none(target_out=target_out)
     in_place = out is x0
-    given = {"x0": x0, "alpha": alpha, "sigma": sigma}
+    given = {"x0": x0, "alpha": alpha, "sigma": sigma, "noise": noise}
 
-    def call(x0: Any, alpha: Any, sigma: Any) -> Any:
+    def call(x0: Any, alpha: Any, sigma: Any, noise: Any) -> Any:
         return tuple(_at_levels(x0, alpha, sigma, noise, target, batched, x0 if in_place else out))
 
-    traced = {name: x for name, x in given.items() if is_tracer(x)}
+    starts = [start for name in listed(noise) for start in getattr(name, "window_start", ())]
+    known = {"noise"} if any(map(is_tracer, starts)) else set()  # such a Noise is no argument of a program
+    traced = {name: x for name, x in given.items() if name not in known and any(map(is_tracer, jax.tree.leaves(x)))}
     if not {"alpha", "sigma"} & traced.keys():
         made = call(**given)
     else:
         fixed = {name: x for name, x in given.items() if name not in traced}
-        made = _differentiable(lambda traced: call(**fixed, **traced), given, noise, target, batched)(traced)
+        made = _differentiable(lambda traced: call(**fixed, **traced), fixed, target, batched)(traced)
     return made[0] if target is None else made
 
 
@@ -68,20 +71,21 @@ def _at_levels(x0: Any, alpha: Any, sigma: Any, noise: Any, target: Any, batched
     return at_times(make, "x0", x0, 0, noise, out, None, rows=rows)
 
 
-def _differentiable(call: Any, given: dict[str, Any], noise: Any, target: Any, batched: bool) -> Any:
+def _differentiable(call: Any, fixed: dict[str, Any], target: Any, batched: bool) -> Any:
     """Returns the call, of traced arguments by name, with derivatives with respect to the levels: those of x_t are x0
-    and z, those of v are z and -x0. Noise that is given as an array is constant."""
+    and z, those of v are z and -x0."""
     made: Any = jax.custom_jvp(call)
 
     def tangents(primals: Any, changes: Any) -> Any:
         (traced,), (changes,) = primals, changes
-        changes = {name: dx for name, dx in changes.items() if not isinstance(dx, _SymbolicZero)}
-        x0 = traced.get("x0", given["x0"])
-        outs = call(traced)
-        if "x0" in changes:
-            of_x0 = jax.jvp(lambda x: call({**traced, "x0": x}), (x0,), (changes["x0"],))[1]
-        else:
-            of_x0 = tuple(map(jnp.zeros_like, outs))
+        x0, noise = (traced.get(name, fixed.get(name)) for name in ("x0", "noise"))
+        names = [*traced] if hasattr(noise, "shape") else [name for name in traced if name != "noise"]
+        changes = {name: changes[name] for name in names if not isinstance(changes[name], _SymbolicZero)}
+        outs, arrays = call(traced), [name for name in ("x0", "noise") if name in changes]
+        of_x0 = tuple(map(jnp.zeros_like, outs))
+        if arrays:
+            again = lambda *given: call({**traced, **dict(zip(arrays, given, strict=True))})  # noqa: E731
+            of_x0 = jax.jvp(again, [traced[name] for name in arrays], [changes[name] for name in arrays])[1]
         levels = [changes.get(name) for name in ("alpha", "sigma")]
         if any(dx is not None for dx in levels):
             z = noise if hasattr(noise, "shape") else drawn_like(x0, noise, batched)
