@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a training program traces beside its Noise: times, schedules, levels with gradients, masks; and two programs.
 
-Seen to fail: each was refused with a NotImplementedError or a TypeError. Planted: counts of masks in the precision of
-p, where 1 masks all but one word of 2^32; a derivative of v by sigma with the other sign; a path that is checked at its
+Seen to fail: each was refused with a NotImplementedError or a TypeError. Planted: p = 1 as a count
+of 32 bits, which masks nothing; a derivative of v by sigma with the other sign; a path that is checked at its
 end, where it has no score.
 """
 
