@@ -48,5 +48,6 @@ int main() {
     print_normals();
     for (const uint64_t shape : kForwardShapes) std::printf("shape 0x%" PRIx64 "\n", shape);
     for (const uint64_t shape : kDrawnShapes) std::printf("shape 0x%" PRIx64 "\n", shape);
+    for (const uint64_t shape : kCommonShapes) std::printf("shape 0x%" PRIx64 "\n", shape);
     for (const uint64_t shape : kSamplerShapes) std::printf("shape 0x%" PRIx64 "\n", shape);
 }

@@ -34,15 +34,20 @@ constexpr Real halve(Real* sum, int n) {
     return sum[0];
 }
 
-// The sum of a chunk of n <= 64 elements: like SquareSum below, without the zeros.
-template <class Real>
-inline Real sum_of_few(const Real* r, int n) {
-    Real square[kAccumulators];
-    int used = 1;
-    while (used < n) used *= 2;
-    for (int i = 0; i < n; ++i) square[i] = r[i] * r[i];
-    for (int i = n; i < used; ++i) square[i] = 0;
-    return halve(square, used);
+// The sums of chunks of n <= 64 elements each, one after another: like SquareSum below, without the zeros. half: the
+// largest power of two below n, or 1. As many numbers may be read after the last chunk.
+template <int half = kAccumulators / 2, class Real>
+inline void sums_of_few(const Real* square, int n, int count, double* sums) {
+    if constexpr (half > 1)
+        if (n <= half) return sums_of_few<half / 2>(square, n, count, sums);
+    for (int i = 0; i < count; ++i, square += n) {
+        Real sum[half];
+        for (int j = 0; j < half; ++j) {
+            const Real other = square[j + half];  // read in any case, so that it is done in vectors
+            sum[j] = square[j] + (j + half < n ? other : Real{0});
+        }
+        sums[i] = static_cast<double>(halve(sum, half));
+    }
 }
 
 // W: how many Reals a vector of this lane type holds.

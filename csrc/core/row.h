@@ -39,6 +39,8 @@ constexpr bool clamps(uint64_t active) { return counts(active, kLow) || counts(a
 // Flags beyond the columns: the noise is multiplied by D, or by its square root, before the row takes it.
 constexpr uint64_t kTimesClean = uint64_t{1} << 40, kTimesRoot = uint64_t{1} << 41;
 static_assert(uint64_t{1} << kColumns <= kTimesClean && kTimesClean < kTimesRoot, "columns and flags share a bit");
+// Model outputs of another type are rounded to the results' type first, as arrays of NumPy would be (on CPUs alone).
+constexpr uint64_t kRoundsModel = uint64_t{1} << 42;
 constexpr bool scales_noise(uint64_t active) { return active & (kTimesClean | kTimesRoot); }
 
 // Whether one of the wanted outputs, or the noise, needs D.

@@ -22,10 +22,10 @@ template <class Real>
 void step_drawing_nothing(const Call& s, int64_t begin, int64_t end, bool stay) {
     Rows<Real> rows(s);
     Arrays<Real> arrays(s, stay);
-    const OnArrays<Real> tile_on_arrays = on_arrays(arrays, shape_of(rows));
+    const OnArrays<Real> on_arrays(arrays, shape_of(rows));
     const bool far = s.size * s.batch > kFar && asks_early();
     const bool asks = far || (arrays.n_written > 1 && s.size * s.batch >= kSeveral);
-    const int64_t most = s.row_for_each() ? rows.most : tile_on_arrays && arrays.all_own && !asks ? 16 * kTile : kTile;
+    const int64_t most = s.row_for_each() ? rows.most : asks ? kTile : on_arrays.most;
     // The first tile of a long array is short, so that the others begin with a line.
     int64_t size = end - begin >= 64 * kTile ? arrays.to_line(begin) : 0;
     for (int64_t at = begin; at < end; at += size, size = 0) {
@@ -36,7 +36,7 @@ void step_drawing_nothing(const Call& s, int64_t begin, int64_t end, bool stay) 
             arrays.prefetch_written(at, g);
         }
         rows.select(at, at / s.segment, left, static_cast<int>(size));
-        apply(tile_on_arrays, rows, arrays, at, static_cast<int>(size));
+        apply(on_arrays, rows, arrays, at, static_cast<int>(size));
     }
 }
 
@@ -48,7 +48,7 @@ void step_drawing(const Call& s, int64_t begin, int64_t end, bool stay, const Af
     Noise<Real> noise;
     const uint64_t shape = shape_of(rows);
     const OnNoise tile_on_noise[] = {on_noise(arrays, shape, false), on_noise(arrays, shape, true)};  // per_element
-    const OnArrays<Real> tile_on_arrays = on_arrays(arrays, shape);
+    const OnArrays<Real> on_arrays(arrays, shape);
     arrays.in_registers = tile_on_noise[0] || tile_on_noise[1];
     for_each_drawn_tile(s, begin, end, rows, arrays, [&](int64_t at, const Counters& counters, const RoundKeys& keys) {
         if constexpr (sizeof(Real) == 4)
@@ -58,7 +58,7 @@ void step_drawing(const Call& s, int64_t begin, int64_t end, bool stay, const Af
                 return after(at + counters.size);
             }
         arrays.value[kZ] = noise.fill(counters, keys, s.draw, 0, Prefetch<Real, true>{arrays, at});
-        apply(tile_on_arrays, rows, arrays, at, counters.size);
+        apply(on_arrays, rows, arrays, at, counters.size);
         after(at + counters.size);
     });
 }

@@ -29,6 +29,10 @@ class Residuals {
     [[gnu::noinline]] void take(const Real* r, int64_t at, int n) {
         if (s.out[0]) store_gradient(r, at, n);
         for (int done = 0; s.chunk_sums && done < n;) {
+            if (left_ == s.piece && left_ <= least(n - done, kAccumulators)) {
+                done += add_few(r + done, n - done);
+                continue;
+            }
             const int size = static_cast<int>(least(n - done, left_));
             add(r + done, size);
             done += size;
@@ -55,11 +59,21 @@ class Residuals {
 
     void begin_chunk() { length_ = left_ = least(kLossChunk, s.piece - in_piece_); }
 
-    // Samples of a few elements come by the million. Those that lie whole in the tile take a shorter path.
+    // Samples of a few elements come by the million. Those that lie whole in the tile take a shorter path. Returns how
+    // many elements they have.
+    int add_few(const Real* r, int n) {
+        const int piece = static_cast<int>(s.piece), count = n / piece;
+        alignas(64) Real square[kTile + kAccumulators];
+        for (int i = 0; i < n; ++i) square[i] = r[i] * r[i];
+        for (int i = n; i < n + kAccumulators; ++i) square[i] = 0;
+        sums_of_few(square, piece, count, s.chunk_sums + chunk_);
+        chunk_ += count;
+        return count * piece;
+    }
+
     void add(const Real* r, int n) {
-        const bool few = n == length_ && n <= kAccumulators;
-        if (!few) squares_.add(r, n);
-        if (left_ -= n; left_ == 0) few ? end_chunk(sum_of_few(r, n)) : end_squares();
+        squares_.add(r, n);
+        if (left_ -= n; left_ == 0) end_squares();
     }
 
     [[gnu::noinline]] void end_squares() { end_chunk(squares_.finish()); }
@@ -124,7 +138,7 @@ struct ResidualRow : RegisterRow<Real, In, shape> {
     Vector<Real> residual(int64_t at) const {
         Vector<Real> r[1], z{};
         if constexpr (ResidualRow::reads(kZ)) z = load_lanes<In>(this->array[kZ], at);
-        this->add_up(at, z, r);
+        this->add_up(at, z, r, std::false_type());
         return r[0];
     }
 };
@@ -170,10 +184,7 @@ template <class Real, DType In, uint64_t shape>
         for (int i = 0; i < length; i += 4 * W) {
             Vector<Real> g[4];
             for (int v = 0; v < 4; ++v) g[v] = Lane::mul(Lane::splat(factor), row.residual(from + i + v * W));
-            if constexpr (sizeof(Real) == 8)
-                for (int v = 0; v < 4; ++v) store_one(static_cast<Real*>(out) + to + i + v * W, g[v], past_caches);
-            else
-                store_lanes<In>(out, to + i, g, past_caches);
+            store_lanes<In>(out, to + i, g, past_caches);
         }
     };
     const int whole = n / kAccumulators * kAccumulators, left = n - whole;

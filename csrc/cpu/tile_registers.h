@@ -67,8 +67,9 @@ constexpr auto kNothingOf = [] {
 }();
 
 // A row of this shape in registers, and its arrays of type In. It takes the noise one vector at a time. `Each` says
-// where the rows of a tile's elements are. It is read once, as to the compiler any store might change it.
-template <class Real, DType In, uint64_t shape, bool Each = false>
+// where the rows of a tile's elements are. It is read once, as to the compiler any store might change it. `Blocks`: the
+// vectors are those of `load_of_block`.
+template <class Real, DType In, uint64_t shape, bool Each = false, bool Blocks = false>
 struct RegisterRow {
     static constexpr Affine kCleanCombination{shape, kClean, 3};
     static constexpr Affine kCombinations[3] = {
@@ -113,7 +114,9 @@ struct RegisterRow {
     }
 
     // Computes the outputs' vectors from element `at` on, which is `in_tile` in its tile. Each array is read once.
-    void add_up(int64_t at, Vector<Real> z, Vector<Real> (&result)[kOutputs], int in_tile = 0) const {
+    template <class Clamps>
+    void add_up(int64_t at, Vector<Real> z, Vector<Real> (&result)[kOutputs], Clamps clamps, int in_tile = 0,
+                bool odd = false) const {
         const auto of = [&](Coefficient coefficient) {
             if constexpr (Each)
                 return Lane::load(coefficient + in_tile);
@@ -123,7 +126,8 @@ struct RegisterRow {
         Vector<Real> v[kSlots];
         v[kZ] = z;
         for (int slot = 0; slot < kSlots; ++slot)
-            if (slot != kZ && slot != kD && reads(slot)) v[slot] = load_lanes<In>(array[slot], at);
+            if (slot != kZ && slot != kD && reads(slot))
+                v[slot] = Blocks ? load_of_block<In>(array[slot], at, odd) : load_lanes<In>(array[slot], at);
         if constexpr (kCleanCombination.n) {
             const Vector<Real> first = v[kCleanCombination.slot[0]];
             v[kD] = kCleanCombination.constant < 0 ? Lane::mul(of(clean_c[0]), first)
@@ -171,7 +175,7 @@ template <DType In, DType Out, uint64_t shape, bool Each>
         Lane::f32 result[4][kOutputs];
         for (int i = 0; i < 4; ++i) {
             const int in_tile = g * kGroup + i * Lane::width;
-            row.add_up(at + in_tile, z[i], result[i], in_tile);
+            row.add_up(at + in_tile, z[i], result[i], row.clamps, in_tile);
         }
         for (int o = 0; o < kOutputs; ++o)
             store_output<Out>(o, arrays.s.out[o], here, {result[0][o], result[1][o], result[2][o], result[3][o]},
@@ -271,35 +275,36 @@ OnNoise on_noise(const Arrays<Real>& arrays, uint64_t shape, bool each) {
     return nullptr;
 }
 
-// ---- with all in arrays, vector by vector ------------------------------------------------------------------
+// ---- with all in arrays, block by block --------------------------------------------------------------------
 
-// Computes a tile of at least one vector.
-template <class Real, uint64_t shape>
-[[gnu::flatten]] void tile_on_arrays(const Rows<Real>& rows, const Arrays<Real>& arrays, int64_t at, int size) {
-    const RegisterRow<Real, kOwn<Real>, shape> row(rows, arrays.value);
-    constexpr int W = kWidth<Real>, kOutputs = row.kOutputs;
-    Real* to[kOutputs];
-    bool nontemporal[kOutputs];
-    for (int o = 0; o < kOutputs; ++o)
-        to[o] = static_cast<Real*>(arrays.s.out[o]) + at, nontemporal[o] = arrays.nontemporal(o, at);
-    const Real* const noise = arrays.value[kZ];
-    const auto add_up = [&](int i, Vector<Real>(&result)[kOutputs]) {
-        row.add_up(i, row.reads(kZ) ? Lane::load(noise + i) : Vector<Real>{}, result);
+// Computes whole blocks, from arrays of one type to arrays of that type.
+template <class Real, DType Type, uint64_t shape>
+[[gnu::flatten]] void tile_on_arrays(const Rows<Real>& rows, const void* const (&in)[kSlots], void* const (&out)[3],
+                                     const bool (&nontemporal)[3], int size) {
+    using Row = RegisterRow<Real, Type, shape, false, true>;
+    const Row row(rows, in);
+    constexpr int W = kWidth<Real>, kOutputs = Row::kOutputs;
+    void* to[kOutputs];
+    bool past_caches[kOutputs];
+    for (int o = 0; o < kOutputs; ++o) to[o] = out[o], past_caches[o] = nontemporal[o];
+    const Real* const noise = static_cast<const Real*>(in[kZ]);
+    const auto all = [&](auto clamps) {
+        for (int i = 0; i < size; i += kBlock<Real>) {
+            Vector<Real> result[kVectors][kOutputs];
+            for (int v = 0; v < kVectors; ++v) {
+                const Vector<Real> z = Row::reads(kZ) ? Lane::load(noise + i + v * W) : Vector<Real>{};
+                row.add_up(i + v * W, z, result[v], clamps, 0, v % 2);
+            }
+            for (int o = 0; o < kOutputs; ++o)
+                store_block<Type>(to[o], i, {result[0][o], result[1][o], result[2][o], result[3][o]}, past_caches[o]);
+        }
     };
-    // A last vector that overlaps the one before it is computed first, while no input has been overwritten.
-    const bool overlaps = size % W != 0;
-    Vector<Real> result[kOutputs], last[kOutputs] = {};
-    if (overlaps) add_up(size - W, last);
-    for (int i = 0; i + W <= size; i += W) {
-        add_up(i, result);
-        for (int o = 0; o < kOutputs; ++o) store_one(to[o] + i, result[o], nontemporal[o]);
-    }
-    for (int o = 0; o < kOutputs && overlaps; ++o) Lane::store(to[o] + size - W, last[o]);
+    if constexpr (!is_half(Type)) return all(row.clamps);  // in halves a branch for each block counts
+    row.clamps ? all(std::true_type()) : all(std::false_type());
 }
 
-constexpr uint64_t kSamplerShapes[] = {
-    shape({}, {kZ}),              // randn
-    shape({}, {kZ, kX}),          // q_sample, q_step
+// The shapes that are done in halves, too. (A half's others go through float32.)
+constexpr uint64_t kCommonShapes[] = {
     shape({kM1, kX}, {kD, kM1}),  // ddim, euler
     shape({kM1, kX}, {kD, kX}),
     shape({kM1, kX}, {kD, kM1, kX}),
@@ -315,6 +320,10 @@ constexpr uint64_t kSamplerShapes[] = {
     shape({kM1, kX}, {kD, kPast1, kX}, {kD}),  // dpmpp_2m
     shape({kM1}, {kD, kPast1, kX}, {kD}),
     shape({}, {kPast1, kM1, kX}, {kM1, kX}),
+};
+constexpr uint64_t kSamplerShapes[] = {
+    shape({}, {kZ}),                                                             // randn
+    shape({}, {kZ, kX}),                                                         // q_sample, q_step
     shape({kM1, kX}, {kD, kPast2, kPast1, kX}, {kD}, {kD, kPast2, kPast1, kX}),  // unipc
     shape({}, {kPast3, kPast2, kPast1, kM1, kX}, {kM1, kX}, {kPast3, kPast2, kPast1, kM1, kX}),
     shape({kM1, kX}, {kD, kPast1, kX}, {kD, kX}),  // heun, flow_heun, edm, dpm_2
@@ -333,23 +342,88 @@ constexpr uint64_t kSamplerShapes[] = {
 };
 
 template <class Real>
-using OnArrays = decltype(&tile_on_arrays<Real, kSamplerShapes[0]>);
+using TileOnArrays = decltype(&tile_on_arrays<Real, kOwn<Real>, kSamplerShapes[0]>);
 
-// Returns the one of these that does a call whose outputs have the arithmetic's own type, or null.
+// The one of these that does a call, or null, and the type of the arrays that it takes: others are converted.
 template <class Real>
-OnArrays<Real> on_arrays(const Arrays<Real>& arrays, uint64_t shape_of_call) {
-    if (arrays.s.type != kOwn<Real> || arrays.s.out_type != kOwn<Real>) return nullptr;
-    return for_shape<kSamplerShapes, OnArrays<Real>>(
-        shape_of_call, []<uint64_t shape>() -> OnArrays<Real> { return tile_on_arrays<Real, shape>; });
-}
+struct OnArrays {
+    DType type = kOwn<Real>;
+    TileOnArrays<Real> tile;
+    int64_t most = 64 * kTile;  // elements at once
+
+    OnArrays(const Arrays<Real>& arrays, uint64_t shape) {
+        const Call& s = arrays.s;
+        tile = of_type<kOwn<Real>>(shape);
+        if constexpr (sizeof(Real) == 4)
+            if (is_half(s.out_type) && arrays.become(s.out_type)) {
+                const auto of_halves =
+                    s.out_type == DType::f16 ? of_type<DType::f16>(shape) : of_type<DType::bf16>(shape);
+                if (of_halves) tile = of_halves, type = s.out_type;
+            }
+        int converted = 0;
+        for (int i = 0; i < arrays.n_in; ++i) converted += s.in_type[arrays.slots[i]] != type;
+        if (converted) most = kSlots / converted * kTile;
+        for (int o = 0; o < 3 && s.out[o]; ++o)
+            if (s.type_of(o) != type) most = kTile;
+        if (!tile) most = kTile;
+    }
+
+  private:
+    template <DType Type>
+    static TileOnArrays<Real> of_type(uint64_t shape_of_call) {
+        using Tile = TileOnArrays<Real>;
+        const auto of = []<uint64_t shape>() -> Tile { return tile_on_arrays<Real, Type, shape>; };
+        const Tile found = for_shape<kCommonShapes, Tile>(shape_of_call, of);
+        if constexpr (is_half(Type))
+            return found;
+        else
+            return found ? found : for_shape<kSamplerShapes, Tile>(shape_of_call, of);
+    }
+};
 
 template <class Real>
-void apply(OnArrays<Real> tile_on_arrays, const Rows<Real>& rows, Arrays<Real>& arrays, int64_t at, int size) {
-    arrays.load(at, size);
-    if (tile_on_arrays && !rows.per_element && size >= kWidth<Real>)
-        tile_on_arrays(rows, arrays, at, size);
-    else
-        arrays.apply(rows, at, size);
+void apply(const OnArrays<Real>& on_arrays, const Rows<Real>& rows, Arrays<Real>& arrays, int64_t at, int size) {
+    if (!on_arrays.tile || rows.per_element || size < kBlock<Real>) {
+        arrays.load(at, size);
+        return arrays.apply(rows, at, size);
+    }
+    const Call& s = arrays.s;
+    const DType type = on_arrays.type;
+    const int whole = size / kBlock<Real> * kBlock<Real>, width = bytes_of(type);
+    const void* in[kSlots] = {};
+    void* out[3] = {};
+    bool nontemporal[3] = {};
+    in[kZ] = arrays.value[kZ];
+    Real* converted = arrays.staged[0];
+    for (int i = 0; i < arrays.n_in; ++i) {
+        const int slot = arrays.slots[i];
+        in[slot] = arrays.elements(slot, type, at, size, converted);
+        if (in[slot] == converted) converted += (size + kTile - 1) / kTile * kTile;
+    }
+    for (int o = 0; o < 3 && s.out[o]; ++o) {
+        const bool as_is = s.type_of(o) == type;
+        out[o] = arrays.result[o];
+        if (as_is) out[o] = static_cast<char*>(s.out[o]) + at * width;
+        nontemporal[o] = as_is && arrays.nontemporal(o, at);
+    }
+    // A last block that overlaps the one before it is computed first, while no input has been overwritten.
+    alignas(64) char last[3][kBlock<Real> * sizeof(Real)];
+    if (whole < size) {
+        const void* from[kSlots];
+        for (int slot = 0; slot < kSlots; ++slot)
+            from[slot] = in[slot] ? static_cast<const char*>(in[slot]) +
+                                        (size - kBlock<Real>)*(slot == kZ ? sizeof(Real) : size_t(width))
+                                  : nullptr;
+        on_arrays.tile(rows, from, {last[0], last[1], last[2]}, {}, kBlock<Real>);
+    }
+    on_arrays.tile(rows, in, out, nontemporal, whole);
+    for (int o = 0; o < 3 && s.out[o]; ++o) {
+        if (whole < size)
+            std::memcpy(static_cast<char*>(out[o]) + (size - kBlock<Real>)*width, last[o],
+                        size_t(kBlock<Real> * width));
+        if (s.type_of(o) != type)
+            store_as(s.out[o], s.type_of(o), at, arrays.result[o], size, arrays.nontemporal(o, at));
+    }
 }
 
 }  // namespace

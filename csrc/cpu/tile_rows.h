@@ -5,6 +5,7 @@
 #include <cpuid.h>
 #endif
 
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <type_traits>
@@ -40,48 +41,102 @@ inline auto load_lanes(const void* from, int64_t at) {
         return Lane::as_float(Lane::as_upper_halves(Lane::load(halves)));
 }
 
-// Stores one vector at `to`. If `nontemporal`, it goes past the caches, and `to` is aligned to a vector.
-template <class Element, class Lanes>
-inline void store_one(Element* to, Lanes x, bool nontemporal) {
-    nontemporal ? Lane::store_nontemporal(to, x) : Lane::store(to, x);
+// Stores vectors at `to`. If `nontemporal`, they go past the caches, and `to` is aligned to a vector.
+template <class Element, class Lanes, size_t n>
+inline void store_all(Element* to, const Lanes (&x)[n], bool nontemporal) {
+    constexpr size_t width = sizeof(Lanes) / sizeof(Element);
+    if (nontemporal)
+        for (size_t i = 0; i < n; ++i) Lane::store_nontemporal(to + i * width, x[i]);
+    else
+        for (size_t i = 0; i < n; ++i) Lane::store(to + i * width, x[i]);
 }
 
-// Stores four vectors at `at`, rounded to the type. NaN is rare, so one check covers all four.
-template <DType Type>
-inline void store_lanes(void* to, int64_t at, const Lane::f32 (&x)[4], bool nontemporal) {
-    constexpr int W = Lane::width;
-    static_assert(Type == DType::f32 || is_level(Type) || is_half(Type));
+// Four vectors, a block.
+constexpr int kVectors = 4;
+template <class Real>
+constexpr int kBlock = kVectors * kWidth<Real>;
+
+// Whether one of them may be NaN, of float32: sums of infinities may look like it. NaN is rare, so that one check
+// covers a block.
+inline bool may_have_nan(const Lane::f32 (&x)[kVectors]) {
+    return Lane::any_nan(Lane::add(x[0], x[1]), Lane::add(x[2], x[3]));
+}
+
+// Stores a block at `at`, rounded to the type.
+template <DType Type, class Lanes>
+inline void store_lanes(void* to, int64_t at, const Lanes (&x)[kVectors], bool nontemporal) {
+    auto* const halves = static_cast<uint16_t*>(to) + at;
     if constexpr (Type == DType::f32) {
-        for (int i = 0; i < 4; ++i) store_one(static_cast<float*>(to) + at + i * W, x[i], nontemporal);
-        return;
-    }
-    if constexpr (Type == DType::u8) {
+        store_all(static_cast<float*>(to) + at, x, nontemporal);
+    } else if constexpr (Type == DType::f64) {
+        store_all(static_cast<double*>(to) + at, x, nontemporal);
+    } else if constexpr (Type == DType::u8) {
         Lane::u32 byte[4];
         for (int i = 0; i < 4; ++i) byte[i] = round_to_level<uint8_t, Lane>(x[i]);
-        return store_one(static_cast<uint8_t*>(to) + at, Lane::low_bytes(byte[0], byte[1], byte[2], byte[3]),
-                         nontemporal);
-    }
-    uint16_t* const halves = static_cast<uint16_t*>(to) + at;
-    if constexpr (Type == DType::u16) {
+        const Lane::u8x4 bytes[] = {Lane::low_bytes(byte[0], byte[1], byte[2], byte[3])};
+        store_all(static_cast<uint8_t*>(to) + at, bytes, nontemporal);
+    } else if constexpr (Type == DType::u16) {
         Lane::u32 level[4];
         for (int i = 0; i < 4; ++i) level[i] = round_to_level<uint16_t, Lane>(x[i]);
-        for (int i = 0; i < 4; i += 2) store_one(halves + i * W, Lane::low_halves(level[i], level[i + 1]), nontemporal);
-    }
-    if constexpr (Type == DType::f16)
-        for (int i = 0; i < 4; ++i) store_one(halves + i * W, Lane::to_half(x[i]), nontemporal);
-    if constexpr (Type == DType::bf16) {
+        const Lane::u16x2 levels[] = {Lane::low_halves(level[0], level[1]), Lane::low_halves(level[2], level[3])};
+        store_all(halves, levels, nontemporal);
+    } else if constexpr (Type == DType::f16) {
+        const Lane::u16 rounded[] = {Lane::to_half(x[0]), Lane::to_half(x[1]), Lane::to_half(x[2]),
+                                     Lane::to_half(x[3])};
+        store_all(halves, rounded, nontemporal);
+    } else {
+        static_assert(Type == DType::bf16);
         Lane::u32 rounded[4];
         for (int i = 0; i < 4; ++i) rounded[i] = round_number_to_bfloat16<Lane>(x[i]);
-        if (Lane::any_nan(x[0], x[1]) || Lane::any_nan(x[2], x[3])) [[unlikely]]
+        if (may_have_nan(x)) [[unlikely]]
             for (int i = 0; i < 4; ++i) rounded[i] = round_to_bfloat16<Lane>(x[i]);
-        for (int i = 0; i < 4; i += 2)
-            store_one(halves + i * W, Lane::upper_halves(rounded[i], rounded[i + 1]), nontemporal);
+        const Lane::u16x2 upper[] = {Lane::upper_halves(rounded[0], rounded[1]),
+                                     Lane::upper_halves(rounded[2], rounded[3])};
+        store_all(halves, upper, nontemporal);
+    }
+}
+
+// The same where the order of elements does not count. Of two vectors of bfloat16 the first has the elements of even
+// places, the other those of odd places: a word of memory holds one of each, the second one as the float that it is.
+template <DType Type>
+inline auto load_of_block(const void* from, int64_t at, bool odd) {
+    if constexpr (Type == DType::bf16) {
+        const auto* const pair = static_cast<const uint16_t*>(from) + at - (odd ? Lane::width : 0);
+        const Lane::u32 words = Lane::load(reinterpret_cast<const uint32_t*>(pair));
+        return Lane::as_float(odd ? Lane::bit_and(words, 0xFFFF0000u) : Lane::shift_left<16>(words));
+    } else {
+        return load_lanes<Type>(from, at);
+    }
+}
+
+template <class Round>
+inline void store_pairs(void* to, const Lane::f32 (&x)[kVectors], bool nontemporal, const Round& round) {
+    Lane::f32 pairs[kVectors / 2];
+    for (int v = 0; v < kVectors; v += 2)
+        pairs[v / 2] = Lane::as_float(
+            Lane::bit_or(Lane::shift_right<16>(round(x[v])), Lane::bit_and(round(x[v + 1]), 0xFFFF0000u)));
+    store_all(static_cast<float*>(to), pairs, nontemporal);
+}
+
+template <DType Type, class Lanes>
+inline void store_block(void* to, int64_t at, const Lanes (&x)[kVectors], bool nontemporal) {
+    if constexpr (Type == DType::bf16) {
+        uint16_t* const here = static_cast<uint16_t*>(to) + at;
+        if (may_have_nan(x)) [[unlikely]]
+            store_pairs(here, x, false, [](Lane::f32 lanes) { return round_to_bfloat16<Lane>(lanes); });
+        else
+            store_pairs(here, x, nontemporal, [](Lane::f32 lanes) { return round_number_to_bfloat16<Lane>(lanes); });
+    } else {
+        store_lanes<Type>(to, at, x, nontemporal);
     }
 }
 
 template <DType Type>
 inline void load_halves(float* to, const uint16_t* from, int n) {
     int i = 0;
+    for (; i + kBlock<float> <= n; i += kBlock<float>)
+        for (int v = 0; v < kVectors; ++v)
+            Lane::store(to + i + v * Lane::width, load_lanes<Type>(from, i + v * Lane::width));
     for (; i + Lane::width <= n; i += Lane::width) Lane::store(to + i, load_lanes<Type>(from, i));
     const size_t left = static_cast<size_t>(n) % Lane::width;
     if (left == 0) return;
@@ -248,10 +303,10 @@ struct Rows {
           clean(call.active, kClean, 3),
           out{{call.active, kAffine[0], kSlots}, {call.active, kAffine[1], kSlots}, {call.active, kAffine[2], kSlots}} {
         wants_clean = nf::wants_clean(s.active, s.out);
-        for (int c = 0; c < kColumns; ++c)
-            if (s.active >> c & 1 || ((clamps() || s.masked) && (c == kLow || c == kHigh)) ||
-                (s.by_level && (c == kByLevel[0] || c == kByLevel[1])))
-                used_columns[n_used++] = c;
+        uint64_t used = s.active & ((uint64_t{1} << kColumns) - 1);
+        if (clamps() || s.masked) used |= uint64_t{1} << kLow | uint64_t{1} << kHigh;
+        if (s.by_level) used |= uint64_t{1} << kByLevel[0] | uint64_t{1} << kByLevel[1];
+        for (; used; used &= used - 1) used_columns[n_used++] = std::countr_zero(used);
         most = n_used * (kTile + kOverhang) <= kColumns * kHalf ? kTile : kTile / 2;
         for (int u = 0; u < n_used; ++u) place[used_columns[u]] = u * (most + kOverhang);
         for (int i = 0; i < kLookedUp && s.by_level; ++i)
@@ -390,12 +445,12 @@ struct Arrays {
     int n_in = 0, slots[kSlots];
     int n_written = 0;
     Lines read[kSlots], written[3];
-    bool all_own = true;        // inputs are in the arithmetic's own type
     bool in_registers = false;  // whole groups are added up in registers, as their noise is made
     bool direct[3];             // written at once: not an output that is also an input which others still read
     bool past_caches[3];        // written past the caches, if it is aligned
     const Real* value[kSlots] = {};
     alignas(64) Real staged[kSlots][kTile], clean[kTile], result[3][kTile];
+    alignas(64) uint16_t rounded[kTile];
 
     // If results `stay`, they are read soon, so the caches keep them.
     explicit Arrays(const Call& call, bool stay = false) : s(call) {
@@ -403,7 +458,6 @@ struct Arrays {
             if (s.in[slot]) {
                 read[n_in] = {static_cast<const char*>(s.in[slot]), bytes_of(s.in_type[slot])};
                 slots[n_in++] = slot;
-                all_own &= s.in_type[slot] == kOwn<Real>;
             }
         const bool alone = !s.out[1] && !s.out[2];
         for (int o = 0; o < 3; ++o) {
@@ -437,13 +491,42 @@ struct Arrays {
         return reinterpret_cast<uintptr_t>(s.out[o]) + static_cast<uintptr_t>(at * bytes_of(s.type_of(o)));
     }
 
+    // Whether the inputs have this type, or are rounded to it.
+    bool become(DType type) const {
+        for (int i = 0; i < n_in; ++i)
+            if (s.in_type[slots[i]] != type && !rounds(slots[i])) return false;
+        return true;
+    }
+
+    bool rounds(int slot) const {
+        return s.active & kRoundsModel && (slot == kM1 || slot == kM2) && s.in_type[slot] != s.type;
+    }
+
+    // Returns the elements of an input from `at` on, as numbers of this type, the arithmetic's or the results': those
+    // of the array itself, or converted ones, in `to`.
+    [[gnu::noinline]] const void* elements(int slot, DType type, int64_t at, int size, Real* to) {
+        const DType own = s.in_type[slot];
+        if (own == type && !rounds(slot)) return static_cast<const char*>(s.in[slot]) + at * bytes_of(type);
+        const Real* numbers = to;
+        if (own == kOwn<Real>)
+            numbers = static_cast<const Real*>(s.in[slot]) + at;
+        else
+            load_as(to, s.in[slot], own, at, size);
+        for (int done = 0, n; done < size && rounds(slot); done += n) {
+            n = static_cast<int>(least(size - done, kTile));
+            store_as(rounded, s.type, 0, numbers + done, n, false);
+            if (type == s.type)
+                std::memcpy(reinterpret_cast<uint16_t*>(to) + done, rounded, sizeof(uint16_t) * static_cast<size_t>(n));
+            else
+                load_as(to + done, rounded, s.type, 0, n);
+        }
+        return to;
+    }
+
     void load(int64_t at, int size) {
         for (int i = 0; i < n_in; ++i) {
             const int slot = slots[i];
-            value[slot] = static_cast<const Real*>(s.in[slot]) + at;
-            if (s.in_type[slot] == kOwn<Real>) continue;
-            load_as(staged[slot], s.in[slot], s.in_type[slot], at, size);
-            value[slot] = staged[slot];
+            value[slot] = static_cast<const Real*>(elements(slot, kOwn<Real>, at, size, staged[slot]));
         }
     }
 

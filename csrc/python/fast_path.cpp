@@ -70,8 +70,10 @@ bool kept_times(PyObject* keep, int64_t steps, std::vector<int64_t>& slots, int6
 PyObject* fast_row(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 11 && n != 12) return PyErr_Format(PyExc_TypeError, "row: expected 11 or 12 arguments, got %zd", n);
     PlainCall plain;
+    constexpr int kSampler = 3;  // a stream, as in noise.py
     const Call& call = plain.call;
     const int stream = static_cast<int>(PyLong_AsLong(args[6]));
+    plain.mixes = stream == kSampler;
     if (!plain.parse(
             {args[0], args[1], args[2], args[3], args[4], args[5], stream, args[7], args[8], args[9], args[10]}))
         return declined();

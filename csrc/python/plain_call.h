@@ -71,14 +71,12 @@ class PlainCall {
     int64_t indices = 1;   // the number of row numbers
     bool adds_up = false;  // whether elements are added up, which is done in C's order
     int leads = kX;        // the slot of the input whose order in memory new tensors have
+    bool mixes = false;    // whether model outputs may have another dtype than x
     Turned turned;
 
     PlainCall() = default;
     PlainCall(const PlainCall&) = delete;
-    ~PlainCall() {
-        Py_XDECREF(past_);
-        for (PyObject* o : native_) Py_XDECREF(o);
-    }
+    ~PlainCall() { Py_XDECREF(past_); }
 
     // False: something is not plain; no Python error is set then.
     bool parse(const RowArguments& a) {
@@ -123,9 +121,15 @@ class PlainCall {
     bool own_rows_ = false;                         // whether the table is of this call alone
     PyObject* past_ = nullptr;                      // a tuple
     // Copies of arrays that kernels cannot read; those of row numbers are in D's place.
-    Scratch copies_[kSlots];
-    unsigned lie_turned_ = 0;        // bit s: the array of slot s is not copied, but turned
-    PyObject* native_[kSlots] = {};  // of swapped bytes
+    struct Copies {
+        Scratch strided[kSlots];
+        PyObject* native[kSlots] = {};  // of swapped bytes
+        ~Copies() {
+            for (PyObject* o : native) Py_XDECREF(o);
+        }
+    };
+    std::unique_ptr<Copies> copies_;  // few calls have any
+    unsigned lie_turned_ = 0;         // bit s: the array of slot s is not copied, but turned
     View index_{}, inputs_[kSlots] = {};
     PlainNoise noise_;
 
@@ -183,8 +187,10 @@ class PlainCall {
     bool read(PyObject* o, View& v, int slot) {
         if (view(o, v)) return true;
         if (PyArray_CheckExact(o) && PyArray_ISBYTESWAPPED(array(o))) {
-            if (!native_[slot]) native_[slot] = native_copy(array(o));
-            return native_[slot] && view(native_[slot], v);
+            if (!can_copy()) return false;
+            PyObject*& native = copies_->native[slot];
+            if (!native) native = native_copy(array(o));
+            return native && view(native, v);
         }
         Copy copy;
         constexpr int64_t kMost = int64_t{1} << 34;  // elements: beyond are errors, which should not wait for a copy
@@ -200,10 +206,12 @@ class PlainCall {
         return copied(copy, v, slot);
     }
 
+    bool can_copy() { return copies_ || (copies_.reset(new (std::nothrow) Copies), copies_); }
+
     // New tensors have this input's order in memory, if it was copied for its own or is turned.
     bool follow(const RowArguments& a) {
         PyObject* const m = PyTuple_CheckExact(a.model_output) ? PyTuple_GET_ITEM(a.model_output, 0) : a.model_output;
-        const bool copied = copies_[leads].data || lies_turned(leads);
+        const bool copied = (copies_ && copies_->strided[leads].data) || lies_turned(leads);
         outputs.channels_last = copied && x.is_tensor && torch.is_channels_last(leads == kM1 ? m : a.x);
         outputs.written_last = outputs.channels_last && lies_turned(leads);
         return true;
@@ -211,7 +219,8 @@ class PlainCall {
 
     // Copies an array for this slot, if it was not copied yet. False, perhaps with a Python error: there is no memory.
     bool copied(Copy& copy, View& v, int slot) {
-        Scratch& scratch = copies_[slot];
+        if (!can_copy()) return false;
+        Scratch& scratch = copies_->strided[slot];
         if (!scratch.data) return copy_to(scratch, copy, v);
         v.data = scratch.data;
         return true;
@@ -267,11 +276,17 @@ class PlainCall {
 
     bool lies_turned(int slot) const { return lie_turned_ >> slot & 1; }
 
-    // Takes an input of x's shape and the result's dtype; an array of noise may also be float32.
+    // Takes an input of x's shape and the result's dtype; an array of noise may also be float32, and a model output,
+    // where they mix, another float that kernels read.
     bool input(int slot, PyObject* a) {
         View v;
-        return read(a, v, slot) && v.same_shape(x) && v.is_tensor == x.is_tensor &&
-               (v.kind == outputs.others.kind || (slot == kZ && v.kind == Kind::f32)) && input(slot, v);
+        if (!read(a, v, slot) || !v.same_shape(x) || v.is_tensor != x.is_tensor) return false;
+        const Kind own = outputs.others.kind;
+        if (v.kind != own && !(slot == kZ && v.kind == Kind::f32)) {
+            if (!mixes || (slot != kM1 && slot != kM2) || !is_float(v.kind) || !is_readable(v.kind, own)) return false;
+            if (is_half(dtype(own))) call.active |= kRoundsModel;
+        }
+        return input(slot, v);
     }
 
     // Takes a row for all elements, or one for each segment: an array, or a list, whose shape begins x's shape. If the

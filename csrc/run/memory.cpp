@@ -29,7 +29,8 @@ constexpr size_t kLine = 64;
 #if NF_BLOCKS
 
 constexpr size_t kPage = size_t{2} << 20, kHeader = kLine;
-constexpr size_t kMostBlocks = 4, kMostBytes = size_t{1} << 30;  // the most that wait
+constexpr size_t kLargePages = size_t{4} << 20;  // bytes of arrays that have large pages
+constexpr size_t kUnit = size_t{1} << 16;        // the lengths of others are multiples of it
 
 // A mapping, with its length in its first bytes: data begins kHeader bytes on.
 struct Block {
@@ -37,9 +38,14 @@ struct Block {
     size_t length;
 };
 
-size_t length_for(size_t size) { return (size + kHeader + kPage - 1) / kPage * kPage; }
+size_t length_for(size_t size, size_t unit) { return (size + kHeader + unit - 1) / unit * unit; }
+bool has_large_pages(size_t length) { return length % kPage == 0; }
 
 Block map(size_t length) {
+    if (!has_large_pages(length)) {
+        void* const place = mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        return place == MAP_FAILED ? Block{} : Block{static_cast<char*>(place), length};
+    }
     void* const place = mmap(nullptr, length + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (place == MAP_FAILED) return {};
     char* const first = static_cast<char*>(place);
@@ -52,9 +58,11 @@ Block map(size_t length) {
 
 void unmap(Block block) { munmap(block.begin, block.length); }
 
-// The waiting blocks, the latest last.
+// The waiting blocks, the latest last: at most so many, of so many bytes. The system may take large pages meanwhile.
 class Waiting {
   public:
+    Waiting(size_t most_blocks, size_t most_bytes) : most_blocks_(most_blocks), most_bytes_(most_bytes) {}
+
     Block take(size_t length) {
         const std::lock_guard lock(mutex);
         for (size_t i = count_; i-- > 0;)
@@ -63,9 +71,11 @@ class Waiting {
     }
 
     void put(Block block) {
-        if (block.length > kMostBytes || madvise(block.begin, block.length, MADV_FREE) != 0) return unmap(block);
+        if (block.length > most_bytes_ ||
+            (has_large_pages(block.length) && madvise(block.begin, block.length, MADV_FREE) != 0))
+            return unmap(block);
         const std::lock_guard lock(mutex);
-        while (count_ == kMostBlocks || (count_ && bytes_ + block.length > kMostBytes)) unmap(remove(0));
+        while (count_ == most_blocks_ || (count_ && bytes_ + block.length > most_bytes_)) unmap(remove(0));
         blocks_[count_++] = block;
         bytes_ += block.length;
     }
@@ -85,22 +95,29 @@ class Waiting {
         return block;
     }
 
-    Block blocks_[kMostBlocks];
+    static constexpr size_t kMost = 8;
+    const size_t most_blocks_, most_bytes_;
+    Block blocks_[kMost];
     size_t count_ = 0, bytes_ = 0;
-} waiting;
+};
+Waiting large_blocks(4, size_t{1} << 30), small_blocks(8, size_t{16} << 20);
 
-void* allocate(void*, size_t size) {
-    const size_t length = length_for(size);
-    Block block = waiting.take(length);
+Waiting& waiting_of(size_t length) { return has_large_pages(length) ? large_blocks : small_blocks; }
+
+void* allocate_block(size_t length) {
+    Block block = waiting_of(length).take(length);
     if (!block.begin) block = map(length);
     if (!block.begin) {  // the waiting blocks may be the missing memory
-        waiting.unmap_all();
+        large_blocks.unmap_all();
+        small_blocks.unmap_all();
         block = map(length);
     }
     if (!block.begin) return nullptr;
     std::memcpy(block.begin, &block.length, sizeof block.length);
     return block.begin + kHeader;
 }
+
+void* allocate(void*, size_t size) { return allocate_block(length_for(size, size < kLargePages ? kUnit : kPage)); }
 
 void* allocate_zeros(void*, size_t count, size_t size) {
     void* const data = allocate(nullptr, count * size);
@@ -111,7 +128,7 @@ void release(void*, void* data, size_t) {
     if (!data) return;
     Block block{static_cast<char*>(data) - kHeader, 0};
     std::memcpy(&block.length, block.begin, sizeof block.length);
-    waiting.put(block);
+    waiting_of(block.length).put(block);
 }
 
 void* resize(void*, void* data, size_t size) {
@@ -150,13 +167,15 @@ PyObject* memory_handler([[maybe_unused]] size_t size) {
 void init_memory() {
 #if NF_BLOCKS
     // Tensors are freed without the GIL: a child must not be born while another thread is at the list.
-    pthread_atfork([] { waiting.mutex.lock(); }, [] { waiting.mutex.unlock(); }, [] { waiting.mutex.unlock(); });
+    const auto unlock = [] { large_blocks.mutex.unlock(), small_blocks.mutex.unlock(); };
+    pthread_atfork([] { large_blocks.mutex.lock(), small_blocks.mutex.lock(); }, unlock, unlock);
 #endif
 }
 
 void* take_memory(size_t size, [[maybe_unused]] size_t large) {
 #if NF_BLOCKS
-    if (is_large(size, large)) return allocate(nullptr, size);
+    if (is_large(size, large))
+        return large == kLargeArray ? allocate(nullptr, size) : allocate_block(length_for(size, kPage));
 #endif
     const size_t lines = (size + kLine - 1) / kLine * kLine;
 #if defined(_WIN32)

@@ -11,14 +11,14 @@ namespace nf {
 // null for small arrays, if the system has no such memory, and with NOISEFUSE_HUGE_PAGES=0 in the environment.
 //
 // The first touch of a page costs about as much as the noise that is written there. So the memory of a freed array
-// waits for the next one, as MADV_FREE: the system may take it at any time, and until then it needs no first touch. Its
-// pages are large (2 MiB), and arrays begin on a cache line.
+// waits for the next one. Beyond 4 MiB it waits as MADV_FREE: the system may take it at any time, and until then it
+// needs no first touch. Its pages are large then (2 MiB). Arrays begin on a cache line.
 PyObject* memory_handler(size_t size);
 
 // Called once, before the first use.
 void init_memory();
 
-inline constexpr size_t kLargeArray = size_t{1} << 22;  // bytes; smaller arrays do not gain
+inline constexpr size_t kLargeArray = size_t{1} << 18;  // bytes; malloc seldom gives smaller ones to the system
 
 // The same for memory outside NumPy's arrays, and ordinary memory below the size `large`. Null if there is none.
 void* take_memory(size_t size, size_t large = kLargeArray);

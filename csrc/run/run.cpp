@@ -24,6 +24,7 @@ namespace {
 constexpr int64_t kChunk = 1 << 15;
 
 bool add_up(const Call& call, const GoOn& go_on) {
+    constexpr int64_t kSamples = 1024;  // between two looks at the clock, which take as long as a sample's sum
     const FloatMode mode;
     const int64_t pieces = call.size / call.piece, chunks = chunks_of(call.piece);
     const double* chunk = call.chunk_sums;
@@ -33,7 +34,7 @@ bool add_up(const Call& call, const GoOn& go_on) {
         sample.add(chunk, pieces * chunks, chunks, [&](int64_t p) { return weight_of(call, b * pieces + p); });
         all = all + sample.total;
         if (call.n_losses > 1) call.losses[b] = sample.total / call.n;
-        if (go_on && !go_on()) return false;
+        if (go_on && b % kSamples == kSamples - 1 && !go_on()) return false;
     }
     if (call.n_losses == 1) *call.losses = all / call.n;
     return true;

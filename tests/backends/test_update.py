@@ -151,6 +151,7 @@ def same_bits_at_every_length(name, shape, in_place, clamped, dtype):
     for n in (1, 5, 15, 16, 17, 112, 300, 2053):  # the last: more than eight tiles, and no whole ones
         arrays = rng.standard_normal((8, 1, n)).astype(dtype)
         arrays[0, 0, n // 2] = np.nan
+        arrays[0, 0, -1], arrays[1, 0, -1] = np.inf, -np.inf  # a sum of results that looks like NaN
         found = {}
         for backend in BACKENDS:
             with using(backend):
@@ -275,16 +276,23 @@ def test_a_models_output_is_converted_and_nothing_else(backend):
 @pytest.mark.parametrize("of_model", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("of_x", DTYPES.values(), ids=DTYPES)
 def test_a_models_output_of_another_dtype_counts_as_converted(backend, of_x, of_model):
-    """Whoever widens it. Seen to fail: a half read as the other half, and float64 that was not rounded."""
+    """Whoever widens it, and in registers, too: a long step without noise, and its bytes.
+
+    Seen to fail: a half read as the other half, float64 that was not rounded, a tile that overwrites another input's.
+    """
     rng = np.random.default_rng(0)
-    table = random_table(rng, 5, 0.7)
-    for shape in ((3, 7), (2, 700)):
+    table, still = random_table(rng, 5, 0.7), nf.samplers.dpmpp_2m(nf.Schedule.linear(10), 5, clip=2.0).tableau
+    for shape in ((3, 7), (2, 700), (1, 5000)):
         x, m = rng.normal(size=shape).astype(of_x), (100 * rng.normal(size=shape)).astype(of_model)
+        m[0, :3] = np.nan, np.inf, -np.inf
         past = [x + x] * 4
         given = {"past": past, "noise": nf.Noise(1), "aux_out": 2}
         with using(backend):
             found, expected = (nf.update(table, 3, x, (a, a), **given) for a in (m, m.astype(of_x)))
-        assert [*map(bits, found)] == [*map(bits, expected)]
+            assert [*map(bits, found)] == [*map(bits, expected)]
+            for dtype in ({}, {"dtype": "uint8"}):
+                one, other = (nf.update(still, 2, x, a, past=past[:1], **dtype) for a in (m, m.astype(of_x)))
+                assert bits(one) == bits(other)
 
 
 def test_noise_of_an_auxiliary_output_is_not_wanted_in_rows_without_it(backend):

@@ -115,9 +115,8 @@ def mse_loss(
     True
     """
     other = None if type(pred) is np.ndarray else library_of(pred)
-    plain = reduction in ("mean", "none") and not partial and (other is None or not other.is_traced())
-    given = noise is not None and type(pred) is not tuple  # `interpolate_loss` may do without, and brings a pair
-    if plain and given and (table := _plain_table(schedule, target, scale, offset)) is not None:
+    plain = noise is not None and type(pred) is not tuple  # `interpolate_loss` may do without, and brings a pair
+    if plain and not partial and (table := _plain_table(other, reduction, schedule, target, scale, offset)) is not None:
         x, each = pred if x0 is None and target == "epsilon" else x0, reduction == "none"
         found = backends.fast_mse(table, t, x, pred, noise, weight, 1.0, True, None, batched, each)
         if found is not NotImplemented:
@@ -183,9 +182,8 @@ def mse_loss_and_grad(
     True
     """
     other = None if type(pred) is np.ndarray else library_of(pred)
-    plain = reduction in ("mean", "none") and (other is None or not other.is_traced())
-    given = noise is not None and type(pred) is not tuple  # as in `mse_loss`
-    if plain and given and (table := _plain_table(schedule, target, scale, offset)) is not None:
+    plain = noise is not None and type(pred) is not tuple  # as in `mse_loss`
+    if plain and (table := _plain_table(other, reduction, schedule, target, scale, offset)) is not None:
         x, wanted = pred if x0 is None and target == "epsilon" else x0, True if out is None else out
         each = reduction == "none"
         found = backends.fast_mse(table, t, x, pred, noise, weight, 1.0, True, wanted, batched, each)
@@ -251,9 +249,8 @@ def mse_loss_grad(
     """
     gradient: Array
     other = None if type(pred) is np.ndarray else library_of(pred)
-    plain = reduction in ("mean", "none") and (other is None or not other.is_traced())
-    given = noise is not None and type(pred) is not tuple  # as in `mse_loss`
-    if plain and given and (table := _plain_table(schedule, target, scale, offset)) is not None:
+    plain = noise is not None and type(pred) is not tuple  # as in `mse_loss`
+    if plain and (table := _plain_table(other, reduction, schedule, target, scale, offset)) is not None:
         x, wanted = pred if x0 is None and target == "epsilon" else x0, True if out is None else out
         each = reduction == "none"
         gradient = backends.fast_mse(table, t, x, pred, noise, weight, upstream, False, wanted, batched, each)
@@ -396,10 +393,13 @@ def path_loss_call(
     return _residual_call(m, arrays, rows, index, *given, want_loss=True)
 
 
-def _plain_table(schedule: Schedule, target: Target, scale: float | None, offset: float | None) -> Plain | None:
-    """Returns the residual's rows for the fast path, or None if a name or a schedule is not plain. (Callers call the
-    fast path themselves: Dynamo would enter a function that is given tensors.)"""
-    if type(schedule) is not Schedule or type(target) is not str:
+def _plain_table(
+    other: Any, reduction: Reduction, schedule: Schedule, target: Target, scale: float | None, offset: float | None
+) -> Plain | None:
+    """Returns the residual's rows for the fast path, or None if a name, a schedule or a library is not plain. (Callers
+    call the fast path themselves: Dynamo would enter a function that is given tensors.)"""
+    plain = type(schedule) is Schedule and type(target) is str and reduction in ("mean", "none")
+    if not plain or (other is not None and other.is_traced()):
         return None
     return plain_table(schedule.kept.plain_residual, target, scale, offset)
 

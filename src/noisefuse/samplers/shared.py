@@ -61,7 +61,6 @@ _EXAMPLE = """\
 _FAMILIES = {"epsilon": "linear", "flow": "flow", "edm": "karras"}  # a schedule for each default prediction
 _OFFERED = signature(plan).parameters
 
-
 _samplers: OrderedDict[Any, Any] = OrderedDict()  # the latest ones by their arguments: a sampler never changes
 _KEPT = 16
 
@@ -96,9 +95,7 @@ def sampler(
 
         @wraps(rule)
         def whole(*args: P.args, **kwargs: P.kwargs) -> Tableau:
-            with np.errstate(
-                all="ignore"
-            ):  # of rows that a rule leaves out; a table refuses numbers that are not finite
+            with np.errstate(all="ignore"):  # of rows that a rule leaves out; a table refuses what is not finite
                 return rule(*args, **{**defaults, **kwargs})  # type: ignore[arg-type]
 
         arguments = [argument for name, argument in own.parameters.items() if name != "options"]
@@ -120,6 +117,7 @@ def sampler(
                 _samplers.popitem(last=False)
             return found
 
+        vars(kept)["__wrapped__"] = whole
         return kept
 
     return decorate
