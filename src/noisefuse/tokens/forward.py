@@ -68,7 +68,7 @@ def q_mask(
     D3PM's absorbing state; LLaDA's ``forward_process``).
 
     Args:
-        ids: the tokens (B, L), or (B, ..): int64, int32, uint8 or uint16, of NumPy or torch. Axis 0 is the batch.
+        ids: the tokens (B, L), or (B, ..): int64, int32, uint8 or uint16, of NumPy, torch or JAX. Axis 0 is the batch.
         p: the probability: a number, (B,) or (B, 1) for each sample, or (B, L); with `block` one for each block, (B,
             blocks). It is rounded to a multiple of 2^-32; 0 masks nothing and 1 everything.
         noise: a Noise, or a list of one for each sample. Position l of a sample takes element l of stream 14.
