@@ -208,6 +208,42 @@ def speed() -> Drawing:
     return d
 
 
+# Printed by benchmarks/repeated_noise.py: losses of 250 steps each.
+LOSSES = (
+    (
+        "right noise, training", BLUE,
+        [0.397, 0.313, 0.292, 0.284, 0.274, 0.27, 0.264, 0.261, 0.258, 0.254, 0.254, 0.249],
+    ),
+    (
+        "right noise, validation", BLUE,
+        [0.353, 0.331, 0.323, 0.318, 0.312, 0.311, 0.307, 0.305, 0.307, 0.305, 0.309, 0.309],
+    ),
+    (
+        "repeated noise, training", ORANGE,
+        [0.251, 0.026, 0.009, 0.005, 0.005, 0.005, 0.004, 0.004, 0.005, 0.004, 0.004, 0.004],
+    ),
+    (
+        "repeated noise, validation", ORANGE,
+        [0.522, 0.564, 0.564, 0.561, 0.552, 0.547, 0.541, 0.538, 0.532, 0.527, 0.525, 0.521],
+    ),
+)  # fmt: skip
+
+
+def repeated_noise() -> Drawing:
+    """docs/repeated-noise.md."""
+    d = Drawing(560, 290, "Losses of training and validation, with right noise and with noise that epochs repeat")
+    for n, (words, colour, losses) in enumerate(LOSSES):
+        points = " ".join(f"{30 + 28 * k},{260 - 400 * loss:.0f}" for k, loss in enumerate(losses))
+        dashes = "" if n % 2 else ' stroke-dasharray="4 4"'
+        d.parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>')
+        d.text(346, round(264 - 400 * losses[-1]), f"{words}: {losses[-1]:.3f}", "start", 12)
+    d.parts.append(f'<path d="M30 20V260H338" stroke="{INK}" fill="none"/>')
+    d.text(26, 264, "0", "end", 11)
+    d.text(338, 278, "3000 steps", "end", 11)
+    d.text(30, 278, "loss", "start", 11)
+    return d
+
+
 def field(noise: nf.Noise, samples: int, elements: int = 12) -> np.ndarray:
     return nf.randn((samples, elements), noise)
 
@@ -279,7 +315,7 @@ def card() -> Drawing:
 
 DRAWINGS = {
     "counter": counter, "tile": tile, "row": row, "floors": floors,
-    "speed": speed, "same_bits": same_bits, "logo": logo, "card": card,
+    "speed": speed, "same_bits": same_bits, "logo": logo, "card": card, "repeated_noise": repeated_noise,
 }  # fmt: skip
 
 

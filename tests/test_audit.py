@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`audit` finds noise that other projects repeated by mistake, replayed by hand after their threads, and is silent
-about programs that are right.
+"""`audit` finds noise that other projects repeated by mistake, and is silent about programs that are right.
 
-Seen to fail, each by a planted error: numbers taken for ids of rows, no chances of nearly certain draws, weights of
-torch.nn.init taken down, what checkpoint draws again not marked, keys without steps or places, a draw of an increment
-taken down, a wrapper left in place.
+The mistakes are replayed by hand, after their threads.
+
+Seen to fail, each by a planted error: no chances of nearly certain draws, weights of torch.nn.init taken down, what
+checkpoint draws again not marked, keys without steps, places or windows, draws of increments taken down, wrappers left
+in place, few numbers taken for many, other ranks left out.
 """
 
 import os

@@ -66,6 +66,7 @@ class Audit:
         self._process = 0 if folder else os.getpid()  # 0: this is a worker
         self._seen: list[tuple[Any, Any, Draw]] = []
         self._meant = False
+        self.patches: ExitStack = ExitStack()
 
     @property
     def made(self) -> list[Draw]:
@@ -116,8 +117,7 @@ class Audit:
         _open[self._folder] = self
         loaded = [sys.modules[name] for name in ("noisefuse", "numpy", "torch") if name in sys.modules]
         self._libraries = tuple(os.path.join(os.path.dirname(str(library.__file__)), "") for library in loaded)
-        self.patches, keys = ExitStack(), cast(backends.Backend, Keys(backends.current(), self.note))
-        self.patches.enter_context(backends.use_backend(keys))
+        self.patches.enter_context(backends.use_backend(cast(backends.Backend, Keys(backends.current(), self.note))))
         _watch_numpy(self)
         if (torch := sys.modules.get("torch")) is not None and self._watch == "python":
             _watch_names(self, "torch", torch, torch.Tensor)
@@ -180,7 +180,8 @@ class Keys:
     tests_itself = False
 
     def __init__(self, backend: Any, note: Callable[[Any, Any, str], None]) -> None:
-        self._backend, self._note, self.empty = backend, note, backend.empty
+        self._backend, self._note = backend, note
+        self.empty: Callable[..., Any] = backend.empty
         for name in backends.FAST_PATH:
             setattr(self, name, None if name in DRAWING else getattr(backend, name))
 
