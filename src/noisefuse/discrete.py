@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .ground.checks import check_choice, check_integer, check_number, got
+from .ground.checks import check_choice, check_integer, check_number, got, is_tracer
 from .ground.lazy import show_as, show_public
+from .ground.libraries import library
 from .language.noise import TIMES, Noise, need_stream_0
 from .operations.draw import uniform as uniform_numbers
 from .tokens.categorical import Partial, combine_categories
@@ -51,7 +53,7 @@ def times(
             (Kingma et al. 2021, "Variational diffusion models", appendix I.1). "independent": u_i.
 
     Returns:
-        float64 (n,).
+        float64 (n,). Of a noise that JAX traces, JAX's array.
 
     Raises:
         TypeError, ValueError, OverflowError: the message says what was given and what was expected.
@@ -74,19 +76,22 @@ def times(
     if not isinstance(noise, Noise):
         raise TypeError(f"noise: expected a Noise, got {got(noise)}")
     need_stream_0(noise)
-    ids = noise.sample
-    many = isinstance(ids, np.ndarray)
-    if isinstance(ids, np.ndarray) and len(ids) != n:
-        raise ValueError(f"noise: has {len(ids)} sample ids, expected one for each of {n} samples")
+    ids: Any = noise.sample
+    many = bool(getattr(ids, "ndim", 0))
+    if many and ids.shape[0] != n:
+        raise ValueError(f"noise: has {ids.shape[0]} sample ids, expected one for each of {n} samples")
     if many and kind == "shared":
         raise ValueError("noise: expected one sample, as all share its draw, got sample ids")
     if not n:
         return np.zeros(0)
+    if any(map(is_tracer, (noise.seed, ids, noise.step))):
+        again = partial(times, n, first=first, of=of, kind=kind)
+        return library("jax").on_host(again, noise, (n,))  # type: ignore[no-any-return]
     if kind == "shared":
         u = _drawn(1, noise)
         moved = np.arange(first, first + n) / of + u
         return np.asarray(moved - np.floor(moved))
-    u = _drawn(n, noise if isinstance(ids, np.ndarray) else noise.at(sample=ids + first))
+    u = _drawn(n, noise if many else noise.at(sample=ids + first))
     return u if kind == "independent" else (np.arange(first, first + n) + u) / of
 
 

@@ -101,7 +101,7 @@ OF_SUMS = {operation(call) for call in SUMS} - {"Sampler.step"}
 NOT_OFFERED = r": noisefuse does not offer .*for arrays of "
 REFUSED = {
     "JAX": {NOT_OFFERED + "JAX": {
-        *("q_mask", "q_uniform", "q_transition", "interpolate_loss", "interpolate_loss_and_grad"),
+        *("q_uniform", "q_transition"),
         *("DiscreteSampler.step", "DiscreteSampler.sample", "DiscreteSampler.log_prob"),
     }},
     "dask": {

@@ -200,7 +200,7 @@ def names_or_array(
 
 
 def _check_name(noise: Noise, rows: int, sample_shape: tuple[int, ...], last_step: int) -> None:
-    if any(map(is_tracer, (noise.step, noise.sample, *noise.window_start))):
+    if type(noise.seed) is not int or any(map(is_tracer, (noise.step, noise.sample, *noise.window_start))):
         raise TypeError("noise: JAX traces one of its numbers: expected JAX arrays, jnp.asarray(x), or a dtype of jnp")
     noise.check_shape(sample_shape)
     if count(sample_shape) > ELEMENTS:

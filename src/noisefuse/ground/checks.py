@@ -78,10 +78,16 @@ def lie_within(values: NDArray[Any], low: float, high: float) -> bool:
     return not values.size or bool(low <= values.item(values.argmin()) and values.item(values.argmax()) <= high)
 
 
+class Unknown:
+    """A number of a JAX program that is known only when the program runs, and has more bits than JAX's own."""
+
+    __slots__ = ()
+
+
 def is_tracer(value: object) -> bool:
     """Tells whether it is a traced number or array of a JAX program, known only when the program runs."""
     core = sys.modules.get("jax.core")
-    return core is not None and not isinstance(value, int) and isinstance(value, core.Tracer)
+    return core is not None and not isinstance(value, int) and isinstance(value, (core.Tracer, Unknown))
 
 
 def got(noise: object) -> str:

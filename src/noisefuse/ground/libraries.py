@@ -115,6 +115,11 @@ class Library:
         """Returns the choice of a row whose number is traced."""
         raise self._refusal("a row number that is traced")
 
+    def on_host(self, function: Any, given: Any, shape: tuple[int, ...], n: int | None = None) -> Any:
+        """Returns function(given), an array of float64, or n of them, of this shape, for times or a Noise that are
+        traced."""
+        raise self._refusal("times that are traced")
+
     def empty(self, shape: Any, dtype: Any, device: Any) -> Any:
         """Returns an array on a device, for `randn(.., device=..)`."""
         raise self._refusal("device=")
@@ -150,12 +155,15 @@ class Library:
     q_step: Callable[..., Any] = on_views("q_step")
     q_walk: Callable[..., Any] = on_views("q_walk")
     update: Callable[..., Any] = on_views("update")
+    q_mask: Callable[..., Any] = on_views("q_mask")
     categorical: Callable[..., Any] = on_views("categorical")
     masked_cross_entropy: Callable[..., Any] = on_views("masked_cross_entropy")
     masked_cross_entropy_and_grad: Callable[..., Any] = on_views("masked_cross_entropy_and_grad")
     mse_loss: Callable[..., Any] = on_views("mse_loss")
     mse_loss_and_grad: Callable[..., Any] = on_views("mse_loss_and_grad")
     mse_loss_grad: Callable[..., Any] = on_views("mse_loss_grad")
+    interpolate: Callable[..., Any] | None = None  # without it, noise is drawn and `update` reads it; and so for noised
+    noised: Callable[..., Any] | None = None
     interpolate_loss: Callable[..., Any] = on_views("interpolate_loss")
     interpolate_loss_and_grad: Callable[..., Any] = on_views("interpolate_loss_and_grad")
     log_prob: Callable[..., Any] = on_views("density.log_prob")

@@ -4,6 +4,7 @@
 from ..ground.lazy import lazy
 from ..ground.libraries import Library as Library
 from ..ground.libraries import register as register
+from ..language.noise import with_jax
 from .adapter import ThroughNumPy as ThroughNumPy
 
 _MODULES = (
@@ -37,6 +38,10 @@ def _jax() -> Library:
     return jax.library
 
 
+def _jax_keys() -> None:
+    from . import jax_keys as jax_keys
+
+
 def _dask() -> Library:
     from . import dask
 
@@ -47,5 +52,6 @@ register("torch", _torch)
 register("jax", _jax)
 register("jaxlib", _jax)
 register("dask", _dask)
+with_jax.append(_jax_keys)
 
 lazy(__name__, _MODULES, ("Library", "ThroughNumPy", "register"))

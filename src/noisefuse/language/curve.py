@@ -12,9 +12,9 @@ from typing import Any, NoReturn, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..ground.checks import check_integer, first_of, lie_within
+from ..ground.checks import check_integer, first_of, is_tracer, lie_within
 from ..ground.kept import kept_property
-from ..ground.libraries import NUMPY, library_for, need_plain
+from ..ground.libraries import NUMPY, library_for, library_of, need_plain
 from ..views import Prediction, Target, own_time, view
 from . import families
 from .axis import Axis, ModelTime, Place
@@ -117,6 +117,8 @@ class Curve:
             TypeError: a float t for another family, or t neither integer nor float.
         """
         need_plain("t", t)
+        if is_tracer(t):
+            return self._in_program(t)
         t = np.asarray(t)
         if t.dtype.kind in "iu":
             if not lie_within(t, 0, len(self) - 1):
@@ -138,6 +140,13 @@ class Curve:
         # Python's arithmetic gives one float the same bits, sooner.
         alpha, sigma = at(t if t.ndim else t.item(), **self._parameters)
         return np.asarray(alpha), np.asarray(sigma)
+
+    def _in_program(self, t: Any) -> AlphaSigma:
+        """Returns (alpha, sigma) as JAX's arrays. An index that lies outside is the first or the last one."""
+        index = t.dtype.kind in "iu"
+        at = (lambda t: self(np.clip(t, 0, len(self) - 1))) if index else self
+        made: AlphaSigma = library_of(t).on_host(at, t, t.shape, 2)
+        return made
 
     def derivatives(self, t: npt.ArrayLike) -> AlphaSigma:
         """The derivatives of alpha and sigma by the schedule's own time, at t: those of the target "velocity".

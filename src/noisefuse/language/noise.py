@@ -32,6 +32,9 @@ RACE, MASKS, TOKENS, PLACES, TIMES = 13, 14, 15, 16, 17  # the streams of discre
 SEEDS, SAMPLES, STEPS, STREAMS = 1 << 64, 1 << 56, 1 << 32, 128
 ELEMENTS = 1 << 34  # in one sample
 
+# What the next Noise does that is made where JAX is loaded: `interop` adds the import that makes Noise a pytree.
+with_jax: list[Callable[[], None]] = []
+
 
 class Noise:
     """A Gaussian field: a pure function of (seed, sample, step, stream) and the number of the element.
@@ -46,8 +49,8 @@ class Noise:
         sample: the id of the first sample, in [0, 2^56), or an array of ids, one for each row (copied, read-only).
         step: an int in [0, 2^32): the training step, the epoch. q_step and q_walk at time t use `step + t`. Or a 0-d
             CuPy array of integers, for operations on its device: kernels read it when they run, modulo 2^32, so a CUDA
-            graph draws fresh noise at every replay. Under `jax.jit` step, sample and a window's start may be traced
-            numbers, for operations on JAX's arrays.
+            graph draws fresh noise at every replay. Under `jax.jit` seed, step, sample and a window's start may be
+            traced numbers, for operations on JAX's arrays.
         stream: an int in [0, 128), which keeps different uses of one seed apart (docs/noise.md); 64 to 127 are the
             user's.
 
@@ -76,16 +79,19 @@ class Noise:
     def __init__(
         self, seed: SupportsIndex | None = None, *, sample: int | ArrayLike = 0, step: Any = 0, stream: int = 0
     ) -> None:
+        if with_jax and "jax.tree_util" in sys.modules:
+            for load in tuple(with_jax):
+                load()
+            with_jax.clear()
         if seed is None:
             _need_no_trace()
-        object.__setattr__(
-            self, "seed", int.from_bytes(os.urandom(8), "little") if seed is None else _checked("seed", seed, SEEDS)
-        )
-        object.__setattr__(self, "sample", _ids(sample))
-        object.__setattr__(self, "step", _step(step))
-        object.__setattr__(self, "stream", _checked("stream", stream, STREAMS))
-        object.__setattr__(self, "window_shape", None)
-        object.__setattr__(self, "window_start", ())
+        put = object.__setattr__
+        put(self, "seed", int.from_bytes(os.urandom(8), "little") if seed is None else _checked("seed", seed, SEEDS))
+        put(self, "sample", _ids(sample))
+        put(self, "step", _step(step))
+        put(self, "stream", _checked("stream", stream, STREAMS))
+        put(self, "window_shape", None)
+        put(self, "window_start", ())
 
     @classmethod
     def from_rng(
@@ -125,8 +131,7 @@ class Noise:
         second is the high half.
 
         Raises:
-            TypeError: key is no key, or its value is not known while `jax.jit` traces. Make the Noise outside, and fold
-                numbers in with `at`, whose step and sample may be traced.
+            TypeError: key is no key, or an array of keys.
 
         >>> import jax
         >>> nf.Noise.from_key(jax.random.key(7))
@@ -146,7 +151,7 @@ class Noise:
         >>> np.array_equal(x[1:2], nf.randn((1, 4), nf.Noise(7, sample=4)))
         True
         """
-        return _named(
+        return made_of(
             self.seed,
             self.sample if sample is None else _ids(sample),
             self.step if step is None else _step(step),
@@ -208,7 +213,7 @@ class Noise:
             raise ValueError(f"window: start {start} lies outside of shape {shape}")
         if math.prod(shape) > ELEMENTS:
             raise OverflowError(f"window: a sample of shape {shape} has more than 2^34 elements")
-        return _named(self.seed, self.sample, self.step, self.stream, shape, start)
+        return made_of(self.seed, self.sample, self.step, self.stream, shape, start)
 
     def interval(
         self, t0: float, t1: float, *, span: tuple[float, float] = (0.0, 1.0), grid: Sequence[float] | None = None
@@ -286,18 +291,18 @@ class Noise:
         if not shape:
             return self
         if not batched:
-            return _named(self.seed, self.sample, self.step, self.stream, shape, start)
+            return made_of(self.seed, self.sample, self.step, self.stream, shape, start)
         sample: Any = self.sample
-        if isinstance(sample, int):
+        if not getattr(sample, "ndim", 0):
             sample += start[0] if lengths[0] else 0
-        elif len(sample) != shape[0]:
+        elif sample.shape[0] != shape[0]:
             raise ValueError(
-                f"local: has {len(sample)} sample ids, expected one for each of {shape[0]} rows of the whole"
+                f"local: has {sample.shape[0]} sample ids, expected one for each of {shape[0]} rows of the whole"
             )
         else:
             sample = _ids(sample[start[0] : start[0] + lengths[0]])
         window = (shape[1:], start[1:]) if lengths[1:] != shape[1:] else (None, ())
-        return _named(self.seed, sample, self.step, self.stream, *window)
+        return made_of(self.seed, sample, self.step, self.stream, *window)
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raises ValueError if a slice of this shape does not lie in the window's full sample."""
@@ -311,7 +316,7 @@ class Noise:
     def _key(self) -> tuple[Any, ...]:
         ids = self.sample.tobytes() if isinstance(self.sample, np.ndarray) else _known(self.sample)
         start = tuple(map(_known, self.window_start))
-        return self.seed, ids, _known(self.step), self.stream, self.window_shape, start
+        return _known(self.seed), ids, _known(self.step), self.stream, self.window_shape, start
 
     def __eq__(self, other: object) -> bool:
         return self._key() == other._key() if isinstance(other, Noise) else NotImplemented
@@ -335,7 +340,8 @@ class Noise:
         """Returns the parts of the key as text."""
         ids = _listed(self.sample.tolist()) if isinstance(self.sample, np.ndarray) else self.sample
         return {
-            "seed": str(self.seed) if self.seed < 1 << 32 else f"{self.seed:#x}",  # typed, or of entropy
+            # typed, or of entropy
+            "seed": f"{self.seed:#x}" if isinstance(self.seed, int) and self.seed >> 32 else str(self.seed),
             "sample": str(ids),
             "step": str(self.step) if isinstance(self.step, int) or is_tracer(self.step) else "<on a device>",
             "stream": str(self.stream),
@@ -347,7 +353,7 @@ class Noise:
         return notebook.table("Noise: a key", [*(self._parts() | window).items()])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if any(map(is_tracer, (self.step, self.sample, *self.window_start))):
+        if any(map(is_tracer, (self.seed, self.step, self.sample, *self.window_start))):
             raise TypeError("this noise is of a program that JAX is tracing, and cannot be pickled")
         if not isinstance(self.step, int):
             raise TypeError("noise.step lies on a device and cannot be pickled: use noise.at(step=int(noise.step))")
@@ -397,7 +403,7 @@ class Increment:
     def draw(self, word: int) -> Noise:
         """Returns the field of one draw."""
         n = self.noise
-        return _named(n.seed, n.sample, word, INTERVAL, n.window_shape, n.window_start)
+        return made_of(n.seed, n.sample, word, INTERVAL, n.window_shape, n.window_start)
 
 
 @lru_cache(maxsize=64)
@@ -449,7 +455,7 @@ def each(noise: Any, change: Callable[[Any], Any]) -> Any:
 
 def whole(noise: Noise, stream: int) -> Noise:
     """Returns the noise on this stream, without its window."""
-    return _named(noise.seed, noise.sample, noise.step, stream, None, ())
+    return made_of(noise.seed, noise.sample, noise.step, stream, None, ())
 
 
 def at_row(noise: object, i: int, stream: int) -> Any:
@@ -460,7 +466,7 @@ def at_row(noise: object, i: int, stream: int) -> Any:
 
 def lower(noise: Noise) -> Noise:
     """Returns the field of the further digits, for words alone: its counters have low = 1, the bit above the stream."""
-    return _named(noise.seed, noise.sample, noise.step, noise.stream | STREAMS, noise.window_shape, noise.window_start)
+    return made_of(noise.seed, noise.sample, noise.step, noise.stream | STREAMS, noise.window_shape, noise.window_start)
 
 
 def _known(number: Any) -> Any:
@@ -472,7 +478,7 @@ def _listed(ids: list[int]) -> str:
     return str(ids) if len(ids) <= 32 else f"[{ids[0]}, {ids[1]}, {ids[2]}, <{len(ids) - 6} more>, {str(ids[-3:])[1:]}"
 
 
-def _named(
+def made_of(
     seed: int,
     sample: int | NDArray[np.uint64],
     step: Any,
@@ -573,7 +579,9 @@ def _checked(name: str, value: SupportsIndex, end: int) -> int:
     if type(value) is int and 0 <= value < end:
         return value
     if is_tracer(value):
-        raise TypeError(f"{name}: expected a number that is known while JAX traces; trace a step or sample")
+        if name == "seed":
+            return _traced(name, value)  # type: ignore[no-any-return]
+        raise TypeError(f"{name}: expected a number that is known while JAX traces; trace a seed, step or sample")
     number = check_integer(name, value)
     if not 0 <= number < end:
         raise OverflowError(f"{name} = {number} is out of range: expected 0 <= {name} < 2^{end.bit_length() - 1}")

@@ -14,7 +14,7 @@ from ..arguments.calls import Index, is_batch, like, make_call, names_or_array, 
 from ..arguments.options import result_dtype, row_numbers
 from ..arguments.types import Array, NoiseLike
 from ..call.description import Step
-from ..ground.checks import check_choice, got, is_tracer, lie_within
+from ..ground.checks import check_choice, got, lie_within
 from ..ground.libraries import library_for, library_of
 from ..language.levels import FLOATS, levels_of
 from ..language.noise import FIELD
@@ -59,7 +59,7 @@ def interpolate(
         TypeError: The arrays hold no floats, `path` is no Path, or a path with noise is given no `noise`. Nothing is
             written then.
 
-    Tensors that require grad, JAX arrays and dask arrays take two passes: `randn_like` and `update`.
+    Tensors that require grad and dask arrays take two passes: `randn_like` and `update`.
 
     Source: Albergo, Boffi & Vanden-Eijnden 2023 (stochastic interpolants); Tong et al. 2024 (torchcfm).
 
@@ -91,8 +91,8 @@ def _interpolate(
     x0: Any, x1: Any, t: Any, path: Path, noise: Any, target: PathTarget | None, batched: bool, out: Any,
     target_out: Any,
 ) -> Any:  # fmt: skip
-    if library_of(x0) is not None:
-        return _of_library(x0, x1, t, path, noise, target, batched, out, target_out)
+    if (other := library_of(x0)) is not None:
+        return (other.interpolate or _of_library)(x0, x1, t, path, noise, target, batched, out, target_out)
     call = interpolate_call(x0, x1, t, path, noise, target, batched, out, target_out)
     results = run(call)
     return results[0] if target is None else (results[0], results[1])
@@ -165,8 +165,6 @@ def _of_library(
     target_out: Any,
 ) -> Any:  # fmt: skip
     """Interpolates arrays of other libraries: noise is drawn, and rows read it."""
-    if is_tracer(t):
-        raise NotImplementedError("t: expected known times, as a path's functions are NumPy's, got a traced one")
     if library_of(x1) is not library_of(x0):
         raise TypeError(f"x1: expected an array of {library_for(x0).name}, as x0 is one, got {type(x1).__name__}")
     if x1.shape != x0.shape:

@@ -294,7 +294,7 @@ def interpolate_loss(
 
     Raises:
         TypeError, ValueError: as in `interpolate` and `mse_loss`; nothing is written then.
-        NotImplementedError: arrays of JAX or dask.
+        NotImplementedError: arrays of dask.
 
     >>> x0, x1, pred = np.zeros((2, 3)), np.ones((2, 3)), np.full((2, 3), 0.5)
     >>> nf.interpolate_loss(pred, x0, x1, [0.25, 0.5], nf.paths.linear(), target="velocity")
@@ -368,6 +368,17 @@ def _loss_of_path(
     reduction: Reduction, batched: bool | None, grad: Any = None,
 ) -> Any:  # fmt: skip
     """Returns the loss; with grad, its array or True, also the gradient."""
+    outs = {} if grad is None else {"out": None if grad is True else grad}
+    given = (target, weight, reduction, batched, outs)
+    loss, gradient = _run(path_loss_call(pred, x0, x1, t, path, noise, *given))
+    return loss if grad is None else (loss, gradient)
+
+
+def path_loss_call(
+    pred: Any, x0: Any, x1: Any, t: Any, path: Path, noise: NoiseLike | None, target: PathTarget, weight: Any,
+    reduction: Reduction, batched: bool | None, outs: Mapping[str, Array | None],
+) -> Loss:  # fmt: skip
+    """Returns the loss of a path as a checked call; nothing is written yet. outs: as in `mse_call`."""
     need_path(path, target)
     check_choice("reduction", reduction, get_args(Reduction))
     batched = is_batch("pred", pred, batched)
@@ -377,11 +388,9 @@ def _loss_of_path(
     if Z in rows.reads and noise is None:
         raise TypeError(f"noise: expected a Noise, which the path {path.name} draws from, got {got(noise)}")
     arrays = {X: _like_pred("x0", x0, m, FLOATS), M2: _like_pred("x1", x1, m, FLOATS)}
-    outs = {} if grad is None else {"out": None if grad is True else grad}
-    drawn = Noise() if noise is None else noise  # nothing is drawn from it
+    drawn = Noise(0) if noise is None else noise  # nothing is drawn from it
     given = (drawn, batched, weight, t, reduction, 1.0, outs)
-    loss, gradient = _run(_residual_call(m, arrays, rows, index, *given, want_loss=True))
-    return loss if grad is None else (loss, gradient)
+    return _residual_call(m, arrays, rows, index, *given, want_loss=True)
 
 
 def _plain_table(

@@ -15,7 +15,6 @@ from ..arguments.calls import Index, is_batch, make_call, names_or_array, run, s
 from ..arguments.options import result_dtype, row_numbers
 from ..arguments.types import Array, NoiseLike
 from ..call.description import Step
-from ..ground.checks import is_tracer
 from ..ground.libraries import library_for, library_of
 from ..language.forward import forward
 from ..language.levels import FLOATS, LEVELS, levels_of
@@ -58,7 +57,7 @@ def noised(
         ValueError: An array has another shape, or a number is not finite.
         TypeError: x0 holds no floats, or an argument has another type. Nothing is written then.
 
-    Gradients of tensors reach x0, alpha and sigma, in two passes: see Kingma et al. 2021 (VDM, a learned gamma).
+    Gradients of tensors, and of JAX's arrays, reach x0, alpha and sigma: see Kingma et al. 2021 (VDM, a learned gamma).
 
     >>> x0 = np.ones((2, 3), np.float32)
     >>> schedule = nf.Schedule.flow()
@@ -84,13 +83,8 @@ def noised(
 def _noised(
     x0: Any, alpha: Any, sigma: Any, noise: Any, target: Target | None, batched: bool, out: Any, target_out: Any
 ) -> Any:
-    for name, numbers in (("alpha", alpha), ("sigma", sigma)):
-        if is_tracer(numbers):
-            raise NotImplementedError(
-                f"{name}: while JAX traces, a level is not known; use q_sample, whose t may be traced"
-            )
-    if library_of(x0) is not None:
-        return _of_library(x0, alpha, sigma, noise, target, batched, out, target_out)
+    if (other := library_of(x0)) is not None:
+        return (other.noised or _of_library)(x0, alpha, sigma, noise, target, batched, out, target_out)
     results = run(noised_call(x0, alpha, sigma, noise, target, batched, out, target_out))
     return results[0] if target is None else (results[0], results[1])
 

@@ -68,7 +68,7 @@ def q_mask(
     D3PM's absorbing state; LLaDA's ``forward_process``).
 
     Args:
-        ids: the tokens (B, L), or (B, ..): int64, int32, uint8 or uint16, of NumPy or torch. Axis 0 is the batch.
+        ids: the tokens (B, L), or (B, ..): int64, int32, uint8 or uint16, of NumPy, torch or JAX. Axis 0 is the batch.
         p: the probability: a number, (B,) or (B, 1) for each sample, or (B, L); with `block` one for each block, (B,
             blocks). It is rounded to a multiple of 2^-32; 0 masks nothing and 1 everything.
         noise: a Noise, or a list of one for each sample. Position l of a sample takes element l of stream 14.
@@ -105,7 +105,7 @@ def q_mask(
             return done
     if other is not None:
         options: dict[str, Any] = {"where": where, "block": block, "lengths": lengths, "complement": complement}
-        return other.through(q_mask, ids, p, noise, mask_id, batched=batched, out=out, **options)  # type: ignore[no-any-return]
+        return other.q_mask(ids, p, noise, mask_id, batched=batched, out=out, **options)  # type: ignore[no-any-return]
     tokens = tokens_of("ids", ids, batched)
     mask = token_of("mask_id", mask_id, tokens.dtype)
     drawn = segments("p", p, tokens.shape, block, batched)
@@ -190,7 +190,7 @@ def _changed(
         return told
     flags, bits = changed.view(np.uint8), mask % (1 << 64)
     call = Masks(
-        _drawing(shape, names, flags), tokens, result, flags, allowed, chances, segment, bits, vocabulary,
+        drawing(shape, names, flags), tokens, result, flags, allowed, chances, segment, bits, vocabulary,
         tokens.itemsize, complement,
     )  # fmt: skip
     if backends.current().run(call) is not NotImplemented:
@@ -320,7 +320,7 @@ def words(shape: tuple[int, ...], names: Sequence[Noise]) -> NDArray[np.uint32]:
     """Returns the words w of checked keys, an element for each position of each sample."""
     made = backends.empty(shape, FLOAT32)
     if made.size:
-        backends.current().run(_drawing(shape, names, made))
+        backends.current().run(drawing(shape, names, made))
     found: NDArray[np.uint32] = made.view(np.uint32)
     return found
 
@@ -374,7 +374,7 @@ def names_for(noise: Any, shape: tuple[int, ...], stream: int) -> tuple[Noise, .
     return names
 
 
-def _drawing(shape: tuple[int, ...], names: Sequence[Noise], out: Array) -> Step:
+def drawing(shape: tuple[int, ...], names: Sequence[Noise], out: Array) -> Step:
     """Returns the call that draws the words of tokens."""
     batch, sample = shape[0], shape[1:]
     return Step(

@@ -6,12 +6,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..ground.checks import check_choice, check_number, first_of, lie_within
+from ..ground.checks import check_choice, check_number, first_of, is_tracer, lie_within
+from ..ground.libraries import library_of
 from ..language.families import Formula
 
 __all__ = ["MaskSchedule", "cosine", "geometric", "linear", "llada", "log_linear"]
@@ -34,7 +36,9 @@ class MaskSchedule:
     slope: Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
     def __call__(self, t: ArrayLike) -> NDArray[np.float64]:
-        """Returns p at times in [0, 1], float64 of t's shape."""
+        """Returns p at times in [0, 1], float64 of t's shape. For times that JAX traces, it is JAX's array."""
+        if is_tracer(t):
+            return library_of(t).on_host(self, t, t.shape)  # type: ignore[no-any-return, union-attr]
         return np.asarray(np.clip(self.p(_times(t)), 0.0, 1.0))
 
     def weight(self, t: ArrayLike, kind: Literal["inverse", "elbo"] = "inverse") -> NDArray[np.float64]:
@@ -45,6 +49,8 @@ class MaskSchedule:
         Where p is 0 nothing is masked, and the weight is infinite.
         """
         check_choice("kind", kind, ("inverse", "elbo"))
+        if is_tracer(t):
+            return library_of(t).on_host(partial(self.weight, kind=kind), t, t.shape)  # type: ignore[no-any-return, union-attr]
         with np.errstate(divide="ignore"):
             return np.asarray((1.0 if kind == "inverse" else self.slope(_times(t))) / self(t))
 

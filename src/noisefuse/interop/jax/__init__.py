@@ -38,13 +38,28 @@ with needs(__name__, "jax"):
     import jax
     import jax.numpy as jnp
 
+from ..jax_keys import Wide
 from . import eager
 from .augment import augmented
 from .categories import categorical, masked_cross_entropy, masked_cross_entropy_and_grad
 from .description import WALKS
 from .eager import fast_random, fast_row
+from .floats import SPEC
 from .internals import varying, varying_axes
-from .loss import kl, kl_grad, log_prob, log_prob_grad, mse_loss, mse_loss_and_grad, mse_loss_grad, update_with_log_prob
+from .levels import interpolate, noised
+from .loss import (
+    interpolate_loss,
+    interpolate_loss_and_grad,
+    kl,
+    kl_grad,
+    log_prob,
+    log_prob_grad,
+    mse_loss,
+    mse_loss_and_grad,
+    mse_loss_grad,
+    update_with_log_prob,
+)
+from .tokens import on_host, q_mask
 from .traced import Named, at_row, at_times, need_none, read, remember, rows_of_floats, run, stand_in_for
 
 
@@ -75,18 +90,24 @@ def from_key(key: Any) -> nf.Noise:
     if not isinstance(key, jax.Array) or not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
         hint = "; jax.random.wrap_key_data makes one of a PRNGKey" if isinstance(key, jax.Array) else ""
         raise TypeError(f"key: expected one of jax.random.key(seed), got {type(key).__name__}{hint}")
-    if is_tracer(key):
-        raise TypeError(
-            "key: its value is not known while JAX traces: make the Noise before, and use noise.at(step=..)"
-        )
     if key.shape != ():
         raise TypeError(f"key: expected one key, got an array of them of shape {key.shape}")
-    words = np.asarray(jax.random.key_data(key))
+    words: Any = jax.random.key_data(key)
+    if words.size not in (2, 4):
+        raise TypeError(f"key: expected one of threefry2x32, rbg or unsafe_rbg, got {key.dtype}")
+    if is_tracer(key):
+        seed: Any = Wide(words[::-1] if words.size == 2 else _hashed(words))
+        return nf.Noise(seed)
+    words = np.asarray(words)
     if words.size == 4:  # an rbg key has more bits than a seed
         words = nf.philox4x32(words, [0, 0])[[1, 0]]
-    if words.size != 2:
-        raise TypeError(f"key: expected one of threefry2x32, rbg or unsafe_rbg, got {key.dtype}")
     return nf.Noise(int(words[0]) << 32 | int(words[1]))
+
+
+def _hashed(words: Any) -> Any:
+    """Returns the first two words of `philox4x32(words, [0, 0])` in a program."""
+    with jax.enable_x64(True):
+        return jnp.stack(SPEC.philox4x32(*words, 0, 0)[:2])
 
 
 def to_key(noise: nf.Noise) -> Any:
@@ -284,7 +305,8 @@ def sample(sampler: Any, model: Callable[..., Any], x: Any, noise: Any, rows: ra
         return (sampler.step(i, x, output, noise, state, out=x, **guided), state), None
 
     names = () if noise is None else listed(noise)
-    numbers = [n for name in names for n in (name.step, name.sample, *name.window_start) if is_tracer(n)]
+    numbers = [n for name in names for n in (name.seed, name.step, name.sample, *name.window_start) if is_tracer(n)]
+    numbers = [n.words if isinstance(n, Wide) else n for n in numbers]
     x = varying(x, frozenset[Any]().union(*map(varying_axes, numbers)))  # as it will be inside shard_map
     return jax.lax.scan(row, (x, sampler.state(x)), jnp.arange(rows.start, rows.stop))[0][0]
 
@@ -311,7 +333,9 @@ library: Library = Library(
     "JAX", is_written=False, is_traced=lambda: True, adds_draws=lambda: True, fast_row=fast_row,
     fast_random=fast_random, moved=moved, zeros_like=zeros_like, where=jnp.where, times=times, time_of=time_of,
     chosen=chosen, from_key=from_key, sample=sample, randn=randn, randn_like=randn_like, uniform=uniform,
-    q_sample=q_sample, q_step=q_step, q_walk=q_walk, update=update, categorical=categorical,
+    interpolate=interpolate, interpolate_loss=interpolate_loss, interpolate_loss_and_grad=interpolate_loss_and_grad,
+    noised=noised, on_host=on_host, q_mask=q_mask, q_sample=q_sample, q_step=q_step, q_walk=q_walk, update=update,
+    categorical=categorical,
     masked_cross_entropy=masked_cross_entropy, masked_cross_entropy_and_grad=masked_cross_entropy_and_grad,
     mse_loss=mse_loss, mse_loss_and_grad=mse_loss_and_grad, mse_loss_grad=mse_loss_grad, log_prob=log_prob,
     log_prob_grad=log_prob_grad, kl=kl, kl_grad=kl_grad, augmented=augmented,

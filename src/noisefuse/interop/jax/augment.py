@@ -14,7 +14,6 @@ import noisefuse as nf
 
 from ...ground.checks import is_tracer
 from ...language.levels import LEVELS, level_bounds
-from ...language.noise import SAMPLES, STEPS, listed
 from ...language.rows import Rows, X, Z
 from . import eager
 from .traced import Named, need_none, remember, run, stand_in_for
@@ -28,7 +27,7 @@ def augmented(function: Any, x: Any, noise: Any, *, out: Any = None, **options: 
         if made is not NotImplemented:
             return made
     named = Named(noise)
-    if not is_tracer(x) and not named.operands and named.start is None and not is_tracer(named.array):
+    if named.start is None and not any(map(is_tracer, (x, *jax.tree.leaves(noise)))):
         return jax.tree.map(jnp.asarray, function(np.asarray(x), noise, **options))
     found = nf.augment.call_inside(function, stand_in_for("x", x), named.known, **options)
     if found is None:
@@ -61,21 +60,12 @@ def _called_back(function: Any, x: Any, noise: Any, named: Named) -> Any:
     if named.start is not None:
         raise NotImplementedError("noise: expected a window whose start is known, as this is computed in host memory")
     like = function(stand_in_for("x", x), named.known)
-    names = listed(noise)
-    parts = {"step": STEPS, "sample": SAMPLES}
-    traced = [(n, part) for n, name in enumerate(names) for part in parts if is_tracer(getattr(name, part, None))]
 
-    def call(x: Any, array: Any, *numbers: Any) -> Any:
-        found = [*names]
-        for (n, part), number in zip(traced, numbers, strict=True):
-            value = np.asarray(number).astype(np.uint64) % parts[part]
-            found[n] = found[n].at(**{part: value if value.ndim else int(value)})
-        single = found[0] if named.array is None else np.asarray(array)
-        return function(np.asarray(x), found if isinstance(noise, list | tuple) else single)
+    def call(x: Any, noise: Any) -> Any:
+        return function(np.asarray(x), noise if named.array is None else np.asarray(noise))
 
-    numbers = [getattr(names[n], part) for n, part in traced]
     shape = jax.ShapeDtypeStruct(like.shape, like.dtype)
-    return jax.pure_callback(call, shape, x, named.array, *numbers, vmap_method="sequential")
+    return jax.pure_callback(call, shape, x, noise, vmap_method="sequential")
 
 
 def _clipped(x: Any, low: float, high: float) -> Any:

@@ -457,11 +457,11 @@ def _tangents_of_loss(primals: Sequence[Any], changes: dict[int, Any], what: Des
     """Differentiates a loss. The gradient is computed with the loss, in one pass."""
     if LAW in what.roles:
         return _tangents_of_density(primals, changes, what)
-    for role, name in ((X, "x0"), (Z, "noise"), (WEIGHTS, "weight")):
+    for role, name in ((X, "x0"), (M2, "x1"), (Z, "noise"), (WEIGHTS, "weight")):
         if role in changes:
-            raise NotImplementedError(f"{name}: mse_loss has no derivative with respect to it: use lax.stop_gradient")
+            raise NotImplementedError(f"{name}: the loss has no derivative with respect to it: use lax.stop_gradient")
     if len(what.outputs) > 1:
-        raise NotImplementedError("the gradient has no derivative: use jax.grad of mse_loss")
+        raise NotImplementedError("the gradient has no derivative: use jax.grad of the loss")
     record = np.frombuffer(what.call, CALL.dtype).copy()
     record["type"] = record["out_type"] = DTYPES[what.floats]  # unrounded: the upstream gradient is not known yet
     shape = int(record["batch"][0]), *what.sample

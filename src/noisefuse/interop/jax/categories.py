@@ -31,17 +31,16 @@ def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, par
         token, known = _with_info(np.asarray(logits), noise, info, kind, arrays | fixed)
         return token, [known[name] for name in info]
 
-    noises = names_of(noise)
-    numbers = [(n.step, n.sample) for n in noises if is_tracer(n.step) or is_tracer(n.sample)]
-    if not numbers and not any(map(is_tracer, (logits, *given.values()))):
+    names_of(noise)
+    if not any(map(is_tracer, (logits, *given.values(), *jax.tree.leaves(noise)))):
         token, known = jax.tree.map(jnp.asarray, on_host(logits, given, noise))
     else:
         shape = logits.shape[:-1]
         shapes = [jax.ShapeDtypeStruct(shape, INFO[name]) for name in info]
         token, known = jax.pure_callback(
-            lambda logits, given, numbers: on_host(logits, given, _named(noise, numbers)),
+            on_host,
             (jax.ShapeDtypeStruct(shape, kind), shapes),
-            *(jax.lax.stop_gradient(_without_gradient(logits) if info else logits), given, numbers),
+            *(jax.lax.stop_gradient(_without_gradient(logits) if info else logits), given, noise),
             vmap_method="sequential",
         )
     return (token, dict(zip(info, known, strict=True))) if info else token
@@ -69,23 +68,6 @@ def _kept(value: Any) -> Any:
 def _with_info(logits: Any, noise: Any, names: Any, kind: Any, options: dict[str, Any]) -> Any:
     found: Any = nf.categorical(logits, noise, info=names, dtype=kind, **options)
     return found if names else (found, {})
-
-
-def _named(noise: Any, numbers: Any) -> Any:
-    """Returns the noise with the numbers that were traced."""
-    if not numbers:
-        return noise
-    left = iter(numbers)
-
-    def one(name: nf.Noise) -> nf.Noise:
-        if not (is_tracer(name.step) or is_tracer(name.sample)):
-            return name
-        step, sample = map(np.asarray, next(left))
-        ids = sample if sample.ndim else int(sample)
-        known = nf.Noise(name.seed, sample=ids, step=int(step), stream=name.stream)
-        return known if name.window_shape is None else known.window(name.window_shape, name.window_start)
-
-    return [one(name) for name in noise] if isinstance(noise, list | tuple) else one(noise)
 
 
 # ---- cross entropies ---------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ def signature(table: Any, stream: int, t: Any, noise: Any, arrays: Sequence[Any]
     or a `Given`."""
     of_noise: Any = None
     if type(noise) is Noise:
-        if type(noise.step) is not int or noise.window_shape is not None:
+        if type(noise.seed) is not int or type(noise.step) is not int or noise.window_shape is not None:
             return None
         of_noise = noise.stream
         if type(noise.sample) is not int:

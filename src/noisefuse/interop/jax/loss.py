@@ -19,7 +19,7 @@ from ...call.description import Loss, Step
 from ...call.packed import pack_loss
 from ...ground.checks import is_tracer
 from ...language.forward import residual
-from ...language.rows import M1, X, Z
+from ...language.rows import M1, M2, X, Z
 from ...operations import loss
 from . import eager
 from .description import LAW, LOSSES, WEIGHTS
@@ -100,6 +100,33 @@ def mse_loss_grad(*given: Any, upstream: Any, out: Any, **options: Any) -> Any:
         return gradient
     g = jnp.asarray(upstream, gradient.dtype)
     return gradient * g.reshape(g.shape + (1,) * (gradient.ndim - g.ndim))
+
+
+def interpolate_loss(*given: Any, **options: Any) -> Any:
+    return _path_loss(*given, **options, wanted=False)[0]
+
+
+def interpolate_loss_and_grad(*given: Any, out: Any, **options: Any) -> Any:
+    need_none(out=out)
+    return tuple(_path_loss(*given, **options, wanted=True))
+
+
+def _path_loss(
+    pred: Any, x0: Any, x1: Any, t: Any, path: Any, noise: Any, *, target: Any, weight: Any, reduction: Any,
+    batched: bool | None, wanted: bool,
+) -> Any:  # fmt: skip
+    stand_in_for("x0", x0)
+    other = stand_in_for("x1", x1)
+    known_weight = weight
+    if isinstance(weight, jax.Array):
+        known_weight = np.ones(weight.shape) if is_tracer(weight) else np.asarray(weight, np.float64)
+
+    def make(m: Any, t: Any, noise: Any, x0: Any, row: Any = known_weight) -> Loss:
+        y = other if m.shape == pred.shape else np.zeros(m.shape, other.dtype)
+        return loss.path_loss_call(m, x0, y, t, path, noise, target, row, reduction, batched, {"out": None})
+
+    given = pred, x0, eager.number(t), path, noise if getattr(path, "draws", True) else None, weight
+    return _loss(make, *given, wanted, None, {M2: x1})
 
 
 def log_prob(
@@ -185,7 +212,7 @@ def _density(call: Step, arrays: dict[int, Any], table: Any, traced: Any, law: d
 
 def _loss(
     make: Callable[..., Loss], pred: Any, x0: Any, t: Any, schedule: Any, noise: Any, weight: Any, want_gradient: bool,
-    remember: Any,
+    remember: Any, more_arrays: dict[int, Any] | None = None,
 ) -> Any:  # fmt: skip
     zeros, named, (known, traced) = stand_in_for("pred", pred), Named(noise), known_times(t, schedule)
     clean = None if x0 is None else stand_in_for("x0", x0)
@@ -212,7 +239,7 @@ def _loss(
     if weight is not None:
         words = checked.weights
         more[WEIGHTS] = _weights(weight) if is_tracer(weight) else words.view(np.uint32).reshape(-1, 2)  # type: ignore[union-attr]
-    arrays = {X: x0, M1: pred, Z: named.array}
+    arrays = {X: x0, M1: pred, Z: named.array, **(more_arrays or {})}
     packed = pack_loss(checked, lambda _: 0)
     return run(call, arrays, named, traced, rows, outputs, more, LOSSES, remember, loss=packed)
 

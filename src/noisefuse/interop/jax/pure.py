@@ -43,6 +43,8 @@ def _of_one(what: Described, *operands: Any) -> list[Any]:
     values = {slot: real(_read(given[slot].reshape(_shape(what)))) for slot in range(Z + 1) if slot in given}
     if what.kind == WALKS:
         return [_walked(what, given, table, values[X])]
+    if record["draw"] == DRAWS["words"]:
+        return [_stored(_drawn(what, given, real, None), _shape(what), *what.outputs[0])]
     row = _row(what, given)
     if record["draw"]:
         values[Z] = _drawn(what, given, real, row if record["step_by_index"] else None)
@@ -238,10 +240,15 @@ def _blocks(draw: int, real: Format, seed: Any, element: Any, step: Any, sample:
     """Returns the bits of the four values of the blocks that hold these elements, along one more axis."""
     key = seed & 0xFFFFFFFF, seed >> 32
 
+    def words(low: int) -> Any:
+        return SPEC.philox4x32(*SPEC.counter(element, step, sample, stream, low), *key)
+
     def pairs(low: int) -> tuple[Any, Any]:
-        w = SPEC.philox4x32(*SPEC.counter(element, step, sample, stream, low), *key)
+        w = words(low)
         return jnp.stack(w[::2], -1), jnp.stack(w[1::2], -1)
 
+    if draw == DRAWS["words"]:
+        return jnp.stack(words(0), -1)
     wide = real is FLOAT64
     first, second = zip(pairs(0), pairs(1), strict=True) if wide else zip(pairs(0), strict=True)
     if draw == DRAWS["uniform"]:

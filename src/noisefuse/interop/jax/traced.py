@@ -16,9 +16,13 @@ import noisefuse as nf
 
 from ...arguments.options import rows_at
 from ...call.description import Step
+from ...call.packed import FIELD
 from ...ground.checks import is_tracer
 from ...language.levels import FLOATS
+from ...language.noise import SAMPLES
 from ...language.rows import SYMBOLS, Rows, X, Z
+from ...paths import Path
+from ..jax_keys import Wide, words
 from . import eager
 from .calls import bind
 from .description import FIELDS, IDS, INDEX, LOSSES, ROWS, START, STEP, STEP_CALLS, WALKS, described, field_bytes
@@ -76,9 +80,10 @@ class Named:
     array: Any
     known: Any
     operands: dict[int, Any]
+    in_field: dict[str, Any]  # words (n, 2), for numbers of the fields that have no operand of their own
 
     def __init__(self, noise: Any) -> None:
-        self.array, self.operands = None, {}
+        self.array, self.operands, self.in_field = None, {}, {}
         if isinstance(noise, list | tuple):
             noise = [_of_one_sample(name) for name in noise]
         self.known, names = noise, noise if isinstance(noise, list) else [noise]
@@ -90,11 +95,19 @@ class Named:
         steps = any(is_tracer(name.step) for name in names)
         known = [_known(name, steps) for name in names]
         self.known = known if names is noise else known[0]
+        if any(is_tracer(name.seed) for name in names):
+            self.in_field["seed"] = jnp.stack([words(name.seed) for name in names])
         if steps:
-            self.operands[STEP] = jnp.stack([_words(name.step)[0] for name in names])
+            self.operands[STEP] = jnp.stack([words(name.step)[0] for name in names])
         if any(is_tracer(name.sample) for name in names):
-            single = names is not noise
-            self.operands[IDS] = small(noise.sample) if single else jnp.stack([_words(name.sample) for name in names])
+            if names is noise:
+                self.operands[IDS] = jnp.stack([words(name.sample) for name in names])
+            elif not isinstance(noise.sample, Wide):
+                self.operands[IDS] = small(noise.sample)
+            elif noise.sample.ndim:
+                self.operands[IDS] = noise.sample.words
+            else:
+                self.in_field["sample"] = noise.sample.words[None] & words(SAMPLES - 1)
         elif names is not noise and isinstance(noise.sample, np.ndarray):
             self.operands[IDS] = noise.sample.view(np.uint32).reshape(-1, 2)
         if any(is_tracer(start) for name in names for start in name.window_start):
@@ -108,13 +121,22 @@ class Named:
         """Returns the operands of this call."""
         if not call.noise:
             return {}
-        found = {FIELDS: field_bytes(call), **self.operands}
+        found = {FIELDS: self._fields(field_bytes(call)), **self.operands}
         if self.start is not None:
             full = call.noise[0].window_shape
             assert full is not None
             last = np.subtract(full, call.sample_shape)
             found[START] = jnp.stack([_inside(n, int(most)) for n, most in zip(self.start, last, strict=True)])
         return found
+
+    def _fields(self, known: Any) -> Any:
+        """Returns the bytes of the fields, with the numbers that are traced."""
+        for name, pairs in self.in_field.items():
+            dtype, at = FIELD.dtype.fields[name][:2]  # type: ignore[index]
+            each, of_pairs = known.reshape(len(pairs), -1), jax.lax.bitcast_convert_type(pairs, jnp.uint8)
+            given = of_pairs.reshape(len(pairs), -1)
+            known = jnp.concatenate([each[:, :at], given, each[:, at + dtype.itemsize :]], 1).reshape(-1)
+        return known
 
 
 def _of_one_sample(name: Any) -> Any:
@@ -124,14 +146,6 @@ def _of_one_sample(name: Any) -> Any:
     return name.at(sample=int(ids[0])) if isinstance(ids, np.ndarray) and ids.size == 1 else name
 
 
-def _words(number: Any) -> Any:
-    """Returns a step or an id as two 32-bit words, the low one first: without x64, JAX has no longer numbers."""
-    if is_tracer(number):
-        number = small(number)
-        return jnp.stack([number.astype(jnp.uint32), (number >> 31 >> 1).astype(jnp.uint32)])
-    return jnp.asarray(np.array([number & 0xFFFFFFFF, number >> 32], np.uint32))
-
-
 def _inside(start: Any, last: int) -> Any:
     """Returns a window's start, moved to 0 .. last in its own dtype: a smaller dtype could wrap first."""
     start = small(jnp.asarray(start))
@@ -139,10 +153,16 @@ def _inside(start: Any, last: int) -> Any:
 
 
 def _known(noise: nf.Noise, without_step: bool) -> nf.Noise:
+    seed: Any = noise.seed
     sample: Any = noise.sample
+    for number, most in (seed, 0), (noise.step, 0), (sample, 1):
+        if getattr(number, "ndim", 0) > most:
+            shape = tuple(number.shape)
+            raise TypeError(f"noise: expected one Noise, got a stack whose numbers have shape {shape}: use jax.vmap")
     if is_tracer(sample):
         sample = np.zeros(sample.shape, np.uint64) if sample.ndim else 0
-    made = nf.Noise(noise.seed, sample=sample, step=0 if without_step else noise.step, stream=noise.stream)
+    seed, step = 0 if is_tracer(seed) else seed, 0 if without_step else noise.step
+    made = nf.Noise(seed, sample=sample, step=step, stream=noise.stream)
     if noise.window_shape is None:
         return made
     return made.window(noise.window_shape, [0 if is_tracer(start) else start for start in noise.window_start])
@@ -150,10 +170,10 @@ def _known(noise: nf.Noise, without_step: bool) -> nf.Noise:
 
 def at_times(
     make: Callable[..., Step], name: str, x: Any, t: Any, noise: Any, out: Any, like: Any, arrays: Any = None,
-    schedule: Any = None,
+    schedule: Any = None, rows: Any = None,
 ) -> Any:  # fmt: skip
     """Returns the outputs of the call that `make` checks: make(x, t, noise). like: returns the further arguments of
-    `eager.fast_row` for such a call."""
+    `eager.fast_row` for such a call. rows: the rows that the program makes."""
     t, given = eager.number(t), {X: x, **(arrays or {})}
     if out is not None and out is not x:
         what = f"expected None, or {name} itself, whose memory is taken where jit donates it"
@@ -161,7 +181,6 @@ def at_times(
     zeros, named = stand_in_for(name, x), Named(noise)
     known, traced = known_times(t, schedule)
     call = make(zeros, known, named.known)
-    rows = None
     if traced is not None and traced.dtype.kind == "f":
         rows, traced = rows_at_times(
             lambda times: make(np.zeros(times.size, zeros.dtype), times, nf.Noise(0)), call, traced
@@ -182,9 +201,10 @@ def remember(
 
 
 def known_times(t: Any, schedule: Any) -> tuple[Any, Any]:
-    """Returns a stand-in for t, and t itself if it is traced. A float's is the schedule's noisiest time, or 1."""
+    """Returns a stand-in for t, and t itself if it is traced. A float's is the schedule's noisiest time, or 1; or
+    the middle of a path, whose ends may have no score."""
     if is_tracer(t):
-        _, last = getattr(schedule, "times", None) or (0.0, 1.0)
+        _, last = (0.0, 0.5) if isinstance(schedule, Path) else getattr(schedule, "times", None) or (0.0, 1.0)
         return np.full(t.shape, 0 if t.dtype.kind in "iu" else last if last < math.inf else 1.0), t
     return np.asarray(t) if isinstance(t, jax.Array) else t, None
 
