@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains the network of examples/train_digits.py with right noise and with noise that each epoch repeats. It prints the
-losses of training and of validation that docs/drawings.py shows: python benchmarks/repeated_noise.py"""
+"""Trains the network of examples/train_digits.py with right noise and with noise that each epoch repeats, and prints
+the losses that docs/drawings.py shows: python benchmarks/repeated_noise.py"""
 
 import sys
 from pathlib import Path

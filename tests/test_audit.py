@@ -314,7 +314,7 @@ def test_it_is_loaded_when_it_is_asked_for():
     """Seen to fail: imported at the top of the package."""
     code = """
 import sys, noisefuse as nf
-assert "audit" in dir(nf) and "noisefuse.audits" not in sys.modules
+assert "audit" in dir(nf) and "noisefuse.interop.audits" not in sys.modules
 with nf.audit() as draws:
     [nf.randn((2, 8), nf.Noise(7)) for _ in range(2)]
 assert len(draws.repeated) == 1 and "torch" not in sys.modules

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from . import samplers as samplers
     from . import views as views
     from . import weights as weights
-    from .audits import audit
     from .discrete_sampler import DiscreteSampler
     from .ground.headers import get_include
+    from .interop.audits import audit
     from .sampler import Sampler
     from .token_table import TokenRow, TokenTable
     from .tokens.categorical import categorical
@@ -53,7 +53,7 @@ _HOMES = {
     "Sampler": "sampler",
     "TokenRow": "token_table",
     "TokenTable": "token_table",
-    "audit": "audits",
+    "audit": "interop.audits",
     "categorical": "discrete tokens.categorical",  # the former shows the class of a partial result
     "get_include": "ground.headers",
     "masked_cross_entropy": "tokens.cross_entropy",

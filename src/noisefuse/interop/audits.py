@@ -23,9 +23,9 @@ from unittest.mock import patch
 import numpy as np
 from numpy.typing import NDArray
 
-from . import backends
-from .call.description import Masks, Race, Step, StepAndLoss, Walk
-from .language.noise import INTERVAL, Noise
+from .. import backends
+from ..call.description import Masks, Race, Step, StepAndLoss, Walk
+from ..language.noise import INTERVAL, Noise
 
 __all__ = ["Audit", "Draw", "audit"]
 
@@ -234,7 +234,7 @@ def _watch_numpy(audit: Audit) -> None:
 
 def _watch_operators(audit: Audit) -> None:
     """Watches torch's operators, whoever calls them."""
-    from .interop.torch.internals import TorchDispatchMode
+    from .torch.internals import TorchDispatchMode
 
     names: dict[int, str] = {}
 
