@@ -308,15 +308,15 @@ constexpr uint64_t kCommonShapes[] = {
     shape({kM1, kX}, {kD, kM1}),  // ddim, euler
     shape({kM1, kX}, {kD, kX}),
     shape({kM1, kX}, {kD, kM1, kX}),
-    shape({kM1}, {kD, kX}),
     shape({}, {kM1, kX}),
     shape({kM1, kX}, {kD, kPast1, kX}, {kD}),  // dpmpp_2m
-    shape({kM1}, {kD, kPast1, kX}, {kD}),
     shape({}, {kPast1, kM1, kX}, {kM1, kX}),
 };
 constexpr uint64_t kSamplerShapes[] = {
-    shape({}, {kZ}),                  // randn
-    shape({}, {kZ, kX}),              // q_sample, q_step
+    shape({}, {kZ}),      // randn
+    shape({}, {kZ, kX}),  // q_sample, q_step
+    shape({kM1}, {kD, kX}),
+    shape({kM1}, {kD, kPast1, kX}, {kD}),
     shape({kM2, kM1, kX}, {kD, kX}),  // guided
     shape({kM2, kM1, kX}, {kD, kM2, kM1}),
     shape({kM2, kM1, kX}, {kD, kM2, kM1, kX}),

@@ -28,7 +28,7 @@ class Wide(Unknown):
     __slots__ = ("words",)
     __array_ufunc__ = None  # NumPy's integers leave the sum to it
     words: Any
-    dtype = np.dtype(np.uint64)
+    dtype: np.dtype[np.uint64] = np.dtype(np.uint64)
 
     def __init__(self, words: Any) -> None:
         self.words = words
