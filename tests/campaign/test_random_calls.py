@@ -53,7 +53,7 @@ def test_a_campaign_ends_when_its_time_is_over():
 def test_every_operation_is_called():
     """The million draws each public function; a new one has to be added to `calls.py`."""
     found = {operation(line) for line in calls.of_each(40)}
-    left_out = {"get_include", "info", "set_num_threads", "use_backend"}  # they compute nothing
+    left_out = {"audit", "get_include", "info", "set_num_threads", "use_backend"}  # they compute nothing
     assert {name for name in nf.__all__ if isfunction(getattr(nf, name))} - left_out <= found
     for module in (nf.augment, nf.fields, nf.density):
         public = {*module.__all__} - {"sample_id", "Part", "combine"}  # of Python alone, and of parts

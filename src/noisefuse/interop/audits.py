@@ -345,6 +345,9 @@ def audit(*, watch: Literal["operators", "python"] = "operators", group: Any = N
             what was imported by name or compiled before, and costs some 2 % of a small network's training, not 20 %.
         group: the processes whose noise must differ: the data-parallel ones. None: all.
 
+    Returns:
+        An `Audit`, whose ``repeated`` lists the draws that repeat others. Its text is a report.
+
     Raises:
         ValueError: watch is another word.
 

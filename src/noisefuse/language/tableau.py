@@ -80,6 +80,12 @@ class Affine:
         """The symbols' factors: numbers, or arrays (n,)."""
         return tuple(self._columns[:, 0].tolist() if self._columns.shape[1] == 1 else self._columns)
 
+    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        return None, {"coefficients": self.coefficients}
+
+    def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
+        self._columns = np.array([np.atleast_1d(c) for c in state[1]["coefficients"]], np.float64)
+
     def _of(self, columns: Array) -> Affine:
         made = object.__new__(Affine)
         made._columns = columns

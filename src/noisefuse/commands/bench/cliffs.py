@@ -71,8 +71,8 @@ OF: dict[str, dict[str, Callable[[tuple[int, ...]], Any]]] = {
 }
 # These are no passes over an array of floats, or have plain calls that say nothing about their spellings.
 LEFT_OUT = {
-    "get_include", "info", "set_num_threads", "use_backend", "philox4x32", "combine", "combine_categories", "rms",
-    "sample_id", "strengths", "by_level", "categorical", "masked_cross_entropy", "masked_cross_entropy_and_grad",
+    "audit", "get_include", "info", "set_num_threads", "use_backend", "philox4x32", "combine", "combine_categories",
+    "rms", "sample_id", "strengths", "by_level", "categorical", "masked_cross_entropy", "masked_cross_entropy_and_grad",
     "q_mask", "q_transition", "q_uniform", "poisson", "transition", "prepare", "nearest_of", "assigned", "perturbed",
     "freenoise_like", "progressive_like", "q_walk", "Part",
 }  # fmt: skip

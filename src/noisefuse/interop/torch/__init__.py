@@ -27,12 +27,12 @@ import noisefuse as nf
 from ...ground.libraries import Library
 from ...ground.needs import needs
 from ...language.levels import FLOATING, LEVELS
-from . import internals
 
 with needs(__name__, "torch"):
     import torch
     from torch import Tensor
 
+from . import internals
 from .arrays import (
     CPU,
     DTYPES,
