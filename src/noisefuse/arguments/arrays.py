@@ -252,11 +252,13 @@ def contiguous(x: Array) -> Array:
 
 
 def copy(x: Array, dtype: np.dtype[Any]) -> Array:
-    """Returns a C-contiguous copy in this dtype."""
-    if not isinstance(x, np.ndarray) or (x.dtype != dtype and x.size <= layouts.PIECE):
-        return x.astype(dtype, order="C")
-    made: Array = layouts.copy(x, dtype, range(x.ndim))
-    return made
+    """Returns a C-contiguous copy in this dtype. NumPy's warnings of NaN and infinities are left out, as kernels that
+    convert have none."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        if not isinstance(x, np.ndarray) or (x.dtype != dtype and x.size <= layouts.PIECE):
+            return x.astype(dtype, order="C")
+        made: Array = layouts.copy(x, dtype, range(x.ndim))
+        return made
 
 
 def spread(name: str, x: Array, shape: tuple[int, ...]) -> Array:
