@@ -48,8 +48,10 @@ class Steps:
     _integer_times: bool
     _reads: list[int]
     _draws: list[bool]
+    _levels: Tableau
     _has_level: list[bool]
     _start: Tableau | None
+    _inputs: Tableau | None
     _mixed: Callable[[float], Tableau]
 
     def __init__(self, tableau: Tableau, model_time: str | Callable[..., Any] | None = None) -> None:
@@ -75,18 +77,12 @@ class Steps:
             _integer_times=tableau.timesteps.dtype.kind in "iu",
             _reads=reads,
             _draws=tableau.as_rows.draws.tolist(),
+            _levels=level_rows(tableau),
             _has_level=((tableau.alpha != 0) | (tableau.sigma != 0)).tolist(),
             _start=None if tableau.start == 1 else scaling(np.array([tableau.start])),
+            _inputs=None if np.all(tableau.scale == 1) else scaling(tableau.scale),
             _mixed=lru_cache(maxsize=64)(partial(mixed, tableau)),
         )
-
-    @kept_property
-    def _levels(self) -> Tableau:
-        return level_rows(self.tableau)
-
-    @kept_property
-    def _inputs(self) -> Tableau | None:
-        return None if np.all(self.tableau.scale == 1) else scaling(self.tableau.scale)
 
     @kept_property
     def _plain_density(self) -> Any:
