@@ -75,7 +75,7 @@ class Audit:
 
     @property
     def repeated(self) -> list[tuple[Draw, ...]]:
-        """Draws that repeat one another: those of a tuple have the same numbers, or share samples."""
+        """Draws that repeat one another. Those of a tuple have the same numbers, or share samples."""
         fields: dict[Any, list[tuple[NDArray[np.uint64], Draw]]] = {}
         for field, known, draw in self._seen:
             if not draw.on_purpose:
