@@ -78,6 +78,10 @@ WALKS = {
     "noised": (lambda: lambda: nf.noised(X, P, P, N, target="v"), (1, 1, 0)),
     "noised of tensors": (lambda: of_tensor(lambda x: nf.noised(x, P, P, N)), (2, 2, 1)),
     "interpolate_loss": (lambda: lambda: nf.interpolate_loss(X, X, X, P, PATH, target="velocity"), (2, 1, 0)),
+    "and its own gradient": (
+        lambda: lambda: nf.interpolate_loss_and_grad(X, X, X, P, PATH, target="velocity"),
+        (2, 1, 0),
+    ),
     "interpolate_loss of tensors": (
         lambda: of_tensor(lambda x: nf.interpolate_loss(x, x, x, P, PATH, target="velocity")),
         (3, 2, 2),

@@ -121,7 +121,7 @@ def test_a_stack_of_keys():
 
 
 def test_leaves_that_are_no_numbers_are_kept():
-    """As masks, axes, shapes and shardings are. Seen to fail: False was the seed 0, of two words."""
+    """JAX puts masks, axes, shapes and shardings in their place. Seen to fail: False was the seed 0, of two words."""
     for kept in (False, 0, "P", jax.ShapeDtypeStruct((2,), np.uint32), np.zeros(2, jax.dtypes.float0)):
         made = jax.tree.map(lambda _, kept=kept: kept, N)
         assert all(leaf is kept for leaf in jax.tree.leaves(made))

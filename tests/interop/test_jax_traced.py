@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training program traces beside its Noise: times, schedules, levels with gradients, masks; and two programs.
+"""A training program traces more than its Noise: times, schedules, levels with gradients, masks. And two programs.
 
 Seen to fail: each was refused with a NotImplementedError or a TypeError. Planted: p = 1 as a count
 of 32 bits, which masks nothing; a derivative of v by sigma with the other sign; a path that is checked at its

@@ -59,7 +59,7 @@ class Draw(NamedTuple):
 
 
 class Audit:
-    """What `audit` sees: it grows while the block runs. Its text is a report."""
+    """An audit lists the draws that it sees, while the block runs. Its text is a report."""
 
     def __init__(self, watch: str, group: Any, folder: str = "", rank: int = 0) -> None:
         self._watch, self._group, self._folder, self._rank = watch, group, folder, rank
@@ -101,7 +101,7 @@ class Audit:
         return "\n".join(lines)
 
     def on_purpose(self) -> backends.Setting:
-        """From now on, or in a ``with`` block, draws may repeat others: those of a validation, for example."""
+        """Lets draws repeat others, from now on or in a ``with`` block: those of a validation, for example."""
         before, self._meant = self._meant, True
         return backends.Setting(lambda: setattr(self, "_meant", before))
 

@@ -180,14 +180,12 @@ class _NamedColumns(Keyed):
         noise, images = of_rows(self.noise, batch[self.id]), batch[self.image]
         if not isinstance(images, np.ndarray) or images.dtype == object:
             images = [self._typed(np.asarray(row)) for row in images]
-            if len({row.shape for row in images}) > 1:
-                ids = np.asarray(noise.sample)
-                rows = [self._made(noise.at(sample=ids[b : b + 1]), row[None]) for b, row in enumerate(images)]
-                made: dict[str, Any] = {name: [row[name][0] for row in rows] for name in rows[0]}
-                return self._replaced(batch, made)
-        return self._replaced(batch, self._made(noise, self._typed(np.asarray(images))))
-
-    def _replaced(self, batch: Columns, made: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(images, list) and len({row.shape for row in images}) > 1:
+            ids = np.asarray(noise.sample)
+            rows = [self._made(noise.at(sample=ids[b : b + 1]), row[None]) for b, row in enumerate(images)]
+            made: dict[str, Any] = {name: [row[name][0] for row in rows] for name in rows[0]}
+        else:
+            made = self._made(noise, self._typed(np.asarray(images)))
         return {name: column for name, column in batch.items() if name != self.image} | made
 
     def _typed(self, images: NDArray[Any]) -> NDArray[Any]:

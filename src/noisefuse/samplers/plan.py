@@ -167,13 +167,13 @@ class Plan:
 
     @property
     def steps(self) -> tuple[Node, Node]:
-        """Where each step begins, and where it ends."""
+        """The nodes where the steps begin, and those where they end."""
         here = self.nodes.at(slice(-1))
         return here, self.nodes.at(slice(1, None))._replace(step=here.step)
 
     @property
     def to_clean(self) -> bool:
-        """Whether the last step goes to clean data."""
+        """True if the last step goes to clean data."""
         return bool(self.nodes.sigma[-1] == 0)
 
     @property

@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import functools
 import operator
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,7 +37,7 @@ from . import rows
 from .engine import Fused, Generators, Steps, Stochastic, field, is_float
 from .forward import AddsNoise, Deterministic, Forward, StochasticSteps
 from .keys import take_keys
-from .refusals import SCHEDULERS, logger
+from .refusals import SCHEDULERS, is_replaced, logger
 from .runs import Options, fingerprint, planned
 from .sde import FlowMatchSDEDiscreteSchedulerOutput, Transitions, transitions
 
@@ -273,11 +272,12 @@ class _Scaled(AddsNoise):
     """A network is given x / sqrt(sigma^2 + 1)."""
 
     def scale_model_input(self, sample: Any, timestep: Any) -> Any:
-        """diffusers' scale_model_input, whose divisors are found for the whole run at once, with the same bits."""
+        """Does what diffusers' method does, with the same bits: the divisors of a run are found at once."""
         state, theirs = self.__dict__, self._base.scale_model_input
         sigmas, i = state["sigmas"], state["_step_index"]
-        patched = getattr(theirs, "__globals__", None) is not vars(sys.modules[self._base.__module__])
-        if i is None or patched or is_traced() or torch.is_inference(sigmas):  # which does not count writes
+        if (
+            i is None or is_replaced(self._base, theirs) or is_traced() or torch.is_inference(sigmas)
+        ):  # which does not count writes
             return theirs(self, sample, timestep)
         divisors = self._kept_levels("divisors", lambda n: ((sigmas**2 + 1) ** 0.5).unbind())
         if "is_scale_input_called" in state:

@@ -14,6 +14,8 @@ from diffusers.utils import torch_utils
 
 import noisefuse as nf
 
+from ...language.noise import each, listed
+
 
 class KeyedGenerator(torch.Generator):
     """A Noise where pipelines expect a torch.Generator, for one call of a pipeline.
@@ -30,31 +32,29 @@ class KeyedGenerator(torch.Generator):
         return self.noise.at(step=self.noise.step + self.draws - 1, stream=2)
 
 
-def are(kind: type, generator: Any) -> bool:
+def _are(kind: type, generator: Any) -> bool:
     """Tells whether this is one of a kind of generators, or a list of them."""
-    listed = generator if isinstance(generator, list | tuple) else [generator]
-    return bool(listed) and all(isinstance(one, kind) for one in listed)
+    generators = listed(generator)
+    return bool(generators) and all(isinstance(one, kind) for one in generators)
 
 
 def of_call(generator: Any) -> Any:
     """Returns a pipeline's generator, with a KeyedGenerator in place of each Noise."""
-    if not are(nf.Noise, generator):
-        return generator
-    if not isinstance(generator, nf.Noise):
-        return [of_call(one) for one in generator]
-    if generator.stream:
-        raise ValueError(f"generator: expected a Noise of stream 0, got {generator.stream}")
+    return each(generator, _keyed) if _are(nf.Noise, generator) else generator
+
+
+def _keyed(noise: nf.Noise) -> KeyedGenerator:
+    if noise.stream:
+        raise ValueError(f"generator: expected a Noise of stream 0, got {noise.stream}")
     made = KeyedGenerator()
-    made.noise, made.draws = generator, 0
-    made.manual_seed(nf.augment.sample_id(repr(generator)))
+    made.noise, made.draws = noise, 0
+    made.manual_seed(nf.augment.sample_id(repr(noise)))
     return made
 
 
 def of_step(generator: Any) -> Any:
     """Returns a step's generator, with the Noise in place of each KeyedGenerator."""
-    if not are(KeyedGenerator, generator):
-        return generator
-    return generator.noise if isinstance(generator, KeyedGenerator) else [one.noise for one in generator]
+    return each(generator, lambda one: one.noise) if _are(KeyedGenerator, generator) else generator
 
 
 _theirs: Any = torch_utils.randn_tensor
@@ -64,9 +64,9 @@ _theirs: Any = torch_utils.randn_tensor
 def randn_tensor(
     shape: Any, generator: Any = None, device: Any = None, dtype: Any = None, layout: Any = None
 ) -> torch.Tensor:
-    if not are(KeyedGenerator, generator):
+    if not _are(KeyedGenerator, generator):
         return _theirs(shape, generator, device, dtype, layout)  # type: ignore[no-any-return]
-    fields = [key.next() for key in (generator if isinstance(generator, list) else [generator])]
+    fields = [key.next() for key in listed(generator)]
     kind = dtype or torch.get_default_dtype()
     return nf.randn(tuple(shape), fields if len(fields) > 1 else fields[0], dtype=kind, device=device or "cpu")  # type: ignore[no-any-return,call-overload]
 
@@ -75,7 +75,7 @@ def randn_tensor(
 def drawing(pipeline: Any, generator: Any) -> Iterator[None]:
     """Lets the scheduler draw from these keys, too: some pipelines do not hand their generator on to its steps."""
     scheduler = vars(pipeline).get("scheduler")
-    if not are(nf.Noise, generator) or getattr(scheduler, "noise", generator) is not None:
+    if not _are(nf.Noise, generator) or getattr(scheduler, "noise", generator) is not None:
         yield
         return
     scheduler.noise = generator

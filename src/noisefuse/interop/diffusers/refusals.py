@@ -29,15 +29,20 @@ def tell(scheduler: Any, method: str, reason: str | None) -> None:
         logger.warning(line)
 
 
+def is_replaced(base: Any, method: Any) -> bool:
+    """Tells whether a method of diffusers' class is another program's."""
+    return getattr(method, "__globals__", None) is not vars(sys.modules[base.__module__])
+
+
 def patched(scheduler: Any, *unused: str) -> str | None:
     """Returns the reason if another program has replaced a method of diffusers' class, but for unused ones: it
     reads names that a trace does not have, and expects to be called at each step."""
-    base, own = scheduler._base, vars(sys.modules[scheduler._base.__module__])
+    base = scheduler._base
     if scheduler.coefficients != "exact":  # these are called as they are
         unused = *unused, "set_timesteps", "scale_model_input"
     for name, method in vars(base).items():
         is_method = isinstance(method, FunctionType) and not name.startswith("__")
-        if (is_method or name == "step") and name not in unused and getattr(method, "__globals__", None) is not own:
+        if (is_method or name == "step") and name not in unused and is_replaced(base, method):
             return f"because another program has replaced its {name}"
     return None
 
