@@ -251,17 +251,16 @@ def pytest_configure_node(node):
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config):
-    """The last words of a worker that crashes go to a file, which the summary shows."""
+    """The last words of a worker that crashes go to a file."""
     if trace := getattr(config, "workerinput", {}).get("trace"):
         faulthandler.enable(open(trace, "w"))  # noqa: SIM115
 
 
-def show_crashes(terminalreporter, config):
-    if TRACES in config.stash:
-        for trace in sorted(Path(config.stash[TRACES].name).iterdir()):
-            if text := trace.read_text():
-                terminalreporter.section(f"{trace.name} crashed")
-                terminalreporter.write_line(text)
+@pytest.hookimpl(optionalhook=True)
+def pytest_handlecrashitem(report, sched):
+    """The failure of a test whose worker crashed shows them."""
+    traces = sorted(Path(sched.config.stash[TRACES].name).iterdir())
+    report.longrepr = "\n".join([report.longrepr, *(trace.read_text() for trace in traces)])
 
 
 # ---- calls that broke --------------------------------------------------------------------------------------
@@ -281,7 +280,6 @@ def broken_calls(reports):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    show_crashes(terminalreporter, config)
     if not config.getoption("broken_calls"):
         return
     failed = terminalreporter.getreports("failed") + terminalreporter.getreports("error")

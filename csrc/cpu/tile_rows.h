@@ -348,11 +348,11 @@ struct Rows {
         phase = repeats ? in_turn : 0;
         if (repeats && sample == repeated) return;
         repeated = repeats ? sample : -1;
-        if (repeats) in_turn = 0;
+        if (repeats) in_sample = in_turn = 0;  // of the sample's first period
         const int own = repeats ? static_cast<int>(s.period) : n;
         int64_t rows_of[kTile];
         for (int i = 0; i < own; ++i) {
-            rows_of[i] = kColumns * s.index[sample * s.period + in_turn];
+            rows_of[i] = kColumns * row_of(s, sample * s.period + in_turn);
             if (++in_turn == s.period) in_turn = 0;
             if (++in_sample == s.size) ++sample, in_sample = 0;
         }

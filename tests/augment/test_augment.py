@@ -449,11 +449,11 @@ def test_what_is_wrong_with_levels_is_said(options, error, said):
 
 @reference_is_slow
 @pytest.mark.parametrize("channels", [1, 3, 64, 65])
-@pytest.mark.parametrize("pixels", [7, 300])
+@pytest.mark.parametrize("pixels", [7, 57, 300])
 @pytest.mark.parametrize("dtype", ["uint8", "float64"])
 def test_channels_that_lie_last_in_tiles_of_all_sizes(backend, dtype, channels, pixels):
-    """Seen to fail: the phase of a tile in the period left out, the next sample's rows at its end, a period kept for
-    the sample after it."""
+    """Seen to fail: the phase of a tile in the period left out, the next sample's rows at its end (57 pixels: the last
+    tile begins in the last pixel), a period kept for the sample after it."""
     shape, size = (3, pixels, channels), pixels * channels
     x = images(DTYPES.get(dtype, dtype), shape)
     std, mean = (np.random.default_rng(n).uniform(1, 9, (3, channels)) for n in range(2))
@@ -471,6 +471,21 @@ def test_channels_that_lie_last_in_tiles_of_all_sizes(backend, dtype, channels, 
         with using("reference"):
             expected = function(x, *numbers, N, layout="HWC", batched=True)
         assert function(x, *numbers, N, layout="HWC", batched=True).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4, 5])
+def test_channels_that_lie_last_in_windows(backend, channels):
+    """Tiles of short runs end anywhere. Seen to fail: the rows of the next sample at the end of one."""
+    x = images(shape=(2, 5, 4, channels))
+    std = np.random.default_rng(1).uniform(1, 9, (2, channels))
+    noises = [
+        nf.Noise(1, sample=5).window((8, 6, channels + 2), start=(3, 0, 2)),
+        nf.Noise(2).window((9, 4, channels + 3), start=(3, 0, 1)),
+    ]
+    found = gaussian(x, std, noises, layout="HWC", batched=True)
+    for b, noise in enumerate(noises):
+        z = nf.randn((1, 5, 4, channels), noise, dtype="float32")
+        assert np.array_equal(found[b : b + 1], gaussian(x[b : b + 1], std[b : b + 1], z, layout="HWC", batched=True))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32", "float64", "float16"])
