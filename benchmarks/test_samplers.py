@@ -155,7 +155,7 @@ def triad(out: Any, x: Any, m: Any, threads: int) -> Call:
     return lambda: (out, x, m, function(*arguments))  # the tuple keeps the arrays alive
 
 
-def need_idle(threads: int) -> None:
+def check_idle(threads: int) -> None:
     """Raises NotImplementedError if other processes use the processors: OpenMP then waits for them, and any target is
     met."""
     calls = {str(n): triad(*on_pages((1 << 18,), 3), n) for n in (1, threads)}
@@ -174,7 +174,7 @@ def middle_step(name: str, shape: tuple[int, ...]) -> tuple[Call, list[Any], int
 
 def against_triad(name: str, shape: tuple[int, ...], threads: int) -> Pair:
     """Returns a triad of the step's own arrays, if there are at most three."""
-    need_idle(threads)
+    check_idle(threads)
     ours, own, streams = middle_step(name, shape)
     arrays = own if streams == 3 else on_pages((own[0].size * streams // 3,), 3)
     return Pair(ours, triad(*arrays, threads))
@@ -182,7 +182,7 @@ def against_triad(name: str, shape: tuple[int, ...], threads: int) -> Pair:
 
 def against_q_sample(name: str, shape: tuple[int, ...], threads: int) -> Pair:
     """Returns q_sample, and a triad over as many bytes as the step's arrays beyond x and out."""
-    need_idle(threads)
+    check_idle(threads)
     ours, (_, x, _), streams = middle_step(name, shape)
     (out,), others = on_pages(shape, 1), triad(*on_pages((x.size * (streams - 2) // 3,), 3), threads)
     return Pair(ours, lambda: (nf.q_sample(x, 500, SCHEDULE, NOISE, out=out), others()))

@@ -49,7 +49,7 @@ def pyright(*arguments):
     return json.loads(done.stdout)
 
 
-def need_libraries():
+def check_libraries():
     for name in ("torch", "jax"):
         if not importlib.util.find_spec(name):
             pytest.skip(f"{name} is not installed")
@@ -58,7 +58,7 @@ def need_libraries():
 @pytest.mark.slow
 def test_mypy_on_a_users_script(tmp_path):
     """assert_type states the inferred types; lines that end with `# error` are wrong, and must be reported."""
-    need_libraries()
+    check_libraries()
     settings = tmp_path / "mypy.ini"
     settings.write_text(SETTINGS)
     options = ["--strict", "--config-file", str(settings), "--cache-dir", str(tmp_path)]
@@ -71,7 +71,7 @@ def test_mypy_on_a_users_script(tmp_path):
 
 @pytest.mark.slow
 def test_pyright_on_a_users_script():
-    need_libraries()
+    check_libraries()
     found = {mark["range"]["start"]["line"] + 1 for mark in pyright(str(SCRIPT))["generalDiagnostics"]}
     assert found == WRONG
 

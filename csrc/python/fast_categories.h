@@ -11,8 +11,8 @@ namespace nf {
 namespace {
 
 // The rows of logits (B, .., V), which their last axis is.
-struct PlainLogits {
-    PlainArray array;
+struct FastLogits {
+    FastArray array;
     int64_t rows, n, batch, of_sample;
     View shape{};  // that of the rows, beside nothing else
 
@@ -34,14 +34,14 @@ struct PlainLogits {
 };
 
 // The settings of a draw: one for all samples, or one for each.
-struct PlainSettings {
-    PlainReals temperature, top_p;
+struct FastSettings {
+    FastReals temperature, top_p;
     std::vector<int64_t> top_k;
     bool each;
 
-    bool parse(PyObject* heat, PyObject* k, PyObject* p, const PlainLogits& logits) {
+    bool parse(PyObject* heat, PyObject* k, PyObject* p, const FastLogits& logits) {
         int64_t most;
-        const auto fits = [&](const PlainReals& given) {
+        const auto fits = [&](const FastReals& given) {
             return given.is_tensor <= logits.shape.is_tensor &&
                    (given.ndim == 0 || (given.ndim == 1 && given.count == logits.batch));
         };
@@ -63,7 +63,7 @@ constexpr int kRace = 13;                         // a stream, as in noise.py
 constexpr int64_t kPositions = int64_t{1} << 14;  // as POSITIONS of call/description.py
 
 // Draws: false, declined; or a Python error is set.
-bool take_names(PyObject* noise, const PlainLogits& logits, PlainNoise& names, Call& keys) {
+bool take_names(PyObject* noise, const FastLogits& logits, FastNoise& names, Call& keys) {
     const View& x = logits.array.v;
     const bool batched = x.ndim > 1;
     keys.batch = logits.batch, keys.size = logits.of_sample * logits.n;
@@ -75,11 +75,11 @@ bool take_names(PyObject* noise, const PlainLogits& logits, PlainNoise& names, C
 }
 
 // A draw of a token for each row, but for where to write it.
-class PlainRace {
+class FastRace {
   public:
     Race race{};
 
-    PlainRace(const PlainLogits& logits, const PlainSettings& settings, const Call& keys)
+    FastRace(const FastLogits& logits, const FastSettings& settings, const Call& keys)
         : positions_(static_cast<size_t>(logits.rows)), bad_(positions_.size()) {
         for (int64_t row = 0; row < logits.rows; ++row) positions_[static_cast<size_t>(row)] = row % logits.of_sample;
         race.rows = logits.rows, race.of_sample = logits.of_sample, race.n = logits.n;
@@ -90,7 +90,7 @@ class PlainRace {
         race.fields = keys.fields, race.field_per_sample = keys.field_per_sample;
         race.chunks = chunks_of(logits.n);
     }
-    PlainRace(const PlainRace&) = delete;
+    FastRace(const FastRace&) = delete;
 
     // Whether each row had a token.
     bool is_good() const {
@@ -109,11 +109,11 @@ class PlainRace {
 PyObject* fast_categorical(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 9) return PyErr_Format(PyExc_TypeError, "categorical: expected 9 arguments, got %zd", n);
     try {
-        PlainLogits logits;
-        PlainSettings settings;
-        PlainArray where;
-        PlainNoise names;
-        PlainOutputs outputs;
+        FastLogits logits;
+        FastSettings settings;
+        FastArray where;
+        FastNoise names;
+        FastOutputs outputs;
         Call keys{};
         View given{};
         const View& x = logits.array.v;
@@ -128,12 +128,11 @@ PyObject* fast_categorical(PyObject*, PyObject* const* args, Py_ssize_t n) {
             Py_RETURN_NOTIMPLEMENTED;
         if (!outputs.make(keys)) return nullptr;
         if (where.v.data && !given.data) std::memset(keys.out[0], -1, static_cast<size_t>(8 * logits.rows));
-        PlainRace plain(logits, settings, keys);
-        plain.race.where = reinterpret_cast<const uint8_t*>(where.v.data);
-        plain.race.token = keys.out[0], plain.race.token_is_32 = is_32;
-        if (!run_call(x.count > kAtOnce, [&](const GoOn& go_on) { return run_race(plain.race, go_on); }))
-            return nullptr;
-        return plain.is_good() ? outputs.give() : Py_NewRef(Py_NotImplemented);
+        FastRace fast(logits, settings, keys);
+        fast.race.where = reinterpret_cast<const uint8_t*>(where.v.data);
+        fast.race.token = keys.out[0], fast.race.token_is_32 = is_32;
+        if (!run_call(x.count > kAtOnce, [&](const GoOn& go_on) { return run_race(fast.race, go_on); })) return nullptr;
+        return fast.is_good() ? outputs.give() : Py_NewRef(Py_NotImplemented);
     } catch (const std::bad_alloc&) {
         return PyErr_NoMemory();
     }
@@ -142,12 +141,12 @@ PyObject* fast_categorical(PyObject*, PyObject* const* args, Py_ssize_t n) {
 namespace {
 
 // The rows that count, and their tokens: copies, as the gradient may be written where they lie.
-struct PlainLabels {
+struct FastLabels {
     std::vector<uint8_t> counts;
     std::vector<int64_t> ids;
 
-    bool parse(PyObject* tokens, PyObject* masked, const PlainLogits& logits) {
-        PlainArray given, bools;
+    bool parse(PyObject* tokens, PyObject* masked, const FastLogits& logits) {
+        FastArray given, bools;
         if (!given.read(tokens) || !is_token(given.v.kind) || !given.v.same_shape(logits.shape) ||
             given.v.is_tensor > logits.shape.is_tensor || !take_bools(masked, logits.shape, bools))
             return false;
@@ -162,7 +161,7 @@ struct PlainLabels {
 };
 
 // Takes a number, or numbers that cover the rows, and makes them one for all rows, or one for each.
-bool take_of_rows(PyObject* o, const PlainLogits& logits, PlainReals& numbers) {
+bool take_of_rows(PyObject* o, const FastLogits& logits, FastReals& numbers) {
     const View& rows = logits.shape;
     return numbers.parse(o) && numbers.is_tensor <= rows.is_tensor && numbers.ndim <= rows.ndim &&
            numbers.covers(rows.ndim, rows.shape, rows.count) && (numbers.count == 1 || numbers.spread(rows.count));
@@ -187,10 +186,10 @@ void weigh(const CrossEntropy& call, bool each, std::vector<double>& found) {
 PyObject* fast_cross_entropy(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 7) return PyErr_Format(PyExc_TypeError, "masked_cross_entropy: expected 7 arguments, got %zd", n);
     try {
-        PlainLogits logits;
-        PlainLabels labels;
-        PlainReals weight, upstream;
-        PlainOutputs outputs;
+        FastLogits logits;
+        FastLabels labels;
+        FastReals weight, upstream;
+        FastOutputs outputs;
         Call written{};
         const View& x = logits.array.v;
         const bool each = args[4] == Py_True;
@@ -215,7 +214,7 @@ PyObject* fast_cross_entropy(PyObject*, PyObject* const* args, Py_ssize_t n) {
         call.loss = losses.data(), call.gradient = written.out[0];
         const auto run = [&](const GoOn& go_on) { return run_cross_entropy(call, go_on); };
         if (!run_call(x.count > kAtOnce, run)) return nullptr;
-        PlainNumbers sums(each ? logits.rows : 1, !each);
+        FastNumbers sums(each ? logits.rows : 1, !each);
         sums.reshape(logits.shape.ndim, logits.shape.shape);
         weigh(call, each, sums.values);
         const Reference loss(sums.give(x.is_tensor, !x.is_tensor));

@@ -6,25 +6,25 @@
 // operations then check them, and raise the errors.
 #include <vector>
 
+#include "fast_call.h"
 #include "fast_categories.h"
 #include "fast_density.h"
 #include "fast_results.h"
 #include "fast_step.h"
-#include "plain_call.h"
 
 namespace nf {
 namespace {
 
 // Takes None, or float64, one for each row, finite at the call's rows. It may be a tensor beside tensors.
-bool plain_weights(PyObject* weights, PlainCall& plain) {
+bool fast_weights(PyObject* weights, FastCall& fast) {
     if (weights == Py_None) return true;
     View w;
-    if (!view(weights, w) || w.is_tensor > plain.x.is_tensor || w.kind != Kind::f64 || w.ndim != 1 ||
-        w.count != plain.call.n_rows || !plain.takes_weights())
+    if (!view(weights, w) || w.is_tensor > fast.x.is_tensor || w.kind != Kind::f64 || w.ndim != 1 ||
+        w.count != fast.call.n_rows || !fast.takes_weights())
         return false;
-    plain.call.weights = reinterpret_cast<const double*>(w.data);
-    for (int64_t i = 0; i < plain.indices; ++i)
-        if (!std::isfinite(plain.call.weights[row_of(plain.call, i)])) return false;
+    fast.call.weights = reinterpret_cast<const double*>(w.data);
+    for (int64_t i = 0; i < fast.indices; ++i)
+        if (!std::isfinite(fast.call.weights[row_of(fast.call, i)])) return false;
     return true;
 }
 
@@ -69,30 +69,30 @@ bool kept_times(PyObject* keep, int64_t steps, std::vector<int64_t>& slots, int6
 // any dtype of x, which clips the result.
 PyObject* fast_row(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 11 && n != 12) return PyErr_Format(PyExc_TypeError, "row: expected 11 or 12 arguments, got %zd", n);
-    PlainCall plain;
+    FastCall fast;
     constexpr int kSampler = 3;  // a stream, as in noise.py
-    const Call& call = plain.call;
+    const Call& call = fast.call;
     const int stream = static_cast<int>(PyLong_AsLong(args[6]));
-    plain.mixes = stream == kSampler;
-    if (!plain.parse(
+    fast.mixes = stream == kSampler;
+    if (!fast.parse(
             {args[0], args[1], args[2], args[3], args[4], args[5], stream, args[7], args[8], args[9], args[10]}))
         return declined();
-    if (!plain.outputs.make(plain.call)) return nullptr;
-    const auto give = [&](const auto& run) { return run_plain(call, run) ? plain.outputs.give() : nullptr; };
+    if (!fast.outputs.make(fast.call)) return nullptr;
+    const auto give = [&](const auto& run) { return run_plain(call, run) ? fast.outputs.give() : nullptr; };
     if (n == 11 || args[11] == Py_None)
-        return give([&](const Call& step, const GoOn& go_on) { return run_step(step, go_on, plain.turned); });
+        return give([&](const Call& step, const GoOn& go_on) { return run_step(step, go_on, fast.turned); });
     const double low = PyFloat_AsDouble(PyTuple_GET_ITEM(args[11], 0)),
                  high = PyFloat_AsDouble(PyTuple_GET_ITEM(args[11], 1));
     return give(
-        [&](const Call& step, const GoOn& go_on) { return run_clipped_step(step, low, high, go_on, plain.turned); });
+        [&](const Call& step, const GoOn& go_on) { return run_clipped_step(step, low, high, go_on, fast.turned); });
 }
 
 // random(table, shape, noise, uniform, dtype, batched, tensor, out), or NotImplemented: noise of this shape.
 PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 8) return PyErr_Format(PyExc_TypeError, "random: expected 8 arguments, got %zd", n);
     Call call{};
-    PlainNoise noise;
-    PlainOutputs outputs;
+    FastNoise noise;
+    FastOutputs outputs;
     int64_t shape[NPY_MAXDIMS];
     const int64_t row = 0;
     const bool batched = args[5] == Py_True;
@@ -125,27 +125,27 @@ PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
     PyObject *weights = args[5], *out = args[8] == Py_True ? Py_None : args[8];
     PyObject* const pred = PyTuple_CheckExact(args[3]) ? PyTuple_GET_ITEM(args[3], 0) : args[3];
     if (torch.is_tensor(pred) && !torch.is_plain(pred)) return declined();  // training: autograd makes the gradient
-    PlainCall plain;
-    Call& call = plain.call;
+    FastCall fast;
+    Call& call = fast.call;
     const bool wants_loss = args[7] == Py_True, each = args[10] == Py_True;
-    plain.adds_up = wants_loss, plain.leads = kM1;  // the gradient is of the prediction
-    if (!plain.parse({args[0], args[1], args[2], args[3], Py_None, args[4], -1, out, Py_None, Py_None, args[9]}) ||
-        !PyFloat_CheckExact(args[6]) || !plain_weights(weights, plain))
+    fast.adds_up = wants_loss, fast.leads = kM1;  // the gradient is of the prediction
+    if (!fast.parse({args[0], args[1], args[2], args[3], Py_None, args[4], -1, out, Py_None, Py_None, args[9]}) ||
+        !PyFloat_CheckExact(args[6]) || !fast_weights(weights, fast))
         return declined();
-    if (args[8] == Py_None) plain.outputs.wanted = 0;
-    if (!plain.outputs.make(call)) return nullptr;
+    if (args[8] == Py_None) fast.outputs.wanted = 0;
+    if (!fast.outputs.make(call)) return nullptr;
     call.piece = call.segment < call.size ? call.segment : call.size;
     call.g = PyFloat_AS_DOUBLE(args[6]);
-    call.n = static_cast<double>(each ? call.size : plain.x.count);
+    call.n = static_cast<double>(each ? call.size : fast.x.count);
     try {
-        PlainNumbers losses(each ? call.batch : 1, !each);
+        FastNumbers losses(each ? call.batch : 1, !each);
         if (wants_loss) call.losses = losses.values.data(), call.n_losses = each ? call.batch : 1;
-        if (!plain.run_loss()) return nullptr;
-        if (!wants_loss) return plain.outputs.give();
-        const bool is_tensor = plain.x.is_tensor;
+        if (!fast.run_loss()) return nullptr;
+        if (!wants_loss) return fast.outputs.give();
+        const bool is_tensor = fast.x.is_tensor;
         const Reference loss(losses.give(is_tensor, !is_tensor || call.type == DType::f64));
-        if (!loss.object || !plain.outputs.wanted) return Py_XNewRef(loss.object);
-        const Reference gradient(plain.outputs.give());
+        if (!loss.object || !fast.outputs.wanted) return Py_XNewRef(loss.object);
+        const Reference gradient(fast.outputs.give());
         return gradient.object ? PyTuple_Pack(2, loss.object, gradient.object) : nullptr;
     } catch (const std::bad_alloc&) {
         return PyErr_NoMemory();
@@ -159,8 +159,8 @@ PyObject* fast_walk(PyObject*, PyObject* const* args, Py_ssize_t n) {
     try {
         Call call{};
         View x;
-        PlainNoise noise;
-        PlainOutputs outputs;
+        FastNoise noise;
+        FastOutputs outputs;
         std::vector<int64_t> slots;
         int64_t shape[NPY_MAXDIMS];
         const int64_t first_row = 0;

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "plain_outputs.h"
+#include "fast_outputs.h"
 
 namespace nf {
 namespace {
@@ -17,12 +17,12 @@ PyObject* declined() {
 
 // Numbers that are returned, float64 (n,); of tensors a tensor, which may be of float32. Or one of them, a float, or a
 // tensor without axes.
-class PlainNumbers {
+class FastNumbers {
   public:
     std::vector<double> values;
 
-    PlainNumbers(int64_t n, bool one) : values(static_cast<size_t>(n)), n_(n), one_(one) {}
-    PlainNumbers(const PlainNumbers&) = delete;
+    FastNumbers(int64_t n, bool one) : values(static_cast<size_t>(n)), n_(n), one_(one) {}
+    FastNumbers(const FastNumbers&) = delete;
 
     // Gives them another shape, which has as many.
     void reshape(int ndim, const int64_t* shape) { ndim_ = ndim, shape_ = shape; }

@@ -9,7 +9,7 @@ namespace nf {
 namespace {
 
 // A row of a TokenTable, and what the table adds.
-struct PlainTokenRow {
+struct FastTokenRow {
     int has_mask, hides, touches, by_words;  // by_words: the order of positions by rank
     long long mask, vocabulary, end, left;   // vocabulary, left: or 0
     PyObject *temperature, *top_k, *top_p;   // borrowed
@@ -23,11 +23,11 @@ struct PlainTokenRow {
 };
 
 // One step: its arrays are int64 or bytes, one for each position.
-class PlainTokenStep {
+class FastTokenStep {
   public:
     // Takes the tokens x and the positions that may take a drawn one. False: declined.
-    bool read(const PlainTokenRow& row, PyObject* tokens, PyObject* where) {
-        PlainArray allowed;
+    bool read(const FastTokenRow& row, PyObject* tokens, PyObject* where) {
+        FastArray allowed;
         const View& ids = x.v;
         if (!x.read(tokens) || !is_token(ids.kind) || ids.ndim < 2 || !take_bools(where, ids, allowed) ||
             (row.has_mask ? !is_of(ids, row.mask)
@@ -47,7 +47,7 @@ class PlainTokenStep {
 
     // Draws of these streams at step i of the noise. False: declined.
     bool name(PyObject* noise, int64_t i, const View& logits) {
-        const auto keys = [&](Call& call, PlainNoise& names, int stream, int64_t size, const View& of) {
+        const auto keys = [&](Call& call, FastNoise& names, int stream, int64_t size, const View& of) {
             call.batch = batch, call.size = size, call.n_rows = i + 1;
             if (!names.parse(noise, stream, call, of.ndim - 1, of.shape + 1) || names.has_window) return false;
             names.later(call, static_cast<uint32_t>(i));
@@ -60,21 +60,21 @@ class PlainTokenStep {
     }
 
     // Draws a token at each position that may take one. 1; 0: declined; -1: a Python error is set.
-    int draw(const PlainTokenRow& row, const PlainLogits& logits, const PlainSettings& settings, bool by_confidence) {
+    int draw(const FastTokenRow& row, const FastLogits& logits, const FastSettings& settings, bool by_confidence) {
         const View& given = logits.array.v;
-        PlainRace plain(logits, settings, race_);
-        plain.race.where = may.data(), plain.race.token = drawn.data();
+        FastRace fast(logits, settings, race_);
+        fast.race.where = may.data(), fast.race.token = drawn.data();
         Scratch hidden;
         const bool hides = row.hides && row.mask < logits.n;
         if (hides && !hidden.take(static_cast<size_t>(given.bytes))) return PyErr_NoMemory(), -1;
-        if (by_confidence) confidence.resize(old.size()), plain.race.log_prob_raw = confidence.data();
-        if (hides) plain.race.x = hidden.data;
+        if (by_confidence) confidence.resize(old.size()), fast.race.log_prob_raw = confidence.data();
+        if (hides) fast.race.x = hidden.data;
         const auto run = [&](const GoOn& go_on) {
             if (hides) hide(given, logits.n, row.mask, hidden.data);
-            return run_race(plain.race, go_on);
+            return run_race(fast.race, go_on);
         };
         if (!run_call(given.count > kAtOnce, run)) return -1;
-        if (!plain.is_good()) return 0;
+        if (!fast.is_good()) return 0;
         const int64_t most = of_tokens(x.v, [](auto* first) {
             return static_cast<int64_t>(std::numeric_limits<std::remove_cvref_t<decltype(*first)>>::max());
         });
@@ -86,7 +86,7 @@ class PlainTokenStep {
     }
 
     // Finds the next tokens. False: a Python error is set.
-    bool change(const PlainTokenRow& row) {
+    bool change(const FastTokenRow& row) {
         made = old;
         if (row.left) return by_rank(row);
         std::vector<float> words(old.size());
@@ -116,14 +116,14 @@ class PlainTokenStep {
         return true;
     }
 
-    PlainArray x;
+    FastArray x;
     int64_t batch, length;
     std::vector<int64_t> old, drawn, made;
     std::vector<uint8_t> may, taken;
     std::vector<float> confidence;
 
   private:
-    PlainNoise race_names_, names_;
+    FastNoise race_names_, names_;
     Call race_{}, words_{};
     const int64_t first_row_ = 0;
 
@@ -151,7 +151,7 @@ class PlainTokenStep {
     }
 
     // Draws a token of the whole vocabulary for each position.
-    bool draw_tokens(const PlainTokenRow& row, std::vector<int64_t>& tokens) {
+    bool draw_tokens(const FastTokenRow& row, std::vector<int64_t>& tokens) {
         std::vector<uint8_t> all(old.size());
         tokens.resize(old.size());
         const double always = 1;
@@ -163,7 +163,7 @@ class PlainTokenStep {
     }
 
     // The first of a sample's positions take their token, so many that the others are left for the later steps.
-    bool by_rank(const PlainTokenRow& row) {
+    bool by_rank(const FastTokenRow& row) {
         constexpr int kPlaces = 16;  // a stream, as in noise.py
         std::vector<float> words(row.by_words ? old.size() : 0);
         if (row.by_words && !draw_words(words, kPlaces)) return false;
@@ -204,11 +204,11 @@ PyObject* of_positions(const std::vector<Number>& numbers, Kind kind, PyArray_De
 PyObject* fast_token_step(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 7) return PyErr_Format(PyExc_TypeError, "token_step: expected 7 arguments, got %zd", n);
     try {
-        PlainTokenRow row;
-        PlainTokenStep step;
-        PlainLogits logits;
-        PlainSettings settings;
-        PlainOutputs outputs;
+        FastTokenRow row;
+        FastTokenStep step;
+        FastLogits logits;
+        FastSettings settings;
+        FastOutputs outputs;
         Call written{};
         int64_t i;
         if (!row.parse(args[0])) return nullptr;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The fast path of the forward process of tokens.
 #pragma once
+#include "fast_numbers.h"
 #include "fast_results.h"
-#include "plain_numbers.h"
 
 namespace nf {
 namespace {
@@ -40,7 +40,7 @@ bool all_below(const View& ids, uint64_t n) {
 }
 
 // Takes None, or bools in the shape of an array, of any library that a call with this array takes.
-bool take_bools(PyObject* o, const View& of, PlainArray& bools) {
+bool take_bools(PyObject* o, const View& of, FastArray& bools) {
     return o == Py_None ||
            (bools.read(o) && bools.v.kind == Kind::b1 && bools.v.same_shape(of) && bools.v.is_tensor <= of.is_tensor);
 }
@@ -54,10 +54,10 @@ constexpr int64_t kVocabulary = int64_t{1} << 31;  // as MOST of operations/toke
 // q_mask, whose mask the token is, or of q_uniform, whose vocabulary it is.
 PyObject* fast_tokens(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 9) return PyErr_Format(PyExc_TypeError, "tokens: expected 9 arguments, got %zd", n);
-    PlainArray tokens, where;
-    PlainReals p;
-    PlainNoise noise;
-    PlainOutputs outputs;
+    FastArray tokens, where;
+    FastReals p;
+    FastNoise noise;
+    FastOutputs outputs;
     Call call{};
     Masks masks{};
     const View& ids = tokens.v;

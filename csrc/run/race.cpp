@@ -119,7 +119,7 @@ class Rows {
             r.copy = nullptr;
             if (refused(row, r)) return;
             if (r.largest < INFINITY) {
-                if (plain) raw = plain_sums(r);
+                if (plain) raw = fast_sums(r);
                 leave(r, k, p, *space);
             }
             plain = plain && !raw;
@@ -130,7 +130,7 @@ class Rows {
         kernel_(r);
         if (refused(row, r)) return;
         if (once) std::copy_n(r.tempered, c.chunks, r.plain);
-        if (plain && r.token >= 0 && r.largest < INFINITY) raw = plain_sums(r);
+        if (plain && r.token >= 0 && r.largest < INFINITY) raw = fast_sums(r);
         if (c.score) c.score[row] = r.score, c.winner[row] = r.winner;
         if (c.token)
             c.token_is_32 ? void(static_cast<int32_t*>(c.token)[row] = static_cast<int32_t>(r.token))
@@ -163,10 +163,10 @@ class Rows {
         r.winner = c.winner[row];
         const bool draws = c.temperature[c.each ? row / c.of_sample : 0] > 0;
         of_softmax(row, r, draws, c.log_prob && draws);
-        if (c.log_prob_raw) c.log_prob_raw[row] = r.largest < INFINITY ? plain_sums(r).log_prob(r.winner) : 0.0f;
+        if (c.log_prob_raw) c.log_prob_raw[row] = r.largest < INFINITY ? fast_sums(r).log_prob(r.winner) : 0.0f;
     }
 
-    RowSums plain_sums(const RaceRow& r) const { return {c.chunks, r.chunk_largest, r.largest, 1.0, r.plain}; }
+    RowSums fast_sums(const RaceRow& r) const { return {c.chunks, r.chunk_largest, r.largest, 1.0, r.plain}; }
 
     void describe(RaceRow& r, int64_t row, int64_t sample) const {
         r.type = c.type;

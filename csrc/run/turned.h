@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Calls with arrays whose planes are turned: channels_last arrays, transposed ones. Kernels read and write C's order,
 // and sums are added up in that order. So the elements are turned on the way: a block is turned to C's order, computed
-// and turned back, while it lies in the second-level cache. python/plain_call.h decides which arrays are turned.
+// and turned back, while it lies in the second-level cache. python/fast_call.h decides which arrays are turned.
 #pragma once
 #include <functional>
 

@@ -39,10 +39,10 @@ from .arguments.types import Array, ArrayT, DType, NoiseLike
 from .call.description import Step
 from .ground.checks import check_choice, check_number, first_of, lie_within
 from .ground.lazy import show_public
-from .ground.libraries import library_for, library_of, need_plain
+from .ground.libraries import check_plain, library_for, library_of
 from .language.levels import FLOATS, LEVELS, level_bounds, levels_of
 from .language.noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise, name_id, names_of
-from .language.rows import NAMES, TIMES_CLEAN, TIMES_ROOT, Plain, Rows, X, Z
+from .language.rows import NAMES, TIMES_CLEAN, TIMES_ROOT, FastTable, Rows, X, Z
 from .language.schedule import Schedule
 from .operations import byte_tables
 from .operations.draw import randn, uniform
@@ -570,7 +570,7 @@ def prepare(
     if (t is None) != (schedule is None) or (t is not None and strength.any()):
         raise ValueError("t, schedule: expected both of them, without noise_std, or neither")
     if t is not None and schedule is not None:
-        need_plain("t", t)
+        check_plain("t", t)
         if np.shape(t) not in ((), (batch,)):
             raise ValueError(f"t: expected a number or shape ({batch},), got shape {np.shape(t)}")
         times = np.broadcast_to(np.asarray(t), (batch,))
@@ -692,7 +692,7 @@ class _Model:
     def rows(self, numbers: Mapping[str, ArrayLike]) -> Rows:
         return Rows.of({name: numbers[c] if isinstance(c, str) else c for name, c in self.columns}, self.flags)
 
-    def plain(self, numbers: Mapping[str, ArrayLike], n: int = 1) -> Plain:
+    def plain(self, numbers: Mapping[str, ArrayLike], n: int = 1) -> FastTable:
         """Returns n rows for the fast path, quickly: a transform has other rows for each image."""
         table = self.template.table.repeat(n, 0)
         for column, name in self.places:
@@ -711,16 +711,16 @@ _SENSOR = _Model((*_VARIANCE, ("out.x", 1.0), ("out.z", 1.0)), TIMES_ROOT)
 
 
 @lru_cache(256)
-def _plain(model: _Model, *numbers: tuple[str, float]) -> Plain | None:
+def _plain(model: _Model, *numbers: tuple[str, float]) -> FastTable | None:
     """Returns a row for the fast path, or None if the numbers are wrong."""
     if not all(math.isfinite(value) and (value >= 0 or name not in _NOT_NEGATIVE) for name, value in numbers):
         return None
     return model.plain(dict(numbers))
 
 
-def _plain_rows(
+def _fast_rows(
     model: _Model, numbers: dict[str, ArrayLike], shape: tuple[int, ...], layout: Layout | None, batched: bool
-) -> tuple[Plain | None, Any]:
+) -> tuple[FastTable | None, Any]:
     """Returns rows for the fast path, or None if the numbers are wrong, and x's row numbers, whose shape begins x's
     shape or, with channels last, is (B, 1, .., C)."""
     try:
@@ -772,7 +772,7 @@ def _apply(
         elif is_lazy(x):
             table = None
         else:
-            table, rows = _plain_rows(model, numbers, tuple(x.shape), layout, batched is not False)
+            table, rows = _fast_rows(model, numbers, tuple(x.shape), layout, batched is not False)
         if table is not None:
             levels = levels_of(wanted) or ""
             if levels and model is _GAUSSIAN:

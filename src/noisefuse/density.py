@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import backends
 from .arguments.arrays import as_array, as_numbers, device_of, is_written, on_device, output, overlap
 from .arguments.calls import Index, converted, like, make_call, row_index, run
-from .arguments.options import inputs_of, need_tableau, those_read
+from .arguments.options import check_tableau, inputs_of, those_read
 from .arguments.types import Array, Inputs, NoiseLike
 from .call.description import LOSS_CHUNK, Loss, Step, StepAndLoss
 from .ground.checks import check_choice, check_integer
@@ -297,16 +297,16 @@ def update_with_log_prob(
 # ---- the fast path -----------------------------------------------------------------------------------------
 
 
-def plain_table(table: Tableau) -> Any:
+def fast_table(table: Tableau) -> Any:
     """Returns what the fast path takes. The table keeps it, because even a hash of the table would take as long as the
     call."""
     try:
-        return table.kept[plain_table]
+        return table.kept[fast_table]
     except KeyError:
-        return table.kept.setdefault(plain_table, _plain_table(table))
+        return table.kept.setdefault(fast_table, _fast_table(table))
 
 
-def _plain_table(table: Tableau) -> Any:
+def _fast_table(table: Tableau) -> Any:
     """Returns the table's rows, the deviation's rows, and `Law`'s factor and constant of one element for each row
     (zeros if it draws nothing). None sends the call to the checked path, which raises the error."""
     if table.clamps or table.threshold or table.masked:
@@ -322,7 +322,7 @@ def fast(
 ) -> Any:  # fmt: skip
     """Computes `update_with_log_prob`, or `log_prob` if `stored`: `noise` is the stored array then. It may return
     NotImplemented."""
-    plain = plain_table(table) if type(table) is Tableau else None
+    plain = fast_table(table) if type(table) is Tableau else None
     return backends.fast_density(plain, stored, i, x, model_output, past, noise, SAMPLER, out, aux_out, law)
 
 
@@ -334,7 +334,7 @@ def fast_gradient(
     x_next: Array, upstream: Any, out: Array | None, law: dict[str, Any],
 ) -> Any:  # fmt: skip
     """Computes `log_prob_grad`, or returns NotImplemented."""
-    plain = plain_table(table) if type(table) is Tableau else None
+    plain = fast_table(table) if type(table) is Tableau else None
     column = _COLUMN_OF.get(wrt) if type(wrt) is str else None
     return backends.fast_density_gradient(plain, column, i, x, model_output, past, x_next, upstream, out, law)
 
@@ -344,7 +344,7 @@ def fast_kl(
     law: dict[str, Any],
 ) -> Any:  # fmt: skip
     """`kl`, or `kl_grad` if there is an upstream gradient; or NotImplemented."""
-    plain = plain_table(table) if type(table) is Tableau else None
+    plain = fast_table(table) if type(table) is Tableau else None
     rows = None if plain is None else _differences(len(table)).plain
     return backends.fast_divergence(plain, rows, _COLUMN_OF["m1"], i, model_output, reference, upstream, out, law)
 
@@ -492,7 +492,7 @@ def stored_call(
     reduction: str, density: str, outs: Outs,
 ) -> tuple[Step, Law]:  # fmt: skip
     """Returns the residual of a stored x' as a checked call, and the map from its sum of squares to a log-density."""
-    need_tableau("table", table)
+    check_tableau("table", table)
     x = as_array("x", x)
     inputs = inputs_of(x, model_output, past)
     inputs[Z] = like("x_next", x_next, x, (x.dtype.name,))
@@ -571,7 +571,7 @@ def pair_call(
     table: Tableau, i: ArrayLike | Array, model_output: Array, reference: Array, reduction: str, outs: Outs
 ) -> tuple[Step, Any]:
     """Returns the difference of two model outputs, and the factor of its sum of squares."""
-    need_tableau("table", table)
+    check_tableau("table", table)
     m = as_array("model_output", model_output)
     q = like("reference", reference, m, (m.dtype.name,))
     index = _index(table, i, m)

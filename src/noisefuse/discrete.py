@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .ground.checks import check_choice, check_integer, check_number, got, is_tracer
 from .ground.lazy import show_as, show_public
 from .ground.libraries import library
-from .language.noise import TIMES, Noise, need_stream_0
+from .language.noise import TIMES, Noise, check_stream_0
 from .operations.draw import uniform as uniform_numbers
 from .tokens.categorical import Partial, combine_categories
 from .tokens.forward import probabilities
@@ -75,7 +75,7 @@ def times(
     check_choice("kind", kind, _KINDS)
     if not isinstance(noise, Noise):
         raise TypeError(f"noise: expected a Noise, got {got(noise)}")
-    need_stream_0(noise)
+    check_stream_0(noise)
     ids: Any = noise.sample
     many = bool(getattr(ids, "ndim", 0))
     if many and ids.shape[0] != n:

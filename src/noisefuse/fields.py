@@ -51,12 +51,12 @@ from .language.noise import (
     STEPS,
     Noise,
     Noises,
+    check_stream_0,
     each,
     names_of,
-    need_stream_0,
 )
 from .language.rows import Rows
-from .language.schedule import Schedule, need_schedule
+from .language.schedule import Schedule, check_schedule
 from .language.tableau import Row, Tableau, m1, x
 from .operations.draw import randn, uniform
 from .operations.loss import distances
@@ -101,7 +101,7 @@ def nearest_of(k: SupportsIndex, x0: Array, noise: Noises, *, batched: bool | No
     k, batched = check_integer("k", k, 1), is_batch("x0", x0, batched)
     batch, _ = batch_shape(_shape("x0", x0), batched)
     names = _one_each(noise, batch)
-    need_stream_0(noise)
+    check_stream_0(noise)
     for name in names:
         if not isinstance(name.step, int):
             raise ValueError(f"noise: expected a step that is an int, got {name!r}")
@@ -247,7 +247,7 @@ def pyramid_like(x: Array, discount: float, noise: Noises, *, levels: SupportsIn
     levels = check_integer("levels", levels, 1)
     if len(shape := _shape("x", x)) < 3 or max(shape[-2:]) >= 1 << 31:
         raise ValueError(f"x: expected shape (B, .., H, W) with lengths below 2^31, got {shape}")
-    need_stream_0(noise)
+    check_stream_0(noise)
     for name in names_of(noise):
         if name.window_shape is not None:
             raise ValueError("noise: a pyramid has no windows, as its levels have shapes of their own")
@@ -367,7 +367,7 @@ def mixed_like(x: Array, alpha: float, noise: Noises, *, dtype: Any = None) -> A
     """
     alpha = check_number("alpha", alpha, hint="; the order is mixed_like(x, alpha, noise)")
     _need_frames(x)
-    need_stream_0(noise)
+    check_stream_0(noise)
     return _on_memory(_mixed, x, noise, alpha=alpha, dtype=dtype)
 
 
@@ -406,7 +406,7 @@ def progressive_like(x: Array, alpha: float, noise: Noises, *, dtype: Any = None
     """
     alpha = check_number("alpha", alpha, hint="; the order is progressive_like(x, alpha, noise)")
     _need_frames(x)
-    need_stream_0(noise)
+    check_stream_0(noise)
     _need_first_frame(noise)
     return _on_memory(_progressive, x, noise, alpha=alpha, dtype=dtype)
 
@@ -454,7 +454,7 @@ def freenoise_like(
     [1, 0, 3, 2, 6, 5, 4, 7]
     """
     _need_frames(x)
-    need_stream_0(noise)
+    check_stream_0(noise)
     _need_first_frame(noise)
     context, stride = check_integer("context", context, 1), check_integer("stride", stride, 1)
     if stride > context:
@@ -543,7 +543,7 @@ def perturbed(
     >>> x_t = nf.fields.perturbed(x_t, [10, 500], schedule, 0.1, noise, out=x_t)
     """
     gamma = check_number("gamma", gamma, 0, hint="; the order is perturbed(x_t, t, schedule, gamma, noise)")
-    need_schedule(schedule)
+    check_schedule(schedule)
     x_t = host_view("x_t", x_t)
     if levels_of(getattr(x_t, "dtype", None)):
         raise TypeError(f"x_t: expected floats, as q_sample makes them, got {x_t.dtype}")
@@ -551,7 +551,7 @@ def perturbed(
     batch, _ = batch_shape(_shape("x_t", x_t), batched)
     if t.shape not in ((), (batch,)):
         raise ValueError(f"t: expected a number or shape ({batch},), got shape {t.shape}")
-    need_stream_0(noise)
+    check_stream_0(noise)
     std = gamma * schedule(t)[1]
     moved = each(noise, lambda name: name.at(stream=PERTURBATION))
     return augment.gaussian(x_t, std if batched or not std.ndim else std[0], moved, batched=batched, out=out)

@@ -28,7 +28,7 @@ from numpy.typing import DTypeLike, NDArray
 if find_spec("numba") is None:
     raise ImportError("Numba is not installed: pip install 'noisefuse[numba]'")
 from .arguments.arrays import float_dtype
-from .arguments.options import need_tableau
+from .arguments.options import check_tableau
 from .backends.numba.device import USER, fma, mul, pasted, select
 from .ground.docstrings import Shared, documented
 from .ground.lazy import show_public
@@ -214,7 +214,7 @@ def rows(table: Tableau, dtype: DTypeLike | None = float32) -> tuple[NDArray[Any
     >>> row.shape, row.dtype
     ((10, 36), dtype('float32'))
     """
-    need_tableau("table", table)
+    check_tableau("table", table)
     kind = float_dtype(dtype, ("float32", "float64"))
     if table.masked:
         raise ValueError("table: expected one of forward rows, got the gradients of a clamp")

@@ -19,8 +19,8 @@ from .ground.checks import check_number
 from .ground.kept import kept_property
 from .ground.lazy import show_public
 from .ground.stored import SetState, make_again
-from .language.families import Formula, as_shaped, need_finite
-from .language.rows import COLUMNS, NAMES, Plain, Rows
+from .language.families import Formula, as_shaped, check_finite
+from .language.rows import COLUMNS, NAMES, FastTable, Rows
 
 __all__ = [
     "Path", "brownian_bridge", "conditional_flow", "encoder_decoder", "i2sb", "linear", "stochastic",
@@ -73,14 +73,14 @@ class Path:
         return {name: getattr(self, name) for name in ("name", "a", "b", "da", "db", "g", "dg")}
 
     @kept_property
-    def plain(self) -> dict[Any, Plain | None]:
+    def plain(self) -> dict[Any, FastTable | None]:
         """Returns the rows of a point and its target for the fast path, by target, with None for one that it lacks."""
-        return _Plain(_point, (self.a, self.b, self.g, self.da, self.db, self.dg))
+        return _FastTables(_point, (self.a, self.b, self.g, self.da, self.db, self.dg))
 
     @kept_property
-    def plain_residual(self) -> dict[Any, Plain | None]:
+    def fast_residual(self) -> dict[Any, FastTable | None]:
         """Returns the rows of m1 minus the target, with x1 as m2, for the fast path of the loss."""
-        return _Plain(_residual, (self.a, self.b, self.g, self.da, self.db, self.dg))
+        return _FastTables(_residual, (self.a, self.b, self.g, self.da, self.db, self.dg))
 
     def __repr__(self) -> str:
         return f"Path({self.name}{'' if self.g is None else ', with noise'})"
@@ -106,13 +106,13 @@ class Path:
                 if self.draws:
                     found["aux1.z"] = self._at("dg", t)
             elif target == "score":
-                found["aux1.z"] = need_finite("the score, -z / g,", -1 / found["out.z"], t)
+                found["aux1.z"] = check_finite("the score, -z / g,", -1 / found["out.z"], t)
             elif target == "denoiser":
                 found["aux1.z"] = np.ones_like(t)
         return found
 
     def _at(self, name: str, t: Array) -> Array:
-        return need_finite(f"{name} of {self.name}", as_shaped(name, getattr(self, name)(t.copy()), t), t)
+        return check_finite(f"{name} of {self.name}", as_shaped(name, getattr(self, name)(t.copy()), t), t)
 
 
 def _one(t: Array) -> Array:
@@ -358,14 +358,14 @@ def _i2sb_slope(beta_max: float, t: Array) -> Any:
 Functions: TypeAlias = tuple[Function, Function, Function | None, Function, Function, Function | None]
 
 
-class _Plain(dict[Any, Plain | None]):
-    """Rows for the fast path, by target: no rows, and the columns at times, as `rows_of_columns` of plain_rows.h takes
+class _FastTables(dict[Any, FastTable | None]):
+    """Rows for the fast path, by target: no rows, and the columns at times, as `rows_of_columns` of fast_rows.h takes
     them."""
 
     def __init__(self, columns: Callable[[Functions, PathTarget | None], dict[str, Function]], of: Functions) -> None:
         self._columns, self._of = columns, of
 
-    def __missing__(self, target: Any) -> Plain | None:
+    def __missing__(self, target: Any) -> FastTable | None:
         if target not in TARGETS or (target in OF_NOISE and self._of[2] is None):
             return None
         columns = self._columns(self._of, target)

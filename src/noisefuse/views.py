@@ -207,7 +207,7 @@ _WORDS = {
 }
 
 
-def need_target(target: object) -> None:
+def check_target(target: object) -> None:
     """Raises ValueError if no target has this name."""
     if target not in get_args(Target):
         names = get_args(Target)
@@ -223,7 +223,7 @@ def target_factors(
     target: Target, alpha: Array, sigma: Array, rates: Rates = no_rates
 ) -> tuple[Array | None, Array | None]:
     """Returns the factors of x0 and z in the target; None: no such term. ValueError: no target has this name."""
-    need_target(target)
+    check_target(target)
     if target == "velocity":
         return rates()
     if target == "v":

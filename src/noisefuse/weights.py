@@ -29,9 +29,9 @@ import numpy.typing as npt
 from .ground.checks import check_number, lie_within
 from .ground.docstrings import Shared, documented
 from .ground.lazy import show_public
-from .ground.libraries import need_plain
-from .language.schedule import Schedule, need_schedule
-from .views import Rates, Target, need_target, target_factors
+from .ground.libraries import check_plain
+from .language.schedule import Schedule, check_schedule
+from .views import Rates, Target, check_target, target_factors
 
 __all__ = ["cosmap", "draw", "edm", "like", "logit_normal", "min_snr", "mode"]
 
@@ -164,7 +164,7 @@ def like(schedule: Schedule, target: Target, other: Target, *, t: npt.ArrayLike 
     >>> nf.weights.like(nf.Schedule.flow(1000), "sample", "flow", t=[0.1, 0.5, 1.0]).round(4).tolist()
     [100.0, 4.0, 1.0]
     """
-    need_target(other)
+    check_target(other)
     return _weights(_like, schedule, target, t, other)
 
 
@@ -185,7 +185,7 @@ def draw(row: npt.ArrayLike, u: npt.ArrayLike) -> npt.NDArray[np.int64]:
     [0, 2, 2]
     """
     for name, given in (("row", row), ("u", u)):
-        need_plain(name, given)
+        check_plain(name, given)
     weights = np.asarray(row, np.float64)
     if weights.ndim != 1 or not lie_within(weights, 0, sys.float_info.max) or not weights.any():
         raise ValueError(f"row: expected (T,) finite numbers >= 0, not all 0, got shape {weights.shape}")
@@ -199,8 +199,8 @@ def draw(row: npt.ArrayLike, u: npt.ArrayLike) -> npt.NDArray[np.int64]:
 
 def _weights(make: Callable[..., Array], schedule: Schedule, target: Target, t: Any, *options: Any) -> Array:
     """Returns make(errors, target, *options) for each step, or at the times t."""
-    need_schedule(schedule)
-    need_target(target)
+    check_schedule(schedule)
+    check_target(target)
     if t is None:
         return _row(make, schedule, target, *options).copy()
     t = np.asarray(t)

@@ -98,7 +98,7 @@ def loop(case, n=10, dtype=torch.float32, tolerance=LOOP, shape=SHAPE, start=0, 
     return worst
 
 
-def need_generators(case):
+def check_generators(case):
     """Skips if diffusers' class takes no generator, and ours does."""
     module = inspect.getmodule(getattr(diffusers, case.name))
     if case.config.get("stochastic_sampling") and not hasattr(module, "randn_tensor"):

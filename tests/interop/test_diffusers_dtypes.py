@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from diffusers_cases import DEFAULTS, NAMES, SHAPE, TREES, some, times  # noqa: E402
-from diffusers_loops import STOCHASTIC, arguments, difference, loop, need_generators  # noqa: E402
+from diffusers_loops import STOCHASTIC, arguments, check_generators, difference, loop  # noqa: E402
 from noisefuse.interop import diffusers as ours  # noqa: E402
 from noisefuse.interop.diffusers import refusals  # noqa: E402
 from noisefuse.interop.torch import arrays as torch_arrays  # noqa: E402
@@ -82,7 +82,7 @@ def test_loops_in_half_precision_agree(name, dtype):
     loop(DEFAULTS[name], dtype=dtype, tolerance=(9 if name.startswith(more) else 4) * torch.finfo(dtype).eps)
     for case in STOCHASTIC:
         if case.name == name:
-            need_generators(case)
+            check_generators(case)
             loop(case, dtype=dtype, tolerance=12 * torch.finfo(dtype).eps)
 
 

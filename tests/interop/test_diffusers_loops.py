@@ -11,12 +11,12 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from diffusers_cases import DEFAULTS, LOOP, NAMES, SHAPE, SHORT, TREES, all_of_them, covering, distinct, times  # noqa: E402
-from diffusers_loops import arguments, difference, loop, need_generators  # noqa: E402
+from diffusers_loops import arguments, check_generators, difference, loop  # noqa: E402
 
 
 @pytest.mark.parametrize("case", one_in(3, SHORT), ids=str)
 def test_loops_agree(case):
-    need_generators(case)
+    check_generators(case)
     loop(case)
 
 

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from diffusers_cases import DRAWING, LOOP, NAMES, SHAPE, TREES, Case, times  # noqa: E402
-from diffusers_loops import STOCHASTIC, difference, need_generators, run, their_noise  # noqa: E402
+from diffusers_loops import STOCHASTIC, check_generators, difference, run, their_noise  # noqa: E402
 from noisefuse.interop.diffusers import engine  # noqa: E402
 
 
@@ -45,7 +45,7 @@ def test_every_sample_has_its_seed(case):
 def test_generators_draw_what_diffusers_draws(case, kind):
     x, results = torch.randn(SHAPE), []
     if kind == "list of generators":
-        need_generators(case)
+        check_generators(case)
     for scheduler in case.pair():
         torch.manual_seed(11)
         listed = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
@@ -59,7 +59,7 @@ def test_generators_draw_what_diffusers_draws(case, kind):
 def test_noise_is_drawn_in_the_dtype_of_diffusers(case, kinds, monkeypatch):
     """The sample and the model output have these dtypes."""
     drawn, pair = {}, case.pair()
-    need_generators(case)
+    check_generators(case)
     if case.name == "SCMScheduler" and kinds[0].itemsize < 4:
         pytest.skip("diffusers' own step")
     for key, scheduler, module in zip("ab", pair, (inspect.getmodule(type(pair[0])), engine), strict=True):

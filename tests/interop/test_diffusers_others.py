@@ -21,7 +21,7 @@ diffusers = pytest.importorskip("diffusers")
 from diffusers.utils.torch_utils import randn_tensor  # noqa: E402
 
 from diffusers_cases import LOOP, OTHERS, SHAPE, Case, said  # noqa: E402
-from diffusers_loops import difference, need_generators, their_noise  # noqa: E402
+from diffusers_loops import check_generators, difference, their_noise  # noqa: E402
 from noisefuse.interop import diffusers as ours  # noqa: E402
 from noisefuse.interop.diffusers import refusals, rows, runs  # noqa: E402
 from noisefuse.interop.diffusers.exact import rebound  # noqa: E402
@@ -415,7 +415,7 @@ def tokens(scheduler, noise, x, strength=0.8):
 def test_tokens_agree(config, dtype):
     """Values, counters and generators are theirs, and float32 for all dtypes. Seen to fail: rows of one run in the next
     one, of other sigmas; float64 for a float64 sample."""
-    need_generators(Case("FlowMatchEulerDiscreteScheduler", config))
+    check_generators(Case("FlowMatchEulerDiscreteScheduler", config))
     both = pair("FlowMatchEulerDiscreteScheduler", 10, **config)
     for n in (10, 4):
         drawn, results = generators(), []

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .. import backends
 from ..call.packed import address, dtype_code
 from ..ground import layouts
-from ..ground.libraries import library_for, library_of, need_plain
+from ..ground.libraries import check_plain, library_for, library_of
 from ..language.levels import FLOATS
 
 Array: TypeAlias = NDArray[Any]
@@ -179,7 +179,7 @@ def as_numbers(name: str, x: Any) -> Array:
     subclass loses its class. TypeError: x is masked, and its mask would be lost."""
     if type(x) is np.ndarray:
         return x
-    need_plain(name, x)
+    check_plain(name, x)
     array: Array = x if on_device(x) else np.asarray(host_view(name, x))
     return array
 
@@ -188,13 +188,13 @@ def host_numbers(name: str, x: Any) -> NDArray[Any]:
     """Returns x as NumPy's array of any numbers, copied if it lies on a device. TypeError: x is masked."""
     if type(x) is np.ndarray:
         return x
-    need_plain(name, x)
+    check_plain(name, x)
     return np.asarray(library_for(x).to_numpy(host_view(name, x)))
 
 
 def host_floats(name: str, x: Any) -> NDArray[np.float64]:
     """Returns a copy of x in float64, in host memory. TypeError: x is masked, or has no numbers."""
-    need_plain(name, x)
+    check_plain(name, x)
     given = host_view(name, x)
     try:
         values = np.asarray(library_for(given).to_numpy(given))

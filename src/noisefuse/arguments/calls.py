@@ -15,9 +15,9 @@ from .. import backends
 from ..call.description import Draw, Step
 from ..ground.checks import got, is_tracer
 from ..ground.float_mode import float_mode
-from ..ground.libraries import library_for, need_plain
+from ..ground.libraries import check_plain, library_for
 from ..language.levels import levels_of
-from ..language.noise import ELEMENTS, SAMPLES, STEPS, Noise, names_of, need_stream_0
+from ..language.noise import ELEMENTS, SAMPLES, STEPS, Noise, check_stream_0, names_of
 from ..language.rows import M1, M2, PASTS, Rows, X, Z
 from ..language.tableau import ARGUMENTS
 from .arrays import (
@@ -78,7 +78,7 @@ def is_batch(name: str, x: Any, batched: bool | None) -> bool:
 
 def image_layout(name: str, x: Any) -> Literal["HWC", "CHW"] | None:
     """Returns the place of the channels if x may be one image: three axes of integers. (1, H, W) passes, because a
-    batch of one image has the noise of that image. (plain_call.h repeats this rule, and declines both layouts.)"""
+    batch of one image has the noise of that image. (fast_call.h repeats this rule, and declines both layouts.)"""
     seen = x if hasattr(x, "dtype") else host_view(name, x)
     if levels_of(getattr(seen, "dtype", None)) is None or len(seen.shape) != 3:
         return None
@@ -149,7 +149,7 @@ def checked_rows(name: str, times: Array, segment: int, n: int) -> Index:
 
 
 def kept_times(keep: Sequence[int] | None, n: int) -> NDArray[np.int64]:
-    need_plain("keep", keep)
+    check_plain("keep", keep)
     kept = np.arange(n) if keep is None else np.array(keep)
     if kept.ndim != 1 or (kept.dtype.kind not in "iu" and kept.size):
         raise TypeError(f"keep: expected a sequence of integers, got {keep!r}")
@@ -195,7 +195,7 @@ def names_or_array(
     for name in names if drawn else ():
         _check_name(name, batch if len(names) == 1 else 1, sample_shape, last_step)
     if drawn and not any_stream:
-        need_stream_0(noise)
+        check_stream_0(noise)
     return tuple(n if n.stream == stream or (any_stream and n.stream) else n.at(stream=stream) for n in names), None
 
 

@@ -15,7 +15,7 @@ from ..call.packed import DTYPES
 from ..ground.checks import check_number
 from ..language.forward import Make
 from ..language.levels import DEFAULT_RANGE, DEFAULT_RESULT, FLOATS, LEVELS, Levels, levels_of
-from ..language.rows import M1, PAST1, PASTS, Plain, Rows, X
+from ..language.rows import M1, PAST1, PASTS, FastTable, Rows, X
 from ..language.schedule import Schedule
 from ..language.tableau import Tableau
 from ..views import Target
@@ -90,13 +90,13 @@ def result_dtype(x: Array) -> np.dtype[Any]:
     return np.dtype(np.float32) if levels_of(x.dtype) else x.dtype
 
 
-def plain_table(
-    plain: dict[Any, Plain],
+def fast_table(
+    plain: dict[Any, FastTable],
     target: Target | None,
     scale: float | None,
     offset: float | None,
     levels: Levels | None = None,
-) -> Plain:
+) -> FastTable:
     """Returns the rows for the fast path, with x0 in this range and, for integer results, `levels`."""
     if scale is None and offset is None:
         return plain[target if levels is None else (target, None, levels)]
@@ -141,7 +141,7 @@ def level_options(levels: Levels | None) -> dict[str, Any]:
     return {"dtype": levels.dtype, "out_scale": levels.range[0], "out_offset": levels.range[1]}
 
 
-def need_tableau(name: str, table: object) -> None:
+def check_tableau(name: str, table: object) -> None:
     if not isinstance(table, Tableau):
         raise TypeError(f"{name}: expected a noisefuse.Tableau, such as sampler.tableau, got {type(table).__name__}")
 

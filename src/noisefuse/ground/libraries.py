@@ -77,7 +77,7 @@ class Library:
         """Calls a function that a compiler cannot trace."""
         return function(*arguments)
 
-    def need_plain(self, name: str, x: Any) -> None:
+    def check_plain(self, name: str, x: Any) -> None:
         """Raises TypeError if x is an array of the library that stands for several, or for a part of one."""
 
     def to_numpy(self, x: Any) -> Any:
@@ -271,12 +271,12 @@ def library_of(x: object) -> Any:
     return found
 
 
-def need_plain(name: str, x: object) -> None:
+def check_plain(name: str, x: object) -> None:
     """Raises TypeError if x is masked, or a tensor that stands for several or for a part of one. Lists pass."""
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{name}: masked arrays are not supported; pass {name}.data or {name}.filled(...)")
     if (other := library_of(x)) is not None:
-        other.need_plain(name, x)
+        other.check_plain(name, x)
 
 
 def library_for(x: object) -> Any:

@@ -19,8 +19,8 @@ import noisefuse as nf
 
 from ..ground.checks import got
 from ..language.axis import ModelTime
-from ..language.schedule import need_schedule
-from ..views import Target, need_target
+from ..language.schedule import check_schedule
+from ..views import Target, check_target
 
 Columns: TypeAlias = Mapping[str, Any]
 
@@ -41,8 +41,8 @@ class Training(NamedTuple):
     def checked(self) -> Training:
         """Returns itself. TypeError, ValueError: no x_t, time and target can be made of these."""
         schedule, target, times, model_time = self
-        need_schedule(schedule)
-        need_target(target)
+        check_schedule(schedule)
+        check_target(target)
         schedule.forward(target)  # its errors: the velocity needs derivatives
         if times not in ("index", "float", "logit_normal") and not callable(times):
             raise ValueError(f'times = {times!r}: expected "index", "float", "logit_normal" or a function')

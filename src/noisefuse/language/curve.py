@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..ground.checks import check_integer, first_of, is_tracer, lie_within
 from ..ground.kept import kept_property
-from ..ground.libraries import NUMPY, library_for, library_of, need_plain
+from ..ground.libraries import NUMPY, check_plain, library_for, library_of
 from ..views import Prediction, Target, own_time, view
 from . import families
 from .axis import Axis, ModelTime, Place
@@ -116,7 +116,7 @@ class Curve:
             ValueError: a float lies outside.
             TypeError: a float t for another family, or t neither integer nor float.
         """
-        need_plain("t", t)
+        check_plain("t", t)
         if is_tracer(t):
             return self._in_program(t)
         t = np.asarray(t)
@@ -221,7 +221,7 @@ class Curve:
         >>> flow.model_time(0.5), flow.model_time(0.5, "schedule"), flow.model_time(0.5, "index")
         (0.75, 0.5, 499.0)
         """
-        need_plain("t", t)
+        check_plain("t", t)
         library = library_for(t)
         given = np.asarray(library.to_numpy(t))
         levels = self(given)
@@ -353,7 +353,7 @@ def require(
 
 
 def column(name: str, values: npt.ArrayLike, valid: Callable[[Array], Any], expected: str) -> Array:
-    need_plain(name, values)
+    check_plain(name, values)
     column = np.asarray(values)
     if column.dtype.kind not in "fiu":
         raise TypeError(f"{name} must be real numbers, got dtype {column.dtype}")

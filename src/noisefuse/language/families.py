@@ -202,8 +202,8 @@ def with_slopes(family: Family, parameters: dict[str, float], t: Any) -> tuple[A
         d_alpha, d_sigma = family.slopes(t, alpha, sigma, **parameters)
     if type(t) is not float or not (abs(d_alpha) <= _MOST and abs(d_sigma) <= _MOST):  # one number's check is short
         times = np.asarray(t)
-        need_finite("the derivative of alpha", np.asarray(d_alpha), times)
-        need_finite("the derivative of sigma", np.asarray(d_sigma), times)
+        check_finite("the derivative of alpha", np.asarray(d_alpha), times)
+        check_finite("the derivative of sigma", np.asarray(d_sigma), times)
     return alpha, sigma, d_alpha, d_sigma
 
 
@@ -237,7 +237,7 @@ def as_shaped(name: str, values: Any, t: Array) -> Array:
     return np.ascontiguousarray(found, np.float64)
 
 
-def need_finite(what: str, values: Array, t: Array) -> Array:
+def check_finite(what: str, values: Array, t: Array) -> Array:
     """Returns coefficients. ValueError: one is none, as kernels round them to float32, but for float64 data."""
     if not lie_within(values, -_MOST, _MOST):
         k = np.flatnonzero(~(np.abs(values) <= _MOST))[0]

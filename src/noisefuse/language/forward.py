@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ..ground.kept import kept_property
 from ..views import Rates, Target, no_rates, target_factors
 from .levels import DEFAULT_RANGE, Levels
-from .rows import Plain, Rows
+from .rows import FastTable, Rows
 
 Array: TypeAlias = npt.NDArray[np.float64]
 OwnTime: TypeAlias = tuple[Callable[[Any], tuple[Any, ...]], Callable[[Any], tuple[Any, ...]], float]
@@ -74,7 +74,7 @@ def _target(
 Make: TypeAlias = Callable[[Array, Array, Target | None, float, float, Rates], Rows]
 
 
-def plain_rows(rows: Sequence[Rows], times: Sequence[Any] = (None,) * 3, levels: Levels | None = None) -> Plain:
+def fast_rows(rows: Sequence[Rows], times: Sequence[Any] = (None,) * 3, levels: Levels | None = None) -> FastTable:
     """Returns the rows for the fast path: for float x, for each of LEVELS, and the makers of rows for times."""
     if levels is not None:
         rows = [each.scaled(*levels.range) for each in rows]
@@ -82,21 +82,21 @@ def plain_rows(rows: Sequence[Rows], times: Sequence[Any] = (None,) * 3, levels:
     return (*plain[:3], *of_levels, plain[5])
 
 
-class _Plain(dict[Any, Plain]):
+class _FastTables(dict[Any, FastTable]):
     """Rows for the fast path, by target (in the default range), or by (target, range of x0, range of integer results),
     either range None."""
 
     def __init__(self, kept: KeptRows, make: Make) -> None:
         self._kept, self._make = kept, make
 
-    def __missing__(self, key: Any) -> Plain:
+    def __missing__(self, key: Any) -> FastTable:
         if len(self) >= KeptRows.MOST:
             self.clear()
         of = self._kept.of
         target, given, levels = key if isinstance(key, tuple) else (key, None, None)
         ranges = [given or default for default in ((), *DEFAULT_RANGE.values())]
         times = [self._kept.times(self._make, target, levels, *each) for each in ranges]
-        plain = self[key] = plain_rows([of(self._make, target, *each) for each in ranges], times, levels)
+        plain = self[key] = fast_rows([of(self._make, target, *each) for each in ranges], times, levels)
         return plain
 
 
@@ -110,8 +110,8 @@ class KeptRows:
         self._derivatives = schedule.derivatives
         self._own_time = own_time
         self._rows: dict[Any, Rows] = {}
-        self.plain: dict[Any, Plain] = _Plain(self, forward)
-        self.plain_residual: dict[Any, Plain] = _Plain(self, residual)
+        self.plain: dict[Any, FastTable] = _FastTables(self, forward)
+        self.fast_residual: dict[Any, FastTable] = _FastTables(self, residual)
 
     def of(self, make: Make, target: Target | None, scale: float = 1.0, offset: float = 0.0) -> Rows:
         """Returns make(alpha, sigma, target, scale, offset), with a row for each step."""
@@ -151,8 +151,8 @@ class KeptRows:
         return made | {name: forward(*self._steps(), None, *default) for name, default in DEFAULT_RANGE.items()}
 
     @kept_property
-    def plain_markov(self) -> Plain:
-        return plain_rows([*self.markov_of.values()])
+    def fast_markov(self) -> FastTable:
+        return fast_rows([*self.markov_of.values()])
 
-    def plain_markov_to(self, levels: Levels) -> Plain:
-        return plain_rows([*self.markov_of.values()], levels=levels)
+    def fast_markov_to(self, levels: Levels) -> FastTable:
+        return fast_rows([*self.markov_of.values()], levels=levels)

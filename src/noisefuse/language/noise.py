@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..ground import notebook, stored
 from ..ground.checks import check_integer, got, is_tracer
-from ..ground.libraries import library, need_plain
+from ..ground.libraries import check_plain, library
 from .increments import CELLS, RUNS, Terms, grid_terms, tree_terms
 
 # The version of the contract in docs/noise.md. It changes when any bit of any field does.
@@ -386,7 +386,7 @@ class Increment:
             raise TypeError("interval: expected a noise whose step is an int, as the step tells paths apart")
         if step >= RUNS:
             raise OverflowError(f"interval: step {step} has no path of its own, expected a step below {RUNS}")
-        need_stream_0(self.noise)
+        check_stream_0(self.noise)
         times = (tree_terms, self.span) if self.grid is None else (grid_terms, self.grid)
         object.__setattr__(self, "_terms", times[0](step, self.t0, self.t1, times[1]))  # this checks the times
 
@@ -439,7 +439,7 @@ def names_of(noise: object, expected: str = "a Noise or a list of one for each s
     return names
 
 
-def need_stream_0(noise: object) -> None:
+def check_stream_0(noise: object) -> None:
     """Raises ValueError for a noise of another stream, because the operation draws from its own streams."""
     names = names_of(noise)
     for n, name in enumerate(names):
@@ -613,7 +613,7 @@ def _ids(sample: int | ArrayLike) -> int | NDArray[np.uint64]:
     # This tests for SupportsIndex in a fifth of isinstance's time.
     if not isinstance(sample, list | np.ndarray) and hasattr(sample, "__index__") and not getattr(sample, "ndim", 0):
         return _checked("sample", sample, SAMPLES)  # type: ignore[arg-type]
-    need_plain("sample", sample)
+    check_plain("sample", sample)
     ids = np.asarray(sample)
     if ids.size == 0:
         ids = ids.astype(np.uint64)  # NumPy makes an empty list float

@@ -58,7 +58,7 @@ TIMES_CLEAN, TIMES_ROOT = 1 << 40, 1 << 41
 # Rows for float32 and for float64 arithmetic; active coefficients; the same rows for uint8 and for uint16 x, where they
 # are allowed; the maker of rows for float times, if there are such times. A single call's rows have no float32 copy:
 # the fast path rounds them.
-Plain: TypeAlias = tuple[npt.NDArray[np.float32] | None, npt.NDArray[np.float64], int, Any, Any, Any]
+FastTable: TypeAlias = tuple[npt.NDArray[np.float32] | None, npt.NDArray[np.float64], int, Any, Any, Any]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Rows:
         return made
 
     @kept_property
-    def plain(self) -> Plain:
+    def plain(self) -> FastTable:
         """Returns the rows as the fast path takes them."""
         return self.single, self.table, self.active, None, None, None
 

@@ -503,7 +503,7 @@ class Schedule(Named):
         return cls(np.ones_like(sigma), sigma, _kind=kind, _parameters=parameters)
 
 
-def need_schedule(schedule: object) -> None:
+def check_schedule(schedule: object) -> None:
     if not isinstance(schedule, Schedule):
         raise TypeError(f"schedule: expected a noisefuse.Schedule, got {type(schedule).__name__}")
 

@@ -223,7 +223,7 @@ def randn_like(
         return _random("randn", x.shape, noise, x.dtype, True if batched is None else batched, None)
     batched = is_batch("x", x, batched)
     if (other := library_of(x)) is not None:
-        other.need_plain("x", x)
+        other.check_plain("x", x)
         if hasattr(x, "shape"):  # a dtype has none
             _need_adding(noise, other)
             return other.randn_like(x, noise, dtype=dtype, batched=batched)

@@ -78,7 +78,7 @@ def interpolate(
         if done is not NotImplemented:
             return done if target_out is None else (done, target_out)
     if target is not None or not isinstance(path, Path):
-        need_path(path, target)
+        check_path(path, target)
     if target is None and target_out is not None:
         raise ValueError("target_out: given without target=")
     if path.draws and noise is None:
@@ -98,7 +98,7 @@ def _interpolate(
     return results[0] if target is None else (results[0], results[1])
 
 
-def need_path(path: Path, target: PathTarget | None) -> None:
+def check_path(path: Path, target: PathTarget | None) -> None:
     """Raises TypeError or ValueError if it is no path, or does not have this target."""
     if not isinstance(path, Path):
         raise TypeError(f"path: expected one of noisefuse.paths, got {type(path).__name__}")

@@ -23,7 +23,7 @@ from ..arguments.arrays import (
     output,
 )
 from ..arguments.calls import Index, is_batch, make_call, names_or_array
-from ..arguments.options import plain_table, rows_at
+from ..arguments.options import fast_table, rows_at
 from ..arguments.types import Array, ArrayT, NoiseLike, Reduction
 from ..call.description import Loss
 from ..ground.checks import check_choice, got
@@ -31,11 +31,11 @@ from ..ground.libraries import library_of
 from ..language.forward import residual
 from ..language.levels import FLOATS, LEVELS
 from ..language.noise import FIELD, Noise
-from ..language.rows import M1, M2, Plain, Rows, X, Z
-from ..language.schedule import Schedule, need_schedule
+from ..language.rows import M1, M2, FastTable, Rows, X, Z
+from ..language.schedule import Schedule, check_schedule
 from ..paths import Path, PathTarget
-from ..views import Target, need_target
-from .interpolate import need_path, residual_rows
+from ..views import Target, check_target
+from .interpolate import check_path, residual_rows
 from .partial_sums import LossPart, chunk_sums, in_memory, place_of
 
 
@@ -116,7 +116,7 @@ def mse_loss(
     """
     other = None if type(pred) is np.ndarray else library_of(pred)
     plain = noise is not None and type(pred) is not tuple  # `interpolate_loss` may do without, and brings a pair
-    if plain and not partial and (table := _plain_table(other, reduction, schedule, target, scale, offset)) is not None:
+    if plain and not partial and (table := _fast_table(other, reduction, schedule, target, scale, offset)) is not None:
         x, each = pred if x0 is None and target == "epsilon" else x0, reduction == "none"
         found = backends.fast_mse(table, t, x, pred, noise, weight, 1.0, True, None, batched, each)
         if found is not NotImplemented:
@@ -183,7 +183,7 @@ def mse_loss_and_grad(
     """
     other = None if type(pred) is np.ndarray else library_of(pred)
     plain = noise is not None and type(pred) is not tuple  # as in `mse_loss`
-    if plain and (table := _plain_table(other, reduction, schedule, target, scale, offset)) is not None:
+    if plain and (table := _fast_table(other, reduction, schedule, target, scale, offset)) is not None:
         x, wanted = pred if x0 is None and target == "epsilon" else x0, True if out is None else out
         each = reduction == "none"
         found = backends.fast_mse(table, t, x, pred, noise, weight, 1.0, True, wanted, batched, each)
@@ -250,7 +250,7 @@ def mse_loss_grad(
     gradient: Array
     other = None if type(pred) is np.ndarray else library_of(pred)
     plain = noise is not None and type(pred) is not tuple  # as in `mse_loss`
-    if plain and (table := _plain_table(other, reduction, schedule, target, scale, offset)) is not None:
+    if plain and (table := _fast_table(other, reduction, schedule, target, scale, offset)) is not None:
         x, wanted = pred if x0 is None and target == "epsilon" else x0, True if out is None else out
         each = reduction == "none"
         gradient = backends.fast_mse(table, t, x, pred, noise, weight, upstream, False, wanted, batched, each)
@@ -301,7 +301,7 @@ def interpolate_loss(
     0.25
     """
     other = None if type(pred) is np.ndarray else library_of(pred)
-    if (table := _plain_path(other, path, target, reduction)) is not None:
+    if (table := _fast_path(other, path, target, reduction)) is not None:
         each = reduction == "none"
         found = backends.fast_mse(table, t, x0, (pred, x1), noise, weight, 1.0, True, None, batched, each)
         if found is not NotImplemented:
@@ -343,7 +343,7 @@ def interpolate_loss_and_grad(
     np.float64(-0.16666666666666666)
     """
     other = None if type(pred) is np.ndarray else library_of(pred)
-    if (table := _plain_path(other, path, target, reduction)) is not None:
+    if (table := _fast_path(other, path, target, reduction)) is not None:
         wanted = True if out is None else out
         each = reduction == "none"
         found = backends.fast_mse(table, t, x0, (pred, x1), noise, weight, 1.0, True, wanted, batched, each)
@@ -357,10 +357,10 @@ def interpolate_loss_and_grad(
     return found  # type: ignore[no-any-return]
 
 
-def _plain_path(other: Any, path: Path, target: PathTarget, reduction: Reduction) -> Plain | None:
+def _fast_path(other: Any, path: Path, target: PathTarget, reduction: Reduction) -> FastTable | None:
     """Returns the residual's rows for the fast path, or None if a name, a path or a library is not plain."""
     plain = type(path) is Path and type(target) is str and reduction in ("mean", "none")
-    return path.plain_residual[target] if plain and (other is None or not other.is_traced()) else None
+    return path.fast_residual[target] if plain and (other is None or not other.is_traced()) else None
 
 
 def _loss_of_path(
@@ -379,7 +379,7 @@ def path_loss_call(
     reduction: Reduction, batched: bool | None, outs: Mapping[str, Array | None],
 ) -> Loss:  # fmt: skip
     """Returns the loss of a path as a checked call; nothing is written yet. outs: as in `mse_call`."""
-    need_path(path, target)
+    check_path(path, target)
     check_choice("reduction", reduction, get_args(Reduction))
     batched = is_batch("pred", pred, batched)
     m = as_array("pred", pred)
@@ -393,15 +393,15 @@ def path_loss_call(
     return _residual_call(m, arrays, rows, index, *given, want_loss=True)
 
 
-def _plain_table(
+def _fast_table(
     other: Any, reduction: Reduction, schedule: Schedule, target: Target, scale: float | None, offset: float | None
-) -> Plain | None:
+) -> FastTable | None:
     """Returns the residual's rows for the fast path, or None if a name, a schedule or a library is not plain. (Callers
     call the fast path themselves: Dynamo would enter a function that is given tensors.)"""
     plain = type(schedule) is Schedule and type(target) is str and reduction in ("mean", "none")
     if not plain or (other is not None and other.is_traced()):
         return None
-    return plain_table(schedule.kept.plain_residual, target, scale, offset)
+    return fast_table(schedule.kept.fast_residual, target, scale, offset)
 
 
 def _run(call: Loss) -> tuple[Any, Any]:
@@ -433,8 +433,8 @@ def mse_call(
     want_loss: bool,
 ) -> Loss:
     """Returns a loss as a checked call; nothing is written yet. outs: the gradient's array, by its argument's name."""
-    need_schedule(schedule)
-    need_target(target)
+    check_schedule(schedule)
+    check_target(target)
     check_choice("reduction", reduction, get_args(Reduction))
     m = as_array("pred", pred)
     x = _clean(x0, m, target)

@@ -19,9 +19,9 @@ from ..ground.libraries import library_for, library_of
 from ..language.forward import forward
 from ..language.levels import FLOATS, LEVELS, levels_of
 from ..language.noise import FIELD
-from ..language.rows import Plain, Rows, X, Z
+from ..language.rows import FastTable, Rows, X, Z
 from ..language.tableau import of_rows
-from ..views import Target, need_target
+from ..views import Target, check_target
 from .draw import drawn_like
 from .update import update
 
@@ -67,13 +67,13 @@ def noised(
     """
     other = None if type(x0) is np.ndarray else library_of(x0)
     known = (target_out is None) if target is None else type(target) is str
-    if known and (other is None or not other.is_traced()) and (table := _PLAIN[target]) is not None:
+    if known and (other is None or not other.is_traced()) and (table := _TABLES[target]) is not None:
         aux: Any = None if target is None else 1 if target_out is None else (target_out,)
         done = backends.fast_row(table, (alpha, sigma), x0, None, None, noise, -1, out, aux, None, batched)
         if done is not NotImplemented:
             return done if target_out is None else (done, target_out)
     if target is not None:
-        need_target(target)
+        check_target(target)
     elif target_out is not None:
         raise ValueError("target_out: given without target=")
     given = x0, alpha, sigma, noise, target, is_batch("x0", x0, batched), out, target_out
@@ -89,10 +89,10 @@ def _noised(
     return results[0] if target is None else (results[0], results[1])
 
 
-class _Plain(dict[Any, Plain | None]):
+class _FastTables(dict[Any, FastTable | None]):
     """Rows for the fast path, by target: no rows, and those at (alpha, sigma) = (0, 0), (1, 0) and (0, 1)."""
 
-    def __missing__(self, target: Any) -> Plain | None:
+    def __missing__(self, target: Any) -> FastTable | None:
         if target not in (None, *get_args(Target)):
             return None
         ends = forward(np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0]), target)
@@ -100,7 +100,7 @@ class _Plain(dict[Any, Plain | None]):
         return made
 
 
-_PLAIN = _Plain()
+_TABLES = _FastTables()
 
 
 def level_rows(alpha: Any, sigma: Any, shape: tuple[int, ...], target: Target | None) -> tuple[Rows, Index]:

@@ -39,10 +39,10 @@ from ..arguments.calls import (
 from ..arguments.options import (
     FAST_LEVELS,
     fast_path,
+    fast_table,
     level_options,
     levels_alone,
     levels_asked,
-    plain_table,
     result_dtype,
     rows_at,
 )
@@ -60,8 +60,8 @@ from ..language.forward import forward
 from ..language.levels import FLOATING, FLOATS, LEVELS, Levels, levels_of
 from ..language.noise import FIELD, WALK, Noise
 from ..language.rows import Rows, X, Z
-from ..language.schedule import Schedule, need_schedule
-from ..views import Target, need_target
+from ..language.schedule import Schedule, check_schedule
+from ..views import Target, check_target
 
 
 @overload
@@ -150,7 +150,7 @@ def q_sample(
     known = type(target) is str or (target is None and target_out is None)
     row = backends.fast_row if other is None else fast_path(other, "fast_row")
     if known and type(schedule) is Schedule and row is not None:
-        table = plain_table(schedule.kept.plain, target, scale, offset, levels)
+        table = fast_table(schedule.kept.plain, target, scale, offset, levels)
         kind = FAST_LEVELS[levels.dtype] if levels else None if dtype is None else fast_dtype(dtype, other)
         aux: Any = None if target is None else 1 if target_out is None else (target_out,)
         done = row(table, t, x0, None, None, noise, -1, out, aux, kind, batched)
@@ -215,13 +215,13 @@ def q_step(
     >>> np.array_equal(x, nf.q_walk(x0, schedule, noise, keep=[1])[0])
     True
     """
-    need_schedule(schedule)
+    check_schedule(schedule)
     other = None if type(x) is np.ndarray else library_of(x)
     floating = out is None or getattr(out, "dtype", None) in FLOATING
     levels = None if floating and not options else levels_alone(out, **options)
     if (row := backends.fast_row if other is None else fast_path(other, "fast_row")) is not None:
         kept = schedule.kept
-        plain = kept.plain_markov if levels is None else kept.plain_markov_to(levels)
+        plain = kept.fast_markov if levels is None else kept.fast_markov_to(levels)
         kind = None if levels is None else FAST_LEVELS[levels.dtype]
         done: Array = row(plain, t, x, None, None, noise, WALK, out, None, kind, batched)
         if done is NotImplemented and other is not None and levels is None:
@@ -276,10 +276,10 @@ def q_walk(
     >>> walk.shape
     (3, 2, 3)
     """
-    need_schedule(schedule)
+    check_schedule(schedule)
     other = None if type(x0) is np.ndarray else library_of(x0)
     if (walk := backends.fast_walk if other is None else fast_path(other, "fast_walk")) is not None:
-        done: Array = walk(schedule.kept.plain_markov, x0, noise, keep, out, batched)
+        done: Array = walk(schedule.kept.fast_markov, x0, noise, keep, out, batched)
         if done is not NotImplemented:
             return done
     batched = is_batch("x0", x0, batched)
@@ -346,13 +346,13 @@ def q_sample_call(
     target_out: Array | None = None,
 ) -> Step:
     """Returns `q_sample` as a checked call; nothing is written yet."""
-    need_schedule(schedule)
+    check_schedule(schedule)
     x = as_array("x0", x0, (*FLOATS, *LEVELS))
     kind = result_dtype(x) if dtype is None or levels else float_dtype(dtype)
     if dtype is None and levels_of(x.dtype) and not levels and getattr(out, "dtype", kind) != kind:
         raise TypeError(f"out: expected float32, got {out.dtype}; for another dtype pass dtype=")  # type: ignore[union-attr]
     if target is not None:
-        need_target(target)
+        check_target(target)
     if target is None and target_out is not None:
         raise ValueError("target_out: given without target=")
     rows, index = rows_at(forward, target, schedule, t, x.shape, x.dtype, scale, offset)
@@ -374,7 +374,7 @@ def q_step_call(
     out: Array | None = None,
 ) -> Step:
     """Returns `q_step` as a checked call; nothing is written yet."""
-    need_schedule(schedule)
+    check_schedule(schedule)
     x = as_array("x", x, (*FLOATS, *LEVELS))
     dtype = result_dtype(x)
     t_index = row_index("t", t, len(schedule), x.shape)

@@ -22,11 +22,11 @@ from ..arguments.calls import (
 )
 from ..arguments.options import (
     FAST_LEVELS,
+    check_tableau,
     fast_path,
     inputs_of,
     level_options,
     levels_alone,
-    need_tableau,
     those_read,
 )
 from ..arguments.types import (
@@ -159,7 +159,7 @@ def update_call(
     levels: Levels | None = None,
 ) -> Step:
     """Returns `update` as a checked call; nothing is written yet."""
-    need_tableau("table", table)
+    check_tableau("table", table)
     if table.masked and levels is not None:
         raise ValueError(f"dtype {levels.dtype}: gradients are not rounded to integers")
     rows = table.as_rows if levels is None else table.as_rows.scaled(*levels.range)

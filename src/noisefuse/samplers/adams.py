@@ -46,7 +46,7 @@ def pndm(
     [800, 600, 600, 400, 200, 0]
     """
     run = plan(schedule, steps, prediction=prediction, spacing=spacing, **options)
-    run.need_signal("pndm")
+    run.check_signal("pndm")
     check_choice("average", average, ("epsilon", "output"))
     here, there = run.steps
     ratio = there.alpha / here.alpha
@@ -74,7 +74,7 @@ def _multistep(
     all end on clean data, or all do not. If a noise level is visited twice, its newest e counts. lower_order_final: use
     at most as many e_j as steps are left.
     """
-    run.need_signal(name)
+    run.check_signal(name)
     here, there = run.steps
     whole = (run.nodes.sigma / run.nodes.alpha).tolist()
     groups: dict[tuple[int, bool], list[tuple[int, list[int]]]] = {}

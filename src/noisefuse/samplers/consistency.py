@@ -14,7 +14,7 @@ from ..language.axis import Axis
 from ..language.schedule import Schedule
 from ..language.tableau import D, Tableau, x, z
 from ..views import Prediction
-from .plan import Clip, each, need_fall, plan, squared
+from .plan import Clip, check_fall, each, plan, squared
 from .shared import sampler
 from .spacing import SpacingOptions, Steps, axis_of
 
@@ -75,14 +75,14 @@ def tcd(
     """
     check_number("gamma", gamma, 0, 1)
     axis = axis_of(schedule)
-    need_index(axis, "tcd")
+    check_index(axis, "tcd")
     if isinstance(steps, int | np.integer) and "levels" not in options:
         steps = _distilled(axis, original_steps, int(steps))
     run = plan(schedule, steps, prediction=prediction, clip=clip, spacing="leading", **options)
     here, there = run.steps
     inner = there
     if gamma:
-        need_fall(here.at(run.noisy), there.at(run.noisy))
+        check_fall(here.at(run.noisy), there.at(run.noisy))
         place = axis.at_index((1 - gamma) * there.t[run.noisy] // 1)
         inner = there._replace(alpha=there.alpha.copy(), sigma=there.sigma.copy())
         inner.alpha[run.noisy], inner.sigma[run.noisy] = place[:2]
@@ -92,7 +92,7 @@ def tcd(
     return run.table("tcd", run.row(here, ratio * x_s + fresh * z))
 
 
-def need_index(axis: Axis, name: str) -> None:
+def check_index(axis: Axis, name: str) -> None:
     """Raises ValueError if the schedule's time is no index."""
     if not axis.timed_by_index:
         raise ValueError(

@@ -12,7 +12,7 @@ from ..ground.checks import check_choice, check_integer, check_number
 from ..language.schedule import Schedule
 from ..language.tableau import ZERO, Affine, D, Tableau, past, x, z
 from .integrals import integral_weights
-from .plan import Array, Placed, Plan, PlanOptions, each, need_fall, plan
+from .plan import Array, Placed, Plan, PlanOptions, check_fall, each, plan
 from .shared import sampler
 from .spacing import Steps
 
@@ -24,7 +24,7 @@ def _steps(run: Plan, lower_order_final: bool) -> tuple[Array, Affine]:
     (h_before = 0: the same D again), and the last one if asked for and n < 15. At zero terminal SNR the first
     h_before is infinite, and 1 / r is 0.
     """
-    run.need_signal("a multistep sampler", nodes=slice(1, None))
+    run.check_signal("a multistep sampler", nodes=slice(1, None))
     h = np.diff(run.nodes.log_snr)
     before = earlier(h)
     second = (before != 0) & (h < math.inf)
@@ -87,7 +87,7 @@ def dpmpp_2m_sde(
     here, there = run.steps
     h, D1 = _steps(run, lower_order_final)
     if eta:
-        need_fall(here, there)
+        check_fall(here, there)
     a = (1 + eta) * h
     p, (decay, fresh) = phi(a), _decay(eta, h)
     mean = there.alpha * (p * D + weight(solver, p, a) * D1)
@@ -115,11 +115,11 @@ def dpmpp_3m_sde(
             the whole integral, which makes it third-order.
     """
     run = plan(schedule, steps, drop_last=True, **options)
-    run.need_signal("a multistep sampler", nodes=slice(1, None))
+    run.check_signal("a multistep sampler", nodes=slice(1, None))
     check_number("eta", eta, 0)
     here, there = run.steps
     if eta:
-        need_fall(here, there)
+        check_fall(here, there)
     h = np.diff(run.nodes.log_snr)
     a = (1 + eta) * h
     D1, D2 = _differences(h, earlier(h), earlier(h, 2))
@@ -163,7 +163,7 @@ def dpmpp_singlestep(
     check_integer("order", order, 1, 3)
     check_choice("solver", solver, ("midpoint", "heun"))
     run = plan(schedule, steps, drop_last=True, **options)
-    run.need_signal("dpmpp_singlestep")
+    run.check_signal("dpmpp_singlestep")
     sizes = _groups(run.n, order, lower_order_final, run.to_clean)
     first = np.repeat(np.cumsum([0, *sizes[:-1]]), sizes)  # the step with which each step's group begins
     last, inside = first + np.repeat(sizes, sizes) - 1, np.arange(run.n) - first

@@ -15,7 +15,7 @@ from ..language.schedule import Schedule
 from ..language.tableau import ZERO, Affine, D, Tableau, past, x, z
 from .dpmpp import earlier, phi, weight
 from .integrals import integral_weights
-from .plan import Array, Node, Plan, PlanOptions, each, need_fall, plan, split, squared
+from .plan import Array, Node, Plan, PlanOptions, check_fall, each, plan, split, squared
 from .shared import sampler
 from .spacing import Steps
 from .two_stage import geometric
@@ -141,7 +141,7 @@ def _seeds(
     check_number("eta", eta, 0)
     here, there = run.steps
     if eta:
-        need_fall(here, there)
+        check_fall(here, there)
     rows = [run.row(here, D, at=run.clean_end)]
     here, there = here.at(run.noisy), there.at(run.noisy)
     h, parts = each(math.log, here.sigma / there.sigma), [0.0, *inner, 1.0]
@@ -187,13 +187,13 @@ def sa_solver(
     [False, True, True, False]
     """
     run = plan(schedule, steps, drop_last=True, **options)
-    run.need_signal("sa_solver")
+    run.check_signal("sa_solver")
     check_integer("predictor_order", predictor_order, 1, 3)
     check_integer("corrector_order", corrector_order, 0, 4)
     here, there = run.steps
     taus, to_clean = _one_each(tau, run.n), run.to_clean
     draws = np.flatnonzero(taus[run.noisy])
-    need_fall(here.at(draws), there.at(draws))
+    check_fall(here.at(draws), there.at(draws))
     levels = run.nodes.log_snr
     h, squares = np.diff(levels), squared(taus)
     corrected = np.zeros(run.n, bool)
@@ -302,7 +302,7 @@ def er_sde(
     if points is not None:
         check_integer("points", points, 1)
     run = plan(schedule, steps, drop_last=True, **options)
-    run.need_signal("er_sde")
+    run.check_signal("er_sde")
     scale = _noise_scale(phi)
     here, there = (node.at(run.noisy) for node in run.steps)
     whole = run.nodes.sigma / run.nodes.alpha
@@ -313,7 +313,7 @@ def er_sde(
     r = at_end / at_here
     fresh = (end - level * r) * (end + level * r)
     for i in np.flatnonzero(fresh < -1e-12 * squared(end)):
-        need_fall(here.at([int(i)]), there.at([int(i)]))
+        check_fall(here.at([int(i)]), there.at([int(i)]))
         raise ValueError(f"phi asks for more noise than there is at {end[i]:g}: phi(l) / l must not grow as l falls")
     fresh = np.where(fresh > 1e-12 * squared(end), np.sqrt(fresh), 0.0)  # up to rounding
     integrals = _integrals(scale, level, end, at_end, points)

@@ -202,5 +202,5 @@ def flow_euler(schedule: Schedule, steps: Steps = 50, **options: Unpack[PlanOpti
     [0.9, 0.5]
     """
     run = plan(schedule, steps, whole=False, **options)
-    run.need_flow("flow_euler", "euler")
+    run.check_flow("flow_euler", "euler")
     return _rows("flow_euler", run, 0.0)

@@ -108,7 +108,7 @@ def split(here: Node, there: Node, eta: float) -> tuple[Array, Array]:
     check_number("eta", eta, 0)
     if eta == 0:
         return there.sigma, np.zeros(len(there.sigma))
-    need_fall(here, there)
+    check_fall(here, there)
     carried = here.alpha * there.sigma / (there.alpha * here.sigma)
     fresh = eta * there.sigma * np.sqrt(np.maximum(0.0, (1 - carried) * (1 + carried)))
     for i in np.flatnonzero(fresh > there.sigma):
@@ -131,7 +131,7 @@ def descent(here: Node, there: Node, eta: float) -> tuple[Array, Array, Array]:
     check_number("eta", eta, 0)
     if eta == 0:
         return there.sigma, one, 0.0 * one
-    need_fall(here, there)
+    check_fall(here, there)
     down = there.sigma * (1 - eta * np.maximum(0.0, 1 - there.sigma / here.sigma))
     for i in np.flatnonzero(down < 0):
         raise ValueError(f"eta = {eta} steps below clean data, from {here.sigma[i]:g} to {there.sigma[i]:g}")
@@ -139,7 +139,7 @@ def descent(here: Node, there: Node, eta: float) -> tuple[Array, Array, Array]:
     return down, ratio, np.sqrt(np.maximum(0.0, (there.sigma - ratio * down) * (there.sigma + ratio * down)))
 
 
-def need_fall(here: Node, there: Node) -> None:
+def check_fall(here: Node, there: Node) -> None:
     """Raises ValueError if ``there`` is noisier or without signal, for steps that draw a part of its noise."""
     rises = here.alpha * there.sigma > (1 + 1e-9) * there.alpha * here.sigma  # up to rounding
     for i in np.flatnonzero((there.alpha == 0) | rises):
@@ -196,7 +196,7 @@ class Plan:
         alpha, sigma = self.nodes.alpha[0].item(), self.nodes.sigma[0].item()
         return sigma if self.axis.family == "exploding" else math.hypot(alpha, sigma)
 
-    def need_signal(self, name: str, instead: str = _INSTEAD, nodes: slice = slice(None)) -> None:
+    def check_signal(self, name: str, instead: str = _INSTEAD, nodes: slice = slice(None)) -> None:
         """Raises ValueError if x is pure noise at one of the nodes, for formulas that divide by alpha there."""
         for i in np.flatnonzero(self.nodes.alpha[nodes] == 0):
             instead += ", or flow_euler" if self.axis.family == "flow" else ""
@@ -206,14 +206,14 @@ class Plan:
                 "as steps"
             )
 
-    def need_flow(self, name: str, other: str) -> None:
+    def check_flow(self, name: str, other: str) -> None:
         """Raises ValueError unless alpha + sigma = 1, for samplers of rectified flow."""
         if self.axis.family != "flow":
             raise ValueError(f"{name} needs a schedule with alpha + sigma = 1 (Schedule.flow); {other} takes others")
 
     def exploding(self) -> Plan:
         """Returns the same nodes for x / alpha: alpha = 1, and sigma is sigma / alpha, as in k-diffusion."""
-        self.need_signal("a sampler of x / alpha")
+        self.check_signal("a sampler of x / alpha")
         alpha, sigma = self.nodes[:2]
         nodes = self.nodes._replace(alpha=np.ones_like(alpha), sigma=sigma / alpha, scale=alpha)
         return replace(self, nodes=nodes)
@@ -326,7 +326,7 @@ def plan(
     run = Plan(axis, nodes, own, _bounds(clip), threshold, model_time)
     if prediction == "epsilon":
         instead = 'say what the network predicts, prediction="flow", "v" or "sample"'
-        run.need_signal('prediction "epsilon"', instead, slice(-1))  # no model is called at the last node
+        run.check_signal('prediction "epsilon"', instead, slice(-1))  # no model is called at the last node
     return run
 
 

@@ -104,7 +104,7 @@ def flow_cps(
 
 def _plan(name: str, schedule: Schedule, steps: Steps, options: PlanOptions) -> Plan:
     run = plan(schedule, steps, whole=False, **options)
-    run.need_flow(name, "ddim with eta > 0")
+    run.check_flow(name, "ddim with eta > 0")
     return run
 
 

@@ -67,7 +67,7 @@ def unipc(
     check_integer("order", order, 1, 3)
     check_choice("variant", variant, ("bh1", "bh2"))
     run = plan(schedule, steps, drop_last=True, **options)
-    run.need_signal("unipc")
+    run.check_signal("unipc")
     here, there = run.steps
     levels, left = run.nodes.log_snr.tolist(), np.arange(run.n, 0, -1)
     found = np.tile((0.0, 1.0), (2, run.n, order, 1))

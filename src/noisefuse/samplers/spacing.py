@@ -23,9 +23,9 @@ import numpy.typing as npt
 
 from ..arguments.calls import warn_once
 from ..ground.checks import check_choice, check_integer, check_number
-from ..ground.libraries import need_plain
+from ..ground.libraries import check_plain
 from ..language.axis import Axis, ModelTime, Place
-from ..language.schedule import Schedule, need_schedule
+from ..language.schedule import Schedule, check_schedule
 
 Array: TypeAlias = npt.NDArray[np.float64]
 _OF_INDICES = ("leading", "trailing", "linspace")
@@ -64,7 +64,7 @@ class SpacingOptions(TypedDict, total=False):
 
 
 def axis_of(schedule: Schedule) -> Axis:
-    need_schedule(schedule)
+    check_schedule(schedule)
     return schedule.axis
 
 
@@ -189,7 +189,7 @@ _EXPECTED = {"steps": "an integer or a list of times", "final": "zero or sigma_m
 
 def _numbers(name: str, given: Any) -> npt.NDArray[Any]:
     """Returns the numbers of a list (n,), integers or floats. ValueError: they are none, or times of both kinds."""
-    need_plain(name, given)
+    check_plain(name, given)
     try:
         numbers = np.asarray(given)
     except (TypeError, ValueError):

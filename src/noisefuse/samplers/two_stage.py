@@ -66,7 +66,7 @@ def flow_heun(schedule: Schedule, steps: Steps = 50, **options: Unpack[PlanOptio
     19
     """
     run = plan(schedule, steps, whole=False, **options)
-    run.need_flow("flow_heun", "heun")
+    run.check_flow("flow_heun", "heun")
     return run.table("flow_heun", *_heun(run, *run.steps, -1, np.zeros(run.n)))
 
 

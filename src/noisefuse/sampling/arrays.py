@@ -15,12 +15,12 @@ from ..arguments.types import Array
 from ..ground.checks import got, is_tracer
 from ..ground.libraries import library_for, library_of
 from ..language.levels import levels_of
-from ..language.noise import Noises, at_row, need_stream_0
+from ..language.noise import Noises, at_row, check_stream_0
 from ..operations.draw import are_increments, arithmetic, drawn_like
 from .types import Model
 
 
-def need_answer(answer: Any, x: Array, i: Any, any_library: bool = False) -> None:
+def check_answer(answer: Any, x: Array, i: Any, any_library: bool = False) -> None:
     """Raises TypeError if a model's answer in row i is neither an array nor a pair, or does not fit NumPy's x."""
     for m in answer if isinstance(answer, list | tuple) and answer else (answer,):
         if not hasattr(m, "shape") and not is_array(m):
@@ -48,7 +48,7 @@ def in_words_of_a_step(error: Exception, denoised: str | None, kept: Sequence[Ar
 def at(noise: Noises, i: int, stream: int) -> Any:
     """Returns row i's draw from one of the sampler's streams. TypeError: no noise; ValueError: the noise has a
     stream."""
-    need_stream_0(noise)
+    check_stream_0(noise)
     return at_row(noise, i, stream)
 
 
@@ -70,7 +70,7 @@ def zeros_like(x: Array) -> Array:
     return library_for(x).zeros_like(x)
 
 
-def need_output(out: Any, x: Array) -> None:
+def check_output(out: Any, x: Array) -> None:
     """Raises the errors that the last row would raise for `out`, before the run. (That row checks tensors itself.)"""
     if out is not None and library_of(x) is None:
         kind = np.dtype(levels_of(getattr(out, "dtype", None)) or x.dtype.newbyteorder("="))
@@ -147,7 +147,7 @@ def first_answer(model: Model, x: Array, x_in: Array, t: Any) -> tuple[Any, Arra
     """Asks the model about the input of NumPy's x, a new sample. Returns the answer, and x in the answer's library and
     on its device."""
     answer = asked(model, x_in, t, _HINT)
-    need_answer(answer, x, 0, any_library=True)
+    check_answer(answer, x, 0, any_library=True)
     first = answer[0] if isinstance(answer, list | tuple) else answer
     return answer, library_for(first).moved(x, first)
 

@@ -37,9 +37,9 @@ def checked_step(
 ) -> Any:
     """Does ``step`` without the fast path: all unusual arguments, and errors in a user's words."""
     if law:  # the fast path did not take it, perhaps because of wrong names
-        need_log_prob(True, law)
+        check_log_prob(True, law)
     i, table, x = sampler._row(i), sampler.tableau, host_view("x", x)
-    need_state(sampler, state)
+    check_state(sampler, state)
     written = is_written(x)
     if denoised_out is not None and not written and (not isinstance(denoised_out, list) or is_tracer(i)):
         why = "None, as the row is traced" if is_tracer(i) else "a list, as arrays of this kind are not written to"
@@ -82,7 +82,7 @@ def checked_step(
     return made if law is None else (made, found)
 
 
-def need_state(sampler: Steps, state: State | None) -> None:
+def check_state(sampler: Steps, state: State | None) -> None:
     if state is None and sampler._slots:
         raise TypeError(f"{sampler.tableau.name} remembers earlier steps: pass state=sampler.state(x), one per run")
 
@@ -104,11 +104,11 @@ def _moved(sampler: Steps, state: State, i: int) -> tuple[list[Array], list[Arra
         raise TypeError(f"state: expected {name}'s own, sampler.state(x), one per run, got {what}")
     if is_tracer(i):
         return state.moves[sampler._state_size[1]][state.at]
-    need_past(sampler, state, i)
+    check_past(sampler, state, i)
     return state.moves[sampler._move[i]][state.at]
 
 
-def need_past(sampler: Steps, state: State | None, i: Any) -> None:
+def check_past(sampler: Steps, state: State | None, i: Any) -> None:
     """Raises ValueError if row i reads what earlier rows kept, and the state is new."""
     if state is not None and state.at == NEW and type(i) is int and sampler._reads[i]:
         raise ValueError(
@@ -126,7 +126,7 @@ def _kept(sampler: Steps, i: Any, made: list[Array], past: list[Array]) -> list[
     return library_of(made[0]).chosen(sampler._push, i, choices)  # type: ignore[no-any-return]
 
 
-def need_log_prob(asked: bool, law: density.Options) -> None:
+def check_log_prob(asked: bool, law: density.Options) -> None:
     for name in law:
         if name not in density.Options.__annotations__:
             there = "of a whole run it is log_probs=True" if name == "log_prob" else "with log_prob there are "

@@ -11,7 +11,7 @@ import numpy as np
 from ..arguments.arrays import is_lazy, is_written
 from ..arguments.types import Array
 from ..ground.checks import is_tracer
-from ..ground.libraries import library_for, library_of, need_plain
+from ..ground.libraries import check_plain, library_for, library_of
 from ..language.noise import START, are_names
 from ..language.tableau import Tableau
 from ..operations.update import update
@@ -32,7 +32,7 @@ def keeper(
     if log_probs or not are_names(noise):
         raise TypeError("mask: expected a Noise, or a list of them, and no log_probs with it")
     for name, given in (("mask", mask), ("known", known)):
-        need_plain(name, given)
+        check_plain(name, given)
     if getattr(known, "shape", None) != x.shape or library_of(known) is not library_of(x) or known.dtype != x.dtype:
         raise ValueError(f"known: expected an array like x, {told(x)}, got {told(known)}")
     if out is not None and (getattr(out, "shape", None) != x.shape or out.dtype != x.dtype or not is_written(x)):

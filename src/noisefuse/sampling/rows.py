@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ..arguments.arrays import is_lazy
 from ..arguments.types import Array
 from ..ground.checks import is_tracer
-from ..ground.libraries import library_for, need_plain
+from ..ground.libraries import check_plain, library_for
 from ..language.rows import AFFINE, OUTPUTS, PAST1, SYMBOLS
 from ..language.tableau import Row, Tableau, x
 from ..operations.update import update
@@ -51,7 +51,7 @@ def guided(
     """Returns the table with guidance folded in, and its row or, for a scale per sample, its rows (B,)."""
     if scale is None or not isinstance(model_output, tuple) or len(model_output) != 2:
         raise TypeError("guidance needs both: model_output=(uncond, cond) and guidance_scale")
-    need_plain("guidance_scale", scale)
+    check_plain("guidance_scale", scale)
     if is_tracer(scale):
         raise TypeError(
             "guidance_scale: JAX traces it; expected a number that is known, as it is a part of the program"

@@ -16,13 +16,13 @@ from ..arguments.types import Array, ArrayT, Device, DType, NumPyDType
 from ..ground import notebook, stored
 from ..ground.checks import got
 from ..ground.drawing import plot_levels
-from ..ground.libraries import library_for, need_plain
+from ..ground.libraries import check_plain, library_for
 from ..language.noise import START, Noises, are_names, each, names_of
 from ..language.tableau import Tableau
 from ..operations.draw import randn
 from ..operations.update import update
-from .arrays import arrays_of_rows, at, bar, drawn_for, first_answer, need_answer, need_output, zeros_like
-from .checked import need_log_prob
+from .arrays import arrays_of_rows, at, bar, check_answer, check_output, drawn_for, first_answer, zeros_like
+from .checked import check_log_prob
 from .inpainting import keeper
 from .rows import first_without_past, times_of
 from .steps import Steps
@@ -296,7 +296,7 @@ class Sampler(Steps):
         ((2, 3, 8, 8), 'float32')
         """
         self._can_start(start)
-        need_log_prob(log_probs, law)
+        check_log_prob(log_probs, law)
         if not callable(model):
             raise TypeError(f"model: expected a function, or a network, of (x, t), got {type(model).__name__}")
         if callback is not None and is_lazy(x_or_shape):
@@ -316,13 +316,13 @@ class Sampler(Steps):
             return scanned(self, model, x, noise, rows, time=time, guidance_scale=guidance_scale)
         state, found = self.state(x), []
         likely: dict[str, Any] = {**law, "log_prob": True}
-        need_output(out, x)
+        check_output(out, x)
         for i in bar(range(start, len(self)), progress):
             x = x if keep is None else keep(x, i)
             if answer is None:
                 answer = model(*self.model_input(i, x, time=time))
             if type(answer) is not type(x):
-                need_answer(answer, x, i)
+                check_answer(answer, x, i)
             z = noise if drawn is None else drawn[i - start]
             denoised: Any = None if callback is None else zeros_like(x) if is_written(x) else []
             to = out if i == len(self) - 1 and keep is None else None
@@ -350,7 +350,7 @@ class Sampler(Steps):
                 )
             return self.start(x_or_shape, noise, dtype="float32" if dtype is None else dtype, device=device)
         x = host_view("x", x_or_shape)
-        need_plain("x", x)
+        check_plain("x", x)
         if not hasattr(x, "shape"):
             raise TypeError(f"x_or_shape = {x!r}: expected a shape, such as (8, 3, 32, 32), or an array")
         if device is not None:

@@ -14,17 +14,17 @@ import numpy.typing as npt
 
 from .. import backends, density
 from ..arguments.arrays import host_view, is_traced
-from ..arguments.options import fast_path, need_tableau
+from ..arguments.options import check_tableau, fast_path
 from ..arguments.types import Array, ArrayT
 from ..ground.checks import is_tracer
 from ..ground.kept import kept_property
 from ..ground.libraries import library_for, library_of
 from ..language.noise import SAMPLER, Noises
-from ..language.rows import Plain
+from ..language.rows import FastTable
 from ..language.tableau import Tableau
 from ..operations.update import update
 from .arrays import several_zeros_like, times_like
-from .checked import checked_step, guided_rows, need_log_prob, need_past, need_state
+from .checked import check_log_prob, check_past, check_state, checked_step, guided_rows
 from .rows import SAME, first_without_past, level_rows, mixed, oldest_past, scaling
 from .state import State
 from .types import LikelyStepOptions, Models, StepOptions, Time
@@ -41,7 +41,7 @@ class Steps:
     _state_size: tuple[int, int]
     _push: list[int]
     _move: list[int]
-    _plain: Plain
+    _plain: FastTable
     _fast_rows: int
     _denoised: list[int]
     _times: list[Any]
@@ -55,7 +55,7 @@ class Steps:
     _mixed: Callable[[float], Tableau]
 
     def __init__(self, tableau: Tableau, model_time: str | Callable[..., Any] | None = None) -> None:
-        need_tableau("tableau", tableau)
+        check_tableau("tableau", tableau)
         push, reads = tableau.push.tolist(), oldest_past(tableau)
         most = max(push, default=0)
         if (i := first_without_past(push, reads, tableau.slots, 0)) is not None:  # a state would hold zeros there
@@ -85,8 +85,8 @@ class Steps:
         )
 
     @kept_property
-    def _plain_density(self) -> Any:
-        return density.plain_table(self.tableau)
+    def _fast_density(self) -> Any:
+        return density.fast_table(self.tableau)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a Sampler is immutable: cannot set {name!r}")
@@ -244,10 +244,10 @@ class Steps:
         """
         slots = self._slots
         if law and not log_prob:
-            need_log_prob(False, law)
+            check_log_prob(False, law)
         plain: Any = self._plain
         if guidance_scale is not None or type(model_output) is tuple:
-            plain = None if log_prob else self._plain_guided(x, guidance_scale, model_output)
+            plain = None if log_prob else self._fast_guided(x, guidance_scale, model_output)
         if (
             plain is not None
             and type(i) is int
@@ -261,7 +261,7 @@ class Steps:
                 if out is None and not log_prob:
                     made, after = self._again(i, x, model_output, past, noise, len(kept), state)
             elif log_prob:
-                plain = self._plain_density
+                plain = self._fast_density
                 made = backends.fast_density(plain, False, i, x, model_output, past, noise, SAMPLER, out, kept, law)
             else:
                 made = backends.fast_row(plain, i, x, model_output, past, noise, SAMPLER, out, kept, None, True)
@@ -273,7 +273,7 @@ class Steps:
             self, i, x, model_output, noise, state, guidance_scale, out, denoised_out, law if log_prob else None
         )
 
-    def _plain_guided(self, x: Array, scale: Any, model_output: Any) -> Any:
+    def _fast_guided(self, x: Array, scale: Any, model_output: Any) -> Any:
         """Returns the rows of the fast path, or None if an argument is not plain."""
         if type(x) is not np.ndarray and is_traced(x):
             return None
@@ -347,8 +347,8 @@ class Steps:
         >>> bool((sampler.log_prob(4, x, m, x_next) == made).all())
         True
         """
-        need_state(self, state)
-        need_past(self, state, i)
+        check_state(self, state)
+        check_past(self, state, i)
         table, rows, model_output = guided_rows(self, i, x, model_output, guidance_scale)
         past = [] if state is None else state.past[: table.slots]
         return density.log_prob(table, rows, x, model_output, x_next, past=past, **law)

@@ -170,7 +170,7 @@ def q_uniform(
         return other.through(q_uniform, ids, p, noise, vocabulary, **options)  # type: ignore[no-any-return]
     tokens = tokens_of("ids", ids, batched)
     v = vocabulary_of(vocabulary, tokens.dtype)
-    need_within("ids", tokens if batched else tokens[0], v)
+    check_within("ids", tokens if batched else tokens[0], v)
     drawn = segments("p", p, tokens.shape, block, batched)
     allowed = allowed_of(where, lengths, tokens.shape, batched)
     return _changed(tokens, drawn, noise, allowed, batched, out, vocabulary=v)
@@ -263,7 +263,7 @@ def q_transition(
     tokens = tokens_of("ids", ids, batched)
     shape, matrix = tokens.shape, _matrix(Q, tokens.shape[0])
     v = vocabulary_of(matrix.shape[-1], tokens.dtype)
-    need_within("ids", tokens if batched else tokens[0], v)
+    check_within("ids", tokens if batched else tokens[0], v)
     allowed = allowed_of(where, lengths, shape, batched)
     names = names_for(noise, shape, TOKENS)
     result = _result(out, tokens, allowed, batched)
@@ -428,7 +428,7 @@ def vocabulary_of(given: Any, dtype: np.dtype[Any]) -> int:
     return v
 
 
-def need_within(name: str, tokens: Array, v: int) -> None:
+def check_within(name: str, tokens: Array, v: int) -> None:
     """Raises ValueError, with the place, if a token lies outside of [0, v)."""
     if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < v:
         first = first_of(name, (tokens < 0) | (tokens >= v), tokens)

@@ -17,11 +17,11 @@ from ..ground import notebook
 from ..ground.checks import check_integer, check_number, first_of
 from ..ground.libraries import library, library_for, library_of
 from ..language.levels import LOGITS
-from ..language.noise import START, Noise, Noises, each, need_stream_0
+from ..language.noise import START, Noise, Noises, check_stream_0, each
 from ..sampling.arrays import asked, bar
 from .categorical import categorical, log_softmax_at, settings_of
 from .cross_entropy import masked_cross_entropy_and_grad
-from .forward import DTYPES, allowed_of, names_for, need_within, scaled_words, token_of, tokens_of, vocabulary_of
+from .forward import DTYPES, allowed_of, check_within, names_for, scaled_words, token_of, tokens_of, vocabulary_of
 from .steps import Drawn, Law, certain, law, next_tokens, positions, wanted_info
 from .table import TokenRow, TokenTable
 
@@ -86,7 +86,7 @@ class DiscreteSampler:
         heat = [temperature, *{temperature * row.temperature for row in table.rows}]
         settings_of(len(heat), heat, check_integer("top_k", table.top_k), top_p)
         object.__setattr__(self, "table", table)
-        object.__setattr__(self, "_plain", tuple(_plain_row(table, row) for row in table.rows))
+        object.__setattr__(self, "_plain", tuple(_fast_row(table, row) for row in table.rows))
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("a DiscreteSampler is frozen: make another one")
@@ -374,7 +374,7 @@ class DiscreteSampler:
         """Returns x (B, L). ValueError: a token lies beyond the vocabulary that all tokens are drawn from.
         OverflowError: x's dtype does not hold the mask."""
         if self.table.mask_id is None and self.table.vocabulary is not None:
-            need_within("x", x, self.table.vocabulary)
+            check_within("x", x, self.table.vocabulary)
         if self.table.mask_id is not None:
             token_of("mask_id", self.table.mask_id, x.dtype)
         return _by_sample(x)
@@ -499,8 +499,8 @@ class DiscreteSampler:
         return law(self.table, row, x, to, may, of_next, of_own, total, taken)
 
 
-def _plain_row(table: TokenTable, row: TokenRow) -> tuple[Any, ...] | None:
-    """Returns the numbers of PlainTokenRow (csrc/python/fast_step.h), or None if the row needs more than it does."""
+def _fast_row(table: TokenTable, row: TokenRow) -> tuple[Any, ...] | None:
+    """Returns the numbers of FastTokenRow (csrc/python/fast_step.h), or None if the row needs more than it does."""
     mask = -1 if table.mask_id is None else int(table.mask_id)
     plain = row.rate is None and row.bound is None and not row.own and not table.guidance
     if not plain or (table.top_p < 1 and not table.crossing) or not -(1 << 63) <= mask < 1 << 63:
@@ -554,7 +554,7 @@ def _nucleus(logits: Any, temperature: float, k: int, p: float) -> Any:
 
 def _at(noise: Any, i: int) -> Any:
     """Returns the noise of row i. Operations set its stream."""
-    need_stream_0(noise)
+    check_stream_0(noise)
     for name in noise if isinstance(noise, list | tuple) else (noise,):
         if name.window_shape is not None:
             raise ValueError("noise: a sampler takes whole samples, got a noise with a window")

@@ -23,7 +23,7 @@ with needs(__name__, "dask"):
     from dask.array.core import normalize_chunks
 
 from .augment import augmented, prepare
-from .blocks import Call, known_chunks, mapped, need_none
+from .blocks import Call, check_none, known_chunks, mapped
 from .tokens import categorical, masked_cross_entropy, through
 
 __all__ = ["check_workers", "library"]
@@ -90,19 +90,19 @@ def uniform(shape: Any, noise: Any, **options: Any) -> Any:
 
 
 def q_sample(x0: Any, t: Any, schedule: Any, noise: Any, *, out: Any, target_out: Any, **options: Any) -> Any:
-    need_none(out=out, target_out=target_out)
+    check_none(out=out, target_out=target_out)
     constants = {"name": "q_sample", "table": schedule, **options}
     call = Call("q_sample", _at_times, constants, None if options["target"] is None else 2)
     return mapped(call, x0, {"t": t}, noise, {})
 
 
 def q_step(x: Any, t: Any, schedule: Any, noise: Any, *, out: Any, **options: Any) -> Any:
-    need_none(out=out)
+    check_none(out=out)
     return mapped(Call("q_step", _at_times, {"name": "q_step", "table": schedule, **options}), x, {"t": t}, noise, {})
 
 
 def q_walk(x0: Any, schedule: Any, noise: Any, *, keep: Any, out: Any, **options: Any) -> Any:
-    need_none(out=out)
+    check_none(out=out)
     if hasattr(noise, "shape"):
         raise TypeError("noise: expected a Noise, as q_walk draws at every time, got an array")
     kept = len(schedule) if keep is None else np.size(keep)
@@ -112,7 +112,7 @@ def q_walk(x0: Any, schedule: Any, noise: Any, *, keep: Any, out: Any, **options
 def update(
     table: Any, i: Any, x: Any, model_output: Any, *, past: Any, noise: Any, out: Any, aux_out: Any, **options: Any
 ) -> Any:  # fmt: skip
-    need_none(out=out)
+    check_none(out=out)
     if not isinstance(aux_out, int) and len(aux_out):
         raise TypeError("aux_out: dask arrays are not written to; give the number of auxiliary outputs")
     models = model_output if isinstance(model_output, tuple) else (model_output,)
@@ -128,7 +128,7 @@ def update(
 
 
 def _random(name: str, shape: Any, noise: Any, *, chunks: Any, dtype: Any, out: Any, device: Any, batched: bool) -> Any:
-    need_none(out=out, device=device)
+    check_none(out=out, device=device)
     kind = getattr(nf, name)(0, nf.Noise(0), dtype=dtype).dtype
     if not isinstance(kind, np.dtype):
         raise TypeError(f"dtype {dtype}: expected a dtype of NumPy, as chunks= gives a dask array")

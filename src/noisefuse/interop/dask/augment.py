@@ -12,17 +12,17 @@ import numpy as np
 
 import noisefuse as nf
 
-from .blocks import Axes, Call, Shape, known_chunks, mapped, need_none, need_whole, same, without_window
+from .blocks import Axes, Call, Shape, check_none, check_whole, known_chunks, mapped, same, without_window
 
 
 def augmented(function: Callable[..., Any], x: Any, noise: Any, *, out: Any = None, **options: Any) -> Any:
     """Runs a function of `augment` on each block."""
-    need_none(out=out)
+    check_none(out=out)
     name, batched = function.__name__.strip("_"), options.get("batched", True)
     if name == "apply":
         numbers = options.pop("numbers")
     elif name == "snr":
-        need_whole("at_snr: samples", x, 1 if batched else 0)
+        check_whole("at_snr: samples", x, 1 if batched else 0)
         numbers = {"snr": options.pop("snr")}
     elif name == "poisson":
         numbers = {"peak": options.pop("peak")}
@@ -90,9 +90,9 @@ def _augmented(x: Any, noise: Any, *, function: Any, numbers_of: tuple[str, ...]
 
 def prepare(images: Any, noise: Any, *, noise_std: Any, t: Any, out: Any, **options: Any) -> Any:
     """Runs `augment.prepare`. Its result has the images' channels first, so the chunks of other axes move on by one."""
-    need_none(out=out)
+    check_none(out=out)
     shape, first = tuple(map(sum, known_chunks("images", images))), 1 if options["batched"] else 0
-    need_whole("prepare: channels", images, -1)
+    check_whole("prepare: channels", images, -1)
     numbers = {"noise_std": noise_std} | ({} if t is None else {"t": t})
     axes = {name: (0,) for name, value in numbers.items() if np.ndim(value)}
 

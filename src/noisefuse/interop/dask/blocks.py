@@ -124,13 +124,13 @@ def mapped(call: Call, x: Any, arrays: dict[str, Any], noise: Any, axes: Axes) -
     )
 
 
-def need_none(**outputs: Any) -> None:
+def check_none(**outputs: Any) -> None:
     for name, out in outputs.items():
         if out is not None:
             raise TypeError(f"{name}: expected None, as the result is a new dask array, got {type(out).__name__}")
 
 
-def need_whole(name: str, x: Any, first: int, end: int | None = None) -> None:
+def check_whole(name: str, x: Any, first: int, end: int | None = None) -> None:
     """Raises ValueError if blocks hold only parts along these axes."""
     if any(len(sizes) > 1 for sizes in known_chunks("x", x)[first:end]):
         raise ValueError(f"{name}: expected each of them whole in one block, got chunks {x.chunks} of x: rechunk it")

@@ -14,7 +14,7 @@ import numpy as np
 import noisefuse as nf
 
 from ...ground.checks import check_choice, check_integer
-from .blocks import Call, Shape, known_chunks, mapped, need_none, need_whole
+from .blocks import Call, Shape, check_none, check_whole, known_chunks, mapped
 
 
 def through(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -38,7 +38,7 @@ def _changed(
     function: Any, ids: Any, p: Any, noise: Any, token: Any, *, where: Any, lengths: Any, block: Any, out: Any,
     **options: Any,
 ) -> Any:  # fmt: skip
-    need_none(out=out)
+    check_none(out=out)
     known_chunks("ids", ids)
     if block is not None:
         p = _of_blocks(ids, p, check_integer("block", block), options["batched"])
@@ -62,7 +62,7 @@ def _of_blocks(ids: Any, p: Any, block: int, batched: bool) -> Any:
 def _transition(
     function: Any, ids: Any, Q: Any, noise: Any, *, where: Any, lengths: Any, out: Any, **options: Any
 ) -> Any:  # fmt: skip
-    need_none(out=out)
+    check_none(out=out)
     known_chunks("ids", ids)
     arrays, axes = _allowed(ids, where, lengths, options["batched"])
     if np.ndim(Q) == 3:
@@ -112,7 +112,7 @@ def categorical(
     logits: Any, noise: Any, *, temperature: Any, top_k: Any, top_p: Any, where: Any, positions: Any, info: Any,
     partial: bool, out: Any, dtype: Any,
 ) -> Any:  # fmt: skip
-    need_none(out=out)
+    check_none(out=out)
     if partial:
         raise NotImplementedError("partial: parts do not take dask arrays: call categorical in each block")
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -154,11 +154,11 @@ def _mean(losses: Any) -> Any:
 def _step(
     function: Any, i: int, x: Any, logits: Any, noise: Any, state: Any, *, where: Any, log_prob: bool, out: Any
 ) -> Any:  # fmt: skip
-    need_none(out=out)
+    check_none(out=out)
     if log_prob or (state is not None and state.asked):
         raise NotImplementedError("log_prob, state: noisefuse does not offer info of a step for arrays of dask")
     first, *others = logits if isinstance(logits, tuple) else (logits,)
-    need_whole("step: samples", x, 1)
+    check_whole("step: samples", x, 1)
     arrays = {"tokens": x} | {f"logits{n}": one for n, one in enumerate(others)}
     arrays |= {} if where is None else {"where": _of_rows(where, first)}
     return _in_rows(Call("step", _stepped, {"function": function, "i": i}), first, arrays, noise)
@@ -188,7 +188,7 @@ def _in_rows(call: Call, logits: Any, arrays: dict[str, Any], noise: Any) -> Any
     """Returns a result for each row."""
     if len(known_chunks("logits", logits)) < 3:
         raise ValueError(f"logits: expected (B, .., V) with axes between, got shape {logits.shape}")
-    need_whole("logits: rows", logits, -1)
+    check_whole("logits: rows", logits, -1)
     axes = {name: tuple(range(min(np.ndim(x), logits.ndim))) for name, x in arrays.items() if np.ndim(x)}
     found = mapped(replace(call, last=1, empty=_without_rows), logits, arrays, noise, axes)
     return found[..., 0] if call.outputs is None else tuple(one[..., 0] for one in found)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import noisefuse as nf
 
-from ...language.noise import SAMPLER, START, Noises, are_names, at_row, need_stream_0
+from ...language.noise import SAMPLER, START, Noises, are_names, at_row, check_stream_0
 from ..torch import internals
 from ..torch.internals import is_traced, version, writes
 from . import rows
@@ -51,7 +51,7 @@ class Fused:
     @noise.setter
     def noise(self, noise: Noises | None) -> None:
         if noise is not None:
-            need_stream_0(noise)
+            check_stream_0(noise)
         self.__dict__["noise"] = noise
 
     @property

@@ -19,7 +19,7 @@ import noisefuse as nf
 
 from ...arguments.arrays import fast_dtype
 from ...arguments.calls import Index, kept_times, make_call
-from ...arguments.options import FAST_LEVELS, lengths, plain_table
+from ...arguments.options import FAST_LEVELS, fast_table, lengths
 from ...call.description import Step
 from ...ground.checks import is_tracer
 from ...ground.libraries import Library
@@ -31,7 +31,7 @@ from ...language.rows import AFFINE, Rows, X
 from ...operations.draw import UNIT, are_increments, random_call, rows_of_sum
 from ...operations.process import q_sample_call, q_step_call
 from ...operations.update import update_call
-from ...sampling.arrays import need_answer
+from ...sampling.arrays import check_answer
 from ...sampling.state import State
 
 with needs(__name__, "jax"):
@@ -60,7 +60,7 @@ from .loss import (
     update_with_log_prob,
 )
 from .tokens import on_host, q_mask
-from .traced import Named, at_row, at_times, need_none, read, remember, rows_of_floats, run, stand_in_for
+from .traced import Named, at_row, at_times, check_none, read, remember, rows_of_floats, run, stand_in_for
 
 
 def times(x: Any, t: Any, kind: str) -> Any:
@@ -147,7 +147,7 @@ def randn_like(x: Any, noise: Any, *, dtype: Any, batched: bool) -> Any:
 
 
 def _random(name: str, shape: Any, noise: Any, *, dtype: Any, batched: bool, out: Any) -> Any:
-    need_none(out=out)
+    check_none(out=out)
     named = Named(noise)
     call = random_call(name, shape, named.known, jnp.dtype(dtype), batched)
     like = lambda: (UNIT.plain, name == "uniform", shape, fast_dtype(dtype, jax), batched)  # noqa: E731
@@ -156,7 +156,7 @@ def _random(name: str, shape: Any, noise: Any, *, dtype: Any, batched: bool, out
 
 def added_draws(shape: Any, noise: Any, *, dtype: Any, batched: bool, out: Any) -> Any:
     """Returns the sum of the draws of an increment of a Brownian motion, or of one for each row."""
-    need_none(out=out)
+    check_none(out=out)
     full, kind = lengths(shape), jnp.dtype(dtype)
     fields = noise.draw(0) if isinstance(noise, nf.noise.Increment) else [one.draw(0) for one in noise]
     call = random_call("randn", full, Named(fields).known, kind, batched)
@@ -196,7 +196,7 @@ def q_sample(
     x0: Any, t: Any, schedule: Any, noise: Any, *, out: Any, target_out: Any, target: Any, scale: Any, offset: Any,
     dtype: Any, batched: bool, out_scale: Any = None, out_offset: Any = None,
 ) -> Any:  # fmt: skip
-    need_none(target_out=target_out)
+    check_none(target_out=target_out)
     levels = _levels(dtype, out_scale, out_offset) if dtype in LEVELS else None
     kind = None if dtype is None or levels else jnp.dtype(dtype)
     options = target, scale, offset, kind, levels, batched
@@ -207,7 +207,7 @@ def q_sample(
         common = common._replace(active=rows.active)
 
     def like() -> Any:
-        plain = plain_table(schedule.kept.plain, target, scale, offset, levels) if common is None else common
+        plain = fast_table(schedule.kept.plain, target, scale, offset, levels) if common is None else common
         return plain, -1, 0, aux, _kind(dtype, levels), batched
 
     found = NotImplemented
@@ -226,7 +226,7 @@ def q_step(
 ) -> Any:  # fmt: skip
     levels = _levels(dtype, out_scale, out_offset)
     make = lambda x, t, noise: q_step_call(x, t, schedule, noise, levels, batched)  # noqa: E731
-    like = lambda: (schedule.kept.plain_markov, WALK, 0, 0, None, batched)  # noqa: E731
+    like = lambda: (schedule.kept.fast_markov, WALK, 0, 0, None, batched)  # noqa: E731
     return at_times(make, "x", x, t, noise, out, None if levels else like)[0]
 
 
@@ -240,7 +240,7 @@ def _kind(dtype: Any, levels: Levels | None) -> Any:
 
 
 def q_walk(x0: Any, schedule: Any, noise: Any, *, keep: Any, batched: bool, out: Any) -> Any:
-    need_none(out=out)
+    check_none(out=out)
     if hasattr(noise, "shape"):
         raise TypeError("noise: expected a Noise, as q_walk draws at every time, got an array")
     kept, rows = kept_times(keep, len(schedule)), schedule.kept.markov
@@ -300,7 +300,7 @@ def sample(sampler: Any, model: Callable[..., Any], x: Any, noise: Any, rows: ra
     def row(carried: Any, i: Any) -> Any:
         x, state = carried
         output = model(*sampler.model_input(i, x, **options))
-        need_answer(output, x, rows.start)
+        check_answer(output, x, rows.start)
         # x's memory is reused: XLA would copy another result to the next step's place
         return (sampler.step(i, x, output, noise, state, out=x, **guided), state), None
 

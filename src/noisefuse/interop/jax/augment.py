@@ -16,12 +16,12 @@ from ...ground.checks import is_tracer
 from ...language.levels import LEVELS, level_bounds
 from ...language.rows import Rows, X, Z
 from . import eager
-from .traced import Named, need_none, remember, run, stand_in_for
+from .traced import Named, check_none, remember, run, stand_in_for
 
 
 def augmented(function: Any, x: Any, noise: Any, *, out: Any = None, **options: Any) -> Any:
     """Runs a function of `augment`: in host memory, or as one operation of a traced program."""
-    need_none(out=out)
+    check_none(out=out)
     if eager.is_concrete(x) and (row := nf.augment.row_inside(function, options)) is not None:
         made = _by_row(function, row, x, noise, options)
         if made is not NotImplemented:

@@ -48,7 +48,7 @@ from .description import (
     Described,
     native,
 )
-from .internals import is_for_several, need_devices, result_type, varying, varying_axes
+from .internals import check_devices, is_for_several, result_type, varying, varying_axes
 
 OUT, AUX1 = AFFINE[:2]
 
@@ -201,7 +201,7 @@ mlir.register_lowering(call_p, _without_handler)
 if native is not None:
     jax.ffi.register_ffi_target(TARGET, native.xla_handler(), platform="cpu")
     mlir.register_lowering(call_p, _foreign_call, platform="cpu")
-    need_devices(call_p)  # otherwise a batch is gathered before it
+    check_devices(call_p)  # otherwise a batch is gathered before it
 
 
 # ---- many devices ------------------------------------------------------------------------------------------
@@ -276,7 +276,7 @@ def _rule(what: Described, ranks: tuple[int, ...]) -> dict[str, Any]:
     operands = ", ".join(map(" ".join, factors))
     results = ", ".join(" ".join(["b", *inner][: len(shape)]) for shape, _ in what.outputs)
     whole = dict.fromkeys(factor for each in [*factors, inner] for factor in each if factor != "b")  # in their order
-    return {"sharding_rule": f"{operands} -> {results}", "need_replication_factors": tuple(whole)}
+    return {"sharding_rule": f"{operands} -> {results}", "check_replication_factors": tuple(whole)}
 
 
 # ---- vmap --------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def is_for_several(context: Any) -> bool:
     return devices is not None and len(devices) > 1
 
 
-def need_devices(primitive: Any) -> bool:
+def check_devices(primitive: Any) -> bool:
     """Asks JAX to give the devices when the primitive is lowered. False: this JAX cannot be asked."""
     try:
         from jax._src.dispatch import prim_requires_devices_during_lowering

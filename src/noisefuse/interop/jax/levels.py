@@ -17,13 +17,13 @@ from ...language.rows import M1
 from ...operations.draw import drawn_like
 from ...operations.interpolate import interpolate_call
 from ...operations.noised import noised_call
-from .traced import at_times, need_none, stand_in_for
+from .traced import at_times, check_none, stand_in_for
 
 
 def interpolate(
     x0: Any, x1: Any, t: Any, path: Any, noise: Any, target: Any, batched: bool, out: Any, target_out: Any
 ) -> Any:
-    need_none(target_out=target_out)
+    check_none(target_out=target_out)
     other = stand_in_for("x1", x1)
 
     def make(x: Any, t: Any, noise: Any) -> Step:
@@ -35,7 +35,7 @@ def interpolate(
 
 
 def noised(x0: Any, alpha: Any, sigma: Any, noise: Any, target: Any, batched: bool, out: Any, target_out: Any) -> Any:
-    need_none(target_out=target_out)
+    check_none(target_out=target_out)
     in_place = out is x0
     given = {"x0": x0, "alpha": alpha, "sigma": sigma, "noise": noise}
 

@@ -14,7 +14,7 @@ import numpy as np
 import noisefuse as nf
 
 from ... import density
-from ...arguments.options import need_tableau, plain_table
+from ...arguments.options import check_tableau, fast_table
 from ...call.description import Loss, Step
 from ...call.packed import pack_loss
 from ...ground.checks import is_tracer
@@ -25,9 +25,9 @@ from . import eager
 from .description import LAW, LOSSES, WEIGHTS
 from .traced import (
     Named,
+    check_none,
     kept,
     known_times,
-    need_none,
     read,
     remember,
     rows_at_times,
@@ -45,7 +45,7 @@ def mse_loss(*given: Any, partial: bool = False, **options: Any) -> Any:
 
 
 def mse_loss_and_grad(*given: Any, out: Any, **options: Any) -> Any:
-    need_none(out=out)
+    check_none(out=out)
     return tuple(_mse_loss(*given, **options, wanted=True))
 
 
@@ -63,7 +63,7 @@ def _mse_loss(
     arrays = (pred,) if x0 is None else (pred, x0)
 
     def like() -> Any:
-        plain = plain_table(schedule.kept.plain_residual, target, scale, offset) if common is None else common
+        plain = fast_table(schedule.kept.fast_residual, target, scale, offset) if common is None else common
         return plain, -1, reduction, wanted, batched, weight is not None, x0 is not None
 
     if type(schedule) is nf.Schedule and type(target) is str and not is_tracer(weight):
@@ -94,7 +94,7 @@ def _of_rows(weight: Any, expected: tuple[int, ...]) -> Any:
 
 
 def mse_loss_grad(*given: Any, upstream: Any, out: Any, **options: Any) -> Any:
-    need_none(out=out)
+    check_none(out=out)
     gradient = _mse_loss(*given, **options, wanted=True)[1]
     if type(upstream) is float and upstream == 1:
         return gradient
@@ -107,7 +107,7 @@ def interpolate_loss(*given: Any, **options: Any) -> Any:
 
 
 def interpolate_loss_and_grad(*given: Any, out: Any, **options: Any) -> Any:
-    need_none(out=out)
+    check_none(out=out)
     return tuple(_path_loss(*given, **options, wanted=True))
 
 
@@ -134,7 +134,7 @@ def log_prob(
 ) -> Any:
     if partial:
         raise NotImplementedError("partial: sums of parts do not take JAX arrays: pass np.asarray(x)")
-    need_tableau("table", table)
+    check_tableau("table", table)
     arrays, models, remembered = read(model_output, past)
     known, traced = _drawing(table, i)
     zeros = stand_in_for("x", x), models, stand_in_for("x_next", x_next), remembered
@@ -143,7 +143,7 @@ def log_prob(
 
 
 def kl(table: Any, i: Any, model_output: Any, reference: Any, *, reduction: Any) -> Any:
-    need_tableau("table", table)
+    check_tableau("table", table)
     known, traced = _drawing(table, i)
     zeros = stand_in_for("model_output", model_output), stand_in_for("reference", reference)
     call, _ = density.pair_call(table, known, *zeros, reduction, {})
@@ -154,7 +154,7 @@ def log_prob_grad(
     table: Any, i: Any, x: Any, model_output: Any, x_next: Any, *, wrt: Any, upstream: Any, out: Any, past: Any,
     **law: Any,
 ) -> Any:  # fmt: skip
-    need_none(out=out)
+    check_none(out=out)
     models = model_output if isinstance(model_output, tuple) else (model_output,)
     inputs = {"x": x} | {f"m{n + 1}": m for n, m in enumerate(models)}
     if wrt not in ("m1", "m2", "x") or inputs.get(wrt) is None:
@@ -169,7 +169,7 @@ def log_prob_grad(
 
 
 def kl_grad(table: Any, i: Any, model_output: Any, reference: Any, *, reduction: Any, upstream: Any, out: Any) -> Any:
-    need_none(out=out)
+    check_none(out=out)
     return _pulled_back(lambda m: kl(table, i, m, reference, reduction=reduction), model_output, upstream)
 
 

@@ -15,7 +15,7 @@ import noisefuse as nf
 from ...ground.checks import is_tracer
 from ...language.noise import MASKS
 from ...tokens.forward import drawing, names_for
-from .traced import Named, need_none, run, stand_in_for
+from .traced import Named, check_none, run, stand_in_for
 
 
 def on_host(function: Any, given: Any, shape: tuple[int, ...], n: int | None = None) -> Any:
@@ -38,7 +38,7 @@ def q_mask(
     batched: bool, out: Any,
 ) -> Any:  # fmt: skip
     """Draws words by the one operation of all calls, and compares them in the program."""
-    need_none(out=out)
+    check_none(out=out)
     named = Named(noise)
     given: Any = {"p": p, "where": where, "lengths": lengths}
     options: Any = {"block": block, "complement": complement, "batched": batched}

@@ -56,7 +56,7 @@ def read(model_output: Any, past: Any) -> tuple[dict[int, Any], Any, list[Any]]:
     return arrays, stand_in, [zeros[f"past{n + 1}"] for n in range(len(past))]
 
 
-def need_none(**outputs: Any) -> None:
+def check_none(**outputs: Any) -> None:
     for name, out in outputs.items():
         if out is not None:
             raise TypeError(f"{name}: expected None, as JAX arrays are not written to, got {type(out).__name__}")

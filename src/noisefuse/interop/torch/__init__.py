@@ -40,11 +40,11 @@ from .arrays import (
     NAMED,
     array_dtype,
     as_tensor,
+    check_memory,
+    check_plain,
     checked,
     dtype_name,
     in_format,
-    need_memory,
-    need_plain,
     on,
     place_of,
     read,
@@ -58,12 +58,12 @@ from .density import as_given, inputs_of, kl, kl_grad, log_prob, log_prob_grad, 
 from .graph import (
     Operation,
     carries,
+    check_no_gradient,
     compiled,
     copied,
     differentiable,
+    fast_call,
     is_watched,
-    need_no_gradient,
-    plain_call,
     words_of,
 )
 from .internals import is_compiling, is_traced
@@ -147,7 +147,7 @@ def uniform(shape: Any, noise: Any, **options: Any) -> Any:
 def q_sample(x0: Any, t: Any, schedule: Any, noise: Any, *, out: Any, target_out: Any, **options: Any) -> Any:
     options["dtype"] = dtype_name(options["dtype"], or_levels=True)
     if options["dtype"] in LEVELS:  # rounded to integer levels
-        need_no_gradient(x0=x0)
+        check_no_gradient(x0=x0)
     if options["target"] is None and target_out is None:
         return _call("q_sample", schedule, options, t, {"x": x0}, noise, (out,))[0]
     return _call("q_sample", schedule, options, t, {"x": x0}, noise, (out, target_out))
@@ -155,7 +155,7 @@ def q_sample(x0: Any, t: Any, schedule: Any, noise: Any, *, out: Any, target_out
 
 def q_step(x: Any, t: Any, schedule: Any, noise: Any, *, out: Any, **options: Any) -> Any:
     if "dtype" in options:  # rounded to integer levels
-        need_no_gradient(x=x)
+        check_no_gradient(x=x)
     return _call("q_step", schedule, options, t, {"x": x}, noise, (out,))[0]
 
 
@@ -169,7 +169,7 @@ def update(
 ) -> Any:  # fmt: skip
     tensors = inputs_of(x, model_output, past)
     if options:  # rounded to integer levels
-        need_no_gradient(**{nf.tableau.ARGUMENTS[slot]: tensor for slot, tensor in tensors.items()})
+        check_no_gradient(**{nf.tableau.ARGUMENTS[slot]: tensor for slot, tensor in tensors.items()})
     made = isinstance(aux_out, int)
     results = _call("update", table, options, i, tensors, noise, (out, *((None,) * aux_out if made else aux_out)))
     return results if made else results[0]
@@ -179,7 +179,7 @@ def augmented(function: Any, x: Any, noise: Any, *, dtype: Any = None, out: Any 
     """Runs a function of `augment` or `fields` on the memory of tensors. A compiler's graph breaks there."""
     if is_compiling():
         return internals.untraced(augmented, function, x, noise, dtype=dtype, out=out, **options)
-    need_no_gradient(x=x, noise=noise)
+    check_no_gradient(x=x, noise=noise)
     place, name, made = place_of("x", checked("x", x)), dtype_name(dtype, or_levels=True), out
     kind = NAMED.get(name, x.dtype)
     if out is None and place.type != "cpu":  # torch allocates all results on a device
@@ -288,7 +288,7 @@ def _call(
 ) -> tuple[Any, ...]:
     """Returns the outputs: the caller's, or new ones."""
     time = "i" if name == "update" else "t"
-    need_no_gradient(**{"noise": noise, time: index})
+    check_no_gradient(**{"noise": noise, time: index})
     if isinstance(noise, Tensor):
         tensors, noise = {**tensors, "z": noise}, None
     fields, values = (table, name, tuple(options.items()), tuple(tensors), len(outs)), tuple(tensors.values())
@@ -302,7 +302,7 @@ def _call(
     remembered = tuple(out for out in outs[1:] if out is not None) if name == "update" else ()
     if is_watched((*values, *remembered)):
         for slot, x in zip(call.slots, values, strict=True):
-            need_memory(call.label(slot), x)
+            check_memory(call.label(slot), x)
         for label, out in zip(call.out_labels(), outs[: len(outs) - len(remembered)], strict=False):
             if out is not None:
                 raise ValueError(f"{label}: expected None, as an input requires grad and autograd needs a new tensor")
@@ -345,10 +345,10 @@ def in_graph(row: Any, arguments: tuple[Any, ...], name: str, table: Any, option
     try:
         for one in values:
             one.data_ptr()
-    except (AttributeError, RuntimeError):  # no tensor, or one of torch.func: see `need_memory`
+    except (AttributeError, RuntimeError):  # no tensor, or one of torch.func: see `check_memory`
         return NotImplemented
     outputs = 1 + aux if is_number else 1
-    return plain_call(RowCall(table, name, options, tuple(tensors), outputs), row, arguments, values)
+    return fast_call(RowCall(table, name, options, tuple(tensors), outputs), row, arguments, values)
 
 
 def _random(name: str, shape: Any, noise: Any, *, dtype: Any, batched: bool, out: Any) -> Any:
@@ -373,7 +373,7 @@ def untraced(function: Any, *arguments: Any) -> Any:
 
 library: Library = Library(
     "torch", time="batch", is_traced=is_traced, can_warn=lambda: not is_traced(), untraced=untraced,
-    need_plain=need_plain, to_numpy=to_numpy, moved=moved, following=following, of_arrays=of_arrays,
+    check_plain=check_plain, to_numpy=to_numpy, moved=moved, following=following, of_arrays=of_arrays,
     zeros_like=zeros_like, where=torch.where, times=times, empty=empty, randn=randn, randn_like=randn_like,
     uniform=uniform, q_sample=q_sample, q_step=q_step, q_walk=q_walk, update=update,
     mse_loss=mse_loss, mse_loss_and_grad=mse_loss_and_grad, mse_loss_grad=mse_loss_grad,

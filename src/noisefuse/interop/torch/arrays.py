@@ -76,7 +76,7 @@ def read_index(name: str, t: Any, place: torch.device) -> Any:
     """Returns row numbers or times. Tensors on a device may have theirs in host memory, too."""
     if not isinstance(t, Tensor):
         return t
-    need_plain(name, t)
+    check_plain(name, t)
     own = place_of(name, t)
     return memory(name, (t.float() if t.dtype == torch.bfloat16 else t).detach(), own if own.type == "cpu" else place)
 
@@ -86,7 +86,7 @@ def read_numbers(name: str, x: Any, place: torch.device) -> Any:
     them."""
     if not isinstance(x, Tensor):
         return x
-    need_plain(name, x)
+    check_plain(name, x)
     if place_of(name, x).type == "cuda":
         return memory(name, x.detach().double(), place)
     numbers = to_numpy(x.double())
@@ -105,7 +105,7 @@ def read_noise(noise: Any, beside: str) -> Any:
 def checked(name: str, x: object) -> Tensor:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, as the other arguments are, got {type(x).__name__}")
-    need_plain(name, x)
+    check_plain(name, x)
     if x.layout != torch.strided or x.is_quantized:
         raise TypeError(f"{name}: expected a dense tensor, got {'a quantised' if x.is_quantized else x.layout} one")
     if x.dtype not in DTYPES:
@@ -113,7 +113,7 @@ def checked(name: str, x: object) -> Tensor:
     return x
 
 
-def need_plain(name: str, x: Any) -> None:
+def check_plain(name: str, x: Any) -> None:
     """Raises TypeError for tensors that stand for several, or for parts of one. The message says what to pass in their
     place. ValueError: its memory was freed. Whatever else torch has, a dtype or a generator, passes."""
     if not isinstance(x, Tensor):
@@ -178,7 +178,7 @@ def to_numpy(x: Any) -> Any:
         raise _no_memory("a number, such as a time, level or weight") from error
 
 
-def need_memory(name: str, x: object) -> None:
+def check_memory(name: str, x: object) -> None:
     """Raises an error for tensors of torch.func. torch unwraps them in the forward pass, but not in the backward
     pass."""
     try:

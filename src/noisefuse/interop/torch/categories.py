@@ -14,16 +14,16 @@ import noisefuse as nf
 
 from ...language.levels import INFO
 from . import internals
-from .arrays import CPU, as_tensor, checked, memory, need_memory, need_plain, place_of, read, to_numpy, write
+from .arrays import CPU, as_tensor, check_memory, check_plain, checked, memory, place_of, read, to_numpy, write
 from .graph import (
     Operation,
     carries,
+    check_no_gradient,
+    check_unwatched,
     compiled,
     copied,
     differentiable_once,
     is_watched,
-    need_no_gradient,
-    need_unwatched,
     noise_of,
     words_of,
 )
@@ -40,7 +40,7 @@ NAMED: dict[Any, torch.dtype] = {
 
 def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, partial: bool, **options: Any) -> Any:
     if info:
-        need_no_gradient(logits=logits)
+        check_no_gradient(logits=logits)
     if is_compiling():
         plain = all(isinstance(options[name], int | float) for name in ("temperature", "top_k", "top_p"))
         if (
@@ -91,8 +91,8 @@ def _read(name: str, value: Any) -> Any:
     """Returns a setting, which may be a tensor, as NumPy takes it."""
     if not isinstance(value, Tensor):
         return value
-    need_plain(name, value)
-    need_no_gradient(**{name: value})
+    check_plain(name, value)
+    check_no_gradient(**{name: value})
     place_of(name, value)
     return to_numpy(value)
 
@@ -136,7 +136,7 @@ def masked_cross_entropy(logits: Any, ids: Any, masked: Any, weight: Any, *, red
     make = torch.tensor if watched else torch.as_tensor  # the caller may overwrite an array before the backward pass
     given = _given(logits, ids, masked, weight, make)
     if watched:
-        need_memory("logits", logits)
+        check_memory("logits", logits)
         return differentiable_once("masked_cross_entropy", given, {"reduction": reduction}, _gradient)
     fields, tensors = _cross_entropy(given, reduction)
     return (
@@ -157,15 +157,15 @@ def masked_cross_entropy_and_grad(
     if is_compiling():
         options = {"reduction": reduction, "upstream": upstream, "out": out}
         return internals.untraced(masked_cross_entropy_and_grad, logits, ids, masked, weight, **options)
-    need_no_gradient(upstream=upstream)
-    need_unwatched("logits", logits)
+    check_no_gradient(upstream=upstream)
+    check_unwatched("logits", logits)
     fields, tensors = _cross_entropy(_given(logits, ids, masked, weight), reduction)
     return CrossEntropy(*fields).value(tensors, upstream, True if out is None else out)
 
 
 def _given(logits: Any, ids: Any, masked: Any, weight: Any, make: Any = torch.as_tensor) -> dict[str, Tensor]:
     """Returns the arguments that are given, as tensors."""
-    need_no_gradient(weight=weight)
+    check_no_gradient(weight=weight)
     given = {"logits": logits}
     for name, x in (("ids", ids), ("masked", masked), ("weight", weight)):
         if isinstance(x, Tensor):

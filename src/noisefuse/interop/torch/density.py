@@ -16,13 +16,13 @@ import noisefuse as nf
 
 from .arrays import (
     as_tensor,
+    check_memory,
     checked,
     empty_like,
     in_format,
     is_copied,
     like_x,
     memory,
-    need_memory,
     on,
     place_of,
     read,
@@ -30,18 +30,18 @@ from .arrays import (
     read_numbers,
     write,
 )
-from .graph import Operation, compiled, differentiable, is_watched, need_no_gradient
+from .graph import Operation, check_no_gradient, compiled, differentiable, is_watched
 from .internals import is_compiling
 
 
 def log_prob(
     table: Any, i: Any, x: Any, model_output: Any, x_next: Any, *, past: Any, partial: bool = False, **options: Any
 ) -> Any:
-    need_no_gradient(x_next=x_next, **_remembered(past))
+    check_no_gradient(x_next=x_next, **_remembered(past))
     tensors = inputs_of(x, model_output, past) | {"x_next": x_next}
     if not partial:
         return _call("log_prob", table, options, i, tensors)
-    need_no_gradient(**tensors)
+    check_no_gradient(**tensors)
     place = place_of("x", checked("x", x))
     with on(place):
         part = nf.density.log_prob(**_arguments(table, i, tensors, place), **options, partial=True)
@@ -52,18 +52,18 @@ def log_prob_grad(
     table: Any, i: Any, x: Any, model_output: Any, x_next: Any, *, past: Any, upstream: Any, out: Any, **options: Any
 ) -> Any:
     tensors = inputs_of(x, model_output, past) | {"x_next": x_next}
-    need_no_gradient(**tensors, upstream=upstream)
+    check_no_gradient(**tensors, upstream=upstream)
     return _gradient(nf.density.log_prob_grad, table, i, tensors, upstream, out, options)
 
 
 def kl(table: Any, i: Any, model_output: Any, reference: Any, **options: Any) -> Any:
-    need_no_gradient(reference=reference)
+    check_no_gradient(reference=reference)
     return _call("kl", table, options, i, {"m1": model_output, "reference": reference})
 
 
 def kl_grad(table: Any, i: Any, model_output: Any, reference: Any, *, upstream: Any, out: Any, **options: Any) -> Any:
     tensors = {"m1": model_output, "reference": reference}
-    need_no_gradient(**tensors, upstream=upstream)
+    check_no_gradient(**tensors, upstream=upstream)
     return _gradient(nf.density.kl_grad, table, i, tensors, upstream, out, options)
 
 
@@ -72,7 +72,7 @@ def update_with_log_prob(
     **options: Any,
 ) -> Any:  # fmt: skip
     """Returns a sample x', which has no gradient, and its log-density, which has one."""
-    need_no_gradient(noise=noise)
+    check_no_gradient(noise=noise)
     tensors = inputs_of(x, model_output, past)
     watched = is_watched(tensors.values())
     if watched or is_compiling() or is_copied(x):
@@ -137,7 +137,7 @@ def _call(name: str, table: Any, options: dict[str, Any], i: Any, tensors: dict[
         return compiled(Density, fields, i, values, None)[0]
     if is_watched(values):
         for label, a in tensors.items():
-            need_memory(label, a)
+            check_memory(label, a)
         return differentiable(Density(*fields), i, None, values)[0]
     return Density(*fields).run(i, values, None, ())[0]
 

@@ -57,20 +57,20 @@ def is_watched(tensors: Iterable[Any]) -> bool:
     return False
 
 
-def need_no_gradient(**given: Any) -> None:
+def check_no_gradient(**given: Any) -> None:
     """Raises NotImplementedError if autograd watches an argument that has no gradient."""
     for name, x in given.items():
         if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
             raise NotImplementedError(f"{name}: gradients with respect to it are not computed: pass {name}.detach()")
 
 
-def need_unwatched(name: str, x: Any) -> None:
+def check_unwatched(name: str, x: Any) -> None:
     """Raises ValueError if autograd watches what a function returns the gradient of."""
     if is_watched((x,)):
         raise ValueError(f"{name} requires grad, so autograd makes its gradient: call the loss and backward()")
 
 
-def need_once(name: str) -> None:
+def check_once(name: str) -> None:
     """Raises NotImplementedError if autograd watches the backward pass of this function."""
     if torch.is_grad_enabled():
         raise NotImplementedError(f"{name} is differentiable once: create_graph=True is not supported")
@@ -87,7 +87,7 @@ def differentiable(
     return _Differentiable.apply(operation, *frozen(index, noise), None, *tensors, *remembered)
 
 
-def plain_call(operation: Operation, row: Any, arguments: tuple[Any, ...], tensors: Sequence[Any]) -> Any:
+def fast_call(operation: Operation, row: Any, arguments: tuple[Any, ...], tensors: Sequence[Any]) -> Any:
     """Returns the outputs of row(*arguments), which is the operation's pass, or NotImplemented."""
     index, noise = arguments[1], arguments[5]
     try:
@@ -155,7 +155,7 @@ def differentiable_once(
         if not isinstance(x, Tensor):
             rest[key] = x
         elif x.requires_grad:
-            need_no_gradient(**{key: x})
+            check_no_gradient(**{key: x})
         else:
             tensors[key] = x
     return _DifferentiableOnce.apply(next(iter(tensors.values())), name, tensors, rest, again)
@@ -180,7 +180,7 @@ class _DifferentiableOnce(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
         name, names, rest, again, early = ctx.made
-        need_once(name)
+        check_once(name)
         ctx.made = name, names, rest, again, None  # autograd need not copy a tensor that has no other owner
         g = upstream if early is None else upstream.item()
         if early is None or g != 1:

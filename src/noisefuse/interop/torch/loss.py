@@ -18,11 +18,11 @@ import noisefuse as nf
 from . import internals
 from .arrays import (
     as_tensor,
+    check_memory,
     checked,
     empty_like,
     in_format,
     memory,
-    need_memory,
     on,
     place_of,
     read,
@@ -35,14 +35,14 @@ from .graph import (
     Operation,
     carried,
     carries,
+    check_no_gradient,
+    check_once,
+    check_unwatched,
     compiled,
     copied,
     differentiable_once,
     frozen,
     is_watched,
-    need_no_gradient,
-    need_once,
-    need_unwatched,
     words_of,
 )
 from .internals import is_compiling
@@ -54,13 +54,13 @@ def mse_loss(
     if is_watched((pred,)) and not partial and not is_compiling():
         if weight is not None and not isinstance(weight, Tensor):
             weight = torch.from_numpy(np.array(weight))  # the caller may overwrite it before the backward pass
-        need_memory("pred", pred)
+        check_memory("pred", pred)
         t, noise = frozen(t, noise)
         rest, others = {"schedule": schedule, **options}, {"x0": x0, "t": t, "noise": noise, "weight": weight}
         return differentiable_once("mse_loss", {"pred": pred}, rest, nf.mse_loss_grad, **others)
-    need_no_gradient(x0=x0, t=t, noise=noise, weight=weight)
+    check_no_gradient(x0=x0, t=t, noise=noise, weight=weight)
     if partial:
-        need_no_gradient(pred=pred)
+        check_no_gradient(pred=pred)
         fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
         return Loss(*fields).part(t, tensors, noise)
     fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
@@ -76,8 +76,8 @@ def mse_loss_and_grad(
 ) -> Any:
     if is_compiling():
         return internals.untraced(mse_loss_and_grad, pred, x0, t, schedule, noise, weight=weight, out=out, **options)
-    need_no_gradient(x0=x0, t=t, noise=noise, weight=weight)
-    need_unwatched("pred", pred)
+    check_no_gradient(x0=x0, t=t, noise=noise, weight=weight)
+    check_unwatched("pred", pred)
     fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
     value, gradient = Loss(*fields).value(t, tensors, noise, True if out is None else out)
     return value, in_format(gradient, pred) if out is None else gradient
@@ -86,7 +86,7 @@ def mse_loss_and_grad(
 def mse_loss_grad(
     pred: Any, x0: Any, t: Any, schedule: Any, noise: Any, *, weight: Any, upstream: Any, out: Any, **options: Any
 ) -> Any:
-    need_no_gradient(pred=pred, x0=x0, t=t, noise=noise, weight=weight, upstream=upstream)
+    check_no_gradient(pred=pred, x0=x0, t=t, noise=noise, weight=weight, upstream=upstream)
     fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
     if not is_compiling():
         return Loss(*fields).gradient("pred", t, tensors, noise, (upstream,), out)
@@ -100,12 +100,12 @@ def mse_loss_grad(
 
 
 def interpolate_loss(pred: Any, x0: Any, x1: Any, t: Any, path: Any, noise: Any, *, weight: Any, **options: Any) -> Any:
-    need_no_gradient(x0=x0, x1=x1, t=t, noise=noise, weight=weight)
+    check_no_gradient(x0=x0, x1=x1, t=t, noise=noise, weight=weight)
     if is_compiling():
         return internals.untraced(interpolate_loss, pred, x0, x1, t, path, noise, weight=weight, **options)
     if not is_watched((pred,)):
         return _of_path(pred, x0, x1, t, path, noise, weight, None, options)
-    need_memory("pred", pred)
+    check_memory("pred", pred)
     return _OfPath.apply(pred, (x0, x1, t, path, noise, weight), options)
 
 
@@ -116,8 +116,8 @@ def interpolate_loss_and_grad(
         return internals.untraced(
             interpolate_loss_and_grad, pred, x0, x1, t, path, noise, weight=weight, out=out, **options
         )
-    need_no_gradient(x0=x0, x1=x1, t=t, noise=noise, weight=weight)
-    need_unwatched("pred", pred)
+    check_no_gradient(x0=x0, x1=x1, t=t, noise=noise, weight=weight)
+    check_unwatched("pred", pred)
     return _of_path(pred, x0, x1, t, path, noise, weight, True if out is None else out, options)
 
 
@@ -134,7 +134,7 @@ class _OfPath(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        need_once("interpolate_loss")
+        check_once("interpolate_loss")
         (gradient,) = ctx.saved_tensors
         if not upstream.ndim and upstream.item() == 1:
             return gradient, None, None

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ...ground.libraries import library_of
-from .arrays import CPU, as_tensor, memory, need_plain
-from .graph import need_once
+from .arrays import CPU, as_tensor, check_plain, memory
+from .graph import check_once
 
 
 def view(name: str, x: Any) -> Any:
     """Returns the memory of a tensor, which is the host's."""
-    need_plain(name, x)
+    check_plain(name, x)
     if not x.is_cpu:
         raise NotImplementedError(f"{name}: expected tensors on the CPU, got one on {x.device}; copy it there first")
     return memory(name, x.detach().resolve_neg(), CPU)
@@ -46,7 +46,7 @@ class _LogProb(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        need_once("log_prob")
+        check_once("log_prob")
         logits, x, x_next = ctx.saved_tensors
         sampler, i = ctx.call
         made = library_of(logits).through(sampler.pulled, i, x, logits, x_next, upstream, *ctx.weights)

@@ -5,7 +5,7 @@
 #include <new>
 
 #include "../core/narrow.h"
-#include "plain_noise.h"
+#include "fast_noise.h"
 
 namespace nf {
 namespace {
@@ -19,7 +19,7 @@ bool copy_to(Scratch& scratch, Copy& copy, View& v) {
 }
 
 // An array as kernels read it: its own memory, or a copy in C's order.
-class PlainArray {
+class FastArray {
   public:
     View v{};
 
@@ -67,7 +67,7 @@ double real_at(const View& reals, int64_t at) {
 }
 
 // Real numbers: one, or those of an array or a list. They are copied: kernels read the numbers that were checked.
-class PlainReals {
+class FastReals {
   public:
     std::unique_ptr<double[]> values;
     int64_t count = 0;

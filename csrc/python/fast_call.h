@@ -7,8 +7,8 @@
 #include <numeric>
 
 #include "../cpu/float_mode.h"
-#include "plain_outputs.h"
-#include "plain_rows.h"
+#include "fast_outputs.h"
+#include "fast_rows.h"
 
 namespace nf {
 namespace {
@@ -63,20 +63,20 @@ PyObject* native_copy(PyArrayObject* a) {
     return made;
 }
 
-class PlainCall {
+class FastCall {
   public:
     Call call{};
     View x;
-    PlainOutputs outputs;
+    FastOutputs outputs;
     int64_t indices = 1;   // the number of row numbers
     bool adds_up = false;  // whether elements are added up, which is done in C's order
     int leads = kX;        // the slot of the input whose order in memory new tensors have
     bool mixes = false;    // whether model outputs may have another dtype than x
     Turned turned;
 
-    PlainCall() = default;
-    PlainCall(const PlainCall&) = delete;
-    ~PlainCall() { Py_XDECREF(past_); }
+    FastCall() = default;
+    FastCall(const FastCall&) = delete;
+    ~FastCall() { Py_XDECREF(past_); }
 
     // False: something is not plain; no Python error is set then.
     bool parse(const RowArguments& a) {
@@ -131,7 +131,7 @@ class PlainCall {
     std::unique_ptr<Copies> copies_;  // few calls have any
     unsigned lie_turned_ = 0;         // bit s: the array of slot s is not copied, but turned
     View index_{}, inputs_[kSlots] = {};
-    PlainNoise noise_;
+    FastNoise noise_;
 
     // Finds the outputs' dtype: x's, or the given one; for integer levels x, the model output's or float32. A given
     // integer dtype is only the first output's.
@@ -399,8 +399,8 @@ class PlainCall {
 
     // Makes rows of a pair (alpha, sigma), each of them a number, or numbers in a shape that begins x's.
     bool levels(PyObject* pair) {
-        PlainReals alpha, sigma;
-        for (PlainReals* const one : {&alpha, &sigma})
+        FastReals alpha, sigma;
+        for (FastReals* const one : {&alpha, &sigma})
             if (!one->parse(PyTuple_GET_ITEM(pair, one == &sigma)) || !one->begins(x.ndim, x.shape)) return false;
         indices = std::max(alpha.count, sigma.count);
         if (std::min(alpha.count, sigma.count) != 1 && alpha.count != sigma.count) return false;

@@ -67,11 +67,11 @@ bool has_inputs(const Call& call) {
 bool is_noise(PyObject* o) { return reinterpret_cast<PyObject*>(Py_TYPE(o)) == noise_type; }
 
 // A Noise for the samples of a call, or a list or tuple with one for each.
-class PlainNoise {
+class FastNoise {
   public:
-    PlainNoise() = default;
-    PlainNoise(const PlainNoise&) = delete;
-    ~PlainNoise() { Py_XDECREF(names_); }
+    FastNoise() = default;
+    FastNoise(const FastNoise&) = delete;
+    ~FastNoise() { Py_XDECREF(names_); }
 
     // Parses it for samples of this shape. Stream -1: the noise's own, at its own step. Otherwise that stream, at the
     // steps noise.step + row. False: declined; no Python error is set.

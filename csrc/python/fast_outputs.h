@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Outputs of the fast path: the caller's, and new ones.
 #pragma once
-#include "plain_noise.h"
+#include "fast_noise.h"
 
 namespace nf {
 namespace {
@@ -16,7 +16,7 @@ PyObject* new_one(const Made& made, char*& data) {
 }
 
 // The caller's outputs, and new ones.
-class PlainOutputs {
+class FastOutputs {
   public:
     int wanted = 1;    // their number
     bool all = false;  // whether all of them are returned
@@ -25,9 +25,9 @@ class PlainOutputs {
     bool channels_last = false;  // whether new tensors are: kernels write in C's order, and a copy follows
     bool written_last = false;   // or they are written as they lie, and no copy follows
 
-    PlainOutputs() = default;
-    PlainOutputs(const PlainOutputs&) = delete;
-    ~PlainOutputs() {
+    FastOutputs() = default;
+    FastOutputs(const FastOutputs&) = delete;
+    ~FastOutputs() {
         Py_XDECREF(tuple_);
         for (PyObject* o : owned_) Py_XDECREF(o);
     }

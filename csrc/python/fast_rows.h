@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rows of times and levels of the fast path, float64 (n, kColumns), from what a table says of its own time (`timed` of
-// plain_call.h).
+// fast_call.h).
 #pragma once
 #include <cmath>
 #include <limits>
 #include <span>
 
-#include "plain_numbers.h"
+#include "fast_numbers.h"
 
 namespace nf {
 namespace {
