@@ -154,12 +154,7 @@ def gaussian(
 def multiplicative(x: NDArray[Any], std: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> NDArray[Any]: ...
 @overload
 def multiplicative(x: ArrayT, std: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT: ...
-def multiplicative(
-    x: Array,
-    std: ArrayLike,
-    noise: NoiseLike,
-    **options: Unpack[Options],
-) -> Array:
+def multiplicative(x: Array, std: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> Array:
     """Multiplies by noise around 1, as speckle does: x (1 + std z).
 
     Args:
@@ -185,13 +180,7 @@ def sensor(
 ) -> NDArray[Any]: ...
 @overload
 def sensor(x: ArrayT, a: ArrayLike, b: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT: ...
-def sensor(
-    x: Array,
-    a: ArrayLike,
-    b: ArrayLike,
-    noise: NoiseLike,
-    **options: Unpack[Options],
-) -> Array:
+def sensor(x: Array, a: ArrayLike, b: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> Array:
     """The noise of a camera, whose variance is linear in the signal: x + sqrt(max(a x + b, 0)) z.
 
     This is the Poissonian-Gaussian model of Foi, Trimeche, Katkovnik and Egiazarian (2008), "Practical

@@ -173,7 +173,6 @@ _SIN = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
 _QUARTER_PI = (-0.78515625, -2.4187564849853515625e-4, -3.77489497744594108e-8)  # in three parts, negated
 _LN_2 = (-2.12194440e-4, 0.693359375)
 
-
 _PART = 1 << 14  # elements at once: they fit the second-level cache, and Ctrl-C waits for no more
 
 

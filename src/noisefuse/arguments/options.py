@@ -19,23 +19,9 @@ from ..language.rows import M1, PAST1, PASTS, FastTable, Rows, X
 from ..language.schedule import Schedule
 from ..language.tableau import Tableau
 from ..views import Target
-from .arrays import (
-    on_device,
-)
-from .calls import (
-    SLOTS,
-    Index,
-    checked_rows,
-    like,
-    segments,
-    warn_once,
-)
-from .types import (
-    Array,
-    DType,
-    Inputs,
-    Shape,
-)
+from .arrays import on_device
+from .calls import SLOTS, Index, checked_rows, like, segments, warn_once
+from .types import Array, DType, Inputs, Shape
 
 
 def fast_path(other: Any, name: str) -> Any:

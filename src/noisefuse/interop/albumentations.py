@@ -290,11 +290,7 @@ class ShotNoise(_Keyed, albumentations.ShotNoise):
         noise_seed: int
 
     def __init__(
-        self,
-        scale_range: tuple[float, float] = (0.1, 0.3),
-        p: float = 0.5,
-        key: str | None = None,
-        noise_seed: int = 0,
+        self, scale_range: tuple[float, float] = (0.1, 0.3), p: float = 0.5, key: str | None = None, noise_seed: int = 0
     ) -> None:
         if scale_range[0] < 1e-6:
             raise ValueError(f"scale_range = {scale_range}: expected at least 1e-6")

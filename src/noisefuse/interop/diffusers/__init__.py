@@ -84,7 +84,6 @@ __all__ = [
     "accelerate",
 ]
 
-
 Target = TypeVar("Target")
 
 

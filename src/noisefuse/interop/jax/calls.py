@@ -52,9 +52,7 @@ from .internals import check_devices, is_for_several, result_type, varying, vary
 
 OUT, AUX1 = AFFINE[:2]
 
-
 # ---- the operation -----------------------------------------------------------------------------------------
-
 call_p: Primitive = Primitive("noisefuse")
 call_p.multiple_results = True
 
