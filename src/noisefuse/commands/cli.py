@@ -79,7 +79,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def add_bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
-    bench.add_argument("--cliffs", action="store_true", help="every function in every spelling, over its plain call")
     bench.add_argument("--quick", action="store_true", help="few and small cases, short")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
     bench.add_argument("--compare", type=Path, metavar="OLD.json", help="with the results of an earlier run")
