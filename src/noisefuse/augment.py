@@ -97,19 +97,10 @@ def gaussian(
     x: ArrayT, std: ArrayLike, noise: NoiseLike, *, mean: ArrayLike = 0.0, **options: Unpack[Options]
 ) -> ArrayT: ...
 def gaussian(
-    x: Array,
-    std: ArrayLike,
-    noise: NoiseLike,
-    *,
-    mean: ArrayLike = 0.0,
-    layout: Layout | None = None,
-    shared: bool = False,
-    order: Layout | None = None,
-    clip: Clip = None,
-    dtype: DType | None = None,
-    batched: bool | None = None,
-    out: Array | None = None,
-) -> Array:
+    x: Array, std: ArrayLike, noise: NoiseLike, *, mean: ArrayLike = 0.0, layout: Layout | None = None,
+    shared: bool = False, order: Layout | None = None, clip: Clip = None, dtype: DType | None = None,
+    batched: bool | None = None, out: Array | None = None,
+) -> Array:  # fmt: skip
     """Adds Gaussian noise: x + mean + std z.
 
     Args:
@@ -206,24 +197,14 @@ def sensor(x: Array, a: ArrayLike, b: ArrayLike, noise: NoiseLike, **options: Un
 
 @overload
 def by_level(
-    x: NDArray[Any],
-    mean_table: ArrayLike,
-    std_table: ArrayLike,
-    noise: NoiseLike,
-    *,
-    dtype: DType | None = None,
+    x: NDArray[Any], mean_table: ArrayLike, std_table: ArrayLike, noise: NoiseLike, *, dtype: DType | None = None,
     **options: Unpack[OutOptions],
-) -> NDArray[Any]: ...
+) -> NDArray[Any]: ...  # fmt: skip
 @overload
 def by_level(
-    x: ArrayT,
-    mean_table: ArrayLike,
-    std_table: ArrayLike,
-    noise: NoiseLike,
-    *,
-    dtype: DType | None = None,
+    x: ArrayT, mean_table: ArrayLike, std_table: ArrayLike, noise: NoiseLike, *, dtype: DType | None = None,
     **options: Unpack[OutOptions],
-) -> ArrayT: ...
+) -> ArrayT: ...  # fmt: skip
 def by_level(
     x: Array, mean_table: ArrayLike, std_table: ArrayLike, noise: NoiseLike, *, dtype: DType | None = None,
     batched: bool | None = None, out: Array | None = None,
@@ -267,13 +248,9 @@ def by_level(
 
 @overload
 def poisson(
-    x: NDArray[Any],
-    peak: ArrayLike,
-    noise: Noise | Sequence[Noise],
-    *,
-    gamma: float = 1.0,
+    x: NDArray[Any], peak: ArrayLike, noise: Noise | Sequence[Noise], *, gamma: float = 1.0,
     **options: Unpack[OutOptions],
-) -> NDArray[np.uint8]: ...
+) -> NDArray[np.uint8]: ...  # fmt: skip
 @overload
 def poisson(
     x: ArrayT, peak: ArrayLike, noise: Noise | Sequence[Noise], *, gamma: float = 1.0, **options: Unpack[OutOptions]
@@ -330,13 +307,9 @@ def transition(
     x: ArrayT, matrix: ArrayLike, noise: Noise | Sequence[Noise], **options: Unpack[OutOptions]
 ) -> ArrayT: ...
 def transition(
-    x: Array,
-    matrix: ArrayLike,
-    noise: Noise | Sequence[Noise],
-    *,
-    batched: bool | None = None,
+    x: Array, matrix: ArrayLike, noise: Noise | Sequence[Noise], *, batched: bool | None = None,
     out: Array | None = None,
-) -> Array:
+) -> Array:  # fmt: skip
     """Changes each byte at random: matrix[i, j] is the probability that grey level i becomes j.
 
     This is a discrete memoryless channel. Examples are any noise that depends on the grey level alone, with its
@@ -490,19 +463,10 @@ def prepare(
     images: ArrayT, *, noise: NoiseLike, t: ArrayLike, schedule: Schedule, **options: Unpack[PrepareOptions]
 ) -> tuple[ArrayT, NDArray[Any]]: ...
 def prepare(
-    images: Array,
-    *,
-    noise: NoiseLike | None = None,
-    scale_mean: ArrayLike = 0.0,
-    scale_std: ArrayLike = 1.0,
-    scale: float | None = None,
-    noise_std: ArrayLike = 0.0,
-    t: ArrayLike | None = None,
-    schedule: Schedule | None = None,
-    dtype: DType | None = None,
-    batched: bool = True,
-    out: Array | None = None,
-) -> Any:
+    images: Array, *, noise: NoiseLike | None = None, scale_mean: ArrayLike = 0.0, scale_std: ArrayLike = 1.0,
+    scale: float | None = None, noise_std: ArrayLike = 0.0, t: ArrayLike | None = None,
+    schedule: Schedule | None = None, dtype: DType | None = None, batched: bool = True, out: Array | None = None,
+) -> Any:  # fmt: skip
     """Turns decoded images into a network's input: normalised, noised, channels first.
 
         x = (scale * image - scale_mean) / scale_std,    result = x + noise_std z,    or alpha_t x + sigma_t z
@@ -725,19 +689,10 @@ def _fast_rows(
 
 
 def _apply(
-    x: Array,
-    noise: NoiseLike,
-    model: _Model,
-    numbers: dict[str, ArrayLike],
-    *,
-    layout: Layout | None = None,
-    shared: bool = False,
-    order: Layout | None = None,
-    clip: Clip = None,
-    dtype: DType | None = None,
-    batched: bool | None = None,
-    out: Array | None = None,
-) -> Array:
+    x: Array, noise: NoiseLike, model: _Model, numbers: dict[str, ArrayLike], *, layout: Layout | None = None,
+    shared: bool = False, order: Layout | None = None, clip: Clip = None, dtype: DType | None = None,
+    batched: bool | None = None, out: Array | None = None,
+) -> Array:  # fmt: skip
     """One pass. A result is clipped piece by piece as it is written; where the fast path does not take the call, in
     another pass."""
     other = None if type(x) is np.ndarray else library_of(x)

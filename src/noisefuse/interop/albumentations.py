@@ -119,15 +119,10 @@ class GaussNoise(_Keyed, albumentations.GaussNoise):
         noise_seed: int
 
     def __init__(
-        self,
-        std_range: tuple[float, float] = (0.2, 0.44),
-        mean_range: tuple[float, float] = (0.0, 0.0),
-        per_channel: bool = True,
-        noise_scale_factor: float = 1,
-        p: float = 0.5,
-        key: str | None = None,
+        self, std_range: tuple[float, float] = (0.2, 0.44), mean_range: tuple[float, float] = (0.0, 0.0),
+        per_channel: bool = True, noise_scale_factor: float = 1, p: float = 0.5, key: str | None = None,
         noise_seed: int = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if noise_scale_factor != 1:
             raise ValueError(f"noise_scale_factor = {noise_scale_factor}: expected 1, as each pixel has its own noise")
         super().__init__(std_range, mean_range, per_channel, noise_scale_factor, p)
@@ -180,13 +175,9 @@ class ISONoise(_Keyed, albumentations.ISONoise):
         noise_seed: int
 
     def __init__(
-        self,
-        color_shift: tuple[float, float] = (0.01, 0.05),
-        intensity: tuple[float, float] = (0.1, 0.5),
-        p: float = 0.5,
-        key: str | None = None,
-        noise_seed: int = 0,
-    ) -> None:
+        self, color_shift: tuple[float, float] = (0.01, 0.05), intensity: tuple[float, float] = (0.1, 0.5),
+        p: float = 0.5, key: str | None = None, noise_seed: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__(color_shift, intensity, p)
         self._set_key(key, noise_seed)
 
@@ -237,14 +228,9 @@ class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
         noise_seed: int
 
     def __init__(
-        self,
-        multiplier: tuple[float, float] | float = (0.9, 1.1),
-        per_channel: bool = False,
-        elementwise: bool = False,
-        p: float = 0.5,
-        key: str | None = None,
-        noise_seed: int = 0,
-    ) -> None:
+        self, multiplier: tuple[float, float] | float = (0.9, 1.1), per_channel: bool = False,
+        elementwise: bool = False, p: float = 0.5, key: str | None = None, noise_seed: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__(multiplier, per_channel, elementwise, p)
         self._set_key(key, noise_seed)
 

@@ -41,13 +41,9 @@ def first_without_past(push: list[int], reads: list[int], slots: int, start: int
 
 
 def guided(
-    table: Tableau,
-    mixed: Callable[[float], Tableau],
-    i: int,
-    x: Array,
-    model_output: Any,
+    table: Tableau, mixed: Callable[[float], Tableau], i: int, x: Array, model_output: Any,
     scale: float | npt.ArrayLike | None,
-) -> tuple[Tableau, Any]:
+) -> tuple[Tableau, Any]:  # fmt: skip
     """Returns the table with guidance folded in, and its row or, for a scale per sample, its rows (B,)."""
     if scale is None or not isinstance(model_output, tuple) or len(model_output) != 2:
         raise TypeError("guidance needs both: model_output=(uncond, cond) and guidance_scale")

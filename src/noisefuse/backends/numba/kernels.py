@@ -90,18 +90,9 @@ def prepare(p: Any, words: Any, tile: Any, own: int) -> None:
 
 @pasted
 def compute_tiles(
-    p: Any,
-    w: Any,
-    tile: Any,
-    others: Any,
-    at: int,
-    end: int,
-    element: Integers,
-    runs: int,
-    draws: bool,
-    at_once: Bools,
-    one_row: Bools,
-) -> None:
+    p: Any, w: Any, tile: Any, others: Any, at: int, end: int, element: Integers, runs: int, draws: bool,
+    at_once: Bools, one_row: Bools,
+) -> None:  # fmt: skip
     """Elements at .. end - 1: whole tiles of one row and one run, or what one tile can hold."""
     m, places, masked = program_of(w), pointer(part(w, PLACES), int64), pointer(p, int32)[CALL_MASKED] != 0
     run, transitions = (w[STEP], w[SAMPLE], w[TAG], w[KEY0], w[KEY1]), pointer(p, int32)[CALL_DRAW] == WORDS_ALONE
