@@ -13,6 +13,7 @@ bits of the transform's own generator or, with ``key``, the image's. docs/transf
 from __future__ import annotations
 
 import math
+import random
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ class _Keyed(OfUnitRange):
     key: str | None
     noise_seed: int
     random_generator: np.random.Generator
+    py_random: random.Random
     apply: Any
     p: float
     params: dict[str, Any]
@@ -76,6 +78,12 @@ class _Keyed(OfUnitRange):
             return nf.Noise.from_rng(self.random_generator).seed, 0, 0
         noise = noise_by(self.key, data, self.noise_seed, type(self).__name__)
         return noise.seed, int(noise.sample), noise.step
+
+    def _numbers(self, name: Name, *ranges: tuple[float, float]) -> list[float]:
+        """Draws a number in each range: by the image's key, or from the transform's own generator."""
+        if self.key is None:
+            return [self.py_random.uniform(*one) for one in ranges]
+        return [strength(_noise(name).at(stream=64 * n), *one) for n, one in enumerate(ranges)]
 
     def apply_to_images(self, images: Array, *args: Any, **params: Any) -> Array:
         result: Array = self.apply(images, *args, **params)
@@ -129,11 +137,8 @@ class GaussNoise(_Keyed, albumentations.GaussNoise):
         self._set_key(key, noise_seed)
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        if self.key is None:
-            std, mean = self.py_random.uniform(*self.std_range), self.py_random.uniform(*self.mean_range)
-            return {"std": std, "mean": mean, "noise": self._name(data)}
-        noise = _noise(name := self._name(data))
-        std, mean = strength(noise, *self.std_range), strength(noise.at(stream=64), *self.mean_range)
+        name = self._name(data)
+        std, mean = self._numbers(name, self.std_range, self.mean_range)
         return {"std": std, "mean": mean, "noise": name}
 
     def apply(self, img: Array, std: float, mean: float, noise: Name, **params: Any) -> Array:
@@ -183,11 +188,7 @@ class ISONoise(_Keyed, albumentations.ISONoise):
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         name = self._name(data)
-        if self.key is None:
-            shift, intensity = self.py_random.uniform(*self.color_shift), self.py_random.uniform(*self.intensity)
-        else:
-            noise = _noise(name)
-            shift, intensity = strength(noise, *self.color_shift), strength(noise.at(stream=64), *self.intensity)
+        shift, intensity = self._numbers(name, self.color_shift, self.intensity)
         return {"color_shift": shift, "intensity": intensity, "noise": name}
 
     def apply(self, img: Array, color_shift: float, intensity: float, noise: Name, **params: Any) -> Array:
@@ -202,8 +203,8 @@ class ISONoise(_Keyed, albumentations.ISONoise):
         hue *= color_shift * intensity
         result = np.empty_like(frames)
         for frame, shifts, words, to in zip(frames, hue, lightness, result, strict=True):
-            found = _iso(to_float(frame), shifts, words, intensity)
-            to[...] = from_float(found, img.dtype.type) if is_levels else found
+            noisy = _iso(to_float(frame), shifts, words, intensity)
+            to[...] = from_float(noisy, img.dtype.type) if is_levels else noisy
         return result.reshape(img.shape)
 
 
@@ -285,9 +286,7 @@ class ShotNoise(_Keyed, albumentations.ShotNoise):
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         name = self._name(data)
-        if self.key is None:
-            return {"scale": self.py_random.uniform(*self.scale_range), "noise": name}
-        return {"scale": strength(_noise(name), *self.scale_range), "noise": name}
+        return {"scale": self._numbers(name, self.scale_range)[0], "noise": name}
 
     def get_params(self) -> dict[str, Any]:
         return {}
