@@ -181,7 +181,7 @@ def _parts(n: int) -> Iterator[slice]:
 
 
 def _fma(a: Array, b: Any, c: Any) -> Array:
-    """Is `fma32`, computed at once unless float64's own rounding of the sum made a tie."""
+    """Does `fma32`, at once unless float64's own rounding of the sum made a tie."""
     total: Array = np.multiply(a, b, dtype=np.float64) + c
     if ((total.view(np.int64) & 0x1FFFFFFF) == 0x10000000).any():
         total = fma32(a, b, c)

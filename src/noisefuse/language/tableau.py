@@ -669,7 +669,7 @@ def _coefficients(record: np.void) -> dict[str, float]:
 
 
 def of_rows(rows: Rows, name: str) -> Tableau:
-    """A table of rows without a clamp."""
+    """Returns a table of rows without a clamp."""
     table = rows.table.view(ROW)[:, 0].copy()
     table["clean"]["lo"], table["clean"]["hi"] = -math.inf, math.inf
     return Tableau(table, name=name, active=rows.mask)

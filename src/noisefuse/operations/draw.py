@@ -342,7 +342,7 @@ def rows_of_sum(terms: Terms) -> tuple[Rows, Rows]:
 
 
 def drawn_like(x: Array, noise: Any, batched: bool = True) -> Array:
-    """The noise of a pass over x, as an array: in the pass's arithmetic, before it is rounded to x's dtype."""
+    """Returns the noise of a pass over x, as an array: in the pass's arithmetic, before it is rounded to x's dtype."""
     return randn_like(x, noise, dtype=arithmetic(x), batched=batched)
 
 

@@ -100,7 +100,7 @@ def thresholded(table: Tableau, rows: Any, x: Array, model_output: Any) -> tuple
 
 
 def _quantiles(values: npt.NDArray[Any], ratio: float) -> npt.NDArray[np.float64]:
-    """np.quantile of each row, to the bit, in a fifth of its time. The quantile of a row with NaN is NaN."""
+    """Returns np.quantile of each row, to the bit, in a fifth of its time. The quantile of a row with NaN is NaN."""
     if values.dtype.itemsize < 4:
         values = values.astype(np.float32)
     place = (values.shape[1] - 1) * ratio
