@@ -97,10 +97,19 @@ def gaussian(
     x: ArrayT, std: ArrayLike, noise: NoiseLike, *, mean: ArrayLike = 0.0, **options: Unpack[Options]
 ) -> ArrayT: ...
 def gaussian(
-    x: Array, std: ArrayLike, noise: NoiseLike, *, mean: ArrayLike = 0.0, layout: Layout | None = None,
-    shared: bool = False, order: Layout | None = None, clip: Clip = None, dtype: DType | None = None,
-    batched: bool | None = None, out: Array | None = None,
-) -> Array:  # fmt: skip
+    x: Array,
+    std: ArrayLike,
+    noise: NoiseLike,
+    *,
+    mean: ArrayLike = 0.0,
+    layout: Layout | None = None,
+    shared: bool = False,
+    order: Layout | None = None,
+    clip: Clip = None,
+    dtype: DType | None = None,
+    batched: bool | None = None,
+    out: Array | None = None,
+) -> Array:
     """Adds Gaussian noise: x + mean + std z.
 
     Args:
@@ -145,7 +154,12 @@ def gaussian(
 def multiplicative(x: NDArray[Any], std: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> NDArray[Any]: ...
 @overload
 def multiplicative(x: ArrayT, std: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT: ...
-def multiplicative(x: Array, std: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> Array:
+def multiplicative(
+    x: Array,
+    std: ArrayLike,
+    noise: NoiseLike,
+    **options: Unpack[Options],
+) -> Array:
     """Multiplies by noise around 1, as speckle does: x (1 + std z).
 
     Args:
@@ -171,7 +185,13 @@ def sensor(
 ) -> NDArray[Any]: ...
 @overload
 def sensor(x: ArrayT, a: ArrayLike, b: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT: ...
-def sensor(x: Array, a: ArrayLike, b: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> Array:
+def sensor(
+    x: Array,
+    a: ArrayLike,
+    b: ArrayLike,
+    noise: NoiseLike,
+    **options: Unpack[Options],
+) -> Array:
     """The noise of a camera, whose variance is linear in the signal: x + sqrt(max(a x + b, 0)) z.
 
     This is the Poissonian-Gaussian model of Foi, Trimeche, Katkovnik and Egiazarian (2008), "Practical
@@ -197,14 +217,24 @@ def sensor(x: Array, a: ArrayLike, b: ArrayLike, noise: NoiseLike, **options: Un
 
 @overload
 def by_level(
-    x: NDArray[Any], mean_table: ArrayLike, std_table: ArrayLike, noise: NoiseLike, *, dtype: DType | None = None,
+    x: NDArray[Any],
+    mean_table: ArrayLike,
+    std_table: ArrayLike,
+    noise: NoiseLike,
+    *,
+    dtype: DType | None = None,
     **options: Unpack[OutOptions],
-) -> NDArray[Any]: ...  # fmt: skip
+) -> NDArray[Any]: ...
 @overload
 def by_level(
-    x: ArrayT, mean_table: ArrayLike, std_table: ArrayLike, noise: NoiseLike, *, dtype: DType | None = None,
+    x: ArrayT,
+    mean_table: ArrayLike,
+    std_table: ArrayLike,
+    noise: NoiseLike,
+    *,
+    dtype: DType | None = None,
     **options: Unpack[OutOptions],
-) -> ArrayT: ...  # fmt: skip
+) -> ArrayT: ...
 def by_level(
     x: Array, mean_table: ArrayLike, std_table: ArrayLike, noise: NoiseLike, *, dtype: DType | None = None,
     batched: bool | None = None, out: Array | None = None,
@@ -248,9 +278,13 @@ def by_level(
 
 @overload
 def poisson(
-    x: NDArray[Any], peak: ArrayLike, noise: Noise | Sequence[Noise], *, gamma: float = 1.0,
+    x: NDArray[Any],
+    peak: ArrayLike,
+    noise: Noise | Sequence[Noise],
+    *,
+    gamma: float = 1.0,
     **options: Unpack[OutOptions],
-) -> NDArray[np.uint8]: ...  # fmt: skip
+) -> NDArray[np.uint8]: ...
 @overload
 def poisson(
     x: ArrayT, peak: ArrayLike, noise: Noise | Sequence[Noise], *, gamma: float = 1.0, **options: Unpack[OutOptions]
@@ -307,9 +341,13 @@ def transition(
     x: ArrayT, matrix: ArrayLike, noise: Noise | Sequence[Noise], **options: Unpack[OutOptions]
 ) -> ArrayT: ...
 def transition(
-    x: Array, matrix: ArrayLike, noise: Noise | Sequence[Noise], *, batched: bool | None = None,
+    x: Array,
+    matrix: ArrayLike,
+    noise: Noise | Sequence[Noise],
+    *,
+    batched: bool | None = None,
     out: Array | None = None,
-) -> Array:  # fmt: skip
+) -> Array:
     """Changes each byte at random: matrix[i, j] is the probability that grey level i becomes j.
 
     This is a discrete memoryless channel. Examples are any noise that depends on the grey level alone, with its
@@ -463,10 +501,19 @@ def prepare(
     images: ArrayT, *, noise: NoiseLike, t: ArrayLike, schedule: Schedule, **options: Unpack[PrepareOptions]
 ) -> tuple[ArrayT, NDArray[Any]]: ...
 def prepare(
-    images: Array, *, noise: NoiseLike | None = None, scale_mean: ArrayLike = 0.0, scale_std: ArrayLike = 1.0,
-    scale: float | None = None, noise_std: ArrayLike = 0.0, t: ArrayLike | None = None,
-    schedule: Schedule | None = None, dtype: DType | None = None, batched: bool = True, out: Array | None = None,
-) -> Any:  # fmt: skip
+    images: Array,
+    *,
+    noise: NoiseLike | None = None,
+    scale_mean: ArrayLike = 0.0,
+    scale_std: ArrayLike = 1.0,
+    scale: float | None = None,
+    noise_std: ArrayLike = 0.0,
+    t: ArrayLike | None = None,
+    schedule: Schedule | None = None,
+    dtype: DType | None = None,
+    batched: bool = True,
+    out: Array | None = None,
+) -> Any:
     """Turns decoded images into a network's input: normalised, noised, channels first.
 
         x = (scale * image - scale_mean) / scale_std,    result = x + noise_std z,    or alpha_t x + sigma_t z
@@ -689,12 +736,21 @@ def _fast_rows(
 
 
 def _apply(
-    x: Array, noise: NoiseLike, model: _Model, numbers: dict[str, ArrayLike], *, layout: Layout | None = None,
-    shared: bool = False, order: Layout | None = None, clip: Clip = None, dtype: DType | None = None,
-    batched: bool | None = None, out: Array | None = None,
-) -> Array:  # fmt: skip
-    """Does one pass. It clips a result piece by piece as it is written; where the fast path does not take the call, a
-    second pass clips it."""
+    x: Array,
+    noise: NoiseLike,
+    model: _Model,
+    numbers: dict[str, ArrayLike],
+    *,
+    layout: Layout | None = None,
+    shared: bool = False,
+    order: Layout | None = None,
+    clip: Clip = None,
+    dtype: DType | None = None,
+    batched: bool | None = None,
+    out: Array | None = None,
+) -> Array:
+    """One pass. A result is clipped piece by piece as it is written; where the fast path does not take the call, in
+    another pass."""
     other = None if type(x) is np.ndarray else library_of(x)
     if order == layout:
         order = None
@@ -825,8 +881,8 @@ def _become(
     x: Array, tables: NDArray[np.void], name: str, given: tuple[int, ...], each: NDArray[np.int64], noise: object,
     batched: bool, out: Array | None,
 ) -> Array:  # fmt: skip
-    """Changes bytes by tables of 256 levels: by the first table if `given` is (), else by table `each[b]` in sample
-    b."""
+    """By tables of 256 levels each: the first for all samples, or that of `each` where `given` is a shape of that
+    length."""
     copies = _copies(max(1, len(tables) // 256))
     if type(x) is np.ndarray and (given == () or (batched and given == x.shape[:1])):
         rows, plain = each if given else 0, copies.plain[:3]

@@ -25,14 +25,32 @@ class HasShape(Protocol):
 
 
 Array: TypeAlias = Any  # of NumPy, CuPy, torch, JAX or dask: results have x's kind
+
+
 ArrayT = TypeVar("ArrayT", bound=HasShape)  # of a library other than NumPy
+
+
 DType: TypeAlias = "DTypeLike | torch.dtype"
+
+
 NumPyDType: TypeAlias = "str | np.dtype[Any] | type[np.generic] | type[float] | None"
+
+
 Device: TypeAlias = "torch.device | str"
+
+
 Shape: TypeAlias = int | Sequence[int]
+
+
 Drawn: TypeAlias = Noises | Increment | Sequence[Increment]
+
+
 NoiseLike: TypeAlias = Noises | Array
+
+
 Reduction: TypeAlias = Literal["mean", "none"]  # of losses: over all samples
+
+
 Inputs: TypeAlias = dict[int, Array | None]  # arrays by slot
 
 

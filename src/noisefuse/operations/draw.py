@@ -23,9 +23,26 @@ from ..arguments.arrays import (
     output,
     wanted,
 )
-from ..arguments.calls import Index, is_batch, make_call, names_or_array, run
-from ..arguments.options import fast_path, lengths
-from ..arguments.types import Array, ArrayT, Device, Drawn, DType, NumPyDType, Shape
+from ..arguments.calls import (
+    Index,
+    is_batch,
+    make_call,
+    names_or_array,
+    run,
+)
+from ..arguments.options import (
+    fast_path,
+    lengths,
+)
+from ..arguments.types import (
+    Array,
+    ArrayT,
+    Device,
+    Drawn,
+    DType,
+    NumPyDType,
+    Shape,
+)
 from ..call.description import Draw, Philox, Step
 from ..ground.checks import got
 from ..ground.layouts import pieces
@@ -74,26 +91,36 @@ def randn(
     shape: Shape, noise: Drawn, *, dtype: NumPyDType = "float32", batched: bool = True, out: None = None,
     device: None = None, chunks: None = None,
 ) -> NDArray[Any]: ...  # fmt: skip
+
+
 @overload
 def randn(
     shape: Shape, noise: Drawn, *, dtype: torch.dtype, batched: bool = True, out: None = None,
     device: Device | None = None, chunks: None = None,
 ) -> torch.Tensor: ...  # fmt: skip
+
+
 @overload
 def randn(
     shape: Shape, noise: Drawn, *, dtype: NumPyDType = "float32", batched: bool = True, out: None = None,
     device: Device, chunks: None = None,
 ) -> torch.Tensor: ...  # fmt: skip
+
+
 @overload
 def randn(
     shape: Shape, noise: Drawn, *, dtype: DType | None = "float32", batched: bool = True, out: ArrayT,
     device: None = None, chunks: None = None,
 ) -> ArrayT: ...  # fmt: skip
+
+
 @overload
 def randn(
     shape: Shape, noise: Drawn, *, dtype: DType | None = "float32", batched: bool = True, out: None = None,
     device: None = None, chunks: Any,
 ) -> Any: ...  # fmt: skip
+
+
 def randn(
     shape: Shape,
     noise: Drawn,
@@ -147,11 +174,31 @@ def randn(
 
 @overload
 def randn_like(
-    x: NDArray[Any], noise: Drawn, *, dtype: DType | None = None, batched: bool | None = None
+    x: NDArray[Any],
+    noise: Drawn,
+    *,
+    dtype: DType | None = None,
+    batched: bool | None = None,
 ) -> NDArray[Any]: ...
+
+
 @overload
-def randn_like(x: ArrayT, noise: Drawn, *, dtype: DType | None = None, batched: bool | None = None) -> ArrayT: ...
-def randn_like(x: Array, noise: Drawn, *, dtype: DType | None = None, batched: bool | None = None) -> Array:
+def randn_like(
+    x: ArrayT,
+    noise: Drawn,
+    *,
+    dtype: DType | None = None,
+    batched: bool | None = None,
+) -> ArrayT: ...
+
+
+def randn_like(
+    x: Array,
+    noise: Drawn,
+    *,
+    dtype: DType | None = None,
+    batched: bool | None = None,
+) -> Array:
     """`randn` with x's shape, kind, dtype, device and, for torch, memory format: ``randn_like(images, Noise(7))``.
 
     Args:
@@ -193,26 +240,36 @@ def uniform(
     shape: Shape, noise: Noise | Sequence[Noise], *, dtype: NumPyDType = "float32", batched: bool = True,
     out: None = None, device: None = None, chunks: None = None,
 ) -> NDArray[Any]: ...  # fmt: skip
+
+
 @overload
 def uniform(
     shape: Shape, noise: Noise | Sequence[Noise], *, dtype: torch.dtype, batched: bool = True, out: None = None,
     device: Device | None = None, chunks: None = None,
 ) -> torch.Tensor: ...  # fmt: skip
+
+
 @overload
 def uniform(
     shape: Shape, noise: Noise | Sequence[Noise], *, dtype: NumPyDType = "float32", batched: bool = True,
     out: None = None, device: Device, chunks: None = None,
 ) -> torch.Tensor: ...  # fmt: skip
+
+
 @overload
 def uniform(
     shape: Shape, noise: Noise | Sequence[Noise], *, dtype: DType | None = "float32", batched: bool = True,
     out: ArrayT, device: None = None, chunks: None = None,
 ) -> ArrayT: ...  # fmt: skip
+
+
 @overload
 def uniform(
     shape: Shape, noise: Noise | Sequence[Noise], *, dtype: DType | None = "float32", batched: bool = True,
     out: None = None, device: None = None, chunks: Any,
 ) -> Any: ...  # fmt: skip
+
+
 def uniform(
     shape: Shape,
     noise: Noise | Sequence[Noise],
@@ -264,7 +321,14 @@ def _words(name: str, words: ArrayLike, n: int) -> NDArray[np.uint32]:
 _SEVERAL = list, tuple  # a union would be made anew at each call
 
 
-def _random(name: str, shape: Shape, noise: Drawn, dtype: Any, batched: bool, out: Array | None) -> Array:
+def _random(
+    name: str,
+    shape: Shape,
+    noise: Drawn,
+    dtype: Any,
+    batched: bool,
+    out: Array | None,
+) -> Array:
     is_uniform = name == "uniform"
     # (The frame names np so that Dynamo resumes here after a graph break; else it would enter fast_dtype's frame.)
     other = None if type(out) is np.ndarray else library_of(dtype if out is None else out)
@@ -342,7 +406,7 @@ def rows_of_sum(terms: Terms) -> tuple[Rows, Rows]:
 
 
 def drawn_like(x: Array, noise: Any, batched: bool = True) -> Array:
-    """Returns the noise of a pass over x, as an array: in the pass's arithmetic, before it is rounded to x's dtype."""
+    """The noise of a pass over x, as an array: in the pass's arithmetic, before it is rounded to x's dtype."""
     return randn_like(x, noise, dtype=arithmetic(x), batched=batched)
 
 

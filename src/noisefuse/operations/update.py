@@ -10,8 +10,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
-from ..arguments.arrays import as_array, on_device
-from ..arguments.calls import make_call, names_or_array, row_index, run
+from ..arguments.arrays import (
+    as_array,
+    on_device,
+)
+from ..arguments.calls import (
+    make_call,
+    names_or_array,
+    row_index,
+    run,
+)
 from ..arguments.options import (
     FAST_LEVELS,
     check_tableau,
@@ -21,7 +29,12 @@ from ..arguments.options import (
     levels_alone,
     those_read,
 )
-from ..arguments.types import Array, ArrayT, LevelOptions, NoiseLike
+from ..arguments.types import (
+    Array,
+    ArrayT,
+    LevelOptions,
+    NoiseLike,
+)
 from ..call.description import Step
 from ..ground.libraries import library_of
 from ..language.levels import FLOATING, Levels
@@ -36,24 +49,32 @@ def update(
     past: Sequence[NDArray[Any]] = (), noise: NoiseLike | None = None, out: NDArray[Any] | None = None,
     aux_out: Sequence[NDArray[Any]] = (), **options: Unpack[LevelOptions],
 ) -> NDArray[Any]: ...  # fmt: skip
+
+
 @overload
 def update(
     table: Tableau, i: ArrayLike, x: NDArray[Any], model_output: Array | tuple[Array, Array] | None = None, *,
     past: Sequence[NDArray[Any]] = (), noise: NoiseLike | None = None, out: NDArray[Any] | None = None, aux_out: int,
     **options: Unpack[LevelOptions],
 ) -> tuple[NDArray[Any], ...]: ...  # fmt: skip
+
+
 @overload
 def update(
     table: Tableau, i: ArrayLike | Array, x: ArrayT, model_output: ArrayT | tuple[ArrayT, ArrayT] | None = None, *,
     past: Sequence[ArrayT] = (), noise: NoiseLike | None = None, out: ArrayT | None = None,
     aux_out: Sequence[ArrayT] = (), **options: Unpack[LevelOptions],
 ) -> ArrayT: ...  # fmt: skip
+
+
 @overload
 def update(
     table: Tableau, i: ArrayLike | Array, x: ArrayT, model_output: ArrayT | tuple[ArrayT, ArrayT] | None = None, *,
     past: Sequence[ArrayT] = (), noise: NoiseLike | None = None, out: ArrayT | None = None, aux_out: int,
     **options: Unpack[LevelOptions],
 ) -> tuple[ArrayT, ...]: ...  # fmt: skip
+
+
 def update(
     table: Tableau,
     i: ArrayLike | Array,
