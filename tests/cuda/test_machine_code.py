@@ -4,14 +4,18 @@
 It needs the group `cuda-test`.
 """
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import noisefuse as nf
 from conftest import DTYPES
-from cuda_kernels import compilers, every_kernel, ptx, sass, stand_in
+from cuda_kernels import compilers, costs, every_kernel, ptx, sass, stand_in
 from cuda_kernels.every_kernel import KERNELS
 from noisefuse.backends.cuda.launches import LAUNCH
 
@@ -117,6 +121,34 @@ def test_arrays_of_more_than_two_to_the_32_elements(arch):
                     found, expected = call(stand_in.ndarray(x), stand_in.ndarray(m)), call(x, m)
                     assert found.get().tobytes() == expected.tobytes()
         assert launched(cupy) == {name for name in KERNELS if "loss" not in name}
+
+
+@release
+@needs_nvcc
+def test_the_launch_code_over_machine_code():
+    """What test_cuda.py says of launches holds if they execute machine code: streams, devices, counters, the cache."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not generated"]
+    environment = {**os.environ, "STAND_IN_MACHINE_CODE": "90"}
+    subprocess.run([*command, str(Path(__file__).with_name("test_cuda.py"))], env=environment, check=True)
+
+
+def numbers(cell):
+    return [float(number) for number in cell.split(", ")]
+
+
+@release
+@needs_nvcc
+def test_the_table_of_costs():
+    """benchmarks/results/cuda-machine-code.md is what costs.py prints: exactly, or within 5 % with another nvcc."""
+    kept, made = costs.TABLE.read_text().splitlines(), costs.table().splitlines()
+    print("\n".join(made))
+    if kept[0] == made[0]:
+        assert kept == made
+    for old, new in zip(kept[-len(KERNELS) :], made[-len(KERNELS) :], strict=True):
+        (_, name, *old), (_, same, *new) = old.split(" | "), new.split(" | ")
+        assert name == same
+        for before, now in zip(old, new, strict=True):
+            assert numbers(now.strip(" |")) == pytest.approx(numbers(before.strip(" |")), rel=0.05), name
 
 
 # ---- the interpreter -----------------------------------------------------------------------------------------
