@@ -89,8 +89,8 @@ class RandomGaussianNoise(augmentation.RandomGaussianNoise):
         self, batch_shape: tuple[int, ...], p: float, p_batch: float, same_on_batch: bool
     ) -> Tensor:
         if self._noise is None:
-            applied: Tensor = super().__batch_prob_generator__(batch_shape, p, p_batch, same_on_batch)
-            return applied
+            theirs: Tensor = super().__batch_prob_generator__(batch_shape, p, p_batch, same_on_batch)
+            return theirs
         count = 1 if same_on_batch else batch_shape[0]
         applied = nf.augment.strengths(count, 1.0, 1.0, self._named(count), p=p)
         return torch.from_numpy(applied).to(self.device, self.dtype).expand(batch_shape[0])
