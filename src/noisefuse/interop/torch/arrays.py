@@ -239,8 +239,8 @@ def as_tensor(result: Any, out: Any, dtype: torch.dtype) -> Any:
         return out
     if result.dtype.name == "bfloat16":
         return torch.from_numpy(result.view(np.int16)).view(torch.bfloat16)
-    made = torch.from_numpy(result)
-    return made.bfloat16() if dtype == torch.bfloat16 else made
+    tensor = torch.from_numpy(result)
+    return tensor.bfloat16() if dtype == torch.bfloat16 else tensor
 
 
 def empty_like(x: Tensor) -> Tensor:
@@ -256,8 +256,8 @@ def in_format(result: Tensor, x: Tensor) -> Tensor:
     if is_compiling() or type(result) is not Tensor or not result.is_cpu or is_copied(result):
         return result.contiguous(memory_format=form)
     array = memory("result", result, CPU)
-    made: Tensor = as_tensor(layouts.copy(array, array.dtype, (0, *range(2, x.ndim), 1)), None, result.dtype)
-    return made
+    turned: Tensor = as_tensor(layouts.copy(array, array.dtype, (0, *range(2, x.ndim), 1)), None, result.dtype)
+    return turned
 
 
 def dtype_name(dtype: Any, or_levels: bool = False) -> Any:
