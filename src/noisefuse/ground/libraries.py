@@ -210,17 +210,17 @@ class Library:
             return self.from_numpy(result, given[0][1]) if own is None else self.written(own, result)
 
         for output in ("out", "target_out", "aux_out"):
-            self._need_output(output, options.get(output))
+            self._check_output(output, options.get(output))
         arguments = tuple(map(inward, arguments))
         options = {key: inward(value) for key, value in options.items()}
         if not given:
             raise self._refusal(name)
         return outward(function(*arguments, **options))
 
-    def _need_output(self, name: str, out: Any) -> None:
+    def _check_output(self, name: str, out: Any) -> None:
         if isinstance(out, list | tuple):
             for one in out:
-                self._need_output(name, one)
+                self._check_output(name, one)
         elif not self.is_written and hasattr(out, "shape"):
             raise TypeError(f"{name}: expected None, as arrays of {self.name} are not written to")
         elif hasattr(out, "shape") and library_of(out) is not self:

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Protocol, TypeAlias, TypeGuard, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -40,6 +40,7 @@ from ..arguments.types import (
     Device,
     Drawn,
     DType,
+    Like,
     NumPyDType,
     Shape,
 )
@@ -86,41 +87,48 @@ def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
     return words.reshape(*shape, 4)
 
 
-@overload
-def randn(
-    shape: Shape, noise: Drawn, *, dtype: NumPyDType = "float32", batched: bool = True, out: None = None,
-    device: None = None, chunks: None = None,
-) -> NDArray[Any]: ...  # fmt: skip
+N = TypeVar("N", contravariant=True)
 
 
-@overload
-def randn(
-    shape: Shape, noise: Drawn, *, dtype: torch.dtype, batched: bool = True, out: None = None,
-    device: Device | None = None, chunks: None = None,
-) -> torch.Tensor: ...  # fmt: skip
+class DrawFunction(Protocol[N]):
+    """The type of a function that draws: its result's type is that of the dtype, the device or `out`."""
+
+    @overload
+    def __call__(
+        self, shape: Shape, noise: N, *, dtype: NumPyDType = "float32", batched: bool = True, out: None = None,
+        device: None = None, chunks: None = None,
+    ) -> NDArray[Any]: ...  # fmt: skip
+
+    @overload
+    def __call__(
+        self, shape: Shape, noise: N, *, dtype: torch.dtype, batched: bool = True, out: None = None,
+        device: Device | None = None, chunks: None = None,
+    ) -> torch.Tensor: ...  # fmt: skip
+
+    @overload
+    def __call__(
+        self, shape: Shape, noise: N, *, dtype: NumPyDType = "float32", batched: bool = True, out: None = None,
+        device: Device, chunks: None = None,
+    ) -> torch.Tensor: ...  # fmt: skip
+
+    @overload
+    def __call__(
+        self, shape: Shape, noise: N, *, dtype: DType | None = "float32", batched: bool = True, out: Like[ArrayT],
+        device: None = None, chunks: None = None,
+    ) -> ArrayT: ...  # fmt: skip
+
+    @overload
+    def __call__(
+        self, shape: Shape, noise: N, *, dtype: DType | None = "float32", batched: bool = True, out: None = None,
+        device: None = None, chunks: Any,
+    ) -> Any: ...  # fmt: skip
 
 
-@overload
-def randn(
-    shape: Shape, noise: Drawn, *, dtype: NumPyDType = "float32", batched: bool = True, out: None = None,
-    device: Device, chunks: None = None,
-) -> torch.Tensor: ...  # fmt: skip
+def _typed(function: Callable[Concatenate[Shape, N, ...], Any]) -> DrawFunction[N]:
+    return function  # type: ignore[return-value]
 
 
-@overload
-def randn(
-    shape: Shape, noise: Drawn, *, dtype: DType | None = "float32", batched: bool = True, out: ArrayT,
-    device: None = None, chunks: None = None,
-) -> ArrayT: ...  # fmt: skip
-
-
-@overload
-def randn(
-    shape: Shape, noise: Drawn, *, dtype: DType | None = "float32", batched: bool = True, out: None = None,
-    device: None = None, chunks: Any,
-) -> Any: ...  # fmt: skip
-
-
+@_typed
 def randn(
     shape: Shape,
     noise: Drawn,
@@ -164,7 +172,7 @@ def randn(
     False
     """
     if chunks is not None:
-        _need_adding(noise, dask := library("dask"))
+        _check_adding(noise, dask := library("dask"))
         options: dict[str, Any] = {"dtype": dtype, "batched": batched, "out": out, "device": device}
         return dask.randn(lengths(shape), noise, chunks=chunks, **options)
     if device is not None:
@@ -172,33 +180,13 @@ def randn(
     return _random("randn", shape, noise, dtype, batched, out)
 
 
-@overload
 def randn_like(
-    x: NDArray[Any],
+    x: Like[ArrayT],
     noise: Drawn,
     *,
     dtype: DType | None = None,
     batched: bool | None = None,
-) -> NDArray[Any]: ...
-
-
-@overload
-def randn_like(
-    x: ArrayT,
-    noise: Drawn,
-    *,
-    dtype: DType | None = None,
-    batched: bool | None = None,
-) -> ArrayT: ...
-
-
-def randn_like(
-    x: Array,
-    noise: Drawn,
-    *,
-    dtype: DType | None = None,
-    batched: bool | None = None,
-) -> Array:
+) -> ArrayT:
     """`randn` with x's shape, kind, dtype, device and, for torch, memory format: ``randn_like(images, Noise(7))``.
 
     Args:
@@ -225,7 +213,7 @@ def randn_like(
     if (other := library_of(x)) is not None:
         other.check_plain("x", x)
         if hasattr(x, "shape"):  # a dtype has none
-            _need_adding(noise, other)
+            _check_adding(noise, other)
             return other.randn_like(x, noise, dtype=dtype, batched=batched)
     if not is_array(x):
         raise TypeError(f"x: expected {wanted(x)}, got {type(x).__name__}")
@@ -235,41 +223,7 @@ def randn_like(
     return _random("randn", tuple(x.shape), noise, kind, batched, out)
 
 
-@overload
-def uniform(
-    shape: Shape, noise: Noise | Sequence[Noise], *, dtype: NumPyDType = "float32", batched: bool = True,
-    out: None = None, device: None = None, chunks: None = None,
-) -> NDArray[Any]: ...  # fmt: skip
-
-
-@overload
-def uniform(
-    shape: Shape, noise: Noise | Sequence[Noise], *, dtype: torch.dtype, batched: bool = True, out: None = None,
-    device: Device | None = None, chunks: None = None,
-) -> torch.Tensor: ...  # fmt: skip
-
-
-@overload
-def uniform(
-    shape: Shape, noise: Noise | Sequence[Noise], *, dtype: NumPyDType = "float32", batched: bool = True,
-    out: None = None, device: Device, chunks: None = None,
-) -> torch.Tensor: ...  # fmt: skip
-
-
-@overload
-def uniform(
-    shape: Shape, noise: Noise | Sequence[Noise], *, dtype: DType | None = "float32", batched: bool = True,
-    out: ArrayT, device: None = None, chunks: None = None,
-) -> ArrayT: ...  # fmt: skip
-
-
-@overload
-def uniform(
-    shape: Shape, noise: Noise | Sequence[Noise], *, dtype: DType | None = "float32", batched: bool = True,
-    out: None = None, device: None = None, chunks: Any,
-) -> Any: ...  # fmt: skip
-
-
+@_typed
 def uniform(
     shape: Shape,
     noise: Noise | Sequence[Noise],
@@ -355,7 +309,7 @@ def are_increments(noise: object) -> TypeGuard[Increments]:
     return type(noise) is Increment
 
 
-def _need_adding(noise: object, other: Any) -> None:
+def _check_adding(noise: object, other: Any) -> None:
     """Raises NotImplementedError for increments if the library does not add draws, or does not while it is traced."""
     if are_increments(noise) and not other.adds_draws():
         raise NotImplementedError("noise: an increment is not drawn by dask or under torch.compile")
@@ -364,7 +318,7 @@ def _need_adding(noise: object, other: Any) -> None:
 def _increment(shape: Any, noise: Increments, dtype: Any, batched: bool, out: Any) -> Array:
     other = library_of(dtype if out is None else out)
     if other is not None:
-        _need_adding(noise, other)
+        _check_adding(noise, other)
     if type(noise) is Increment and (field := noise.only()) is not None:
         return _random("randn", shape, field, dtype, batched, out)
     if other is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Unpack, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from .. import backends
 from ..arguments.arrays import (
@@ -33,6 +33,7 @@ from ..arguments.types import (
     Array,
     ArrayT,
     LevelOptions,
+    Like,
     NoiseLike,
 )
 from ..call.description import Step
@@ -45,32 +46,16 @@ from ..language.tableau import Tableau
 
 @overload
 def update(
-    table: Tableau, i: ArrayLike, x: NDArray[Any], model_output: Array | tuple[Array, Array] | None = None, *,
-    past: Sequence[NDArray[Any]] = (), noise: NoiseLike | None = None, out: NDArray[Any] | None = None,
-    aux_out: Sequence[NDArray[Any]] = (), **options: Unpack[LevelOptions],
-) -> NDArray[Any]: ...  # fmt: skip
-
-
-@overload
-def update(
-    table: Tableau, i: ArrayLike, x: NDArray[Any], model_output: Array | tuple[Array, Array] | None = None, *,
-    past: Sequence[NDArray[Any]] = (), noise: NoiseLike | None = None, out: NDArray[Any] | None = None, aux_out: int,
-    **options: Unpack[LevelOptions],
-) -> tuple[NDArray[Any], ...]: ...  # fmt: skip
-
-
-@overload
-def update(
-    table: Tableau, i: ArrayLike | Array, x: ArrayT, model_output: ArrayT | tuple[ArrayT, ArrayT] | None = None, *,
-    past: Sequence[ArrayT] = (), noise: NoiseLike | None = None, out: ArrayT | None = None,
-    aux_out: Sequence[ArrayT] = (), **options: Unpack[LevelOptions],
+    table: Tableau, i: ArrayLike | Array, x: Like[ArrayT], model_output: Array | tuple[Array, Array] | None = None, *,
+    past: Sequence[Array] = (), noise: NoiseLike | None = None, out: Like[ArrayT] | None = None,
+    aux_out: Sequence[Array] = (), **options: Unpack[LevelOptions],
 ) -> ArrayT: ...  # fmt: skip
 
 
 @overload
 def update(
-    table: Tableau, i: ArrayLike | Array, x: ArrayT, model_output: ArrayT | tuple[ArrayT, ArrayT] | None = None, *,
-    past: Sequence[ArrayT] = (), noise: NoiseLike | None = None, out: ArrayT | None = None, aux_out: int,
+    table: Tableau, i: ArrayLike | Array, x: Like[ArrayT], model_output: Array | tuple[Array, Array] | None = None, *,
+    past: Sequence[Array] = (), noise: NoiseLike | None = None, out: Like[ArrayT] | None = None, aux_out: int,
     **options: Unpack[LevelOptions],
 ) -> tuple[ArrayT, ...]: ...  # fmt: skip
 
@@ -128,7 +113,7 @@ def update(
             done = other.in_graph(row, plain, "update", table, ())
         if done is not NotImplemented:
             return done
-    _need_several(model_output, past, aux_out)
+    _check_several(model_output, past, aux_out)
     if other is not None:
         given = {"past": past, "noise": noise, "out": out, "aux_out": aux_out}
         return other.update(table, i, x, model_output, **given, **level_options(levels))
@@ -136,7 +121,7 @@ def update(
     return results if isinstance(aux_out, int) else results[0]
 
 
-def _need_several(model_output: object, past: object, aux_out: object) -> None:
+def _check_several(model_output: object, past: object, aux_out: object) -> None:
     """Raises an error if one array stands for several, or several stand in the wrong container."""
     if isinstance(model_output, list):
         raise TypeError("model_output: expected an array or a tuple (m1, m2), got list")

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import backends
 from ..arguments.arrays import as_array, as_numbers, contiguous, count, of_samples, on_device, output, spread_bools
 from ..arguments.options import fast_path
-from ..arguments.types import Array, ArrayT, Reduction
+from ..arguments.types import Array, ArrayT, Like, Reduction
 from ..call.description import TOKENS, CrossEntropy
 from ..ground.checks import check_choice
 from ..ground.float_mode import float_mode
@@ -28,14 +28,12 @@ def masked_cross_entropy(
 
 @overload
 def masked_cross_entropy(
-    logits: NDArray[Any], ids: ArrayLike, masked: ArrayLike | None = ..., weight: ArrayLike | None = ..., *,
-    reduction: Literal["none"],
-) -> NDArray[np.float64]: ...  # fmt: skip
-
-
-@overload
-def masked_cross_entropy(
-    logits: ArrayT, ids: Array, masked: Array | None = ..., weight: Array | None = ..., *, reduction: Reduction = ...
+    logits: Like[ArrayT],
+    ids: Array,
+    masked: Array | None = ...,
+    weight: Array | None = ...,
+    *,
+    reduction: Reduction = ...,
 ) -> ArrayT: ...
 
 
@@ -95,15 +93,8 @@ def masked_cross_entropy_and_grad(
 
 @overload
 def masked_cross_entropy_and_grad(
-    logits: NDArray[Any], ids: ArrayLike, masked: ArrayLike | None = ..., weight: ArrayLike | None = ..., *,
-    reduction: Literal["none"], upstream: ArrayLike = ..., out: NDArray[Any] | None = ...,
-) -> tuple[NDArray[np.float64], NDArray[Any]]: ...  # fmt: skip
-
-
-@overload
-def masked_cross_entropy_and_grad(
-    logits: ArrayT, ids: Array, masked: Array | None = ..., weight: Array | None = ..., *, reduction: Reduction = ...,
-    upstream: ArrayLike | Array = ..., out: ArrayT | None = ...,
+    logits: Like[ArrayT], ids: Array, masked: Array | None = ..., weight: Array | None = ..., *,
+    reduction: Reduction = ..., upstream: ArrayLike | Array = ..., out: Like[ArrayT] | None = ...,
 ) -> tuple[ArrayT, ArrayT]: ...  # fmt: skip
 
 
