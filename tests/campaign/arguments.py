@@ -521,6 +521,8 @@ def _loss(draw: Draw) -> Call:
 
 def _augment(draw: Draw) -> Call:
     shape, dtype = _shape(draw), draw.of(*KINDS, *LEVELS, *LEVELS)
+    if draw.once_in(3):
+        shape = (1 + draw(4), 1 + draw(150), 1 + draw(5))  # few channels, many pixels
     names = {"gaussian": ("std", "mean"), "multiplicative": ("std",), "sensor": ("a", "b"), "at_snr": ("snr",)}
     names |= {"by_level": ("mean_table", "std_table"), "poisson": ("peak",), "transition": ("matrix",)}
     kind = draw.of(*names)
@@ -529,11 +531,11 @@ def _augment(draw: Draw) -> Call:
     call = Call(f"nf.augment.{kind}", {"x": _array(draw, shape, dtype)}, {})
     batched = _batched(draw, call)
     rows = (shape[:1] if batched else ()) if draw.once_in(3) else ()
-    if len(shape) > 1 and draw.once_in(9):
+    if len(shape) > 1 and draw.once_in(3):  # numbers for channels
         last = draw.once_in(2)
-        rows = (
-            (shape[0], shape[-1]) if batched and last else shape[:2] if batched else shape[-1:] if last else shape[:1]
-        )
+        rows = (shape[:1] if batched else ()) + (shape[-1:] if last else shape[batched : batched + 1])
+        if kind in ("gaussian", "multiplicative", "sensor") and not draw.once_in(9):
+            call.options["layout"] = "'HWC'" if last else "'CHW'"
     if kind == "by_level":
         rows = (256,)
     for name in names[kind]:
@@ -553,7 +555,8 @@ def _augment(draw: Draw) -> Call:
     if kind == "by_level" or chosen:
         return call
     _may(draw, call, "clip", "(0, 1)", "(16.5, 235)", "(2, 1)", once_in=5)
-    _may(draw, call, "layout", "'CHW'", "'HWC'", once_in=5)
+    if "layout" not in call.options:
+        _may(draw, call, "layout", "'CHW'", "'HWC'", once_in=5)
     _may(draw, call, "shared", "True", once_in=9)
     _may(draw, call, "order", "'CHW'", "'HWC'", once_in=9)
     return call
