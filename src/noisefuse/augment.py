@@ -89,19 +89,10 @@ class Options(OutOptions, total=False):
 
 
 def gaussian(
-    x: Like[ArrayT],
-    std: ArrayLike,
-    noise: NoiseLike,
-    *,
-    mean: ArrayLike = 0.0,
-    layout: Layout | None = None,
-    shared: bool = False,
-    order: Layout | None = None,
-    clip: Clip = None,
-    dtype: DType | None = None,
-    batched: bool | None = None,
-    out: Like[ArrayT] | None = None,
-) -> ArrayT:
+    x: Like[ArrayT], std: ArrayLike, noise: NoiseLike, *, mean: ArrayLike = 0.0, layout: Layout | None = None,
+    shared: bool = False, order: Layout | None = None, clip: Clip = None, dtype: DType | None = None,
+    batched: bool | None = None, out: Like[ArrayT] | None = None,
+) -> ArrayT:  # fmt: skip
     """Adds Gaussian noise: x + mean + std z.
 
     Args:
@@ -142,12 +133,7 @@ def gaussian(
     )  # fmt: skip
 
 
-def multiplicative(
-    x: Like[ArrayT],
-    std: ArrayLike,
-    noise: NoiseLike,
-    **options: Unpack[Options],
-) -> ArrayT:
+def multiplicative(x: Like[ArrayT], std: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT:
     """Multiplies by noise around 1, as speckle does: x (1 + std z).
 
     Args:
@@ -167,13 +153,7 @@ def multiplicative(
     return _apply(x, noise, _MULTIPLICATIVE, {"std": std}, **options)
 
 
-def sensor(
-    x: Like[ArrayT],
-    a: ArrayLike,
-    b: ArrayLike,
-    noise: NoiseLike,
-    **options: Unpack[Options],
-) -> ArrayT:
+def sensor(x: Like[ArrayT], a: ArrayLike, b: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT:
     """The noise of a camera, whose variance is linear in the signal: x + sqrt(max(a x + b, 0)) z.
 
     This is the Poissonian-Gaussian model of Foi, Trimeche, Katkovnik and Egiazarian (2008), "Practical
@@ -282,13 +262,9 @@ def poisson(
 
 
 def transition(
-    x: Like[ArrayT],
-    matrix: ArrayLike,
-    noise: Noise | Sequence[Noise],
-    *,
-    batched: bool | None = None,
+    x: Like[ArrayT], matrix: ArrayLike, noise: Noise | Sequence[Noise], *, batched: bool | None = None,
     out: Like[ArrayT] | None = None,
-) -> ArrayT:
+) -> ArrayT:  # fmt: skip
     """Changes each byte at random: matrix[i, j] is the probability that grey level i becomes j.
 
     This is a discrete memoryless channel. Examples are any noise that depends on the grey level alone, with its
@@ -430,19 +406,10 @@ def prepare(
     images: Like[ArrayT], *, noise: NoiseLike, t: ArrayLike, schedule: Schedule, **options: Unpack[PrepareOptions]
 ) -> tuple[ArrayT, NDArray[Any]]: ...
 def prepare(
-    images: Array,
-    *,
-    noise: NoiseLike | None = None,
-    scale_mean: ArrayLike = 0.0,
-    scale_std: ArrayLike = 1.0,
-    scale: float | None = None,
-    noise_std: ArrayLike = 0.0,
-    t: ArrayLike | None = None,
-    schedule: Schedule | None = None,
-    dtype: DType | None = None,
-    batched: bool = True,
-    out: Array | None = None,
-) -> Any:
+    images: Array, *, noise: NoiseLike | None = None, scale_mean: ArrayLike = 0.0, scale_std: ArrayLike = 1.0,
+    scale: float | None = None, noise_std: ArrayLike = 0.0, t: ArrayLike | None = None,
+    schedule: Schedule | None = None, dtype: DType | None = None, batched: bool = True, out: Array | None = None,
+) -> Any:  # fmt: skip
     """Turns decoded images into a network's input: normalised, noised, channels first.
 
         x = (scale * image - scale_mean) / scale_std,    result = x + noise_std z,    or alpha_t x + sigma_t z
@@ -665,19 +632,10 @@ def _fast_rows(
 
 
 def _apply(
-    x: Array,
-    noise: NoiseLike,
-    model: _Model,
-    numbers: dict[str, ArrayLike],
-    *,
-    layout: Layout | None = None,
-    shared: bool = False,
-    order: Layout | None = None,
-    clip: Clip = None,
-    dtype: DType | None = None,
-    batched: bool | None = None,
-    out: Array | None = None,
-) -> Array:
+    x: Array, noise: NoiseLike, model: _Model, numbers: dict[str, ArrayLike], *, layout: Layout | None = None,
+    shared: bool = False, order: Layout | None = None, clip: Clip = None, dtype: DType | None = None,
+    batched: bool | None = None, out: Array | None = None,
+) -> Array:  # fmt: skip
     """One pass. A result is clipped piece by piece as it is written; where the fast path does not take the call, in
     another pass."""
     other = None if type(x) is np.ndarray else library_of(x)

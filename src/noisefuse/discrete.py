@@ -30,13 +30,9 @@ _KINDS = ("stratified", "shared", "independent")
 
 
 def times(
-    n: int,
-    noise: Noise,
-    *,
-    first: int = 0,
-    of: int | None = None,
+    n: int, noise: Noise, *, first: int = 0, of: int | None = None,
     kind: Literal["stratified", "shared", "independent"] = "stratified",
-) -> NDArray[np.float64]:
+) -> NDArray[np.float64]:  # fmt: skip
     """Training times in [0, 1] for n samples of a batch that ranks may share: a pure function of the noise's key.
 
     With `first` and `of`, the ranks' times are parts of those of the whole batch, so they do not depend on how many

@@ -130,15 +130,9 @@ def _typed(function: Callable[Concatenate[Shape, N, ...], Any]) -> DrawFunction[
 
 @_typed
 def randn(
-    shape: Shape,
-    noise: Drawn,
-    *,
-    dtype: DType | None = "float32",
-    batched: bool = True,
-    out: Array | None = None,
-    device: Device | None = None,
-    chunks: Any = None,
-) -> Array:
+    shape: Shape, noise: Drawn, *, dtype: DType | None = "float32", batched: bool = True, out: Array | None = None,
+    device: Device | None = None, chunks: Any = None,
+) -> Array:  # fmt: skip
     """Standard normals, the field of the key `noise` (docs/noise.md): torch.randn with a key instead of a generator.
 
     Args:
@@ -180,13 +174,7 @@ def randn(
     return _random("randn", shape, noise, dtype, batched, out)
 
 
-def randn_like(
-    x: Like[ArrayT],
-    noise: Drawn,
-    *,
-    dtype: DType | None = None,
-    batched: bool | None = None,
-) -> ArrayT:
+def randn_like(x: Like[ArrayT], noise: Drawn, *, dtype: DType | None = None, batched: bool | None = None) -> ArrayT:
     """`randn` with x's shape, kind, dtype, device and, for torch, memory format: ``randn_like(images, Noise(7))``.
 
     Args:
@@ -225,15 +213,9 @@ def randn_like(
 
 @_typed
 def uniform(
-    shape: Shape,
-    noise: Noise | Sequence[Noise],
-    *,
-    dtype: DType | None = "float32",
-    batched: bool = True,
-    out: Array | None = None,
-    device: Device | None = None,
-    chunks: Any = None,
-) -> Array:
+    shape: Shape, noise: Noise | Sequence[Noise], *, dtype: DType | None = "float32", batched: bool = True,
+    out: Array | None = None, device: Device | None = None, chunks: Any = None,
+) -> Array:  # fmt: skip
     """Draws uniform numbers in (0, 1), never 0 or 1. Stream 0 stands for stream 7, which keeps them apart from `randn`.
 
     float32: (floor(w / 2^9) + 1/2) / 2^23 of the word w; float64: the same field with 52 bits. Other dtypes would round
@@ -275,14 +257,7 @@ def _words(name: str, words: ArrayLike, n: int) -> NDArray[np.uint32]:
 _SEVERAL = list, tuple  # a union would be made anew at each call
 
 
-def _random(
-    name: str,
-    shape: Shape,
-    noise: Drawn,
-    dtype: Any,
-    batched: bool,
-    out: Array | None,
-) -> Array:
+def _random(name: str, shape: Shape, noise: Drawn, dtype: Any, batched: bool, out: Array | None) -> Array:
     is_uniform = name == "uniform"
     # (The frame names np so that Dynamo resumes here after a graph break; else it would enter fast_dtype's frame.)
     other = None if type(out) is np.ndarray else library_of(dtype if out is None else out)
@@ -372,13 +347,9 @@ def arithmetic(x: Array) -> str:
 
 
 def random_call(
-    name: str,
-    shape: Shape,
-    noise: Noise | Sequence[Noise] | Array,
-    dtype: DTypeLike | None,
-    batched: bool,
+    name: str, shape: Shape, noise: Noise | Sequence[Noise] | Array, dtype: DTypeLike | None, batched: bool,
     out: Array | None = None,
-) -> Step:
+) -> Step:  # fmt: skip
     """Returns `randn` or `uniform` as a checked call; nothing is written yet."""
     is_uniform = name == "uniform"
     full = lengths(shape)

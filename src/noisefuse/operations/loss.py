@@ -64,20 +64,10 @@ def mse_loss(
     reduction: Reduction = "mean", **options: Unpack[LossOptions],
 ) -> ArrayT: ...  # fmt: skip
 def mse_loss(
-    pred: Array,
-    x0: Array | None,
-    t: ArrayLike | Array,
-    schedule: Schedule,
-    noise: NoiseLike,
-    *,
-    target: Target,
-    weight: ArrayLike | None = None,
-    reduction: Reduction = "mean",
-    scale: float | None = None,
-    offset: float | None = None,
-    batched: bool | None = None,
-    partial: bool = False,
-) -> Any:
+    pred: Array, x0: Array | None, t: ArrayLike | Array, schedule: Schedule, noise: NoiseLike, *, target: Target,
+    weight: ArrayLike | None = None, reduction: Reduction = "mean", scale: float | None = None,
+    offset: float | None = None, batched: bool | None = None, partial: bool = False,
+) -> Any:  # fmt: skip
     """Returns the mean of w_t (pred - target)^2. The target is that of `q_sample` with the same arguments, and is never
     stored.
 
@@ -138,20 +128,10 @@ def mse_loss_and_grad(
     reduction: Reduction = "mean", out: Like[ArrayT] | None = None, **options: Unpack[LossOptions],
 ) -> tuple[ArrayT, ArrayT]: ...  # fmt: skip
 def mse_loss_and_grad(
-    pred: Array,
-    x0: Array | None,
-    t: ArrayLike | Array,
-    schedule: Schedule,
-    noise: NoiseLike,
-    *,
-    target: Target,
-    weight: ArrayLike | None = None,
-    reduction: Reduction = "mean",
-    scale: float | None = None,
-    offset: float | None = None,
-    batched: bool | None = None,
-    out: Array | None = None,
-) -> Any:
+    pred: Array, x0: Array | None, t: ArrayLike | Array, schedule: Schedule, noise: NoiseLike, *, target: Target,
+    weight: ArrayLike | None = None, reduction: Reduction = "mean", scale: float | None = None,
+    offset: float | None = None, batched: bool | None = None, out: Array | None = None,
+) -> Any:  # fmt: skip
     """Returns `mse_loss`, and its gradient with respect to pred, computed in the same pass: the noise is drawn once.
 
     Args:
@@ -188,21 +168,11 @@ def mse_loss_and_grad(
 
 
 def mse_loss_grad(
-    pred: Like[ArrayT],
-    x0: Array | None,
-    t: ArrayLike | Array,
-    schedule: Schedule,
-    noise: NoiseLike,
-    *,
-    target: Target,
-    weight: ArrayLike | None = None,
-    reduction: Reduction = "mean",
-    scale: float | None = None,
-    offset: float | None = None,
-    batched: bool | None = None,
-    upstream: ArrayLike | Array = 1.0,
+    pred: Like[ArrayT], x0: Array | None, t: ArrayLike | Array, schedule: Schedule, noise: NoiseLike, *, target: Target,
+    weight: ArrayLike | None = None, reduction: Reduction = "mean", scale: float | None = None,
+    offset: float | None = None, batched: bool | None = None, upstream: ArrayLike | Array = 1.0,
     out: Like[ArrayT] | None = None,
-) -> ArrayT:
+) -> ArrayT:  # fmt: skip
     """Returns the gradient of `mse_loss` with respect to pred, by a pass of its own that draws the noise again.
 
         2 w_t g / n (pred - target),    n the number of elements in the mean
@@ -244,18 +214,9 @@ def mse_loss_grad(
 
 
 def interpolate_loss(
-    pred: Array,
-    x0: Array,
-    x1: Array,
-    t: ArrayLike | Array,
-    path: Path,
-    noise: NoiseLike | None = None,
-    *,
-    target: PathTarget,
-    weight: ArrayLike | None = None,
-    reduction: Reduction = "mean",
-    batched: bool | None = None,
-) -> Any:
+    pred: Array, x0: Array, x1: Array, t: ArrayLike | Array, path: Path, noise: NoiseLike | None = None, *,
+    target: PathTarget, weight: ArrayLike | None = None, reduction: Reduction = "mean", batched: bool | None = None,
+) -> Any:  # fmt: skip
     """Returns the mean of w (pred - target)^2. The target is that of `interpolate` with the same arguments; neither it
     nor the noise is stored.
 
@@ -291,19 +252,10 @@ def interpolate_loss(
 
 
 def interpolate_loss_and_grad(
-    pred: Like[ArrayT],
-    x0: Array,
-    x1: Array,
-    t: ArrayLike | Array,
-    path: Path,
-    noise: NoiseLike | None = None,
-    *,
-    target: PathTarget,
-    weight: ArrayLike | None = None,
-    reduction: Reduction = "mean",
-    batched: bool | None = None,
+    pred: Like[ArrayT], x0: Array, x1: Array, t: ArrayLike | Array, path: Path, noise: NoiseLike | None = None, *,
+    target: PathTarget, weight: ArrayLike | None = None, reduction: Reduction = "mean", batched: bool | None = None,
     out: Like[ArrayT] | None = None,
-) -> tuple[Any, ArrayT]:
+) -> tuple[Any, ArrayT]:  # fmt: skip
     """Returns `interpolate_loss`, and its gradient with respect to pred, computed in the same pass.
 
     Args:
@@ -394,22 +346,10 @@ def _run(call: Loss) -> tuple[Any, Any]:
 
 
 def mse_call(
-    pred: Array,
-    x0: Array | None,
-    t: ArrayLike | Array,
-    schedule: Schedule,
-    noise: NoiseLike,
-    target: Target,
-    weight: ArrayLike | None,
-    reduction: Reduction,
-    scale: float | None,
-    offset: float | None,
-    batched: bool,
-    upstream: ArrayLike | Array,
-    outs: Mapping[str, Array | None],
-    *,
-    want_loss: bool,
-) -> Loss:
+    pred: Array, x0: Array | None, t: ArrayLike | Array, schedule: Schedule, noise: NoiseLike, target: Target,
+    weight: ArrayLike | None, reduction: Reduction, scale: float | None, offset: float | None, batched: bool,
+    upstream: ArrayLike | Array, outs: Mapping[str, Array | None], *, want_loss: bool,
+) -> Loss:  # fmt: skip
     """Returns a loss as a checked call; nothing is written yet. outs: the gradient's array, by its argument's name."""
     check_schedule(schedule)
     check_target(target)

@@ -76,21 +76,11 @@ def q_sample(
     out: Like[ArrayT] | None = None, target_out: Like[ArrayT] | None = None, **options: Unpack[SampleOptions],
 ) -> tuple[ArrayT, ArrayT]: ...  # fmt: skip
 def q_sample(
-    x0: Array,
-    t: ArrayLike | Array,
-    schedule: Schedule,
-    noise: NoiseLike,
-    *,
-    target: Target | None = None,
-    scale: float | None = None,
-    offset: float | None = None,
-    dtype: DType | None = None,
-    out_scale: float | None = None,
-    out_offset: float | None = None,
-    batched: bool | None = None,
-    out: Array | None = None,
+    x0: Array, t: ArrayLike | Array, schedule: Schedule, noise: NoiseLike, *, target: Target | None = None,
+    scale: float | None = None, offset: float | None = None, dtype: DType | None = None, out_scale: float | None = None,
+    out_offset: float | None = None, batched: bool | None = None, out: Array | None = None,
     target_out: Array | None = None,
-) -> Array | tuple[Array, Array]:
+) -> Array | tuple[Array, Array]:  # fmt: skip
     """The forward process in one pass: x_t = alpha_t x0 + sigma_t z, z ~ N(0, 1) (Ho et al. 2020, eq. 4).
 
     diffusers calls this add_noise (and scale_noise for flows), with noise as an array. Here noise is a key.
@@ -161,15 +151,9 @@ def q_sample(
 
 
 def q_step(
-    x: Like[ArrayT],
-    t: ArrayLike | Array,
-    schedule: Schedule,
-    noise: NoiseLike,
-    *,
-    batched: bool | None = None,
-    out: Like[ArrayT] | None = None,
-    **options: Unpack[LevelOptions],
-) -> ArrayT:
+    x: Like[ArrayT], t: ArrayLike | Array, schedule: Schedule, noise: NoiseLike, *, batched: bool | None = None,
+    out: Like[ArrayT] | None = None, **options: Unpack[LevelOptions],
+) -> ArrayT:  # fmt: skip
     """One Markov step of the walk: x_t = a_t x_(t-1) + s_t z_t.
 
     With betas, a = sqrt(1 - beta) and s = sqrt(beta) (Ho et al. 2020, eq. 2). In general a_t = alpha_t / alpha_(t-1)
@@ -217,14 +201,9 @@ def q_step(
 
 
 def q_walk(
-    x0: Like[ArrayT],
-    schedule: Schedule,
-    noise: Noise | Sequence[Noise],
-    *,
-    keep: Sequence[int] | None = None,
-    batched: bool | None = None,
-    out: Like[ArrayT] | None = None,
-) -> ArrayT:
+    x0: Like[ArrayT], schedule: Schedule, noise: Noise | Sequence[Noise], *, keep: Sequence[int] | None = None,
+    batched: bool | None = None, out: Like[ArrayT] | None = None,
+) -> ArrayT:  # fmt: skip
     """The random walk from x0 through the whole schedule in one pass: T steps for one read of x0.
 
     It equals q_step at t = 0, 1, ... bit for bit. The half types walk in float32 and round what is kept.
@@ -304,19 +283,10 @@ def _first_step(x0: Array, rows: Rows, names: tuple[Noise, ...], result: Array, 
 
 
 def q_sample_call(
-    x0: Array,
-    t: ArrayLike | Array,
-    schedule: Schedule,
-    noise: NoiseLike,
-    target: Target | None,
-    scale: float | None,
-    offset: float | None,
-    dtype: DType | None,
-    levels: Levels | None,
-    batched: bool,
-    out: Array | None = None,
+    x0: Array, t: ArrayLike | Array, schedule: Schedule, noise: NoiseLike, target: Target | None, scale: float | None,
+    offset: float | None, dtype: DType | None, levels: Levels | None, batched: bool, out: Array | None = None,
     target_out: Array | None = None,
-) -> Step:
+) -> Step:  # fmt: skip
     """Returns `q_sample` as a checked call; nothing is written yet."""
     check_schedule(schedule)
     x = as_array("x0", x0, (*FLOATS, *LEVELS))
@@ -337,14 +307,9 @@ def q_sample_call(
 
 
 def q_step_call(
-    x: Array,
-    t: ArrayLike | Array,
-    schedule: Schedule,
-    noise: NoiseLike,
-    levels: Levels | None,
-    batched: bool,
+    x: Array, t: ArrayLike | Array, schedule: Schedule, noise: NoiseLike, levels: Levels | None, batched: bool,
     out: Array | None = None,
-) -> Step:
+) -> Step:  # fmt: skip
     """Returns `q_step` as a checked call; nothing is written yet."""
     check_schedule(schedule)
     x = as_array("x", x, (*FLOATS, *LEVELS))

@@ -61,17 +61,10 @@ def update(
 
 
 def update(
-    table: Tableau,
-    i: ArrayLike | Array,
-    x: Array,
-    model_output: Array | tuple[Array, Array] | None = None,
-    *,
-    past: Sequence[Array] = (),
-    noise: NoiseLike | None = None,
-    out: Array | None = None,
-    aux_out: Sequence[Array] | int = (),
-    **options: Unpack[LevelOptions],
-) -> Array:
+    table: Tableau, i: ArrayLike | Array, x: Array, model_output: Array | tuple[Array, Array] | None = None, *,
+    past: Sequence[Array] = (), noise: NoiseLike | None = None, out: Array | None = None,
+    aux_out: Sequence[Array] | int = (), **options: Unpack[LevelOptions],
+) -> Array:  # fmt: skip
     """One row of a tableau in one pass: D = clamp(..), then linear combinations of all, plus noise.
 
     Args:
@@ -133,16 +126,10 @@ def _check_several(model_output: object, past: object, aux_out: object) -> None:
 
 
 def update_call(
-    table: Tableau,
-    i: ArrayLike | Array,
-    x: Array,
-    model_output: Array | tuple[Array, Array] | None,
-    past: Sequence[Array],
-    noise: NoiseLike | None,
-    out: Array | None,
-    aux_out: Sequence[Array] | int = (),
+    table: Tableau, i: ArrayLike | Array, x: Array, model_output: Array | tuple[Array, Array] | None,
+    past: Sequence[Array], noise: NoiseLike | None, out: Array | None, aux_out: Sequence[Array] | int = (),
     levels: Levels | None = None,
-) -> Step:
+) -> Step:  # fmt: skip
     """Returns `update` as a checked call; nothing is written yet."""
     check_tableau("table", table)
     if table.masked and levels is not None:

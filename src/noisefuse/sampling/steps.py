@@ -314,13 +314,9 @@ class Steps:
         return density.log_prob(table, rows, x, model_output, x_next, past=past, **law)
 
     def kl(
-        self,
-        i: int | npt.ArrayLike,
-        model_output: Like[ArrayT],
-        reference: Like[ArrayT],
-        *,
+        self, i: int | npt.ArrayLike, model_output: Like[ArrayT], reference: Like[ArrayT], *,
         reduction: density.OverElements = "sum",
-    ) -> ArrayT:
+    ) -> ArrayT:  # fmt: skip
         """The divergence of row i's Gaussians with two model outputs, float64 (B,): see `density.kl`.
 
         >>> sampler = nf.samplers.flow_sde(nf.Schedule.flow(1000), steps=10)

@@ -133,19 +133,10 @@ def categorical(
     info: Info | Iterable[Info] = ..., partial: Literal[True],
 ) -> Partial: ...  # fmt: skip
 def categorical(
-    logits: Array,
-    noise: Noises,
-    *,
-    temperature: ArrayLike = 1.0,
-    top_k: ArrayLike = 0,
-    top_p: ArrayLike = 1.0,
-    where: Array | None = None,
-    positions: ArrayLike | None = None,
-    info: Info | Iterable[Info] = (),
-    dtype: Any = None,
-    partial: bool = False,
-    out: Array | None = None,
-) -> Any:
+    logits: Array, noise: Noises, *, temperature: ArrayLike = 1.0, top_k: ArrayLike = 0, top_p: ArrayLike = 1.0,
+    where: Array | None = None, positions: ArrayLike | None = None, info: Info | Iterable[Info] = (), dtype: Any = None,
+    partial: bool = False, out: Array | None = None,
+) -> Any:  # fmt: skip
     """Draws a token of each row of logits from softmax(logits / temperature), by the key (sample, position, token).
 
     The row is read once, and nothing of its size is stored. A token's noise does not depend on the vocabulary's size,

@@ -28,23 +28,15 @@ def masked_cross_entropy(
 
 @overload
 def masked_cross_entropy(
-    logits: Like[ArrayT],
-    ids: Array,
-    masked: Array | None = ...,
-    weight: Array | None = ...,
-    *,
+    logits: Like[ArrayT], ids: Array, masked: Array | None = ..., weight: Array | None = ..., *,
     reduction: Reduction = ...,
-) -> ArrayT: ...
+) -> ArrayT: ...  # fmt: skip
 
 
 def masked_cross_entropy(
-    logits: Array,
-    ids: Array,
-    masked: Array | None = None,
-    weight: Array | None = None,
-    *,
+    logits: Array, ids: Array, masked: Array | None = None, weight: Array | None = None, *,
     reduction: Reduction = "mean",
-) -> Any:
+) -> Any:  # fmt: skip
     """Returns the mean of w (-log softmax(logits)[id]) over all rows. Only masked rows count; the others add 0.
 
     This is the loss of LLaDA and MDLM: w is 1 / p, where p is the probability with which a position was masked.
@@ -99,15 +91,9 @@ def masked_cross_entropy_and_grad(
 
 
 def masked_cross_entropy_and_grad(
-    logits: Array,
-    ids: Array,
-    masked: Array | None = None,
-    weight: Array | None = None,
-    *,
-    reduction: Reduction = "mean",
-    upstream: ArrayLike | Array = 1.0,
-    out: Array | None = None,
-) -> Any:
+    logits: Array, ids: Array, masked: Array | None = None, weight: Array | None = None, *,
+    reduction: Reduction = "mean", upstream: ArrayLike | Array = 1.0, out: Array | None = None,
+) -> Any:  # fmt: skip
     """Returns `masked_cross_entropy`, and its gradient with respect to the logits, which is computed while a row is in
     the caches.
 

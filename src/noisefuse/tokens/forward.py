@@ -39,18 +39,10 @@ _WORDS = Rows.of({"out.z": 1.0})
 
 
 def q_mask(
-    ids: Like[ArrayT],
-    p: Any,
-    noise: Noise | Sequence[Noise],
-    mask_id: SupportsIndex,
-    *,
-    where: Any = None,
-    block: int | None = None,
-    lengths: Any = None,
-    complement: bool = False,
-    batched: bool = True,
+    ids: Like[ArrayT], p: Any, noise: Noise | Sequence[Noise], mask_id: SupportsIndex, *, where: Any = None,
+    block: int | None = None, lengths: Any = None, complement: bool = False, batched: bool = True,
     out: Like[ArrayT] | None = None,
-) -> tuple[ArrayT, ArrayT]:
+) -> tuple[ArrayT, ArrayT]:  # fmt: skip
     """Masks each token with probability p: the forward process of masked diffusion, q(x_t | x_0) with alpha_t = 1 - p
     (Sahoo et al. 2024, "Simple and effective masked diffusion language models", section 3.2.1; Austin et al. 2021,
     D3PM's absorbing state; LLaDA's ``forward_process``).
@@ -102,17 +94,9 @@ def q_mask(
 
 
 def q_uniform(
-    ids: Like[ArrayT],
-    p: Any,
-    noise: Noise | Sequence[Noise],
-    vocabulary: SupportsIndex,
-    *,
-    where: Any = None,
-    block: int | None = None,
-    lengths: Any = None,
-    batched: bool = True,
-    out: Like[ArrayT] | None = None,
-) -> tuple[ArrayT, ArrayT]:
+    ids: Like[ArrayT], p: Any, noise: Noise | Sequence[Noise], vocabulary: SupportsIndex, *, where: Any = None,
+    block: int | None = None, lengths: Any = None, batched: bool = True, out: Like[ArrayT] | None = None,
+) -> tuple[ArrayT, ArrayT]:  # fmt: skip
     """Draws each token anew with probability p, uniformly from the whole vocabulary: q(x_t | x_0) = (1 - p) x_0 + p / V
     (Austin et al. 2021, "Structured denoising diffusion models in discrete state-spaces", appendix A.2.1; Hoogeboom et
     al. 2021, multinomial diffusion). A token that is drawn anew may be the one that stood there.
@@ -187,15 +171,9 @@ def _result(out: Any, tokens: Array, allowed: NDArray[np.bool_] | None, batched:
 
 
 def q_transition(
-    ids: Like[ArrayT],
-    Q: Any,
-    noise: Noise | Sequence[Noise],
-    *,
-    where: Any = None,
-    lengths: Any = None,
-    batched: bool = True,
-    out: Like[ArrayT] | None = None,
-) -> ArrayT:
+    ids: Like[ArrayT], Q: Any, noise: Noise | Sequence[Noise], *, where: Any = None, lengths: Any = None,
+    batched: bool = True, out: Like[ArrayT] | None = None,
+) -> ArrayT:  # fmt: skip
     """Draws x_t from Cat(x_0 Q): token i becomes j with probability Q[i, j] (Austin et al. 2021, "Structured denoising
     diffusion models in discrete state-spaces", section 3).
 

@@ -141,17 +141,9 @@ class DiscreteSampler:
         return made
 
     def step(
-        self,
-        i: int,
-        x: Array,
-        logits: Array | tuple[Array, Array],
-        noise: Noises,
-        state: TokenState | None = None,
-        *,
-        where: Any = None,
-        log_prob: bool = False,
-        out: Array | None = None,
-    ) -> Any:
+        self, i: int, x: Array, logits: Array | tuple[Array, Array], noise: Noises, state: TokenState | None = None, *,
+        where: Any = None, log_prob: bool = False, out: Array | None = None,
+    ) -> Any:  # fmt: skip
         """Returns the next x, from row i, the tokens x and the network's logits for them.
 
         Args:
@@ -307,19 +299,10 @@ class DiscreteSampler:
         return result
 
     def sample(
-        self,
-        model: Callable[[Any, Any], Any],
-        x_or_shape: Any,
-        noise: Noises,
-        *,
-        start: int = 0,
-        where: Any = None,
-        dtype: Any = "int64",
-        device: Any = None,
-        progress: bool = False,
-        callback: Callable[[int, Any, Any], object] | None = None,
-        log_probs: bool = False,
-    ) -> Any:
+        self, model: Callable[[Any, Any], Any], x_or_shape: Any, noise: Noises, *, start: int = 0, where: Any = None,
+        dtype: Any = "int64", device: Any = None, progress: bool = False,
+        callback: Callable[[int, Any, Any], object] | None = None, log_probs: bool = False,
+    ) -> Any:  # fmt: skip
         """Runs the rows from ``start`` to the end.
 
         Args:
