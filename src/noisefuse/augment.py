@@ -71,16 +71,11 @@ class PrepareOptions(TypedDict, total=False):
     out: Array | None
 
 
-class OutOptions(TypedDict, total=False):
-    """The options of every function that adds noise. `gaussian` explains them."""
+class Options(TypedDict, total=False):
+    """The options of the functions that take every dtype. `gaussian` explains them."""
 
     batched: bool | None
     out: Array | None
-
-
-class Options(OutOptions, total=False):
-    """The options of the functions that take every dtype. `gaussian` explains them."""
-
     layout: Layout | None
     shared: bool
     order: Layout | None

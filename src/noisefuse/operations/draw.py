@@ -98,25 +98,21 @@ class DrawFunction(Protocol[N]):
         self, shape: Shape, noise: N, *, dtype: NumPyDType = "float32", batched: bool = True, out: None = None,
         device: None = None, chunks: None = None,
     ) -> NDArray[Any]: ...  # fmt: skip
-
     @overload
     def __call__(
         self, shape: Shape, noise: N, *, dtype: torch.dtype, batched: bool = True, out: None = None,
         device: Device | None = None, chunks: None = None,
     ) -> torch.Tensor: ...  # fmt: skip
-
     @overload
     def __call__(
         self, shape: Shape, noise: N, *, dtype: NumPyDType = "float32", batched: bool = True, out: None = None,
         device: Device, chunks: None = None,
     ) -> torch.Tensor: ...  # fmt: skip
-
     @overload
     def __call__(
         self, shape: Shape, noise: N, *, dtype: DType | None = "float32", batched: bool = True, out: Like[ArrayT],
         device: None = None, chunks: None = None,
     ) -> ArrayT: ...  # fmt: skip
-
     @overload
     def __call__(
         self, shape: Shape, noise: N, *, dtype: DType | None = "float32", batched: bool = True, out: None = None,

@@ -50,16 +50,12 @@ def update(
     past: Sequence[Array] = (), noise: NoiseLike | None = None, out: Like[ArrayT] | None = None,
     aux_out: Sequence[Array] = (), **options: Unpack[LevelOptions],
 ) -> ArrayT: ...  # fmt: skip
-
-
 @overload
 def update(
     table: Tableau, i: ArrayLike | Array, x: Like[ArrayT], model_output: Array | tuple[Array, Array] | None = None, *,
     past: Sequence[Array] = (), noise: NoiseLike | None = None, out: Like[ArrayT] | None = None, aux_out: int,
     **options: Unpack[LevelOptions],
 ) -> tuple[ArrayT, ...]: ...  # fmt: skip
-
-
 def update(
     table: Tableau, i: ArrayLike | Array, x: Array, model_output: Array | tuple[Array, Array] | None = None, *,
     past: Sequence[Array] = (), noise: NoiseLike | None = None, out: Array | None = None,

@@ -24,15 +24,11 @@ def masked_cross_entropy(
     logits: NDArray[Any], ids: ArrayLike, masked: ArrayLike | None = ..., weight: ArrayLike | None = ..., *,
     reduction: Literal["mean"] = ...,
 ) -> float: ...  # fmt: skip
-
-
 @overload
 def masked_cross_entropy(
     logits: Like[ArrayT], ids: Array, masked: Array | None = ..., weight: Array | None = ..., *,
     reduction: Reduction = ...,
 ) -> ArrayT: ...  # fmt: skip
-
-
 def masked_cross_entropy(
     logits: Array, ids: Array, masked: Array | None = None, weight: Array | None = None, *,
     reduction: Reduction = "mean",
@@ -81,15 +77,11 @@ def masked_cross_entropy_and_grad(
     logits: NDArray[Any], ids: ArrayLike, masked: ArrayLike | None = ..., weight: ArrayLike | None = ..., *,
     reduction: Literal["mean"] = ..., upstream: ArrayLike = ..., out: NDArray[Any] | None = ...,
 ) -> tuple[float, NDArray[Any]]: ...  # fmt: skip
-
-
 @overload
 def masked_cross_entropy_and_grad(
     logits: Like[ArrayT], ids: Array, masked: Array | None = ..., weight: Array | None = ..., *,
     reduction: Reduction = ..., upstream: ArrayLike | Array = ..., out: Like[ArrayT] | None = ...,
 ) -> tuple[ArrayT, ArrayT]: ...  # fmt: skip
-
-
 def masked_cross_entropy_and_grad(
     logits: Array, ids: Array, masked: Array | None = None, weight: Array | None = None, *,
     reduction: Reduction = "mean", upstream: ArrayLike | Array = 1.0, out: Array | None = None,
