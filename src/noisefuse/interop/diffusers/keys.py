@@ -46,10 +46,10 @@ def of_call(generator: Any) -> Any:
 def _keyed(noise: nf.Noise) -> KeyedGenerator:
     if noise.stream:
         raise ValueError(f"generator: expected a Noise of stream 0, got {noise.stream}")
-    made = KeyedGenerator()
-    made.noise, made.draws = noise, 0
-    made.manual_seed(nf.augment.sample_id(repr(noise)))
-    return made
+    generator = KeyedGenerator()
+    generator.noise, generator.draws = noise, 0
+    generator.manual_seed(nf.augment.sample_id(repr(noise)))
+    return generator
 
 
 def of_step(generator: Any) -> Any:
