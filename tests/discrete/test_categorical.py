@@ -328,6 +328,17 @@ def at(x, token):
     return np.take_along_axis(x, token[..., None], -1)[..., 0]
 
 
+def test_the_info_is_a_record_of_what_was_asked():
+    """Seen to fail: as a dict, whose keys no type checker knows; an order that is not the kernel's."""
+    _, info = nf.categorical(logits_of((2, 3, 9)), NOISE, info="rank")
+    assert info[:-1] == (None,) * 4
+    assert info.rank.shape == (2, 3)
+    assert nf.discrete.TokenInfo._fields == INFO
+    state = nf.samplers.mdlm(3, mask_id=9).state("rank", "entropy")
+    nf.samplers.mdlm(3, mask_id=9).step(0, np.full((2, 3), 9), logits_of((2, 3, 9)), NOISE, state)
+    assert [None if one is None else one.shape for one in state.info] == [None, None, (2, 3), None, (2, 3)]
+
+
 def test_equal_logits(compiled):
     """Seen to fail: ranks that count equal logits of higher tokens."""
     logits = np.zeros((1, 1000), np.float32)

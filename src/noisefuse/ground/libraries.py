@@ -200,10 +200,8 @@ class Library:
             return type(x)(map(inward, x)) if type(x) in (tuple, list) else x
 
         def outward(result: Any) -> Any:
-            if type(result) in (tuple, list):
-                return type(result)(map(outward, result))
-            if type(result) is dict:
-                return {key: outward(value) for key, value in result.items()}
+            if isinstance(result, tuple | list):
+                return getattr(result, "_make", type(result))(map(outward, result))  # the first, of a NamedTuple
             if not isinstance(result, np.ndarray):
                 return result
             own = next((x for array, x in given if array is result), None)

@@ -23,27 +23,9 @@ from ..arguments.arrays import (
     output,
     wanted,
 )
-from ..arguments.calls import (
-    Index,
-    is_batch,
-    make_call,
-    names_or_array,
-    run,
-)
-from ..arguments.options import (
-    fast_path,
-    lengths,
-)
-from ..arguments.types import (
-    Array,
-    ArrayT,
-    Device,
-    Drawn,
-    DType,
-    Like,
-    NumPyDType,
-    Shape,
-)
+from ..arguments.calls import Index, is_batch, make_call, names_or_array, run
+from ..arguments.options import fast_path, lengths
+from ..arguments.types import Array, ArrayT, Device, Drawn, DType, Like, NumPyDType, Shape
 from ..call.description import Draw, Philox, Step
 from ..ground.checks import got
 from ..ground.layouts import pieces

@@ -46,15 +46,7 @@ from ..arguments.options import (
     result_dtype,
     rows_at,
 )
-from ..arguments.types import (
-    Array,
-    ArrayT,
-    DType,
-    LevelOptions,
-    Like,
-    NoiseLike,
-    SampleOptions,
-)
+from ..arguments.types import Array, ArrayT, DType, LevelOptions, Like, NoiseLike, SampleOptions
 from ..call.description import Step, Walk
 from ..ground.libraries import library_of
 from ..language.forward import forward

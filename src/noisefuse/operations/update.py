@@ -10,16 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .. import backends
-from ..arguments.arrays import (
-    as_array,
-    on_device,
-)
-from ..arguments.calls import (
-    make_call,
-    names_or_array,
-    row_index,
-    run,
-)
+from ..arguments.arrays import as_array, on_device
+from ..arguments.calls import make_call, names_or_array, row_index, run
 from ..arguments.options import (
     FAST_LEVELS,
     check_tableau,
@@ -29,13 +21,7 @@ from ..arguments.options import (
     levels_alone,
     those_read,
 )
-from ..arguments.types import (
-    Array,
-    ArrayT,
-    LevelOptions,
-    Like,
-    NoiseLike,
-)
+from ..arguments.types import Array, ArrayT, LevelOptions, Like, NoiseLike
 from ..call.description import Step
 from ..ground.libraries import library_of
 from ..language.levels import FLOATING, Levels
