@@ -226,7 +226,7 @@ class Fused:
                 z = torch.empty_like(m, dtype=dtype, memory_format=torch.contiguous_format)
                 z.normal_(generator=draws)  # like torch.randn
             else:
-                _need_generators(draws)
+                _check_generators(draws)
                 z = randn_tensor(m.shape, generator=draws, device=m.device, dtype=dtype)
         return z if dtype is x.dtype or dtype is torch.float32 else z.float()
 
@@ -236,7 +236,7 @@ class Fused:
         draws = of_step(draws)
         if not are_names(draws):
             if draws is not None:
-                _need_generators(draws)
+                _check_generators(draws)
             if self.noise_sampler is None:
                 self.noise_sampler = self._tree(draws, x)
             z = self.noise_sampler(*step.interval)
@@ -295,7 +295,7 @@ class Fused:
         if isinstance(draws, Tensor):
             arguments["variance_noise"] = draws
         elif draws is not None and not are_names(draws):
-            _need_generators(draws)
+            _check_generators(draws)
             arguments["generator"] = draws
         result = self._adapted(self._base.step)(self, m, t, x, return_dict=return_dict, **arguments)
         tell(self, "step", reason)
@@ -431,7 +431,7 @@ def _row_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _need_generators(value: Any) -> None:
+def _check_generators(value: Any) -> None:
     """Raises an error if neither diffusers nor a kernel can draw from it."""
     several = isinstance(value, list | tuple)
     for n, entry in enumerate(value if several else [value]):

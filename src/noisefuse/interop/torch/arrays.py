@@ -127,10 +127,10 @@ def check_plain(name: str, x: Any) -> None:
             raise TypeError(f"{expected}, got a DTensor: pass {part}")
         if torch.masked.is_masked_tensor(x):
             raise TypeError(f"{expected}, got a masked one: pass {name}.get_data() or {name}.to_tensor(value)")
-    _need_storage(name, x)
+    _check_storage(name, x)
 
 
-def _need_storage(name: str, x: Tensor) -> None:
+def _check_storage(name: str, x: Tensor) -> None:
     """Raises ValueError if elements lie beyond the tensor's storage: NumPy would read, and write, other memory."""
     if x.layout != torch.strided or is_compiling():
         return
@@ -170,7 +170,7 @@ def memory(name: str, tensor: Tensor, place: torch.device) -> Any:
 def to_numpy(x: Any) -> Any:
     if not isinstance(x, Tensor):
         return np.asarray(x)
-    _need_storage("tensor", x)
+    _check_storage("tensor", x)
     x = x.detach().cpu()
     try:
         return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
