@@ -400,18 +400,37 @@ ERRORS = {
 }
 
 
+REACHED = {  # a shape of x, and a call that leads to the kernel
+    "nf_normal_f32": ((8, 8192), lambda x: nf.randn_like(x, every_kernel.NOISE)),
+    "nf_any_f32": ((3, 5461), lambda x: nf.q_sample(x, 7, nf.Schedule.linear(20), every_kernel.NOISE)),
+    "nf_loss_f32": (
+        (2, 8192),
+        lambda x: nf.mse_loss(x, None, 7, nf.Schedule.linear(20), every_kernel.NOISE, target="epsilon"),
+    ),
+}
+
+
 @slow
 @needs_nvcc
-@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("error", [None, *ERRORS])
 def test_a_planted_error_is_seen(error):
     """Each is one instruction of the machine code."""
-    name, old, new = ERRORS[error]
-    with stand_in.installed() as cupy:
-        nf.randn(4, nf.Noise(0), out=cupy.empty(4, "float32"))  # the self-test
-        cupy.execute = changed(name, old, new).execute(stand_in.memory)
-        shape = (3, 1, 3, 5461) if "any" in name else (8, 1, 8, 1024)
-        with pytest.raises((AssertionError, IndexError, ValueError)):
-            every_kernel.compare(cupy, shape, DTYPES["float32"])
+    for name, (shape, call) in REACHED.items():
+        kernel, old, new = ERRORS.get(error, (name, None, None))
+        if name != kernel:
+            continue
+        x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        with stand_in.installed() as cupy:
+            nf.randn(4, nf.Noise(0), out=cupy.empty(4, "float32"))  # the self-test
+            cupy.launches.clear()
+            cupy.execute = (changed(name, old, new) if error else stand_in.program("90")).execute(stand_in.memory)
+            try:
+                found = call(stand_in.ndarray(x)).get()
+            except (AssertionError, IndexError, ValueError):
+                assert error
+            else:
+                assert (found.tobytes() == np.asarray(call(x)).tobytes()) == (error is None)
+            assert cupy.launches[0][0] == name
 
 
 @slow
