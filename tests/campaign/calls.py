@@ -392,7 +392,15 @@ SAMPLERS = {
 OPTIONS = {
     "remdm": ("", ", eta=0.5", ", eta=0.3, variant='rescale'", ", loop=0.5, t_on=0.6, t_off=0.2"),
     "uniform_ddim": ("", ", eta=1.0"),
-    "llada": ("", ", temperature=1.0", ", remask='random'", ", cfg_scale=1.5", ", length=8, block_length=4"),
+    "llada": (
+        "",
+        ", temperature=1.0",
+        ", remask='random'",
+        ", cfg_scale=1.5",
+        ", length=8, block_length=4",
+        ", threshold=0.5",
+        ", factor=1.0",
+    ),
     "entropy_bound": ("", ", bound=3.0"),
     "sedd": ("",),
 }

@@ -38,6 +38,7 @@ PLAIN = {
     "llada, warm": S.llada(4, mask_id=5, temperature=0.5),
     "llada, in blocks": S.llada(4, mask_id=5, length=8, block_length=4),
     "llada, at random": S.llada(4, mask_id=5, remask="random"),
+    "llada, by confidence": S.llada(4, mask_id=5, threshold=0.3, temperature=0.4),
     "own": nf.DiscreteSampler(OWN),
 }
 OTHERS = {
@@ -45,6 +46,7 @@ OTHERS = {
     "entropy_bound": S.entropy_bound(4, mask_id=5),
     "entropy_bound of tokens": S.entropy_bound(4, vocabulary=V),
     "guided": S.llada(4, mask_id=5, cfg_scale=1.0),
+    "a factor": S.llada(4, mask_id=5, factor=1.0),
 }
 LOGITS = np.random.default_rng(1).standard_normal((3, 8, V)).astype(np.float32)
 LOGITS[0] = LOGITS[0, 0]  # equally certain
@@ -84,7 +86,7 @@ def test_steps(monkeypatch, of, name, i):
         same_as_checked(monkeypatch, lambda options=options: step(sampler, a, i, **options), True)
 
 
-@pytest.mark.parametrize("name", ["remdm", "own", "llada, warm"])
+@pytest.mark.parametrize("name", ["remdm", "own", "llada, warm", "llada, by confidence"])
 @pytest.mark.parametrize("seed", range(20))
 def test_drawn_steps(monkeypatch, name, seed):
     drawn, sampler = np.random.default_rng(seed), PLAIN[name]

@@ -54,6 +54,8 @@ MASKED = {
     "llada": nf.samplers.llada(steps=2, mask_id=MASK, temperature=1.0),
     "llada_random": nf.samplers.llada(steps=2, mask_id=MASK, temperature=1.0, remask="random"),
     "entropy_bound": nf.samplers.entropy_bound(steps=2, mask_id=MASK, bound=0.0, t_max=1.0, t_min=1.0),
+    "threshold": nf.samplers.llada(steps=2, mask_id=MASK, temperature=1.0, threshold=0.7),
+    "factor": nf.samplers.llada(steps=2, mask_id=MASK, temperature=1.0, factor=0.9),
 }
 UNIFORM = {
     "d3pm": nf.samplers.d3pm(steps=3, vocabulary=K, network="denoiser"),
@@ -572,6 +574,18 @@ def D3PM(v):
             "source = 'masks': expected 'mask'",
         ),
         (lambda: nf.TokenTable("own", ROWS, mask_id=9, order="left"), ValueError, "order = 'left': expected 'confiden"),
+        (
+            lambda: nf.TokenRow(time=1.0, left=2, threshold=0.5),
+            ValueError,
+            "left, threshold: expected at most one of t",
+        ),
+        (lambda: nf.samplers.llada(4, mask_id=9, threshold=2), ValueError, "threshold = 2: expected a probability"),
+        (
+            lambda: nf.samplers.llada(4, mask_id=9, factor=1, remask="random"),
+            ValueError,
+            "remask = 'random': expected 'low_confidence' with threshold or factor",
+        ),
+        (lambda: MDLM.sample(model_of(), (1, 2), NOISE, state={}), TypeError, "state: expected mdlm's own"),
         (lambda: nf.TokenRow(time=1.0, left=0), ValueError, "left = 0: expected a whole number of at least 1"),
         (lambda: nf.TokenRow(time=1.0, left=1.5), ValueError, "left = 1.5: expected a whole number"),
         (lambda: nf.TokenRow(time=1.0, left=1, end=10**30), ValueError, "end = 10+: expected a whole number"),
@@ -892,3 +906,105 @@ def test_a_network_that_fails_is_named():
     logits = np.full((1, 2, 2), np.nan, np.float32)
     with pytest.raises(ValueError, match="NaN"):
         MDLM.step(0, X, logits, NOISE)
+
+
+# ---- decoding by confidence --------------------------------------------------------------------------------
+
+
+def sure_positions(logits, drawn, may, threshold, factor):
+    """Returns which masks of one sample are revealed, by the rules of Wu et al., algorithm 1 and section 3.3."""
+    p = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    p = np.take_along_axis(p / p.sum(-1, keepdims=True), drawn[:, None], -1)[:, 0]
+    ranked = sorted(np.flatnonzero(may), key=lambda at: -p[at])
+    if threshold is not None:
+        return [at for n, at in enumerate(ranked) if n == 0 or p[at] >= threshold]
+    for n, at in enumerate(ranked[1:-1], 1):  # not the last one: their loop ends there, and takes it
+        if p[at] < 1 - factor / (n + 2):
+            return ranked[:n]
+    return ranked
+
+
+@pytest.mark.parametrize("rule", ["threshold", "factor"])
+@pytest.mark.parametrize("seed", range(30))
+def test_decoding_by_confidence(rule, seed):
+    """Seen to fail: no token where none reaches the threshold; a threshold for p_1; the last mask left alone; another
+    sample's masks counted; a threshold of 1 that certain tokens did not reach; > in place of >=."""
+    rng = np.random.default_rng(seed)
+    b, length, v, end = 3, int(rng.integers(1, 12)), 6, int(rng.integers(0, 3))
+    logits = (rng.normal(size=(b, length, v)) * rng.choice([0.5, 4, 30])).astype(np.float32)
+    logits[0, 0] = [0, 0, *[-np.inf] * (v - 2)]  # p = 1/2, exactly
+    x = np.where(rng.random((b, length)) < 0.8, v, 0)
+    number = rng.choice([0, 0.5, 0.9, 1]) if rule == "threshold" else rng.choice([0, 0.3, 1, 2.5])
+    row = nf.TokenRow(time=1.0, end=end, **{rule: number})
+    for temperature in (0.0, 1.0):
+        sampler = nf.DiscreteSampler(nf.TokenTable("own", (row,), v, temperature=temperature))
+        state = sampler.state()
+        made = sampler.step(0, x, logits, NOISE, state)
+        for at in range(b):
+            may = (x[at] == v) & (np.arange(length) < length - end)
+            numbers = (number, None) if rule == "threshold" else (None, number)
+            expected = sure_positions(logits[at], np.where(may, state.drawn[at], 0), may, *numbers)
+            assert np.flatnonzero(state.taken[at]).tolist() == sorted(expected)
+        assert np.array_equal(made, np.where(state.taken, state.drawn, x))
+
+
+def fast_generate(model, x, length, block, threshold, factor):
+    """Fast-dLLM's generate at temperature 0, by its description: the tokens, and the number of the network's calls."""
+    x, calls, v = x.copy(), 0, model(x).shape[-1]
+    for end in range(block, length + 1, block):
+        inside = np.arange(x.shape[1]) < x.shape[1] - length + end
+        while (may := (x == v) & inside).any():
+            logits, calls = model(x), calls + 1
+            for at in range(len(x)):
+                sure = sure_positions(logits[at], logits[at].argmax(-1), may[at], threshold, factor)
+                x[at, sure] = logits[at, sure].argmax(-1)
+    return x, calls
+
+
+@pytest.mark.parametrize("block", [4, 16])
+@pytest.mark.parametrize("numbers", [(0.3, None), (0.9, None), (None, 1.0), (None, 2.0)])
+def test_a_run_by_confidence(numbers, block):
+    """Seen to fail: rows asked for after their block was full; the calls of a sample that waits for another."""
+    v, length = 12, 16
+    for seed in range(4):
+        model = random_model(v, seed)
+        x = np.concatenate([np.random.default_rng(seed).integers(0, v, (2, 5)), np.full((2, length), v)], axis=1)
+        expected, calls = fast_generate(model, x, length, block, *numbers)
+        options = {"length": length, "block_length": block, "threshold": numbers[0], "factor": numbers[1]}
+        sampler, seen = nf.samplers.llada(length, mask_id=v, **options), []
+        state, rows = sampler.state(), []
+
+        def asked(x, t, model=model, seen=seen):
+            seen.append(t)
+            return model(x)
+
+        done, likely = sampler.sample(
+            asked, x, NOISE, state=state, callback=lambda i, *_, rows=rows: rows.append(i), log_probs=True
+        )
+        assert np.array_equal(done, expected)
+        assert state.calls == len(seen) == len(rows) == calls <= length
+        assert seen == [sampler.times[i] for i in rows]
+        assert [likely[i].tolist() for i in range(length) if i not in rows] == [[0, 0]] * (length - calls)
+
+
+def test_the_network_is_not_asked_for_a_finished_sample():
+    """Seen to fail: all rows asked for it. The tokens of a prompt are none that may change."""
+    for sampler in [sampler for name, sampler in MASKED.items() if not name.startswith(("remdm", "flow"))]:
+        x, state = np.array([[0, 1], [1, MASK]]), sampler.state()
+        done = sampler.sample(lambda x, t: 1 / 0, x, NOISE, where=np.array([True, False]), state=state)
+        assert np.array_equal(done, x)
+        assert state.calls == 0
+
+
+def test_a_budget_of_calls():
+    """The last call of a block reveals what is left."""
+    sampler = nf.samplers.llada(6, mask_id=3, length=12, block_length=6, threshold=1.0)
+    x = sampler.sample(
+        lambda x, t: np.zeros((*x.shape, 3), np.float32), (2, 12), NOISE, state=(state := sampler.state())
+    )
+    assert state.calls == 6
+    assert (x < 3).all()
+    assert [str(row).split("; ")[1].strip() for row in sampler.table.rows[::4]] == [
+        "mask -> c of confidence 1 or more, at least one, but for the last 6",
+        "mask -> c of confidence 1 or more, at least one",
+    ]

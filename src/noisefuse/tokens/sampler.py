@@ -22,7 +22,7 @@ from ..sampling.arrays import asked, bar
 from .categorical import categorical, log_softmax_at, settings_of
 from .cross_entropy import masked_cross_entropy_and_grad
 from .forward import DTYPES, allowed_of, check_within, names_for, scaled_words, token_of, tokens_of, vocabulary_of
-from .steps import Drawn, Law, certain, law, next_tokens, positions, wanted_info
+from .steps import Drawn, Law, certain, law, next_tokens, positions, surprise, wanted_info
 from .table import TokenRow, TokenTable
 
 __all__ = ["DiscreteSampler", "TokenState"]
@@ -34,6 +34,7 @@ class TokenState:
     """The memory of a run from step to step: `DiscreteSampler.state` makes it.
 
     Attributes:
+        calls: how many steps were taken: the network's calls in `DiscreteSampler.sample`.
         drawn: the tokens that the last step drew, int64 of x's shape, and x where none was drawn: the network's view of
             the clean sample.
         taken: bool, the positions that took their drawn token in the last step.
@@ -41,10 +42,11 @@ class TokenState:
         log_prob: the log-probability of all steps so far that were asked for theirs, (B,), or None.
     """
 
-    __slots__ = ("asked", "drawn", "info", "log_prob", "taken")
+    __slots__ = ("asked", "calls", "drawn", "info", "log_prob", "taken")
 
     def __init__(self, asked: tuple[str, ...] = ()) -> None:
         self.asked: tuple[str, ...] = asked
+        self.calls: int = 0
         self.drawn: Any = None
         self.taken: Any = None
         self.log_prob: Any = None
@@ -186,21 +188,17 @@ class DiscreteSampler:
             if done is not NotImplemented:
                 x_next, *memory = done
                 if state is not None:
-                    (state.drawn, state.taken), state.info = memory, {}
+                    (state.drawn, state.taken), state.info, state.calls = memory, {}, state.calls + 1
                 return x_next
         row = self._row(i)
-        if not isinstance(state, TokenState | None):
-            own = f"{self.table.name}'s own, sampler.state(), one per run"
-            raise TypeError(f"state: expected {own}, got {type(state).__name__}")
+        self._check_state(state)
         if other is not None:
             options: dict[str, Any] = {"where": where, "log_prob": log_prob, "out": out}
             return other.through(self.step, i, x, logits, noise, state, **options)
         tokens = tokens_of("x", x)
         result = output("out", out, tokens.shape, tokens.dtype)
         check_overlap([("out", result)], [tokens])
-        flat = self._flat(tokens)
-        allowed = allowed_of(where, None, tokens.shape)
-        may = positions(self.table, row, flat, None if allowed is None else allowed.reshape(flat.shape))
+        flat, may = self._may(row, tokens, where)
         given = self._of_clean(row, flat, self._logits(logits, flat.shape), may)
         name = _at(noise, int(i))
         info = wanted_info(self.table, row, log_prob, () if state is None else state.asked)
@@ -211,7 +209,7 @@ class DiscreteSampler:
         result[...] = made.reshape(tokens.shape)
         if state is not None:
             state.drawn = np.where(may, drawn.token, flat).reshape(tokens.shape)
-            state.taken = taken.reshape(tokens.shape)
+            state.taken, state.calls = taken.reshape(tokens.shape), state.calls + 1
             state.info = {one: drawn.info[one].reshape(tokens.shape) for one in state.asked}
             if likely is not None:
                 state.log_prob = likely if state.log_prob is None else state.log_prob + likely
@@ -250,9 +248,7 @@ class DiscreteSampler:
         row, tokens, to = self._row(i), tokens_of("x", x), tokens_of("x_next", x_next)
         if to.shape != tokens.shape:
             raise ValueError(f"x_next: expected shape {tokens.shape}, got {to.shape}")
-        flat, after = self._flat(tokens), _by_sample(to)
-        allowed = allowed_of(where, None, tokens.shape)
-        may = positions(self.table, row, flat, None if allowed is None else allowed.reshape(flat.shape))
+        (flat, may), after = self._may(row, tokens, where), _by_sample(to)
         given = self._of_clean(row, flat, self._logits(logits, flat.shape), may)
         found = self._law(row, flat, after, given, may)
         return found.log_prob, found.by_next, found.by_own
@@ -318,8 +314,10 @@ class DiscreteSampler:
         progress: bool = False,
         callback: Callable[[int, Any, Any], object] | None = None,
         log_probs: bool = False,
+        state: TokenState | None = None,
     ) -> Any:
-        """Runs the rows from ``start`` to the end.
+        """Runs the rows from ``start`` to the end, but for those that find no mask that they may reveal, and can change
+        no token: the network is not asked for them.
 
         Args:
             model: model(x, t) -> logits, or a pair (u, c) of them; t is the row's time, a float, or float32 (B,) for
@@ -332,8 +330,10 @@ class DiscreteSampler:
             dtype: the dtype of a new sample, NumPy's or, with ``device``, torch's.
             device: a device of torch, for a new sample of tensors: a network in torch needs it.
             progress: show a bar (needs tqdm).
-            callback: callback(i, x, drawn) after each row; drawn are the tokens drawn from the network's distribution.
+            callback: callback(i, x, drawn) after each row that ran; drawn are the tokens drawn from the network's
+                distribution.
             log_probs: also return log p(x' | x) of each row.
+            state: keeps what the last row drew, and counts the network's calls, `state.calls`.
 
         Returns:
             The tokens, or with log_probs the pair of them and a list of (B,), one for each row.
@@ -349,8 +349,14 @@ class DiscreteSampler:
         if not callable(model):
             raise TypeError(f"model: expected a function, or a network, of (x, t), got {type(model).__name__}")
         x = self._begun(x_or_shape, noise, start, dtype, device)
-        state, found, is_new = self.state(), [], isinstance(x_or_shape, list | tuple) and device is None
+        found, is_new = [], isinstance(x_or_shape, list | tuple) and device is None
+        self._check_state(state)
+        state = self.state() if state is None else state
         for i in bar(range(start, len(self)), progress):
+            if self._is_done(i, x, where):
+                if log_probs:
+                    found.append(library_for(x).moved(np.zeros(len(x)), x))
+                continue
             logits = asked(model, x, self._time(i, x), _HINT) if i == 0 and is_new else model(x, self._time(i, x))
             made = self.step(i, x, logits, noise, state, where=where, log_prob=log_probs)
             if log_probs:
@@ -369,6 +375,23 @@ class DiscreteSampler:
         if not 0 <= number < len(self):
             raise IndexError(f"i = {i} is out of range: {self.table.name} has {len(self)} rows")
         return self.table.rows[number]
+
+    def _check_state(self, state: Any) -> None:
+        if not isinstance(state, TokenState | None):
+            own = f"{self.table.name}'s own, sampler.state(), one per run"
+            raise TypeError(f"state: expected {own}, got {type(state).__name__}")
+
+    def _may(self, row: TokenRow, tokens: Array, where: Any) -> tuple[Array, NDArray[np.bool_]]:
+        """Returns the tokens (B, L), and which of them may take a drawn one."""
+        flat, allowed = self._flat(tokens), allowed_of(where, None, tokens.shape)
+        return flat, positions(self.table, row, flat, None if allowed is None else allowed.reshape(flat.shape))
+
+    def _is_done(self, i: int, x: Any, where: Any) -> bool:
+        """Tells whether row i changes no token, whatever the network says."""
+        row = self.table.rows[i]
+        if row.touches_tokens or self.table.mask_id is None:
+            return False
+        return not self._may(row, tokens_of("x", library_for(x).to_numpy(x)), where)[1].any()
 
     def _flat(self, x: Array) -> Array:
         """Returns x (B, L). ValueError: a token lies beyond the vocabulary that all tokens are drawn from.
@@ -502,13 +525,13 @@ class DiscreteSampler:
 def _fast_row(table: TokenTable, row: TokenRow) -> tuple[Any, ...] | None:
     """Returns the numbers of FastTokenRow (csrc/python/fast_step.h), or None if the row needs more than it does."""
     mask = -1 if table.mask_id is None else int(table.mask_id)
-    plain = row.rate is None and row.bound is None and not row.own and not table.guidance
+    plain = row.rate is None and row.bound is None and row.factor is None and not row.own and not table.guidance
     if not plain or (table.top_p < 1 and not table.crossing) or not -(1 << 63) <= mask < 1 << 63:
         return None
     hides, by_words = mask >= 0 and table.mask_logit == "ignore", table.order != "confidence"
     whole = mask, int(table.vocabulary or 0), int(row.end), int(row.left or 0)
     settings = float(table.temperature * row.temperature), int(table.top_k), float(table.top_p)
-    chances = row.reveal, row.change, *row.renoise, row.remask
+    chances = row.reveal, row.change, *row.renoise, row.remask, -1 if row.threshold is None else surprise(row.threshold)
     flags = table.mask_id is not None, hides, row.touches_tokens, by_words
     return *flags, *whole, *settings, *map(float, chances)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from inspect import Parameter, signature
 from itertools import pairwise
 from typing import Any, Literal, ParamSpec, TypeAlias, Unpack, get_args
@@ -319,7 +320,7 @@ def sedd(
 def llada(
     steps: int, *, mask_id: int, length: int | None = None, block_length: int | None = None,
     remask: Literal["low_confidence", "random"] = "low_confidence", cfg_scale: float = 0.0, temperature: float = 0.0,
-    **options: Unpack[CutOptions],
+    threshold: float | None = None, factor: float | None = None, **options: Unpack[CutOptions],
 ) -> TokenTable:  # fmt: skip
     """LLaDA's ``generate``: each step draws all masks, and reveals its share of them, the most certain ones first (Nie
     et al. 2025, "Large language diffusion models", section 2.4 and algorithm 5; its ``low_confidence`` remasking).
@@ -332,6 +333,13 @@ def llada(
             drawn from stream 16.
         cfg_scale: with a number other than 0 the network gives a pair (u, c), and the logits are u + (1 + cfg_scale)
             (c - u). A token that has -inf in u or in c is never drawn.
+        threshold: each step reveals all masks whose token has at least this probability in the softmax of the logits,
+            at least one of each sample, and the last step of a block what is left: Fast-dLLM's parallel decoding (Wu et
+            al. 2025, "Fast-dLLM: training-free acceleration of diffusion LLM by enabling KV cache and parallel
+            decoding", algorithm 1). `sample` asks the network until a block is full, at most steps / blocks times; with
+            steps = length, the tokens are those of its code. (SGLang's ``LowConfidence`` reveals above the threshold,
+            not at it. dInfer's, where none reaches it, also reveals those within 1e-5 of the most certain one.)
+        factor: Fast-dLLM's factor rule in place of a threshold, see `TokenRow`.
 
     >>> print(nf.samplers.llada(steps=4, mask_id=9, length=8, block_length=4))
     DiscreteSampler(llada, 4 rows)
@@ -354,8 +362,14 @@ def llada(
         blocks = length // block
         if n % blocks:
             raise ValueError(f"steps = {n}: expected a multiple of the {blocks} blocks")
-    each = n // blocks
-    rows = [TokenRow(time=1 - i / n, left=each - i % each, end=(blocks - 1 - i // each) * block) for i in range(n)]
+    each, sure = n // blocks, TokenRow(time=1.0, threshold=threshold, factor=factor)
+    if sure.by_rank and remask == "random":
+        raise ValueError("remask = 'random': expected 'low_confidence' with threshold or factor")
+    rows = []
+    for i in range(n):
+        left, time, end = each - i % each, 1 - i / n, (blocks - 1 - i // each) * block
+        by_rank = sure.by_rank and left > 1
+        rows.append(replace(sure, time=time, end=end) if by_rank else TokenRow(time=time, left=left, end=end))
     order: Literal["confidence", "random"] = "random" if remask == "random" else "confidence"
     guidance = check_number("cfg_scale", cfg_scale)
     return TokenTable("llada", tuple(rows), mask_id, order=order, guidance=guidance, temperature=temperature, **options)

@@ -29,7 +29,7 @@ def wanted_info(table: TokenTable, row: TokenRow, log_prob: bool, asked: tuple[s
     names = [*asked]
     if log_prob and not row.touches_tokens and table.mask_logit == "ignore":
         names.append("log_prob")
-    if row.rate is not None or (row.left is not None and table.order == "confidence"):
+    if row.rate is not None or (row.by_confidence and table.order == "confidence"):
         names.append("log_prob_raw")
     if row.bound is not None:
         names.append("entropy")
@@ -50,8 +50,9 @@ def next_tokens(
     table: TokenTable, row: TokenRow, x: Array, drawn: Drawn, noise: Any, may: NDArray[np.bool_]
 ) -> tuple[Array, NDArray[np.bool_]]:
     """Returns the tokens (B, L) of the next step, and which of them are the drawn ones."""
-    if row.left is not None:
-        taken = _first(_share(may, row.left), _order(table, drawn, noise, may), may)
+    if row.by_confidence:
+        keys = np.where(may, _order(table, drawn, noise, may), np.inf)
+        taken = _first(_counts(row, keys, may), keys, may)
         return np.where(taken, drawn.token, x), taken
     if row.bound is not None:
         taken = certain(row.bound, drawn.info["entropy"], may)
@@ -106,9 +107,24 @@ def _size(table: TokenTable) -> int:
 # ---- ranks -------------------------------------------------------------------------------------------------
 
 
-def _share(may: NDArray[np.bool_], left: int) -> NDArray[np.int64]:
-    """Returns how many masks of each sample a step reveals, of those that are left for so many steps."""
-    return np.asarray(-(-may.sum(axis=1) // left))
+def _counts(row: TokenRow, keys: Array, may: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Returns how many masks of each sample a step reveals; keys are the negative logarithms of their confidences."""
+    masks = may.sum(axis=1)
+    if row.left is not None:
+        return np.asarray(-(-masks // row.left))
+    if row.threshold is not None:
+        return np.minimum(masks, np.maximum(1, (keys <= surprise(row.threshold)).sum(axis=1)))
+    assert row.factor is not None
+    least = surprise(1 - row.factor / np.arange(2, keys.shape[1] + 2))
+    least[:1] = np.inf  # one is always revealed
+    found = (np.sort(keys, axis=1) <= least).cumprod(axis=1).sum(axis=1)
+    return np.where(found >= masks - 1, masks, found)  # the last one is not left alone, as in Fast-dLLM's code
+
+
+def surprise(p: Any) -> Any:
+    """Returns -ln p as the confidences are rounded, to float32. One of 1 - 2^-54, which float64 rounds to 1, is 1."""
+    with np.errstate(divide="ignore"):
+        return np.float32(2.0**-54 - np.log(np.maximum(p, 0.0)))
 
 
 def _order(table: TokenTable, drawn: Drawn, noise: Any, may: NDArray[np.bool_]) -> Array:
@@ -120,7 +136,7 @@ def _order(table: TokenTable, drawn: Drawn, noise: Any, may: NDArray[np.bool_]) 
 
 def _first(counts: NDArray[np.int64], keys: Array, may: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Returns the positions of the least keys, so many of each sample; of equal keys the lower position."""
-    order = np.argsort(np.where(may, keys, np.inf), axis=1, kind="stable")
+    order = np.argsort(keys, axis=1, kind="stable")
     found = np.zeros(may.shape, np.bool_)
     np.put_along_axis(found, order, np.arange(may.shape[1]) < counts[:, None], axis=1)
     return found & may

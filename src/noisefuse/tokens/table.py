@@ -22,9 +22,10 @@ _RANGES = {
     "time": _NUMBER, "reveal": _PROBABILITY, "rate": _NUMBER, "change": _PROBABILITY, "remask": _PROBABILITY,
     "left": (1.0, 2.0**34, "a whole number of at least 1"), "bound": (0.0, math.inf, "a number of at least 0"),
     "end": (0.0, 2.0**34, "a whole number of at least 0"), "temperature": (0.0, 2.0**64, "a number from 0 to 2^64"),
-    "own": _NUMBER,
+    "own": _NUMBER, "threshold": _PROBABILITY, "factor": _NUMBER,
 }  # fmt: skip
-_OPTIONAL, _WHOLE = ("rate", "left", "bound"), ("left", "end")
+_BY_RANK = ("left", "bound", "threshold", "factor")
+_OPTIONAL, _WHOLE = ("rate", *_BY_RANK), ("left", "end")
 
 
 class CutOptions(TypedDict, total=False):
@@ -59,14 +60,18 @@ class TokenRow:
         renoise: two probabilities that a token is drawn anew from the whole vocabulary: if it is not c, and if it is c.
         remask: the probability that a token becomes the mask.
 
-    By rank, the positions of a sample are decided together. Rows with `left` or `bound` do so, and do not use the
-    probabilities above:
+    By rank, the positions of a sample are decided together. Rows with one of the first four numbers do so, and do not
+    use the probabilities above:
 
         left: the number of steps that are left to reveal the masks, this one included. A step reveals its share of the
             masks that are left, rounded up: first where the network is most certain of c, or in an order drawn from
             stream 16.
         bound: the positions of least entropy become c, as many as have a sum of entropies, without the largest, of at
             most `bound`. The others are drawn anew, or stay masks.
+        threshold: masks become c where its probability in the softmax of the logits, the confidence, is at least this
+            number: in each sample with a mask, at least the most certain one.
+        factor: of a sample's n masks the k most certain ones become c, as long as their confidences p_1 >= p_2 >= ..
+            have (j + 1) (1 - p_j) <= factor for all j from 2 to k. If k = n - 1, the last one does too.
         end: how many positions at the sample's end are not revealed yet.
         temperature: the logits are divided by this number times the sampler's own temperature.
 
@@ -89,6 +94,8 @@ class TokenRow:
     end: int = 0
     temperature: float = 1.0
     own: float = 0.0
+    threshold: float | None = None
+    factor: float | None = None
 
     def __post_init__(self) -> None:
         if type(self.renoise) is not tuple or len(self.renoise) != 2:
@@ -99,6 +106,8 @@ class TokenRow:
                 continue
             if not least <= check_number(name, number, finite=False) <= most or (name in _WHOLE and number % 1):
                 raise ValueError(f"{name} = {number!r}: expected {expected}")
+        if len(ranks := [name for name in _BY_RANK if getattr(self, name) is not None]) > 1:
+            raise ValueError(f"{', '.join(ranks)}: expected at most one of them")
         differ, same = self.renoise
         for what, total in (("change, renoise and remask", self.change + differ), ("renoise and remask", same)):
             if not total + self.remask <= _PROBABILITY[1]:
@@ -107,11 +116,15 @@ class TokenRow:
     __setstate__: ClassVar[stored.SetState] = stored.make_again
 
     def __str__(self) -> str:
-        said = [f"t = {self.time:.6g}"]
+        said, end = [f"t = {self.time:.6g}"], f", but for the last {self.end}" if self.end else ""
         if self.own:
             said.append(f"logit of x + {self.own:.6g}")
         if self.left is not None:
-            said.append(f"1/{self.left} of the masks -> c" + (f", but for the last {self.end}" if self.end else ""))
+            said.append(f"1/{self.left} of the masks -> c{end}")
+        elif self.threshold is not None:
+            said.append(f"mask -> c of confidence {self.threshold:.6g} or more, at least one{end}")
+        elif self.factor is not None:
+            said.append(f"masks -> c while (k + 1) (1 - confidence) <= {self.factor:.6g}{end}")
         elif self.bound is not None:
             said.append(f"x -> c where entropies add up to {self.bound:.6g}, else anew")
         else:
@@ -135,7 +148,12 @@ class TokenRow:
     @property
     def by_rank(self) -> bool:
         """Tells whether positions of a sample depend on each other."""
-        return self.left is not None or self.bound is not None
+        return any(getattr(self, name) is not None for name in _BY_RANK)
+
+    @property
+    def by_confidence(self) -> bool:
+        """Tells whether the row reveals a sample's first masks, by the table's order."""
+        return self.by_rank and self.bound is None
 
     @property
     def touches_tokens(self) -> bool:
