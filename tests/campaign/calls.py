@@ -427,6 +427,7 @@ def _token_step(draw):
     call.required["noise"] = _noise(draw, shape, True, stream=draw.once_in(9), windows=draw.once_in(9))
     _may(draw, call, "info", _info(draw))
     _may(draw, call, "where", _bools(draw, shape))
+    _may(draw, call, "lengths", f"np.array({[draw(9) for _ in range(shape[0])]})", once_in=9)
     _may(draw, call, "log_prob", "True")
     _write_to(draw, call, "out", shape, dtype, "x")
     return call
@@ -439,6 +440,7 @@ def _token_run(draw):
     call = Call("token_run", {"sampler": made, "x": x, "vocabulary": str(v)}, {})
     call.required["noise"] = _noise(draw, shape, True, stream=draw.once_in(9), windows=draw.once_in(9))
     _may(draw, call, "where", _bools(draw, shape))
+    _may(draw, call, "lengths", f"np.array({[draw(9) for _ in range(shape[0])]})", once_in=9)
     _may(draw, call, "log_probs", "True")
     _may(draw, call, "dtype", *map(repr, TOKEN_DTYPES))
     _may(draw, call, "start", "1", "3", once_in=9)

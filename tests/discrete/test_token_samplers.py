@@ -5,6 +5,7 @@ Seen to fail: s and t swapped in a rule; the noise's share where c is x in place
 tempered logits for LLaDA's confidence; `before < bound`; the last position first among equals.
 """
 
+import dataclasses
 import itertools
 import pickle
 import warnings
@@ -532,7 +533,21 @@ def D3PM(v):
         (lambda: MDLM.step(0, X, ZEROS.tolist(), NOISE), TypeError, "logits: expected an array of x's kind, got list"),
         (lambda: MDLM.step(0, X, ZEROS, 7), TypeError, "noise: expected a Noise"),
         (lambda: MDLM.step(0, X, ZEROS, NOISE.at(stream=64)), ValueError, "takes stream 0, got 64"),
-        (lambda: MDLM.step(0, X, ZEROS, NOISE.window((4,), (0,))), ValueError, "got a noise with a window"),
+        (
+            lambda: MDLM.step(0, X, ZEROS, NOISE.window((4,), (3,))),
+            ValueError,
+            r"slice of shape \(2,\) at \(3,\) lies out",
+        ),
+        (
+            lambda: MDLM.step(0, X, ZEROS, NOISE, lengths=[3]),
+            ValueError,
+            r"lengths\[0\] = 3: expected from 0 to 2 posi",
+        ),
+        (
+            lambda: MDLM.sample(model_of(), X, NOISE, lengths=[0.5]),
+            TypeError,
+            r"lengths: expected integers of shape \(1",
+        ),
         (lambda: MDLM.sample(None, (1, 2), NOISE), TypeError, "model: expected a function"),
         (lambda: MDLM.sample(model_of(), (1, 2), NOISE, start=1), TypeError, "a new sample begins at row 0"),
         (lambda: nf.samplers.d3pm(steps=3), TypeError, "either mask_id, for masks, or vocabulary"),
@@ -1008,3 +1023,75 @@ def test_a_budget_of_calls():
         "mask -> c of confidence 1 or more, at least one, but for the last 6",
         "mask -> c of confidence 1 or more, at least one",
     ]
+
+
+# ---- parts of samples --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_step_of_a_window_is_that_part_of_the_whole(name):
+    """Rows by rank are given all masks that they may reveal. Seen to fail: the draws of the positions from 0 on; `end`
+    counted from the window's end."""
+    table, rng = ALL[name].table, np.random.default_rng(3)
+    b, length, v, (first, end) = 3, 12, 5, (4, 9)
+    mask, vocabulary = (v, None) if table.mask_id is not None else (None, v)
+    rows = [dataclasses.replace(row, end=3) if row.by_rank and mask else row for row in table.rows]
+    own = dataclasses.replace(table, rows=tuple(rows), mask_id=mask, vocabulary=vocabulary)
+    sampler, x = nf.DiscreteSampler(own), rng.integers(0, v, (b, length))
+    inside = (np.arange(length) >= first) & (np.arange(length) < end)
+    if mask is not None:
+        x = np.where((rng.random(x.shape) < 0.6) & (inside | (not rows[0].by_rank)), v, x)
+    logits = rng.normal(size=(b, length, v)).astype(np.float32)
+    for noise in (NOISE, [NOISE, nf.Noise(1), NOISE.at(sample=3)]):
+        part = [one.window((length,), (first,)) for one in noise] if isinstance(noise, list) else None
+        part = part or noise.window((length,), (first,))
+        for i in range(len(sampler)):
+            whole, likely = sampler.step(i, x, logits, noise, log_prob=True, where=inside)
+            block, of_block = sampler.step(i, x[:, first:end], logits[:, first:end], part, log_prob=True)
+            assert np.array_equal(block, whole[:, first:end])
+            assert np.allclose(likely, of_block)
+
+
+def test_a_run_of_blocks_is_the_whole_run(torch):
+    """Each block alone, as a network with a cache gives its logits: the rows of other blocks are not run."""
+    v, prompt, length, block = 12, 5, 16, 4
+    model = random_model(v)
+    x = np.concatenate([np.random.default_rng(0).integers(0, v, (2, prompt)), np.full((2, length), v)], axis=1)
+    options = {"length": length, "block_length": block}
+    for made in ({"threshold": 0.5}, {"factor": 1.5}, {"temperature": 0.8}, {"remask": "random", "temperature": 1.0}):
+        sampler = nf.samplers.llada(length, mask_id=v, **options, **made)
+        whole = sampler.sample(model, x, NOISE, state=(state := sampler.state()))
+        for of in (np.asarray, torch.from_numpy):
+            done, of_whole = x.copy(), 0
+            for first in range(prompt, prompt + length, block):
+                at, counts = np.s_[:, first : first + block], sampler.state()
+                window = NOISE.window((prompt + length,), (first,))
+
+                def cached(x, t, at=at, done=done, of=of):
+                    done[at] = np.asarray(x)
+                    return of(model(done)[at])
+
+                done[at] = sampler.sample(cached, of(done[at].copy()), window, state=counts)
+                of_whole += counts.calls
+            assert np.array_equal(done, whole)
+            assert of_whole == state.calls
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_lengths(name, torch):
+    """Seen to fail: they were no argument."""
+    sampler, rng = ALL[name], np.random.default_rng(0)
+    n = K + (sampler.table.mask_id is not None)
+    x, logits, ends = rng.integers(0, n, (3, 6)), rng.normal(size=(3, 6, K)).astype(np.float32), np.array([6, 0, 3])
+    where = np.arange(6) < ends[:, None]
+    for of in (np.asarray, torch.from_numpy):
+        given = of(x), of(logits), NOISE
+        made, likely = sampler.step(1, *given, lengths=ends, log_prob=True)
+        expected = sampler.step(1, *given, where=of(where))
+        assert np.array_equal(made, expected)
+        assert np.allclose(likely, sampler.log_prob(1, *given[:2], made, lengths=ends), atol=1e-5)
+    at = 1, x, logits, np.asarray(made)
+    assert np.array_equal(sampler.log_prob_grad(*at, lengths=ends), sampler.log_prob_grad(*at, where=where))
+    run = sampler.sample(lambda x, t: logits, x, NOISE, lengths=ends)
+    assert np.array_equal(run, sampler.sample(lambda x, t: logits, x, NOISE, where=where))
+    assert np.array_equal(run[~where], x[~where])

@@ -17,7 +17,7 @@ from ..ground import notebook
 from ..ground.checks import check_integer, check_number, first_of
 from ..ground.libraries import library, library_for, library_of
 from ..language.levels import LOGITS
-from ..language.noise import START, Noise, Noises, check_stream_0, each
+from ..language.noise import MASKS, START, Noise, Noises, each
 from ..sampling.arrays import asked, bar
 from .categorical import categorical, log_softmax_at, settings_of
 from .cross_entropy import masked_cross_entropy_and_grad
@@ -151,6 +151,7 @@ class DiscreteSampler:
         state: TokenState | None = None,
         *,
         where: Any = None,
+        lengths: Any = None,
         log_prob: bool = False,
         out: Array | None = None,
     ) -> Any:
@@ -162,9 +163,14 @@ class DiscreteSampler:
             logits: the logits of the clean tokens, or log-scores for `samplers.sedd`; of x's shape and an axis of V
                 more, float32, float16 or bfloat16. That of the mask is ignored, if there is one. Or a pair (u, c) for
                 guidance.
-            noise: the noise of the whole run, not of this step: a Noise, or a list of one for each sample.
+            noise: the noise of the whole run, not of this step: a Noise, or a list of one for each sample. With
+                ``noise.window((L,), (start,))`` x and the logits are a part of each sample, such as a block, and the
+                draws are those of that part of the whole. Rows by rank rank the part's positions alone: that is the
+                whole's step if all masks that the row may reveal lie in the part, as those of a block of
+                `samplers.llada` do.
             state: keeps what the step drew.
             where: bool, of a shape that broadcasts to x's: the tokens that may change. None: all.
+            lengths: integers (B,): only the first tokens of a sample may change, so many.
             log_prob: also return log p(x' | x), (B,), in float64; see `log_prob`.
             out: an array of x's shape and dtype to write to; it may be x itself.
 
@@ -180,6 +186,8 @@ class DiscreteSampler:
         >>> int((x == 4).sum())
         3
         """
+        if lengths is not None:
+            where = _allowed(where, lengths, x)
         other = None if type(x) is np.ndarray else library_of(x)
         fast = backends.fast_token_step if other is None else fast_path(other, "fast_token_step")
         plain = self._plain[i] if type(i) is int and 0 <= i < len(self._plain) and fast is not None else None
@@ -198,9 +206,9 @@ class DiscreteSampler:
         tokens = tokens_of("x", x)
         result = output("out", out, tokens.shape, tokens.dtype)
         check_overlap([("out", result)], [tokens])
-        flat, may = self._may(row, tokens, where)
+        flat, may = self._may(row, tokens, where, noise)
         given = self._of_clean(row, flat, self._logits(logits, flat.shape), may)
-        name = _at(noise, int(i))
+        name = each(noise, lambda name: name.at(step=name.step + int(i)))
         info = wanted_info(self.table, row, log_prob, () if state is None else state.asked)
         drawn = self._drawn(row, given, name, may, info)
         _need_room(drawn.token, tokens.dtype)
@@ -216,8 +224,9 @@ class DiscreteSampler:
         return result if likely is None else (result, likely)
 
     def log_prob(
-        self, i: int, x: Array, logits: Array | tuple[Array, Array], x_next: Array, *, where: Any = None
-    ) -> Any:
+        self, i: int, x: Array, logits: Array | tuple[Array, Array], x_next: Array, *, where: Any = None,
+        lengths: Any = None,
+    ) -> Any:  # fmt: skip
         """Returns log p(x' | x) of row i, (B,) in float64: a sum over positions. The drawn tokens are summed out.
 
         Tokens x' that cannot be drawn, such as those beyond the vocabulary, have -inf.
@@ -236,6 +245,7 @@ class DiscreteSampler:
         >>> sampler.log_prob(0, x, logits, np.zeros((1, 6), np.int64)).round(4).tolist()  # 6 ln(1/4)
         [-8.3178]
         """
+        where = _allowed(where, lengths, x)
         if type(x) is not np.ndarray and (other := library_of(x)) is not None:
             return other.token_log_prob(self, i, x, logits, x_next, where)
         return self.log_prob_parts(i, x, logits, x_next, where)[0].sum(axis=1)
@@ -254,8 +264,9 @@ class DiscreteSampler:
         return found.log_prob, found.by_next, found.by_own
 
     def log_prob_grad(
-        self, i: int, x: Array, logits: Array, x_next: Array, upstream: ArrayLike = 1.0, *, where: Any = None
-    ) -> NDArray[Any]:
+        self, i: int, x: Array, logits: Array, x_next: Array, upstream: ArrayLike = 1.0, *, where: Any = None,
+        lengths: Any = None,
+    ) -> NDArray[Any]:  # fmt: skip
         """Returns the gradient of ``(upstream * log_prob(i, x, logits, x_next)).sum()`` with respect to the logits.
 
         At each position it is (a (e_x' - p) + b (e_x - p)) / temperature, where p is the softmax and e a one-hot
@@ -275,6 +286,7 @@ class DiscreteSampler:
         """
         if isinstance(logits, tuple):
             raise TypeError("logits: expected one array, the guided logits, got a pair")
+        where = _allowed(where, lengths, x)
         x, logits, x_next = host_view("x", x), host_view("logits", logits), host_view("x_next", x_next)
         return self.pulled(i, x, logits, x_next, upstream, *self.log_prob_parts(i, x, logits, x_next, where)[1:])
 
@@ -309,6 +321,7 @@ class DiscreteSampler:
         *,
         start: int = 0,
         where: Any = None,
+        lengths: Any = None,
         dtype: Any = "int64",
         device: Any = None,
         progress: bool = False,
@@ -324,9 +337,10 @@ class DiscreteSampler:
                 tensors.
             x_or_shape: the shape (B, L) of a new sample, or the tokens x at row ``start``, which are not changed: a
                 prompt and masks after it, say.
-            noise: a Noise, or a list of one for each sample.
+            noise: a Noise, or a list of one for each sample; with a window x is a part of each sample, as in ``step``.
             start: the first row. A run that was interrupted after row i goes on with ``start=i + 1`` to the same bits.
-            where: the tokens that may change, as in ``step``. Without it, samplers that change tokens change a prompt.
+            where, lengths: the tokens that may change, as in ``step``. Without `where`, samplers that change tokens
+                change a prompt.
             dtype: the dtype of a new sample, NumPy's or, with ``device``, torch's.
             device: a device of torch, for a new sample of tensors: a network in torch needs it.
             progress: show a bar (needs tqdm).
@@ -351,9 +365,10 @@ class DiscreteSampler:
         x = self._begun(x_or_shape, noise, start, dtype, device)
         found, is_new = [], isinstance(x_or_shape, list | tuple) and device is None
         self._check_state(state)
+        where = _allowed(where, lengths, x)
         state = self.state() if state is None else state
         for i in bar(range(start, len(self)), progress):
-            if self._is_done(i, x, where):
+            if self._is_done(i, x, where, noise):
                 if log_probs:
                     found.append(library_for(x).moved(np.zeros(len(x)), x))
                 continue
@@ -381,17 +396,20 @@ class DiscreteSampler:
             own = f"{self.table.name}'s own, sampler.state(), one per run"
             raise TypeError(f"state: expected {own}, got {type(state).__name__}")
 
-    def _may(self, row: TokenRow, tokens: Array, where: Any) -> tuple[Array, NDArray[np.bool_]]:
+    def _may(
+        self, row: TokenRow, tokens: Array, where: Any, noise: Noises | None = None
+    ) -> tuple[Array, NDArray[np.bool_]]:
         """Returns the tokens (B, L), and which of them may take a drawn one."""
         flat, allowed = self._flat(tokens), allowed_of(where, None, tokens.shape)
-        return flat, positions(self.table, row, flat, None if allowed is None else allowed.reshape(flat.shape))
+        names = () if noise is None else names_for(noise, flat.shape, MASKS)
+        return flat, positions(self.table, row, flat, None if allowed is None else allowed.reshape(flat.shape), names)
 
-    def _is_done(self, i: int, x: Any, where: Any) -> bool:
+    def _is_done(self, i: int, x: Any, where: Any, noise: Noises) -> bool:
         """Tells whether row i changes no token, whatever the network says."""
         row = self.table.rows[i]
         if row.touches_tokens or self.table.mask_id is None:
             return False
-        return not self._may(row, tokens_of("x", library_for(x).to_numpy(x)), where)[1].any()
+        return not self._may(row, tokens_of("x", library_for(x).to_numpy(x)), where, noise)[1].any()
 
     def _flat(self, x: Array) -> Array:
         """Returns x (B, L). ValueError: a token lies beyond the vocabulary that all tokens are drawn from.
@@ -488,7 +506,7 @@ class DiscreteSampler:
         table = self.table
         options: dict[str, Any] = {"top_k": table.top_k, "top_p": 1.0 if self._cuts else table.top_p, "info": info}
         options["temperature"] = self._temperature(row)
-        made: Any = categorical(logits, noise, where=None if may.all() else may, **options)
+        made: Any = categorical(logits, _of_rows(noise, logits.shape[-1]), where=None if may.all() else may, **options)
         token, known = made if info else (made, {})
         token = np.where(may, token, 0)
         if table.mask_id is None and table.vocabulary is not None and (beyond := token >= table.vocabulary).any():
@@ -575,10 +593,16 @@ def _nucleus(logits: Any, temperature: float, k: int, p: float) -> Any:
     return made.reshape(logits.shape)
 
 
-def _at(noise: Any, i: int) -> Any:
-    """Returns the noise of row i. Operations set its stream."""
-    check_stream_0(noise)
-    for name in noise if isinstance(noise, list | tuple) else (noise,):
-        if name.window_shape is not None:
-            raise ValueError("noise: a sampler takes whole samples, got a noise with a window")
-    return each(noise, lambda name: name.at(step=name.step + i))
+def _of_rows(noise: Any, v: int) -> Any:
+    """Returns the noise with its windows as rows of v logits have them."""
+
+    def wider(name: Noise) -> Noise:
+        full, start = name.window_shape, name.window_start
+        return name if full is None else name.window((*full, v), (*start, 0))
+
+    return each(noise, wider)
+
+
+def _allowed(where: Any, lengths: Any, x: Any) -> Any:
+    """Returns the tokens that may change, or `where` itself without lengths."""
+    return where if lengths is None else allowed_of(where, lengths, np.shape(x))

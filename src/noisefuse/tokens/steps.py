@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..arguments.types import Array
-from ..language.noise import MASKS, PLACES
+from ..language.noise import MASKS, PLACES, Noise
 from .forward import names_for, uniform_tokens, words
 from .table import TokenRow, TokenTable
 
@@ -36,13 +36,17 @@ def wanted_info(table: TokenTable, row: TokenRow, log_prob: bool, asked: tuple[s
     return tuple(dict.fromkeys(names))
 
 
-def positions(table: TokenTable, row: TokenRow, x: Array, where: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
-    """Returns the positions (B, L) that may take a drawn token."""
+def positions(
+    table: TokenTable, row: TokenRow, x: Array, where: NDArray[np.bool_] | None, names: Sequence[Noise] = ()
+) -> NDArray[np.bool_]:
+    """Returns the positions (B, L) that may take a drawn token. The names' windows say where x stands in the whole."""
     may = np.ones(x.shape, np.bool_) if row.touches_tokens or table.mask_id is None else x == table.mask_id
     if row.bound is not None and table.mask_id is not None:
         may = x == table.mask_id
     if row.end:
-        may = may & (np.arange(x.shape[1]) < x.shape[1] - row.end)
+        whole = x.shape[1:], (0,)
+        windows = [(name.window_shape or whole[0], name.window_start or whole[1]) for name in names] or [whole]
+        may = may & np.stack([np.arange(x.shape[1]) + start < full - row.end for (full,), (start,) in windows])
     return may if where is None else may & where
 
 
@@ -113,12 +117,12 @@ def _counts(row: TokenRow, keys: Array, may: NDArray[np.bool_]) -> NDArray[np.in
     if row.left is not None:
         return np.asarray(-(-masks // row.left))
     if row.threshold is not None:
-        return np.minimum(masks, np.maximum(1, (keys <= surprise(row.threshold)).sum(axis=1)))
+        return np.asarray(np.minimum(masks, np.maximum(1, (keys <= surprise(row.threshold)).sum(axis=1))))
     assert row.factor is not None
     least = surprise(1 - row.factor / np.arange(2, keys.shape[1] + 2))
     least[:1] = np.inf  # one is always revealed
     found = (np.sort(keys, axis=1) <= least).cumprod(axis=1).sum(axis=1)
-    return np.where(found >= masks - 1, masks, found)  # the last one is not left alone, as in Fast-dLLM's code
+    return np.asarray(np.where(found >= masks - 1, masks, found))  # Fast-dLLM's code leaves no last one alone
 
 
 def surprise(p: Any) -> Any:
