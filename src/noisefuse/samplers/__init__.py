@@ -18,6 +18,7 @@ from ..ground.lazy import show_public
 from ..tokens import samplers as token_samplers
 from ..tokens.samplers import d3pm as d3pm
 from ..tokens.samplers import discrete_flow as discrete_flow
+from ..tokens.samplers import dream as dream
 from ..tokens.samplers import entropy_bound as entropy_bound
 from ..tokens.samplers import llada as llada
 from ..tokens.samplers import mdlm as mdlm

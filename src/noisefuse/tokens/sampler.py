@@ -19,8 +19,9 @@ from ..ground.libraries import library, library_for, library_of
 from ..language.levels import LOGITS
 from ..language.noise import MASKS, START, Noise, Noises, each
 from ..sampling.arrays import asked, bar
-from .categorical import categorical, log_softmax_at, settings_of
+from .categorical import log_softmax_at, settings_of
 from .cross_entropy import masked_cross_entropy_and_grad
+from .draws import draw, of_clean
 from .forward import DTYPES, allowed_of, check_within, names_for, scaled_words, token_of, tokens_of, vocabulary_of
 from .steps import Drawn, Law, certain, law, next_tokens, positions, surprise, wanted_info
 from .table import TokenRow, TokenTable
@@ -207,10 +208,10 @@ class DiscreteSampler:
         result = output("out", out, tokens.shape, tokens.dtype)
         check_overlap([("out", result)], [tokens])
         flat, may = self._may(row, tokens, where, noise)
-        given = self._of_clean(row, flat, self._logits(logits, flat.shape), may)
+        given = of_clean(self.table, row, flat, self._logits(logits, flat.shape), may)
         name = each(noise, lambda name: name.at(step=name.step + int(i)))
         info = wanted_info(self.table, row, log_prob, () if state is None else state.asked)
-        drawn = self._drawn(row, given, name, may, info)
+        drawn = draw(self.table, row, given, name, may, info)
         _need_room(drawn.token, tokens.dtype)
         made, taken = next_tokens(self.table, row, flat, drawn, name, may)
         likely = self._likely(row, flat, made, given, may, drawn, taken) if log_prob else None
@@ -259,7 +260,7 @@ class DiscreteSampler:
         if to.shape != tokens.shape:
             raise ValueError(f"x_next: expected shape {tokens.shape}, got {to.shape}")
         (flat, may), after = self._may(row, tokens, where), _by_sample(to)
-        given = self._of_clean(row, flat, self._logits(logits, flat.shape), may)
+        given = of_clean(self.table, row, flat, self._logits(logits, flat.shape), may)
         found = self._law(row, flat, after, given, may)
         return found.log_prob, found.by_next, found.by_own
 
@@ -301,7 +302,9 @@ class DiscreteSampler:
             raise ValueError(f"upstream: expected a number or {shape[:1]} of them, got {above.dtype} {above.shape}")
         factor = np.broadcast_to(above.astype(np.float64), shape[:1])[:, None] / temperature
         ids = x_next.reshape(shape), x.reshape(shape)
-        values = self._of_clean(row, ids[1], logits.reshape(*shape, logits.shape[-1]), (by_next != 0) | (by_own != 0))
+        values = of_clean(
+            self.table, row, ids[1], logits.reshape(*shape, logits.shape[-1]), (by_next != 0) | (by_own != 0)
+        )
         if temperature != 1 or by_own.any():
             values = values.astype(np.float32) / np.float32(temperature)
         made: Any = None
@@ -480,44 +483,6 @@ class DiscreteSampler:
             raise ValueError(f"logits: expected {tokens} in the last axis, got {array.shape[-1]}")
         return array.reshape(*shape, array.shape[-1])
 
-    def _of_clean(self, row: TokenRow, x: Array, logits: Any, read: NDArray[np.bool_]) -> Any:
-        """Returns the logits from which c is drawn at the positions that are read: with -inf for the mask, and what the
-        row adds for x. They are a copy where they differ."""
-        table, made = self.table, logits
-        mask = table.mask_id if table.mask_id is not None and table.mask_logit == "ignore" else -1
-        hides = 0 <= mask < logits.shape[-1] and bool((logits[..., mask] != -math.inf).any())
-        if hides or row.own:
-            made = np.zeros(logits.shape, np.float32 if row.own else logits.dtype)  # what is not written costs nothing
-            for at in zip(*np.nonzero(read), strict=True):
-                made[at] = logits[at]
-            if hides:
-                made[read, mask] = -math.inf
-            else:
-                made[read, x[read]] += np.float32(row.own)
-        heat = self._temperature(row)
-        return _nucleus(made, heat, table.top_k, table.top_p) if heat and self._cuts else made
-
-    @property
-    def _cuts(self) -> bool:
-        """Tells whether top_p is not that of `categorical`."""
-        return self.table.top_p < 1 and not self.table.crossing
-
-    def _drawn(self, row: TokenRow, logits: Any, noise: Any, may: NDArray[np.bool_], info: tuple[str, ...]) -> Drawn:
-        table = self.table
-        options: dict[str, Any] = {"top_k": table.top_k, "top_p": 1.0 if self._cuts else table.top_p, "info": info}
-        options["temperature"] = self._temperature(row)
-        made: Any = categorical(logits, _of_rows(noise, logits.shape[-1]), where=None if may.all() else may, **options)
-        token, known = made if info else (made, {})
-        token = np.where(may, token, 0)
-        if table.mask_id is None and table.vocabulary is not None and (beyond := token >= table.vocabulary).any():
-            first = first_of("drawn", beyond, token)
-            raise ValueError(f"logits: {first}, beyond the {table.vocabulary} tokens of the vocabulary")
-        total = None
-        if row.rate is not None:
-            own = np.take_along_axis(logits, token[..., None], axis=-1)[..., 0].astype(np.float64)
-            total = own - known["log_prob_raw"].astype(np.float64)
-        return Drawn(token, known, total)
-
     def _likely(
         self, row: TokenRow, x: Any, to: Any, logits: Any, may: NDArray[np.bool_], drawn: Drawn,
         taken: NDArray[np.bool_],
@@ -536,14 +501,17 @@ class DiscreteSampler:
         of_next, of_own, total = log_softmax_at(logits, (to, x), temperature, may)
         taken = None
         if row.bound is not None and self.table.mask_id is None:  # as step finds them, from the same bits
-            taken = certain(row.bound, self._drawn(row, logits, Noise(0), may, ("entropy",)).info["entropy"], may)
+            taken = certain(row.bound, draw(self.table, row, logits, Noise(0), may, ("entropy",)).info["entropy"], may)
         return law(self.table, row, x, to, may, of_next, of_own, total, taken)
 
 
 def _fast_row(table: TokenTable, row: TokenRow) -> tuple[Any, ...] | None:
     """Returns the numbers of FastTokenRow (csrc/python/fast_step.h), or None if the row needs more than it does."""
     mask = -1 if table.mask_id is None else int(table.mask_id)
-    plain = row.rate is None and row.bound is None and row.factor is None and not row.own and not table.guidance
+    others = row.rate, row.bound, row.factor, row.share
+    plain = others == (None,) * 4 and not (row.own or table.guidance or table.left_out or table.unsure)
+    if table.order not in ("confidence", "random") or table.order_temperature:
+        return None
     if not plain or (table.top_p < 1 and not table.crossing) or not -(1 << 63) <= mask < 1 << 63:
         return None
     hides, by_words = mask >= 0 and table.mask_logit == "ignore", table.order != "confidence"
@@ -567,40 +535,6 @@ def _by_sample(tokens: Any) -> Any:
 
 
 _HINT = 'as no device= was given; for a network in torch give device="cpu"'
-_ROWS = 1 << 18  # logits at a time
-
-
-def _parts(shape: tuple[int, ...]) -> Any:
-    n = max(1, _ROWS // shape[-1])
-    rows = count(shape[:-1])
-    return (slice(at, at + n) for at in range(0, rows, n))
-
-
-def _nucleus(logits: Any, temperature: float, k: int, p: float) -> Any:
-    """Returns a copy of the logits with -inf for all but the most probable tokens that together have at most p of the k
-    largest's probability (0: of all); one token is always left."""
-    made = logits.reshape(-1, logits.shape[-1]).copy()
-    for part in _parts(made.shape):
-        values = made[part].astype(np.float64) / temperature
-        order = np.argsort(-values, axis=-1, kind="stable")
-        falling = np.take_along_axis(values, order[:, : k or None], axis=-1)
-        with np.errstate(invalid="ignore"):
-            reached = np.exp(falling - falling[:, :1]).cumsum(axis=-1)
-        n = np.maximum(1, (reached <= p * reached[:, -1:]).sum(axis=-1, keepdims=True))
-        ranks = np.empty_like(order)
-        np.put_along_axis(ranks, order, np.arange(order.shape[1])[None], axis=-1)
-        made[part][(ranks >= n) & ~np.isnan(values)] = -math.inf  # a NaN is an error of the draw
-    return made.reshape(logits.shape)
-
-
-def _of_rows(noise: Any, v: int) -> Any:
-    """Returns the noise with its windows as rows of v logits have them."""
-
-    def wider(name: Noise) -> Noise:
-        full, start = name.window_shape, name.window_start
-        return name if full is None else name.window((*full, v), (*start, 0))
-
-    return each(noise, wider)
 
 
 def _allowed(where: Any, lengths: Any, x: Any) -> Any:

@@ -22,6 +22,7 @@ class Drawn(NamedTuple):
     token: NDArray[np.int64]
     info: Mapping[str, NDArray[np.float32]]
     total: NDArray[np.float64] | None = None  # the logarithm of the sum of the logits' exponentials, for a rate
+    confidence: NDArray[np.float64] | None = None  # its logarithm, if it is not log_prob_raw
 
 
 def wanted_info(table: TokenTable, row: TokenRow, log_prob: bool, asked: tuple[str, ...]) -> tuple[str, ...]:
@@ -29,8 +30,10 @@ def wanted_info(table: TokenTable, row: TokenRow, log_prob: bool, asked: tuple[s
     names = [*asked]
     if log_prob and not row.touches_tokens and table.mask_logit == "ignore":
         names.append("log_prob")
-    if row.rate is not None or (row.by_confidence and table.order == "confidence"):
+    if row.rate is not None:
         names.append("log_prob_raw")
+    if row.by_confidence and table.order != "random":
+        names.append(_told(table, row))
     if row.bound is not None:
         names.append("entropy")
     return tuple(dict.fromkeys(names))
@@ -55,7 +58,7 @@ def next_tokens(
 ) -> tuple[Array, NDArray[np.bool_]]:
     """Returns the tokens (B, L) of the next step, and which of them are the drawn ones."""
     if row.by_confidence:
-        keys = np.where(may, _order(table, drawn, noise, may), np.inf)
+        keys = np.where(may, _order(table, row, drawn, noise, may), np.inf)
         taken = _first(_counts(row, keys, may), keys, may)
         return np.where(taken, drawn.token, x), taken
     if row.bound is not None:
@@ -116,6 +119,8 @@ def _counts(row: TokenRow, keys: Array, may: NDArray[np.bool_]) -> NDArray[np.in
     masks = may.sum(axis=1)
     if row.left is not None:
         return np.asarray(-(-masks // row.left))
+    if row.share is not None:  # in float32, as Dream's code has it
+        return np.asarray(np.floor(masks.astype(np.float32) * np.float32(row.share)).astype(np.int64))
     if row.threshold is not None:
         return np.asarray(np.minimum(masks, np.maximum(1, (keys <= surprise(row.threshold)).sum(axis=1))))
     assert row.factor is not None
@@ -131,11 +136,26 @@ def surprise(p: Any) -> Any:
         return np.float32(2.0**-54 - np.log(np.maximum(p, 0.0)))
 
 
-def _order(table: TokenTable, drawn: Drawn, noise: Any, may: NDArray[np.bool_]) -> Array:
+def _told(table: TokenTable, row: TokenRow) -> str:
+    """Returns the info of `categorical` that ranks the positions."""
+    at_zero = table.temperature * row.temperature == 0 and table.order == "log_prob"
+    return "log_prob_raw" if at_zero or table.order == "confidence" else table.order
+
+
+def _order(table: TokenTable, row: TokenRow, drawn: Drawn, noise: Any, may: NDArray[np.bool_]) -> Array:
     """Returns the keys of the positions: the least comes first."""
-    if table.order == "confidence":
-        return -drawn.info["log_prob_raw"].astype(np.float64)
-    return words(may.shape, names_for(noise, may.shape, PLACES)).astype(np.float64)
+    random = table.order == "random"
+    if random or table.order_temperature:
+        w = words(may.shape, names_for(noise, may.shape, PLACES)).astype(np.float64)
+    if random:
+        return w
+    value = drawn.info[_told(table, row)].astype(np.float64) if drawn.confidence is None else drawn.confidence
+    value = -value if table.order == "entropy" else value
+    if not table.order_temperature:
+        return -value
+    if table.order in ("confidence", "log_prob"):
+        value = np.exp(value)
+    return np.log(-np.log((w + 0.5) / 2.0**32)) - value / table.order_temperature  # Gumbel's trick
 
 
 def _first(counts: NDArray[np.int64], keys: Array, may: NDArray[np.bool_]) -> NDArray[np.bool_]:
