@@ -64,17 +64,9 @@ Models: TypeAlias = Array | tuple[Array, Array] | None
 
 
 def log_prob(
-    table: Tableau,
-    i: ArrayLike | Array,
-    x: Array,
-    model_output: Models,
-    x_next: Array,
-    *,
-    past: Sequence[Array] = (),
-    reduction: OverElements = "sum",
-    density: Density = "full",
-    partial: bool = False,
-) -> Any:
+    table: Tableau, i: ArrayLike | Array, x: Array, model_output: Models, x_next: Array, *, past: Sequence[Array] = (),
+    reduction: OverElements = "sum", density: Density = "full", partial: bool = False,
+) -> Any:  # fmt: skip
     """Returns the log-density of x_next after row i, log p(x_next | x, model_output), in one pass.
 
     Args:
@@ -112,19 +104,10 @@ def log_prob(
 
 
 def log_prob_grad(
-    table: Tableau,
-    i: ArrayLike | Array,
-    x: Array,
-    model_output: Models,
-    x_next: Array,
-    *,
-    wrt: Literal["m1", "m2", "x"] = "m1",
-    upstream: ArrayLike = 1.0,
-    past: Sequence[Array] = (),
-    reduction: OverElements = "sum",
-    density: Density = "full",
-    out: Array | None = None,
-) -> Array:
+    table: Tableau, i: ArrayLike | Array, x: Array, model_output: Models, x_next: Array, *,
+    wrt: Literal["m1", "m2", "x"] = "m1", upstream: ArrayLike = 1.0, past: Sequence[Array] = (),
+    reduction: OverElements = "sum", density: Density = "full", out: Array | None = None,
+) -> Array:  # fmt: skip
     """Returns the gradient of `log_prob`, in one pass: (x_next - mean) / std^2 times the input's coefficient in the
     mean.
 
@@ -226,19 +209,10 @@ def kl_grad(
 
 
 def update_with_log_prob(
-    table: Tableau,
-    i: int,
-    x: Array,
-    model_output: Models,
-    noise: NoiseLike,
-    *,
-    past: Sequence[Array] = (),
-    out: Array | None = None,
-    aux_out: Sequence[Array] = (),
-    reduction: OverElements = "sum",
-    density: Density = "full",
+    table: Tableau, i: int, x: Array, model_output: Models, noise: NoiseLike, *, past: Sequence[Array] = (),
+    out: Array | None = None, aux_out: Sequence[Array] = (), reduction: OverElements = "sum", density: Density = "full",
     partial: bool = False,
-) -> tuple[Array, Any]:
+) -> tuple[Array, Any]:  # fmt: skip
     """Does `noisefuse.update`, and computes the log-density of its result while that lies in the caches.
 
     Args:

@@ -325,7 +325,7 @@ def i2sb(beta_max: float = 1.0, *, symmetric: bool = True) -> Path:
 
 
 def _before(t: Array) -> Array:
-    """The share of the integral of beta up to t: 4 t^3 until 1/2, and its mirror image."""
+    """Returns the share of the integral of beta up to t: 4 t^3 until 1/2, and its mirror image."""
     least = 4 * _to_end(t) ** 3
     return np.where(t < 0.5, least, 1 - least)
 

@@ -139,7 +139,7 @@ def allowed_dtype(dtype: Any, allowed: tuple[str, ...]) -> np.dtype[Any]:
 
 @lru_cache(64)
 def dtype_name(dtype: np.dtype[Any]) -> str:
-    """A dtype's name. NumPy's own attribute takes as long as the rest of a check."""
+    """Returns a dtype's name. NumPy's own attribute takes as long as the rest of a check."""
     return dtype.name
 
 

@@ -181,10 +181,7 @@ def _draw_histogram(ax: Axes, noised: Sequence[Noised]) -> None:
     walk = np.concatenate([one.walk_noise[HISTOGRAM].ravel() for one in noised])
     closed = np.concatenate([one.closed_noise[HISTOGRAM].ravel() for one in noised])
     hollow: Any = {"facecolors": "none", "edgecolors": ORANGE, "s": 34, "linewidths": 1.3}
-    for values, label, marker in (
-        (walk, "random walk", hollow),
-        (closed, "closed form", {"color": BLUE, "s": 9}),
-    ):
+    for values, label, marker in ((walk, "random walk", hollow), (closed, "closed form", {"color": BLUE, "s": 9})):
         density = np.histogram(values, edges)[0] / (values.size * width)
         seen = density > 0
         ax.scatter(centres[seen], density[seen], label=label, zorder=2, **marker)

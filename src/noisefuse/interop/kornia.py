@@ -53,13 +53,9 @@ class RandomGaussianNoise(augmentation.RandomGaussianNoise):
     _noise: nf.Noise | None = None
 
     def __init__(
-        self,
-        mean: float | Tensor = 0.0,
-        std: float | Tensor = 1.0,
-        same_on_batch: bool = False,
-        p: float = 0.5,
+        self, mean: float | Tensor = 0.0, std: float | Tensor = 1.0, same_on_batch: bool = False, p: float = 0.5,
         keepdim: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if not (bool(torch.as_tensor(std >= 0).all()) and 0 <= p <= 1):
             raise ValueError(f"std = {std}, p = {p}: expected std of at least 0 and 0 <= p <= 1")
         super().__init__(mean, std, same_on_batch, p, keepdim)

@@ -100,12 +100,9 @@ class Prepare(_Noisy, v2.Transform):
     """
 
     def __init__(
-        self,
-        scale_mean: Sequence[float],
-        scale_std: Sequence[float],
-        sigma: float = 0.0,
+        self, scale_mean: Sequence[float], scale_std: Sequence[float], sigma: float = 0.0,
         dtype: torch.dtype = torch.float32,
-    ) -> None:
+    ) -> None:  # fmt: skip
         check_number("sigma", sigma, 0, finite=False)
         if not dtype.is_floating_point:
             raise TypeError(f"dtype = {dtype}: expected a float dtype, as normalised values are floats")

@@ -36,16 +36,9 @@ class Curve:
     kept: KeptRows
 
     def __init__(
-        self,
-        alpha: npt.ArrayLike,
-        sigma: npt.ArrayLike,
-        *,
-        name: str | None = None,
-        _kind: str = "columns",
-        _parameters: Mapping[str, float] | None = None,
-        _betas: Array | None = None,
-        _family: Family | None = None,
-    ) -> None:
+        self, alpha: npt.ArrayLike, sigma: npt.ArrayLike, *, name: str | None = None, _kind: str = "columns",
+        _parameters: Mapping[str, float] | None = None, _betas: Array | None = None, _family: Family | None = None,
+    ) -> None:  # fmt: skip
         alpha = column("alpha", alpha, lambda v: (v >= 0) & (v <= 1), "in [0, 1]")
         sigma = column("sigma", sigma, lambda v: (v > 0) & (v < math.inf), "positive and finite")
         if len(alpha) != len(sigma):

@@ -89,16 +89,11 @@ class Named(Curve):
 
     @classmethod
     def from_functions(
-        cls,
-        alpha: Callable[..., npt.ArrayLike],
-        sigma: Callable[..., npt.ArrayLike],
-        *,
-        name: str,
-        steps: int = 1000,
+        cls, alpha: Callable[..., npt.ArrayLike], sigma: Callable[..., npt.ArrayLike], *, name: str, steps: int = 1000,
         times: tuple[float, float] = (0.0, 1.0),
         derivatives: tuple[Callable[..., npt.ArrayLike], Callable[..., npt.ArrayLike]] | None = None,
         **parameters: float,
-    ) -> Self:
+    ) -> Self:  # fmt: skip
         """A schedule of your own in continuous time: alpha and sigma as functions of t.
 
         Columns, for integer t and samplers, are those at t = times[0] + (i + 1) / T (times[1] - times[0]).
@@ -133,14 +128,10 @@ class Named(Curve):
 
     @classmethod
     def register(
-        cls,
-        name: str,
-        alpha: Callable[..., npt.ArrayLike],
-        sigma: Callable[..., npt.ArrayLike],
-        *,
+        cls, name: str, alpha: Callable[..., npt.ArrayLike], sigma: Callable[..., npt.ArrayLike], *,
         times: tuple[float, float] = (0.0, 1.0),
         derivatives: tuple[Callable[..., npt.ArrayLike], Callable[..., npt.ArrayLike]] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Registers functions under a name. Pickles and JSON of a schedule `from_functions` store this name.
 
         A process that reads such a schedule registers the same functions first: call this in a module that it imports.

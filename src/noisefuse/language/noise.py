@@ -479,13 +479,9 @@ def _listed(ids: list[int]) -> str:
 
 
 def made_of(
-    seed: int,
-    sample: int | NDArray[np.uint64],
-    step: Any,
-    stream: int,
-    window_shape: tuple[int, ...] | None,
+    seed: int, sample: int | NDArray[np.uint64], step: Any, stream: int, window_shape: tuple[int, ...] | None,
     window_start: tuple[int, ...],
-) -> Noise:
+) -> Noise:  # fmt: skip
     """Makes a Noise of checked numbers. (torch.compile can trace it.)"""
     new = Noise.__new__(Noise)
     object.__setattr__(new, "seed", seed)

@@ -51,7 +51,6 @@ Z_COLUMNS = [first + 1 + Z for first in AFFINE]
 Z_BITS = sum(1 << column for column in Z_COLUMNS)
 BOUNDS = 1 << LOW | 1 << HIGH
 
-
 # Activity bits beyond the columns: the noise is multiplied by D, or by D's root, before a row takes it.
 TIMES_CLEAN, TIMES_ROOT = 1 << 40, 1 << 41
 

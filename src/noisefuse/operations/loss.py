@@ -500,7 +500,7 @@ _SQUARE, _DISTANCE = Rows.of({"out.m1": 1.0}), Rows.of({"out.m1": 1.0, "out.z": 
 
 
 def mean_squares(x: Array, batched: bool) -> NDArray[np.float64]:
-    """(B,): of each sample, in the fixed order of the losses."""
+    """Returns the mean square of each sample, (B,), in the fixed order of the losses."""
     if type(x) is np.ndarray:
         found: Any = backends.fast_mse(_SQUARE.plain, 0, x, x, None, None, 1.0, True, None, batched, True)
         if found is not NotImplemented:
@@ -509,7 +509,7 @@ def mean_squares(x: Array, batched: bool) -> NDArray[np.float64]:
 
 
 def distances(x: Array, batched: bool, noises: Sequence[Noise], steps: int) -> NDArray[np.float64]:
-    """(steps, B): the mean of (x - z)^2 over each sample, with the noises' z at their next steps."""
+    """Returns the mean of (x - z)^2 over each sample, (steps, B), with the noises' z at their next steps."""
     return _means(_DISTANCE, x, batched, noises, steps)
 
 

@@ -107,15 +107,9 @@ class Sampler(Steps):
         device: None = None, chunks: Any,
     ) -> Any: ...  # fmt: skip
     def start(
-        self,
-        shape: Sequence[int],
-        noise: Noises,
-        *,
-        dtype: DType | None = "float32",
-        out: Array | None = None,
-        device: Device | None = None,
-        chunks: Any = None,
-    ) -> Array:
+        self, shape: Sequence[int], noise: Noises, *, dtype: DType | None = "float32", out: Array | None = None,
+        device: Device | None = None, chunks: Any = None,
+    ) -> Array:  # fmt: skip
         """The x of row 0: noise of stream 2, times the standard deviation at the first noise level.
 
         That standard deviation, ``tableau.start``, is sqrt(alpha^2 + sigma^2), for data of variance 1. If alpha = 1 in
@@ -234,24 +228,12 @@ class Sampler(Steps):
         device: Device | None = None, log_probs: bool, partial: bool = False, **options: Unpack[LikelyRunOptions],
     ) -> Any: ...  # fmt: skip
     def sample(
-        self,
-        model: Model,
-        x_or_shape: Array | Sequence[int],
-        noise: Noises | Array | Sequence[Array | None] | None = None,
-        *,
-        start: int = 0,
-        time: Time | None = None,
-        guidance_scale: float | npt.ArrayLike | None = None,
-        dtype: DType | None = None,
-        device: Device | None = None,
-        progress: bool = False,
-        callback: Callable[[int, Array, Array], object] | None = None,
-        out: Array | None = None,
-        log_probs: bool = False,
-        mask: Array | None = None,
-        known: Array | None = None,
-        **law: Unpack[density.Options],
-    ) -> Any:
+        self, model: Model, x_or_shape: Array | Sequence[int],
+        noise: Noises | Array | Sequence[Array | None] | None = None, *, start: int = 0, time: Time | None = None,
+        guidance_scale: float | npt.ArrayLike | None = None, dtype: DType | None = None, device: Device | None = None,
+        progress: bool = False, callback: Callable[[int, Array, Array], object] | None = None, out: Array | None = None,
+        log_probs: bool = False, mask: Array | None = None, known: Array | None = None, **law: Unpack[density.Options],
+    ) -> Any:  # fmt: skip
         """Runs the rows from ``start`` to the end.
 
         Args:
@@ -358,14 +340,9 @@ class Sampler(Steps):
         return x
 
     def path(
-        self,
-        noise: Noises,
-        *,
-        span: tuple[float, float] | None = None,
-        grid: Sequence[float] | None = None,
-        clock: Callable[[Any, Any], Any] | None = None,
-        end: float = 0.0,
-    ) -> list[Any]:
+        self, noise: Noises, *, span: tuple[float, float] | None = None, grid: Sequence[float] | None = None,
+        clock: Callable[[Any, Any], Any] | None = None, end: float = 0.0,
+    ) -> list[Any]:  # fmt: skip
         """The increment of one Brownian motion for each row, so that runs of more or fewer steps see the same noise.
 
         ``sampler.sample(model, sampler.start(shape, noise), sampler.path(noise))`` draws each entry in its row. A row

@@ -199,19 +199,10 @@ class Steps:
         *, log_prob: bool, partial: bool = False, **options: Unpack[LikelyStepOptions],
     ) -> Any: ...  # fmt: skip
     def step(
-        self,
-        i: int,
-        x: Array,
-        model_output: Models,
-        noise: Noises | Array | None = None,
-        state: State | None = None,
-        *,
-        guidance_scale: float | npt.ArrayLike | None = None,
-        out: Array | None = None,
-        denoised_out: Array | list[Array] | None = None,
-        log_prob: bool = False,
-        **law: Unpack[density.Options],
-    ) -> Any:
+        self, i: int, x: Array, model_output: Models, noise: Noises | Array | None = None, state: State | None = None,
+        *, guidance_scale: float | npt.ArrayLike | None = None, out: Array | None = None,
+        denoised_out: Array | list[Array] | None = None, log_prob: bool = False, **law: Unpack[density.Options],
+    ) -> Any:  # fmt: skip
         """Returns the next x, from x and the model's answer to ``model_input(i, x)``.
 
         Args:
@@ -315,16 +306,10 @@ class Steps:
         guidance_scale: float | npt.ArrayLike | None = None, partial: Literal[True], **law: Unpack[density.LawOptions],
     ) -> density.Part: ...  # fmt: skip
     def log_prob(
-        self,
-        i: int | npt.ArrayLike,
-        x: Array,
-        model_output: Array | tuple[Array, Array],
-        x_next: Array,
-        state: State | None = None,
-        *,
-        guidance_scale: float | npt.ArrayLike | None = None,
+        self, i: int | npt.ArrayLike, x: Array, model_output: Array | tuple[Array, Array], x_next: Array,
+        state: State | None = None, *, guidance_scale: float | npt.ArrayLike | None = None,
         **law: Unpack[density.Options],
-    ) -> Any:
+    ) -> Any:  # fmt: skip
         """The log-density of x_next under row i: that of `step(.., log_prob=True)`, bit for bit (`density.log_prob`).
 
         Args:

@@ -29,10 +29,7 @@ def cpu() -> Device:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    if arguments.cliffs:
-        import_module(".cliffs", __package__).run(0.01 if arguments.quick else 0.1)
-    else:
-        run_on(cpu() if arguments.device == "cpu" else import_module(".cuda", __package__).device(), arguments)
+    run_on(cpu() if arguments.device == "cpu" else import_module(".cuda", __package__).device(), arguments)
 
 
 def run_on(device: Device, arguments: argparse.Namespace) -> list[Result]:

@@ -179,11 +179,7 @@ def record(case: Case, timings: Mapping[str, Timing]) -> dict[str, Any]:
         **dataclasses.asdict(case),
         "steps": case.steps,
         "ns_per_element": {
-            name: {
-                "median": t.median * scale,
-                "quartiles": [t.low * scale, t.high * scale],
-                "rounds": t.rounds,
-            }
+            name: {"median": t.median * scale, "quartiles": [t.low * scale, t.high * scale], "rounds": t.rounds}
             for name, t in timings.items()
         },
     }

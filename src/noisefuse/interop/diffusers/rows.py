@@ -544,7 +544,6 @@ _COLUMN = {
     for symbol, (_, inside, *_) in (kind.fields or {}).items()
 }
 
-
 _BOUNDS = [_COLUMN["clean", "lo"], _COLUMN["clean", "hi"]]
 
 

@@ -52,9 +52,7 @@ from .internals import check_devices, is_for_several, result_type, varying, vary
 
 OUT, AUX1 = AFFINE[:2]
 
-
 # ---- the operation -----------------------------------------------------------------------------------------
-
 call_p: Primitive = Primitive("noisefuse")
 call_p.multiple_results = True
 
@@ -276,7 +274,7 @@ def _rule(what: Described, ranks: tuple[int, ...]) -> dict[str, Any]:
     operands = ", ".join(map(" ".join, factors))
     results = ", ".join(" ".join(["b", *inner][: len(shape)]) for shape, _ in what.outputs)
     whole = dict.fromkeys(factor for each in [*factors, inner] for factor in each if factor != "b")  # in their order
-    return {"sharding_rule": f"{operands} -> {results}", "check_replication_factors": tuple(whole)}
+    return {"sharding_rule": f"{operands} -> {results}", "need_replication_factors": tuple(whole)}
 
 
 # ---- vmap --------------------------------------------------------------------------------------------------

@@ -52,14 +52,9 @@ class _Controller:
 
 
 def sample(
-    model: Callable[[torch.Tensor, float], torch.Tensor],
-    start: torch.Tensor,
-    sigma_min: float,
-    sigma_max: float,
-    options: Options,
-    draw: Callable[[Any, Any], torch.Tensor],
-    told: Callable[[dict[str, Any]], object],
-) -> tuple[torch.Tensor, dict[str, int]]:
+    model: Callable[[torch.Tensor, float], torch.Tensor], start: torch.Tensor, sigma_min: float, sigma_max: float,
+    options: Options, draw: Callable[[Any, Any], torch.Tensor], told: Callable[[dict[str, Any]], object],
+) -> tuple[torch.Tensor, dict[str, int]]:  # fmt: skip
     """Returns x at sigma_min, and how many steps and calls it took.
 
     model(x, sigma) gives the clean sample, draw(sigma, sigma') a normal like x; told(..) is called after each attempt.

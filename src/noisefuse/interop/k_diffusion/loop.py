@@ -53,12 +53,9 @@ def _run(make: Callable[..., Any], levels: tuple[float, ...], s_noise: Any, flow
 
 
 def _of(
-    make: Callable[..., nf.Sampler],
-    levels: Sequence[float],
-    flow: bool = False,
-    s_noise: float | tuple[float, float] = 1,
-    **options: Any,
-) -> Tableau:
+    make: Callable[..., nf.Sampler], levels: Sequence[float], flow: bool = False,
+    s_noise: float | tuple[float, float] = 1, **options: Any,
+) -> Tableau:  # fmt: skip
     """Returns the rows for the model's own x, of samplers of x / alpha, too. s_noise: a factor of fresh noise, or a
     pair: it goes from the first row's to the last one's."""
     steps: dict[str, Any] = {"levels": levels[:-1], "final_level": levels[-1], "prediction": "sample"}
@@ -75,13 +72,9 @@ def _of(
 
 
 def churned(
-    levels: tuple[float, ...],
-    s_noise: float,
-    method: Callable[..., nf.Sampler],
-    s_churn: float,
-    s_tmin: float,
+    levels: tuple[float, ...], s_noise: float, method: Callable[..., nf.Sampler], s_churn: float, s_tmin: float,
     s_tmax: float,
-) -> tuple[Tableau, float]:
+) -> tuple[Tableau, float]:  # fmt: skip
     """Karras et al. 2022, algorithm 2, with any method that remembers no step; and the noise before the first row.
 
         gamma = min(s_churn / n, sqrt(2) - 1) if s_tmin <= sigma <= s_tmax else 0,    sigma^ = sigma + gamma sigma
@@ -116,18 +109,10 @@ class Call(NamedTuple):
 
 
 def sample(
-    call: Call,
-    noise: Noises | None,
-    given: NoiseSampler | None,
-    make: Callable[..., Any],
-    s_noise: float | tuple[float, float] = 1.0,
-    *,
-    clip: float = 0.0,
-    flow: bool = False,
-    below_one: bool = False,
-    guided: bool = False,
-    **options: Any,
-) -> torch.Tensor:
+    call: Call, noise: Noises | None, given: NoiseSampler | None, make: Callable[..., Any],
+    s_noise: float | tuple[float, float] = 1.0, *, clip: float = 0.0, flow: bool = False, below_one: bool = False,
+    guided: bool = False, **options: Any,
+) -> torch.Tensor:  # fmt: skip
     """Runs k-diffusion's loop. noise: drawn within the rows; else ``given`` draws for each row that needs it, or
     torch. guided: the rows read the unconditional clean sample, too. clip: bounds noise, in its deviations."""
     if noise is not None and given is not None:

@@ -331,7 +331,7 @@ _SEVERAL = tuple, list
 
 
 def in_graph(row: Any, arguments: tuple[Any, ...], name: str, table: Any, options: Any) -> Any:
-    """The fast path of `_call` for tensors that require grad, in 0.6 of its time. It declines calls with outputs."""
+    """Does `_call` on the fast path, for tensors that require grad, in 0.6 of its time. It declines outputs."""
     _, index, x, models, past, noise, _, out, aux, *_ = arguments
     is_number, is_none = type(aux) is int, aux is None or (type(aux) in _SEVERAL and not aux)
     if out is not None or not (is_number or is_none) or isinstance(noise, Tensor):

@@ -6,7 +6,8 @@ A graph keeps the prediction, x0, t and weights for the backward pass, and perha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,7 @@ def interpolate_loss(pred: Any, x0: Any, x1: Any, t: Any, path: Any, noise: Any,
     if is_compiling():
         return internals.untraced(interpolate_loss, pred, x0, x1, t, path, noise, weight=weight, **options)
     if not is_watched((pred,)):
-        return _of_path(pred, x0, x1, t, path, noise, weight, None, options)
+        return _of_path(pred, x0, x1, t, path, noise, weight, None, options)[0]
     check_memory("pred", pred)
     return _OfPath.apply(pred, (x0, x1, t, path, noise, weight), options)
 
@@ -118,7 +119,8 @@ def interpolate_loss_and_grad(
         )
     check_no_gradient(x0=x0, x1=x1, t=t, noise=noise, weight=weight)
     check_unwatched("pred", pred)
-    return _of_path(pred, x0, x1, t, path, noise, weight, True if out is None else out, options)
+    value, gradient = _of_path(pred, x0, x1, t, path, noise, weight, True if out is None else out, options)
+    return value, in_format(gradient, pred) if out is None else gradient
 
 
 class _OfPath(torch.autograd.Function):
@@ -143,24 +145,33 @@ class _OfPath(torch.autograd.Function):
 
 def _of_path(
     pred: Any, x0: Any, x1: Any, t: Any, path: Any, noise: Any, weight: Any, grad: Any, options: dict[str, Any]
-) -> Any:
-    """Returns the loss; with grad, its tensor or True, also the gradient."""
+) -> tuple[Tensor, Any]:
+    """Returns the loss, and its gradient if it is wanted, as `_value` does."""
+
+    def arrays(place: torch.device) -> dict[str, Any]:
+        given: dict[str, Any] = {name: read(name, x, place) for name, x in (("pred", pred), ("x0", x0), ("x1", x1))}
+        drawn = read("noise", noise, place) if isinstance(noise, Tensor) else read_noise(noise, "pred")
+        numbers = None if weight is None else read_numbers("weight", weight, place)
+        return given | {"t": t, "path": path, "noise": drawn, "weight": numbers, **options}
+
+    return _value("interpolate_loss", pred, arrays, grad)
+
+
+def _value(name: str, pred: Any, arrays: Callable[[torch.device], dict[str, Any]], grad: Any) -> tuple[Tensor, Any]:
+    """Returns the loss of this name, and its gradient if it is wanted: grad is its tensor, or True for a new one.
+    arrays: returns the arguments on a device."""
     place = place_of("pred", checked("pred", pred))
     if grad is True and place.type == "cuda":
         grad = empty_like(pred)
     made = grad is True
     with on(place):
-        given: dict[str, Any] = {name: read(name, x, place) for name, x in (("pred", pred), ("x0", x0), ("x1", x1))}
-        drawn = read("noise", noise, place) if isinstance(noise, Tensor) else read_noise(noise, "pred")
-        numbers = None if weight is None else read_numbers("weight", weight, place)
-        given |= {"t": t, "path": path, "noise": drawn, "weight": numbers, **options}
+        given = arrays(place)
         if grad is None:
-            return _as_loss(nf.interpolate_loss(**given), pred, place)
+            return _as_loss(getattr(nf, name)(**given), pred, place), None
         out = None if made else write("out", grad, place, pred.dtype)
-        loss, gradient = nf.interpolate_loss_and_grad(**given, out=out)
+        loss, gradient = getattr(nf, f"{name}_and_grad")(**given, out=out)
         result = _as_loss(loss, pred, place)
-    gradient = as_tensor(gradient, None if made else grad, pred.dtype)
-    return result, in_format(gradient, pred) if made else gradient
+    return result, as_tensor(gradient, None if made else grad, pred.dtype)
 
 
 def _as_loss(loss: Any, pred: Tensor, place: torch.device) -> Tensor:
@@ -205,17 +216,7 @@ class Loss(Operation):
 
     def value(self, index: Any, tensors: Sequence[Any], noise: Any, grad: Any = None) -> tuple[Tensor, Any]:
         """Returns the loss, and its gradient if it is wanted: grad is its tensor, or True for a new one."""
-        pred, place = tensors[0], self.place(tensors)
-        if grad is True and place.type == "cuda":
-            grad = empty_like(pred)
-        made = grad is True
-        with on(place):
-            given = self._arrays(index, tensors, noise, place)
-            if grad is None:
-                return _as_loss(nf.mse_loss(**given), pred, place), None
-            loss, gradient = nf.mse_loss_and_grad(**given, out=None if made else write("out", grad, place, pred.dtype))
-            result = _as_loss(loss, pred, place)
-        return result, as_tensor(gradient, None if made else grad, pred.dtype)
+        return _value("mse_loss", tensors[0], partial(self._arrays, index, tensors, noise), grad)
 
     def part(self, index: Any, tensors: Sequence[Any], noise: Any) -> Any:
         place = self.place(tensors)
