@@ -388,6 +388,7 @@ def _noised(draw):
 SAMPLERS = {
     "mdlm": (True,), "remdm": (True,), "d3pm": (True, False), "uniform_ddim": (False,), "discrete_flow": (True, False),
     "sedd": (True,), "llada": (True,), "entropy_bound": (True, False),
+    "dream": (True,),
 }  # fmt: skip
 OPTIONS = {
     "remdm": ("", ", eta=0.5", ", eta=0.3, variant='rescale'", ", loop=0.5, t_on=0.6, t_off=0.2"),
@@ -402,6 +403,7 @@ OPTIONS = {
         ", factor=1.0",
     ),
     "entropy_bound": ("", ", bound=3.0"),
+    "dream": ("", ", alg='maskgit_plus', temperature=0.7", ", alg='topk_margin'", ", alg='entropy', alg_temp=0.5"),
     "sedd": ("",),
 }
 

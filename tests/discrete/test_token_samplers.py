@@ -57,6 +57,8 @@ MASKED = {
     "entropy_bound": nf.samplers.entropy_bound(steps=2, mask_id=MASK, bound=0.0, t_max=1.0, t_min=1.0),
     "threshold": nf.samplers.llada(steps=2, mask_id=MASK, temperature=1.0, threshold=0.7),
     "factor": nf.samplers.llada(steps=2, mask_id=MASK, temperature=1.0, factor=0.9),
+    "margin": nf.samplers.dream(steps=3, mask_id=MASK, alg="topk_margin", temperature=1.0),
+    "dream_drawn": nf.samplers.dream(steps=3, mask_id=MASK, alg="maskgit_plus", alg_temp=0.4, temperature=0.7),
 }
 UNIFORM = {
     "d3pm": nf.samplers.d3pm(steps=3, vocabulary=K, network="denoiser"),
@@ -598,7 +600,20 @@ def D3PM(v):
         (
             lambda: nf.samplers.llada(4, mask_id=9, factor=1, remask="random"),
             ValueError,
-            "remask = 'random': expected 'low_confidence' with threshold or factor",
+            "order = 'random': expected 'confidence', as rows have a threshold or a factor",
+        ),
+        (lambda: nf.samplers.mdlm(3, mask_id=9, final="max"), ValueError, "final = 'max': expected 'draw' or 'argmax'"),
+        (lambda: nf.samplers.dream(3, mask_id=9, alg="best"), ValueError, "alg = 'best': expected 'origin'"),
+        (lambda: nf.samplers.dream(3, mask_id=9, alg_temp=-1), ValueError, "order_temperature = -1: expected a finite"),
+        (
+            lambda: nf.samplers.dream(3, mask_id=9, alg="entropy", top_p=0.9),
+            ValueError,
+            "temperature = 0: expected no top_k and top_p with alg='entropy'",
+        ),
+        (
+            lambda: nf.TokenTable("own", ROWS, mask_id=9, left_out=(-1,)),
+            ValueError,
+            "left_out = -1: expected an integer",
         ),
         (lambda: MDLM.sample(model_of(), (1, 2), NOISE, state={}), TypeError, "state: expected mdlm's own"),
         (lambda: nf.TokenRow(time=1.0, left=0), ValueError, "left = 0: expected a whole number of at least 1"),
@@ -1095,3 +1110,108 @@ def test_lengths(name, torch):
     run = sampler.sample(lambda x, t: logits, x, NOISE, lengths=ends)
     assert np.array_equal(run, sampler.sample(lambda x, t: logits, x, NOISE, where=where))
     assert np.array_equal(run[~where], x[~where])
+
+
+# ---- the last step, and tokens that are left out -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", ["denoiser", "leave_one_out", None])
+def test_a_greedy_last_step(network):
+    """Seen to fail: the logit of x raised in it; the draws of other rows at temperature 0."""
+    tokens = {"mask_id": 5} if network is None else {"vocabulary": 5, "network": network}
+    greedy, drawn = (nf.samplers.d3pm(3, final=final, **tokens) for final in ("argmax", "draw"))
+    rng = np.random.default_rng(0)
+    x, logits = rng.integers(0, 5 + (network is None), (20, 6)), rng.normal(size=(20, 6, 5)).astype(np.float32)
+    for i in range(2):
+        assert np.array_equal(greedy.step(i, x, logits, NOISE), drawn.step(i, x, logits, NOISE))
+    keeps = np.where(x == 5, logits.argmax(-1), x) if network is None else logits.argmax(-1)
+    assert np.array_equal(greedy.step(2, x, logits, NOISE), keeps)
+    assert not np.array_equal(drawn.step(2, x, logits, NOISE), keeps)
+    assert pickle.loads(pickle.dumps(greedy)) == greedy != drawn
+    others = nf.samplers.mdlm, nf.samplers.remdm, nf.samplers.discrete_flow, nf.samplers.sedd
+    last = [make(3, mask_id=5, final="argmax").table.rows[-1].temperature for make in others]
+    assert [*last, nf.samplers.uniform_ddim(3, vocabulary=5, final="argmax").table.rows[-1].temperature] == [0] * 5
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_tokens_that_are_left_out(name):
+    """Seen to fail: the mask's logit alone was hidden; a row's own logit was not added beside it."""
+    table, v = ALL[name].table, 5
+    sizes = {"mask_id": None if table.mask_id is None else v, "vocabulary": None if table.vocabulary is None else v}
+    few = nf.DiscreteSampler(dataclasses.replace(table, left_out=(1, 4, 90), **sizes))
+    whole = nf.DiscreteSampler(dataclasses.replace(table, **sizes))
+    rng = np.random.default_rng(0)
+    x, logits = rng.integers(0, v + (table.mask_id is not None), (9, 6)), rng.normal(size=(9, 6, v)).astype(np.float32)
+    without = logits.copy()
+    without[..., [1, 4]] = -np.inf
+    for i in range(2):
+        made, likely = few.step(i, x, logits, NOISE, log_prob=True)
+        expected, of_expected = whole.step(i, x, without, NOISE, log_prob=True)
+        assert np.array_equal(made, expected)
+        assert np.array_equal(likely, of_expected)
+
+
+# ---- Dream -------------------------------------------------------------------------------------------------
+
+
+def dream_generate(model, x, steps, alg, mask_id, eps=1e-3):
+    """Dream's loop for one sample at temperature 0, by its description: the tokens, and the least gap of values."""
+    x, gap = x.copy(), np.inf
+    times = np.linspace(1, eps, steps + 1)
+    for i in range(steps):
+        may = np.flatnonzero(x[0] == mask_id)
+        logits = model(x)[0].astype(np.float64)
+        p = np.exp(logits - logits.max(-1, keepdims=True))
+        p /= p.sum(-1, keepdims=True)
+        two = np.sort(p, axis=-1)[:, -2:]
+        value = {
+            "maskgit_plus": two[:, 1], "topk_margin": two[:, 1] - two[:, 0], "entropy": (p * np.log(p + 1e-10)).sum(-1)
+        }[alg]  # fmt: skip
+        count = int(len(may) * (1 - times[i + 1] / times[i]) + 1e-6) if i < steps - 1 else len(may)
+        ranked = sorted(may, key=lambda at: -value[at])
+        gap = min([gap, *abs(np.diff(value[ranked]))])
+        x[0, ranked[:count]] = logits.argmax(-1)[ranked[:count]]
+    return x, gap
+
+
+@pytest.mark.parametrize("alg", ["maskgit_plus", "topk_margin", "entropy"])
+def test_dream_at_temperature_0(alg):
+    """Seen to fail: entropies from the largest; the margin of the drawn token; shares rounded up; the last step's."""
+    v, left_out, seen = 12, 0, set()
+    for seed in range(12):
+        model, steps = random_model(v, seed), (16, 7, 5)[seed % 3]
+        x = np.concatenate([np.random.default_rng(seed).integers(0, v, (1, 5)), np.full((1, 16), v)], axis=1)
+        expected, gap = dream_generate(model, x, steps, alg, v)
+        left_out += gap < 1e-6
+        sampler = nf.samplers.dream(steps, mask_id=v, alg=alg)
+        seen.add(sampler.table.order)
+        if gap >= 1e-6:
+            assert np.array_equal(sampler.sample(model, x, NOISE), expected)
+    assert left_out <= 4
+    assert len(seen) == 1
+
+
+def test_dream_by_chance():
+    rows = nf.samplers.dream(4, mask_id=9, temperature=0.7).table.rows
+    times = [*np.linspace(1, 1e-3, 5)[:4], 0]
+    assert [row.time for row in rows] == pytest.approx(times[:4])
+    assert [row.reveal for row in rows] == pytest.approx([1 - s / t for t, s in itertools.pairwise(times)])
+
+
+@pytest.mark.parametrize("alg", ["maskgit_plus", "topk_margin", "entropy"])
+def test_dreams_order_is_drawn(alg):
+    """Pairs of positions, one after another, in proportion to exp(value / alg_temp). Seen to fail: the logarithm of
+    the probability; the same words for the order and for the tokens."""
+    n, heat = 20000, 0.5
+    p = np.array([[0.9, 0.06, 0.04], [0.5, 0.3, 0.2], [0.34, 0.33, 0.33]])
+    two = np.sort(p, axis=-1)[:, -2:]
+    value = {"maskgit_plus": two[:, 1], "topk_margin": two[:, 1] - two[:, 0], "entropy": (p * np.log(p)).sum(-1)}[alg]
+    weight, law = np.exp(value / heat), np.zeros(3)  # of the position that is left
+    for a, b, c in itertools.permutations(range(3)):
+        law[c] += weight[a] / weight.sum() * weight[b] / (weight[b] + weight[c])
+    row = nf.TokenRow(time=1.0, share=0.7)
+    table = dataclasses.replace(nf.samplers.dream(2, mask_id=3, alg=alg, alg_temp=heat).table, rows=(row,))
+    x = nf.DiscreteSampler(table).step(0, np.full((n, 3), 3), np.log(p)[None].repeat(n, 0).astype(np.float32), NOISE)
+    counts = (x == 3).sum(axis=0)
+    assert counts.sum() == n
+    assert ((counts - n * law) ** 2 / (n * law)).sum() < 18
