@@ -11,9 +11,9 @@ import numpy as np
 
 import noisefuse as nf
 
+from ..discrete_sampler import TokenState
 from ..ground.libraries import library_for
 from ..language.noise import Noise
-from ..tokens.sampler import TokenState
 
 __all__ = ["generate"]
 
