@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, ClassVar, Literal, TypeAlias, TypedDict, get_args, overload
+from typing import Any, ClassVar, Literal, TypeAlias, TypedDict, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -242,7 +242,7 @@ def update_with_log_prob(
             return pair
     if other is not None:
         options |= {"past": past, "out": out, "aux_out": aux_out}
-        return other.update_with_log_prob(table, i, x, model_output, noise, **options)  # type: ignore[no-any-return]
+        return other.update_with_log_prob(table, i, x, model_output, noise, **options)
     if levels_of(getattr(out, "dtype", None)):
         raise TypeError("out: expected x's dtype, as a result that is rounded to integers has no density")
     step = update_call(table, i, x, model_output, past, noise, out, aux_out)
@@ -381,10 +381,6 @@ class Part:
     __setstate__: ClassVar[SetState] = make_again
 
 
-@overload
-def combine(parts: Sequence[LossPart]) -> Any: ...
-@overload
-def combine(parts: Sequence[Part]) -> Array: ...
 def combine(parts: Any) -> Any:
     """Returns the log-densities (B,) of samples from their parts. The bits are those of the whole, wherever it was cut.
 

@@ -403,7 +403,7 @@ def _residual(of: Functions, target: PathTarget | None) -> dict[str, Function]:
 def _columns_at(functions: tuple[Function, ...], kept: dict[float, Any], t: Any) -> tuple[Any, ...]:
     """Returns each function of float64 (n,), or of one float, for which some results are kept."""
     if type(t) is float and (found := kept.get(t)) is not None:
-        return found  # type: ignore[no-any-return]
+        return found
     times, columns = np.array([t]) if type(t) is float else t, []
     with np.errstate(all="ignore"):
         for function in functions:

@@ -19,6 +19,7 @@ import noisefuse as nf
 from noisefuse.arguments.arrays import float_dtype
 from noisefuse.language.levels import FLOATS, LEVELS
 from noisefuse.language.rows import COLUMNS, NAMES, ROW
+from noisefuse.tokens.samplers import __all__ as OF_TOKENS
 
 T = TypeVar("T")
 Array = NDArray[Any]
@@ -223,6 +224,7 @@ class Call:
 
 
 KINDS = FLOATS if importlib.util.find_spec("ml_dtypes") else FLOATS[:-1]
+ARRAY_SAMPLERS = sorted({*nf.samplers.__all__} - {"Threshold", *OF_TOKENS})
 LENGTHS = (1, 15, 16, 17, 63, 64, 65, 127, 255, 256, 257, 1000, 2049)
 TARGETS = ("'epsilon'", "'v'", "'flow'", "'velocity'", "'sample'")
 WRONG = (
@@ -428,7 +430,7 @@ def _update(draw: Draw) -> Call:
 
 def _step(draw: Draw) -> Call:
     shape, dtype = _shape(draw), draw.of(*KINDS)
-    name = draw.of(*(name for name in nf.samplers.__all__ if name != "Threshold"))
+    name = draw.of(*ARRAY_SAMPLERS)
     clip = (
         draw.of("", "", "", ", 1.0", ", 0.5", ", nf.samplers.Threshold(0.9)") if name != "pndm" else ""
     )  # it has no D
@@ -449,7 +451,7 @@ def _step(draw: Draw) -> Call:
 
 def _run(draw: Draw) -> Call:
     shape, dtype = _shape(draw), draw.of(*KINDS)
-    name = draw.of(*(name for name in nf.samplers.__all__ if name != "Threshold"))
+    name = draw.of(*ARRAY_SAMPLERS)
     x = _array(draw, shape, dtype) if draw.once_in(2) else str(shape)
     noise = _noise(draw, shape, True, stream=draw.once_in(9))
     call = Call("sampled", {"sampler": f"sampler({name!r})", "x": x, "noise": noise}, {})

@@ -227,7 +227,7 @@ def output(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], de
         raise ValueError(f"{name}: expected a writable array, got a read-only one")
     if not _is_plain(out):
         raise ValueError(f"{name}: expected a C-contiguous, aligned array, got strides {out.strides}")
-    return out  # type: ignore[no-any-return]
+    return out
 
 
 def _empty_on(device: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

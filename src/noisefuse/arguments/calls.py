@@ -291,7 +291,7 @@ def make_call(
     )
 
 
-def run(call: Step) -> tuple[Array, ...]:
+def run(call: Step) -> tuple[Any, ...]:
     """Returns the outputs, computed by the backend in use."""
     if call.batch * call.size:
         backends.of(call.outputs[0]).run(call)

@@ -155,7 +155,7 @@ def _picture(
         histogram, bars = parts[1].subplots(1, 2, width_ratios=(5, 6))
         _draw_histogram(histogram, noised)
         _draw_bars(bars, throughputs, copy, where)
-    return figure  # type: ignore[no-any-return]
+    return figure
 
 
 def _draw_photographs(figure: Any, noised: Sequence[Noised], schedule: nf.Schedule, aspects: Sequence[float]) -> None:

@@ -115,7 +115,7 @@ class Rows:
     def mask(self) -> npt.NDArray[np.void]:
         """Returns the active coefficients in the layout of a row."""
         flags = np.array([self.active >> column & 1 for column in range(COLUMNS)], np.bool_)
-        return flags.view(layout(np.bool_))[0]  # type: ignore[no-any-return]
+        return flags.view(layout(np.bool_))[0]
 
     @kept_property
     def reads(self) -> frozenset[int]:

@@ -626,7 +626,7 @@ class Tableau:
 def _frozen_mask(active: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
     if active.dtype != _ACTIVE or active.shape != ():
         raise ValueError(f"active must be 0-d, the layout of ROW in bools, got {active.dtype} {active.shape}")
-    return np.frombuffer(active.tobytes(), _ACTIVE)[0]  # type: ignore[no-any-return]
+    return np.frombuffer(active.tobytes(), _ACTIVE)[0]
 
 
 def _probed(

@@ -116,7 +116,7 @@ def _kept(sampler: Steps, i: Any, made: list[Array], past: list[Array]) -> list[
         return made
     slots = sampler._slots
     choices = [[*made[:n], *past][:slots] for n in range(len(made) + 1)]
-    return library_of(made[0]).chosen(sampler._push, i, choices)  # type: ignore[no-any-return]
+    return library_of(made[0]).chosen(sampler._push, i, choices)
 
 
 def check_log_prob(asked: bool, law: density.Options) -> None:

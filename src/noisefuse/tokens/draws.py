@@ -13,7 +13,7 @@ from ..arguments.arrays import count
 from ..arguments.types import Array
 from ..ground.checks import first_of
 from ..language.noise import Noise, each
-from .categorical import categorical
+from .categorical import TokenInfo, categorical
 from .steps import Drawn
 from .table import TokenRow, TokenTable
 
@@ -43,7 +43,7 @@ def draw(
     options: dict[str, Any] = {"top_k": table.top_k, "top_p": 1.0 if _cuts(table) else table.top_p, "info": info}
     options["temperature"] = table.temperature * row.temperature
     made: Any = categorical(logits, _of_rows(noise, logits.shape[-1]), where=None if may.all() else may, **options)
-    token, known = made if info else (made, {})
+    token, known = made if info else (made, TokenInfo())
     token = np.where(may, token, 0)
     if table.mask_id is None and table.vocabulary is not None and (beyond := token >= table.vocabulary).any():
         first = first_of("drawn", beyond, token)
@@ -51,10 +51,10 @@ def draw(
     total = None
     if row.rate is not None:
         own = np.take_along_axis(logits, token[..., None], axis=-1)[..., 0].astype(np.float64)
-        total = own - known["log_prob_raw"].astype(np.float64)
+        total = own - known.log_prob_raw.astype(np.float64)
     sure = None
     if table.unsure and table.order == "confidence" and row.by_confidence:
-        sure = _without(table.unsure, logits, token, known["log_prob_raw"])
+        sure = _without(table.unsure, logits, token, known.log_prob_raw)
     return Drawn(token, known, total, sure)
 
 

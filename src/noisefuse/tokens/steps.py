@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..arguments.types import Array
 from ..language.noise import MASKS, PLACES, Noise
+from .categorical import TokenInfo
 from .forward import names_for, uniform_tokens, words
 from .table import TokenRow, TokenTable
 
@@ -20,7 +21,7 @@ class Drawn(NamedTuple):
     """The draws of a step from a network's logits: a token for each position, and its info."""
 
     token: NDArray[np.int64]
-    info: Mapping[str, NDArray[np.float32]]
+    info: TokenInfo[NDArray[Any]]
     total: NDArray[np.float64] | None = None  # the logarithm of the sum of the logits' exponentials, for a rate
     confidence: NDArray[np.float64] | None = None  # its logarithm, if it is not log_prob_raw
 
@@ -62,7 +63,7 @@ def next_tokens(
         taken = _first(_counts(row, keys, may), keys, may)
         return np.where(taken, drawn.token, x), taken
     if row.bound is not None:
-        taken = certain(row.bound, drawn.info["entropy"], may)
+        taken = certain(row.bound, drawn.info.entropy, may)
         others = x if table.mask_id is not None else np.where(may, uniform_tokens(x.shape, noise, _size(table)), x)
         return np.where(taken, drawn.token, others), taken
     w = words(x.shape, names_for(noise, x.shape, MASKS))
@@ -149,7 +150,7 @@ def _order(table: TokenTable, row: TokenRow, drawn: Drawn, noise: Any, may: NDAr
         w = words(may.shape, names_for(noise, may.shape, PLACES)).astype(np.float64)
     if random:
         return w
-    value = drawn.info[_told(table, row)].astype(np.float64) if drawn.confidence is None else drawn.confidence
+    value = getattr(drawn.info, _told(table, row)).astype(np.float64) if drawn.confidence is None else drawn.confidence
     value = -value if table.order == "entropy" else value
     if not table.order_temperature:
         return -value
@@ -207,7 +208,7 @@ def law(
         found = np.where(taken, of_next.astype(np.float64), np.where(~may & (to != x), -np.inf, left))
         found = np.where(possible, found, -np.inf)
         return Law(found, taken.astype(np.float64), zero)
-    reveal = _reveal(row, Drawn(to, {}, total))
+    reveal = _reveal(row, Drawn(to, TokenInfo(), total))
     (change, _), (reached, same), _ = _events(row)
     v = table.vocabulary or 1
     noise = (reached - change) / v

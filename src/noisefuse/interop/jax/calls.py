@@ -62,7 +62,7 @@ def bind(what: Described, operands: Sequence[Any]) -> list[Any]:
     axes = frozenset[Any]().union(*map(varying_axes, operands))
     if axes:  # inside shard_map, numbers that are the same for all devices stand beside parts of arrays
         operands = [varying(x, axes) for x in operands]
-    return call_p.bind(*operands, what=what)  # type: ignore[no-any-return]
+    return call_p.bind(*operands, what=what)
 
 
 @call_p.def_impl

@@ -167,11 +167,11 @@ def sample_dpm_adaptive(
         draw = brownian_noise_sampler(x, least, most, noise)
     numbers = (order, rtol, atol, h_init, pcoeff, icoeff, dcoeff, accept_safety, eta, s_noise)
     with torch.no_grad():
-        found, info = adaptive.sample(
+        x, info = adaptive.sample(
             lambda x, sigma: model(x, x.new_full(x.shape[:1], sigma), **extra),
             x, least, most, adaptive.Options(*numbers), draw, callback or (lambda told: None),
         )  # fmt: skip
-    return (found, info) if return_info else found
+    return (x, info) if return_info else x
 
 
 def _above_0(sigma_min: float, sigma_max: float) -> tuple[float, float]:

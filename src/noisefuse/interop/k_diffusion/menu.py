@@ -128,20 +128,21 @@ def function(menu_name: str) -> Function:
         except TypeError as error:
             raise TypeError(f"{name}() {error}") from None
         bound.apply_defaults()
-        given = bound.arguments
-        call = loop.Call(*(given.pop(key) for key in loop.Call._fields))
-        noise, drawn, s_noise = given.pop("noise", None), given.pop("noise_sampler", None), given.pop("s_noise", 1.0)
-        s_end, clip = given.pop("s_noise_end", None), float(given.pop("noise_clip_std", 0.0))
-        if "solver_type" in given:
-            if given["solver_type"] not in solvers:
-                raise ValueError(f"solver_type must be {' or '.join(solvers)}, got {given['solver_type']!r}")
-            given["solver_type"] = _SOLVERS[given["solver_type"]]
+        arguments = bound.arguments
+        call = loop.Call(*(arguments.pop(key) for key in loop.Call._fields))
+        noise, drawn = arguments.pop("noise", None), arguments.pop("noise_sampler", None)
+        s_noise, s_end = arguments.pop("s_noise", 1.0), arguments.pop("s_noise_end", None)
+        clip = float(arguments.pop("noise_clip_std", 0.0))
+        if "solver_type" in arguments:
+            if arguments["solver_type"] not in solvers:
+                raise ValueError(f"solver_type must be {' or '.join(solvers)}, got {arguments['solver_type']!r}")
+            arguments["solver_type"] = _SOLVERS[arguments["solver_type"]]
         if how.shared is BROWNIAN and noise is None and drawn is None:
             noise = of_seed(call.extra_args)
-        churn = {key: given.pop(key) for key in ("s_churn", "s_tmin", "s_tmax") if key in given}
+        churn = {key: arguments.pop(key) for key in ("s_churn", "s_tmin", "s_tmax") if key in arguments}
         if churn.get("s_churn", 0) > 0:
             return loop.sample(call, noise, None, loop.churned, s_noise, method=rule, **churn)
-        options = {_OPTIONS.get(key, key): value for key, value in given.items()}
+        options = {_OPTIONS.get(key, key): value for key, value in arguments.items()}
         factor = 1.0 if churn else s_noise if s_end is None else (float(s_noise), float(s_end))
         return loop.sample(call, noise, drawn, rule, factor, clip=clip, **options, **run)
 

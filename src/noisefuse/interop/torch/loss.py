@@ -149,10 +149,10 @@ def _of_path(
     """Returns the loss, and its gradient if it is wanted, as `_value` does."""
 
     def arrays(place: torch.device) -> dict[str, Any]:
-        given: dict[str, Any] = {name: read(name, x, place) for name, x in (("pred", pred), ("x0", x0), ("x1", x1))}
+        arguments: dict[str, Any] = {name: read(name, x, place) for name, x in (("pred", pred), ("x0", x0), ("x1", x1))}
         drawn = read("noise", noise, place) if isinstance(noise, Tensor) else read_noise(noise, "pred")
         numbers = None if weight is None else read_numbers("weight", weight, place)
-        return given | {"t": t, "path": path, "noise": drawn, "weight": numbers, **options}
+        return arguments | {"t": t, "path": path, "noise": drawn, "weight": numbers, **options}
 
     return _value("interpolate_loss", pred, arrays, grad)
 
@@ -163,15 +163,15 @@ def _value(name: str, pred: Any, arrays: Callable[[torch.device], dict[str, Any]
     place = place_of("pred", checked("pred", pred))
     if grad is True and place.type == "cuda":
         grad = empty_like(pred)
-    made = grad is True
+    anew = grad is True
     with on(place):
-        given = arrays(place)
+        arguments = arrays(place)
         if grad is None:
-            return _as_loss(getattr(nf, name)(**given), pred, place), None
-        out = None if made else write("out", grad, place, pred.dtype)
-        loss, gradient = getattr(nf, f"{name}_and_grad")(**given, out=out)
+            return _as_loss(getattr(nf, name)(**arguments), pred, place), None
+        out = None if anew else write("out", grad, place, pred.dtype)
+        loss, gradient = getattr(nf, f"{name}_and_grad")(**arguments, out=out)
         result = _as_loss(loss, pred, place)
-    return result, as_tensor(gradient, None if made else grad, pred.dtype)
+    return result, as_tensor(gradient, None if anew else grad, pred.dtype)
 
 
 def _as_loss(loss: Any, pred: Tensor, place: torch.device) -> Tensor:
@@ -211,8 +211,8 @@ class Loss(Operation):
         return (loss,)
 
     def _given(self, index: Any, tensors: Sequence[Any], noise: Any) -> dict[str, Any]:
-        given = {"x0": None, "noise": noise, **dict(zip(self.slots, tensors, strict=True))}
-        return given | {"t": index, "schedule": self.table, **dict(self.options)}
+        arguments = {"x0": None, "noise": noise, **dict(zip(self.slots, tensors, strict=True))}
+        return arguments | {"t": index, "schedule": self.table, **dict(self.options)}
 
     def value(self, index: Any, tensors: Sequence[Any], noise: Any, grad: Any = None) -> tuple[Tensor, Any]:
         """Returns the loss, and its gradient if it is wanted: grad is its tensor, or True for a new one."""
@@ -231,9 +231,9 @@ class Loss(Operation):
         if out is None and place.type == "cuda":
             out = empty_like(pred)
         with on(place):
-            given, g = self._arrays(index, kept, noise, place), read_numbers("upstream", grads[0], place)
-            found = nf.mse_loss_grad(**given, upstream=g, out=write("out", out, place, pred.dtype))
-        result: Tensor = as_tensor(found, out, pred.dtype)
+            arguments, g = self._arrays(index, kept, noise, place), read_numbers("upstream", grads[0], place)
+            gradient = nf.mse_loss_grad(**arguments, upstream=g, out=write("out", out, place, pred.dtype))
+        result: Tensor = as_tensor(gradient, out, pred.dtype)
         return in_format(result, pred) if given_out is None else result
 
     def place(self, tensors: Sequence[Any]) -> torch.device:
@@ -241,10 +241,10 @@ class Loss(Operation):
 
     def _arrays(self, index: Any, tensors: Sequence[Any], noise: Any, place: torch.device) -> dict[str, Any]:
         """Returns the arguments, as the library takes them on this device."""
-        given: dict[str, Any] = {"x0": None, "noise": read_noise(noise, "pred")}
+        arguments: dict[str, Any] = {"x0": None, "noise": read_noise(noise, "pred")}
         for name, x in zip(self.slots, tensors, strict=True):
-            given[name] = (read_numbers if name == "weight" else read)(name, x, place)
-        return given | {"t": read_index("t", index, place), "schedule": self.table, **dict(self.options)}
+            arguments[name] = (read_numbers if name == "weight" else read)(name, x, place)
+        return arguments | {"t": read_index("t", index, place), "schedule": self.table, **dict(self.options)}
 
 
 def _dtype(pred: Tensor) -> torch.dtype:
