@@ -58,7 +58,7 @@ class MaskSchedule:
         """Returns the noise sigma = -ln(1 - p) at times t, which networks of MDLM and SEDD are told; infinite where p
         is 1."""
         if is_tracer(t):
-            return library_of(t).on_host(self.sigma, t, t.shape)  # type: ignore[no-any-return, union-attr]
+            return library_of(t).on_host(self.sigma, t, t.shape)  # type: ignore[union-attr]
         with np.errstate(divide="ignore"):
             return np.asarray(-np.log1p(-self(t)))
 
