@@ -15,19 +15,22 @@ if TYPE_CHECKING:
     import torch
 
 
-class HasShape(Protocol):
-    """The part of other libraries' arrays that type checkers know."""
+Array: TypeAlias = Any  # of NumPy, CuPy, torch, JAX or dask: results have x's kind
+
+
+ArrayT = TypeVar("ArrayT")  # NDArray[Any], whatever the dtype, torch.Tensor, jax.Array ..
+_Of = TypeVar("_Of", covariant=True)
+
+
+class Like(Protocol[_Of]):
+    """An array of any library. `Like[T]` gives a result the type T of new arrays of the same library, which is that of
+    its cumulated sums: a NumPy array's own type has a dtype, and results may have another."""
 
     @property
     def shape(self) -> Any: ...
     @property
     def dtype(self) -> Any: ...
-
-
-Array: TypeAlias = Any  # of NumPy, CuPy, torch, JAX or dask: results have x's kind
-
-
-ArrayT = TypeVar("ArrayT", bound=HasShape)  # of a library other than NumPy
+    def cumsum(self, axis: int, /) -> _Of: ...
 
 
 DType: TypeAlias = "DTypeLike | torch.dtype"

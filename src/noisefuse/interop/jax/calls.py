@@ -59,9 +59,7 @@ from .internals import check_devices, is_for_several, result_type, varying, vary
 
 OUT, AUX1 = AFFINE[:2]
 
-
 # ---- the operation -----------------------------------------------------------------------------------------
-
 call_p: Primitive = Primitive("noisefuse")
 call_p.multiple_results = True
 
@@ -71,7 +69,7 @@ def bind(what: Described, operands: Sequence[Any]) -> list[Any]:
     axes = frozenset[Any]().union(*map(varying_axes, operands))
     if axes:  # inside shard_map, numbers that are the same for all devices stand beside parts of arrays
         operands = [varying(x, axes) for x in operands]
-    return call_p.bind(*operands, what=what)  # type: ignore[no-any-return]
+    return call_p.bind(*operands, what=what)
 
 
 @call_p.def_impl
@@ -163,7 +161,7 @@ def _draw(what: Described, given: dict[int, Any], outs: list[Any]) -> None:
     )
     outs[0][...] = token
     for out, n in zip(outs[1:], what.keep, strict=True):
-        out[...] = told[[*INFO][n]]
+        out[...] = getattr(told, info[n])
 
 
 def _names(what: Described, given: dict[int, Any]) -> tuple[Noise, ...]:

@@ -34,11 +34,9 @@ def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, par
     if not (given or is_tracer(logits) or tracers_of(noise)):
         draw: Any = nf.categorical
         found = draw(np.asarray(logits), noise, info=info, dtype=kind, **known)
-        token, told = found if info else (found, {})
-        made = [jnp.asarray(x) for x in (token, *told.values())]
-    else:
-        made = _in_program(logits, noise, info, kind, given, known)
-    return (made[0], dict(zip(info, made[1:], strict=True))) if info else made[0]
+        return jax.tree.map(jnp.asarray, found)
+    token, *told = _in_program(logits, noise, info, kind, given, known)
+    return (token, nf.discrete.TokenInfo(**dict(zip(info, told, strict=True)))) if info else token
 
 
 _STAND_INS: Any = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "where": True, "positions": 0}
