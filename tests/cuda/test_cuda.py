@@ -537,16 +537,18 @@ def test_every_kernel_is_reached_on_the_stand_in(cupy):
 
 @pytest.mark.parametrize("function", ["execute", "asarray", "empty"])
 def test_a_failure_of_the_driver_leaves_nothing_behind_on_the_stand_in(cupy, monkeypatch, function):
-    """A launch fails, or there is no memory for a table or for sums. The next call is right, on the same device."""
-    pred, schedule, noise = normals((2, 1536)), nf.Schedule.linear(10), nf.Noise(5)
+    """A launch fails, or there is no memory for a table or for sums. The next call is right, on the same device.
+    Seen to fail: a table that was said to be there before it was."""
+    pred, schedule, noise = normals((2, 1536)), own(nf.Schedule.linear(10)), nf.Noise(5)
 
     def loss(pred):
-        return nf.mse_loss(pred, None, np.array([3, 7]), schedule, noise, target="epsilon")
+        return nf.mse_loss(pred, None, 7, schedule, noise, target="epsilon")
 
     def fail(*args, **kwargs):
         raise MemoryError("out of memory")
 
     there = stand_in.ndarray(pred, 1)
+    nf.randn((4,), noise, out=stand_in.ndarray(np.empty(4, "f4"), 1))  # the self-test
     with monkeypatch.context() as patch:
         patch.setattr(cupy, function, fail)
         with pytest.raises(MemoryError, match="out of memory"):
