@@ -97,7 +97,8 @@ struct RegisterRow {
     RegisterRow(const Source& rows, const Values& value) : clamps(rows.clamps()) {
         const auto coefficient = [&](int column) { return coefficient_at(rows.coefficient(column)); };
         low = coefficient(kLow), high = coefficient(kHigh), clean_k = coefficient(kClean);
-        for (int slot = 0; slot < kSlots; ++slot) array[slot] = value[slot];
+        for (int slot = 0; slot < kSlots; ++slot)  // each pointer by itself, as it was stored just now
+            if (reads(slot)) array[slot] = value[slot];
         for (int t = 0; t < kCleanCombination.n; ++t) clean_c[t] = coefficient(kCleanCombination.column[t]);
         for (int o = 0; o < kOutputs; ++o) {
             const int constant = rows.constant(o);
@@ -350,6 +351,7 @@ struct OnArrays {
     DType type = kOwn<Real>;
     TileOnArrays<Real> tile;
     int64_t most = 64 * kTile;  // elements at once
+    bool copies;                // of arrays that have another type
 
     OnArrays(const Arrays<Real>& arrays, uint64_t shape) {
         const Call& s = arrays.s;
@@ -366,6 +368,8 @@ struct OnArrays {
         for (int o = 0; o < 3 && s.out[o]; ++o)
             if (s.type_of(o) != type) most = kTile;
         if (!tile) most = kTile;
+        copies = most < 64 * kTile;
+        for (int i = 0; i < arrays.n_in; ++i) copies |= arrays.rounds(arrays.slots[i]);
     }
 
   private:
@@ -381,8 +385,10 @@ struct OnArrays {
     }
 };
 
+// Does what `apply` does, with copies of arrays that have another type, and of what is no whole block.
 template <class Real>
-void apply(const OnArrays<Real>& on_arrays, const Rows<Real>& rows, Arrays<Real>& arrays, int64_t at, int size) {
+[[gnu::noinline]] void apply_copied(const OnArrays<Real>& on_arrays, const Rows<Real>& rows, Arrays<Real>& arrays,
+                                    int64_t at, int size) {
     if (!on_arrays.tile || rows.per_element || size < kBlock<Real>) {
         arrays.load(at, size);
         return arrays.apply(rows, at, size);
@@ -421,9 +427,32 @@ void apply(const OnArrays<Real>& on_arrays, const Rows<Real>& rows, Arrays<Real>
         if (whole < size)
             std::memcpy(static_cast<char*>(out[o]) + (size - kBlock<Real>)*width, last[o],
                         size_t(kBlock<Real> * width));
-        if (s.type_of(o) != type)
-            store_as(s.out[o], s.type_of(o), at, arrays.result[o], size, arrays.nontemporal(o, at));
+        if (s.type_of(o) != type) arrays.store(o, at, size);
     }
+}
+
+// Computes the elements of a tile, of the range that goes to `end`.
+template <class Real>
+void apply(const OnArrays<Real>& on_arrays, const Rows<Real>& rows, Arrays<Real>& arrays, int64_t at, int size,
+           int64_t end) {
+    constexpr int kMask = kBlock<Real> - 1;
+    if (const int rounded = (size + kMask) & ~kMask;
+        on_arrays.tile && !rows.per_element && arrays.may_write_to(at + rounded, end))
+        size = rounded;
+    if (!on_arrays.tile || rows.per_element || on_arrays.copies || size & kMask)
+        return apply_copied(on_arrays, rows, arrays, at, size);
+    const Call& s = arrays.s;
+    const int64_t offset = at * bytes_of(on_arrays.type);
+    const void* in[kSlots];
+    void* out[3];
+    bool nontemporal[3];
+    in[kZ] = arrays.value[kZ];
+    for (int i = 0; i < arrays.n_in; ++i) in[arrays.slots[i]] = arrays.read[i].array + offset;
+    for (int o = 0; o < 3 && s.out[o]; ++o) {
+        out[o] = static_cast<char*>(s.out[o]) + offset;
+        nontemporal[o] = arrays.nontemporal(o, at);
+    }
+    on_arrays.tile(rows, in, out, nontemporal, size);
 }
 
 }  // namespace
