@@ -385,7 +385,39 @@ struct OnArrays {
     }
 };
 
-// Does what `apply` does, with copies of arrays that have another type, and of what is no whole block.
+// The arrays of some elements, and which results go past the caches.
+struct Places {
+    const void* in[kSlots];
+    void* out[3];
+    bool nontemporal[3];
+};
+
+// Computes a block or more, of which the last may be cut. A block that ends where they end and overlaps the one before
+// it is then computed first, while no input has been overwritten.
+template <class Real>
+[[gnu::noinline]] void run_cut(const OnArrays<Real>& on_arrays, const Rows<Real>& rows, const Arrays<Real>& arrays,
+                               const Places& all, int size) {
+    constexpr int kSize = kBlock<Real>;
+    const int whole = size / kSize * kSize, from = size - kSize, width = bytes_of(on_arrays.type);
+    alignas(64) char last[3][kSize * sizeof(Real)];
+    if (whole < size) {
+        const void* in[kSlots];
+        in[kZ] = all.in[kZ] ? static_cast<const Real*>(all.in[kZ]) + from : nullptr;
+        for (int i = 0; i < arrays.n_in; ++i) {
+            const int slot = arrays.slots[i];
+            in[slot] = static_cast<const char*>(all.in[slot]) + from * width;
+        }
+        on_arrays.tile(rows, in, {last[0], last[1], last[2]}, {}, kSize);
+    }
+    on_arrays.tile(rows, all.in, all.out, all.nontemporal, whole);
+    for (int o = 0; o < 3 && arrays.s.out[o] && whole < size; ++o) {
+        char* const to = static_cast<char*>(all.out[o]) + from * width;
+        width == sizeof(Real) ? std::memcpy(to, last[o], kSize * sizeof(Real))
+                              : std::memcpy(to, last[o], kSize * sizeof(uint16_t));
+    }
+}
+
+// Does what `apply` does, for arrays of other types and for less than a block.
 template <class Real>
 [[gnu::noinline]] void apply_copied(const OnArrays<Real>& on_arrays, const Rows<Real>& rows, Arrays<Real>& arrays,
                                     int64_t at, int size) {
@@ -395,40 +427,23 @@ template <class Real>
     }
     const Call& s = arrays.s;
     const DType type = on_arrays.type;
-    const int whole = size / kBlock<Real> * kBlock<Real>, width = bytes_of(type);
-    const void* in[kSlots] = {};
-    void* out[3] = {};
-    bool nontemporal[3] = {};
-    in[kZ] = arrays.value[kZ];
+    Places places{};
+    places.in[kZ] = arrays.value[kZ];
     Real* converted = arrays.staged[0];
     for (int i = 0; i < arrays.n_in; ++i) {
         const int slot = arrays.slots[i];
-        in[slot] = arrays.elements(slot, type, at, size, converted);
-        if (in[slot] == converted) converted += (size + kTile - 1) / kTile * kTile;
+        places.in[slot] = arrays.elements(slot, type, at, size, converted);
+        if (places.in[slot] == converted) converted += (size + kTile - 1) / kTile * kTile;
     }
     for (int o = 0; o < 3 && s.out[o]; ++o) {
         const bool as_is = s.type_of(o) == type;
-        out[o] = arrays.result[o];
-        if (as_is) out[o] = static_cast<char*>(s.out[o]) + at * width;
-        nontemporal[o] = as_is && arrays.nontemporal(o, at);
+        places.out[o] = arrays.result[o];
+        if (as_is) places.out[o] = static_cast<char*>(s.out[o]) + at * bytes_of(type);
+        places.nontemporal[o] = as_is && arrays.nontemporal(o, at);
     }
-    // A last block that overlaps the one before it is computed first, while no input has been overwritten.
-    alignas(64) char last[3][kBlock<Real> * sizeof(Real)];
-    if (whole < size) {
-        const void* from[kSlots];
-        for (int slot = 0; slot < kSlots; ++slot)
-            from[slot] = in[slot] ? static_cast<const char*>(in[slot]) +
-                                        (size - kBlock<Real>)*(slot == kZ ? sizeof(Real) : size_t(width))
-                                  : nullptr;
-        on_arrays.tile(rows, from, {last[0], last[1], last[2]}, {}, kBlock<Real>);
-    }
-    on_arrays.tile(rows, in, out, nontemporal, whole);
-    for (int o = 0; o < 3 && s.out[o]; ++o) {
-        if (whole < size)
-            std::memcpy(static_cast<char*>(out[o]) + (size - kBlock<Real>)*width, last[o],
-                        size_t(kBlock<Real> * width));
+    run_cut(on_arrays, rows, arrays, places, size);
+    for (int o = 0; o < 3 && s.out[o]; ++o)
         if (s.type_of(o) != type) arrays.store(o, at, size);
-    }
 }
 
 // Computes the elements of a tile, of the range that goes to `end`.
@@ -439,20 +454,19 @@ void apply(const OnArrays<Real>& on_arrays, const Rows<Real>& rows, Arrays<Real>
     if (const int rounded = (size + kMask) & ~kMask;
         on_arrays.tile && !rows.per_element && arrays.may_write_to(at + rounded, end))
         size = rounded;
-    if (!on_arrays.tile || rows.per_element || on_arrays.copies || size & kMask)
+    if (!on_arrays.tile || rows.per_element || on_arrays.copies || size <= kMask)
         return apply_copied(on_arrays, rows, arrays, at, size);
     const Call& s = arrays.s;
     const int64_t offset = at * bytes_of(on_arrays.type);
-    const void* in[kSlots];
-    void* out[3];
-    bool nontemporal[3];
-    in[kZ] = arrays.value[kZ];
-    for (int i = 0; i < arrays.n_in; ++i) in[arrays.slots[i]] = arrays.read[i].array + offset;
+    Places places;
+    places.in[kZ] = arrays.value[kZ];
+    for (int i = 0; i < arrays.n_in; ++i) places.in[arrays.slots[i]] = arrays.read[i].array + offset;
     for (int o = 0; o < 3 && s.out[o]; ++o) {
-        out[o] = static_cast<char*>(s.out[o]) + offset;
-        nontemporal[o] = arrays.nontemporal(o, at);
+        places.out[o] = static_cast<char*>(s.out[o]) + offset;
+        places.nontemporal[o] = arrays.nontemporal(o, at);
     }
-    on_arrays.tile(rows, in, out, nontemporal, size);
+    if (size & kMask) return run_cut(on_arrays, rows, arrays, places, size);
+    on_arrays.tile(rows, places.in, places.out, places.nontemporal, size);
 }
 
 }  // namespace
