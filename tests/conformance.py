@@ -20,6 +20,7 @@ TABLE = POLICY.tableau
 PATH = nf.paths.stochastic()
 V = 300  # tokens; the mask comes after them
 MDLM, LLADA = nf.samplers.mdlm(steps=4, mask_id=V), nf.samplers.llada(steps=3, mask_id=V)
+SURE = nf.samplers.llada(steps=3, mask_id=V, threshold=0.02)
 INFO = ("log_prob", "log_prob_raw", "entropy", "margin", "rank")
 
 
@@ -130,6 +131,7 @@ TOKENS = {
     "categorical, info": lambda f: nf.categorical(f(logits()), N, info=INFO, temperature=0.7),
     "DiscreteSampler.step": lambda f: MDLM.step(1, f(partly()), f(logits()), N),
     "DiscreteSampler.step, by rank": lambda f: LLADA.step(1, f(partly()), f(logits()), N),
+    "DiscreteSampler.step, by confidence": lambda f: SURE.step(1, f(partly()), f(logits()), N),
     "DiscreteSampler.sample": lambda f: MDLM.sample(lambda x, t: f(logits()), f(np.full((4, 6), V)), N),
 }
 TOKEN_SUMS = {
@@ -180,7 +182,7 @@ def takes_arrays(function):
 
 
 def arrays(result):
-    """Returns the results of a call, as a list."""
-    if isinstance(result, dict):
-        return [*result.values()]
-    return [a for one in result for a in arrays(one)] if isinstance(result, (tuple, list)) else [result]
+    """Returns the results of a call, as a list, without fields that have none."""
+    return (
+        [a for one in result if one is not None for a in arrays(one)] if isinstance(result, (tuple, list)) else [result]
+    )
