@@ -20,9 +20,9 @@ __all__ = ["generate"]
 def generate(
     model: Callable[..., Any], prompt: Any, noise: Noise | Sequence[Noise] | None = None, *, steps: int = 128,
     gen_length: int = 128, block_length: int = 128, temperature: float = 0.0, cfg_scale: float = 0.0,
-    remasking: str = "low_confidence", mask_id: int = 126336, attention_mask: Any = None,
-    logits_eos_inf: bool = False, confidence_eos_eot_inf: bool = False, threshold: float | None = None,
-    factor: float | None = None, eos_id: int = 126081, eot_id: int = 126348, state: Any = None, progress: bool = False,
+    remasking: str = "low_confidence", mask_id: int = 126336, attention_mask: Any = None, logits_eos_inf: bool = False,
+    confidence_eos_eot_inf: bool = False, threshold: float | None = None, factor: float | None = None,
+    eos_id: int = 126081, eot_id: int = 126348, state: Any = None, progress: bool = False,
 ) -> Any:  # fmt: skip
     """Writes `gen_length` tokens after a prompt, as ``generate`` of LLaDA's repository does (Nie et al. 2025, "Large
     language diffusion models", section 2.4 and algorithm 5).
