@@ -631,8 +631,8 @@ def _apply(
     shared: bool = False, order: Layout | None = None, clip: Clip = None, dtype: DType | None = None,
     batched: bool | None = None, out: Array | None = None,
 ) -> Array:  # fmt: skip
-    """One pass. A result is clipped piece by piece as it is written; where the fast path does not take the call, in
-    another pass."""
+    """Does one pass. It clips a result piece by piece as it is written; where the fast path does not take the call, a
+    second pass clips it."""
     other = None if type(x) is np.ndarray else library_of(x)
     if order == layout:
         order = None
@@ -763,8 +763,8 @@ def _become(
     x: Array, tables: NDArray[np.void], name: str, given: tuple[int, ...], each: NDArray[np.int64], noise: object,
     batched: bool, out: Array | None,
 ) -> Array:  # fmt: skip
-    """By tables of 256 levels each: the first for all samples, or that of `each` where `given` is a shape of that
-    length."""
+    """Changes bytes by tables of 256 levels: by the first table if `given` is (), else by table `each[b]` in sample
+    b."""
     copies = _copies(max(1, len(tables) // 256))
     if type(x) is np.ndarray and (given == () or (batched and given == x.shape[:1])):
         rows, plain = each if given else 0, copies.plain[:3]

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 
 Array: TypeAlias = Any  # of NumPy, CuPy, torch, JAX or dask: results have x's kind
-
-
 ArrayT = TypeVar("ArrayT")  # NDArray[Any], whatever the dtype, torch.Tensor, jax.Array ..
 _Of = TypeVar("_Of", covariant=True)
 
@@ -34,26 +32,12 @@ class Like(Protocol[_Of]):
 
 
 DType: TypeAlias = "DTypeLike | torch.dtype"
-
-
 NumPyDType: TypeAlias = "str | np.dtype[Any] | type[np.generic] | type[float] | None"
-
-
 Device: TypeAlias = "torch.device | str"
-
-
 Shape: TypeAlias = int | Sequence[int]
-
-
 Drawn: TypeAlias = Noises | Increment | Sequence[Increment]
-
-
 NoiseLike: TypeAlias = Noises | Array
-
-
 Reduction: TypeAlias = Literal["mean", "none"]  # of losses: over all samples
-
-
 Inputs: TypeAlias = dict[int, Array | None]  # arrays by slot
 
 

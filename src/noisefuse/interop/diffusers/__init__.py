@@ -436,8 +436,7 @@ class FlowMatchEulerDiscreteScheduler(_Flow, diffusers.FlowMatchEulerDiscreteSch
     def step(
         self, model_output: Any, timestep: Any, sample: Any, s_churn: float = 0.0, s_tmin: float = 0.0,
         s_tmax: float = float("inf"), s_noise: float = 1.0, generator: Generators = None,
-        per_token_timesteps: Any = None,
-        return_dict: bool = True,
+        per_token_timesteps: Any = None, return_dict: bool = True,
     ) -> Any:  # fmt: skip
         if per_token_timesteps is not None:
             return self._step_of_tokens(model_output, timestep, sample, generator, return_dict, per_token_timesteps)
