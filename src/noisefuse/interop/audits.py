@@ -334,7 +334,7 @@ def audit(*, watch: Literal["operators", "python"] = "operators", group: Any = N
 
     Args:
         watch: "python" watches functions and methods of torch in place of its operators: it does not see dropout, nor
-            what was imported by name or compiled before. A small network's training costs 2 to 7 % more, not 20 to 30 %.
+            what was imported by name or compiled before. A small training loop costs 2 to 7 % more, not 20 to 30 %.
         group: the processes whose noise must differ: the data-parallel ones. None: all.
 
     Returns:
