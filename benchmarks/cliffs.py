@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from functools import cache, partial
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -23,25 +24,55 @@ from noisefuse.commands.shared import wrapped
 
 SMALL = (4, 16, 8)
 LARGE = ((4, 16, 16, 16), (4, 64, 64, 64))
-DTYPES = ("float32", "float16", "float64", "uint8")
-LAYOUTS = {"C order": (0, 1, 2, 3), "channels last": (0, 2, 3, 1), "transposed": (0, 1, 3, 2)}
+LENGTHS = (256, 7, 65, 129, 300)  # of samples or rows, about 2^14 elements in all; the first is the plain one
+C = "C order"
+LAYOUTS = (C, "channels last", "transposed")
+DTYPES = {"f": ("float32", "float16", "float64", "uint8"), "i": ("int64", "int32", "uint8"), "u": ("uint8", "float32")}
 WORST = 3.0  # times the plain call; beyond that a call is a cliff
+WORST_NEAR = 2.0  # the same of a layout, a size, a length or a value, for an element
 
 FLOW = nf.Schedule.flow(1000)
 POLICY = nf.samplers.flow_sde(FLOW, steps=10).tableau
 DDIM = nf.samplers.ddim(FLOW, steps=10, prediction="flow").tableau
 N = nf.Noise(7)
-MODULES = (nf, nf.augment, nf.density, nf.fields)
+WALK = nf.Schedule.linear(5)
+CHANGES = 0.9 * np.eye(256) + 0.1 / 256
+MODULES = (nf, nf.augment, nf.density, nf.fields, nf.weights)
+
+Make: TypeAlias = Callable[[tuple[int, ...]], Any]
 
 
 def _array(shape: tuple[int, ...], dtype: str = "float32") -> Any:
     return np.random.default_rng(0).random(shape, np.float32).astype(dtype)
 
 
+def _levels(shape: tuple[int, ...]) -> Any:
+    return (255 * _array(shape)).astype(np.uint8)
+
+
+def _ids(shape: tuple[int, ...]) -> Any:
+    return (50 * _array(shape)).astype(np.int64)
+
+
+def _logits(shape: tuple[int, ...]) -> Any:
+    """Two axes are the rows and the vocabulary; otherwise there are four rows."""
+    rows = shape if len(shape) == 2 else (4, math.prod(shape) // 4)
+    return 2 * np.random.default_rng(0).standard_normal(rows, np.float32)
+
+
+def _confident(shape: tuple[int, ...]) -> Any:
+    logits = _logits(shape)
+    logits[:, 5] = logits.max() + 6
+    return logits
+
+
+def _flat(shape: tuple[int, ...]) -> Any:
+    return 1e-3 * _logits(shape)
+
+
 # The plain argument for a parameter of each name, from the shape of x. Names that are missing here have a default.
-ARGUMENTS: dict[str, Callable[[tuple[int, ...]], Any]] = {
-    **dict.fromkeys(("x", "x0", "x1", "pred", "model_output", "reference", "x_next"), _array),
-    "x_t": _array,
+ARGUMENTS: dict[str, Make] = {
+    **dict.fromkeys(("x", "x0", "x1", "pred", "model_output", "reference", "x_next", "x_t"), _array),
     "shape": lambda shape: shape,
     "noise": lambda shape: N,
     "t": lambda shape: 300,
@@ -54,26 +85,78 @@ ARGUMENTS: dict[str, Callable[[tuple[int, ...]], Any]] = {
     "sigma": lambda shape: 0.6,
     "std": lambda shape: 0.25,
     "snr": lambda shape: 20.0,
-    "snr_db": lambda shape: 20.0,
     "a": lambda shape: 0.01,
     "b": lambda shape: 0.1,
-    "gain": lambda shape: 0.01,
     "strength": lambda shape: 0.1,
     "discount": lambda shape: 0.7,
+    "gamma": lambda shape: 0.1,
+    "peak": lambda shape: 30.0,
+    "matrix": lambda shape: CHANGES,
+    "mean_table": lambda shape: np.arange(256.0),
+    "std_table": lambda shape: np.full(256, 10.0),
+    "images": lambda shape: _levels((*shape, 1, 1)[:4]),
+    "ids": _ids,
+    "logits": _logits,
+    "p": lambda shape: 0.5,
+    "mask_id": lambda shape: 50,
+    "vocabulary": lambda shape: 50,
+    "Q": lambda shape: nf.discrete.uniform(0.5, 50),
+    "k": lambda shape: 4,
+    "n": lambda shape: shape[0],
+    "low": lambda shape: 5.0,
+    "high": lambda shape: 20.0,
+    "other": lambda shape: "epsilon",
+    "row": lambda shape: np.ones(1000),
+    "u": lambda shape: np.full(shape[0], 0.3),
+    "counter": lambda shape: np.zeros(4, np.uint32),
+    "key": lambda shape: np.zeros(2, np.uint32),
 }
-# Of a function whose plain call is another one.
-OF: dict[str, dict[str, Callable[[tuple[int, ...]], Any]]] = {
-    "interpolate": {"t": lambda shape: 0.3},
-    "interpolate_loss": {"t": lambda shape: 0.3, "target": lambda shape: "velocity"},
-    "interpolate_loss_and_grad": {"t": lambda shape: 0.3, "target": lambda shape: "velocity"},
+_OF_BYTES: dict[str, Make] = {"x": _levels}
+_OF_PATHS: dict[str, Make] = {"t": lambda shape: 0.3}
+_OF_VELOCITY: dict[str, Make] = _OF_PATHS | {"target": lambda shape: "velocity"}
+_OF_ROWS: dict[str, Make] = {"ids": lambda shape: np.zeros(_logits(shape).shape[0], np.int64)}
+_OF_NOISE: dict[str, Make] = {"noise": lambda shape: N}
+_TOP_K: dict[str, Make] = {"top_k": lambda shape: 5}
+_TOP_P: dict[str, Make] = {"top_p": lambda shape: 0.9}
+_COLD: dict[str, Make] = {"temperature": lambda shape: 0.2}
+# Of a function whose plain call is another one. A name with a comma is one more case of the function before it. One of
+# `VALUES` does the same with other values: its plain sibling is the case before the last comma.
+VALUES = ("temperature 0", "confident", "flat")
+OF: dict[str, dict[str, Make]] = {
+    "interpolate": _OF_PATHS,
+    "interpolate, velocity": _OF_VELOCITY,
+    **{
+        f"interpolate, {name}": _OF_PATHS | _OF_NOISE | {"path": lambda shape, path=path: path}
+        for name, path in {
+            "a bridge": nf.paths.brownian_bridge(), "a conditional flow": nf.paths.conditional_flow(0.1),
+            "encoder and decoder": nf.paths.encoder_decoder(), "I2SB": nf.paths.i2sb(),
+            "stochastic": nf.paths.stochastic(),
+        }.items()
+    },
+    "interpolate, variance preserving": _OF_PATHS | {"path": lambda shape: nf.paths.variance_preserving()},
+    "interpolate_loss": _OF_VELOCITY,
+    "interpolate_loss_and_grad": _OF_VELOCITY,
     "update": {"table": lambda shape: DDIM, "model_output": _array},
-}
-# These are no passes over an array of floats, or have plain calls that say nothing about their spellings.
+    "update, noise": {"table": lambda shape: POLICY} | _OF_NOISE,
+    "q_walk": {"schedule": lambda shape: WALK, "keep": lambda shape: [4]},
+    "masked_cross_entropy": _OF_ROWS,
+    "masked_cross_entropy_and_grad": _OF_ROWS,
+    "categorical, temperature 0": {"temperature": lambda shape: 0.0},
+    "categorical, confident": {"logits": _confident},
+    "categorical, flat": {"logits": _flat},
+    "categorical, top_k": _TOP_K,
+    "categorical, top_k, confident": _TOP_K | _COLD | {"logits": _confident},
+    "categorical, top_k, flat": _TOP_K | {"logits": _flat},
+    "categorical, top_p": _TOP_P,
+    "categorical, top_p, confident": _TOP_P | _COLD | {"logits": _confident},
+    "categorical, top_p, flat": _TOP_P | {"logits": _flat},
+    "augment.poisson": _OF_BYTES,
+    "augment.transition": _OF_BYTES,
+    "augment.by_level": _OF_BYTES,
+}  # fmt: skip
+# These are no passes over arrays: they set or tell what holds for the process, or take what another call returned.
 LEFT_OUT = {
-    "audit", "get_include", "info", "set_num_threads", "use_backend", "philox4x32", "combine", "combine_categories",
-    "rms", "sample_id", "strengths", "by_level", "categorical", "masked_cross_entropy", "masked_cross_entropy_and_grad",
-    "q_mask", "q_transition", "q_uniform", "poisson", "transition", "prepare", "nearest_of", "assigned", "perturbed",
-    "freenoise_like", "progressive_like", "q_walk", "Part",
+    "audit", "get_include", "info", "set_num_threads", "use_backend", "sample_id", "combine", "Part",
 }  # fmt: skip
 
 
@@ -122,6 +205,7 @@ class Measured:
     ratio: float
     seconds: float
     over_copy: float | None = None
+    worst: float = WORST
 
     @property
     def name(self) -> str:
@@ -129,7 +213,7 @@ class Measured:
 
 
 def functions() -> dict[str, Callable[..., Any]]:
-    """The public functions that are measured, by their names below noisefuse."""
+    """The public functions that are measured, by their names below noisefuse, and the further cases of `OF`."""
     found: dict[str, Callable[..., Any]] = {}
     for module in MODULES:
         prefix = "" if module is nf else f"{module.__name__.rpartition('.')[2]}."
@@ -137,7 +221,12 @@ def functions() -> dict[str, Callable[..., Any]]:
             value = getattr(module, name)
             if inspect.isfunction(value) and name not in LEFT_OUT:
                 found[prefix + name] = value
-    return found
+    return found | {name: found[name.partition(",")[0]] for name in OF if "," in name}
+
+
+def cases_of(only: str | None) -> dict[str, Callable[..., Any]]:
+    """All functions, or this one, with their further cases."""
+    return {name: call for name, call in functions().items() if only in (None, name.partition(",")[0])}
 
 
 def arguments(name: str, function: Callable[..., Any], shape: tuple[int, ...]) -> dict[str, Any]:
@@ -147,7 +236,8 @@ def arguments(name: str, function: Callable[..., Any], shape: tuple[int, ...]) -
         for parameter in inspect.signature(function).parameters.values()
         if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
     }
-    return {parameter: make(shape) for parameter, make in (makes | OF.get(name, {})).items()}
+    makes |= OF.get(name.partition(",")[0], {}) | OF.get(name, {})
+    return {parameter: make(shape) for parameter, make in makes.items()}
 
 
 def spellings(
@@ -180,8 +270,7 @@ def least(call: Callable[[], Any], seconds: float = 0.02) -> float:
 
 def small_calls(seconds: float, only: str | None = None) -> Iterator[Measured]:
     """Every function, or this one, in every spelling, on a small array."""
-    chosen = functions() if only is None else {only: functions()[only]}
-    for name, function in chosen.items():
+    for name, function in cases_of(only).items():
         plain = arguments(name, function, SMALL)
         unit = least(lambda: function(**plain), seconds)  # noqa: B023, it is called at once
         for spelling, given in spellings(function, plain, SMALL):
@@ -194,41 +283,63 @@ def small_calls(seconds: float, only: str | None = None) -> Iterator[Measured]:
 
 
 def large_calls(seconds: float, only: str | None = None) -> Iterator[Measured]:
-    """Every function of an array, or this one, in every dtype, layout and size. A layout's plain sibling is the same
-    call in C's order, a larger array's is the smaller one, and a dtype's float32."""
-    chosen = functions() if only is None else {only: functions()[only]}
-    for name, function in chosen.items():
-        found: dict[tuple[str, str, int], float] = {}
-        for size, dtype, layout in itertools.product(range(len(LARGE)), DTYPES, LAYOUTS):
-            shape, axes = LARGE[size], LAYOUTS[layout]
+    """Every function of an array, or this one, and its further cases, in every place. The plain sibling of other
+    values in the first place is the case without them."""
+    found: dict[tuple[str, Place], float] = {}
+    copy = cache(partial(_copied, seconds))
+    for name, function in cases_of(only).items():
+        for place, sibling in _places(name, function):
+            shape, dtype, layout = place
             plain = arguments(name, function, shape)
-            arrays = {argument: x for argument, x in plain.items() if isinstance(x, np.ndarray)}
-            laid = {argument: _laid(x.astype(dtype), axes) for argument, x in arrays.items()}
             n = math.prod(shape)
+            arrays = {given: x for given, x in plain.items() if isinstance(x, np.ndarray) and x.size == n}
+            laid = {given: _laid(x.astype(dtype), layout) for given, x in arrays.items()}
+            if len(shape) == 2 and "t" in plain:
+                plain["t"] = np.full(shape[0], plain["t"])
+            call = partial(function, **(plain | laid))
             try:
-                function(**{**plain, **laid})
+                call()
             except (TypeError, ValueError, NotImplementedError):  # no function of an array of this dtype
                 continue
-            if not laid:
-                continue
-            taken = least(lambda: function(**{**plain, **laid}), seconds) / n  # noqa: B023
-            found[dtype, layout, size] = taken
-            sibling = (
-                dtype if layout != "C order" or size else "float32",
-                "C order",
-                size if layout != "C order" else 0,
-            )
-            source = np.ones(n * sum(x.itemsize for x in laid.values()), np.uint8)
-            target = np.empty_like(source)
-            copy = least(lambda: np.copyto(target, source), seconds) / n  # noqa: B023
-            if sibling in found:
-                spelling = f"{dtype}, {layout}, {shape}"
-                yield Measured(name, spelling, taken / found[sibling], taken, taken / copy)
+            taken = found[name, place] = least(call, seconds) / n
+            before, _, last = name.rpartition(", ")
+            plainer = (before if place == sibling and last in VALUES else name, sibling)
+            if plainer in found and plainer != (name, place):
+                nbytes = sum(x.nbytes for x in laid.values())
+                ratio, over_copy = taken / found[plainer], taken * n / copy(nbytes)
+                worst = WORST_NEAR if dtype == sibling[1] else WORST
+                yield Measured(name, f"{dtype}, {layout}, {shape}", ratio, taken, over_copy, worst)
 
 
-def _laid(x: Any, axes: tuple[int, ...]) -> Any:
-    """Returns x, with these axes in memory from the slowest one."""
-    return np.ascontiguousarray(x.transpose(axes)).transpose(np.argsort(axes))
+Place: TypeAlias = tuple[tuple[int, ...], str, str]  # a shape, a dtype and a layout
+
+
+def _places(name: str, function: Callable[..., Any]) -> Iterator[tuple[Place, Place]]:
+    """Places to call a function of an array in, each with its plain sibling: a layout's is C's order, a larger array's
+    the smaller one, a dtype's the first one, and a length's the first one."""
+    given = arguments(name, function, LARGE[0]).values()
+    of = [x.dtype.kind for x in given if isinstance(x, np.ndarray) and x.size == math.prod(LARGE[0])]
+    dtypes = DTYPES[of[0]] if of else ()
+    for shape, dtype, layout in itertools.product(LARGE, dtypes, LAYOUTS):
+        first = dtypes[0] if shape == LARGE[0] else dtype
+        yield (shape, dtype, layout), (shape, dtype, C) if layout != C else (LARGE[0], first, C)
+    if of and not name.startswith("fields."):  # those are of images
+        shapes = [(math.prod(LARGE[0]) // length, length) for length in LENGTHS]
+        yield from (((shape, dtypes[0], C), (shapes[0], dtypes[0], C)) for shape in shapes)
+
+
+def _copied(seconds: float, nbytes: int) -> float:
+    """The time of NumPy's copy."""
+    source = np.ones(nbytes, np.uint8)
+    target = np.empty_like(source)
+    return least(lambda: np.copyto(target, source), seconds)
+
+
+def _laid(x: Any, layout: str) -> Any:
+    """Returns x in this layout, of as many axes as it has."""
+    axes = {"channels last": (0, *range(2, x.ndim), 1), "transposed": (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2)}
+    order = axes.get(layout, range(x.ndim))
+    return np.ascontiguousarray(x.transpose(order)).transpose(np.argsort(order))
 
 
 def run(seconds: float) -> None:
@@ -249,14 +360,19 @@ def _mark(one: Measured) -> str:
 
 
 def is_cliff(one: Measured) -> bool:
-    """Tells whether the call takes more than `WORST` times its sibling, and as many copies, without a reason."""
-    slow = one.ratio > WORST and (one.over_copy is None or one.over_copy > WORST)
+    """Tells whether the call takes more than `worst` times its sibling, and `WORST` copies, without a reason."""
+    slow = one.ratio > one.worst and (one.over_copy is None or one.over_copy > WORST)
     return slow and not any(fnmatchcase(one.name, pattern) for pattern in EXCEPTIONS)
 
 
 # Calls that are worse, and why.
 _TURNED = "an element of these takes 0.1 to 0.3 ns in C's order, and to turn it 0.1 ns from the caches, 0.5 from memory"
+_A_ROW = "a row of logits has some hundred instructions of its own, whatever its length"
 EXCEPTIONS: dict[str, str] = {
+    "categorical*, (2340, 7)": _A_ROW,
+    "categorical*, (252, 65)": _A_ROW,
+    "masked_cross_entropy*, (2340, 7)": _A_ROW,
+    "masked_cross_entropy*, (252, 65)": _A_ROW,
     "augment.gaussian, std: (B,)": "its rows are made in Python, 8 us",
     "augment.multiplicative, std: (B,)": "its rows are made in Python, 6 us",
     "augment.sensor, float64, C order, *": "float64's normals take 2.7 times float32's, its roots 4 times",

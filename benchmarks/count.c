@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// How many instructions a call takes, exactly, whatever else the machine does: single steps, by ptrace.
-//     cc -O2 count.c -o count && ./count PROGRAM ARGUMENTS
-// Of each stretch between two SIGUSR1 that the program sends itself a line is printed: instructions, and how many of
-// them are arithmetic of vectors (VEX or EVEX, but for loads, stores and moves). x86-64 and Linux; one thread.
-#include <errno.h>
+// How many instructions a call takes, exactly, whatever else the machine does: this thread alone traps after each one.
+//     cc -O2 -shared -fPIC count.c -o count.so
+// x86-64 and Linux. Python's functions are those of the process that loads it.
+#define _GNU_SOURCE
 #include <signal.h>
-#include <stdio.h>
 #include <string.h>
-#include <sys/ptrace.h>
-#include <sys/user.h>
-#include <sys/wait.h>
-#include <unistd.h>
+#include <ucontext.h>
+
+extern void* PyObject_CallNoArgs(void*);
+extern void Py_DecRef(void*);
+
+static volatile long instructions, arithmetic;
 
 static int is_arithmetic(const unsigned char* code) {
     int map, opcode;
@@ -25,30 +25,23 @@ static int is_arithmetic(const unsigned char* code) {
     return !(map == 1 && memchr("\x10\x11\x28\x29\x2B\x6F\x7F\xE7\x77", opcode, 9));  // the last is vzeroupper
 }
 
-int main(int argc, char** argv) {
-    const pid_t child = fork();
-    if (child == 0 && argc > 1) {
-        ptrace(PTRACE_TRACEME, 0, 0, 0);
-        execvp(argv[1], argv + 1);
-        _exit(127);
-    }
-    long instructions = 0, arithmetic = 0;
-    int counting = 0, pass_on = 0, status;
-    while (waitpid(child, &status, 0) == child && WIFSTOPPED(status)) {
-        const int signal = WSTOPSIG(status);
-        pass_on = signal == SIGTRAP ? 0 : signal;
-        if (signal == SIGUSR1) {
-            pass_on = 0;
-            if (counting) printf("%ld %ld\n", instructions, arithmetic), fflush(stdout);
-            counting = !counting, instructions = arithmetic = 0;
-        }
-        if (counting) {
-            struct user_regs_struct registers;
-            ptrace(PTRACE_GETREGS, child, 0, &registers);
-            const long code = ptrace(PTRACE_PEEKTEXT, child, registers.rip, 0);
-            ++instructions, arithmetic += is_arithmetic((const unsigned char*)&code);
-        }
-        ptrace(counting ? PTRACE_SINGLESTEP : PTRACE_CONT, child, 0, pass_on);
-    }
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
+static void step(int signal, siginfo_t* info, void* context) {
+    ++instructions;
+    arithmetic += is_arithmetic((const unsigned char*)((ucontext_t*)context)->uc_mcontext.gregs[REG_RIP]);
+}
+
+// Calls a Python function. Of its instructions, those that are arithmetic of vectors (VEX or EVEX, but for loads,
+// stores and moves) are counted, too. Returns -1 if it raised an exception.
+long count(void* call, long* vectors) {
+    struct sigaction trap = {.sa_sigaction = step, .sa_flags = SA_SIGINFO}, before;
+    sigaction(SIGTRAP, &trap, &before);
+    instructions = arithmetic = 0;
+    __asm__ volatile("sub $128, %%rsp; pushfq; orl $0x100, (%%rsp); popfq; add $128, %%rsp" ::: "cc", "memory");
+    void* result = PyObject_CallNoArgs(call);
+    __asm__ volatile("sub $128, %%rsp; pushfq; andl $~0x100, (%%rsp); popfq; add $128, %%rsp" ::: "cc", "memory");
+    sigaction(SIGTRAP, &before, 0);
+    *vectors = arithmetic;
+    if (!result) return -1;
+    Py_DecRef(result);
+    return instructions;
 }

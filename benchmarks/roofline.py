@@ -15,12 +15,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -30,6 +25,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import noisefuse as nf
+from counted import counter, loaded
 from figures import RESULTS, microseconds, processor
 from noisefuse.commands.bench.contenders import Call
 from noisefuse.commands.bench.results import describe
@@ -87,6 +83,7 @@ def step(name: str, elements: int) -> Work:
     x, prediction, out = (array("float32", elements) for _ in range(3))
     sampler = getattr(nf.samplers, name)(SCHEDULE, steps=20)
     state, i = sampler.state(x), 10
+    sampler.step(0, x, prediction, NOISE, state, out=out)  # later rows read what it keeps
     others = [x] * (sampler.tableau.slots + int(sampler.tableau.push[i]))
     return Work(lambda: sampler.step(i, x, prediction, NOISE, state, out=out), [x, prediction, out, *others])
 
@@ -111,37 +108,19 @@ OPERATIONS: dict[str, Callable[[int], Work]] = {
 # ---- measurements ------------------------------------------------------------------------------------------
 
 
-def compiled(folder: Path, source: str, *options: str) -> Path:
-    made = folder / Path(source).stem
-    subprocess.run(["cc", "-O2", *options, str(HERE / source), "-o", str(made)], check=True)
-    return made
-
-
-def count_calls() -> None:
-    """Runs each operation in two sizes, between signals; count.c runs this."""
-    for make in OPERATIONS.values():
-        for elements in COUNTED:
-            call = make(elements).call
-            for _ in range(3):
-                call()
-            os.kill(os.getpid(), signal.SIGUSR1)
-            call()
-            os.kill(os.getpid(), signal.SIGUSR1)
-
-
-def counted(folder: Path) -> Iterator[float]:
+def counted() -> dict[str, float]:
     """Returns the arithmetic instructions of vectors for an element, by operation."""
-    command = [str(compiled(folder, "count.c")), sys.executable, __file__, "--count"]
-    alone = os.environ | {"NOISEFUSE_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=alone, check=True, stdout=subprocess.PIPE, text=True)
-    lines = [int(line.split()[1]) for line in done.stdout.splitlines()]
-    for few, many in zip(lines[::2], lines[1::2], strict=True):
-        yield (many - few) / (COUNTED[1] - COUNTED[0])
+    count = counter()
+    found = {}
+    for operation, make in OPERATIONS.items():
+        few, many = (count(make(elements).call).arithmetic for elements in COUNTED)
+        found[operation] = (many - few) / (COUNTED[1] - COUNTED[0])
+    return found
 
 
-def rate(folder: Path) -> float:
+def rate() -> float:
     """Returns the instructions per second of roofs.c."""
-    library = ctypes.CDLL(str(compiled(folder, "roofs.c", "-march=native", "-shared", "-fPIC")))
+    library = loaded("roofs.c", ctypes.CDLL, "-march=native")
     turns = 10**6
     return 16e6 * turns / microseconds(lambda: library.arithmetic(ctypes.c_long(turns)))
 
@@ -153,10 +132,8 @@ def bandwidth(elements: int) -> float:
 
 
 def measure() -> None:
-    with tempfile.TemporaryDirectory() as name, nf.set_num_threads(1):
-        folder = Path(name)
-        operations = dict(zip(OPERATIONS, counted(folder), strict=True))
-        record = {"machine": machine(), "instructions a second": rate(folder), "operations": operations, "places": {}}
+    with nf.set_num_threads(1):
+        record = {"machine": machine(), "instructions a second": rate(), "operations": counted(), "places": {}}
         for place, elements in PLACES.items():
             points = {}
             for operation, make in OPERATIONS.items():
@@ -201,12 +178,9 @@ def panel(ax: Any, record: Record, place: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--draw", action="store_true", help="what was measured")
     options = parser.parse_args()
-    if options.count:
-        count_calls()
-    elif options.draw:
+    if options.draw:
         draw(roofline())
     else:
         measure()

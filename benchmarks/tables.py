@@ -24,7 +24,7 @@ MACHINES = {  # the pages' names of machines, and the file names of their result
     "Zen 4": "amd-epyc",
 }
 RIVALS_ON = "Cascade Lake"  # the machine that has run all rivals
-ROOFLINE_OF = "Zen 4"
+FIGURES_ON = ROOFLINE_OF = "Zen 4"
 
 
 class Row(NamedTuple):
@@ -41,17 +41,13 @@ class Row(NamedTuple):
         return [found[self.figure.format(name=name)] for name in self.names]
 
 
-THREADS = ("", ", 2 threads")
 STEPS = ("ddpm", "ddim", "dpmpp_2m", "unipc")
 
 FIGURES = [
-    Row("`q_sample`, 256 x 3 x 128 x 128, over the NumPy one-liner", "", "images, over naive{name}", THREADS),
-    Row("the same, of the time of `np.copyto`, two threads", "", "images, of np.copyto, 2 threads"),
-    Row("`q_sample`, 2^26 elements, over the NumPy one-liner", "", "2^26, over naive{name}", THREADS),
-    Row("the same, of the time of `np.copyto`, two threads", "", "2^26, of np.copyto, 2 threads"),
+    Row("`q_sample`, 256 x 3 x 128 x 128, over the NumPy one-liner", "", "images, over naive"),
+    Row("`q_sample`, 2^26 elements, over the NumPy one-liner", "", "2^26, over naive"),
     Row("`q_walk`, 1000 steps, over the NumPy loop", "", "q_walk of 1000 steps, over naive"),
-    Row("`q_sample`, 1 x 16 x 7", "", "(1, 16, 7), one call"),
-    Row("the same, of the time of `np.add(a, b, out=c)`", "", "(1, 16, 7), of np.add"),
+    Row("`q_sample`, 1 x 16 x 7, of the time of `np.add(a, b, out=c)`", "", "(1, 16, 7), of np.add"),
     Row(
         "a step of DDPM, DDIM, DPM-Solver++ 2M, UniPC, 1 x 16 x 7, over diffusers in torch",
         "-samplers",
@@ -61,13 +57,22 @@ FIGURES = [
     Row(
         "a step of DDIM, 2^26 elements, of the time of a compiled triad over as many bytes",
         "-samplers",
-        "2^26, ddim of triad{name}",
-        THREADS,
+        "2^26, ddim of triad",
     ),
-    Row("a step of UniPC", "-samplers", "2^26, unipc of triad{name}", THREADS),
-    Row("a step of UniPC, 4 x 4 x 128 x 128", "-samplers", "(4, 4, 128, 128), unipc of triad{name}", THREADS),
-    Row("`mse_loss`, x_t and gradient, 256 x 3 x 128 x 128, over torch", "-loss", "images, over torch{name}", THREADS),
+    Row("a step of UniPC", "-samplers", "2^26, unipc of triad"),
+    Row("a step of UniPC, 4 x 4 x 128 x 128", "-samplers", "(4, 4, 128, 128), unipc of triad"),
+    Row("`mse_loss`, x_t and gradient, 256 x 3 x 128 x 128, over torch", "-loss", "images, over torch"),
 ]
+
+# Public functions, as counts.json and the results of test_peers.py name their plain calls.
+CALLS = (
+    "randn", "uniform", "q_sample", "q_step", "q_walk", "noised", "mse_loss", "mse_loss_and_grad", "interpolate",
+    "interpolate, velocity", "interpolate, a bridge", "interpolate_loss", "update", "update, noise", "density.log_prob",
+    "density.kl", "augment.gaussian", "augment.poisson", "q_mask", "q_uniform", "categorical",
+    "categorical, temperature 0", "categorical, top_k", "categorical, top_p", "masked_cross_entropy",
+    "masked_cross_entropy_and_grad",
+)  # fmt: skip
+AUTOGRAD = ("mse_loss, autograd", "interpolate_loss, autograd", "masked_cross_entropy, autograd")
 
 # The measurement beside each rival, as the ratio of the rival's time to ours.
 RIVALS = {
@@ -142,8 +147,25 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
 
 
 def figures_table() -> str:
-    rows = [[row.label, *(cell(row.records(machine)) for machine in MACHINES)] for row in FIGURES]
-    return table(["float32, `out=`", *MACHINES], rows)
+    rows = [[row.label, cell(row.records(FIGURES_ON))] for row in FIGURES]
+    return table(["float32, `out=`, one thread", FIGURES_ON], rows)
+
+
+def calls_table() -> str:
+    """Returns the instructions of small calls and the times of large ones, beside torch's shortest code."""
+    counts = json.loads((RESULTS / "counts.json").read_text())
+    arrays, tensors, peers = (counts[kind]["avx512"] for kind in ("arrays", "tensors", "peers"))
+    times = figures(MACHINES[FIGURES_ON] + "-peers")
+    rows = []
+    for name in (*CALLS, *AUTOGRAD):
+        function, *case = name.split(", ")
+        large = times.get(f"{name}, over torch")
+        rows.append([", ".join([f"`{function}`", *case])])
+        rows[-1] += [f"{arrays[name]:,}", f"{arrays[name] / arrays['q_sample']:.2f}"] if name in arrays else ["", ""]
+        rows[-1] += [f"{of[name]:,}" if name in of else "" for of in (tensors, peers)]
+        rows[-1].append(f"{number(large['value'])} x" if large else "")
+    heads = ["", "small: NumPy", "of `q_sample`", "tensors", "torch's code", "large: torch's time over ours"]
+    return table(heads, rows)
 
 
 def beside(row: Row) -> str:
@@ -199,7 +221,7 @@ def roofline_table() -> str:
 TABLES = {
     "docs/compare.md": {"rivals": rivals_table},
     "docs/measurements.md": {"roofline": roofline_table},
-    "docs/performance.md": {"figures": figures_table},
+    "docs/performance.md": {"figures": figures_table, "calls": calls_table},
 }
 
 

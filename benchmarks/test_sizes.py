@@ -33,6 +33,7 @@ ROW = 7
 def step(name: str, x: Any, m: Any, out: Any) -> Call:
     sampler = SAMPLERS[name]
     state = sampler.state(x)
+    sampler.step(0, x, m, NOISE, state)  # later rows read what it keeps
     return lambda: sampler.step(ROW, x, m, NOISE, state, out=out)
 
 

@@ -27,7 +27,7 @@ def test_the_page_has_what_was_measured(page):
 
 
 def test_another_number_is_seen():
-    planted = PAGE.replace("| 0.84 us |", "| 1.5 us |")
+    planted = re.sub(r"\| [\d.]+ x \|", "| 99 x |", PAGE, count=1)
     assert planted != PAGE
     assert TABLES["filled"]("docs/performance.md", planted) == PAGE
 

@@ -704,19 +704,41 @@ def test_importing_the_package_imports_none_of_this() -> None:
     assert not ({"rich", "matplotlib", "PIL", "skimage", "torch", "argparse"} | commands) & set(loaded)
 
 
-def test_cliffs_are_looked_for_in_every_public_function(capsys):
+def test_cliffs_are_looked_for_in_every_public_function(capsys, monkeypatch):
     """A parameter without a default needs an argument there. Seen to fail: a name that `ARGUMENTS` does not have."""
     names = cliffs.functions()
-    assert {"q_sample", "interpolate", "augment.gaussian", "density.kl", "fields.mixed_like"} <= {*names}
+    assert {"q_sample", "q_walk", "interpolate, a bridge", "augment.gaussian", "density.kl", "fields.mixed_like"} <= {
+        *names
+    }
+    assert {"q_mask", "q_uniform", "masked_cross_entropy", "categorical, top_p, flat"} <= {*names}
     for name, function in names.items():
-        plain = cliffs.arguments(name, function, cliffs.SMALL)
-        function(**plain)
-        assert [*cliffs.spellings(function, plain, cliffs.SMALL)]
+        function(**cliffs.arguments(name, function, cliffs.SMALL))
+    monkeypatch.setattr(cliffs, "LARGE", ((4, 8, 8, 8), (4, 16, 16, 16)))
+    monkeypatch.setattr(cliffs, "DTYPES", {kind: dtypes[:2] for kind, dtypes in cliffs.DTYPES.items()})
     _of_sources.main(["--cliffs", "--quick"])
     printed = capsys.readouterr().out
     assert "q_sample, x0: strided" in printed
-    assert "q_sample, float16, channels last, (4, 64, 64, 64)" in " ".join(printed.split())
+    joined = " ".join(printed.split())
+    assert "q_sample, float16, channels last, (4, 16, 16, 16)" in joined
+    assert "q_walk, float32, C order, (31, 65)" in joined
+    assert "categorical, top_k, confident, float32, C order, (4, 8, 8, 8)" in joined
     assert [line for line in printed.splitlines() if len(line) > WIDTH] == []
+
+
+def test_a_dear_value_is_a_cliff(monkeypatch):
+    """Seen to fail: values of logits that took 22 times as long, in no case of the command."""
+
+    def slow_if_confident(logits, noise):
+        for _ in range(20 if logits[0, 5] > 12 else 1):
+            sum(range(logits.size // 16))
+
+    calls = dict.fromkeys(("categorical", "categorical, flat", "categorical, confident"), slow_if_confident)
+    monkeypatch.setattr(cliffs, "functions", lambda: calls)
+    monkeypatch.setattr(cliffs, "DTYPES", {"f": ("float32",)})
+    monkeypatch.setattr(cliffs, "WORST_NEAR", 6.0)  # a busy machine's times vary
+    monkeypatch.setattr(cliffs, "WORST", 6.0)
+    dear = {one.function for one in cliffs.large_calls(0.01) if cliffs.is_cliff(one)}
+    assert dear == {"categorical, confident"}
 
 
 @pytest.mark.parametrize("command", ["demo", "bench --quick --sizes 2x8"])

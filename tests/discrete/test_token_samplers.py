@@ -957,8 +957,8 @@ def sure_positions(logits, drawn, may, threshold, factor):
 @pytest.mark.parametrize("rule", ["threshold", "factor"])
 @pytest.mark.parametrize("seed", range(30))
 def test_decoding_by_confidence(rule, seed):
-    """Seen to fail: no token where none reaches the threshold; a threshold for p_1; the last mask left alone; another
-    sample's masks counted; a threshold of 1 that certain tokens did not reach; > in place of >=."""
+    """Seen to fail: no token where none reaches the threshold; a threshold for p_1; the last mask left alone; a
+    threshold of 1 that certain tokens did not reach; > in place of >=."""
     rng = np.random.default_rng(seed)
     b, length, v, end = 3, int(rng.integers(1, 12)), 6, int(rng.integers(0, 3))
     logits = (rng.normal(size=(b, length, v)) * rng.choice([0.5, 4, 30])).astype(np.float32)
@@ -966,9 +966,9 @@ def test_decoding_by_confidence(rule, seed):
     x = np.where(rng.random((b, length)) < 0.8, v, 0)
     number = rng.choice([0, 0.5, 0.9, 1]) if rule == "threshold" else rng.choice([0, 0.3, 1, 2.5])
     row = nf.TokenRow(time=1.0, end=end, **{rule: number})
-    for temperature in (0.0, 1.0):
+    for temperature, asked in itertools.product((0.0, 1.0), ((), ("rank",))):  # by the fast path, and by NumPy
         sampler = nf.DiscreteSampler(nf.TokenTable("own", (row,), v, temperature=temperature))
-        state = sampler.state()
+        state = sampler.state(*asked)
         made = sampler.step(0, x, logits, NOISE, state)
         for at in range(b):
             may = (x[at] == v) & (np.arange(length) < length - end)
@@ -994,7 +994,7 @@ def fast_generate(model, x, length, block, threshold, factor):
 @pytest.mark.parametrize("block", [4, 16])
 @pytest.mark.parametrize("numbers", [(0.3, None), (0.9, None), (None, 1.0), (None, 2.0)])
 def test_a_run_by_confidence(numbers, block):
-    """Seen to fail: rows asked for after their block was full; the calls of a sample that waits for another."""
+    """Seen to fail: rows asked for after their block was full."""
     v, length = 12, 16
     for seed in range(4):
         model = random_model(v, seed)
@@ -1045,8 +1045,7 @@ def test_a_budget_of_calls():
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_step_of_a_window_is_that_part_of_the_whole(name):
-    """Rows by rank are given all masks that they may reveal. Seen to fail: the draws of the positions from 0 on; `end`
-    counted from the window's end."""
+    """Rows by rank are given all masks that they may reveal. Seen to fail: the draws of the positions from 0 on."""
     table, rng = ALL[name].table, np.random.default_rng(3)
     b, length, v, (first, end) = 3, 12, 5, (4, 9)
     mask, vocabulary = (v, None) if table.mask_id is not None else (None, v)
@@ -1068,7 +1067,8 @@ def test_a_step_of_a_window_is_that_part_of_the_whole(name):
 
 
 def test_a_run_of_blocks_is_the_whole_run(torch):
-    """Each block alone, as a network with a cache gives its logits: the rows of other blocks are not run."""
+    """Each block alone, as a network with a cache gives its logits: the rows of other blocks are not run. Seen to fail:
+    `end` counted from the window's first position."""
     v, prompt, length, block = 12, 5, 16, 4
     model = random_model(v)
     x = np.concatenate([np.random.default_rng(0).integers(0, v, (2, prompt)), np.full((2, length), v)], axis=1)
@@ -1094,7 +1094,6 @@ def test_a_run_of_blocks_is_the_whole_run(torch):
 
 @pytest.mark.parametrize("name", ALL)
 def test_lengths(name, torch):
-    """Seen to fail: they were no argument."""
     sampler, rng = ALL[name], np.random.default_rng(0)
     n = K + (sampler.table.mask_id is not None)
     x, logits, ends = rng.integers(0, n, (3, 6)), rng.normal(size=(3, 6, K)).astype(np.float32), np.array([6, 0, 3])
@@ -1117,7 +1116,7 @@ def test_lengths(name, torch):
 
 @pytest.mark.parametrize("network", ["denoiser", "leave_one_out", None])
 def test_a_greedy_last_step(network):
-    """Seen to fail: the logit of x raised in it; the draws of other rows at temperature 0."""
+    """Seen to fail: the logit of x raised in it."""
     tokens = {"mask_id": 5} if network is None else {"vocabulary": 5, "network": network}
     greedy, drawn = (nf.samplers.d3pm(3, final=final, **tokens) for final in ("argmax", "draw"))
     rng = np.random.default_rng(0)
@@ -1135,7 +1134,7 @@ def test_a_greedy_last_step(network):
 
 @pytest.mark.parametrize("name", ALL)
 def test_tokens_that_are_left_out(name):
-    """Seen to fail: the mask's logit alone was hidden; a row's own logit was not added beside it."""
+    """Seen to fail: the mask's logit alone was hidden."""
     table, v = ALL[name].table, 5
     sizes = {"mask_id": None if table.mask_id is None else v, "vocabulary": None if table.vocabulary is None else v}
     few = nf.DiscreteSampler(dataclasses.replace(table, left_out=(1, 4, 90), **sizes))
@@ -1176,7 +1175,7 @@ def dream_generate(model, x, steps, alg, mask_id, eps=1e-3):
 
 @pytest.mark.parametrize("alg", ["maskgit_plus", "topk_margin", "entropy"])
 def test_dream_at_temperature_0(alg):
-    """Seen to fail: entropies from the largest; the margin of the drawn token; shares rounded up; the last step's."""
+    """Seen to fail: entropies from the largest; shares rounded up."""
     v, left_out, seen = 12, 0, set()
     for seed in range(12):
         model, steps = random_model(v, seed), (16, 7, 5)[seed % 3]
@@ -1201,7 +1200,7 @@ def test_dream_by_chance():
 @pytest.mark.parametrize("alg", ["maskgit_plus", "topk_margin", "entropy"])
 def test_dreams_order_is_drawn(alg):
     """Pairs of positions, one after another, in proportion to exp(value / alg_temp). Seen to fail: the logarithm of
-    the probability; the same words for the order and for the tokens."""
+    the probability."""
     n, heat = 20000, 0.5
     p = np.array([[0.9, 0.06, 0.04], [0.5, 0.3, 0.2], [0.34, 0.33, 0.33]])
     two = np.sort(p, axis=-1)[:, -2:]

@@ -103,8 +103,8 @@ def by_llada(x, eos, eot, left_out, unsure):
 
 @pytest.mark.parametrize(("left_out", "unsure"), [(True, False), (False, True), (True, True)])
 def test_the_end_of_the_text_comes_late(left_out, unsure):
-    """Seen to fail: they were no arguments; the confidences of other tokens were those of the whole softmax; a position
-    that was no mask came before one without confidence."""
+    """Seen to fail: the confidences of other tokens were those of the whole softmax; a position that was no mask came
+    before one without confidence."""
     tokens = generate(model, PROMPT, **OPTIONS)[:, 5:]
     eos, eot = np.bincount(tokens.ravel(), minlength=V).argsort()[-2:].tolist()
     options = {"eos_id": eos, "eot_id": eot, "logits_eos_inf": left_out, "confidence_eos_eot_inf": unsure}
