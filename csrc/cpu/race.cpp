@@ -8,15 +8,16 @@
 // leave a doubt about the winner.
 #include "../core/race.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <type_traits>
 
 #include "cut.h"
-#include "float_mode.h"
-#include "lane_scalar.h"
+#include "row_sums.h"
 #include "tile_noise.h"
 
 namespace nf {
@@ -29,14 +30,16 @@ constexpr int kW = Lane::width;
 using F32 = Lane::f32;
 using U32 = Lane::u32;
 
-// A chunk of logits as floats, whole blocks; what is missing at the end is -inf.
+// A chunk of logits as floats, in blocks. The last one, which may lie elsewhere, is filled up with -inf.
 struct Chunk {
-    const float* x;
+    const float *x, *last;
     const char* next;  // the memory of the next one
     int width;         // bytes of a logit there
     int blocks;
     float largest;
     alignas(64) float of_block[kBlocksOfChunk];
+
+    const float* block(int b) const { return b < blocks - 1 ? x + kBlock * b : last; }
 };
 
 template <DType type>
@@ -74,7 +77,7 @@ inline void ask_for_next(const Chunk& chunk, int group) {
     F32 all = Lane::splat(-INFINITY);
     bool bad = false;
     for (int b = 0; b < chunk.blocks; ++b) {
-        const float* x = chunk.x + kBlock * b;
+        const float* x = chunk.block(b);
         F32 most[2] = {Lane::load(x), Lane::load(x + kW)};
         bad |= Lane::any_nan(most[0], most[1]);
         for (int i = 2 * kW; i < kBlock; i += 2 * kW) {
@@ -120,8 +123,9 @@ class Runner {
     // The words below which no token of a block can win, for the blocks from `from` on.
     [[gnu::flatten]] void bound(const Chunk& chunk, int from) {
         const Lead lead(at_least_);
+        const bool any = at_least_ == -INFINITY;
         for (int b = from & -kW; b < chunk.blocks; b += kW)
-            Lane::store(bound_ + b, least_word(chance(Lane::load(chunk.of_block + b), lead)));
+            Lane::store(bound_ + b, any ? Lane::splat(0u) : least_word(chance(Lane::load(chunk.of_block + b), lead)));
     }
 
     [[gnu::flatten]] void race(const Chunk& chunk, int64_t token) {
@@ -138,7 +142,7 @@ class Runner {
             const U32 most = Lane::max(Lane::max(words.w[0], words.w[1]), Lane::max(words.w[2], words.w[3]));
             const int b = g / kGroupsOfBlock, at = kGroup * g;
             if (Lane::any_from(most, bound_[b])) [[unlikely]]
-                if (take(words, chunk.x + at, token + at)) bound(chunk, b);
+                if (take(words, chunk.block(b) + kGroup * (g % kGroupsOfBlock), token + at)) bound(chunk, b);
         };
         const auto empty = [&](int g) { return chunk.of_block[g / kGroupsOfBlock] == -INFINITY; };
         const int groups = kGroupsOfBlock * chunk.blocks;
@@ -284,20 +288,25 @@ class Runner {
     }
 };
 
-// Adds the terms of a chunk, in the order of a loss's chunk.
+// Adds the terms of a chunk, in the order of a loss's chunk. `kept`: null, or where to write them, whole blocks.
 template <bool spread, bool unit>
-[[gnu::flatten]] void add_terms(const Chunk& chunk, const Scale& scale, double* sum, double* spread_sum) {
+[[gnu::flatten]] void add_terms(const Chunk& chunk, const Scale& scale, double* sum, double* spread_sum, float* kept) {
     constexpr int kHalf = kW / Lane::halves, kSums = kAccumulators / kHalf;
     const Terms terms(scale, chunk.largest);
     const double top = static_cast<double>(chunk.largest - terms.shift);
     const auto zero = Lane::splat(0.0);
-    Lane::f64 sums[kSums], spreads[kSums];
-    for (int i = 0; i < kSums; ++i) sums[i] = spreads[i] = zero;
+    Lane::f64 sums[kSums], spreads[spread ? kSums : 1];
+    for (auto& one : sums) one = zero;
+    for (auto& one : spreads) one = zero;
     for (int b = 0; b < chunk.blocks; ++b) {
-        const float* x = chunk.x + kBlock * b;
-        if (chunk.of_block[b] == -INFINITY) continue;  // zeros
+        const float* x = chunk.block(b);
+        if (chunk.of_block[b] == -INFINITY) {  // zeros
+            if (kept) std::fill_n(kept + kBlock * b, kBlock, 0.0f);
+            continue;
+        }
         for (int v = 0; v < kBlock / kW; ++v) {
             const F32 z = terms.shifted<Lane>(Lane::load(x + kW * v)), t = terms.term<Lane, unit>(z);
+            if (unit && !spread && kept) Lane::store(kept + kBlock * b + kW * v, t);
             const auto add = [&]<int half>() {
                 const int i = Lane::halves * v + half;
                 const auto term = Lane::template widened<half>(t);
@@ -312,21 +321,24 @@ template <bool spread, bool unit>
         }
     }
     const auto largest = static_cast<double>(terms.term<Scalar>(chunk.largest - terms.shift));
-    const auto halved = [&](const Lane::f64(&from)[kSums]) {
-        alignas(64) double all[kAccumulators];
-        for (int i = 0; i < kSums; ++i) Lane::store(all + kHalf * i, from[i]);
-        return halve(all, kAccumulators) / largest;
+    const auto halved = [&](auto& from) {
+        for (int half = kSums / 2; half > 0; half /= 2)
+            for (int i = 0; i < half; ++i) from[i] = Lane::add(from[i], from[i + half]);
+        alignas(64) double last[kHalf];
+        Lane::store(last, from[0]);
+        return halve(last, kHalf) / largest;
     };
     *sum = halved(sums);
     if constexpr (spread) *spread_sum = halved(spreads);
 }
 
 [[gnu::flatten]] void two_largest(const Chunk& chunk, F32& first, F32& second) {
-    for (int i = 0; i < kBlock * chunk.blocks; i += kW) {
-        const F32 x = Lane::load(chunk.x + i);
-        second = Lane::max(second, Lane::min(first, x));
-        first = Lane::max(first, x);
-    }
+    for (int b = 0; b < chunk.blocks; ++b)
+        for (int i = 0; i < kBlock; i += kW) {
+            const F32 x = Lane::load(chunk.block(b) + i);
+            second = Lane::max(second, Lane::min(first, x));
+            first = Lane::max(first, x);
+        }
 }
 
 // Reads the chunks of a row.
@@ -343,16 +355,23 @@ class Reader {
             convert<DType::f16>(r.x, at, static_cast<int>(n), values_);
         else if (r.type == DType::bf16)
             convert<DType::bf16>(r.x, at, static_cast<int>(n), values_);
-        else if (n % kBlock == 0)
-            chunk.x = static_cast<const float*>(r.x) + at;
         else
-            std::memcpy(values_, static_cast<const float*>(r.x) + at, size_t(n) * 4);
-        for (int64_t i = n; i < kBlock * chunk.blocks; ++i) values_[i] = -INFINITY;
+            chunk.x = static_cast<const float*>(r.x) + at;
+        if (r.copy) {  // which no other thread changes: all that is found out is of the copy
+            std::memcpy(r.copy + at, chunk.x, size_t(n) * 4);
+            chunk.x = r.copy + at;
+        }
+        chunk.last = chunk.x + kBlock * (chunk.blocks - 1);
+        const int64_t left = n % kBlock;
+        if (left == 0) return;
+        std::memcpy(last_, chunk.last, size_t(left) * 4);
+        std::fill(last_ + left, last_ + kBlock, -INFINITY);
+        chunk.last = last_;
     }
 
   private:
     const RaceRow& r;
-    alignas(64) float values_[kLossChunk];
+    alignas(64) float values_[kLossChunk], last_[kBlock];
 };
 
 // Makes the first of the row's largest, which is among the n tokens of this chunk, the winner. If another thread has
@@ -360,10 +379,11 @@ class Reader {
 void take_largest(RaceRow& r, const Chunk& chunk, int64_t at, int64_t n) {
     int64_t b = 0;
     while (b < chunk.blocks - 1 && chunk.of_block[b] != r.largest) ++b;
-    int64_t i = kBlock * b;
-    const int64_t last = least(i + kBlock, n) - 1;
-    while (i < last && chunk.x[i] != r.largest) ++i;
-    r.token = r.first + at + i;
+    const float* const x = chunk.block(static_cast<int>(b));
+    int64_t i = 0;
+    const int64_t last = least(kBlock, n - kBlock * b) - 1;
+    while (i < last && x[i] != r.largest) ++i;
+    r.token = r.first + at + kBlock * b + i;
     r.score = static_cast<double>(r.winner = r.largest);
 }
 
@@ -375,13 +395,13 @@ void find_largest(RaceRow& r, Reader& reader) {
         const auto of = r.type == DType::f32   ? largest_of<DType::f32>
                         : r.type == DType::f16 ? largest_of<DType::f16>
                                                : largest_of<DType::bf16>;
-        float largest;
-        bool good;
-        if (n == kLossChunk) {
-            good = of(r.x, at, n, largest);
-        } else {
-            reader.read(at, n);
-            good = largest_of<DType::f32>(reader.chunk.x, 0, kBlock * reader.chunk.blocks, largest);
+        float largest, of_last;
+        const int left = n % kBlock;
+        bool good = of(r.x, at, n - left, largest);
+        if (left) {
+            reader.read(at + n - left, left);
+            good &= largest_of<DType::f32>(reader.chunk.last, 0, kBlock, of_last);
+            largest = largest > of_last ? largest : of_last;
         }
         if (!good) {
             r.bad = true;
@@ -397,71 +417,109 @@ void find_largest(RaceRow& r, Reader& reader) {
     take_largest(r, reader.chunk, best, n);
 }
 
+// Writes the terms of a chunk times a factor. `known`: null, or its terms, whole blocks.
 template <DType type>
-[[gnu::flatten]] void write_terms(const RaceRow& r, const Chunk& chunk, int64_t at, int64_t n) {
+[[gnu::flatten]] void write_terms(const Chunk& chunk, const Terms& of_row, const float* known, float factor, int64_t n,
+                                  void* gradient) {
     using Stored = std::conditional_t<type == DType::f32, float, uint16_t>;
-    const Terms terms(r.scale, r.largest);
-    const auto product = [&](int i) {
-        const F32 t = terms.term<Lane, true>(terms.shifted<Lane>(Lane::load(chunk.x + i)));
-        return Lane::mul(t, Lane::splat(r.factor));
+    const auto product = [&](const float* x) {
+        F32 t = Lane::load(x);
+        if (!known) t = of_row.term<Lane, true>(of_row.shifted<Lane>(t));
+        return Lane::mul(t, Lane::splat(factor));
     };
-    const auto write = [&](Stored* to, int from) {
+    auto* out = static_cast<Stored*>(gradient);
+    for (int b = 0; b < chunk.blocks; ++b, n -= kBlock, out += kBlock) {
+        alignas(64) Stored last[kBlock];
+        Stored* const to = n < kBlock ? last : out;
+        const float* const from = known ? known + kBlock * b : chunk.block(b);
         for (int i = 0; i < kBlock; i += 2 * kW) {
-            const F32 a = product(from + i), b = product(from + i + kW);
+            const F32 x = product(from + i), y = product(from + i + kW);
             if constexpr (type == DType::f32) {
-                Lane::store(to + i, a);
-                Lane::store(to + i + kW, b);
+                Lane::store(to + i, x);
+                Lane::store(to + i + kW, y);
             } else if constexpr (type == DType::f16) {
-                Lane::store(to + i, Lane::to_half(a));
-                Lane::store(to + i + kW, Lane::to_half(b));
+                Lane::store(to + i, Lane::to_half(x));
+                Lane::store(to + i + kW, Lane::to_half(y));
             } else {
-                Lane::store(to + i, Lane::upper_halves(round_to_bfloat16<Lane>(a), round_to_bfloat16<Lane>(b)));
+                Lane::store(to + i, Lane::upper_halves(round_to_bfloat16<Lane>(x), round_to_bfloat16<Lane>(y)));
             }
         }
-    };
-    auto* const out = static_cast<Stored*>(r.gradient) + at;
-    const int whole = static_cast<int>(n / kBlock) * kBlock;
-    for (int i = 0; i < whole; i += kBlock) write(out + i, i);
-    if (whole == n) return;
-    alignas(64) Stored last[kBlock];
-    write(last, whole);
-    std::memcpy(out + whole, last, size_t(n - whole) * sizeof(Stored));
+        if (n < kBlock) std::memcpy(out, last, size_t(n) * sizeof(Stored));
+    }
 }
 
-void write_gradient(const RaceRow& r) {
+// The loss of a row of a CrossEntropy, and its gradient while the row lies in the caches.
+void cross_entropy(RaceRow& r) {
+    const CrossEntropy& c = *r.loss;
+    const int64_t row = r.first, chunks = chunks_of(r.n);
     Reader reader(r);
+    const Chunk& chunk = reader.chunk;
+    alignas(64) float terms[kLossChunk];
+    float largest[kMostChunks];
+    double sums[kMostChunks];
+    bool finite = true;
+    const bool known = c.gradient && chunks == 1;  // the terms of the only chunk are those of the row
+    r.largest = -INFINITY;
+    for (int64_t i = 0; i < chunks && finite; ++i) {
+        reader.read(kLossChunk * i, least(kLossChunk, r.n - kLossChunk * i));
+        finite = largest_of_blocks(reader.chunk) && chunk.largest < INFINITY;
+        largest[i] = chunk.largest;
+        r.largest = chunk.largest > r.largest ? chunk.largest : r.largest;
+        sums[i] = 0;
+        const bool any = finite && chunk.largest > -INFINITY;
+        if (any) add_terms<false, true>(chunk, r.scale, sums + i, nullptr, known ? terms : nullptr);
+    }
+    finite &= r.largest > -INFINITY;
+    double factor = NAN, at_id = NAN;
+    c.loss[row] = NAN;
+    if (finite) {
+        const RowSums softmax(chunks, largest, r.largest, 1.0, sums);
+        const double behind = static_cast<double>(logit(r, c.id[row])) - static_cast<double>(r.largest);
+        c.loss[row] = softmax.ln - behind;
+        if (!c.gradient) return;
+        const double scale = c.weight[row * c.weight_step] * c.upstream[row * c.upstream_step] / c.mean_of;
+        const Terms of_row(r.scale, r.largest);
+        factor = scale / (static_cast<double>(of_row.term<Scalar>(r.largest - of_row.shift)) * softmax.total);
+        at_id = scale * (exp_of(-c.loss[row]) - 1);
+    }
+    if (!c.gradient) return;
+    char* const gradient = static_cast<char*>(c.gradient) + row * r.n * bytes_of(r.type);
+    const auto write = r.type == DType::f32   ? write_terms<DType::f32>
+                       : r.type == DType::f16 ? write_terms<DType::f16>
+                                              : write_terms<DType::bf16>;
+    const Terms of_row(r.scale, finite ? r.largest : 0.0f);
     for (int64_t at = 0; at < r.n; at += kLossChunk) {
         const int64_t n = least(kLossChunk, r.n - at);
-        reader.read(at, n);
-        const auto write = r.type == DType::f32   ? write_terms<DType::f32>
-                           : r.type == DType::f16 ? write_terms<DType::f16>
-                                                  : write_terms<DType::bf16>;
-        write(r, reader.chunk, at, n);
+        const bool read = known && finite;
+        if (!read) reader.read(at, n);
+        write(chunk, of_row, read ? terms : nullptr, static_cast<float>(factor), n, gradient + at * bytes_of(r.type));
     }
+    const auto value = static_cast<float>(at_id);
+    if (r.type == DType::f32)
+        reinterpret_cast<float*>(gradient)[c.id[row]] = value;
+    else
+        reinterpret_cast<uint16_t*>(gradient)[c.id[row]] =
+            r.type == DType::f16 ? float_to_half(value) : float_to_bfloat16(value);
 }
 
 }  // namespace
 
 extern RaceKernel NF_RACE;
 void NF_RACE(RaceRow& r) {
-    const FloatMode mode;
     if (r.wanted == kBound) return CutFinder(*r.cut).find();
-    if (r.wanted == kGradient) return write_gradient(r);
+    if (r.wanted == kLoss) return cross_entropy(r);
     Reader reader(r);
     const Chunk& chunk = reader.chunk;
     r.bad = false;
     r.token = -1;
     r.score = r.winner = r.largest = -INFINITY;
     if (r.wanted == 0 && !r.copy) return find_largest(r, reader);
-    Runner runner(r);
+    std::optional<Runner> runner;
+    if (r.wanted & kDraw) runner.emplace(r);
     F32 first = Lane::splat(-INFINITY), second = first;
     for (int64_t at = 0, c = 0; at < r.n; at += kLossChunk, ++c) {
         const int64_t n = least(kLossChunk, r.n - at);
         reader.read(at, n);
-        if (r.copy) {  // which no other thread changes: all that is found out is of the copy
-            std::memcpy(r.copy + at, chunk.x, size_t(n) * 4);
-            if (n % kBlock == 0) reader.chunk.x = r.copy + at;
-        }
         if (!largest_of_blocks(reader.chunk)) {
             r.bad = true;
             return;
@@ -472,21 +530,21 @@ void NF_RACE(RaceRow& r) {
         }
         if (r.chunk_largest) r.chunk_largest[c] = chunk.largest;
         const bool none = chunk.largest == -INFINITY || chunk.largest == INFINITY;
-        if ((r.wanted & kDraw) && !none && r.largest < INFINITY) runner.race(chunk, r.first + at);
+        if (runner && !none && r.largest < INFINITY) runner->race(chunk, r.first + at);
         if (r.wanted & kSecond) two_largest(chunk, first, second);
         if (r.wanted & kPlain) {
             r.plain[c] = 0;
-            if (!none) add_terms<false, true>(chunk, scale_of(1.0), r.plain + c, nullptr);
+            if (!none) add_terms<false, true>(chunk, scale_of(1.0), r.plain + c, nullptr, nullptr);
         }
         if (r.wanted & kTempered) {
             r.tempered[c] = r.spread[c] = 0;
             const auto add = r.wanted & kSpread  ? add_terms<true, false>
                              : r.scale.beta == 1 ? add_terms<false, true>
                                                  : add_terms<false, false>;
-            if (!none) add(chunk, r.scale, r.tempered + c, r.spread + c);
+            if (!none) add(chunk, r.scale, r.tempered + c, r.spread + c, nullptr);
         }
     }
-    if ((r.wanted & kScore) && r.largest < INFINITY) runner.settle();
+    if (runner && (r.wanted & kScore) && r.largest < INFINITY) runner->settle();
     if (r.wanted & kSecond) {
         alignas(64) float firsts[kW], seconds[kW];
         Lane::store(firsts, first);
