@@ -122,10 +122,13 @@ class Runner {
 
     // The words below which no token of a block can win, for the blocks from `from` on.
     [[gnu::flatten]] void bound(const Chunk& chunk, int from) {
+        if (at_least_ == -INFINITY) {
+            std::fill_n(bound_, chunk.blocks, 0u);
+            return;
+        }
         const Lead lead(at_least_);
-        const bool any = at_least_ == -INFINITY;
         for (int b = from & -kW; b < chunk.blocks; b += kW)
-            Lane::store(bound_ + b, any ? Lane::splat(0u) : least_word(chance(Lane::load(chunk.of_block + b), lead)));
+            Lane::store(bound_ + b, least_word(chance(Lane::load(chunk.of_block + b), lead)));
     }
 
     [[gnu::flatten]] void race(const Chunk& chunk, int64_t token) {
@@ -137,8 +140,20 @@ class Runner {
         const auto block = r.block + static_cast<uint32_t>(token >> 2);
         const U32 blocks = Lane::add(Lane::load(kOrder<float>.block), Lane::splat(block));
         auto product = Lane::product(Lane::word_from(blocks), kPhiloxM0);
+        Opening opening;
+        int opened = at_least_ == -INFINITY ? 0 : kOpening;
         const auto look = [&](int g, const Words<U32>& words) {
             ask_for_next(chunk, g);
+            if (opened < kOpening) {
+                const float* const x = chunk.block(g / kGroupsOfBlock) + kGroup * (g % kGroupsOfBlock);
+                opening.group[opened] = g;
+                promise(words, x, opening.words + kGroup * opened, opening.promises + kGroup * opened);
+                if (++opened == kOpening) {
+                    open(opening, opened, chunk, token);
+                    bound(chunk, 0);
+                }
+                return;
+            }
             const U32 most = Lane::max(Lane::max(words.w[0], words.w[1]), Lane::max(words.w[2], words.w[3]));
             const int b = g / kGroupsOfBlock, at = kGroup * g;
             if (Lane::any_from(most, bound_[b])) [[unlikely]]
@@ -163,6 +178,7 @@ class Runner {
             }
         for (; g < groups; ++g, product = Lane::product_plus(product, next))
             if (!empty(g)) look(g, philox_blocks<Lane>(product, common, keys));
+        if (opened < kOpening) open(opening, opened, chunk, token);
     }
 
     // Finds out the exact score of the winner.
@@ -172,7 +188,7 @@ class Runner {
     }
 
   private:
-    static constexpr float kUnknown = 0x1p100f, kLn2f = 0x1.62e43p-1f;
+    static constexpr float kUnknown = 0x1p100f, kFar = std::numeric_limits<float>::max(), kLn2f = 0x1.62e43p-1f;
     RaceRow& r;
     float at_least_ = -INFINITY, at_most_ = -INFINITY;  // the score of the best so far
     uint32_t word_ = 0;                                 // its word
@@ -207,78 +223,110 @@ class Runner {
 
     // Tries the tokens of a group that may win. True: there is a new best.
     [[gnu::noinline, gnu::flatten]] bool take(const Words<U32>& words, const float* x, int64_t token) {
+        alignas(64) uint32_t w[kGroup];
+        alignas(64) float promises[kGroup];
+        promise(words, x, w, promises);
+        bool better = false;
+        for (uint64_t may = from(promises, enough()); may; may &= may - 1) {
+            const int i = std::countr_zero(may);
+            if (promises[i] >= enough()) better |= try_one(x[i], token + i, w[i]);
+        }
+        return better;
+    }
+
+    // The first groups of a row, before there is a score to beat: their words, and upper bounds of their scores.
+    static constexpr int kOpening = 512 / kGroup;
+    struct Opening {
+        alignas(64) uint32_t words[kGroup * kOpening];
+        alignas(64) float promises[kGroup * kOpening];
+        int group[kOpening];
+    };
+
+    // Tries of the first groups the most promising token, and then those that may still win.
+    [[gnu::noinline, gnu::flatten]] void open(const Opening& o, int groups, const Chunk& chunk, int64_t token) {
+        F32 most[2] = {Lane::splat(-INFINITY), Lane::splat(-INFINITY)};
+        for (int i = 0; i < kGroup * groups; i += 2 * kW)
+            for (int k = 0; k < 2; ++k) most[k] = Lane::max(most[k], Lane::load(o.promises + i + kW * k));
+        const float top = Lane::largest(Lane::max(most[0], most[1]));
+        const auto try_at = [&](int i) {
+            const int64_t at = kGroup * int64_t{o.group[i / kGroup]} + i % kGroup;
+            const auto b = static_cast<int>(at / kBlock);
+            try_one(chunk.block(b)[at % kBlock], token + at, o.words[i]);
+        };
+        int leader = 0;
+        while (!from(o.promises + leader, top)) leader += kGroup;
+        leader += std::countr_zero(from(o.promises + leader, top));
+        try_at(leader);
+        for (int g = 0; g < groups; ++g)
+            for (uint64_t may = from(o.promises + kGroup * g, enough()); may; may &= may - 1) {
+                const int i = kGroup * g + std::countr_zero(may);
+                if (i != leader && o.promises[i] >= enough()) try_at(i);
+            }
+    }
+
+    // Below this no upper bound is that of a winner.
+    float enough() const { return at_least_ - doubt(at_least_); }
+
+    // The tokens of a group whose upper bounds are at least this.
+    static uint64_t from(const float* promises, float limit) {
+        uint64_t below = ~uint64_t{0} << (kGroup - 1) << 1;
+        for (int i = 0; i < kGroup; i += kW) {
+            const U32 sign = Lane::as_bits(Lane::sub(Lane::load(promises + i), Lane::splat(limit)));
+            below |= uint64_t{Lane::lanes_from(sign, Lane::splat(1u << 31))} << i;
+        }
+        return ~below;
+    }
+
+    // Writes the words of a group in the order of its tokens, and upper bounds of their scores, but for a doubt: the
+    // bits of a float grow at most like its logarithm.
+    void promise(const Words<U32>& words, const float* x, uint32_t* in_order, float* promises) const {
         F32 ordered[4];
         for (int i = 0; i < 4; ++i) ordered[i] = Lane::as_float(words.w[i]);
         Lane::in_order(ordered);
-        if (at_least_ > -INFINITY && most_promising(ordered, x) < at_least_ - doubt(at_least_)) return false;
-        alignas(64) uint32_t w[kGroup];
-        F32 scores[4], most = Lane::splat(-INFINITY);
         for (int i = 0; i < 4; ++i) {
-            Lane::store(w + kW * i, Lane::as_bits(ordered[i]));
-            most = Lane::max(most, scores[i] = rough_score(Lane::load(x + kW * i), Lane::as_bits(ordered[i])));
+            const U32 word = Lane::as_bits(ordered[i]), rest = Lane::bit_xor(word, Lane::splat(~uint32_t{0}));
+            const F32 bits = Lane::to_float(Lane::as_bits(Lane::to_float(Lane::template shift_right<1>(rest))));
+            const F32 tilted = Lane::fma(Lane::load(x + kW * i), Lane::splat(r.scale.high), Lane::splat(157 * kLn2f));
+            Lane::store(in_order + kW * i, word);
+            const F32 most = Lane::fma(bits, Lane::splat(-kLn2f * 0x1p-23f), tilted);
+            Lane::store(promises + kW * i, Lane::within(most, Lane::splat(-kFar), Lane::splat(kFar)));
         }
-        const float top = Lane::largest(most), error = doubt(top);
-        const bool known = top < kUnknown && top > -kUnknown;
-        const float least = !known                    ? at_least_ - doubt(at_least_)
-                            : at_least_ < top - error ? top - 2 * error
-                                                      : at_least_ - error;
-        uint64_t worse = 0;
-        for (int i = 0; i < 4; ++i) {
-            const U32 sign = Lane::as_bits(Lane::sub(scores[i], Lane::splat(least)));
-            worse |= uint64_t{Lane::lanes_from(sign, Lane::splat(1u << 31))} << (kW * i);
-        }
-        uint64_t may = ~worse & ~uint64_t{0} >> (64 - kGroup);
-        if (!may) return false;
-        if (known && (may & (may - 1)) == 0 && top - error > at_most_) {
-            const int i = std::countr_zero(may);
-            r.token = token + i, r.winner = x[i], word_ = w[i];
-            at_least_ = top - error, at_most_ = top + error;
-            exact_ = false;
-            return true;
-        }
-        settle();
-        const double before = r.score;
-        for (; may; may &= may - 1) {
-            const int i = std::countr_zero(may);
-            try_one(x[i], token + i, w[i]);
-        }
-        if (!(r.score > before)) return false;
-        const auto score = static_cast<float>(r.score);
-        at_least_ = score - doubt(score), at_most_ = score + doubt(score);
+    }
+
+    bool try_one(float x, int64_t token, uint32_t word) {
+        const float score = rough_score(x, word), error = doubt(score);
+        // Of words near 0 and 2^32 the further words count.
+        const bool known = word + (1u << 14) >= 1u << 15 && score < kUnknown && score > -kUnknown;
+        if (!known) return try_exactly(x, token, word);
+        if (score + error < at_least_) return false;
+        if (!(score - error > at_most_)) return try_exactly(x, token, word);
+        r.token = token, r.winner = x, word_ = word;
+        at_least_ = score - error, at_most_ = score + error;
+        exact_ = false;
         return true;
     }
 
-    // An upper bound of the scores of a group, but for a doubt: the bits of a float grow at most like its logarithm.
-    float most_promising(const F32 (&words)[4], const float* x) const {
-        F32 most = Lane::splat(-INFINITY);
-        for (int i = 0; i < 4; ++i) {
-            const U32 rest = Lane::bit_xor(Lane::as_bits(words[i]), Lane::splat(~uint32_t{0}));
-            const F32 bits = Lane::to_float(Lane::as_bits(Lane::to_float(Lane::template shift_right<1>(rest))));
-            const F32 tilted = Lane::fma(Lane::load(x + kW * i), Lane::splat(r.scale.high), Lane::splat(157 * kLn2f));
-            most = Lane::max(most, Lane::fma(bits, Lane::splat(-kLn2f * 0x1p-23f), tilted));
-        }
-        return Lane::largest(most);
-    }
-
-    // A score within its doubt. Those of words near 0 and 2^32, whose further words count, are unknown: the largest.
-    F32 rough_score(F32 x, U32 word) const {
-        const F32 y = minus_two_ln_of<Lane>(word);
-        const U32 k = Lane::bit_and(Lane::sub(Lane::as_bits(y), 0x3F2AAAABu), 0xFF800000u);  // 2^23 e; y >= 2/3: e = 0
-        const F32 remainder = Lane::fma(y, Lane::as_float(Lane::sub(0x3F800000u, k)), Lane::splat(-1.0f));
-        const F32 log = minus_two_ln<Lane>(Lane::to_float(k), kMinusLn4OfBits, remainder);
-        const F32 score = Lane::fma(x, Lane::splat(r.scale.high), Lane::mul(log, Lane::splat(0.5f)));
-        const F32 far = Lane::splat(std::numeric_limits<float>::max());
-        const F32 finite = Lane::within(score, Lane::sub(Lane::splat(0.0f), far), far);
-        const U32 place = Lane::add(word, Lane::splat(1u << 14));
-        return Lane::as_float(Lane::from(place, 1u << 15, Lane::as_bits(finite), Lane::as_bits(far)));
+    // A score within its doubt.
+    float rough_score(float x, uint32_t word) const {
+        const float y = minus_two_ln_of<Scalar>(word);
+        const uint32_t k = (float_to_bits(y) - 0x3F2AAAABu) & 0xFF800000u;  // 2^23 e; y >= 2/3: e = 0
+        const float remainder = Scalar::fma(y, bits_to_float(0x3F800000u - k), -1.0f);
+        const float log = minus_two_ln<Scalar>(Scalar::to_float(k), kMinusLn4OfBits, remainder);
+        return Scalar::fma(x, r.scale.high, 0.5f * log);
     }
     // Of a score x / temperature - ln(-2 ln U): |ln(-2 ln U)| < 24 there.
     static float doubt(float score) { return (score < 0 ? -score : score) * 0x1p-20f + 0x1p-12f; }
 
-    void try_one(float x, int64_t token, uint32_t word) {
-        if (x == -INFINITY) return;
-        const double score = exact_score(x, token, word);
-        if (score > r.score || (score == r.score && token < r.token)) r.score = score, r.token = token, r.winner = x;
+    bool try_exactly(float x, int64_t token, uint32_t word) {
+        if (x == -INFINITY) return false;
+        settle();
+        const double found = exact_score(x, token, word), before = r.score;
+        if (!(found > before || (found == before && token < r.token))) return false;
+        r.score = found, r.token = token, r.winner = x;
+        if (found == before) return false;
+        const auto score = static_cast<float>(std::clamp<double>(found, -kFar, kFar));
+        at_least_ = score - doubt(score), at_most_ = score + doubt(score);
+        return true;
     }
     double exact_score(float x, int64_t token, uint32_t word) const {
         const uint32_t block = r.block + static_cast<uint32_t>(token >> 2);

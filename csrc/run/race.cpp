@@ -50,6 +50,7 @@ class Rows {
         if (!spaces_.empty())  // no more threads than these work at once
             while (spaces_[place].taken.exchange(true)) place = (place + 1) % spaces_.size();
         RaceRow r{};
+        if (!c.each) r.scale = scale_at(c.temperature[0]);
         for (int64_t row = begin; row < end; ++row)
             if (!c.where || c.where[row]) one(row, r, spaces_.empty() ? nullptr : &spaces_[place]);
         if (!spaces_.empty()) spaces_[place].taken = false;
@@ -64,6 +65,8 @@ class Rows {
         return c.temperature[setting] > 0 && (c.top_k[setting] > 0 || c.top_p[setting] < 1);
     }
 
+    static Scale scale_at(double temperature) { return scale_of(temperature > 0 ? temperature : 1.0); }
+
     void one(int64_t row, RaceRow& r, Workspace* space) {
         const int64_t sample = row / c.of_sample, setting = c.each ? sample : 0;
         const double temperature = c.temperature[setting];
@@ -74,7 +77,7 @@ class Rows {
         r.plain = c.plain ? c.plain + row * c.chunks : sums[0];
         r.tempered = c.tempered ? c.tempered + row * c.chunks : sums[1];
         r.spread = sums[2];
-        r.scale = scale_of(draws ? temperature : 1.0);
+        if (c.each) r.scale = scale_at(temperature);
         if (!c.x) return of_chunks(row, r);
         describe(r, row, sample);
         const RaceRow all = r;
