@@ -4,6 +4,7 @@
     python benchmarks/bench.py                     beside JAX, MKL, Numba and NumPy with care, too
     python benchmarks/bench.py --augment           noise added to images, beside NumPy and other libraries
     python benchmarks/bench.py --discrete          masks, tokens and their loss, beside LLaDA's and torch's
+    python benchmarks/bench.py --cliffs            every function in every spelling, over its plain call
     python benchmarks/bench.py --plot FILE.png     draws the results, too
 
 Other options are those of `noisefuse bench`.
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import cliffs
 import peers
 import peers_of_images
 import peers_of_tokens
@@ -36,11 +38,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     of = parser.add_mutually_exclusive_group()
     of.add_argument("--augment", dest="device_of", action="store_const", const=peers_of_images.device)
     of.add_argument("--discrete", dest="device_of", action="store_const", const=peers_of_tokens.device)
+    of.add_argument("--cliffs", action="store_true")
     parser.add_argument("--plot", type=Path, metavar="FILE.png")
     add_bench(parser)
     arguments = parser.parse_args(argv)
-    if arguments.device != "cpu" or arguments.cliffs:
-        parser.error("--device cuda and --cliffs are options of `noisefuse bench`")
+    if arguments.device != "cpu":
+        parser.error("--device cuda is an option of `noisefuse bench`")
+    if arguments.cliffs:
+        cliffs.run(0.01 if arguments.quick else 0.1)
+        return
     plot = arguments.plot and Plot(arguments.plot)
     device = (arguments.device_of or forward)()
     results = bench.run_on(device, arguments)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """No call costs more than three times its plain sibling, but for those named with a reason.
 
-pytest benchmarks/test_cliffs.py      figures for each public function; `noisefuse bench --cliffs` prints all
+pytest benchmarks/test_cliffs.py      figures for each public function; `python benchmarks/bench.py --cliffs` prints all
 
 Of small calls these are all spellings; of large ones all dtypes, layouts and sizes. A large call that takes less than
 three copies of its bytes is no cliff either: a larger array leaves the caches.
@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import cliffs
 import figures
 import noisefuse as nf
 from figures import Figure
-from noisefuse.commands.bench import cliffs
 
 
 def worst(calls: Callable[..., Iterator[cliffs.Measured]], name: str) -> float:

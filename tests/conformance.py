@@ -180,7 +180,7 @@ def takes_arrays(function):
 
 
 def arrays(result):
-    """Returns the results of a call, as a list."""
-    if isinstance(result, dict):
-        return [*result.values()]
-    return [a for one in result for a in arrays(one)] if isinstance(result, (tuple, list)) else [result]
+    """Returns the results of a call, as a list, without fields that have none."""
+    return (
+        [a for one in result if one is not None for a in arrays(one)] if isinstance(result, (tuple, list)) else [result]
+    )

@@ -193,7 +193,8 @@ def test_public_names_have_docstrings(public):
 @pytest.mark.parametrize("public", NAMES)
 def test_public_names_are_documented(public):
     sampler = public in SAMPLERS and public.islower()  # the others are classes
-    pages = [DOCS / "sampler-list.md"] if sampler else PAGES
+    page = "discrete.md" if public in token_samplers.__all__ else "sampler-list.md"
+    pages = [DOCS / page] if sampler else PAGES
     code = "\n".join(code for page in pages for code in code_of(page.read_text()))
     assert re.search(rf"\b{public}\b", code)
 
@@ -372,7 +373,6 @@ def public(module):
 OFFERED = [*public(nf)]
 PARTS = ("augment", "density", "discrete", "fields", "samplers", "weights")
 OFFERED += [(f"{part}.{name}", value) for part in PARTS for name, value in public(getattr(nf, part))]
-OFFERED += [(f"samplers.{name}", value) for name, value in public(token_samplers)]
 EXAMPLES = [(name, value) for name, value in OFFERED if ">>>" in (inspect.getdoc(value) or "")]
 CONSTRUCTORS = [(name, value) for name, value in inspect.getmembers(nf.Schedule, inspect.ismethod) if name[0] != "_"]
 FUNCTIONS = [(f"Schedule.{name}", value) for name, value in CONSTRUCTORS if name != "register"]  # it returns None

@@ -177,7 +177,7 @@ def categorical(dtype):
         logits = np.resize(logits, (rows, *logits.shape[1:])).astype(dtype)
         settings = {"temperature": (1.0, 0.75, 0.0)[k // 2], "top_k": (0, 9)[k % 2], "top_p": (1.0, 0.875)[k // 3]}
         token, known = nf.categorical(logits, noise, info=info, **settings)
-        yield from (token, *known.values())
+        yield from (token, *known)
 
 
 def pyramid_like(dtype):

@@ -35,7 +35,7 @@ from .arguments.arrays import (
 )
 from .arguments.calls import Index, is_batch, make_call, names_or_array, run, warn_once
 from .arguments.options import FAST_LEVELS, at_times
-from .arguments.types import Array, ArrayT, DType, NoiseLike
+from .arguments.types import Array, ArrayT, DType, Like, NoiseLike
 from .call.description import Step
 from .ground.checks import check_choice, check_number, first_of, lie_within
 from .ground.lazy import show_public
@@ -71,16 +71,11 @@ class PrepareOptions(TypedDict, total=False):
     out: Array | None
 
 
-class OutOptions(TypedDict, total=False):
-    """The options of every function that adds noise. `gaussian` explains them."""
+class Options(TypedDict, total=False):
+    """The options of the functions that take every dtype. `gaussian` explains them."""
 
     batched: bool | None
     out: Array | None
-
-
-class Options(OutOptions, total=False):
-    """The options of the functions that take every dtype. `gaussian` explains them."""
-
     layout: Layout | None
     shared: bool
     order: Layout | None
@@ -88,28 +83,11 @@ class Options(OutOptions, total=False):
     dtype: DType | None
 
 
-@overload
 def gaussian(
-    x: NDArray[Any], std: ArrayLike, noise: NoiseLike, *, mean: ArrayLike = 0.0, **options: Unpack[Options]
-) -> NDArray[Any]: ...
-@overload
-def gaussian(
-    x: ArrayT, std: ArrayLike, noise: NoiseLike, *, mean: ArrayLike = 0.0, **options: Unpack[Options]
-) -> ArrayT: ...
-def gaussian(
-    x: Array,
-    std: ArrayLike,
-    noise: NoiseLike,
-    *,
-    mean: ArrayLike = 0.0,
-    layout: Layout | None = None,
-    shared: bool = False,
-    order: Layout | None = None,
-    clip: Clip = None,
-    dtype: DType | None = None,
-    batched: bool | None = None,
-    out: Array | None = None,
-) -> Array:
+    x: Like[ArrayT], std: ArrayLike, noise: NoiseLike, *, mean: ArrayLike = 0.0, layout: Layout | None = None,
+    shared: bool = False, order: Layout | None = None, clip: Clip = None, dtype: DType | None = None,
+    batched: bool | None = None, out: Like[ArrayT] | None = None,
+) -> ArrayT:  # fmt: skip
     """Adds Gaussian noise: x + mean + std z.
 
     Args:
@@ -150,16 +128,7 @@ def gaussian(
     )  # fmt: skip
 
 
-@overload
-def multiplicative(x: NDArray[Any], std: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> NDArray[Any]: ...
-@overload
-def multiplicative(x: ArrayT, std: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT: ...
-def multiplicative(
-    x: Array,
-    std: ArrayLike,
-    noise: NoiseLike,
-    **options: Unpack[Options],
-) -> Array:
+def multiplicative(x: Like[ArrayT], std: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT:
     """Multiplies by noise around 1, as speckle does: x (1 + std z).
 
     Args:
@@ -179,19 +148,7 @@ def multiplicative(
     return _apply(x, noise, _MULTIPLICATIVE, {"std": std}, **options)
 
 
-@overload
-def sensor(
-    x: NDArray[Any], a: ArrayLike, b: ArrayLike, noise: NoiseLike, **options: Unpack[Options]
-) -> NDArray[Any]: ...
-@overload
-def sensor(x: ArrayT, a: ArrayLike, b: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT: ...
-def sensor(
-    x: Array,
-    a: ArrayLike,
-    b: ArrayLike,
-    noise: NoiseLike,
-    **options: Unpack[Options],
-) -> Array:
+def sensor(x: Like[ArrayT], a: ArrayLike, b: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT:
     """The noise of a camera, whose variance is linear in the signal: x + sqrt(max(a x + b, 0)) z.
 
     This is the Poissonian-Gaussian model of Foi, Trimeche, Katkovnik and Egiazarian (2008), "Practical
@@ -215,30 +172,10 @@ def sensor(
     return _apply(x, noise, _SENSOR, {"a": a, "b": b}, **options)
 
 
-@overload
 def by_level(
-    x: NDArray[Any],
-    mean_table: ArrayLike,
-    std_table: ArrayLike,
-    noise: NoiseLike,
-    *,
-    dtype: DType | None = None,
-    **options: Unpack[OutOptions],
-) -> NDArray[Any]: ...
-@overload
-def by_level(
-    x: ArrayT,
-    mean_table: ArrayLike,
-    std_table: ArrayLike,
-    noise: NoiseLike,
-    *,
-    dtype: DType | None = None,
-    **options: Unpack[OutOptions],
-) -> ArrayT: ...
-def by_level(
-    x: Array, mean_table: ArrayLike, std_table: ArrayLike, noise: NoiseLike, *, dtype: DType | None = None,
-    batched: bool | None = None, out: Array | None = None,
-) -> Array:  # fmt: skip
+    x: Like[ArrayT], mean_table: ArrayLike, std_table: ArrayLike, noise: NoiseLike, *, dtype: DType | None = None,
+    batched: bool | None = None, out: Like[ArrayT] | None = None,
+) -> ArrayT:  # fmt: skip
     """Adds noise that depends on the grey level in any way, for bytes: mean_table[x] + std_table[x] z.
 
     A camera's calibration measures such tables: the mean and the standard deviation at each grey level.
@@ -276,23 +213,10 @@ def by_level(
     return run(_levels_call(x, noise, tables, **options))[0]
 
 
-@overload
 def poisson(
-    x: NDArray[Any],
-    peak: ArrayLike,
-    noise: Noise | Sequence[Noise],
-    *,
-    gamma: float = 1.0,
-    **options: Unpack[OutOptions],
-) -> NDArray[np.uint8]: ...
-@overload
-def poisson(
-    x: ArrayT, peak: ArrayLike, noise: Noise | Sequence[Noise], *, gamma: float = 1.0, **options: Unpack[OutOptions]
-) -> ArrayT: ...
-def poisson(
-    x: Array, peak: ArrayLike, noise: Noise | Sequence[Noise], *, gamma: float = 1.0, batched: bool | None = None,
-    out: Array | None = None,
-) -> Array:  # fmt: skip
+    x: Like[ArrayT], peak: ArrayLike, noise: Noise | Sequence[Noise], *, gamma: float = 1.0,
+    batched: bool | None = None, out: Like[ArrayT] | None = None,
+) -> ArrayT:  # fmt: skip
     """The noise of counted photons, for bytes: 255 (N / peak)^(1 / gamma), rounded and clipped to 0 .. 255, where N is
     Poisson with mean peak (x / 255)^gamma.
 
@@ -332,22 +256,10 @@ def poisson(
     return _become(x, tables, "peak", peaks.shape, each, noise, batched, out)
 
 
-@overload
 def transition(
-    x: NDArray[Any], matrix: ArrayLike, noise: Noise | Sequence[Noise], **options: Unpack[OutOptions]
-) -> NDArray[np.uint8]: ...
-@overload
-def transition(
-    x: ArrayT, matrix: ArrayLike, noise: Noise | Sequence[Noise], **options: Unpack[OutOptions]
-) -> ArrayT: ...
-def transition(
-    x: Array,
-    matrix: ArrayLike,
-    noise: Noise | Sequence[Noise],
-    *,
-    batched: bool | None = None,
-    out: Array | None = None,
-) -> Array:
+    x: Like[ArrayT], matrix: ArrayLike, noise: Noise | Sequence[Noise], *, batched: bool | None = None,
+    out: Like[ArrayT] | None = None,
+) -> ArrayT:  # fmt: skip
     """Changes each byte at random: matrix[i, j] is the probability that grey level i becomes j.
 
     This is a discrete memoryless channel. Examples are any noise that depends on the grey level alone, with its
@@ -432,11 +344,7 @@ def rms(x: Array, *, batched: bool = True) -> NDArray[np.float64]:
     return np.sqrt(mean_squares(x, batched))
 
 
-@overload
-def at_snr(x: NDArray[Any], snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> NDArray[Any]: ...
-@overload
-def at_snr(x: ArrayT, snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT: ...
-def at_snr(x: Array, snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> Array:
+def at_snr(x: Like[ArrayT], snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT:
     """Adds Gaussian noise at a signal-to-noise ratio in decibels: x + rms(x) 10^(-snr / 20) z.
 
     rms is the root mean square of a sample, summed in the fixed order of the losses (docs/loss.md), so the bits do not
@@ -464,14 +372,15 @@ def at_snr(x: Array, snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options
         batched = options["batched"] = True
     if (other := None if type(x) is np.ndarray else library_of(x)) is not None:
         return other.augmented(_snr, x, noise, snr=snr, **options)
-    x, decibels = as_array("x", x), _numbers("snr", snr)
-    batch, _ = batch_shape(x.shape, batched)
+    samples: Any = as_array("x", x)
+    batch, _ = batch_shape(samples.shape, batched)
+    decibels = _numbers("snr", snr)
     if decibels.shape not in ((), (batch,)):
         raise ValueError(f"snr: expected a number or shape ({batch},), got shape {decibels.shape}")
-    std = rms(x, batched=batched) * 10 ** (-decibels / 20)
+    std = rms(samples, batched=batched) * 10 ** (-decibels / 20)
     if not all(map(math.isfinite, std.tolist())):
         raise ValueError("x: has values that are not finite, so a sample has no signal-to-noise ratio")
-    return gaussian(x, std if batched else float(std[0]), noise, **options)
+    return gaussian(samples, std if batched else float(std[0]), noise, **options)
 
 
 def _warn_of_one_clip(x: Any) -> None:
@@ -484,36 +393,18 @@ def _warn_of_one_clip(x: Any) -> None:
 
 @overload
 def prepare(
-    images: NDArray[Any], *, noise: NoiseLike | None = None, t: None = None, schedule: None = None,
-    **options: Unpack[PrepareOptions],
-) -> NDArray[Any]: ...  # fmt: skip
-@overload
-def prepare(
-    images: NDArray[Any], *, noise: NoiseLike, t: ArrayLike, schedule: Schedule, **options: Unpack[PrepareOptions]
-) -> tuple[NDArray[Any], NDArray[Any]]: ...
-@overload
-def prepare(
-    images: ArrayT, *, noise: NoiseLike | None = None, t: None = None, schedule: None = None,
+    images: Like[ArrayT], *, noise: NoiseLike | None = None, t: None = None, schedule: None = None,
     **options: Unpack[PrepareOptions],
 ) -> ArrayT: ...  # fmt: skip
 @overload
 def prepare(
-    images: ArrayT, *, noise: NoiseLike, t: ArrayLike, schedule: Schedule, **options: Unpack[PrepareOptions]
+    images: Like[ArrayT], *, noise: NoiseLike, t: ArrayLike, schedule: Schedule, **options: Unpack[PrepareOptions]
 ) -> tuple[ArrayT, NDArray[Any]]: ...
 def prepare(
-    images: Array,
-    *,
-    noise: NoiseLike | None = None,
-    scale_mean: ArrayLike = 0.0,
-    scale_std: ArrayLike = 1.0,
-    scale: float | None = None,
-    noise_std: ArrayLike = 0.0,
-    t: ArrayLike | None = None,
-    schedule: Schedule | None = None,
-    dtype: DType | None = None,
-    batched: bool = True,
-    out: Array | None = None,
-) -> Any:
+    images: Array, *, noise: NoiseLike | None = None, scale_mean: ArrayLike = 0.0, scale_std: ArrayLike = 1.0,
+    scale: float | None = None, noise_std: ArrayLike = 0.0, t: ArrayLike | None = None,
+    schedule: Schedule | None = None, dtype: DType | None = None, batched: bool = True, out: Array | None = None,
+) -> Any:  # fmt: skip
     """Turns decoded images into a network's input: normalised, noised, channels first.
 
         x = (scale * image - scale_mean) / scale_std,    result = x + noise_std z,    or alpha_t x + sigma_t z
@@ -736,21 +627,12 @@ def _fast_rows(
 
 
 def _apply(
-    x: Array,
-    noise: NoiseLike,
-    model: _Model,
-    numbers: dict[str, ArrayLike],
-    *,
-    layout: Layout | None = None,
-    shared: bool = False,
-    order: Layout | None = None,
-    clip: Clip = None,
-    dtype: DType | None = None,
-    batched: bool | None = None,
-    out: Array | None = None,
-) -> Array:
-    """One pass. A result is clipped piece by piece as it is written; where the fast path does not take the call, in
-    another pass."""
+    x: Array, noise: NoiseLike, model: _Model, numbers: dict[str, ArrayLike], *, layout: Layout | None = None,
+    shared: bool = False, order: Layout | None = None, clip: Clip = None, dtype: DType | None = None,
+    batched: bool | None = None, out: Array | None = None,
+) -> Array:  # fmt: skip
+    """Does one pass. It clips a result piece by piece as it is written; where the fast path does not take the call, a
+    second pass clips it."""
     other = None if type(x) is np.ndarray else library_of(x)
     if order == layout:
         order = None
@@ -881,8 +763,8 @@ def _become(
     x: Array, tables: NDArray[np.void], name: str, given: tuple[int, ...], each: NDArray[np.int64], noise: object,
     batched: bool, out: Array | None,
 ) -> Array:  # fmt: skip
-    """By tables of 256 levels each: the first for all samples, or that of `each` where `given` is a shape of that
-    length."""
+    """Changes bytes by tables of 256 levels: by the first table if `given` is (), else by table `each[b]` in sample
+    b."""
     copies = _copies(max(1, len(tables) // 256))
     if type(x) is np.ndarray and (given == () or (batched and given == x.shape[:1])):
         rows, plain = each if given else 0, copies.plain[:3]

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, ClassVar, Literal, TypeAlias, TypedDict, get_args, overload
+from typing import Any, ClassVar, Literal, TypeAlias, TypedDict, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -64,17 +64,9 @@ Models: TypeAlias = Array | tuple[Array, Array] | None
 
 
 def log_prob(
-    table: Tableau,
-    i: ArrayLike | Array,
-    x: Array,
-    model_output: Models,
-    x_next: Array,
-    *,
-    past: Sequence[Array] = (),
-    reduction: OverElements = "sum",
-    density: Density = "full",
-    partial: bool = False,
-) -> Any:
+    table: Tableau, i: ArrayLike | Array, x: Array, model_output: Models, x_next: Array, *, past: Sequence[Array] = (),
+    reduction: OverElements = "sum", density: Density = "full", partial: bool = False,
+) -> Any:  # fmt: skip
     """Returns the log-density of x_next after row i, log p(x_next | x, model_output), in one pass.
 
     Args:
@@ -112,19 +104,10 @@ def log_prob(
 
 
 def log_prob_grad(
-    table: Tableau,
-    i: ArrayLike | Array,
-    x: Array,
-    model_output: Models,
-    x_next: Array,
-    *,
-    wrt: Literal["m1", "m2", "x"] = "m1",
-    upstream: ArrayLike = 1.0,
-    past: Sequence[Array] = (),
-    reduction: OverElements = "sum",
-    density: Density = "full",
-    out: Array | None = None,
-) -> Array:
+    table: Tableau, i: ArrayLike | Array, x: Array, model_output: Models, x_next: Array, *,
+    wrt: Literal["m1", "m2", "x"] = "m1", upstream: ArrayLike = 1.0, past: Sequence[Array] = (),
+    reduction: OverElements = "sum", density: Density = "full", out: Array | None = None,
+) -> Array:  # fmt: skip
     """Returns the gradient of `log_prob`, in one pass: (x_next - mean) / std^2 times the input's coefficient in the
     mean.
 
@@ -226,19 +209,10 @@ def kl_grad(
 
 
 def update_with_log_prob(
-    table: Tableau,
-    i: int,
-    x: Array,
-    model_output: Models,
-    noise: NoiseLike,
-    *,
-    past: Sequence[Array] = (),
-    out: Array | None = None,
-    aux_out: Sequence[Array] = (),
-    reduction: OverElements = "sum",
-    density: Density = "full",
+    table: Tableau, i: int, x: Array, model_output: Models, noise: NoiseLike, *, past: Sequence[Array] = (),
+    out: Array | None = None, aux_out: Sequence[Array] = (), reduction: OverElements = "sum", density: Density = "full",
     partial: bool = False,
-) -> tuple[Array, Any]:
+) -> tuple[Array, Any]:  # fmt: skip
     """Does `noisefuse.update`, and computes the log-density of its result while that lies in the caches.
 
     Args:
@@ -268,7 +242,7 @@ def update_with_log_prob(
             return pair
     if other is not None:
         options |= {"past": past, "out": out, "aux_out": aux_out}
-        return other.update_with_log_prob(table, i, x, model_output, noise, **options)  # type: ignore[no-any-return]
+        return other.update_with_log_prob(table, i, x, model_output, noise, **options)
     if levels_of(getattr(out, "dtype", None)):
         raise TypeError("out: expected x's dtype, as a result that is rounded to integers has no density")
     step = update_call(table, i, x, model_output, past, noise, out, aux_out)
@@ -407,10 +381,6 @@ class Part:
     __setstate__: ClassVar[SetState] = make_again
 
 
-@overload
-def combine(parts: Sequence[LossPart]) -> Any: ...
-@overload
-def combine(parts: Sequence[Part]) -> Array: ...
 def combine(parts: Any) -> Any:
     """Returns the log-densities (B,) of samples from their parts. The bits are those of the whole, wherever it was cut.
 

@@ -14,29 +14,25 @@ from .ground.lazy import show_as, show_public
 from .ground.libraries import library
 from .language.noise import TIMES, Noise, check_stream_0
 from .operations.draw import uniform as uniform_numbers
-from .tokens.categorical import Partial, combine_categories
+from .tokens.categorical import Partial, TokenInfo, combine_categories
 from .tokens.forward import probabilities
 from .tokens.schedule import MaskSchedule, cosine, geometric, linear, llada, log_linear
 from .tokens.transitions import Transition
 
 __all__ = [
-    "MaskSchedule", "Partial", "Transition", "absorbing", "combine_categories", "cosine", "gaussian", "geometric",
-    "linear", "llada", "log_linear", "times", "uniform",
+    "MaskSchedule", "Partial", "TokenInfo", "Transition", "absorbing", "combine_categories", "cosine", "gaussian",
+    "geometric", "linear", "llada", "log_linear", "times", "uniform",
 ]  # fmt: skip
 
 show_public(__name__)
-show_as(__name__, MaskSchedule, Partial, Transition)
+show_as(__name__, MaskSchedule, Partial, TokenInfo, Transition)
 _KINDS = ("stratified", "shared", "independent")
 
 
 def times(
-    n: int,
-    noise: Noise,
-    *,
-    first: int = 0,
-    of: int | None = None,
+    n: int, noise: Noise, *, first: int = 0, of: int | None = None,
     kind: Literal["stratified", "shared", "independent"] = "stratified",
-) -> NDArray[np.float64]:
+) -> NDArray[np.float64]:  # fmt: skip
     """Training times in [0, 1] for n samples of a batch that ranks may share: a pure function of the noise's key.
 
     With `first` and `of`, the ranks' times are parts of those of the whole batch, so they do not depend on how many
@@ -86,7 +82,7 @@ def times(
         return np.zeros(0)
     if any(map(is_tracer, (noise.seed, ids, noise.step))):
         again = partial(times, n, first=first, of=of, kind=kind)
-        return library("jax").on_host(again, noise, (n,))  # type: ignore[no-any-return]
+        return library("jax").on_host(again, noise, (n,))
     if kind == "shared":
         u = _drawn(1, noise)
         moved = np.arange(first, first + n) / of + u

@@ -366,7 +366,7 @@ def mixed_like(x: Array, alpha: float, noise: Noises, *, dtype: Any = None) -> A
     0.5
     """
     alpha = check_number("alpha", alpha, hint="; the order is mixed_like(x, alpha, noise)")
-    _need_frames(x)
+    _check_frames(x)
     check_stream_0(noise)
     return _on_memory(_mixed, x, noise, alpha=alpha, dtype=dtype)
 
@@ -405,9 +405,9 @@ def progressive_like(x: Array, alpha: float, noise: Noises, *, dtype: Any = None
     [0.9, 0.8]
     """
     alpha = check_number("alpha", alpha, hint="; the order is progressive_like(x, alpha, noise)")
-    _need_frames(x)
+    _check_frames(x)
     check_stream_0(noise)
-    _need_first_frame(noise)
+    _check_first_frame(noise)
     return _on_memory(_progressive, x, noise, alpha=alpha, dtype=dtype)
 
 
@@ -453,9 +453,9 @@ def freenoise_like(
     >>> [next(f for f in range(16) if np.array_equal(z[0, f], z[0, g])) for g in range(16, 24)]
     [1, 0, 3, 2, 6, 5, 4, 7]
     """
-    _need_frames(x)
+    _check_frames(x)
     check_stream_0(noise)
-    _need_first_frame(noise)
+    _check_first_frame(noise)
     context, stride = check_integer("context", context, 1), check_integer("stride", stride, 1)
     if stride > context:
         raise ValueError(f"stride = {stride}: expected at most the {context} frames of context")
@@ -651,12 +651,12 @@ def _shape(name: str, given: Any) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _need_frames(given: Any) -> None:
+def _check_frames(given: Any) -> None:
     if len(shape := _shape("x", given)) < 2:
         raise ValueError(f"x: expected shape (B, F, ..), axis 1 the frames, got {shape}")
 
 
-def _need_first_frame(noise: Noises) -> None:
+def _check_first_frame(noise: Noises) -> None:
     for name in names_of(noise):
         if name.window_start and name.window_start[0]:
             raise ValueError(

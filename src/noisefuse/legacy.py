@@ -173,7 +173,6 @@ _SIN = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
 _QUARTER_PI = (-0.78515625, -2.4187564849853515625e-4, -3.77489497744594108e-8)  # in three parts, negated
 _LN_2 = (-2.12194440e-4, 0.693359375)
 
-
 _PART = 1 << 14  # elements at once: they fit the second-level cache, and Ctrl-C waits for no more
 
 
@@ -182,7 +181,7 @@ def _parts(n: int) -> Iterator[slice]:
 
 
 def _fma(a: Array, b: Any, c: Any) -> Array:
-    """Is `fma32`, computed at once unless float64's own rounding of the sum made a tie."""
+    """Does `fma32`, at once unless float64's own rounding of the sum made a tie."""
     total: Array = np.multiply(a, b, dtype=np.float64) + c
     if ((total.view(np.int64) & 0x1FFFFFFF) == 0x10000000).any():
         total = fma32(a, b, c)

@@ -35,18 +35,7 @@ from .ground.lazy import show_public
 from .language.rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, M1, M2, PAST1, D, X, Z
 from .language.tableau import Tableau
 
-__all__ = [
-    "apply_row",
-    "fma",
-    "mul",
-    "normal",
-    "normal4",
-    "normal64",
-    "philox4x32",
-    "rows",
-    "uniform",
-    "uniform64",
-]
+__all__ = ["apply_row", "fma", "mul", "normal", "normal4", "normal64", "philox4x32", "rows", "uniform", "uniform64"]
 
 show_public(__name__)
 

@@ -325,7 +325,7 @@ def i2sb(beta_max: float = 1.0, *, symmetric: bool = True) -> Path:
 
 
 def _before(t: Array) -> Array:
-    """The share of the integral of beta up to t: 4 t^3 until 1/2, and its mirror image."""
+    """Returns the share of the integral of beta up to t: 4 t^3 until 1/2, and its mirror image."""
     least = 4 * _to_end(t) ** 3
     return np.where(t < 0.5, least, 1 - least)
 
@@ -403,7 +403,7 @@ def _residual(of: Functions, target: PathTarget | None) -> dict[str, Function]:
 def _columns_at(functions: tuple[Function, ...], kept: dict[float, Any], t: Any) -> tuple[Any, ...]:
     """Returns each function of float64 (n,), or of one float, for which some results are kept."""
     if type(t) is float and (found := kept.get(t)) is not None:
-        return found  # type: ignore[no-any-return]
+        return found
     times, columns = np.array([t]) if type(t) is float else t, []
     with np.errstate(all="ignore"):
         for function in functions:

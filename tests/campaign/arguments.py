@@ -19,6 +19,7 @@ import noisefuse as nf
 from noisefuse.arguments.arrays import float_dtype
 from noisefuse.language.levels import FLOATS, LEVELS
 from noisefuse.language.rows import COLUMNS, NAMES, ROW
+from noisefuse.tokens.samplers import __all__ as OF_TOKENS
 
 T = TypeVar("T")
 Array = NDArray[Any]
@@ -223,6 +224,7 @@ class Call:
 
 
 KINDS = FLOATS if importlib.util.find_spec("ml_dtypes") else FLOATS[:-1]
+ARRAY_SAMPLERS = sorted({*nf.samplers.__all__} - {"Threshold", *OF_TOKENS})
 LENGTHS = (1, 15, 16, 17, 63, 64, 65, 127, 255, 256, 257, 1000, 2049)
 TARGETS = ("'epsilon'", "'v'", "'flow'", "'velocity'", "'sample'")
 WRONG = (
@@ -428,7 +430,7 @@ def _update(draw: Draw) -> Call:
 
 def _step(draw: Draw) -> Call:
     shape, dtype = _shape(draw), draw.of(*KINDS)
-    name = draw.of(*(name for name in nf.samplers.__all__ if name != "Threshold"))
+    name = draw.of(*ARRAY_SAMPLERS)
     clip = (
         draw.of("", "", "", ", 1.0", ", 0.5", ", nf.samplers.Threshold(0.9)") if name != "pndm" else ""
     )  # it has no D
@@ -449,7 +451,7 @@ def _step(draw: Draw) -> Call:
 
 def _run(draw: Draw) -> Call:
     shape, dtype = _shape(draw), draw.of(*KINDS)
-    name = draw.of(*(name for name in nf.samplers.__all__ if name != "Threshold"))
+    name = draw.of(*ARRAY_SAMPLERS)
     x = _array(draw, shape, dtype) if draw.once_in(2) else str(shape)
     noise = _noise(draw, shape, True, stream=draw.once_in(9))
     call = Call("sampled", {"sampler": f"sampler({name!r})", "x": x, "noise": noise}, {})
@@ -519,6 +521,8 @@ def _loss(draw: Draw) -> Call:
 
 def _augment(draw: Draw) -> Call:
     shape, dtype = _shape(draw), draw.of(*KINDS, *LEVELS, *LEVELS)
+    if draw.once_in(3):
+        shape = (1 + draw(4), 1 + draw(150), 1 + draw(5))  # few channels, many pixels
     names = {"gaussian": ("std", "mean"), "multiplicative": ("std",), "sensor": ("a", "b"), "at_snr": ("snr",)}
     names |= {"by_level": ("mean_table", "std_table"), "poisson": ("peak",), "transition": ("matrix",)}
     kind = draw.of(*names)
@@ -527,11 +531,11 @@ def _augment(draw: Draw) -> Call:
     call = Call(f"nf.augment.{kind}", {"x": _array(draw, shape, dtype)}, {})
     batched = _batched(draw, call)
     rows = (shape[:1] if batched else ()) if draw.once_in(3) else ()
-    if len(shape) > 1 and draw.once_in(9):
+    if len(shape) > 1 and draw.once_in(3):  # numbers for channels
         last = draw.once_in(2)
-        rows = (
-            (shape[0], shape[-1]) if batched and last else shape[:2] if batched else shape[-1:] if last else shape[:1]
-        )
+        rows = (shape[:1] if batched else ()) + (shape[-1:] if last else shape[batched : batched + 1])
+        if kind in ("gaussian", "multiplicative", "sensor") and not draw.once_in(9):
+            call.options["layout"] = "'HWC'" if last else "'CHW'"
     if kind == "by_level":
         rows = (256,)
     for name in names[kind]:
@@ -551,7 +555,8 @@ def _augment(draw: Draw) -> Call:
     if kind == "by_level" or chosen:
         return call
     _may(draw, call, "clip", "(0, 1)", "(16.5, 235)", "(2, 1)", once_in=5)
-    _may(draw, call, "layout", "'CHW'", "'HWC'", once_in=5)
+    if "layout" not in call.options:
+        _may(draw, call, "layout", "'CHW'", "'HWC'", once_in=5)
     _may(draw, call, "shared", "True", once_in=9)
     _may(draw, call, "order", "'CHW'", "'HWC'", once_in=9)
     return call

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from conftest import DTYPES, bits
-from cuda_kernels import compilers, ptx, stand_in
+from conftest import DTYPES
+from cuda_kernels import compilers, every_kernel, ptx, stand_in
+from cuda_kernels.every_kernel import KERNELS
 
 pytestmark = pytest.mark.slow
 needs_nvcc = pytest.mark.skipif(not compilers.have_nvcc(), reason="needs the group cuda-test: nvcc, cuobjdump")
 needs_nvrtc = pytest.mark.skipif(not compilers.have_nvrtc(), reason="needs the group cuda-test: CuPy's NVRTC")
 BOTH = [pytest.param("nvcc", marks=needs_nvcc), pytest.param("nvrtc", marks=[needs_nvcc, needs_nvrtc])]
-KERNELS = re.findall(r"X\((\w+), \(", (stand_in.CSRC / "cuda" / "kernels.cu").read_text())
 
 
 def machine_code(compiler, arch):
@@ -128,37 +128,6 @@ def test_a_lost_fma_and_flushing_would_be_seen(planted):
 # ---- the interpreter -----------------------------------------------------------------------------------------
 
 
-def calls():
-    """Yields (name, function of arrays) that together launch every kernel; x holds samples of 1536 or of 105
-    elements."""
-    linear, noise = nf.Schedule.linear(20), nf.Noise(2**63 + 5, sample=2**32 - 1, step=3)
-    weight = np.linspace(0.5, 2, 20)
-    yield "q_sample", lambda x, t, m: nf.q_sample(x, t, linear, noise)
-    yield "q_sample of one t", lambda x, t, m: nf.q_sample(x, 7, linear, noise.window((3, 35, 99), (0, 0, 7)))
-    yield "target", lambda x, t, m: nf.q_sample(x, t, linear, noise, target="flow")
-    yield "array", lambda x, t, m: nf.q_sample(x, t, linear, m, target="v")
-    yield "q_walk", lambda x, t, m: nf.q_walk(x, nf.Schedule.linear(3), noise, keep=[0, 2])
-    yield "two", lambda x, t, m: nf.update(nf.samplers.ddim(linear, 4).tableau, 1, x, m)
-    yield "step", lambda x, t, m: nf.update(nf.samplers.ddim(linear, 4, clip=0.1).tableau, t, x, m)
-    yield "drawing", lambda x, t, m: nf.update(nf.samplers.ddpm(linear, 4).tableau, t, x, m, noise=noise)
-    yield (
-        "gradient",
-        lambda x, t, m: nf.update(nf.samplers.ddim(linear, 4, clip=0.1).tableau.transpose()["x"], t, x, m, past=(m,)),
-    )
-    yield (
-        "loss",
-        lambda x, t, m: nf.mse_loss_and_grad(m, x, t, linear, noise, target="v", weight=weight, out=m.copy()),
-    )
-    yield (
-        "loss of each, in a window",
-        lambda x, t, m: nf.mse_loss(
-            m, x, t, linear, noise.window((3, 35, 99), (0, 0, 7)), target="flow", reduction="none"
-        ),
-    )
-    yield "loss of chunks", lambda x, t, m: nf.mse_loss(m, None, 7, linear, noise, target="epsilon", batched=False)
-    yield "gradient of the loss", lambda x, t, m: nf.mse_loss_grad(m, x, t, linear, x, target="v")
-
-
 def interpreting(text, counts):
     """Returns an `execute` for the stand-in."""
     kernels = {}
@@ -186,27 +155,11 @@ def test_interpreted_ptx_has_the_bits_of_native_on_the_stand_in(compiler, arch):
     text = compilers.compiled(compiler, arch)["ptx"].decode()
     assert not re.search(r"(?<!rsqrt\.approx)\.ftz", text)
     counts = {name: Counter() for name in KERNELS}
-    random = np.random.default_rng(0)
     with stand_in.installed() as cupy:
         cupy.execute = interpreting(text, counts)
-        there = stand_in.ndarray
         for dtype in DTYPES.values():
             for shape in ((4, 3, 16, 32), (4, 3, 5, 7)):
-                x, m = (random.standard_normal(shape).astype(dtype) for _ in range(2))
-                t = np.array([3, 0, 2, 1])
-                for what, call in calls():
-                    found, expected = call(there(x), there(t), there(m)), call(x, t, m)
-                    found, expected = (a if isinstance(a, tuple) else (a,) for a in (found, expected))
-                    for a, b in zip(found, expected, strict=True):
-                        assert bits(a.get()) == bits(b), (what, dtype, shape)
-                for top in (255, 65535):
-                    x = random.integers(0, top + 1, shape).astype(np.min_scalar_type(top))
-                    found = nf.q_sample(there(x), there(t), nf.Schedule.linear(), nf.Noise(7), dtype=dtype)
-                    assert bits(found.get()) == bits(nf.q_sample(x, t, nf.Schedule.linear(), nf.Noise(7), dtype=dtype))
-                for draw in (nf.randn, nf.uniform)[: 2 if dtype.itemsize >= 4 else 1]:
-                    out = cupy.empty(shape, dtype)
-                    draw(shape, nf.Noise(7, sample=5), dtype=dtype, out=out)
-                    assert bits(out.get()) == bits(draw(shape, nf.Noise(7, sample=5), dtype=dtype))
+                every_kernel.compare(cupy, shape, dtype)
     assert [name for name, count in counts.items() if not count] == []
 
 

@@ -82,6 +82,14 @@ def compiled(compiler, arch):
     return {"nvcc": nvcc, "nvrtc": nvrtc}[compiler](arch)
 
 
+def disassembly(cubin):
+    """Returns nvdisasm's text of a cubin."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernels.cubin"
+        path.write_bytes(cubin)
+        return run(tool("nvdisasm"), "-c", path)
+
+
 @dataclass
 class Code:
     """Machine code of one kernel: the count of each instruction, and the resources."""

@@ -129,7 +129,7 @@ class _Run:
         size = sum(kernel.shared.values())
         self.own = argument, np.zeros(size * count, np.uint8)  # each block has its own
         self.block, self.threads, self.barriers = block, threads, np.zeros(self.n, np.int64)  # barriers passed
-        self.sharing = _Sharing(size * count)
+        self.sharing = Sharing(size * count)
         self.symbols = {kernel.parameter: np.full(self.n, memory.place(argument))}
         self.symbols |= dict.fromkeys(kernel.shared, block * size)  # 32-bit addresses of their own
         self.shared = np.uint64(memory.place(self.own[1]))
@@ -401,7 +401,7 @@ class _Run:
             self.set(to, self.get(values[0], source).astype(TYPES[kind]))
 
 
-class _Sharing:
+class Sharing:
     """The accesses to each byte of shared memory: threads, and the barriers that they had passed."""
 
     def __init__(self, size):

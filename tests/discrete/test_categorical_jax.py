@@ -29,7 +29,7 @@ def test_one_program_serves_all_steps():
         token, info = step(logits, n, 0.5 + n)
         expected, known = nf.categorical(2 * logits, NOISE.at(step=n), temperature=0.5 + n, info="log_prob")
         assert np.array_equal(token, expected)
-        assert np.array_equal(info["log_prob"], known["log_prob"])
+        assert np.array_equal(info.log_prob, known.log_prob)
     assert len(traces) == 1
 
 
@@ -38,7 +38,7 @@ def test_info_has_no_gradient_and_says_so(name):
     """It is refused, as for tensors. Seen to fail: it was 0, and a policy learned nothing."""
 
     def told(logits):
-        return nf.categorical(logits, NOISE, info=name)[1][name].sum()
+        return getattr(nf.categorical(logits, NOISE, info=name)[1], name).sum()
 
     logits = logits_of(2, 3, 30)
     for of in (told, jax.jit(told), lambda logits: jax.vmap(told)(logits[None]).sum()):
@@ -58,7 +58,7 @@ def test_what_has_a_gradient_in_place_of_the_info():
     def told(logits):
         return -nf.masked_cross_entropy(logits, token, reduction="none")
 
-    assert np.allclose(told(jax.numpy.asarray(logits)), info["log_prob"], atol=1e-6)
+    assert np.allclose(told(jax.numpy.asarray(logits)), info.log_prob, atol=1e-6)
     expected = np.eye(30)[token] - jax.nn.softmax(logits)
     assert np.allclose(jax.grad(lambda logits: told(logits).sum())(jax.numpy.asarray(logits)), expected, atol=1e-6)
 

@@ -44,7 +44,7 @@ def test_shards():
     token, info = nf.discrete.combine_categories(parts)
     expected, known = nf.categorical(logits, NOISE, info="log_prob")
     assert np.array_equal(token, expected.numpy())
-    assert np.array_equal(info["log_prob"], known["log_prob"].numpy())
+    assert np.array_equal(info.log_prob, known.log_prob.numpy())
 
 
 @pytest.mark.slow
@@ -59,7 +59,7 @@ def test_compiled_graphs():
     @torch.compile(fullgraph=True, backend=backend)
     def step(logits, noise, out):
         token, info = nf.categorical(2 * logits, noise, temperature=0.7, top_k=40, info=("log_prob", "rank"))
-        return token + 0, info["log_prob"].exp(), nf.categorical(logits, noise, out=out)
+        return token + 0, info.log_prob.exp(), nf.categorical(logits, noise, out=out)
 
     logits = logits_of(2, 3, 500)
     for seed in range(2, 6):
@@ -69,7 +69,7 @@ def test_compiled_graphs():
             2 * logits, nf.Noise(seed, step=seed), temperature=0.7, top_k=40, info=("log_prob", "rank")
         )
         assert torch.equal(token, expected)
-        assert torch.equal(p, info["log_prob"].exp())
+        assert torch.equal(p, info.log_prob.exp())
         assert written is out
         assert torch.equal(out, nf.categorical(logits, nf.Noise(seed, step=seed), dtype=torch.int32))
     assert len(graphs) <= 2

@@ -315,9 +315,8 @@ def test_tokens_by_blocks(call):
 
 def listed(result):
     """Returns the arrays of a result, in order."""
-    if isinstance(result, tuple | dict):
-        parts = result if isinstance(result, tuple) else result.values()
-        return [array for part in parts for array in listed(part)]
+    if isinstance(result, tuple):
+        return [array for part in result if part is not None for array in listed(part)]
     return [result]
 
 

@@ -13,11 +13,12 @@ import numpy as np
 from exact import apply_exact
 from noisefuse import samplers
 from noisefuse.schedule import Schedule
+from noisefuse.tokens.samplers import __all__ as OF_TOKENS
 
 MEAN, STD = 0.3, 0.6
 VP = Schedule.scaled_linear()
 FLOW, ZERO_SNR = Schedule.flow(), VP.rescale_zero_terminal_snr()
-ALL = sorted(set(samplers.__all__) - {"Threshold"})
+ALL = sorted({*samplers.__all__} - {"Threshold", *OF_TOKENS})
 CFG_PP = {name for name in ALL if name.endswith("cfg_pp")}  # see test_loops.py, too
 OF_FLOWS = {"flow_euler", "flow_heun", "flow_sde", "flow_cps", "dance_sde"}
 FAMILIES = {

@@ -139,7 +139,7 @@ def allowed_dtype(dtype: Any, allowed: tuple[str, ...]) -> np.dtype[Any]:
 
 @lru_cache(64)
 def dtype_name(dtype: np.dtype[Any]) -> str:
-    """A dtype's name. NumPy's own attribute takes as long as the rest of a check."""
+    """Returns a dtype's name. NumPy's own attribute takes as long as the rest of a check."""
     return dtype.name
 
 
@@ -227,7 +227,7 @@ def output(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], de
         raise ValueError(f"{name}: expected a writable array, got a read-only one")
     if not _is_plain(out):
         raise ValueError(f"{name}: expected a C-contiguous, aligned array, got strides {out.strides}")
-    return out  # type: ignore[no-any-return]
+    return out
 
 
 def _empty_on(device: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

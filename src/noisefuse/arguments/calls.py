@@ -166,16 +166,9 @@ def kept_times(keep: Sequence[int] | None, n: int) -> NDArray[np.int64]:
 
 
 def names_or_array(
-    noise: object,
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    batched: bool,
-    stream: int,
-    *,
-    last_step: int = 0,
-    any_stream: bool = False,
-    drawn: bool = True,
-) -> tuple[tuple[Noise, ...], Array | None]:
+    noise: object, shape: tuple[int, ...], dtype: np.dtype[Any], batched: bool, stream: int, *, last_step: int = 0,
+    any_stream: bool = False, drawn: bool = True,
+) -> tuple[tuple[Noise, ...], Array | None]:  # fmt: skip
     """Returns the Noise or Noises on the operation's stream, or the caller's array, checked for x of this shape. If
     nothing is drawn, the keys are not checked."""
     if is_array(noise):
@@ -257,21 +250,10 @@ def check_place(device: int | None, index: Index, names: tuple[Noise, ...]) -> N
 
 
 def make_call(
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    rows: Rows,
-    index: Index,
-    names: tuple[Noise, ...],
-    inputs: dict[int, Array | None],
-    outs: dict[str, Array | None],
-    batched: bool = True,
-    *,
-    draw: Draw = "normal",
-    step_by_index: bool = False,
-    masked: bool = False,
-    levels: str | None = None,
-    transitions: Array | None = None,
-) -> Step:
+    shape: tuple[int, ...], dtype: np.dtype[Any], rows: Rows, index: Index, names: tuple[Noise, ...],
+    inputs: dict[int, Array | None], outs: dict[str, Array | None], batched: bool = True, *, draw: Draw = "normal",
+    step_by_index: bool = False, masked: bool = False, levels: str | None = None, transitions: Array | None = None,
+) -> Step:  # fmt: skip
     """Returns the checked call. Missing outputs are allocated; with `levels` the first has that integer dtype. Nothing
     is drawn if there are no keys."""
     given = {slot: a for slot, a in inputs.items() if a is not None}
@@ -309,7 +291,7 @@ def make_call(
     )
 
 
-def run(call: Step) -> tuple[Array, ...]:
+def run(call: Step) -> tuple[Any, ...]:
     """Returns the outputs, computed by the backend in use."""
     if call.batch * call.size:
         backends.of(call.outputs[0]).run(call)

@@ -19,23 +19,9 @@ from ..language.rows import M1, PAST1, PASTS, FastTable, Rows, X
 from ..language.schedule import Schedule
 from ..language.tableau import Tableau
 from ..views import Target
-from .arrays import (
-    on_device,
-)
-from .calls import (
-    SLOTS,
-    Index,
-    checked_rows,
-    like,
-    segments,
-    warn_once,
-)
-from .types import (
-    Array,
-    DType,
-    Inputs,
-    Shape,
-)
+from .arrays import on_device
+from .calls import SLOTS, Index, checked_rows, like, segments, warn_once
+from .types import Array, DType, Inputs, Shape
 
 
 def fast_path(other: Any, name: str) -> Any:
@@ -50,15 +36,9 @@ def row_numbers(index: Index, shape: tuple[int, ...]) -> Any:
 
 
 def rows_at(
-    make: Make,
-    target: Target | None,
-    schedule: Schedule,
-    t: ArrayLike | Array,
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any] | None,
-    scale: float | None,
-    offset: float | None,
-) -> tuple[Rows, Index]:
+    make: Make, target: Target | None, schedule: Schedule, t: ArrayLike | Array, shape: tuple[int, ...],
+    dtype: np.dtype[Any] | None, scale: float | None, offset: float | None,
+) -> tuple[Rows, Index]:  # fmt: skip
     """Returns the rows of x_t and the target (`forward`), or of the residual; and the row of each segment.
 
     Integer t: the schedule keeps a row for each of its steps. Float t: each time has a row. dtype is x0's.
@@ -91,12 +71,9 @@ def result_dtype(x: Array) -> np.dtype[Any]:
 
 
 def fast_table(
-    plain: dict[Any, FastTable],
-    target: Target | None,
-    scale: float | None,
-    offset: float | None,
+    plain: dict[Any, FastTable], target: Target | None, scale: float | None, offset: float | None,
     levels: Levels | None = None,
-) -> FastTable:
+) -> FastTable:  # fmt: skip
     """Returns the rows for the fast path, with x0 in this range and, for integer results, `levels`."""
     if scale is None and offset is None:
         return plain[target if levels is None else (target, None, levels)]

@@ -15,42 +15,29 @@ if TYPE_CHECKING:
     import torch
 
 
-class HasShape(Protocol):
-    """The part of other libraries' arrays that type checkers know."""
+Array: TypeAlias = Any  # of NumPy, CuPy, torch, JAX or dask: results have x's kind
+ArrayT = TypeVar("ArrayT")  # NDArray[Any], whatever the dtype, torch.Tensor, jax.Array ..
+_Of = TypeVar("_Of", covariant=True)
+
+
+class Like(Protocol[_Of]):
+    """An array of any library. `Like[T]` gives a result the type T of new arrays of the same library, which is that of
+    its cumulated sums: a NumPy array's own type has a dtype, and results may have another."""
 
     @property
     def shape(self) -> Any: ...
     @property
     def dtype(self) -> Any: ...
-
-
-Array: TypeAlias = Any  # of NumPy, CuPy, torch, JAX or dask: results have x's kind
-
-
-ArrayT = TypeVar("ArrayT", bound=HasShape)  # of a library other than NumPy
+    def cumsum(self, axis: int, /) -> _Of: ...
 
 
 DType: TypeAlias = "DTypeLike | torch.dtype"
-
-
 NumPyDType: TypeAlias = "str | np.dtype[Any] | type[np.generic] | type[float] | None"
-
-
 Device: TypeAlias = "torch.device | str"
-
-
 Shape: TypeAlias = int | Sequence[int]
-
-
 Drawn: TypeAlias = Noises | Increment | Sequence[Increment]
-
-
 NoiseLike: TypeAlias = Noises | Array
-
-
 Reduction: TypeAlias = Literal["mean", "none"]  # of losses: over all samples
-
-
 Inputs: TypeAlias = dict[int, Array | None]  # arrays by slot
 
 

@@ -31,8 +31,7 @@ class Backend(Protocol):
     """The interface of a backend module. Its arguments were checked in `arguments`.
 
     Attributes:
-        fast_row, fast_random, fast_mse, fast_density, fast_density_gradient, fast_divergence, fast_tokens,
-            fast_categorical, fast_cross_entropy, fast_token_step, fast_walk: its fast path, or None.
+        fast_row .. fast_walk: its fast path, or None.
         empty: allocates outputs in host memory, like `numpy.empty`.
         tests_itself: whether it is tested on first use, and not when it is loaded.
     """
@@ -106,19 +105,7 @@ fast_categorical: Callable[..., Any] = _at_first("fast_categorical")
 fast_cross_entropy: Callable[..., Any] = _at_first("fast_cross_entropy")
 fast_token_step: Callable[..., Any] = _at_first("fast_token_step")
 fast_walk: Callable[..., Any] = _at_first("fast_walk")
-FAST_PATH = (
-    "fast_row",
-    "fast_random",
-    "fast_mse",
-    "fast_density",
-    "fast_density_gradient",
-    "fast_divergence",
-    "fast_tokens",
-    "fast_categorical",
-    "fast_cross_entropy",
-    "fast_token_step",
-    "fast_walk",
-)
+FAST_PATH = tuple(name for name in Backend.__annotations__ if name.startswith("fast_"))
 empty: Callable[..., Any] = _at_first("empty")
 
 

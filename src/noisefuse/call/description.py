@@ -188,7 +188,7 @@ class Loss(NamedTuple):
         return -(-self.piece // LOSS_CHUNK)
 
     def weight(self) -> NDArray[np.float64] | None:
-        """The weight of each piece, if all arrays lie in host memory."""
+        """Returns the weight of each piece, if all arrays lie in host memory."""
         if self.weights is None:
             return None
         return np.ascontiguousarray(np.broadcast_to(self.weights[self.residual.index], (self.pieces,)))

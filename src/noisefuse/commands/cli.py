@@ -7,13 +7,14 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..language.levels import OF_NUMPY
+from ..language.noise import SEEDS, STEPS
 from .bench.contenders import DTYPES
 
 # Packages that a command may lack, by module, with the name to install each by.
@@ -79,7 +80,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def add_bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
-    bench.add_argument("--cliffs", action="store_true", help="every function in every spelling, over its plain call")
     bench.add_argument("--quick", action="store_true", help="few and small cases, short")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
     bench.add_argument("--compare", type=Path, metavar="OLD.json", help="with the results of an earlier run")
@@ -161,24 +161,22 @@ def _level(text: str) -> str:
     return text
 
 
-def _seed(text: str) -> int:
-    return _word(text, 64)
+def _integer(expected: str, first: int, end: float = math.inf) -> Callable[[str], int]:
+    """Returns a reader of integers in [first, end), which are expected in these words."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or not first <= int(text) < end:
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        return int(text)
+
+    return read
 
 
-def _step(text: str) -> int:
-    return _word(text, 32)
-
-
-def _word(text: str, bits: int) -> int:
-    if not text.isdecimal() or int(text) >= 1 << bits:
-        raise argparse.ArgumentTypeError(f"expected an integer in [0, 2^{bits}), got {text!r}")
-    return int(text)
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected an integer from 0, got {text!r}")
-    return int(text)
+_natural = _integer("an integer from 0", 0)
+_positive = _integer("a positive integer", 1)
+_seed = _integer("an integer in [0, 2^64)", 0, SEEDS)
+_step = _integer("an integer in [0, 2^32)", 0, STEPS)
+_workers = _integer("a number of processes from 1 to 1024", 1, 1025)
 
 
 def _deviation(text: str) -> float:
@@ -196,18 +194,6 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"expected a finite number, got {text!r}")
     return value
-
-
-def _workers(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1024:
-        raise argparse.ArgumentTypeError(f"expected a number of processes from 1 to 1024, got {text!r}")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ def _picture(
         histogram, bars = parts[1].subplots(1, 2, width_ratios=(5, 6))
         _draw_histogram(histogram, noised)
         _draw_bars(bars, throughputs, copy, where)
-    return figure  # type: ignore[no-any-return]
+    return figure
 
 
 def _draw_photographs(figure: Any, noised: Sequence[Noised], schedule: nf.Schedule, aspects: Sequence[float]) -> None:
@@ -181,10 +181,7 @@ def _draw_histogram(ax: Axes, noised: Sequence[Noised]) -> None:
     walk = np.concatenate([one.walk_noise[HISTOGRAM].ravel() for one in noised])
     closed = np.concatenate([one.closed_noise[HISTOGRAM].ravel() for one in noised])
     hollow: Any = {"facecolors": "none", "edgecolors": ORANGE, "s": 34, "linewidths": 1.3}
-    for values, label, marker in (
-        (walk, "random walk", hollow),
-        (closed, "closed form", {"color": BLUE, "s": 9}),
-    ):
+    for values, label, marker in ((walk, "random walk", hollow), (closed, "closed form", {"color": BLUE, "s": 9})):
         density = np.histogram(values, edges)[0] / (values.size * width)
         seen = density > 0
         ax.scatter(centres[seen], density[seen], label=label, zorder=2, **marker)

@@ -200,27 +200,25 @@ class Library:
             return type(x)(map(inward, x)) if type(x) in (tuple, list) else x
 
         def outward(result: Any) -> Any:
-            if type(result) in (tuple, list):
-                return type(result)(map(outward, result))
-            if type(result) is dict:
-                return {key: outward(value) for key, value in result.items()}
+            if isinstance(result, tuple | list):
+                return getattr(result, "_make", type(result))(map(outward, result))  # the first, of a NamedTuple
             if not isinstance(result, np.ndarray):
                 return result
             own = next((x for array, x in given if array is result), None)
             return self.from_numpy(result, given[0][1]) if own is None else self.written(own, result)
 
         for output in ("out", "target_out", "aux_out"):
-            self._need_output(output, options.get(output))
+            self._check_output(output, options.get(output))
         arguments = tuple(map(inward, arguments))
         options = {key: inward(value) for key, value in options.items()}
         if not given:
             raise self._refusal(name)
         return outward(function(*arguments, **options))
 
-    def _need_output(self, name: str, out: Any) -> None:
+    def _check_output(self, name: str, out: Any) -> None:
         if isinstance(out, list | tuple):
             for one in out:
-                self._need_output(name, one)
+                self._check_output(name, one)
         elif not self.is_written and hasattr(out, "shape"):
             raise TypeError(f"{name}: expected None, as arrays of {self.name} are not written to")
         elif hasattr(out, "shape") and library_of(out) is not self:

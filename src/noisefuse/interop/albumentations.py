@@ -13,6 +13,7 @@ bits of the transform's own generator or, with ``key``, the image's. docs/transf
 from __future__ import annotations
 
 import math
+import random
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ class _Keyed(OfUnitRange):
     key: str | None
     noise_seed: int
     random_generator: np.random.Generator
+    py_random: random.Random
     apply: Any
     p: float
     params: dict[str, Any]
@@ -76,6 +78,12 @@ class _Keyed(OfUnitRange):
             return nf.Noise.from_rng(self.random_generator).seed, 0, 0
         noise = noise_by(self.key, data, self.noise_seed, type(self).__name__)
         return noise.seed, int(noise.sample), noise.step
+
+    def _numbers(self, name: Name, *ranges: tuple[float, float]) -> list[float]:
+        """Draws a number in each range: by the image's key, or from the transform's own generator."""
+        if self.key is None:
+            return [self.py_random.uniform(*one) for one in ranges]
+        return [strength(_noise(name).at(stream=64 * n), *one) for n, one in enumerate(ranges)]
 
     def apply_to_images(self, images: Array, *args: Any, **params: Any) -> Array:
         result: Array = self.apply(images, *args, **params)
@@ -119,26 +127,18 @@ class GaussNoise(_Keyed, albumentations.GaussNoise):
         noise_seed: int
 
     def __init__(
-        self,
-        std_range: tuple[float, float] = (0.2, 0.44),
-        mean_range: tuple[float, float] = (0.0, 0.0),
-        per_channel: bool = True,
-        noise_scale_factor: float = 1,
-        p: float = 0.5,
-        key: str | None = None,
+        self, std_range: tuple[float, float] = (0.2, 0.44), mean_range: tuple[float, float] = (0.0, 0.0),
+        per_channel: bool = True, noise_scale_factor: float = 1, p: float = 0.5, key: str | None = None,
         noise_seed: int = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if noise_scale_factor != 1:
             raise ValueError(f"noise_scale_factor = {noise_scale_factor}: expected 1, as each pixel has its own noise")
         super().__init__(std_range, mean_range, per_channel, noise_scale_factor, p)
         self._set_key(key, noise_seed)
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        if self.key is None:
-            std, mean = self.py_random.uniform(*self.std_range), self.py_random.uniform(*self.mean_range)
-            return {"std": std, "mean": mean, "noise": self._name(data)}
-        noise = _noise(name := self._name(data))
-        std, mean = strength(noise, *self.std_range), strength(noise.at(stream=64), *self.mean_range)
+        name = self._name(data)
+        std, mean = self._numbers(name, self.std_range, self.mean_range)
         return {"std": std, "mean": mean, "noise": name}
 
     def apply(self, img: Array, std: float, mean: float, noise: Name, **params: Any) -> Array:
@@ -180,23 +180,15 @@ class ISONoise(_Keyed, albumentations.ISONoise):
         noise_seed: int
 
     def __init__(
-        self,
-        color_shift: tuple[float, float] = (0.01, 0.05),
-        intensity: tuple[float, float] = (0.1, 0.5),
-        p: float = 0.5,
-        key: str | None = None,
-        noise_seed: int = 0,
-    ) -> None:
+        self, color_shift: tuple[float, float] = (0.01, 0.05), intensity: tuple[float, float] = (0.1, 0.5),
+        p: float = 0.5, key: str | None = None, noise_seed: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__(color_shift, intensity, p)
         self._set_key(key, noise_seed)
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         name = self._name(data)
-        if self.key is None:
-            shift, intensity = self.py_random.uniform(*self.color_shift), self.py_random.uniform(*self.intensity)
-        else:
-            noise = _noise(name)
-            shift, intensity = strength(noise, *self.color_shift), strength(noise.at(stream=64), *self.intensity)
+        shift, intensity = self._numbers(name, self.color_shift, self.intensity)
         return {"color_shift": shift, "intensity": intensity, "noise": name}
 
     def apply(self, img: Array, color_shift: float, intensity: float, noise: Name, **params: Any) -> Array:
@@ -211,8 +203,8 @@ class ISONoise(_Keyed, albumentations.ISONoise):
         hue *= color_shift * intensity
         result = np.empty_like(frames)
         for frame, shifts, words, to in zip(frames, hue, lightness, result, strict=True):
-            found = _iso(to_float(frame), shifts, words, intensity)
-            to[...] = from_float(found, img.dtype.type) if is_levels else found
+            noisy = _iso(to_float(frame), shifts, words, intensity)
+            to[...] = from_float(noisy, img.dtype.type) if is_levels else noisy
         return result.reshape(img.shape)
 
 
@@ -237,14 +229,9 @@ class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
         noise_seed: int
 
     def __init__(
-        self,
-        multiplier: tuple[float, float] | float = (0.9, 1.1),
-        per_channel: bool = False,
-        elementwise: bool = False,
-        p: float = 0.5,
-        key: str | None = None,
-        noise_seed: int = 0,
-    ) -> None:
+        self, multiplier: tuple[float, float] | float = (0.9, 1.1), per_channel: bool = False,
+        elementwise: bool = False, p: float = 0.5, key: str | None = None, noise_seed: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__(multiplier, per_channel, elementwise, p)
         self._set_key(key, noise_seed)
 
@@ -290,11 +277,7 @@ class ShotNoise(_Keyed, albumentations.ShotNoise):
         noise_seed: int
 
     def __init__(
-        self,
-        scale_range: tuple[float, float] = (0.1, 0.3),
-        p: float = 0.5,
-        key: str | None = None,
-        noise_seed: int = 0,
+        self, scale_range: tuple[float, float] = (0.1, 0.3), p: float = 0.5, key: str | None = None, noise_seed: int = 0
     ) -> None:
         if scale_range[0] < 1e-6:
             raise ValueError(f"scale_range = {scale_range}: expected at least 1e-6")
@@ -303,9 +286,7 @@ class ShotNoise(_Keyed, albumentations.ShotNoise):
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         name = self._name(data)
-        if self.key is None:
-            return {"scale": self.py_random.uniform(*self.scale_range), "noise": name}
-        return {"scale": strength(_noise(name), *self.scale_range), "noise": name}
+        return {"scale": self._numbers(name, self.scale_range)[0], "noise": name}
 
     def get_params(self) -> dict[str, Any]:
         return {}

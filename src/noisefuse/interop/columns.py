@@ -24,7 +24,6 @@ from ..views import Target, check_target
 
 Columns: TypeAlias = Mapping[str, Any]
 
-
 Times: TypeAlias = Literal["index", "float", "logit_normal"] | Callable[[NDArray[np.float64]], Any]
 """Training times: uniform indices; the schedule's own times, uniform or as 1 / (1 + e^-z), z ~ N(0, 1) (Esser et al.
 2024), from its first to its last; or a function from uniform numbers (B,) to own times."""

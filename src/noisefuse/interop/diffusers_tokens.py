@@ -86,7 +86,7 @@ class DiscreteDDIMScheduler(_scheduler("DiscreteDDIMScheduler")):  # type: ignor
         return _result(
             return_dict, "DiscreteDDIMScheduler", prev_sample=made,
             sampled_tokens=torch.from_numpy(state.drawn),
-            sampled_probs=torch.from_numpy(state.info["log_prob_raw"]).exp(), pred_logits=model_output,
+            sampled_probs=torch.from_numpy(state.info.log_prob_raw).exp(), pred_logits=model_output,
         )  # fmt: skip
 
 
@@ -110,7 +110,7 @@ class EntropyBoundScheduler(_scheduler("EntropyBoundScheduler")):  # type: ignor
         return _result(
             return_dict, "EntropyBoundScheduler", prev_sample=made,
             accepted_index=torch.from_numpy(state.taken), sampled_tokens=torch.from_numpy(state.drawn),
-            sampled_probs=torch.from_numpy(state.info["log_prob"]).exp(),
+            sampled_probs=torch.from_numpy(state.info.log_prob).exp(),
             pred_logits=model_output / sampler.table.rows[i].temperature,
         )  # fmt: skip
 
@@ -146,10 +146,10 @@ def _drawn_tokens(logits: Tensor, noise: Any, options: dict[str, Any]) -> Any:
     temperature, method = options.get("temperature", 0.0), options.get("sampling_method", "auto")
     if temperature == 0 or not (method == "multinomial" or method == "auto"):
         token, info = nf.categorical(logits, noise, temperature=0.0, info="log_prob_raw")
-        return token, info["log_prob_raw"].exp()
+        return token, info.log_prob_raw.exp()
     top: dict[str, Any] = {"top_k": options.get("top_k") or 0, "top_p": options.get("top_p") or 1.0}
     token, info = nf.categorical(logits, noise, temperature=temperature, info="log_prob", **top)
-    return token, info["log_prob"].exp()
+    return token, info.log_prob.exp()
 
 
 class AmusedScheduler(diffusers.AmusedScheduler):
@@ -182,7 +182,7 @@ class AmusedScheduler(diffusers.AmusedScheduler):
             )
             wanted = int(flat.shape[1] * starting_mask_ratio * share)
             hidden = torch.clamp(torch.clamp(unknown.sum(1, keepdim=True) - 1, max=wanted), min=1)
-            keys = info["log_prob_raw"].double() + float(own.temperatures[i]) * _gumbel(flat.shape, noise)
+            keys = info.log_prob_raw.double() + float(own.temperatures[i]) * _gumbel(flat.shape, noise)
             keys = torch.where(unknown, keys, torch.inf)
             ranks = keys.argsort(dim=1, stable=True).argsort(dim=1)
             made = torch.where(ranks < hidden, own.config.mask_token_id, clean)

@@ -53,13 +53,9 @@ class RandomGaussianNoise(augmentation.RandomGaussianNoise):
     _noise: nf.Noise | None = None
 
     def __init__(
-        self,
-        mean: float | Tensor = 0.0,
-        std: float | Tensor = 1.0,
-        same_on_batch: bool = False,
-        p: float = 0.5,
+        self, mean: float | Tensor = 0.0, std: float | Tensor = 1.0, same_on_batch: bool = False, p: float = 0.5,
         keepdim: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if not (bool(torch.as_tensor(std >= 0).all()) and 0 <= p <= 1):
             raise ValueError(f"std = {std}, p = {p}: expected std of at least 0 and 0 <= p <= 1")
         super().__init__(mean, std, same_on_batch, p, keepdim)
@@ -71,8 +67,8 @@ class RandomGaussianNoise(augmentation.RandomGaussianNoise):
 
         keys: one for each image (with same_on_batch one for all): ints in [0, 2^56), or strs (`augment.sample_id`).
         """
-        given = keys.tolist() if isinstance(keys, Tensor) else keys
-        ids = [given] if isinstance(given, int | str) else given
+        listed = keys.tolist() if isinstance(keys, Tensor) else keys
+        ids = [listed] if isinstance(listed, int | str) else listed
         named = copy.copy(self)
         named._noise = nf.Noise(seed, sample=[nf.augment.sample_id(key) for key in ids], step=epoch)
         return named
@@ -93,8 +89,8 @@ class RandomGaussianNoise(augmentation.RandomGaussianNoise):
         self, batch_shape: tuple[int, ...], p: float, p_batch: float, same_on_batch: bool
     ) -> Tensor:
         if self._noise is None:
-            found: Tensor = super().__batch_prob_generator__(batch_shape, p, p_batch, same_on_batch)
-            return found
+            theirs: Tensor = super().__batch_prob_generator__(batch_shape, p, p_batch, same_on_batch)
+            return theirs
         count = 1 if same_on_batch else batch_shape[0]
         applied = nf.augment.strengths(count, 1.0, 1.0, self._named(count), p=p)
         return torch.from_numpy(applied).to(self.device, self.dtype).expand(batch_shape[0])

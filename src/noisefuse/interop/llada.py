@@ -17,19 +17,10 @@ __all__ = ["generate"]
 
 
 def generate(
-    model: Callable[[Any], Any],
-    prompt: Any,
-    noise: Noise | Sequence[Noise] | None = None,
-    *,
-    steps: int = 128,
-    gen_length: int = 128,
-    block_length: int = 128,
-    temperature: float = 0.0,
-    cfg_scale: float = 0.0,
-    remasking: str = "low_confidence",
-    mask_id: int = 126336,
-    progress: bool = False,
-) -> Any:
+    model: Callable[[Any], Any], prompt: Any, noise: Noise | Sequence[Noise] | None = None, *, steps: int = 128,
+    gen_length: int = 128, block_length: int = 128, temperature: float = 0.0, cfg_scale: float = 0.0,
+    remasking: str = "low_confidence", mask_id: int = 126336, progress: bool = False,
+) -> Any:  # fmt: skip
     """Writes `gen_length` tokens after a prompt, as ``generate`` of LLaDA's repository does (Nie et al. 2025, "Large
     language diffusion models", section 2.4 and algorithm 5).
 

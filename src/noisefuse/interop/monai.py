@@ -109,17 +109,9 @@ class RandGaussianNoised(transforms.RandGaussianNoised):
     """
 
     def __init__(
-        self,
-        keys: Any,
-        prob: float = 0.1,
-        mean: float = 0.0,
-        std: float = 0.1,
-        dtype: Any = np.float32,
-        allow_missing_keys: bool = False,
-        sample_std: bool = True,
-        key: str | None = None,
-        noise_seed: int = 0,
-    ) -> None:
+        self, keys: Any, prob: float = 0.1, mean: float = 0.0, std: float = 0.1, dtype: Any = np.float32,
+        allow_missing_keys: bool = False, sample_std: bool = True, key: str | None = None, noise_seed: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__(keys, prob, mean, std, dtype, allow_missing_keys, sample_std)
         self.rand_gaussian_noise: RandGaussianNoise = RandGaussianNoise(1.0, mean, std, dtype, sample_std)
         self.key: str | None = key

@@ -74,7 +74,7 @@ class GaussianNoise(_Noisy, v2.GaussianNoise):
         is_bytes = image.dtype == torch.uint8
         unit = 255.0 if is_bytes else 1.0
         clip = (0.0, 1.0) if self.clip and not is_bytes else None
-        noisy = nf.augment.gaussian(
+        noisy: Any = nf.augment.gaussian(
             image, float(self.sigma) * unit, self._drawn(), mean=float(self.mean) * unit, clip=clip, batched=False
         )
         return tv_tensors.wrap(noisy, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else noisy
@@ -100,12 +100,9 @@ class Prepare(_Noisy, v2.Transform):
     """
 
     def __init__(
-        self,
-        scale_mean: Sequence[float],
-        scale_std: Sequence[float],
-        sigma: float = 0.0,
+        self, scale_mean: Sequence[float], scale_std: Sequence[float], sigma: float = 0.0,
         dtype: torch.dtype = torch.float32,
-    ) -> None:
+    ) -> None:  # fmt: skip
         check_number("sigma", sigma, 0, finite=False)
         if not dtype.is_floating_point:
             raise TypeError(f"dtype = {dtype}: expected a float dtype, as normalised values are floats")
@@ -128,7 +125,7 @@ class Prepare(_Noisy, v2.Transform):
             real: Any = torch.float64 if self.dtype == torch.float64 else torch.float32
             z = nf.randn(image.shape, noise, dtype=real, batched=False, device=image.device)
             noise = z.reshape(-1, *image.shape[-3:])
-        result = nf.augment.prepare(
+        result: Any = nf.augment.prepare(
             image.reshape(-1, *image.shape[-3:]).movedim(1, -1) if image.ndim > 3 else image.movedim(0, -1),
             noise=noise,
             scale_mean=self.scale_mean,

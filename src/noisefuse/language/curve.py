@@ -36,16 +36,9 @@ class Curve:
     kept: KeptRows
 
     def __init__(
-        self,
-        alpha: npt.ArrayLike,
-        sigma: npt.ArrayLike,
-        *,
-        name: str | None = None,
-        _kind: str = "columns",
-        _parameters: Mapping[str, float] | None = None,
-        _betas: Array | None = None,
-        _family: Family | None = None,
-    ) -> None:
+        self, alpha: npt.ArrayLike, sigma: npt.ArrayLike, *, name: str | None = None, _kind: str = "columns",
+        _parameters: Mapping[str, float] | None = None, _betas: Array | None = None, _family: Family | None = None,
+    ) -> None:  # fmt: skip
         alpha = column("alpha", alpha, lambda v: (v >= 0) & (v <= 1), "in [0, 1]")
         sigma = column("sigma", sigma, lambda v: (v > 0) & (v < math.inf), "positive and finite")
         if len(alpha) != len(sigma):
@@ -280,13 +273,13 @@ class Curve:
         """
         if self._betas is not None:
             return self._betas
-        self._need_variance_preserving("betas", AttributeError)
+        self._check_variance_preserving("betas", AttributeError)
         return frozen(self.step_coefficients()[1] ** 2)
 
     @kept_property
     def alphas_cumprod(self) -> Array:
         """abar_t = alpha_t^2, (T,); AttributeError if alpha^2 + sigma^2 is not 1 (to 1e-12)."""
-        self._need_variance_preserving("alphas_cumprod", AttributeError)
+        self._check_variance_preserving("alphas_cumprod", AttributeError)
         return frozen(self.alpha**2)
 
     def step_coefficients(self) -> AlphaSigma:
@@ -323,7 +316,7 @@ class Curve:
         >>> nf.Schedule.linear(1000).rescale_zero_terminal_snr().alpha[-1].item()
         0.0
         """
-        self._need_variance_preserving("rescale_zero_terminal_snr", ValueError)
+        self._check_variance_preserving("rescale_zero_terminal_snr", ValueError)
         first, last = self.alpha[0], self.alpha[-1]
         if last == 0:
             return self
@@ -333,7 +326,7 @@ class Curve:
         sigma = np.sqrt((1 - alpha) * (1 + alpha))
         return type(self)(alpha, sigma, _kind=f"{self.kind}_zero_terminal_snr", _parameters=self._parameters)
 
-    def _need_variance_preserving(self, what: str, error: type[Exception]) -> None:
+    def _check_variance_preserving(self, what: str, error: type[Exception]) -> None:
         variance = self.alpha**2 + self.sigma**2
         off = np.flatnonzero(np.abs(variance - 1) > 1e-12)
         if off.size:

@@ -248,7 +248,6 @@ def check_finite(what: str, values: Array, t: Array) -> Array:
 
 _MOST = float(np.finfo(np.float32).max)
 
-
 POINTS = 4097  # at which the functions of a family are looked at
 
 

@@ -89,16 +89,11 @@ class Named(Curve):
 
     @classmethod
     def from_functions(
-        cls,
-        alpha: Callable[..., npt.ArrayLike],
-        sigma: Callable[..., npt.ArrayLike],
-        *,
-        name: str,
-        steps: int = 1000,
+        cls, alpha: Callable[..., npt.ArrayLike], sigma: Callable[..., npt.ArrayLike], *, name: str, steps: int = 1000,
         times: tuple[float, float] = (0.0, 1.0),
         derivatives: tuple[Callable[..., npt.ArrayLike], Callable[..., npt.ArrayLike]] | None = None,
         **parameters: float,
-    ) -> Self:
+    ) -> Self:  # fmt: skip
         """A schedule of your own in continuous time: alpha and sigma as functions of t.
 
         Columns, for integer t and samplers, are those at t = times[0] + (i + 1) / T (times[1] - times[0]).
@@ -133,14 +128,10 @@ class Named(Curve):
 
     @classmethod
     def register(
-        cls,
-        name: str,
-        alpha: Callable[..., npt.ArrayLike],
-        sigma: Callable[..., npt.ArrayLike],
-        *,
+        cls, name: str, alpha: Callable[..., npt.ArrayLike], sigma: Callable[..., npt.ArrayLike], *,
         times: tuple[float, float] = (0.0, 1.0),
         derivatives: tuple[Callable[..., npt.ArrayLike], Callable[..., npt.ArrayLike]] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Registers functions under a name. Pickles and JSON of a schedule `from_functions` store this name.
 
         A process that reads such a schedule registers the same functions first: call this in a module that it imports.
@@ -173,7 +164,7 @@ class Named(Curve):
         """Tells whether alpha and sigma are functions of a user's."""
         return self._family is not None and isinstance(self._family.at, Functions)
 
-    def _need_registered(self) -> None:
+    def _check_registered(self) -> None:
         if self._has_functions and FAMILIES.get(self.kind) != self._family:
             raise TypeError(
                 f"a schedule of functions is stored by its name, and {self.kind!r} does not name these: call "
@@ -189,7 +180,7 @@ class Named(Curve):
         """
         import json
 
-        self._need_registered()
+        self._check_registered()
         columns = {"alpha": self.alpha, "sigma": self.sigma, "betas": self._betas}
         fields: dict[str, Any] = {
             "noisefuse schedule": 1,
@@ -227,7 +218,7 @@ class Named(Curve):
         if not isinstance(kind, str) or not isinstance(parameters, dict):
             raise TypeError(f"kind and parameters: expected a str and a dict, got {kind!r:.60} and {parameters!r:.60}")
         if fields.pop("functions", False):
-            _need_family(kind)
+            _check_family(kind)
         parameters = {name: stored.number(name, value) for name, value in parameters.items()}
         for name in {"alpha", "sigma"} & {*fields}:
             fields[name] = stored.numbers(name, fields[name])
@@ -239,12 +230,12 @@ class Named(Curve):
             if not np.all(np.isfinite(level)):
                 raise ValueError(f"parameters: expected those of a {kind} schedule, got {parameters}")
         if made._has_functions:
-            _need_same_functions(made)
+            _check_same_functions(made)
         return made
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         if self._has_functions:
-            self._need_registered()
+            self._check_registered()
             return _of_registered, (type(self), self.name, self.kind, self._parameters, self.alpha, self.sigma)
         return self._rebuilt(self.name), (self.alpha, self.sigma)  # unpickled arrays would be writable
 
@@ -269,7 +260,7 @@ def _family_of(cls: type, name: str, alpha: Any, sigma: Any, times: Any, derivat
     return Family("t", float(ends[0]), float(ends[1]), Functions(alpha, sigma), Slopes(*pair) if pair else None)
 
 
-def _need_family(kind: str) -> None:
+def _check_family(kind: str) -> None:
     if kind not in FAMILIES:
         raise ValueError(
             f"{kind!r} names functions that are not known here: call nf.Schedule.register({kind!r}, alpha, sigma) first"
@@ -279,13 +270,13 @@ def _need_family(kind: str) -> None:
 def _of_registered(
     cls: type[Named], name: str, kind: str, parameters: dict[str, float], alpha: Array, sigma: Array
 ) -> Named:
-    _need_family(kind)
+    _check_family(kind)
     made = cls(alpha, sigma, name=name, _kind=kind, _parameters=parameters)
-    _need_same_functions(made)
+    _check_same_functions(made)
     return made
 
 
-def _need_same_functions(made: Named) -> None:
+def _check_same_functions(made: Named) -> None:
     """Raises ValueError if the registered functions are not those of the stored columns."""
     functions = type(made)._of_family(made.kind, len(made), None, **made._parameters)
     for name in ("alpha", "sigma"):

@@ -84,7 +84,7 @@ class Noise:
                 load()
             with_jax.clear()
         if seed is None:
-            _need_no_trace()
+            _check_no_trace()
         put = object.__setattr__
         put(self, "seed", int.from_bytes(os.urandom(8), "little") if seed is None else _checked("seed", seed, SEEDS))
         put(self, "sample", _ids(sample))
@@ -479,13 +479,9 @@ def _listed(ids: list[int]) -> str:
 
 
 def made_of(
-    seed: int,
-    sample: int | NDArray[np.uint64],
-    step: Any,
-    stream: int,
-    window_shape: tuple[int, ...] | None,
+    seed: int, sample: int | NDArray[np.uint64], step: Any, stream: int, window_shape: tuple[int, ...] | None,
     window_start: tuple[int, ...],
-) -> Noise:
+) -> Noise:  # fmt: skip
     """Makes a Noise of checked numbers. (torch.compile can trace it.)"""
     new = Noise.__new__(Noise)
     object.__setattr__(new, "seed", seed)
@@ -543,7 +539,7 @@ def _unpickled(seed: int, sample: Any, step: int, stream: int, window_shape: Any
     return noise if window_shape is None else noise.window(window_shape, window_start)
 
 
-def _need_no_trace() -> None:
+def _check_no_trace() -> None:
     core = sys.modules.get("jax.extend.core")
     if core is not None and getattr(core, "unsafe_am_i_under_a_jit_DO_NOT_USE", bool)():
         raise TypeError(
@@ -580,7 +576,7 @@ def _checked(name: str, value: SupportsIndex, end: int) -> int:
         return value
     if is_tracer(value):
         if name == "seed":
-            return _traced(name, value)  # type: ignore[no-any-return]
+            return _traced(name, value)
         raise TypeError(f"{name}: expected a number that is known while JAX traces; trace a seed, step or sample")
     number = check_integer(name, value)
     if not 0 <= number < end:
@@ -609,7 +605,7 @@ def _ids(sample: int | ArrayLike) -> int | NDArray[np.uint64]:
     if type(sample) is int:  # at once: the next line takes a microsecond
         return _checked("sample", sample, SAMPLES)
     if is_tracer(sample):
-        return _traced("sample", sample, 1)  # type: ignore[no-any-return]
+        return _traced("sample", sample, 1)
     # This tests for SupportsIndex in a fifth of isinstance's time.
     if not isinstance(sample, list | np.ndarray) and hasattr(sample, "__index__") and not getattr(sample, "ndim", 0):
         return _checked("sample", sample, SAMPLES)  # type: ignore[arg-type]

@@ -51,7 +51,6 @@ Z_COLUMNS = [first + 1 + Z for first in AFFINE]
 Z_BITS = sum(1 << column for column in Z_COLUMNS)
 BOUNDS = 1 << LOW | 1 << HIGH
 
-
 # Activity bits beyond the columns: the noise is multiplied by D, or by D's root, before a row takes it.
 TIMES_CLEAN, TIMES_ROOT = 1 << 40, 1 << 41
 
@@ -116,7 +115,7 @@ class Rows:
     def mask(self) -> npt.NDArray[np.void]:
         """Returns the active coefficients in the layout of a row."""
         flags = np.array([self.active >> column & 1 for column in range(COLUMNS)], np.bool_)
-        return flags.view(layout(np.bool_))[0]  # type: ignore[no-any-return]
+        return flags.view(layout(np.bool_))[0]
 
     @kept_property
     def reads(self) -> frozenset[int]:

@@ -309,13 +309,9 @@ class Schedule(Named):
 
     @staticmethod
     def flow_shift(
-        tokens: float,
-        *,
-        base_tokens: float = 256,
-        max_tokens: float = 4096,
-        base_shift: float = 0.5,
+        tokens: float, *, base_tokens: float = 256, max_tokens: float = 4096, base_shift: float = 0.5,
         max_shift: float = 1.15,
-    ) -> float:
+    ) -> float:  # fmt: skip
         """Returns the shift of `flow` that suits an image of this many tokens: Flux's rule, the defaults are Flux.1's.
 
             shift = exp(mu),   mu = base_shift + (max_shift - base_shift) (n - base) / (max - base)
@@ -455,13 +451,9 @@ class Schedule(Named):
     @documented(_FAMILY)
     @_remembered
     def edm(
-        cls,
-        steps: int = 1000,
-        sigma_min: float = 0.002,
-        sigma_max: float = 80.0,
-        P_mean: float = -1.2,
+        cls, steps: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0, P_mean: float = -1.2,
         P_std: float = 1.2,
-    ) -> Self:
+    ) -> Self:  # fmt: skip
         """The training noise of EDM as quantiles: Karras et al. 2022 (table 1).
 
             log sigma ~ N(P_mean, P_std^2),  sigma_min <= sigma <= sigma_max

@@ -259,21 +259,11 @@ class Tableau:
     kept: dict[Any, Any]  # values that other modules compute from the table, by function: a table never changes
 
     def __init__(
-        self,
-        rows: Iterable[Row] | npt.NDArray[np.void],
-        timesteps: npt.ArrayLike | None = None,
-        name: str = "tableau",
-        *,
-        push: npt.ArrayLike | None = None,
-        denoised: npt.ArrayLike | None = None,
-        scale: npt.ArrayLike | None = None,
-        alpha: npt.ArrayLike | None = None,
-        sigma: npt.ArrayLike | None = None,
-        start: float = 1.0,
-        threshold: tuple[float, float] | None = None,
-        masked: bool = False,
-        active: npt.NDArray[np.void] | None = None,
-    ) -> None:
+        self, rows: Iterable[Row] | npt.NDArray[np.void], timesteps: npt.ArrayLike | None = None, name: str = "tableau",
+        *, push: npt.ArrayLike | None = None, denoised: npt.ArrayLike | None = None, scale: npt.ArrayLike | None = None,
+        alpha: npt.ArrayLike | None = None, sigma: npt.ArrayLike | None = None, start: float = 1.0,
+        threshold: tuple[float, float] | None = None, masked: bool = False, active: npt.NDArray[np.void] | None = None,
+    ) -> None:  # fmt: skip
         if not isinstance(rows, np.ndarray):
             rows = _stacked(rows)
         if rows.dtype != ROW or rows.ndim != 1:
@@ -512,14 +502,9 @@ class Tableau:
 
     @classmethod
     def trace(
-        cls,
-        step: Callable[..., Any],
-        timesteps: npt.ArrayLike,
-        *,
-        inputs: Sequence[str] = ("x", "m1", "z"),
-        tolerance: float = 1e-5,
-        name: str = "trace",
-    ) -> Tableau:
+        cls, step: Callable[..., Any], timesteps: npt.ArrayLike, *, inputs: Sequence[str] = ("x", "m1", "z"),
+        tolerance: float = 1e-5, name: str = "trace",
+    ) -> Tableau:  # fmt: skip
         """Returns the table of another implementation's step, found by probing it.
 
         Each input is set to 1 while the others are 0, and once all are 0: the answers are the coefficients. A second
@@ -641,7 +626,7 @@ class Tableau:
 def _frozen_mask(active: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
     if active.dtype != _ACTIVE or active.shape != ():
         raise ValueError(f"active must be 0-d, the layout of ROW in bools, got {active.dtype} {active.shape}")
-    return np.frombuffer(active.tobytes(), _ACTIVE)[0]  # type: ignore[no-any-return]
+    return np.frombuffer(active.tobytes(), _ACTIVE)[0]
 
 
 def _probed(
@@ -684,7 +669,7 @@ def _coefficients(record: np.void) -> dict[str, float]:
 
 
 def of_rows(rows: Rows, name: str) -> Tableau:
-    """A table of rows without a clamp."""
+    """Returns a table of rows without a clamp."""
     table = rows.table.view(ROW)[:, 0].copy()
     table["clean"]["lo"], table["clean"]["hi"] = -math.inf, math.inf
     return Tableau(table, name=name, active=rows.mask)

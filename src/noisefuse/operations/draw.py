@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Protocol, TypeAlias, TypeGuard, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -23,26 +23,9 @@ from ..arguments.arrays import (
     output,
     wanted,
 )
-from ..arguments.calls import (
-    Index,
-    is_batch,
-    make_call,
-    names_or_array,
-    run,
-)
-from ..arguments.options import (
-    fast_path,
-    lengths,
-)
-from ..arguments.types import (
-    Array,
-    ArrayT,
-    Device,
-    Drawn,
-    DType,
-    NumPyDType,
-    Shape,
-)
+from ..arguments.calls import Index, is_batch, make_call, names_or_array, run
+from ..arguments.options import fast_path, lengths
+from ..arguments.types import Array, ArrayT, Device, Drawn, DType, Like, NumPyDType, Shape
 from ..call.description import Draw, Philox, Step
 from ..ground.checks import got
 from ..ground.layouts import pieces
@@ -86,51 +69,48 @@ def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
     return words.reshape(*shape, 4)
 
 
-@overload
+N = TypeVar("N", contravariant=True)
+
+
+class DrawFunction(Protocol[N]):
+    """The type of a function that draws: its result's type is that of the dtype, the device or `out`."""
+
+    @overload
+    def __call__(
+        self, shape: Shape, noise: N, *, dtype: NumPyDType = "float32", batched: bool = True, out: None = None,
+        device: None = None, chunks: None = None,
+    ) -> NDArray[Any]: ...  # fmt: skip
+    @overload
+    def __call__(
+        self, shape: Shape, noise: N, *, dtype: torch.dtype, batched: bool = True, out: None = None,
+        device: Device | None = None, chunks: None = None,
+    ) -> torch.Tensor: ...  # fmt: skip
+    @overload
+    def __call__(
+        self, shape: Shape, noise: N, *, dtype: NumPyDType = "float32", batched: bool = True, out: None = None,
+        device: Device, chunks: None = None,
+    ) -> torch.Tensor: ...  # fmt: skip
+    @overload
+    def __call__(
+        self, shape: Shape, noise: N, *, dtype: DType | None = "float32", batched: bool = True, out: Like[ArrayT],
+        device: None = None, chunks: None = None,
+    ) -> ArrayT: ...  # fmt: skip
+    @overload
+    def __call__(
+        self, shape: Shape, noise: N, *, dtype: DType | None = "float32", batched: bool = True, out: None = None,
+        device: None = None, chunks: Any,
+    ) -> Any: ...  # fmt: skip
+
+
+def _typed(function: Callable[Concatenate[Shape, N, ...], Any]) -> DrawFunction[N]:
+    return function  # type: ignore[return-value]
+
+
+@_typed
 def randn(
-    shape: Shape, noise: Drawn, *, dtype: NumPyDType = "float32", batched: bool = True, out: None = None,
-    device: None = None, chunks: None = None,
-) -> NDArray[Any]: ...  # fmt: skip
-
-
-@overload
-def randn(
-    shape: Shape, noise: Drawn, *, dtype: torch.dtype, batched: bool = True, out: None = None,
-    device: Device | None = None, chunks: None = None,
-) -> torch.Tensor: ...  # fmt: skip
-
-
-@overload
-def randn(
-    shape: Shape, noise: Drawn, *, dtype: NumPyDType = "float32", batched: bool = True, out: None = None,
-    device: Device, chunks: None = None,
-) -> torch.Tensor: ...  # fmt: skip
-
-
-@overload
-def randn(
-    shape: Shape, noise: Drawn, *, dtype: DType | None = "float32", batched: bool = True, out: ArrayT,
-    device: None = None, chunks: None = None,
-) -> ArrayT: ...  # fmt: skip
-
-
-@overload
-def randn(
-    shape: Shape, noise: Drawn, *, dtype: DType | None = "float32", batched: bool = True, out: None = None,
-    device: None = None, chunks: Any,
-) -> Any: ...  # fmt: skip
-
-
-def randn(
-    shape: Shape,
-    noise: Drawn,
-    *,
-    dtype: DType | None = "float32",
-    batched: bool = True,
-    out: Array | None = None,
-    device: Device | None = None,
-    chunks: Any = None,
-) -> Array:
+    shape: Shape, noise: Drawn, *, dtype: DType | None = "float32", batched: bool = True, out: Array | None = None,
+    device: Device | None = None, chunks: Any = None,
+) -> Array:  # fmt: skip
     """Standard normals, the field of the key `noise` (docs/noise.md): torch.randn with a key instead of a generator.
 
     Args:
@@ -164,7 +144,7 @@ def randn(
     False
     """
     if chunks is not None:
-        _need_adding(noise, dask := library("dask"))
+        _check_adding(noise, dask := library("dask"))
         options: dict[str, Any] = {"dtype": dtype, "batched": batched, "out": out, "device": device}
         return dask.randn(lengths(shape), noise, chunks=chunks, **options)
     if device is not None:
@@ -172,33 +152,7 @@ def randn(
     return _random("randn", shape, noise, dtype, batched, out)
 
 
-@overload
-def randn_like(
-    x: NDArray[Any],
-    noise: Drawn,
-    *,
-    dtype: DType | None = None,
-    batched: bool | None = None,
-) -> NDArray[Any]: ...
-
-
-@overload
-def randn_like(
-    x: ArrayT,
-    noise: Drawn,
-    *,
-    dtype: DType | None = None,
-    batched: bool | None = None,
-) -> ArrayT: ...
-
-
-def randn_like(
-    x: Array,
-    noise: Drawn,
-    *,
-    dtype: DType | None = None,
-    batched: bool | None = None,
-) -> Array:
+def randn_like(x: Like[ArrayT], noise: Drawn, *, dtype: DType | None = None, batched: bool | None = None) -> ArrayT:
     """`randn` with x's shape, kind, dtype, device and, for torch, memory format: ``randn_like(images, Noise(7))``.
 
     Args:
@@ -225,7 +179,7 @@ def randn_like(
     if (other := library_of(x)) is not None:
         other.check_plain("x", x)
         if hasattr(x, "shape"):  # a dtype has none
-            _need_adding(noise, other)
+            _check_adding(noise, other)
             return other.randn_like(x, noise, dtype=dtype, batched=batched)
     if not is_array(x):
         raise TypeError(f"x: expected {wanted(x)}, got {type(x).__name__}")
@@ -235,51 +189,11 @@ def randn_like(
     return _random("randn", tuple(x.shape), noise, kind, batched, out)
 
 
-@overload
-def uniform(
-    shape: Shape, noise: Noise | Sequence[Noise], *, dtype: NumPyDType = "float32", batched: bool = True,
-    out: None = None, device: None = None, chunks: None = None,
-) -> NDArray[Any]: ...  # fmt: skip
-
-
-@overload
-def uniform(
-    shape: Shape, noise: Noise | Sequence[Noise], *, dtype: torch.dtype, batched: bool = True, out: None = None,
-    device: Device | None = None, chunks: None = None,
-) -> torch.Tensor: ...  # fmt: skip
-
-
-@overload
-def uniform(
-    shape: Shape, noise: Noise | Sequence[Noise], *, dtype: NumPyDType = "float32", batched: bool = True,
-    out: None = None, device: Device, chunks: None = None,
-) -> torch.Tensor: ...  # fmt: skip
-
-
-@overload
+@_typed
 def uniform(
     shape: Shape, noise: Noise | Sequence[Noise], *, dtype: DType | None = "float32", batched: bool = True,
-    out: ArrayT, device: None = None, chunks: None = None,
-) -> ArrayT: ...  # fmt: skip
-
-
-@overload
-def uniform(
-    shape: Shape, noise: Noise | Sequence[Noise], *, dtype: DType | None = "float32", batched: bool = True,
-    out: None = None, device: None = None, chunks: Any,
-) -> Any: ...  # fmt: skip
-
-
-def uniform(
-    shape: Shape,
-    noise: Noise | Sequence[Noise],
-    *,
-    dtype: DType | None = "float32",
-    batched: bool = True,
-    out: Array | None = None,
-    device: Device | None = None,
-    chunks: Any = None,
-) -> Array:
+    out: Array | None = None, device: Device | None = None, chunks: Any = None,
+) -> Array:  # fmt: skip
     """Draws uniform numbers in (0, 1), never 0 or 1. Stream 0 stands for stream 7, which keeps them apart from `randn`.
 
     float32: (floor(w / 2^9) + 1/2) / 2^23 of the word w; float64: the same field with 52 bits. Other dtypes would round
@@ -321,14 +235,7 @@ def _words(name: str, words: ArrayLike, n: int) -> NDArray[np.uint32]:
 _SEVERAL = list, tuple  # a union would be made anew at each call
 
 
-def _random(
-    name: str,
-    shape: Shape,
-    noise: Drawn,
-    dtype: Any,
-    batched: bool,
-    out: Array | None,
-) -> Array:
+def _random(name: str, shape: Shape, noise: Drawn, dtype: Any, batched: bool, out: Array | None) -> Array:
     is_uniform = name == "uniform"
     # (The frame names np so that Dynamo resumes here after a graph break; else it would enter fast_dtype's frame.)
     other = None if type(out) is np.ndarray else library_of(dtype if out is None else out)
@@ -355,7 +262,7 @@ def are_increments(noise: object) -> TypeGuard[Increments]:
     return type(noise) is Increment
 
 
-def _need_adding(noise: object, other: Any) -> None:
+def _check_adding(noise: object, other: Any) -> None:
     """Raises NotImplementedError for increments if the library does not add draws, or does not while it is traced."""
     if are_increments(noise) and not other.adds_draws():
         raise NotImplementedError("noise: an increment is not drawn by dask or under torch.compile")
@@ -364,7 +271,7 @@ def _need_adding(noise: object, other: Any) -> None:
 def _increment(shape: Any, noise: Increments, dtype: Any, batched: bool, out: Any) -> Array:
     other = library_of(dtype if out is None else out)
     if other is not None:
-        _need_adding(noise, other)
+        _check_adding(noise, other)
     if type(noise) is Increment and (field := noise.only()) is not None:
         return _random("randn", shape, field, dtype, batched, out)
     if other is not None:
@@ -418,13 +325,9 @@ def arithmetic(x: Array) -> str:
 
 
 def random_call(
-    name: str,
-    shape: Shape,
-    noise: Noise | Sequence[Noise] | Array,
-    dtype: DTypeLike | None,
-    batched: bool,
+    name: str, shape: Shape, noise: Noise | Sequence[Noise] | Array, dtype: DTypeLike | None, batched: bool,
     out: Array | None = None,
-) -> Step:
+) -> Step:  # fmt: skip
     """Returns `randn` or `uniform` as a checked call; nothing is written yet."""
     is_uniform = name == "uniform"
     full = lengths(shape)

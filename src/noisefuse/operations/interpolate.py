@@ -26,17 +26,10 @@ from .update import update
 
 
 def interpolate(
-    x0: Array,
-    x1: Array,
-    t: ArrayLike | Array,
-    path: Path,
-    noise: NoiseLike | None = None,
-    *,
-    target: PathTarget | None = None,
-    batched: bool | None = None,
-    out: Array | None = None,
+    x0: Array, x1: Array, t: ArrayLike | Array, path: Path, noise: NoiseLike | None = None, *,
+    target: PathTarget | None = None, batched: bool | None = None, out: Array | None = None,
     target_out: Array | None = None,
-) -> Any:
+) -> Any:  # fmt: skip
     """A point on a path between two arrays, in one pass: x_t = a(t) x0 + b(t) x1 + g(t) z, z ~ N(0, 1).
 
     Args:
@@ -137,16 +130,9 @@ def _at(t: Any, shape: tuple[int, ...]) -> tuple[Any, Index]:
 
 
 def interpolate_call(
-    x0: Array,
-    x1: Array,
-    t: ArrayLike | Array,
-    path: Path,
-    noise: NoiseLike | None,
-    target: PathTarget | None,
-    batched: bool,
-    out: Array | None,
-    target_out: Array | None,
-) -> Step:
+    x0: Array, x1: Array, t: ArrayLike | Array, path: Path, noise: NoiseLike | None, target: PathTarget | None,
+    batched: bool, out: Array | None, target_out: Array | None,
+) -> Step:  # fmt: skip
     """Returns `interpolate` as a checked call; nothing is written yet."""
     x = as_array("x0", x0)
     y = like("x1", x1, x, FLOATS)

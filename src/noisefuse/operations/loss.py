@@ -24,7 +24,7 @@ from ..arguments.arrays import (
 )
 from ..arguments.calls import Index, is_batch, make_call, names_or_array
 from ..arguments.options import fast_table, rows_at
-from ..arguments.types import Array, ArrayT, NoiseLike, Reduction
+from ..arguments.types import Array, ArrayT, Like, NoiseLike, Reduction
 from ..call.description import Loss
 from ..ground.checks import check_choice, got
 from ..ground.libraries import library_of
@@ -55,34 +55,19 @@ def mse_loss(
 ) -> float: ...  # fmt: skip
 @overload
 def mse_loss(
-    pred: NDArray[Any], x0: NDArray[Any] | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *,
-    target: Target, reduction: Literal["none"], **options: Unpack[LossOptions],
-) -> NDArray[np.float64]: ...  # fmt: skip
-@overload
-def mse_loss(
     pred: Array, x0: Array | None, t: ArrayLike | Array, schedule: Schedule, noise: NoiseLike, *, target: Target,
     reduction: Reduction = "mean", partial: Literal[True], **options: Unpack[LossOptions],
 ) -> LossPart: ...  # fmt: skip
 @overload
 def mse_loss(
-    pred: ArrayT, x0: ArrayT | None, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, target: Target,
+    pred: Like[ArrayT], x0: Array | None, t: ArrayLike | Array, schedule: Schedule, noise: NoiseLike, *, target: Target,
     reduction: Reduction = "mean", **options: Unpack[LossOptions],
 ) -> ArrayT: ...  # fmt: skip
 def mse_loss(
-    pred: Array,
-    x0: Array | None,
-    t: ArrayLike | Array,
-    schedule: Schedule,
-    noise: NoiseLike,
-    *,
-    target: Target,
-    weight: ArrayLike | None = None,
-    reduction: Reduction = "mean",
-    scale: float | None = None,
-    offset: float | None = None,
-    batched: bool | None = None,
-    partial: bool = False,
-) -> Any:
+    pred: Array, x0: Array | None, t: ArrayLike | Array, schedule: Schedule, noise: NoiseLike, *, target: Target,
+    weight: ArrayLike | None = None, reduction: Reduction = "mean", scale: float | None = None,
+    offset: float | None = None, batched: bool | None = None, partial: bool = False,
+) -> Any:  # fmt: skip
     """Returns the mean of w_t (pred - target)^2. The target is that of `q_sample` with the same arguments, and is never
     stored.
 
@@ -139,29 +124,14 @@ def mse_loss_and_grad(
 ) -> tuple[float, NDArray[Any]]: ...  # fmt: skip
 @overload
 def mse_loss_and_grad(
-    pred: NDArray[Any], x0: NDArray[Any] | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *,
-    target: Target, reduction: Literal["none"], out: NDArray[Any] | None = None, **options: Unpack[LossOptions],
-) -> tuple[NDArray[np.float64], NDArray[Any]]: ...  # fmt: skip
-@overload
-def mse_loss_and_grad(
-    pred: ArrayT, x0: ArrayT | None, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, target: Target,
-    reduction: Reduction = "mean", out: ArrayT | None = None, **options: Unpack[LossOptions],
+    pred: Like[ArrayT], x0: Array | None, t: ArrayLike | Array, schedule: Schedule, noise: NoiseLike, *, target: Target,
+    reduction: Reduction = "mean", out: Like[ArrayT] | None = None, **options: Unpack[LossOptions],
 ) -> tuple[ArrayT, ArrayT]: ...  # fmt: skip
 def mse_loss_and_grad(
-    pred: Array,
-    x0: Array | None,
-    t: ArrayLike | Array,
-    schedule: Schedule,
-    noise: NoiseLike,
-    *,
-    target: Target,
-    weight: ArrayLike | None = None,
-    reduction: Reduction = "mean",
-    scale: float | None = None,
-    offset: float | None = None,
-    batched: bool | None = None,
-    out: Array | None = None,
-) -> Any:
+    pred: Array, x0: Array | None, t: ArrayLike | Array, schedule: Schedule, noise: NoiseLike, *, target: Target,
+    weight: ArrayLike | None = None, reduction: Reduction = "mean", scale: float | None = None,
+    offset: float | None = None, batched: bool | None = None, out: Array | None = None,
+) -> Any:  # fmt: skip
     """Returns `mse_loss`, and its gradient with respect to pred, computed in the same pass: the noise is drawn once.
 
     Args:
@@ -197,34 +167,12 @@ def mse_loss_and_grad(
     return _run(mse_call(*arguments, 1.0, {"out": out}, want_loss=True))
 
 
-@overload
 def mse_loss_grad(
-    pred: NDArray[Any], x0: NDArray[Any] | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *,
-    target: Target, reduction: Reduction = "mean", upstream: ArrayLike = 1.0, out: NDArray[Any] | None = None,
-    **options: Unpack[LossOptions],
-) -> NDArray[Any]: ...  # fmt: skip
-@overload
-def mse_loss_grad(
-    pred: ArrayT, x0: ArrayT | None, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, target: Target,
-    reduction: Reduction = "mean", upstream: float | ArrayT = 1.0, out: ArrayT | None = None,
-    **options: Unpack[LossOptions],
-) -> ArrayT: ...  # fmt: skip
-def mse_loss_grad(
-    pred: Array,
-    x0: Array | None,
-    t: ArrayLike | Array,
-    schedule: Schedule,
-    noise: NoiseLike,
-    *,
-    target: Target,
-    weight: ArrayLike | None = None,
-    reduction: Reduction = "mean",
-    scale: float | None = None,
-    offset: float | None = None,
-    batched: bool | None = None,
-    upstream: ArrayLike | Array = 1.0,
-    out: Array | None = None,
-) -> Array:
+    pred: Like[ArrayT], x0: Array | None, t: ArrayLike | Array, schedule: Schedule, noise: NoiseLike, *, target: Target,
+    weight: ArrayLike | None = None, reduction: Reduction = "mean", scale: float | None = None,
+    offset: float | None = None, batched: bool | None = None, upstream: ArrayLike | Array = 1.0,
+    out: Like[ArrayT] | None = None,
+) -> ArrayT:  # fmt: skip
     """Returns the gradient of `mse_loss` with respect to pred, by a pass of its own that draws the noise again.
 
         2 w_t g / n (pred - target),    n the number of elements in the mean
@@ -266,18 +214,9 @@ def mse_loss_grad(
 
 
 def interpolate_loss(
-    pred: Array,
-    x0: Array,
-    x1: Array,
-    t: ArrayLike | Array,
-    path: Path,
-    noise: NoiseLike | None = None,
-    *,
-    target: PathTarget,
-    weight: ArrayLike | None = None,
-    reduction: Reduction = "mean",
-    batched: bool | None = None,
-) -> Any:
+    pred: Array, x0: Array, x1: Array, t: ArrayLike | Array, path: Path, noise: NoiseLike | None = None, *,
+    target: PathTarget, weight: ArrayLike | None = None, reduction: Reduction = "mean", batched: bool | None = None,
+) -> Any:  # fmt: skip
     """Returns the mean of w (pred - target)^2. The target is that of `interpolate` with the same arguments; neither it
     nor the noise is stored.
 
@@ -313,19 +252,10 @@ def interpolate_loss(
 
 
 def interpolate_loss_and_grad(
-    pred: ArrayT,
-    x0: ArrayT,
-    x1: ArrayT,
-    t: ArrayLike | Array,
-    path: Path,
-    noise: NoiseLike | None = None,
-    *,
-    target: PathTarget,
-    weight: ArrayLike | None = None,
-    reduction: Reduction = "mean",
-    batched: bool | None = None,
-    out: ArrayT | None = None,
-) -> tuple[Any, ArrayT]:
+    pred: Like[ArrayT], x0: Array, x1: Array, t: ArrayLike | Array, path: Path, noise: NoiseLike | None = None, *,
+    target: PathTarget, weight: ArrayLike | None = None, reduction: Reduction = "mean", batched: bool | None = None,
+    out: Like[ArrayT] | None = None,
+) -> tuple[Any, ArrayT]:  # fmt: skip
     """Returns `interpolate_loss`, and its gradient with respect to pred, computed in the same pass.
 
     Args:
@@ -348,13 +278,13 @@ def interpolate_loss_and_grad(
         each = reduction == "none"
         found = backends.fast_mse(table, t, x0, (pred, x1), noise, weight, 1.0, True, wanted, batched, each)
         if found is not NotImplemented:
-            return found  # type: ignore[no-any-return]
+            return found
     options: dict[str, Any] = {"target": target, "weight": weight, "reduction": reduction, "batched": batched}
     if other is not None:
         found = other.interpolate_loss_and_grad(pred, x0, x1, t, path, noise, out=out, **options)
     else:
         found = _loss_of_path(pred, x0, x1, t, path, noise, grad=True if out is None else out, **options)
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _fast_path(other: Any, path: Path, target: PathTarget, reduction: Reduction) -> FastTable | None:
@@ -416,22 +346,10 @@ def _run(call: Loss) -> tuple[Any, Any]:
 
 
 def mse_call(
-    pred: Array,
-    x0: Array | None,
-    t: ArrayLike | Array,
-    schedule: Schedule,
-    noise: NoiseLike,
-    target: Target,
-    weight: ArrayLike | None,
-    reduction: Reduction,
-    scale: float | None,
-    offset: float | None,
-    batched: bool,
-    upstream: ArrayLike | Array,
-    outs: Mapping[str, Array | None],
-    *,
-    want_loss: bool,
-) -> Loss:
+    pred: Array, x0: Array | None, t: ArrayLike | Array, schedule: Schedule, noise: NoiseLike, target: Target,
+    weight: ArrayLike | None, reduction: Reduction, scale: float | None, offset: float | None, batched: bool,
+    upstream: ArrayLike | Array, outs: Mapping[str, Array | None], *, want_loss: bool,
+) -> Loss:  # fmt: skip
     """Returns a loss as a checked call; nothing is written yet. outs: the gradient's array, by its argument's name."""
     check_schedule(schedule)
     check_target(target)
@@ -500,16 +418,16 @@ _SQUARE, _DISTANCE = Rows.of({"out.m1": 1.0}), Rows.of({"out.m1": 1.0, "out.z": 
 
 
 def mean_squares(x: Array, batched: bool) -> NDArray[np.float64]:
-    """(B,): of each sample, in the fixed order of the losses."""
+    """Returns the mean square of each sample, (B,), in the fixed order of the losses."""
     if type(x) is np.ndarray:
         found: Any = backends.fast_mse(_SQUARE.plain, 0, x, x, None, None, 1.0, True, None, batched, True)
         if found is not NotImplemented:
-            return found  # type: ignore[no-any-return]
-    return _means(_SQUARE, x, batched, (), 1)[0]  # type: ignore[no-any-return]
+            return found
+    return _means(_SQUARE, x, batched, (), 1)[0]
 
 
 def distances(x: Array, batched: bool, noises: Sequence[Noise], steps: int) -> NDArray[np.float64]:
-    """(steps, B): the mean of (x - z)^2 over each sample, with the noises' z at their next steps."""
+    """Returns the mean of (x - z)^2 over each sample, (steps, B), with the noises' z at their next steps."""
     return _means(_DISTANCE, x, batched, noises, steps)
 
 
@@ -524,7 +442,7 @@ def _means(rows: Rows, x: Array, batched: bool, noises: Sequence[Noise], steps: 
     call = make_call(x.shape, x.dtype, rows, Index(np.zeros(1, np.int64), x.size), names, {M1: x}, {}, batched)
     losses: Any = output("", None, (steps, batch), np.dtype(np.float64), device_of(x))
     backends.repeated_loss(x, Loss(call, size, None, np.ones(()), size, losses))
-    return losses.get() if on_device(losses) else losses  # type: ignore[no-any-return]
+    return losses.get() if on_device(losses) else losses
 
 
 def _clean(x0: Array | None, pred: Array, target: Target) -> Array | None:

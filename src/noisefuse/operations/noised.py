@@ -27,16 +27,9 @@ from .update import update
 
 
 def noised(
-    x0: Array,
-    alpha: ArrayLike | Array,
-    sigma: ArrayLike | Array,
-    noise: NoiseLike,
-    *,
-    target: Target | None = None,
-    batched: bool | None = None,
-    out: Array | None = None,
-    target_out: Array | None = None,
-) -> Any:
+    x0: Array, alpha: ArrayLike | Array, sigma: ArrayLike | Array, noise: NoiseLike, *, target: Target | None = None,
+    batched: bool | None = None, out: Array | None = None, target_out: Array | None = None,
+) -> Any:  # fmt: skip
     """The forward process at given levels, in one pass: x_t = alpha x0 + sigma z, z ~ N(0, 1).
 
     `q_sample` looks alpha and sigma up in a schedule; here they are numbers, such as those of a learned schedule.
@@ -124,15 +117,9 @@ def level_rows(alpha: Any, sigma: Any, shape: tuple[int, ...], target: Target | 
 
 
 def noised_call(
-    x0: Array,
-    alpha: ArrayLike | Array,
-    sigma: ArrayLike | Array,
-    noise: NoiseLike,
-    target: Target | None,
-    batched: bool,
-    out: Array | None,
-    target_out: Array | None,
-) -> Step:
+    x0: Array, alpha: ArrayLike | Array, sigma: ArrayLike | Array, noise: NoiseLike, target: Target | None,
+    batched: bool, out: Array | None, target_out: Array | None,
+) -> Step:  # fmt: skip
     """Returns `noised` as a checked call; nothing is written yet."""
     x = as_array("x0", x0, (*FLOATS, *LEVELS))
     if levels_of(x.dtype):

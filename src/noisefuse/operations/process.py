@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Unpack, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from .. import backends
 from ..arguments.arrays import (
@@ -46,14 +46,7 @@ from ..arguments.options import (
     result_dtype,
     rows_at,
 )
-from ..arguments.types import (
-    Array,
-    ArrayT,
-    DType,
-    LevelOptions,
-    NoiseLike,
-    SampleOptions,
-)
+from ..arguments.types import Array, ArrayT, DType, LevelOptions, Like, NoiseLike, SampleOptions
 from ..call.description import Step, Walk
 from ..ground.libraries import library_of
 from ..language.forward import forward
@@ -66,40 +59,20 @@ from ..views import Target, check_target
 
 @overload
 def q_sample(
-    x0: NDArray[Any], t: ArrayLike, schedule: Schedule, noise: NoiseLike, *, target: None = None,
-    out: NDArray[Any] | None = None, target_out: None = None, **options: Unpack[SampleOptions],
-) -> NDArray[Any]: ...  # fmt: skip
-@overload
-def q_sample(
-    x0: NDArray[Any], t: ArrayLike, schedule: Schedule, noise: NoiseLike, *, target: Target,
-    out: NDArray[Any] | None = None, target_out: NDArray[Any] | None = None, **options: Unpack[SampleOptions],
-) -> tuple[NDArray[Any], NDArray[Any]]: ...  # fmt: skip
-@overload
-def q_sample(
-    x0: ArrayT, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, target: None = None,
-    out: ArrayT | None = None, target_out: None = None, **options: Unpack[SampleOptions],
+    x0: Like[ArrayT], t: ArrayLike | Array, schedule: Schedule, noise: NoiseLike, *, target: None = None,
+    out: Like[ArrayT] | None = None, target_out: None = None, **options: Unpack[SampleOptions],
 ) -> ArrayT: ...  # fmt: skip
 @overload
 def q_sample(
-    x0: ArrayT, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, target: Target,
-    out: ArrayT | None = None, target_out: ArrayT | None = None, **options: Unpack[SampleOptions],
+    x0: Like[ArrayT], t: ArrayLike | Array, schedule: Schedule, noise: NoiseLike, *, target: Target,
+    out: Like[ArrayT] | None = None, target_out: Like[ArrayT] | None = None, **options: Unpack[SampleOptions],
 ) -> tuple[ArrayT, ArrayT]: ...  # fmt: skip
 def q_sample(
-    x0: Array,
-    t: ArrayLike | Array,
-    schedule: Schedule,
-    noise: NoiseLike,
-    *,
-    target: Target | None = None,
-    scale: float | None = None,
-    offset: float | None = None,
-    dtype: DType | None = None,
-    out_scale: float | None = None,
-    out_offset: float | None = None,
-    batched: bool | None = None,
-    out: Array | None = None,
+    x0: Array, t: ArrayLike | Array, schedule: Schedule, noise: NoiseLike, *, target: Target | None = None,
+    scale: float | None = None, offset: float | None = None, dtype: DType | None = None, out_scale: float | None = None,
+    out_offset: float | None = None, batched: bool | None = None, out: Array | None = None,
     target_out: Array | None = None,
-) -> Array | tuple[Array, Array]:
+) -> Array | tuple[Array, Array]:  # fmt: skip
     """The forward process in one pass: x_t = alpha_t x0 + sigma_t z, z ~ N(0, 1) (Ho et al. 2020, eq. 4).
 
     diffusers calls this add_noise (and scale_noise for flows), with noise as an array. Here noise is a key.
@@ -169,26 +142,10 @@ def q_sample(
     return results[0] if target is None else (results[0], results[1])
 
 
-@overload
 def q_step(
-    x: NDArray[Any], t: ArrayLike, schedule: Schedule, noise: NoiseLike, *, batched: bool | None = None,
-    out: NDArray[Any] | None = None, **options: Unpack[LevelOptions],
-) -> NDArray[Any]: ...  # fmt: skip
-@overload
-def q_step(
-    x: ArrayT, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, batched: bool | None = None,
-    out: ArrayT | None = None, **options: Unpack[LevelOptions],
-) -> ArrayT: ...  # fmt: skip
-def q_step(
-    x: Array,
-    t: ArrayLike | Array,
-    schedule: Schedule,
-    noise: NoiseLike,
-    *,
-    batched: bool | None = None,
-    out: Array | None = None,
-    **options: Unpack[LevelOptions],
-) -> Array:
+    x: Like[ArrayT], t: ArrayLike | Array, schedule: Schedule, noise: NoiseLike, *, batched: bool | None = None,
+    out: Like[ArrayT] | None = None, **options: Unpack[LevelOptions],
+) -> ArrayT:  # fmt: skip
     """One Markov step of the walk: x_t = a_t x_(t-1) + s_t z_t.
 
     With betas, a = sqrt(1 - beta) and s = sqrt(beta) (Ho et al. 2020, eq. 2). In general a_t = alpha_t / alpha_(t-1)
@@ -235,25 +192,10 @@ def q_step(
     return run(q_step_call(x, t, schedule, noise, levels, batched, out))[0]
 
 
-@overload
 def q_walk(
-    x0: NDArray[Any], schedule: Schedule, noise: Noise | Sequence[Noise], *, keep: Sequence[int] | None = None,
-    batched: bool | None = None, out: NDArray[Any] | None = None,
-) -> NDArray[Any]: ...  # fmt: skip
-@overload
-def q_walk(
-    x0: ArrayT, schedule: Schedule, noise: Noise | Sequence[Noise], *, keep: Sequence[int] | None = None,
-    batched: bool | None = None, out: ArrayT | None = None,
-) -> ArrayT: ...  # fmt: skip
-def q_walk(
-    x0: Array,
-    schedule: Schedule,
-    noise: Noise | Sequence[Noise],
-    *,
-    keep: Sequence[int] | None = None,
-    batched: bool | None = None,
-    out: Array | None = None,
-) -> Array:
+    x0: Like[ArrayT], schedule: Schedule, noise: Noise | Sequence[Noise], *, keep: Sequence[int] | None = None,
+    batched: bool | None = None, out: Like[ArrayT] | None = None,
+) -> ArrayT:  # fmt: skip
     """The random walk from x0 through the whole schedule in one pass: T steps for one read of x0.
 
     It equals q_step at t = 0, 1, ... bit for bit. The half types walk in float32 and round what is kept.
@@ -285,29 +227,30 @@ def q_walk(
     batched = is_batch("x0", x0, batched)
     if other is not None:
         return other.q_walk(x0, schedule, noise, keep=keep, batched=batched, out=out)
-    x0 = as_array("x0", x0, (*FLOATS, *LEVELS))
-    dtype, kept = result_dtype(x0), kept_times(keep, len(schedule))
+    x: Any = as_array("x0", x0, (*FLOATS, *LEVELS))
+    dtype, kept = result_dtype(x), kept_times(keep, len(schedule))
     if is_array(noise):
         raise TypeError("noise: expected a Noise, as q_walk draws at every time, got an array")
-    names, _ = names_or_array(noise, x0.shape, dtype, batched, WALK, last_step=int(kept[-1]) if len(kept) else 0)
-    device = one_place([("x0", x0), *([("out", out)] if out is not None and is_array(out) else [])])
-    check_place(device, Index(np.zeros(1, np.int64), x0.size), names)
-    result = output("out", out, (len(kept), *x0.shape), dtype, device)
-    x0 = readable(x0, dtype)
-    if overlap(result, x0):
+    names, _ = names_or_array(noise, x.shape, dtype, batched, WALK, last_step=int(kept[-1]) if len(kept) else 0)
+    written: Any = [("out", out)] if out is not None and is_array(out) else []
+    device = one_place([("x0", x), *written])
+    check_place(device, Index(np.zeros(1, np.int64), x.size), names)
+    result: Any = output("out", out, (len(kept), *x.shape), dtype, device)
+    x = readable(x, dtype)
+    if overlap(result, x):
         raise ValueError("out overlaps x0: the walk reads x0 and writes every kept time")
     if result.size == 0:
         return result
     rows, slots = schedule.kept.markov, np.full(int(kept[-1]) + 1, -1, np.int64)
     slots[kept] = np.arange(len(kept))
-    if levels_of(x0.dtype):  # a walk's row has no constant, so a step of its own scales the integer levels
-        x0 = q_step(x0, 0, schedule, noise, batched=batched)
+    if levels_of(x.dtype):  # a walk's row has no constant, so a step of its own scales the integer levels
+        x = q_step(x, 0, schedule, noise, batched=batched)
         if slots[0] == 0:
-            result[0] = x0
+            result[0] = x
         if len(slots) == 1:
             return result
         rows, slots, names = Rows(rows.table[1:], rows.active), slots[1:], tuple(n.at(step=n.step + 1) for n in names)
-    backends.of(result).run(Walk(_first_step(x0, rows, names, result, batched), slots))
+    backends.of(result).run(Walk(_first_step(x, rows, names, result, batched), slots))
     return result
 
 
@@ -332,19 +275,10 @@ def _first_step(x0: Array, rows: Rows, names: tuple[Noise, ...], result: Array, 
 
 
 def q_sample_call(
-    x0: Array,
-    t: ArrayLike | Array,
-    schedule: Schedule,
-    noise: NoiseLike,
-    target: Target | None,
-    scale: float | None,
-    offset: float | None,
-    dtype: DType | None,
-    levels: Levels | None,
-    batched: bool,
-    out: Array | None = None,
+    x0: Array, t: ArrayLike | Array, schedule: Schedule, noise: NoiseLike, target: Target | None, scale: float | None,
+    offset: float | None, dtype: DType | None, levels: Levels | None, batched: bool, out: Array | None = None,
     target_out: Array | None = None,
-) -> Step:
+) -> Step:  # fmt: skip
     """Returns `q_sample` as a checked call; nothing is written yet."""
     check_schedule(schedule)
     x = as_array("x0", x0, (*FLOATS, *LEVELS))
@@ -365,14 +299,9 @@ def q_sample_call(
 
 
 def q_step_call(
-    x: Array,
-    t: ArrayLike | Array,
-    schedule: Schedule,
-    noise: NoiseLike,
-    levels: Levels | None,
-    batched: bool,
+    x: Array, t: ArrayLike | Array, schedule: Schedule, noise: NoiseLike, levels: Levels | None, batched: bool,
     out: Array | None = None,
-) -> Step:
+) -> Step:  # fmt: skip
     """Returns `q_step` as a checked call; nothing is written yet."""
     check_schedule(schedule)
     x = as_array("x", x, (*FLOATS, *LEVELS))

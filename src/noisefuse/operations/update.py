@@ -7,19 +7,11 @@ from collections.abc import Sequence
 from typing import Any, Unpack, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from .. import backends
-from ..arguments.arrays import (
-    as_array,
-    on_device,
-)
-from ..arguments.calls import (
-    make_call,
-    names_or_array,
-    row_index,
-    run,
-)
+from ..arguments.arrays import as_array, on_device
+from ..arguments.calls import make_call, names_or_array, row_index, run
 from ..arguments.options import (
     FAST_LEVELS,
     check_tableau,
@@ -29,12 +21,7 @@ from ..arguments.options import (
     levels_alone,
     those_read,
 )
-from ..arguments.types import (
-    Array,
-    ArrayT,
-    LevelOptions,
-    NoiseLike,
-)
+from ..arguments.types import Array, ArrayT, LevelOptions, Like, NoiseLike
 from ..call.description import Step
 from ..ground.libraries import library_of
 from ..language.levels import FLOATING, Levels
@@ -45,48 +32,21 @@ from ..language.tableau import Tableau
 
 @overload
 def update(
-    table: Tableau, i: ArrayLike, x: NDArray[Any], model_output: Array | tuple[Array, Array] | None = None, *,
-    past: Sequence[NDArray[Any]] = (), noise: NoiseLike | None = None, out: NDArray[Any] | None = None,
-    aux_out: Sequence[NDArray[Any]] = (), **options: Unpack[LevelOptions],
-) -> NDArray[Any]: ...  # fmt: skip
-
-
-@overload
-def update(
-    table: Tableau, i: ArrayLike, x: NDArray[Any], model_output: Array | tuple[Array, Array] | None = None, *,
-    past: Sequence[NDArray[Any]] = (), noise: NoiseLike | None = None, out: NDArray[Any] | None = None, aux_out: int,
-    **options: Unpack[LevelOptions],
-) -> tuple[NDArray[Any], ...]: ...  # fmt: skip
-
-
-@overload
-def update(
-    table: Tableau, i: ArrayLike | Array, x: ArrayT, model_output: ArrayT | tuple[ArrayT, ArrayT] | None = None, *,
-    past: Sequence[ArrayT] = (), noise: NoiseLike | None = None, out: ArrayT | None = None,
-    aux_out: Sequence[ArrayT] = (), **options: Unpack[LevelOptions],
+    table: Tableau, i: ArrayLike | Array, x: Like[ArrayT], model_output: Array | tuple[Array, Array] | None = None, *,
+    past: Sequence[Array] = (), noise: NoiseLike | None = None, out: Like[ArrayT] | None = None,
+    aux_out: Sequence[Array] = (), **options: Unpack[LevelOptions],
 ) -> ArrayT: ...  # fmt: skip
-
-
 @overload
 def update(
-    table: Tableau, i: ArrayLike | Array, x: ArrayT, model_output: ArrayT | tuple[ArrayT, ArrayT] | None = None, *,
-    past: Sequence[ArrayT] = (), noise: NoiseLike | None = None, out: ArrayT | None = None, aux_out: int,
+    table: Tableau, i: ArrayLike | Array, x: Like[ArrayT], model_output: Array | tuple[Array, Array] | None = None, *,
+    past: Sequence[Array] = (), noise: NoiseLike | None = None, out: Like[ArrayT] | None = None, aux_out: int,
     **options: Unpack[LevelOptions],
 ) -> tuple[ArrayT, ...]: ...  # fmt: skip
-
-
 def update(
-    table: Tableau,
-    i: ArrayLike | Array,
-    x: Array,
-    model_output: Array | tuple[Array, Array] | None = None,
-    *,
-    past: Sequence[Array] = (),
-    noise: NoiseLike | None = None,
-    out: Array | None = None,
-    aux_out: Sequence[Array] | int = (),
-    **options: Unpack[LevelOptions],
-) -> Array:
+    table: Tableau, i: ArrayLike | Array, x: Array, model_output: Array | tuple[Array, Array] | None = None, *,
+    past: Sequence[Array] = (), noise: NoiseLike | None = None, out: Array | None = None,
+    aux_out: Sequence[Array] | int = (), **options: Unpack[LevelOptions],
+) -> Array:  # fmt: skip
     """One row of a tableau in one pass: D = clamp(..), then linear combinations of all, plus noise.
 
     Args:
@@ -128,7 +88,7 @@ def update(
             done = other.in_graph(row, plain, "update", table, ())
         if done is not NotImplemented:
             return done
-    _need_several(model_output, past, aux_out)
+    _check_several(model_output, past, aux_out)
     if other is not None:
         given = {"past": past, "noise": noise, "out": out, "aux_out": aux_out}
         return other.update(table, i, x, model_output, **given, **level_options(levels))
@@ -136,7 +96,7 @@ def update(
     return results if isinstance(aux_out, int) else results[0]
 
 
-def _need_several(model_output: object, past: object, aux_out: object) -> None:
+def _check_several(model_output: object, past: object, aux_out: object) -> None:
     """Raises an error if one array stands for several, or several stand in the wrong container."""
     if isinstance(model_output, list):
         raise TypeError("model_output: expected an array or a tuple (m1, m2), got list")
@@ -148,16 +108,10 @@ def _need_several(model_output: object, past: object, aux_out: object) -> None:
 
 
 def update_call(
-    table: Tableau,
-    i: ArrayLike | Array,
-    x: Array,
-    model_output: Array | tuple[Array, Array] | None,
-    past: Sequence[Array],
-    noise: NoiseLike | None,
-    out: Array | None,
-    aux_out: Sequence[Array] | int = (),
+    table: Tableau, i: ArrayLike | Array, x: Array, model_output: Array | tuple[Array, Array] | None,
+    past: Sequence[Array], noise: NoiseLike | None, out: Array | None, aux_out: Sequence[Array] | int = (),
     levels: Levels | None = None,
-) -> Step:
+) -> Step:  # fmt: skip
     """Returns `update` as a checked call; nothing is written yet."""
     check_tableau("table", table)
     if table.masked and levels is not None:

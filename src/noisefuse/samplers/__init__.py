@@ -10,20 +10,12 @@ All accept ``steps`` (a number, or the times themselves), ``prediction`` (a name
 shared ones are added.
 
 Samplers of tokens (``tokens/samplers.py``) are functions here, too: ``nf.samplers.mdlm(steps=50, mask_id=..)`` returns
-a ``DiscreteSampler``. ``__all__`` lists those of arrays.
+a ``DiscreteSampler``.
 """
 
 from .. import discrete_sampler as discrete_sampler  # the page shows the class of samplers of tokens
 from ..ground.lazy import show_public
-from ..tokens import samplers as token_samplers
-from ..tokens.samplers import d3pm as d3pm
-from ..tokens.samplers import discrete_flow as discrete_flow
-from ..tokens.samplers import entropy_bound as entropy_bound
-from ..tokens.samplers import llada as llada
-from ..tokens.samplers import mdlm as mdlm
-from ..tokens.samplers import remdm as remdm
-from ..tokens.samplers import sedd as sedd
-from ..tokens.samplers import uniform_ddim as uniform_ddim
+from ..tokens.samplers import d3pm, discrete_flow, entropy_bound, llada, mdlm, remdm, sedd, uniform_ddim
 from . import interpolants as interpolants
 from .adams import deis, gradient_estimation, ipndm, ipndm_v, lms, pndm
 from .cfg_pp import (
@@ -46,50 +38,13 @@ from .spacing import SpacingOptions as SpacingOptions
 from .two_stage import dpm_2, dpm_2_ancestral, dpm_solver, dpmpp_2s_ancestral, dpmpp_sde, edm, flow_heun, heun, heunpp2
 
 __all__ = [
-    "Threshold",
-    "dance_sde",
-    "ddim",
-    "ddim_inverse",
-    "ddpm",
-    "deis",
-    "dpm_2",
-    "dpm_2_ancestral",
-    "dpm_solver",
-    "dpmpp_2m",
-    "dpmpp_2m_cfg_pp",
-    "dpmpp_2m_sde",
-    "dpmpp_2s_ancestral",
-    "dpmpp_2s_ancestral_cfg_pp",
-    "dpmpp_3m_sde",
-    "dpmpp_sde",
-    "dpmpp_singlestep",
-    "edm",
-    "er_sde",
-    "euler",
-    "euler_ancestral",
-    "euler_ancestral_cfg_pp",
-    "euler_cfg_pp",
-    "flow_cps",
-    "flow_euler",
-    "flow_heun",
-    "flow_sde",
-    "gradient_estimation",
-    "gradient_estimation_cfg_pp",
-    "heun",
-    "heunpp2",
-    "ipndm",
-    "ipndm_v",
-    "lcm",
-    "lms",
-    "pndm",
-    "repaint",
-    "res_multistep",
-    "res_multistep_cfg_pp",
-    "sa_solver",
-    "seeds_2",
-    "seeds_3",
-    "tcd",
-    "unipc",
-]
+    "Threshold", "d3pm", "dance_sde", "ddim", "ddim_inverse", "ddpm", "deis", "discrete_flow", "dpm_2",
+    "dpm_2_ancestral", "dpm_solver", "dpmpp_2m", "dpmpp_2m_cfg_pp", "dpmpp_2m_sde", "dpmpp_2s_ancestral",
+    "dpmpp_2s_ancestral_cfg_pp", "dpmpp_3m_sde", "dpmpp_sde", "dpmpp_singlestep", "edm", "entropy_bound", "er_sde",
+    "euler", "euler_ancestral", "euler_ancestral_cfg_pp", "euler_cfg_pp", "flow_cps", "flow_euler", "flow_heun",
+    "flow_sde", "gradient_estimation", "gradient_estimation_cfg_pp", "heun", "heunpp2", "ipndm", "ipndm_v", "lcm",
+    "llada", "lms", "mdlm", "pndm", "remdm", "repaint", "res_multistep", "res_multistep_cfg_pp", "sa_solver",
+    "sedd", "seeds_2", "seeds_3", "tcd", "uniform_ddim", "unipc",
+]  # fmt: skip
 
-show_public(__name__, "interpolants", *token_samplers.__all__)
+show_public(__name__, "interpolants")

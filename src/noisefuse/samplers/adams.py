@@ -62,11 +62,7 @@ def pndm(
 
 
 def _multistep(
-    name: str,
-    run: Plan,
-    order: int,
-    weights: Callable[[Array, Array], Array],
-    lower_order_final: bool = False,
+    name: str, run: Plan, order: int, weights: Callable[[Array, Array], Array], lower_order_final: bool = False
 ) -> Tableau:
     """x' = (alpha' / alpha) x + alpha' sum_j w_j e_j, the steps of a linear multistep method in rho = sigma / alpha.
 

@@ -21,13 +21,9 @@ def _gauss_legendre() -> tuple[Array, Array]:
 
 
 def integral_weights(
-    nodes: Array,
-    end: Array,
-    density: Callable[[Array], Array] = np.ones_like,
-    *,
-    begin: Array | None = None,
+    nodes: Array, end: Array, density: Callable[[Array], Array] = np.ones_like, *, begin: Array | None = None,
     points: int | None = None,
-) -> Array:
+) -> Array:  # fmt: skip
     """w_j = integral of density(s) L_j(s) over s from begin to end, L_j(s) = prod_(k != j) (s - s_k) / (s_j - s_k).
 
     nodes (n, k), the ends (n,) and the weights (n, k) are those of n rows; density takes (n, points). begin: the first

@@ -82,7 +82,7 @@ def sde(path: Path, steps: Times = 50, *, epsilon: float | Callable[[Array], Any
     >>> sampler.sample(lambda x, t: (0.5 * x, x), np.zeros((2, 3)), nf.Noise(7), guidance_scale=1.0).shape
     (2, 3)
     """
-    _need_noise("sde", path)
+    _check_noise("sde", path)
     times = _times(steps)
     g = path.columns(times, None)["out.z"]
     rate = np.asarray(epsilon(times.copy()) if callable(epsilon) else np.full(len(times), epsilon), np.float64)
@@ -121,7 +121,7 @@ def bridge(path: Path, steps: Times = 50) -> Sampler:
     >>> sampler.sample(lambda x, t: 0.9 * x, np.ones((2, 3)), nf.Noise(7)).shape
     (2, 3)
     """
-    _need_noise("bridge", path)
+    _check_noise("bridge", path)
     times = _times(steps)[:: -1 if isinstance(steps, int | np.integer) else 1]
     if times[0] < times[-1]:
         raise ValueError(f"bridge: expected times that fall, from x1 at 1 to x0 at 0, got {times}")
@@ -152,7 +152,7 @@ def _times(steps: Times) -> Array:
     return times
 
 
-def _need_noise(name: str, path: Path) -> None:
+def _check_noise(name: str, path: Path) -> None:
     if not isinstance(path, Path):
         raise TypeError(f"path: expected one of noisefuse.paths, got {type(path).__name__}")
     if not path.draws:

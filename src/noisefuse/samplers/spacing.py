@@ -78,21 +78,11 @@ class Grid(NamedTuple):
 
 
 def grid(
-    axis: Axis,
-    steps: Steps,
-    spacing: Spacing,
-    *,
-    whole: bool = True,
-    drop_last: bool = False,
-    steps_offset: int = 0,
-    levels: Levels | None = None,
-    final: Literal["zero", "sigma_min"] | float = "zero",
-    final_level: float | None = None,
-    model_time: ModelTime | None = None,
-    sigma_min: float | None = None,
-    sigma_max: float | None = None,
-    rho: float = 7.0,
-) -> Grid:
+    axis: Axis, steps: Steps, spacing: Spacing, *, whole: bool = True, drop_last: bool = False, steps_offset: int = 0,
+    levels: Levels | None = None, final: Literal["zero", "sigma_min"] | float = "zero",
+    final_level: float | None = None, model_time: ModelTime | None = None, sigma_min: float | None = None,
+    sigma_max: float | None = None, rho: float = 7.0,
+) -> Grid:  # fmt: skip
     """Returns the noise levels that a sampler visits.
 
     Args:

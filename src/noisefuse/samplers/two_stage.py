@@ -30,11 +30,7 @@ def _heun(run: Plan, here: Node, there: Node, slope: float, noise: Array) -> tup
     here, there, noise = here.at(run.noisy), there.at(run.noisy), noise[run.noisy]
     h = there.sigma - here.sigma
     d, d2 = (run.noise(node) + slope * D for node in (here, there))
-    return (
-        run.row(here, x + h * d, keep=[x + h / 2 * d]),
-        run.row(there, past[0] + h / 2 * d2 + noise * z),
-        last,
-    )
+    return (run.row(here, x + h * d, keep=[x + h / 2 * d]), run.row(there, past[0] + h / 2 * d2 + noise * z), last)
 
 
 @sampler()

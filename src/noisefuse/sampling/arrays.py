@@ -58,7 +58,7 @@ def drawn_for(noise: Noises, i: int, stream: int, x: Array) -> Array:
 
 
 def times_like(x: Array, t: Any, integers: bool) -> Array:
-    """t for each sample of x: see ``Sampler.model_input``."""
+    """Returns t for each sample of x: see ``Sampler.model_input``."""
     return library_for(x).times(x, t, "int64" if integers else arithmetic(x))
 
 

@@ -24,17 +24,10 @@ if TYPE_CHECKING:
 
 
 def checked_step(
-    sampler: Steps,
-    i: int,
-    x: Array,
-    model_output: Array | tuple[Array, Array],
-    noise: Noises | Array | None,
-    state: State | None,
-    guidance_scale: float | npt.ArrayLike | None,
-    out: Array | None,
-    denoised_out: Array | list[Array] | None,
-    law: density.Options | None = None,
-) -> Any:
+    sampler: Steps, i: int, x: Array, model_output: Array | tuple[Array, Array], noise: Noises | Array | None,
+    state: State | None, guidance_scale: float | npt.ArrayLike | None, out: Array | None,
+    denoised_out: Array | list[Array] | None, law: density.Options | None = None,
+) -> Any:  # fmt: skip
     """Does ``step`` without the fast path: all unusual arguments, and errors in a user's words."""
     if law:  # the fast path did not take it, perhaps because of wrong names
         check_log_prob(True, law)
@@ -123,7 +116,7 @@ def _kept(sampler: Steps, i: Any, made: list[Array], past: list[Array]) -> list[
         return made
     slots = sampler._slots
     choices = [[*made[:n], *past][:slots] for n in range(len(made) + 1)]
-    return library_of(made[0]).chosen(sampler._push, i, choices)  # type: ignore[no-any-return]
+    return library_of(made[0]).chosen(sampler._push, i, choices)
 
 
 def check_log_prob(asked: bool, law: density.Options) -> None:

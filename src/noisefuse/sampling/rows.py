@@ -41,13 +41,9 @@ def first_without_past(push: list[int], reads: list[int], slots: int, start: int
 
 
 def guided(
-    table: Tableau,
-    mixed: Callable[[float], Tableau],
-    i: int,
-    x: Array,
-    model_output: Any,
+    table: Tableau, mixed: Callable[[float], Tableau], i: int, x: Array, model_output: Any,
     scale: float | npt.ArrayLike | None,
-) -> tuple[Tableau, Any]:
+) -> tuple[Tableau, Any]:  # fmt: skip
     """Returns the table with guidance folded in, and its row or, for a scale per sample, its rows (B,)."""
     if scale is None or not isinstance(model_output, tuple) or len(model_output) != 2:
         raise TypeError("guidance needs both: model_output=(uncond, cond) and guidance_scale")
@@ -104,7 +100,7 @@ def thresholded(table: Tableau, rows: Any, x: Array, model_output: Any) -> tuple
 
 
 def _quantiles(values: npt.NDArray[Any], ratio: float) -> npt.NDArray[np.float64]:
-    """np.quantile of each row, to the bit, in a fifth of its time. The quantile of a row with NaN is NaN."""
+    """Returns np.quantile of each row, to the bit, in a fifth of its time. The quantile of a row with NaN is NaN."""
     if values.dtype.itemsize < 4:
         values = values.astype(np.float32)
     place = (values.shape[1] - 1) * ratio

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from .. import density
 from ..arguments.arrays import host_view, is_lazy, is_written
 from ..arguments.options import fast_path
-from ..arguments.types import Array, ArrayT, Device, DType, NumPyDType
+from ..arguments.types import Array, ArrayT, Device, DType, Like, NumPyDType
 from ..ground import notebook, stored
 from ..ground.checks import got
 from ..ground.drawing import plot_levels
@@ -98,7 +98,7 @@ class Sampler(Steps):
     ) -> torch.Tensor: ...  # fmt: skip
     @overload
     def start(
-        self, shape: Sequence[int], noise: Noises, *, dtype: DType | None = "float32", out: ArrayT,
+        self, shape: Sequence[int], noise: Noises, *, dtype: DType | None = "float32", out: Like[ArrayT],
         device: None = None, chunks: None = None,
     ) -> ArrayT: ...  # fmt: skip
     @overload
@@ -107,15 +107,9 @@ class Sampler(Steps):
         device: None = None, chunks: Any,
     ) -> Any: ...  # fmt: skip
     def start(
-        self,
-        shape: Sequence[int],
-        noise: Noises,
-        *,
-        dtype: DType | None = "float32",
-        out: Array | None = None,
-        device: Device | None = None,
-        chunks: Any = None,
-    ) -> Array:
+        self, shape: Sequence[int], noise: Noises, *, dtype: DType | None = "float32", out: Array | None = None,
+        device: Device | None = None, chunks: Any = None,
+    ) -> Array:  # fmt: skip
         """The x of row 0: noise of stream 2, times the standard deviation at the first noise level.
 
         That standard deviation, ``tableau.start``, is sqrt(alpha^2 + sigma^2), for data of variance 1. If alpha = 1 in
@@ -145,13 +139,7 @@ class Sampler(Steps):
             return drawn
         return update(self._start, 0, drawn, out=drawn if chunks is None else None)
 
-    @overload
-    def noised(
-        self, i: int, x0: npt.NDArray[Any], noise: Noises, *, out: npt.NDArray[Any] | None = None
-    ) -> npt.NDArray[Any]: ...
-    @overload
-    def noised(self, i: int, x0: ArrayT, noise: Noises, *, out: ArrayT | None = None) -> ArrayT: ...
-    def noised(self, i: int, x0: Array, noise: Noises, *, out: Array | None = None) -> Array:
+    def noised(self, i: int, x0: Like[ArrayT], noise: Noises, *, out: Like[ArrayT] | None = None) -> ArrayT:
         """x0 at the noise level of row i, in the sampler's own scale: alpha x0 + sigma z, with the z of ``start``.
 
         diffusers calls this add_noise.
@@ -185,11 +173,6 @@ class Sampler(Steps):
 
     @overload
     def sample(
-        self, model: Model, x_or_shape: npt.NDArray[Any], noise: Noises | Array | Sequence[Array | None] | None = None,
-        *, dtype: Any = None, device: None = None, log_probs: Literal[False] = False, **options: Unpack[RunOptions],
-    ) -> npt.NDArray[Any]: ...  # fmt: skip
-    @overload
-    def sample(
         self, model: Model, x_or_shape: Sequence[int], noise: Noises, *, dtype: torch.dtype,
         device: Device | None = None, log_probs: Literal[False] = False, **options: Unpack[RunOptions],
     ) -> torch.Tensor: ...  # fmt: skip
@@ -200,30 +183,18 @@ class Sampler(Steps):
     ) -> torch.Tensor: ...  # fmt: skip
     @overload
     def sample(
-        self, model: Callable[[Any, Any], npt.NDArray[Any] | tuple[npt.NDArray[Any], npt.NDArray[Any]]],
-        x_or_shape: Sequence[int], noise: Noises, *, dtype: NumPyDType = None, device: None = None,
+        self, model: Callable[[Any, Any], Like[ArrayT] | tuple[Like[ArrayT], Like[ArrayT]]],
+        x_or_shape: Sequence[int], noise: Noises, *, dtype: DType | None = None, device: None = None,
         log_probs: Literal[False] = False, **options: Unpack[RunOptions],
-    ) -> npt.NDArray[Any]: ...  # fmt: skip
-    @overload
-    def sample(
-        self, model: Callable[[Any, Any], ArrayT | tuple[ArrayT, ArrayT]], x_or_shape: Sequence[int],
-        noise: Noises, *, dtype: DType | None = None, device: None = None, log_probs: Literal[False] = False,
-        **options: Unpack[RunOptions],
     ) -> ArrayT: ...  # fmt: skip
     @overload
     def sample(
-        self, model: Model, x_or_shape: ArrayT, noise: Noises | Array | Sequence[Array | None] | None = None, *,
+        self, model: Model, x_or_shape: Like[ArrayT], noise: Noises | Array | Sequence[Array | None] | None = None, *,
         dtype: Any = None, device: None = None, log_probs: Literal[False] = False, **options: Unpack[RunOptions],
     ) -> ArrayT: ...  # fmt: skip
     @overload
     def sample(
-        self, model: Model, x_or_shape: npt.NDArray[Any], noise: Noises | Array | Sequence[Array | None] | None = None,
-        *, dtype: Any = None, device: None = None, log_probs: Literal[True], partial: Literal[False] = False,
-        **options: Unpack[LikelyRunOptions],
-    ) -> tuple[npt.NDArray[Any], list[npt.NDArray[np.float64] | None]]: ...  # fmt: skip
-    @overload
-    def sample(
-        self, model: Model, x_or_shape: ArrayT, noise: Noises | Array | Sequence[Array | None] | None = None, *,
+        self, model: Model, x_or_shape: Like[ArrayT], noise: Noises | Array | Sequence[Array | None] | None = None, *,
         dtype: Any = None, device: None = None, log_probs: Literal[True], partial: Literal[False] = False,
         **options: Unpack[LikelyRunOptions],
     ) -> tuple[ArrayT, list[ArrayT | None]]: ...  # fmt: skip
@@ -234,24 +205,12 @@ class Sampler(Steps):
         device: Device | None = None, log_probs: bool, partial: bool = False, **options: Unpack[LikelyRunOptions],
     ) -> Any: ...  # fmt: skip
     def sample(
-        self,
-        model: Model,
-        x_or_shape: Array | Sequence[int],
-        noise: Noises | Array | Sequence[Array | None] | None = None,
-        *,
-        start: int = 0,
-        time: Time | None = None,
-        guidance_scale: float | npt.ArrayLike | None = None,
-        dtype: DType | None = None,
-        device: Device | None = None,
-        progress: bool = False,
-        callback: Callable[[int, Array, Array], object] | None = None,
-        out: Array | None = None,
-        log_probs: bool = False,
-        mask: Array | None = None,
-        known: Array | None = None,
-        **law: Unpack[density.Options],
-    ) -> Any:
+        self, model: Model, x_or_shape: Array | Sequence[int],
+        noise: Noises | Array | Sequence[Array | None] | None = None, *, start: int = 0, time: Time | None = None,
+        guidance_scale: float | npt.ArrayLike | None = None, dtype: DType | None = None, device: Device | None = None,
+        progress: bool = False, callback: Callable[[int, Array, Array], object] | None = None, out: Array | None = None,
+        log_probs: bool = False, mask: Array | None = None, known: Array | None = None, **law: Unpack[density.Options],
+    ) -> Any:  # fmt: skip
         """Runs the rows from ``start`` to the end.
 
         Args:
@@ -358,14 +317,9 @@ class Sampler(Steps):
         return x
 
     def path(
-        self,
-        noise: Noises,
-        *,
-        span: tuple[float, float] | None = None,
-        grid: Sequence[float] | None = None,
-        clock: Callable[[Any, Any], Any] | None = None,
-        end: float = 0.0,
-    ) -> list[Any]:
+        self, noise: Noises, *, span: tuple[float, float] | None = None, grid: Sequence[float] | None = None,
+        clock: Callable[[Any, Any], Any] | None = None, end: float = 0.0,
+    ) -> list[Any]:  # fmt: skip
         """The increment of one Brownian motion for each row, so that runs of more or fewer steps see the same noise.
 
         ``sampler.sample(model, sampler.start(shape, noise), sampler.path(noise))`` draws each entry in its row. A row
@@ -392,7 +346,7 @@ class Sampler(Steps):
         >>> x = few.start((2, 8), noise)
         >>> a, b = (s.sample(lambda x, t: 0 * x, x, s.path(noise, span=(0, 80))) for s in (few, many))
         """
-        self._need_levels()
+        self._check_levels()
         times = [*times_of(self.tableau, clock), float(end)]
         rows = [i for i, draws in enumerate(self._draws) if draws]
         ends = [times[0], *(times[i + 1] for i in rows)]
@@ -420,16 +374,16 @@ class Sampler(Steps):
             ImportError: matplotlib is not installed.
             ValueError: the tableau has no noise levels.
         """
-        self._need_levels()
+        self._check_levels()
         table = self.tableau
         return plot_levels(ax, table.alpha, table.sigma, "row", f"{table.name}, {len(self)} rows", marker="o")
 
     def _known_levels(self) -> Tableau:
         """Returns the rows that bring x0 to each row's noise level. ValueError: the tableau has no noise levels."""
-        self._need_levels()
+        self._check_levels()
         return self._levels
 
-    def _need_levels(self) -> None:
+    def _check_levels(self) -> None:
         if not all(self._has_level):
             name = self.tableau.name
             raise ValueError(f"{name} does not say at what level each row begins: see Tableau(alpha, sigma)")

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from .. import backends, density
 from ..arguments.arrays import host_view, is_traced
 from ..arguments.options import check_tableau, fast_path
-from ..arguments.types import Array, ArrayT
+from ..arguments.types import Array, ArrayT, Like
 from ..ground.checks import is_tracer
 from ..ground.kept import kept_property
 from ..ground.libraries import library_for, library_of
@@ -114,19 +114,11 @@ class Steps:
 
     @overload
     def model_input(
-        self, i: int, x: npt.NDArray[Any], *, time: Literal["scalar"] | None = None, out: npt.NDArray[Any] | None = None
-    ) -> tuple[npt.NDArray[Any], Any]: ...
-    @overload
-    def model_input(
-        self, i: int, x: npt.NDArray[Any], *, time: Literal["batch"], out: npt.NDArray[Any] | None = None
-    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]: ...
-    @overload
-    def model_input(
-        self, i: int, x: ArrayT, *, time: Literal["scalar"] | None = None, out: ArrayT | None = None
+        self, i: int, x: Like[ArrayT], *, time: Literal["scalar"] | None = None, out: Like[ArrayT] | None = None
     ) -> tuple[ArrayT, Any]: ...
     @overload
     def model_input(
-        self, i: int, x: ArrayT, *, time: Literal["batch"], out: ArrayT | None = None
+        self, i: int, x: Like[ArrayT], *, time: Literal["batch"], out: Like[ArrayT] | None = None
     ) -> tuple[ArrayT, ArrayT]: ...
     def model_input(self, i: int, x: Array, *, time: Time | None = None, out: Array | None = None) -> tuple[Array, Any]:
         """The input of row i's model call, (x_in, t). x_in is x itself if the model needs no scaling.
@@ -173,23 +165,12 @@ class Steps:
 
     @overload
     def step(
-        self, i: int, x: npt.NDArray[Any], model_output: Models, noise: Noises | Array | None = None,
-        state: State | None = None, *, log_prob: Literal[False] = False, **options: Unpack[StepOptions],
-    ) -> npt.NDArray[Any]: ...  # fmt: skip
-    @overload
-    def step(
-        self, i: int, x: ArrayT, model_output: Models, noise: Noises | Array | None = None,
+        self, i: int, x: Like[ArrayT], model_output: Models, noise: Noises | Array | None = None,
         state: State | None = None, *, log_prob: Literal[False] = False, **options: Unpack[StepOptions],
     ) -> ArrayT: ...  # fmt: skip
     @overload
     def step(
-        self, i: int, x: npt.NDArray[Any], model_output: Models, noise: Noises | Array | None = None,
-        state: State | None = None, *, log_prob: Literal[True], partial: Literal[False] = False,
-        **options: Unpack[LikelyStepOptions],
-    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]: ...  # fmt: skip
-    @overload
-    def step(
-        self, i: int, x: ArrayT, model_output: Models, noise: Noises | Array | None = None,
+        self, i: int, x: Like[ArrayT], model_output: Models, noise: Noises | Array | None = None,
         state: State | None = None, *, log_prob: Literal[True], partial: Literal[False] = False,
         **options: Unpack[LikelyStepOptions],
     ) -> tuple[ArrayT, ArrayT]: ...  # fmt: skip
@@ -199,19 +180,10 @@ class Steps:
         *, log_prob: bool, partial: bool = False, **options: Unpack[LikelyStepOptions],
     ) -> Any: ...  # fmt: skip
     def step(
-        self,
-        i: int,
-        x: Array,
-        model_output: Models,
-        noise: Noises | Array | None = None,
-        state: State | None = None,
-        *,
-        guidance_scale: float | npt.ArrayLike | None = None,
-        out: Array | None = None,
-        denoised_out: Array | list[Array] | None = None,
-        log_prob: bool = False,
-        **law: Unpack[density.Options],
-    ) -> Any:
+        self, i: int, x: Array, model_output: Models, noise: Noises | Array | None = None, state: State | None = None,
+        *, guidance_scale: float | npt.ArrayLike | None = None, out: Array | None = None,
+        denoised_out: Array | list[Array] | None = None, log_prob: bool = False, **law: Unpack[density.Options],
+    ) -> Any:  # fmt: skip
         """Returns the next x, from x and the model's answer to ``model_input(i, x)``.
 
         Args:
@@ -299,13 +271,7 @@ class Steps:
 
     @overload
     def log_prob(
-        self, i: int | npt.ArrayLike, x: npt.NDArray[Any], model_output: Models, x_next: npt.NDArray[Any],
-        state: State | None = None, *, guidance_scale: float | npt.ArrayLike | None = None,
-        partial: Literal[False] = False, **law: Unpack[density.LawOptions],
-    ) -> npt.NDArray[np.float64]: ...  # fmt: skip
-    @overload
-    def log_prob(
-        self, i: int | npt.ArrayLike, x: ArrayT, model_output: Models, x_next: ArrayT,
+        self, i: int | npt.ArrayLike, x: Like[ArrayT], model_output: Models, x_next: Like[ArrayT],
         state: State | None = None, *, guidance_scale: float | npt.ArrayLike | None = None,
         partial: Literal[False] = False, **law: Unpack[density.LawOptions],
     ) -> ArrayT: ...  # fmt: skip
@@ -315,16 +281,10 @@ class Steps:
         guidance_scale: float | npt.ArrayLike | None = None, partial: Literal[True], **law: Unpack[density.LawOptions],
     ) -> density.Part: ...  # fmt: skip
     def log_prob(
-        self,
-        i: int | npt.ArrayLike,
-        x: Array,
-        model_output: Array | tuple[Array, Array],
-        x_next: Array,
-        state: State | None = None,
-        *,
-        guidance_scale: float | npt.ArrayLike | None = None,
+        self, i: int | npt.ArrayLike, x: Array, model_output: Array | tuple[Array, Array], x_next: Array,
+        state: State | None = None, *, guidance_scale: float | npt.ArrayLike | None = None,
         **law: Unpack[density.Options],
-    ) -> Any:
+    ) -> Any:  # fmt: skip
         """The log-density of x_next under row i: that of `step(.., log_prob=True)`, bit for bit (`density.log_prob`).
 
         Args:
@@ -353,19 +313,10 @@ class Steps:
         past = [] if state is None else state.past[: table.slots]
         return density.log_prob(table, rows, x, model_output, x_next, past=past, **law)
 
-    @overload
     def kl(
-        self, i: int | npt.ArrayLike, model_output: npt.NDArray[Any], reference: npt.NDArray[Any], *,
+        self, i: int | npt.ArrayLike, model_output: Like[ArrayT], reference: Like[ArrayT], *,
         reduction: density.OverElements = "sum",
-    ) -> npt.NDArray[np.float64]: ...  # fmt: skip
-    @overload
-    def kl(
-        self, i: int | npt.ArrayLike, model_output: ArrayT, reference: ArrayT, *,
-        reduction: density.OverElements = "sum",
-    ) -> ArrayT: ...  # fmt: skip
-    def kl(
-        self, i: int | npt.ArrayLike, model_output: Array, reference: Array, *, reduction: density.OverElements = "sum"
-    ) -> Any:
+    ) -> ArrayT:  # fmt: skip
         """The divergence of row i's Gaussians with two model outputs, float64 (B,): see `density.kl`.
 
         >>> sampler = nf.samplers.flow_sde(nf.Schedule.flow(1000), steps=10)

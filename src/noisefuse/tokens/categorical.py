@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Literal, TypeAlias, overload
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,7 +26,7 @@ from ..arguments.arrays import (
 )
 from ..arguments.calls import names_or_array
 from ..arguments.options import fast_path
-from ..arguments.types import Array, ArrayT
+from ..arguments.types import Array, ArrayT, Like
 from ..call.description import FLOAT32, LOSS_CHUNK, POSITIONS, TOKENS, Parts, Race
 from ..ground.checks import check_integer, lie_within
 from ..ground.libraries import library_of
@@ -39,6 +39,24 @@ OF_PARTS = ("log_prob", "log_prob_raw")  # what `combine_categories` can tell
 LEAST, MOST = 2.0**-64, 2.0**64  # of a temperature other than 0
 
 Info: TypeAlias = Literal["log_prob", "log_prob_raw", "entropy", "margin", "rank"]
+
+
+class TokenInfo(NamedTuple, Generic[ArrayT]):
+    """What `categorical` tells of the tokens that it draws: arrays of the rows' shape, or None for what was not asked.
+
+    Attributes:
+        log_prob: log of the token's probability in the distribution it was drawn from, float32.
+        log_prob_raw: log of its probability in softmax(logits), float32.
+        entropy: that of the distribution drawn from, in nats, float32.
+        margin: the difference of the two largest probabilities of the distribution drawn from, float32.
+        rank: the number of logits before the token's, int32.
+    """
+
+    log_prob: ArrayT | Any = None  # Any: who asked for it need not tell a type checker that it is there
+    log_prob_raw: ArrayT | Any = None
+    entropy: ArrayT | Any = None
+    margin: ArrayT | Any = None
+    rank: ArrayT | Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,50 +116,27 @@ class Partial:
 
 @overload
 def categorical(
-    logits: NDArray[Any], noise: Noises, *, temperature: ArrayLike = ..., top_k: ArrayLike = ...,
+    logits: Like[ArrayT], noise: Noises, *, temperature: ArrayLike = ..., top_k: ArrayLike = ...,
     top_p: ArrayLike = ..., where: Array | None = ..., positions: ArrayLike | None = ..., info: tuple[()] = ...,
-    dtype: Any = ..., partial: Literal[False] = ..., out: NDArray[Any] | None = ...,
-) -> NDArray[Any]: ...  # fmt: skip
-
-
+    dtype: Any = ..., partial: Literal[False] = ..., out: Like[ArrayT] | None = ...,
+) -> ArrayT: ...  # fmt: skip
 @overload
 def categorical(
-    logits: NDArray[Any], noise: Noises, *, temperature: ArrayLike = ..., top_k: ArrayLike = ...,
+    logits: Like[ArrayT], noise: Noises, *, temperature: ArrayLike = ..., top_k: ArrayLike = ...,
     top_p: ArrayLike = ..., where: Array | None = ..., positions: ArrayLike | None = ...,
-    info: Info | tuple[Info, *tuple[Info, ...]], dtype: Any = ..., partial: Literal[False] = ...,
-    out: NDArray[Any] | None = ...,
-) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]: ...  # fmt: skip
-
-
+    info: Info | tuple[Info, *tuple[Info, ...]] | list[Info], dtype: Any = ...,
+    partial: Literal[False] = ..., out: Like[ArrayT] | None = ...,
+) -> tuple[ArrayT, TokenInfo[ArrayT]]: ...  # fmt: skip
 @overload
 def categorical(
-    logits: NDArray[Any], noise: Noises, *, temperature: ArrayLike = ..., where: None = ...,
-    positions: ArrayLike | None = ..., info: Info | Iterable[Info] = ..., partial: Literal[True],
+    logits: Array, noise: Noises, *, temperature: ArrayLike = ..., positions: ArrayLike | None = ...,
+    info: Info | Iterable[Info] = ..., partial: Literal[True],
 ) -> Partial: ...  # fmt: skip
-
-
-@overload
 def categorical(
-    logits: ArrayT, noise: Noises, *, temperature: ArrayLike = ..., top_k: ArrayLike = ..., top_p: ArrayLike = ...,
-    where: Array | None = ..., positions: ArrayLike | None = ..., info: Info | Iterable[Info] = ..., dtype: Any = ...,
-    partial: bool = ..., out: Array | None = ...,
-) -> Any: ...  # fmt: skip
-
-
-def categorical(
-    logits: Array,
-    noise: Noises,
-    *,
-    temperature: ArrayLike = 1.0,
-    top_k: ArrayLike = 0,
-    top_p: ArrayLike = 1.0,
-    where: Array | None = None,
-    positions: ArrayLike | None = None,
-    info: Info | Iterable[Info] = (),
-    dtype: Any = None,
-    partial: bool = False,
-    out: Array | None = None,
-) -> Any:
+    logits: Array, noise: Noises, *, temperature: ArrayLike = 1.0, top_k: ArrayLike = 0, top_p: ArrayLike = 1.0,
+    where: Array | None = None, positions: ArrayLike | None = None, info: Info | Iterable[Info] = (), dtype: Any = None,
+    partial: bool = False, out: Array | None = None,
+) -> Any:  # fmt: skip
     """Draws a token of each row of logits from softmax(logits / temperature), by the key (sample, position, token).
 
     The row is read once, and nothing of its size is stored. A token's noise does not depend on the vocabulary's size,
@@ -161,10 +156,9 @@ def categorical(
         where: bool, broadcast to the rows: False rows are not read. Their token is -1, or what `out` holds, and their
             info is 0.
         positions: integers, broadcast to the rows: the positions, if they are not counted from 0.
-        info: what else to return: "log_prob" of the token in the distribution it was drawn from, "log_prob_raw" in
-            softmax(logits), "entropy" in nats and "margin", the difference of the two largest probabilities, of the
-            distribution drawn from, "rank", the number of logits before the token's. With temperature 0 log_prob is 0,
-            and entropy and margin are those of softmax(logits).
+        info: the names of what else to return: "log_prob", "log_prob_raw", "entropy", "margin" and "rank", as
+            `discrete.TokenInfo` describes them. With temperature 0 log_prob is 0, and entropy and margin are those of
+            softmax(logits).
         dtype: the dtype of the tokens, int64 or int32.
         partial: True if the logits are a part of the vocabulary. The result is then a `Partial`, for
             `discrete.combine_categories`. A part begins and ends at multiples of 4096 tokens, or at the vocabulary's
@@ -172,8 +166,7 @@ def categorical(
         out: an array of the rows' shape for the tokens.
 
     Returns:
-        The tokens, or with info the pair (tokens, info), a dict from each name to an array of the rows' shape, float32,
-        the rank int32; or a `Partial`.
+        The tokens, or with info the pair of them and a `discrete.TokenInfo`; or a `Partial`.
 
     Raises:
         ValueError: a row has a NaN, or no logit above -inf: such a row is found as it is read, and `out` is then
@@ -184,7 +177,7 @@ def categorical(
 
     >>> logits = np.log(np.array([[0.5, 0.25, 0.25, 0.0]], np.float32) + np.float32(1e-9))
     >>> token, info = nf.categorical(logits, nf.Noise(7, sample=3), info=("log_prob",))
-    >>> token.tolist(), np.exp(info["log_prob"]).round(3).tolist()
+    >>> token.tolist(), np.exp(info.log_prob).round(3).tolist()
     ([1], [0.25])
     """
     other = None if type(logits) is np.ndarray else library_of(logits)
@@ -208,7 +201,7 @@ def categorical(
     names, first, vocabulary, places = _places(noise, x.shape, positions)
     chosen = None if where is None else spread_bools("where", as_numbers("where", where), rows).reshape(-1)
     if partial:
-        _need_whole_chunks(first, x.shape[-1], vocabulary, settings, chosen, out)
+        _check_whole_chunks(first, x.shape[-1], vocabulary, settings, chosen, out)
     elif (first, x.shape[-1]) != (0, vocabulary):
         raise ValueError(
             f"noise: its window has tokens {first} .. {first + x.shape[-1] - 1} of {vocabulary}: a part of the "
@@ -225,7 +218,7 @@ def categorical(
     _run(rows, n, first, flat, places, chosen, settings, names, token, {} if partial else made, parts)
     if parts is not None:
         return Partial(token, first, n, vocabulary, wanted, settings[0], names, parts)
-    return (token, made) if wanted else token
+    return (token, TokenInfo(**made)) if wanted else token
 
 
 def combine_categories(partials: Sequence[Partial], *, dtype: Any = None) -> Any:
@@ -294,7 +287,7 @@ def combine_categories(partials: Sequence[Partial], *, dtype: Any = None) -> Any
     places = np.zeros(size, np.int64)
     _run(rows, head.vocabulary, 0, None, places, None, settings, (Noise(0),), None, made, together)
     token = token.reshape(rows)
-    return (token, made) if head.info else token
+    return (token, TokenInfo(**made)) if head.info else token
 
 
 def _checked(parts: Any, rows: int, chunks: int, info: tuple[str, ...]) -> Parts:
@@ -483,7 +476,7 @@ def _token_dtype(dtype: Any, out: Any) -> np.dtype[Any]:
     return found
 
 
-def _need_whole_chunks(first: int, n: int, vocabulary: int, settings: Any, chosen: Any, out: Any) -> None:
+def _check_whole_chunks(first: int, n: int, vocabulary: int, settings: Any, chosen: Any, out: Any) -> None:
     if _cuts_a_chunk(first, n, vocabulary):
         raise ValueError(
             f"noise: its window has tokens {first} .. {first + n - 1} of {vocabulary}: expected a part of the "

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import backends
 from ..arguments.arrays import as_array, as_numbers, contiguous, count, of_samples, on_device, output, spread_bools
 from ..arguments.options import fast_path
-from ..arguments.types import Array, ArrayT, Reduction
+from ..arguments.types import Array, ArrayT, Like, Reduction
 from ..call.description import TOKENS, CrossEntropy
 from ..ground.checks import check_choice
 from ..ground.float_mode import float_mode
@@ -24,29 +24,15 @@ def masked_cross_entropy(
     logits: NDArray[Any], ids: ArrayLike, masked: ArrayLike | None = ..., weight: ArrayLike | None = ..., *,
     reduction: Literal["mean"] = ...,
 ) -> float: ...  # fmt: skip
-
-
 @overload
 def masked_cross_entropy(
-    logits: NDArray[Any], ids: ArrayLike, masked: ArrayLike | None = ..., weight: ArrayLike | None = ..., *,
-    reduction: Literal["none"],
-) -> NDArray[np.float64]: ...  # fmt: skip
-
-
-@overload
+    logits: Like[ArrayT], ids: Array, masked: Array | None = ..., weight: Array | None = ..., *,
+    reduction: Reduction = ...,
+) -> ArrayT: ...  # fmt: skip
 def masked_cross_entropy(
-    logits: ArrayT, ids: Array, masked: Array | None = ..., weight: Array | None = ..., *, reduction: Reduction = ...
-) -> ArrayT: ...
-
-
-def masked_cross_entropy(
-    logits: Array,
-    ids: Array,
-    masked: Array | None = None,
-    weight: Array | None = None,
-    *,
+    logits: Array, ids: Array, masked: Array | None = None, weight: Array | None = None, *,
     reduction: Reduction = "mean",
-) -> Any:
+) -> Any:  # fmt: skip
     """Returns the mean of w (-log softmax(logits)[id]) over all rows. Only masked rows count; the others add 0.
 
     This is the loss of LLaDA and MDLM: w is 1 / p, where p is the probability with which a position was masked.
@@ -91,32 +77,15 @@ def masked_cross_entropy_and_grad(
     logits: NDArray[Any], ids: ArrayLike, masked: ArrayLike | None = ..., weight: ArrayLike | None = ..., *,
     reduction: Literal["mean"] = ..., upstream: ArrayLike = ..., out: NDArray[Any] | None = ...,
 ) -> tuple[float, NDArray[Any]]: ...  # fmt: skip
-
-
 @overload
 def masked_cross_entropy_and_grad(
-    logits: NDArray[Any], ids: ArrayLike, masked: ArrayLike | None = ..., weight: ArrayLike | None = ..., *,
-    reduction: Literal["none"], upstream: ArrayLike = ..., out: NDArray[Any] | None = ...,
-) -> tuple[NDArray[np.float64], NDArray[Any]]: ...  # fmt: skip
-
-
-@overload
-def masked_cross_entropy_and_grad(
-    logits: ArrayT, ids: Array, masked: Array | None = ..., weight: Array | None = ..., *, reduction: Reduction = ...,
-    upstream: ArrayLike | Array = ..., out: ArrayT | None = ...,
+    logits: Like[ArrayT], ids: Array, masked: Array | None = ..., weight: Array | None = ..., *,
+    reduction: Reduction = ..., upstream: ArrayLike | Array = ..., out: Like[ArrayT] | None = ...,
 ) -> tuple[ArrayT, ArrayT]: ...  # fmt: skip
-
-
 def masked_cross_entropy_and_grad(
-    logits: Array,
-    ids: Array,
-    masked: Array | None = None,
-    weight: Array | None = None,
-    *,
-    reduction: Reduction = "mean",
-    upstream: ArrayLike | Array = 1.0,
-    out: Array | None = None,
-) -> Any:
+    logits: Array, ids: Array, masked: Array | None = None, weight: Array | None = None, *,
+    reduction: Reduction = "mean", upstream: ArrayLike | Array = 1.0, out: Array | None = None,
+) -> Any:  # fmt: skip
     """Returns `masked_cross_entropy`, and its gradient with respect to the logits, which is computed while a row is in
     the caches.
 

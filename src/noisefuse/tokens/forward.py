@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, SupportsIndex, overload
+from typing import Any, SupportsIndex
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from .. import backends
 from ..arguments.arrays import (
@@ -24,7 +24,7 @@ from ..arguments.arrays import (
 )
 from ..arguments.calls import names_or_array
 from ..arguments.options import fast_path
-from ..arguments.types import Array, ArrayT
+from ..arguments.types import Array, ArrayT, Like
 from ..call.description import FLOAT32, Masks, Step
 from ..ground import layouts
 from ..ground.checks import check_integer, first_of, lie_within
@@ -38,31 +38,11 @@ MOST = 1 << 31  # tokens of a vocabulary
 _WORDS = Rows.of({"out.z": 1.0})
 
 
-@overload
 def q_mask(
-    ids: NDArray[Any], p: ArrayLike, noise: Noise | Sequence[Noise], mask_id: SupportsIndex, *,
-    where: ArrayLike | None = None, block: int | None = None, lengths: ArrayLike | None = None,
-    complement: bool = False, batched: bool = True, out: NDArray[Any] | None = None,
-) -> tuple[NDArray[Any], NDArray[np.bool_]]: ...  # fmt: skip
-@overload
-def q_mask(
-    ids: ArrayT, p: Any, noise: Noise | Sequence[Noise], mask_id: SupportsIndex, *, where: Any = None,
+    ids: Like[ArrayT], p: Any, noise: Noise | Sequence[Noise], mask_id: SupportsIndex, *, where: Any = None,
     block: int | None = None, lengths: Any = None, complement: bool = False, batched: bool = True,
-    out: ArrayT | None = None,
-) -> tuple[ArrayT, ArrayT]: ...  # fmt: skip
-def q_mask(
-    ids: Array,
-    p: Any,
-    noise: Noise | Sequence[Noise],
-    mask_id: SupportsIndex,
-    *,
-    where: Any = None,
-    block: int | None = None,
-    lengths: Any = None,
-    complement: bool = False,
-    batched: bool = True,
-    out: Array | None = None,
-) -> tuple[Any, Any]:
+    out: Like[ArrayT] | None = None,
+) -> tuple[ArrayT, ArrayT]:  # fmt: skip
     """Masks each token with probability p: the forward process of masked diffusion, q(x_t | x_0) with alpha_t = 1 - p
     (Sahoo et al. 2024, "Simple and effective masked diffusion language models", section 3.2.1; Austin et al. 2021,
     D3PM's absorbing state; LLaDA's ``forward_process``).
@@ -105,7 +85,7 @@ def q_mask(
             return done
     if other is not None:
         options: dict[str, Any] = {"where": where, "block": block, "lengths": lengths, "complement": complement}
-        return other.q_mask(ids, p, noise, mask_id, batched=batched, out=out, **options)  # type: ignore[no-any-return]
+        return other.q_mask(ids, p, noise, mask_id, batched=batched, out=out, **options)
     tokens = tokens_of("ids", ids, batched)
     mask = token_of("mask_id", mask_id, tokens.dtype)
     drawn = segments("p", p, tokens.shape, block, batched)
@@ -113,29 +93,10 @@ def q_mask(
     return _changed(tokens, drawn, noise, allowed, batched, out, mask=mask, complement=bool(complement))
 
 
-@overload
 def q_uniform(
-    ids: NDArray[Any], p: ArrayLike, noise: Noise | Sequence[Noise], vocabulary: SupportsIndex, *,
-    where: ArrayLike | None = None, block: int | None = None, lengths: ArrayLike | None = None, batched: bool = True,
-    out: NDArray[Any] | None = None,
-) -> tuple[NDArray[Any], NDArray[np.bool_]]: ...  # fmt: skip
-@overload
-def q_uniform(
-    ids: ArrayT, p: Any, noise: Noise | Sequence[Noise], vocabulary: SupportsIndex, *, where: Any = None,
-    block: int | None = None, lengths: Any = None, batched: bool = True, out: ArrayT | None = None,
-) -> tuple[ArrayT, ArrayT]: ...  # fmt: skip
-def q_uniform(
-    ids: Array,
-    p: Any,
-    noise: Noise | Sequence[Noise],
-    vocabulary: SupportsIndex,
-    *,
-    where: Any = None,
-    block: int | None = None,
-    lengths: Any = None,
-    batched: bool = True,
-    out: Array | None = None,
-) -> tuple[Any, Any]:
+    ids: Like[ArrayT], p: Any, noise: Noise | Sequence[Noise], vocabulary: SupportsIndex, *, where: Any = None,
+    block: int | None = None, lengths: Any = None, batched: bool = True, out: Like[ArrayT] | None = None,
+) -> tuple[ArrayT, ArrayT]:  # fmt: skip
     """Draws each token anew with probability p, uniformly from the whole vocabulary: q(x_t | x_0) = (1 - p) x_0 + p / V
     (Austin et al. 2021, "Structured denoising diffusion models in discrete state-spaces", appendix A.2.1; Hoogeboom et
     al. 2021, multinomial diffusion). A token that is drawn anew may be the one that stood there.
@@ -167,7 +128,7 @@ def q_uniform(
             return done
     if other is not None:
         options: dict[str, Any] = {"where": where, "block": block, "lengths": lengths, "batched": batched, "out": out}
-        return other.through(q_uniform, ids, p, noise, vocabulary, **options)  # type: ignore[no-any-return]
+        return other.through(q_uniform, ids, p, noise, vocabulary, **options)
     tokens = tokens_of("ids", ids, batched)
     v = vocabulary_of(vocabulary, tokens.dtype)
     check_within("ids", tokens if batched else tokens[0], v)
@@ -209,26 +170,10 @@ def _result(out: Any, tokens: Array, allowed: NDArray[np.bool_] | None, batched:
     return result
 
 
-@overload
 def q_transition(
-    ids: NDArray[Any], Q: ArrayLike | Transition, noise: Noise | Sequence[Noise], *, where: ArrayLike | None = None,
-    lengths: ArrayLike | None = None, batched: bool = True, out: NDArray[Any] | None = None,
-) -> NDArray[Any]: ...  # fmt: skip
-@overload
-def q_transition(
-    ids: ArrayT, Q: Any, noise: Noise | Sequence[Noise], *, where: Any = None, lengths: Any = None,
-    batched: bool = True, out: ArrayT | None = None,
-) -> ArrayT: ...  # fmt: skip
-def q_transition(
-    ids: Array,
-    Q: Any,
-    noise: Noise | Sequence[Noise],
-    *,
-    where: Any = None,
-    lengths: Any = None,
-    batched: bool = True,
-    out: Array | None = None,
-) -> Any:
+    ids: Like[ArrayT], Q: Any, noise: Noise | Sequence[Noise], *, where: Any = None, lengths: Any = None,
+    batched: bool = True, out: Like[ArrayT] | None = None,
+) -> ArrayT:  # fmt: skip
     """Draws x_t from Cat(x_0 Q): token i becomes j with probability Q[i, j] (Austin et al. 2021, "Structured denoising
     diffusion models in discrete state-spaces", section 3).
 
@@ -333,7 +278,7 @@ def below(shape: tuple[int, ...], names: Sequence[Noise], p: NDArray[np.float64]
         part = slice(first * segment, (first + step) * segment)
         counts = np.rint(p[first : first + step] * 2.0**32)
         np.less(drawn[part].reshape(-1, segment), counts[:, None], out=chosen.reshape(-1)[part].reshape(-1, segment))
-    return chosen  # type: ignore[no-any-return]
+    return chosen
 
 
 def uniform_tokens(shape: tuple[int, ...], noise: Any, v: int) -> NDArray[np.int64]:
@@ -349,7 +294,7 @@ def scaled_words(shape: tuple[int, ...], names: Sequence[Noise], v: int) -> NDAr
     for at in range(0, high.size, _NEAR):
         part = slice(at, at + _NEAR)
         found.reshape(-1)[part] = (high[part] * n + (low[part] * n >> shift)) >> shift
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def replace(result: Array, tokens: Array, changed: Any, new: NDArray[np.int64]) -> None:

@@ -19,7 +19,7 @@ from ..ground.libraries import library, library_for, library_of
 from ..language.levels import LOGITS
 from ..language.noise import START, Noise, Noises, check_stream_0, each
 from ..sampling.arrays import asked, bar
-from .categorical import categorical, log_softmax_at, settings_of
+from .categorical import TokenInfo, categorical, log_softmax_at, settings_of
 from .cross_entropy import masked_cross_entropy_and_grad
 from .forward import DTYPES, allowed_of, check_within, names_for, scaled_words, token_of, tokens_of, vocabulary_of
 from .steps import Drawn, Law, certain, law, next_tokens, positions, wanted_info
@@ -37,7 +37,7 @@ class TokenState:
         drawn: the tokens that the last step drew, int64 of x's shape, and x where none was drawn: the network's view of
             the clean sample.
         taken: bool, the positions that took their drawn token in the last step.
-        info: {name: array of x's shape}, what `categorical` was asked to tell of the last step.
+        info: the `TokenInfo` of the last step, arrays of x's shape: what `categorical` was asked to tell.
         log_prob: the log-probability of all steps so far that were asked for theirs, (B,), or None.
     """
 
@@ -48,7 +48,7 @@ class TokenState:
         self.drawn: Any = None
         self.taken: Any = None
         self.log_prob: Any = None
-        self.info: dict[str, Any] = {}
+        self.info: TokenInfo[Any] = TokenInfo()
 
     def __repr__(self) -> str:
         return f"TokenState({'nothing is remembered' if self.drawn is None else 'the last drawn tokens'})"
@@ -141,17 +141,9 @@ class DiscreteSampler:
         return made
 
     def step(
-        self,
-        i: int,
-        x: Array,
-        logits: Array | tuple[Array, Array],
-        noise: Noises,
-        state: TokenState | None = None,
-        *,
-        where: Any = None,
-        log_prob: bool = False,
-        out: Array | None = None,
-    ) -> Any:
+        self, i: int, x: Array, logits: Array | tuple[Array, Array], noise: Noises, state: TokenState | None = None, *,
+        where: Any = None, log_prob: bool = False, out: Array | None = None,
+    ) -> Any:  # fmt: skip
         """Returns the next x, from row i, the tokens x and the network's logits for them.
 
         Args:
@@ -186,7 +178,7 @@ class DiscreteSampler:
             if done is not NotImplemented:
                 x_next, *memory = done
                 if state is not None:
-                    (state.drawn, state.taken), state.info = memory, {}
+                    (state.drawn, state.taken), state.info = memory, TokenInfo()
                 return x_next
         row = self._row(i)
         if not isinstance(state, TokenState | None):
@@ -205,14 +197,15 @@ class DiscreteSampler:
         name = _at(noise, int(i))
         info = wanted_info(self.table, row, log_prob, () if state is None else state.asked)
         drawn = self._drawn(row, given, name, may, info)
-        _need_room(drawn.token, tokens.dtype)
+        _check_room(drawn.token, tokens.dtype)
         made, taken = next_tokens(self.table, row, flat, drawn, name, may)
         likely = self._likely(row, flat, made, given, may, drawn, taken) if log_prob else None
         result[...] = made.reshape(tokens.shape)
         if state is not None:
             state.drawn = np.where(may, drawn.token, flat).reshape(tokens.shape)
             state.taken = taken.reshape(tokens.shape)
-            state.info = {one: drawn.info[one].reshape(tokens.shape) for one in state.asked}
+            asked = {one: getattr(drawn.info, one).reshape(tokens.shape) for one in state.asked}
+            state.info = TokenInfo(**asked)
             if likely is not None:
                 state.log_prob = likely if state.log_prob is None else state.log_prob + likely
         return result if likely is None else (result, likely)
@@ -306,19 +299,10 @@ class DiscreteSampler:
         return result
 
     def sample(
-        self,
-        model: Callable[[Any, Any], Any],
-        x_or_shape: Any,
-        noise: Noises,
-        *,
-        start: int = 0,
-        where: Any = None,
-        dtype: Any = "int64",
-        device: Any = None,
-        progress: bool = False,
-        callback: Callable[[int, Any, Any], object] | None = None,
-        log_probs: bool = False,
-    ) -> Any:
+        self, model: Callable[[Any, Any], Any], x_or_shape: Any, noise: Noises, *, start: int = 0, where: Any = None,
+        dtype: Any = "int64", device: Any = None, progress: bool = False,
+        callback: Callable[[int, Any, Any], object] | None = None, log_probs: bool = False,
+    ) -> Any:  # fmt: skip
         """Runs the rows from ``start`` to the end.
 
         Args:
@@ -466,7 +450,7 @@ class DiscreteSampler:
         options: dict[str, Any] = {"top_k": table.top_k, "top_p": 1.0 if self._cuts else table.top_p, "info": info}
         options["temperature"] = self._temperature(row)
         made: Any = categorical(logits, noise, where=None if may.all() else may, **options)
-        token, known = made if info else (made, {})
+        token, known = made if info else (made, TokenInfo())
         token = np.where(may, token, 0)
         if table.mask_id is None and table.vocabulary is not None and (beyond := token >= table.vocabulary).any():
             first = first_of("drawn", beyond, token)
@@ -474,7 +458,7 @@ class DiscreteSampler:
         total = None
         if row.rate is not None:
             own = np.take_along_axis(logits, token[..., None], axis=-1)[..., 0].astype(np.float64)
-            total = own - known["log_prob_raw"].astype(np.float64)
+            total = own - known.log_prob_raw.astype(np.float64)
         return Drawn(token, known, total)
 
     def _likely(
@@ -483,7 +467,7 @@ class DiscreteSampler:
     ) -> NDArray[np.float64]:  # fmt: skip
         if row.touches_tokens or self.table.mask_logit == "keep":
             return np.asarray(self._law(row, x, to, logits, may).log_prob.sum(axis=1))
-        of_next, of_own = np.where(taken, drawn.info["log_prob"], -np.inf), np.zeros(x.shape)
+        of_next, of_own = np.where(taken, drawn.info.log_prob, -np.inf), np.zeros(x.shape)
         return np.asarray(law(self.table, row, x, to, may, of_next, of_own, drawn.total, taken).log_prob.sum(axis=1))
 
     def _law(self, row: TokenRow, x: Any, to: Any, logits: Any, may: NDArray[np.bool_]) -> Law:
@@ -495,7 +479,7 @@ class DiscreteSampler:
         of_next, of_own, total = log_softmax_at(logits, (to, x), temperature, may)
         taken = None
         if row.bound is not None and self.table.mask_id is None:  # as step finds them, from the same bits
-            taken = certain(row.bound, self._drawn(row, logits, Noise(0), may, ("entropy",)).info["entropy"], may)
+            taken = certain(row.bound, self._drawn(row, logits, Noise(0), may, ("entropy",)).info.entropy, may)
         return law(self.table, row, x, to, may, of_next, of_own, total, taken)
 
 
@@ -513,7 +497,7 @@ def _fast_row(table: TokenTable, row: TokenRow) -> tuple[Any, ...] | None:
     return *flags, *whole, *settings, *map(float, chances)
 
 
-def _need_room(drawn: NDArray[np.int64], dtype: np.dtype[Any]) -> None:
+def _check_room(drawn: NDArray[np.int64], dtype: np.dtype[Any]) -> None:
     """Raises OverflowError, with the place, if ids of this dtype do not hold a drawn token."""
     most = np.iinfo(dtype).max
     if (beyond := drawn > most).any():

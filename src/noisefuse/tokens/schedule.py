@@ -38,7 +38,7 @@ class MaskSchedule:
     def __call__(self, t: ArrayLike) -> NDArray[np.float64]:
         """Returns p at times in [0, 1], float64 of t's shape. For times that JAX traces, it is JAX's array."""
         if is_tracer(t):
-            return library_of(t).on_host(self, t, t.shape)  # type: ignore[no-any-return, union-attr]
+            return library_of(t).on_host(self, t, t.shape)  # type: ignore[union-attr]
         return np.asarray(np.clip(self.p(_times(t)), 0.0, 1.0))
 
     def weight(self, t: ArrayLike, kind: Literal["inverse", "elbo"] = "inverse") -> NDArray[np.float64]:
@@ -50,7 +50,7 @@ class MaskSchedule:
         """
         check_choice("kind", kind, ("inverse", "elbo"))
         if is_tracer(t):
-            return library_of(t).on_host(partial(self.weight, kind=kind), t, t.shape)  # type: ignore[no-any-return, union-attr]
+            return library_of(t).on_host(partial(self.weight, kind=kind), t, t.shape)  # type: ignore[union-attr]
         with np.errstate(divide="ignore"):
             return np.asarray((1.0 if kind == "inverse" else self.slope(_times(t))) / self(t))
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..arguments.types import Array
 from ..language.noise import MASKS, PLACES
+from .categorical import TokenInfo
 from .forward import names_for, uniform_tokens, words
 from .table import TokenRow, TokenTable
 
@@ -20,7 +20,7 @@ class Drawn(NamedTuple):
     """The draws of a step from a network's logits: a token for each position, and its info."""
 
     token: NDArray[np.int64]
-    info: Mapping[str, NDArray[np.float32]]
+    info: TokenInfo[NDArray[Any]]
     total: NDArray[np.float64] | None = None  # the logarithm of the sum of the logits' exponentials, for a rate
 
 
@@ -54,7 +54,7 @@ def next_tokens(
         taken = _first(_share(may, row.left), _order(table, drawn, noise, may), may)
         return np.where(taken, drawn.token, x), taken
     if row.bound is not None:
-        taken = certain(row.bound, drawn.info["entropy"], may)
+        taken = certain(row.bound, drawn.info.entropy, may)
         others = x if table.mask_id is not None else np.where(may, uniform_tokens(x.shape, noise, _size(table)), x)
         return np.where(taken, drawn.token, others), taken
     w = words(x.shape, names_for(noise, x.shape, MASKS))
@@ -114,7 +114,7 @@ def _share(may: NDArray[np.bool_], left: int) -> NDArray[np.int64]:
 def _order(table: TokenTable, drawn: Drawn, noise: Any, may: NDArray[np.bool_]) -> Array:
     """Returns the keys of the positions: the least comes first."""
     if table.order == "confidence":
-        return -drawn.info["log_prob_raw"].astype(np.float64)
+        return -drawn.info.log_prob_raw.astype(np.float64)
     return words(may.shape, names_for(noise, may.shape, PLACES)).astype(np.float64)
 
 
@@ -167,7 +167,7 @@ def law(
         found = np.where(taken, of_next.astype(np.float64), np.where(~may & (to != x), -np.inf, left))
         found = np.where(possible, found, -np.inf)
         return Law(found, taken.astype(np.float64), zero)
-    reveal = _reveal(row, Drawn(to, {}, total))
+    reveal = _reveal(row, Drawn(to, TokenInfo(), total))
     (change, _), (reached, same), _ = _events(row)
     v = table.vocabulary or 1
     noise = (reached - change) / v

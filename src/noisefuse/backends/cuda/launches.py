@@ -286,7 +286,7 @@ class _Launch:
 
     @property
     def numbers(self) -> NDArray[np.void]:
-        """The launch's numbers by name, for changes between launches."""
+        """Returns the launch's numbers by name, for changes between launches."""
         return np.frombuffer(self._packed, LAUNCH.dtype)
 
     def __call__(self, name: str, grid: tuple[int, ...], block: tuple[int]) -> None:

@@ -24,7 +24,7 @@ to_level: Any = SPEC.to_level
 
 @inlined
 def ask_for(m: Any, at: int, quarters: Integers) -> None:
-    """The lines of some quarters of a tile, from `at` on: all at once would block the line-fill buffers."""
+    """Prefetches the lines of some quarters of a tile, from `at` on: all at once would block the line-fill buffers."""
     for n in range(m[ARRAYS]):
         array = array_of(m, n)
         width = array[ARRAY_BYTES]
@@ -70,7 +70,7 @@ def to_uint16(i: int, to: Any, source: Any) -> None:
 
 @inlined
 def load(to: Any, array: Any, at: int, n: int) -> None:
-    """The n elements of an array from `at` on, in the arithmetic's type, which is not the array's."""
+    """Loads n elements of an array, from `at` on, and converts them to the arithmetic's type."""
     kind, first = array[ARRAY_KIND], array[ARRAY_PLACE] + array[ARRAY_BYTES] * at
     if kind == F32:
         each(n, copy, (to, pointer(first, float32)))
@@ -103,7 +103,7 @@ def store(source: Any, array: Any, others: Any, at: int, n: int) -> None:
 
 @inlined
 def bring(m: Any, at: int, n: int, places: Any, tile: Any, others: Any) -> None:
-    """The n elements of all inputs from `at` on: where they are, or into the tile. And where outputs are."""
+    """Brings n elements of all inputs, from `at` on, into the tile, or notes where they are; and where outputs are."""
     for a in range(m[ARRAYS]):
         array = array_of(m, a)
         if array[ARRAY_KIND] == IN_PLACE:
@@ -114,7 +114,7 @@ def bring(m: Any, at: int, n: int, places: Any, tile: Any, others: Any) -> None:
 
 @inlined
 def put(m: Any, at: int, n: int, tile: Any, others: Any) -> None:
-    """The n elements of all outputs from `at` on, where they are not yet."""
+    """Stores n elements of all outputs, from `at` on, that are not there yet."""
     for a in range(m[INPUTS], m[ARRAYS]):
         array = array_of(m, a)
         if array[ARRAY_KIND] != IN_PLACE:

@@ -28,7 +28,7 @@ def score_tokens(
     x: NDArray[np.float32], element: NDArray[np.int64], beta: float, step: int, sample: int, stream: int, seed: Any,
     out: NDArray[np.float64],
 ) -> None:  # fmt: skip
-    """The scores of a row's tokens."""
+    """Writes the scores of a row's tokens."""
     k0, k1 = uint32(seed & uint64(0xFFFFFFFF)), uint32(seed >> uint64(32))
     for i in range(len(x)):
         word = element[i] & int64(3)

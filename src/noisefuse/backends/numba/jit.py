@@ -89,7 +89,7 @@ def cross_entropy(call: CrossEntropy) -> None:
 
 @float_mode()
 def _in_rows(one: Callable[[Any, int, Arithmetic], None], call: Any, n: int) -> None:
-    """Threads take rows in turn."""
+    """Runs a function of rows on threads, which take rows in turn."""
     rows = iter(range(n))
 
     def work() -> None:

@@ -65,7 +65,7 @@ VERSION = _version()
 
 
 def compiled(function: F) -> Dispatcher[F]:
-    """A kernel, in whose name the version stands: Numba's cache on disk looks at no function that another calls."""
+    """Compiles a kernel, whose name gets the version: Numba's cache on disk looks at no function that another calls."""
     function.__qualname__ = f"{function.__name__}_{VERSION}"
     options = {"nogil": True, "error_model": "numpy"}
     made: Dispatcher[F]
@@ -90,19 +90,10 @@ def prepare(p: Any, words: Any, tile: Any, own: int) -> None:
 
 @pasted
 def compute_tiles(
-    p: Any,
-    w: Any,
-    tile: Any,
-    others: Any,
-    at: int,
-    end: int,
-    element: Integers,
-    runs: int,
-    draws: bool,
-    at_once: Bools,
-    one_row: Bools,
-) -> None:
-    """Elements at .. end - 1: whole tiles of one row and one run, or what one tile can hold."""
+    p: Any, w: Any, tile: Any, others: Any, at: int, end: int, element: Integers, runs: int, draws: bool,
+    at_once: Bools, one_row: Bools,
+) -> None:  # fmt: skip
+    """Computes elements at .. end - 1: whole tiles of one row and one run, or what one tile can hold."""
     m, places, masked = program_of(w), pointer(part(w, PLACES), int64), pointer(p, int32)[CALL_MASKED] != 0
     run, transitions = (w[STEP], w[SAMPLE], w[TAG], w[KEY0], w[KEY1]), pointer(p, int32)[CALL_DRAW] == WORDS_ALONE
     while at < end:
@@ -128,7 +119,7 @@ def compute_tiles(
 
 @pasted
 def compute_chunk(p: Any, w: Any, tile: Any, others: Any, at: int, end: int, at_once: bool) -> None:
-    """Elements at .. end - 1. `at_once`: whether the row is added up where the normal is made, where that can be."""
+    """Computes elements at .. end - 1. at_once: whether a row may be added up where its normal is made."""
     sample_size, segment, columns = p[CALL_SIZE], p[CALL_SEGMENT], program_of(w)[READ_COLUMNS]
     draws, filled, sample, place = pointer(p, int32)[CALL_DRAW] != NONE, int64(-1), at // sample_size, at % sample_size
     while at < end:
@@ -184,7 +175,7 @@ def walk(workspace: NDArray[Any], others: Any, call: NDArray[np.int64], end: int
 
 @pasted
 def walk_tile(p: Any, w: Any, tile: Any, others: Any, at: int, end: int, total: int) -> int:
-    """A tile of x0 goes through all times before the next one is read. Gives its elements."""
+    """Walks a tile of x0 through all times, and returns how many elements it has."""
     rows, kept, x = pointer(p[CALL_ROWS], tile), pointer(p[CALL_KEEP], int64), part(tile, WIDTH * VALUES)
     source, target = array_of(program_of(w), 0), array_of(program_of(w), 1)
     n, runs = plan(p, at, end, int64(TILE), at // p[CALL_SIZE], at % p[CALL_SIZE], w)

@@ -19,7 +19,7 @@ add_piece: Any = SPEC.add_piece
 
 @pasted
 def sum_squares(r: NDArray[Any], sums: NDArray[np.float64]) -> None:
-    """Of chunks of the rows of r, the sums of their squares."""
+    """Writes the sums of squares of chunks of the rows of r."""
     sum_of, chunks = np.empty(ACCUMULATORS, r.dtype), len(sums) // len(r)
     for row in range(len(r)):
         for c in range(chunks):

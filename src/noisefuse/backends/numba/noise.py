@@ -29,7 +29,7 @@ uniform64: Any = SPEC.uniform64
 
 @inlined
 def locate(field: Any, place: int) -> tuple[int, int]:
-    """The element of the field at this place of the sample, and how many from there on are in one run."""
+    """Returns the element of the field at this place of the sample, and how many from there on are in one run."""
     run = field[FIELD_RUN]
     if field[FIELD_AXES] == 0:
         return field[FIELD_START] + place, run - place
@@ -49,9 +49,9 @@ def place_counter(j: int, counter: Any, first: int, step: int, number: int, tag:
 
 @inlined
 def plan(p: Any, at: int, end: int, alike: Integers, sample: int, place: int, words: Any) -> tuple[int, int]:
-    """Counters, key and runs of elements from `at` on: how many (elements, runs).
+    """Writes counters, key and runs of the next elements, from `at` on, and returns how many (elements, runs) they are.
 
-    Whole tiles, where those of one run are among the next `alike` elements; or as many of one seed as fit into a tile.
+    They are whole tiles if the next `alike` elements have them in one run; or as many of one seed as a tile holds.
     """
     q = pointer(p, int32)
     seed = pointer(p[CALL_FIELDS] + FIELD_BYTES * sample * q[CALL_FIELD_PER_SAMPLE], int64)[FIELD_SEED]
@@ -101,9 +101,9 @@ def words_of_runs(j: int, to: Any, c: Any, later: int, tag: int, key0: int, key1
 
 @inlined
 def make_words(run: Any, block: Any, later: int, c: Any, where: Any, tag: Integers, runs: int) -> None:
-    """Philox of the next counters, `later` steps after theirs.
+    """Writes the words of the next counters, `later` steps after theirs.
 
-    Of one run they are numbered on from `block`, and the rest of them and the key, `run`, is the same for all.
+    If there is one run, its counters are numbered on from `block`, and share all else, `run`.
     """
     step, sample, high, k0, k1 = run
     steps = uint32(later)
@@ -116,7 +116,7 @@ def make_words(run: Any, block: Any, later: int, c: Any, where: Any, tag: Intege
 
 @inlined
 def packed(words: Any, tile: Any, runs: int) -> None:
-    """The runs one after another, copied to the row of slot Z."""
+    """Copies the runs, one after another, to the row of slot Z."""
     whole, done = part(tile, BLOCK_VALUES * WIDTH), 0
     for run in range(runs):
         source, to = part(whole, words[RUN_BEGIN + run]), part(tile, (VALUES + Z) * WIDTH + done)
@@ -137,7 +137,7 @@ def noised32(i: int, out: Any, u: Any, v: Any, k: float, c: float, d: float, w: 
 
 @inlined
 def add_at_once(words: Any, of_words: Any, first: int, tile: Any) -> None:
-    """The row of a normal and one more term, from element `first` of a tile on."""
+    """Adds up rows of a normal and one more term, from element `first` of a tile on."""
     c, places = combination_of(program_of(words), 0), pointer(part(words, PLACES), int64)
     out, k = pointer(places[c[TOTAL]], tile), pointer(places[c[CONSTANT]], tile)
     a, b = pointer(places[c[TERM]], tile), pointer(places[c[TERM + 2]], tile)
@@ -167,17 +167,17 @@ def words32(i: int, z: Any, u: Any, v: Any) -> None:
 
 @inlined
 def place_of_noise(skip: Integers, runs: int) -> Any:
-    """Where in the tile the noise of the planned elements begins."""
+    """Returns where in the tile the noise of the planned elements begins."""
     return BLOCK_VALUES * WIDTH + skip if runs == 1 else (VALUES + Z) * WIDTH
 
 
 def fill_noise(
     p: Any, run: Any, block: Any, later: Any, words: Any, tile: Any, runs: int, size: Any, at_once: bool
 ) -> None:
-    """The noise of the planned elements, of the tile's type: in whole blocks, and several runs packed too.
+    """Draws the noise of the planned elements, of the tile's type, in whole blocks; several runs are packed, too.
 
-    Of one run blocks are made from `block` on, up to that of element `size`. `at_once`: of float32 the row of a normal
-    and one more term, added up where the normal is made, in place of the noise.
+    If there is one run, its blocks are made from `block` on, up to that of element `size`. at_once: in float32, rows of
+    a normal and one more term are added up where the normal is made, in place of the noise.
     """
     raise NotImplementedError
 

@@ -21,8 +21,8 @@ TOGETHER = BLOCKS // 2  # blocks whose words are made and then made values of: f
 
 
 def offsets(record: Layout, *names: str) -> list[int]:
-    """Where a record has these, each counted in its own size: for an int64 pointer or, of those of 32 bits, an int32
-    or uint32 one."""
+    """Returns where a record has these fields, each counted in its own size: for a pointer of int64, int32 or
+    uint32."""
     fields: Any = record.dtype.fields
     return [fields[name][1] // fields[name][0].base.itemsize for name in names]
 
@@ -118,7 +118,7 @@ def list_arrays(p: Any, m: Any, own: int) -> None:
 
 @inlined
 def list_terms(c: Any, active: int, first: int, slots: int) -> None:
-    """Of the linear combination whose columns begin with `first`, in the contract's order."""
+    """Lists the terms of the linear combination whose columns begin with `first`, in the contract's order."""
     n = 0
     for slot in ORDER:
         if slot < slots and active >> (first + 1 + slot) & 1:
@@ -133,7 +133,7 @@ def list_terms(c: Any, active: int, first: int, slots: int) -> None:
 
 @inlined
 def list_combinations(p: Any, m: Any) -> None:
-    """D where one of the others reads it, the noise or a mask, and that of each output."""
+    """Lists the linear combinations: D, if an output, the noise or a mask reads it, and that of each output."""
     active, masked = p[CALL_ACTIVE], pointer(p, int32)[CALL_MASKED] != 0
     bounded = active & BOUNDS != 0
     # A clamp takes both bounds, also where one alone is active; a mask where none is.

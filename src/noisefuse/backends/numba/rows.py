@@ -53,7 +53,7 @@ def select_own_rows(p: Any, columns: int, at: int, n: int, tile: Any) -> None:
 
 @inlined
 def select_rows(p: Any, columns: int, at: int, n: int, tile: Any, filled: Integers) -> Integers:
-    """Coefficients for each of n elements from `at` on. `filled` is the row of which the tile is full, or -1."""
+    """Writes coefficients for each of n elements from `at` on. filled: the row of which the tile is full, or -1."""
     if row_for_each(p):
         select_own_rows(p, columns, at, n, tile)
         return -1
@@ -121,7 +121,7 @@ def add_within(i: int, out: Any, aux: Any, inside: Any, low: Any, high: Any, zer
 
 @inlined
 def apply(m: Any, masked: bool, n: int, places: Any, tile: Any, one_row: bool) -> None:
-    """The linear combinations of a row: spec.affine, two terms at a time where all elements have one row."""
+    """Computes a row's linear combinations, spec.affine: two terms at a time if all elements have one row."""
     low, high = pointer(places[LOW], tile), pointer(places[HIGH], tile)
     for f in range(m[COMBINATIONS]):
         combination = combination_of(m, f)

@@ -29,10 +29,7 @@ def cpu() -> Device:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    if arguments.cliffs:
-        import_module(".cliffs", __package__).run(0.01 if arguments.quick else 0.1)
-    else:
-        run_on(cpu() if arguments.device == "cpu" else import_module(".cuda", __package__).device(), arguments)
+    run_on(cpu() if arguments.device == "cpu" else import_module(".cuda", __package__).device(), arguments)
 
 
 def run_on(device: Device, arguments: argparse.Namespace) -> list[Result]:
@@ -72,10 +69,10 @@ def cases(device: Device, arguments: argparse.Namespace) -> list[Case]:
     if "bfloat16" in dtypes:
         float_dtype("bfloat16")  # if it is missing, the error comes before the work
     grid = itertools.product(device.operations, arguments.threads or [device.threads], sizes, dtypes)
-    found = [case for case in itertools.starmap(device.case, grid) if case.exists]
-    if not found:
+    asked = [case for case in itertools.starmap(device.case, grid) if case.exists]
+    if not asked:
         raise ValueError(f"none of {', '.join(device.operations)} is measured in {', '.join(dtypes)}")
-    return found
+    return asked
 
 
 def measure(device: Device, cases: Sequence[Case], *, quick: bool) -> Iterator[Result]:

@@ -110,16 +110,16 @@ def doubts(results: Sequence[Result]) -> list[str]:
         for case, timings in results
         if case.operation == "randn"
     }
-    found = []
+    said = []
     for case, timings in results:
         alone = randn.get((case.threads, case.shape, case.out_dtype))
         share = timings["noisefuse"].median / alone if alone and case.operation == "q_sample" else 1.0
         if share < CREDIBLE:
-            found.append(
+            said.append(
                 f"{case} takes {share:.2f} of the time of the randn within it, which cannot be: "
                 "other work disturbed the measurement, so the figures are unreliable."
             )
-    return found
+    return said
 
 
 def figures(case: Case, timings: Mapping[str, Timing], name: str, old: Old | None = None) -> dict[str, str]:
@@ -179,11 +179,7 @@ def record(case: Case, timings: Mapping[str, Timing]) -> dict[str, Any]:
         **dataclasses.asdict(case),
         "steps": case.steps,
         "ns_per_element": {
-            name: {
-                "median": t.median * scale,
-                "quartiles": [t.low * scale, t.high * scale],
-                "rounds": t.rounds,
-            }
+            name: {"median": t.median * scale, "quartiles": [t.low * scale, t.high * scale], "rounds": t.rounds}
             for name, t in timings.items()
         },
     }

@@ -78,11 +78,11 @@ def _make(job: Job, journal: Journal, arguments: argparse.Namespace) -> None:
     """Makes all missing blocks, and then those whose sources have changed meanwhile."""
     with _client(arguments) as client:
         marks = journal.made()
-        made = job.made(marks)
-        if marks and not made:
+        there = job.made(marks)
+        if marks and not there:
             journal.forget()  # blocks that are missing now must not count later
         job.prepare()
-        _add(job, (block for block in range(job.blocks) if block not in made), len(made), journal, client)
+        _add(job, (block for block in range(job.blocks) if block not in there), len(there), journal, client)
         for _ in range(ROUNDS):
             if not (again := job.again(journal, journal.partial)):
                 return
@@ -93,8 +93,8 @@ def _make(job: Job, journal: Journal, arguments: argparse.Namespace) -> None:
 
 def _add(job: Job, blocks: Iterable[int], before: int, journal: Journal, client: Any) -> None:
     try:
-        with _Progress(job.blocks, before) as progress, closing(_made(job, blocks, client)) as made:
-            for block, (size, mark) in made:
+        with _Progress(job.blocks, before) as progress, closing(_made(job, blocks, client)) as finished:
+            for block, (size, mark) in finished:
                 journal.add(block, mark)
                 progress.add(size)
     except (OSError, MemoryError) as error:
@@ -108,9 +108,9 @@ def _check_paths(source: Path, target: Path) -> None:
         raise ValueError(f"{source} is no plain file: expected a .npy file, a zarr store or a folder of images")
     if source == target:
         raise ValueError(f"{source} is the source and the target, too: expected another target")
-    for made in (target, partial_of(target), journal_of(target)):
-        if made.is_relative_to(source) or source.is_relative_to(made):
-            raise ValueError(f"one of {made} and {source} contains the other: expected a target outside of the source")
+    for own in (target, partial_of(target), journal_of(target)):
+        if own.is_relative_to(source) or source.is_relative_to(own):
+            raise ValueError(f"one of {own} and {source} contains the other: expected a target outside of the source")
     if not target.parent.is_dir():
         raise ValueError(f"cannot write {target}: no such directory")
 
@@ -137,8 +137,8 @@ def _check_ending(target: Path, job: Job) -> None:
 
 def _work(arguments: argparse.Namespace) -> Work:
     if (arguments.schedule is None) == (arguments.std is None) or (arguments.schedule is None) != (arguments.t is None):
-        given = {f"--{name}": getattr(arguments, name) for name in ("schedule", "t", "std")}
-        said = ", ".join(f"{name} {value}" for name, value in given.items() if value is not None) or "none of them"
+        asked = {f"--{name}": getattr(arguments, name) for name in ("schedule", "t", "std")}
+        said = ", ".join(f"{name} {value}" for name, value in asked.items() if value is not None) or "none of them"
         raise ValueError(f"expected --schedule with --t, or else --std; got {said}")
     if arguments.t is not None and arguments.t >= STEPS:
         raise ValueError(f"--t {arguments.t} is out of range: schedules have {STEPS} steps, 0 <= t < {STEPS}")

@@ -83,10 +83,10 @@ def _result(future: Any) -> Made:
 
 
 def _make(job: Job, block: int, expected: str) -> Made:
-    if (found := version()) != expected:
+    if (own := version()) != expected:
         from distributed import get_worker
 
-        raise OSError(f"the worker {get_worker().address}, which joined late, has {found}; here is {expected}")
+        raise OSError(f"the worker {get_worker().address}, which joined late, has {own}; here is {expected}")
     nf.set_num_threads(1)  # a worker makes several blocks at once, if it has several threads
     return job.make(block)
 
@@ -104,8 +104,8 @@ def _check_scheduler(address: str) -> None:
             return (await asyncio.wait_for(peer.identity(), seconds + 1))["type"]
 
     try:
-        if (found := asyncio.run(kind())) != "Scheduler":
-            raise ValueError(f"a {found} is there")
+        if (server := asyncio.run(kind())) != "Scheduler":
+            raise ValueError(f"a {server} is there")
     except Exception as error:  # of any kind: the server there may answer anything
         said = str(error) or f"no answer in {seconds:g} s"
         raise ValueError(

@@ -226,11 +226,11 @@ class Npy:
         size, result = prod(self.shape[1:]), self.work.result(self.kind)
         first, last = block * self.block, min((block + 1) * self.block, prod(self.shape))
         memory = np.empty(min(PIECE, last - first), self.kind)  # shared: new memory costs as much as a copy
-        made = memory if self.kind == result else np.empty(memory.shape, result)
+        noised = memory if self.kind == result else np.empty(memory.shape, result)
         source, target = os.open(self.path, os.O_RDONLY), os.open(self.partial, os.O_WRONLY | os.O_NOFOLLOW)
         try:
             for sample, start, rows, n in pieces(first, last, size):
-                x, y = (buffer[: rows * n].reshape(rows, n) for buffer in (memory, made))
+                x, y = (buffer[: rows * n].reshape(rows, n) for buffer in (memory, noised))
                 element = sample * size + start
                 read(source, x, self.begin + element * x.itemsize)
                 self.work(x, y, sample, *(() if n == size else ((size,), (start,))))
@@ -381,9 +381,9 @@ class Images:
         name, encoded = self.names[block], io.BytesIO()
         state = state_of(self.path / name)  # before it is read, so that a later change is seen
         pixels, alpha = _pixels(self.path / name)
-        made = np.empty(pixels.shape, np.uint8)
-        self.work(pixels[None], made[None], name)
-        image = Image.fromarray(made)
+        noised = np.empty(pixels.shape, np.uint8)
+        self.work(pixels[None], noised[None], name)
+        image = Image.fromarray(noised)
         if alpha is not None:
             image.putalpha(alpha)
         image.save(encoded, "PNG", compress_level=1)  # more work does not make noise smaller
@@ -466,7 +466,7 @@ def _pixels(path: Path) -> tuple[Array, Any]:
 def _is_deep(file: Any) -> bool:
     """Tells whether an image has more bits than Pillow decodes to: 16-bit colours, whose mode it calls RGB."""
     for tile in file.tile:
-        given = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
-        if any(";16" in part if isinstance(part, str) else tile[0] == "ppm" and part > 255 for part in given):
+        parts = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+        if any(";16" in part if isinstance(part, str) else tile[0] == "ppm" and part > 255 for part in parts):
             return True
     return False

@@ -119,18 +119,18 @@ class Journal:
         with open(self._file, "rb", closefd=False) as file:
             file.seek(0)
             text = file.read()
-        found: list[Any] = []
+        lines: list[Any] = []
         end = 0
         for line in text.splitlines(keepends=True):
             checksum, _, content = line.rstrip(b"\n").partition(b" ")
             if not line.endswith(b"\n") or checksum != _checksum(content):
                 break
-            found.append(self._parsed(content, first=not found))
+            lines.append(self._parsed(content, first=not lines))
             end += len(line)
-        if not found and not _BEGINNING.fullmatch(text):
+        if not lines and not _BEGINNING.fullmatch(text):
             raise self._foreign()
         os.ftruncate(self._file, end)
-        return found
+        return lines
 
     def _parsed(self, content: bytes, first: bool) -> Any:
         try:

@@ -123,10 +123,10 @@ class Zarr:
             raise
         except Exception as error:  # of any kind, depending on the codec
             raise OSError(f"cannot read chunk {self._index(block)} of {self.path}: {error}") from error
-        made = np.empty(x.shape, self.work.result(x.dtype))
-        self.work(x, made, start[0], self.shape[1:], start[1:])
-        self._target[part] = made
-        return made.nbytes, self._chunk(block).stat().st_size
+        noised = np.empty(x.shape, self.work.result(x.dtype))
+        self.work(x, noised, start[0], self.shape[1:], start[1:])
+        self._target[part] = noised
+        return noised.nbytes, self._chunk(block).stat().st_size
 
     def again(self, journal: Journal, there: Path) -> list[int]:
         return []

@@ -47,11 +47,11 @@ def _axes(numbers: dict[str, Any], chunks: tuple[Shape, ...], options: dict[str,
                 f"{name}: expected a number, or one for each sample or channel, got shape {np.shape(value)}"
             )
         if ndim == first + 1:
-            found = nf.augment.find_layout(
+            layout = nf.augment.find_layout(
                 options.get("layout"), shape[first:], np.shape(value)[-1], " and ".join(numbers)
             )
-            options["layout"] = found
-            axes[name] = (*range(first), first if found == "CHW" else len(shape) - 1)
+            options["layout"] = layout
+            axes[name] = (*range(first), first if layout == "CHW" else len(shape) - 1)
         elif ndim:
             axes[name] = (0,)
     return axes

@@ -115,11 +115,11 @@ def mapped(call: Call, x: Any, arrays: dict[str, Any], noise: Any, axes: Axes) -
     options: dict[str, Any] = {"align_arrays": False, "new_axes": new}
     if call.last is not None:
         options["adjust_chunks"] = {index[-1]: call.last}
-    made = da.blockwise(task, out, *pairs, name=f"{call.name}-{token}", meta=metas[0], **options)
+    whole = da.blockwise(task, out, *pairs, name=f"{call.name}-{token}", meta=metas[0], **options)
     if call.outputs is None:
-        return made
+        return whole
     return tuple(
-        da.blockwise(operator.itemgetter(k), out, made, out, name=f"{call.name}-{k}-{token}", meta=meta)
+        da.blockwise(operator.itemgetter(k), out, whole, out, name=f"{call.name}-{k}-{token}", meta=meta)
         for k, meta in enumerate(metas)
     )
 
@@ -219,12 +219,12 @@ def _tried(call: Call, x: Any, chunks: Chunks, arrays: dict[str, Any], noise: An
         return 0 if value.dtype.kind == "f" else np.zeros((), value.dtype)  # a time in every schedule
 
     like_x = empty if isinstance(x, tuple) else np.empty_like(meta_from_array(x), shape=empty)
-    given = {name: stub(name, value) for name, value in arrays.items()}
+    stubs = {name: stub(name, value) for name, value in arrays.items()}
     for name in listed(noise):
         if isinstance(name, nf.Noise):
             name.check_shape(sample := call.sample(shape))
             name.window(sample, (0,) * len(sample))  # not too large
-    results = call.function(like_x, given.pop("noise", without_window(noise)), **given, **call.constants)
+    results = call.function(like_x, stubs.pop("noise", without_window(noise)), **stubs, **call.constants)
     ndim = len(shape) + (call.kept is not None)
     return [np.empty_like(result, shape=(0,) * ndim) for result in ([results] if call.outputs is None else results)]
 
@@ -245,19 +245,19 @@ class _Task:
         self.batched, self.constants = call.batched, {**fixed, **call.constants}
 
     def __call__(self, where: tuple[slice, ...], *parts: Any) -> Any:
-        given = {**self.constants, **dict(zip(self.names, parts, strict=True))}
+        arguments = {**self.constants, **dict(zip(self.names, parts, strict=True))}
         start = tuple([place.start for place in where])
-        x = given.pop("x") if "x" in given else tuple([place.stop - place.start for place in where])
-        noise = given.pop("noise", self.noise)
-        if "names" in given:
-            noise = [self._window(each, start) for each in given.pop("names")]
+        x = arguments.pop("x") if "x" in arguments else tuple([place.stop - place.start for place in where])
+        noise = arguments.pop("noise", self.noise)
+        if "names" in arguments:
+            noise = [self._window(each, start) for each in arguments.pop("names")]
         elif isinstance(noise, nf.Noise):
-            if "ids" in given:
-                noise = noise.at(sample=given.pop("ids"))
+            if "ids" in arguments:
+                noise = noise.at(sample=arguments.pop("ids"))
             elif self.batched and start and start[0]:
                 noise = noise.at(sample=noise.sample + start[0])
             noise = self._window(noise, start)
-        return self.call.function(x, noise, **given)
+        return self.call.function(x, noise, **arguments)
 
     def _window(self, noise: nf.Noise, start: Shape) -> nf.Noise:
         if not self.cut:

@@ -122,13 +122,13 @@ def categorical(
     arrays = {name: x for name, x in settings.items() if np.ndim(x)}
     arrays |= {name: _of_rows(x, logits) for name, x in (("where", where), ("positions", positions)) if x is not None}
     found = _in_rows(Call("categorical", _categories, options, 1 + len(info)), logits, arrays, noise)
-    return (found[0], dict(zip(info, found[1:], strict=True))) if info else found[0]
+    return (found[0], nf.discrete.TokenInfo(**dict(zip(info, found[1:], strict=True)))) if info else found[0]
 
 
 def _categories(logits: Any, noise: Any, *, info: Any, **options: Any) -> Any:
     found: Any = nf.categorical(logits, noise, info=info, **options)
-    token, known = found if info else (found, {})
-    return tuple(a[..., None] for a in (token, *known.values()))
+    token, known = found if info else (found, None)
+    return tuple(a[..., None] for a in (token, *(getattr(known, name) for name in info)))
 
 
 def masked_cross_entropy(logits: Any, ids: Any, masked: Any, weight: Any, *, reduction: Any) -> Any:

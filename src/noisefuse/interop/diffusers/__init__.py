@@ -42,48 +42,18 @@ from .runs import Options, fingerprint, planned
 from .sde import FlowMatchSDEDiscreteSchedulerOutput, Transitions, transitions
 
 __all__ = [
-    "CMStochasticIterativeScheduler",
-    "CogVideoXDDIMScheduler",
-    "CogVideoXDPMScheduler",
-    "ConsistencyDecoderScheduler",
-    "CosineDPMSolverMultistepScheduler",
-    "DDIMInverseScheduler",
-    "DDIMParallelScheduler",
-    "DDIMScheduler",
-    "DDPMParallelScheduler",
-    "DDPMScheduler",
-    "DDPMWuerstchenScheduler",
-    "DEISMultistepScheduler",
-    "DPMSolverMultistepInverseScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSDEScheduler",
-    "DPMSolverSinglestepScheduler",
-    "EDMDPMSolverMultistepScheduler",
-    "EDMEulerScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "EulerDiscreteScheduler",
-    "FlowMapEulerDiscreteScheduler",
-    "FlowMatchEulerDiscreteScheduler",
-    "FlowMatchHeunDiscreteScheduler",
-    "FlowMatchLCMScheduler",
-    "FlowMatchSDEDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "IPNDMScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-    "LCMScheduler",
-    "LMSDiscreteScheduler",
-    "LTXEulerAncestralRFScheduler",
-    "MiniMaxH3Scheduler",
-    "PNDMScheduler",
-    "SASolverScheduler",
-    "SCMScheduler",
-    "TCDScheduler",
-    "UnCLIPScheduler",
-    "UniPCMultistepScheduler",
-    "accelerate",
-]
-
+    "CMStochasticIterativeScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "ConsistencyDecoderScheduler",
+    "CosineDPMSolverMultistepScheduler", "DDIMInverseScheduler", "DDIMParallelScheduler", "DDIMScheduler",
+    "DDPMParallelScheduler", "DDPMScheduler", "DDPMWuerstchenScheduler", "DEISMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler", "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler", "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler",
+    "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "FlowMapEulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler",
+    "FlowMatchSDEDiscreteScheduler", "HeunDiscreteScheduler", "IPNDMScheduler", "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler", "LTXEulerAncestralRFScheduler",
+    "MiniMaxH3Scheduler", "PNDMScheduler", "SASolverScheduler", "SCMScheduler", "TCDScheduler", "UnCLIPScheduler",
+    "UniPCMultistepScheduler", "accelerate",
+]  # fmt: skip
 
 Target = TypeVar("Target")
 
@@ -237,11 +207,11 @@ class CogVideoXDPMScheduler(AddsNoise, diffusers.CogVideoXDPMScheduler):
     @staticmethod
     def _adapted(step: Any) -> Any:
         def adapted(
-            self: Any, m: Any, t: Any, x: Any, timestep_back: Any, return_dict: bool = True, **given: Any
+            self: Any, m: Any, t: Any, x: Any, timestep_back: Any, return_dict: bool = True, **options: Any
         ) -> Any:
-            made = step(self, m, self._old, t, timestep_back, x, return_dict=False, **given)
-            self._old = made[1]
-            return DDIMSchedulerOutput(*made) if return_dict else made
+            result = step(self, m, self._old, t, timestep_back, x, return_dict=False, **options)
+            self._old = result[1]
+            return DDIMSchedulerOutput(*result) if return_dict else result
 
         return adapted
 
@@ -466,8 +436,7 @@ class FlowMatchEulerDiscreteScheduler(_Flow, diffusers.FlowMatchEulerDiscreteSch
     def step(
         self, model_output: Any, timestep: Any, sample: Any, s_churn: float = 0.0, s_tmin: float = 0.0,
         s_tmax: float = float("inf"), s_noise: float = 1.0, generator: Generators = None,
-        per_token_timesteps: Any = None,
-        return_dict: bool = True,
+        per_token_timesteps: Any = None, return_dict: bool = True,
     ) -> Any:  # fmt: skip
         if per_token_timesteps is not None:
             return self._step_of_tokens(model_output, timestep, sample, generator, return_dict, per_token_timesteps)
@@ -591,11 +560,11 @@ class DDPMWuerstchenScheduler(StochasticSteps, diffusers.DDPMWuerstchenScheduler
 
     @staticmethod
     def _adapted(step: Any) -> Any:
-        def adapted(self: Any, m: Any, t: Any, x: Any, rounded: Any, **given: Any) -> Any:
+        def adapted(self: Any, m: Any, t: Any, x: Any, rounded: Any, **options: Any) -> Any:
             if rounded is not None:  # else t is as the user gave it
                 t = t.to(rounded) if isinstance(t, Tensor) else torch.tensor(t, dtype=rounded).double()
                 t = t.expand(len(x))
-            return step(self, m, t, x, **given)
+            return step(self, m, t, x, **options)
 
         return adapted
 
@@ -698,8 +667,8 @@ class FlowMatchSDEDiscreteScheduler(FlowMatchEulerDiscreteScheduler):
         clock: Any = self._time()
         place = self._places(timestep, clock, sample.shape) if many else self._place(timestep, clock)
         rule = self._rule(sde_type, noise_level, per_token_timesteps)
-        given = generator, prev_sample, model_output.dtype, return_logprobs, include_logprob_normalizer
-        taken = self._taken(rule, place, sample, model_output, *given)
+        wanted = generator, prev_sample, model_output.dtype, return_logprobs, include_logprob_normalizer
+        taken = self._taken(rule, place, sample, model_output, *wanted)
         if not many:
             self._step_index += 1
         return FlowMatchSDEDiscreteSchedulerOutput(*taken) if return_dict else taken
@@ -723,8 +692,8 @@ class FlowMatchSDEDiscreteScheduler(FlowMatchEulerDiscreteScheduler):
         place = self._step_index if timestep is None else self._places(timestep, clock, sample.shape)
         rule = self._rule(sde_type, noise_level, per_token_timesteps)
         kind = torch.promote_types(sample.dtype, torch.float32) if prev_sample is None else prev_sample.dtype
-        given = generator, prev_sample, kind, return_logprobs, include_logprob_normalizer
-        taken = self._taken(rule, place, sample, model_output, *given)
+        wanted = generator, prev_sample, kind, return_logprobs, include_logprob_normalizer
+        taken = self._taken(rule, place, sample, model_output, *wanted)
         return (*taken, rule.roots(_on_host(place), sample)) if return_sqrt_dt else taken
 
     def _rule(self, kind: str, level: float, per_token: Any) -> Transitions:
@@ -806,11 +775,11 @@ def _covered() -> str:
 
 def _accelerate_all(pipeline: Any, noise: Noises | None, coefficients: str | None) -> None:
     """Accelerates all schedulers, or none if an argument is wrong."""
-    kind, found = type(pipeline).__name__, [*_schedulers(pipeline)]
+    kind, placed = type(pipeline).__name__, [*_schedulers(pipeline)]
     named: dict[int, str] = {}
-    for _, name, scheduler in found:
+    for _, name, scheduler in placed:
         named.setdefault(id(scheduler), f"{name} ({type(scheduler).__name__})")
-    covered = {id(scheduler): scheduler for _, _, scheduler in found if _covering(scheduler) is not None}
+    covered = {id(scheduler): scheduler for _, _, scheduler in placed if _covering(scheduler) is not None}
     left = ", ".join(name for key, name in named.items() if key not in covered)
     if not covered:
         its = f"whose schedulers are {left}" if left else "which has none"
@@ -823,7 +792,7 @@ def _accelerate_all(pipeline: Any, noise: Noises | None, coefficients: str | Non
         key: accelerate(scheduler, noise=noise if key == drawing else None, coefficients=coefficients)
         for key, scheduler in covered.items()
     }
-    for owner, name, scheduler in found:
+    for owner, name, scheduler in placed:
         if id(scheduler) in new:
             setattr(owner, name, new[id(scheduler)])
     line = f"{kind}: one-pass steps for {', '.join(named[key] for key in new)}"

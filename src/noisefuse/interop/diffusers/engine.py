@@ -66,9 +66,8 @@ class Fused:
 
     _memory: tuple[str, ...] = ()  # attributes that hold tensors from step to step
     _gaps = False  # step looks at which of them exist, and no counter would tell
-    _leftovers: tuple[
-        str, ...
-    ] = ()  # attributes that a finished run leaves, and that the next one sets before it reads them
+    # Attributes that a finished run leaves, and that the next one sets before it reads them.
+    _leftovers: tuple[str, ...] = ()
     _options: tuple[str, ...] = ()  # arguments of step that change numbers
     _by_time = False  # step looks at the time that it is given; others count
     _source: str  # the attribute that coefficients are computed from
@@ -197,15 +196,15 @@ class Fused:
             if step.keeps_noise:
                 pool[rows.NOISE] = z = field(z, i, x, x.dtype) if are_names(z) else z
         try:
-            made = nf.update(plan.table, i, x, model, past=past, noise=z, aux_out=step.written)
+            outputs = nf.update(plan.table, i, x, model, past=past, noise=z, aux_out=step.written)
         except TypeError:
             if not _narrower(past, x.dtype):
                 raise
             past = _converted(past, x.dtype)  # diffusers widened x in the step before
-            made = nf.update(plan.table, i, x, model, past=past, noise=z, aux_out=step.written)
-        sample, others = made[0], ()  # type: Any, Any
+            outputs = nf.update(plan.table, i, x, model, past=past, noise=z, aux_out=step.written)
+        sample, others = outputs[0], ()  # type: Any, Any
         if plan.keeps:
-            pool += made
+            pool += outputs
             for name, kept, many in step.remembers:
                 state[name] = [*kept(pool)] if many else kept(pool)
             others = step.results(pool)
@@ -227,7 +226,7 @@ class Fused:
                 z = torch.empty_like(m, dtype=dtype, memory_format=torch.contiguous_format)
                 z.normal_(generator=draws)  # like torch.randn
             else:
-                _need_generators(draws)
+                _check_generators(draws)
                 z = randn_tensor(m.shape, generator=draws, device=m.device, dtype=dtype)
         return z if dtype is x.dtype or dtype is torch.float32 else z.float()
 
@@ -237,7 +236,7 @@ class Fused:
         draws = of_step(draws)
         if not are_names(draws):
             if draws is not None:
-                _need_generators(draws)
+                _check_generators(draws)
             if self.noise_sampler is None:
                 self.noise_sampler = self._tree(draws, x)
             z = self.noise_sampler(*step.interval)
@@ -292,13 +291,13 @@ class Fused:
         noise = self.noise if draws is None else draws
         if are_names(noise) and self._may_draw(options):
             raise TypeError(f"{name}: diffusers does this step{f' {reason}' * bool(reason)}, and cannot draw {noise}")
-        given = {**self._given(options), **others}
+        arguments = {**self._given(options), **others}
         if isinstance(draws, Tensor):
-            given["variance_noise"] = draws
+            arguments["variance_noise"] = draws
         elif draws is not None and not are_names(draws):
-            _need_generators(draws)
-            given["generator"] = draws
-        result = self._adapted(self._base.step)(self, m, t, x, return_dict=return_dict, **given)
+            _check_generators(draws)
+            arguments["generator"] = draws
+        result = self._adapted(self._base.step)(self, m, t, x, return_dict=return_dict, **arguments)
         tell(self, "step", reason)
         return result
 
@@ -360,10 +359,11 @@ class Fused:
             )
         if shape[: t.dim()] != t.shape:
             raise wrong_times("timestep", t, "sample's", shape)
-        found = t.reshape(-1, 1) == clock.timesteps.to(t.device)
-        if not bool(found.any(1).all()):
-            raise ValueError(f"timestep: expected entries of {name}.timesteps, got {t[~found.any(1).reshape(t.shape)]}")
-        return found.int().argmax(1).reshape(t.shape)
+        matches = t.reshape(-1, 1) == clock.timesteps.to(t.device)
+        known = matches.any(1)
+        if not bool(known.all()):
+            raise ValueError(f"timestep: expected entries of {name}.timesteps, got {t[~known.reshape(t.shape)]}")
+        return matches.int().argmax(1).reshape(t.shape)
 
     def _init_step_index(self, timestep: Any) -> None:
         clock = self._time()
@@ -431,7 +431,7 @@ def _row_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _need_generators(value: Any) -> None:
+def _check_generators(value: Any) -> None:
     """Raises an error if neither diffusers nor a kernel can draw from it."""
     several = isinstance(value, list | tuple)
     for n, entry in enumerate(value if several else [value]):

@@ -33,8 +33,8 @@ class Wide:
         return self.module.linspace(*args, **{"dtype": self.float32, **kwargs})
 
     def tensor(self, data: Any, **kwargs: Any) -> Any:
-        made = self.module.tensor(data, **kwargs)
-        return self.module.tensor(data, dtype=self.float32) if made.dtype is torch.float32 and not kwargs else made
+        tensor = self.module.tensor(data, **kwargs)
+        return self.module.tensor(data, dtype=self.float32) if tensor.dtype is torch.float32 and not kwargs else tensor
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.module, name)
@@ -100,8 +100,8 @@ def _anew(scheduler: Any, kind: Any) -> Any:
     inspect.unwrap(kind.__init__)(new, **{name: scheduler.config[name] for name in names})
     args, kwargs = scheduler._replay
     if args or kwargs:
-        given = inspect.signature(kind.set_timesteps).bind(new, *args, **kwargs).arguments
-        kind.set_timesteps(**{name: value for name, value in given.items() if name != "device"})
+        arguments = inspect.signature(kind.set_timesteps).bind(new, *args, **kwargs).arguments
+        kind.set_timesteps(**{name: value for name, value in arguments.items() if name != "device"})
     elif scheduler.coefficients == "exact" and getattr(scheduler, "num_inference_steps", None) is not None:
         raise RuntimeError("exact coefficients need to see how the timesteps were made: call set_timesteps again")
     return new

@@ -26,15 +26,15 @@ class Forward(Fused):
 
     def _noised(self, x0: Any, noise: Any, t: Any, fallback: Any) -> Any:
         """Returns alpha x0 + sigma noise in one pass, or `fallback(why)` if that is not possible."""
-        given = isinstance(noise, Tensor)
+        drawn = isinstance(noise, Tensor)
         if is_traced():
-            return fallback(None) if given else internals.untraced(self._noised, x0, noise, t, fallback)
-        if given and not isinstance(x0, Tensor):
+            return fallback(None) if drawn else internals.untraced(self._noised, x0, noise, t, fallback)
+        if drawn and not isinstance(x0, Tensor):
             return fallback(None)  # raises an error
-        cannot = given and (without_kernel(x0) or one_at_many_times(x0, t) or unlike(x0, noise))
-        if reason := cannot or (patched(self, "step") if given else None):
+        cannot = drawn and (without_kernel(x0) or one_at_many_times(x0, t) or unlike(x0, noise))
+        if reason := cannot or (patched(self, "step") if drawn else None):
             return fallback(reason)
-        if not (given or are_names(noise)):
+        if not (drawn or are_names(noise)):
             names_of(noise, "a Tensor, a Noise or a list of them")  # it raises the error
         return self._at_levels(x0, noise, t, fallback)
 

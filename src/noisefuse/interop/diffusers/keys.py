@@ -46,10 +46,10 @@ def of_call(generator: Any) -> Any:
 def _keyed(noise: nf.Noise) -> KeyedGenerator:
     if noise.stream:
         raise ValueError(f"generator: expected a Noise of stream 0, got {noise.stream}")
-    made = KeyedGenerator()
-    made.noise, made.draws = noise, 0
-    made.manual_seed(nf.augment.sample_id(repr(noise)))
-    return made
+    generator = KeyedGenerator()
+    generator.noise, generator.draws = noise, 0
+    generator.manual_seed(nf.augment.sample_id(repr(noise)))
+    return generator
 
 
 def of_step(generator: Any) -> Any:
@@ -65,7 +65,7 @@ def randn_tensor(
     shape: Any, generator: Any = None, device: Any = None, dtype: Any = None, layout: Any = None
 ) -> torch.Tensor:
     if not _are(KeyedGenerator, generator):
-        return _theirs(shape, generator, device, dtype, layout)  # type: ignore[no-any-return]
+        return _theirs(shape, generator, device, dtype, layout)
     fields = [key.next() for key in listed(generator)]
     kind = dtype or torch.get_default_dtype()
     return nf.randn(tuple(shape), fields if len(fields) > 1 else fields[0], dtype=kind, device=device or "cpu")  # type: ignore[no-any-return,call-overload]

@@ -121,9 +121,9 @@ class Lanes(Tensor):
 
 
 def lanes(plain: Tensor, counts: bool = False) -> Lanes:
-    made = plain.as_subclass(Lanes)
-    made.plain, made.numbers, made.counts = plain, plain.dim() == 2 and plain.shape[1] == 1, counts
-    return made
+    tensor = plain.as_subclass(Lanes)
+    tensor.plain, tensor.numbers, tensor.counts = plain, plain.dim() == 2 and plain.shape[1] == 1, counts
+    return tensor
 
 
 class Choices(list[Any]):
@@ -132,10 +132,10 @@ class Choices(list[Any]):
     def __getitem__(self, index: Any) -> Any:
         if not isinstance(index, Lanes):
             return super().__getitem__(index)
-        found = [super(Choices, self).__getitem__(i) for i in index.entries]
-        if any(choice != found[0] for choice in found):
-            raise Parted([choice == found[0] for choice in found])
-        return found[0]
+        options = [super(Choices, self).__getitem__(i) for i in index.entries]
+        if any(choice != options[0] for choice in options):
+            raise Parted([choice == options[0] for choice in options])
+        return options[0]
 
 
 def counted(numbers: Sequence[int]) -> Lanes:
@@ -144,20 +144,16 @@ def counted(numbers: Sequence[int]) -> Lanes:
 
 def each(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Lanes:
     """Calls the function row after row, on numbers alone. The answers are joined to numbers per row."""
-    given = [a for a in args if isinstance(a, Lanes) and a.plain.dim() > 1]
-    if (
-        not given
-        or any(a.counts or not a.numbers for a in given)
-        or any(isinstance(a, Tensor) for a in kwargs.values())
-    ):
+    rows = [a for a in args if isinstance(a, Lanes) and a.plain.dim() > 1]
+    if not rows or any(a.counts or not a.numbers for a in rows) or any(isinstance(a, Tensor) for a in kwargs.values()):
         raise Alone
-    n = max(len(a.plain) for a in given)
-    made = [function(*row, **kwargs) for row in zip(*(entries(a, n) for a in args), strict=True)]
-    if all(type(answer) is int for answer in made):
-        return counted(made)
-    if not all(isinstance(answer, Tensor) and answer.dim() == 0 and answer.dtype == made[0].dtype for answer in made):
+    n = max(len(a.plain) for a in rows)
+    answers = [function(*row, **kwargs) for row in zip(*(entries(a, n) for a in args), strict=True)]
+    if all(type(one) is int for one in answers):
+        return counted(answers)
+    if not all(isinstance(one, Tensor) and one.dim() == 0 and one.dtype == answers[0].dtype for one in answers):
         raise Alone
-    return lanes(torch.stack(made).reshape(-1, 1))
+    return lanes(torch.stack(answers).reshape(-1, 1))
 
 
 def _at_once(function: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -185,8 +181,8 @@ def _at_once(function: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any
         return CLAMP.get()(*args, **kwargs)
     if not numbers and name not in _LINEAR:
         raise Alone
-    made = function(*plain, **kwargs)
-    return args[0] if made is plain[0] else lanes(made)  # .to of the dtype that it has
+    result = function(*plain, **kwargs)
+    return args[0] if result is plain[0] else lanes(result)  # .to of the dtype that it has
 
 
 def row_of(value: Any, row: int) -> Any:

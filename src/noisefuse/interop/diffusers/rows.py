@@ -147,11 +147,11 @@ def tokens(scheduler: Any, base: type, times: Any) -> nf.Tableau:
     x, m, z = torch.eye(3, dtype=torch.float64, device="cpu")[:, None, None].expand(3, 1, len(times), 3)
     step = rebound(base.step, {**space, **_drawing(lambda *args, **kwargs: z)})  # type: ignore[attr-defined]
     shadow._step_index = 0  # it plays no part
-    given = torch.from_numpy(times)[None].to(torch.float64 if exact else torch.float32)
-    (made,) = step(shadow, m, 0.0, x, per_token_timesteps=given, return_dict=False)
+    per_token = torch.from_numpy(times)[None].to(torch.float64 if exact else torch.float32)
+    (result,) = step(shadow, m, 0.0, x, per_token_timesteps=per_token, return_dict=False)
     table = np.zeros(len(times), nf.tableau.ROW)
     table["clean"]["lo"], table["clean"]["hi"] = -np.inf, np.inf
-    for symbol, numbers in zip(("x", "m1", "z"), made[0].unbind(1), strict=True):
+    for symbol, numbers in zip(("x", "m1", "z"), result[0].unbind(1), strict=True):
         table["out"][symbol] = numbers
     return nf.Tableau(table, times, base.__name__)
 
@@ -248,12 +248,12 @@ class _Tracing:
         for name in _SEARCHES:
             if method := getattr(self.plain, name, None):
                 attributes[name] = partial(_each, method)
-        found = {}
+        steps = {}
         for later in range(period):
             at = [i + later for i in places]
-            given = _given_together([self.scheduler._given(self.options, i) for i in at])
-            found.update(self.probe.rows(self.step, at, lanes(self.timesteps[at].reshape(-1, 1)), given))
-        self.found.update(found)
+            options = _given_together([self.scheduler._given(self.options, i) for i in at])
+            steps.update(self.probe.rows(self.step, at, lanes(self.timesteps[at].reshape(-1, 1)), options))
+        self.found.update(steps)
         return self._state()
 
     def _alone(self, i: int) -> None:
@@ -308,12 +308,12 @@ def _alike(a: Any, b: Any, remembered: bool) -> bool:
     return bool(np.all(a == b))
 
 
-def _given_together(given: list[dict[str, Any]]) -> dict[str, Any]:
+def _given_together(options: list[dict[str, Any]]) -> dict[str, Any]:
     """Joins the arguments of several rows. Tensors become lanes. Others are the same for all rows and stay as they
     are."""
-    together = dict(given[0])
-    for name in given[0]:
-        values = [arguments[name] for arguments in given]
+    together = dict(options[0])
+    for name in options[0]:
+        values = [arguments[name] for arguments in options]
         flags = [isinstance(value, Tensor) for value in values]
         if all(flags):
             together[name] = lanes(torch.stack(values).reshape(-1, 1))
@@ -399,13 +399,13 @@ class _Probe:
         if not np.array_equal(self.block, self.columns):  # changed in place, it counts as another tensor
             were = dict(zip(map(id, units.values()), self.columns, strict=True))
             held = [v if id(v) not in were or np.array_equal(_array(v)[0], were[id(v)]) else object() for v in held]
-        given = [None, t, units["x"], units["m1"], units["d"] if self.thresholds else object(), units["z"], *held]
-        pool: dict[int, int] = {id(value): place for place, value in enumerate(given)}
+        known = [None, t, units["x"], units["m1"], units["d"] if self.thresholds else object(), units["z"], *held]
+        pool: dict[int, int] = {id(value): place for place, value in enumerate(known)}
         written: list[Tensor] = []
 
         def place(value: Any) -> int:
             if id(value) not in pool:
-                pool[id(value)] = len(given) + 1 + len(written)
+                pool[id(value)] = len(known) + 1 + len(written)
                 written.append(value)
             return pool[id(value)]
 
@@ -421,26 +421,28 @@ class _Probe:
             [self._array(value) for value in values], [*units], self.clean is not None, self.lo, self.hi
         )
         kept = any(value is units["z"] for value in items(vars(self.shadow), self.memory))
-        found, middle = {}, before.get("mid_point_sigma")
+        steps, middle = {}, before.get("mid_point_sigma")
         for n, (i, then) in enumerate(zip(places, _of_rows(after, places), strict=True)):
             interval = self.interval and tuple(row_of(value, n) for value in self.interval)
             drawn = self.drawn, kept, interval, _parts(interval, row_of(middle, n))
-            found[i] = Step((before, n, gaps), (computed, n), len(written), *drawn, results, remembers, then)
-        return found
+            steps[i] = Step((before, n, gaps), (computed, n), len(written), *drawn, results, remembers, then)
+        return steps
 
     def _remembers(self, place: Callable[[Any], int], after: dict[str, Any]) -> list[tuple[str, Pick, bool]]:
         """Returns the origin of each value that a step leaves in the scheduler. Lists are taken out of the other
         attributes, after the step."""
-        found: list[tuple[str, Pick, bool]] = []
+        origins: list[tuple[str, Pick, bool]] = []
         for name in self.memory:
             value = getattr(self.shadow, name, None)
             if isinstance(value, list):
-                found.append((name, _pick([place(v) for v in value]), True))
+                origins.append((name, _pick([place(v) for v in value]), True))
             elif value is None or isinstance(value, Tensor):
-                found.append((name, itemgetter(place(value)), False))
+                origins.append((name, itemgetter(place(value)), False))
             else:
                 after[name] = value
-        return found + [(name, _constant(after.pop(name)), True) for name in [*after] if isinstance(after[name], list)]
+        return origins + [
+            (name, _constant(after.pop(name)), True) for name in [*after] if isinstance(after[name], list)
+        ]
 
     def _hold(self, in_lanes: bool) -> list[Any]:
         """Makes new units, also for the remembered tensors."""
@@ -448,8 +450,8 @@ class _Probe:
         names = ["x", "m1", "z", "d", *(f"held{k}" for k, v in enumerate(held) if isinstance(v, Tensor))]
         self.columns = _columns(len(names))
         self.block = self.columns.copy()
-        made = torch.from_numpy(self.block)[:, None].unbind()
-        self.units = dict(zip(names, map(lanes, made) if in_lanes else made, strict=True))
+        vectors = torch.from_numpy(self.block)[:, None].unbind()
+        self.units = dict(zip(names, map(lanes, vectors) if in_lanes else vectors, strict=True))
         held = [self.units.get(f"held{k}", value) for k, value in enumerate(held)]
         _remember(self.shadow, self.memory, held)
         self.clean, self.drawn, self.interval, self.varied = None, 0, None, None
@@ -544,7 +546,6 @@ _COLUMN = {
     for symbol, (_, inside, *_) in (kind.fields or {}).items()
 }
 
-
 _BOUNDS = [_COLUMN["clean", "lo"], _COLUMN["clean", "hi"]]
 
 
@@ -613,14 +614,14 @@ def _constant(values: Any) -> Pick:
 
 def items(attributes: dict[str, Any], memory: tuple[str, ...]) -> list[Any]:
     """Returns a scheduler's remembered values, attribute after attribute, lists entry by entry."""
-    found = []
+    values = []
     for name in memory:
         value = attributes.get(name)
         if type(value) is list:
-            found += value
+            values += value
         else:
-            found.append(value)
-    return found
+            values.append(value)
+    return values
 
 
 def _with_gaps(state: Pick, memory: tuple[str, ...]) -> Pick:

@@ -61,24 +61,25 @@ class Transitions:
         log-density has the Gaussian's constants; that of "cps" never has them.
         """
         kind = torch.promote_types(x.dtype, m.dtype)
-        x, m, found = x.to(kind), m.to(kind), None
+        x, m, log_density = x.to(kind), m.to(kind), None
         density = "squared" if self.kind == "cps" else "full" if constants else "no_constants"
         law: Any = {"reduction": "mean", "density": density}
         if x_next is None:
             z = draw()
             z = z.to(kind) if isinstance(z, Tensor) and kind is torch.float64 else z
             if log_prob and dtype is kind and isinstance(i, int):
-                x_next, found = nf.density.update_with_log_prob(self.table, i, x, m, z, **law)
+                x_next, log_density = nf.density.update_with_log_prob(self.table, i, x, m, z, **law)
             else:
                 x_next = nf.update(self.table, i, x.detach(), m.detach(), noise=z).to(dtype)
-        if log_prob and found is None:
+        if log_prob and log_density is None:
             wide = torch.promote_types(kind, x_next.dtype)
-            found = nf.density.log_prob(self.table, i, x.to(wide), m.to(wide), x_next.detach().to(wide), **law)
+            then = x_next.detach().to(wide)
+            log_density = nf.density.log_prob(self.table, i, x.to(wide), m.to(wide), then, **law)
         wide = torch.promote_types(kind, torch.float32)
         mean: Tensor = nf.update(self.mean, i, x.to(wide), m.to(wide))
         std = _of_rows(self.std_dev, i, (), x.device)
         std = std if isinstance(i, int) else std.reshape(-1, *[1] * (x.dim() - 1))
-        return x_next.to(dtype), None if found is None else found.float(), mean, std
+        return x_next.to(dtype), None if log_density is None else log_density.float(), mean, std
 
     def roots(self, i: Any, x: Tensor) -> Tensor:
         """Returns sqrt(sigma - sigma') for each sample, (B,)."""

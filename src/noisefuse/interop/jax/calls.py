@@ -52,9 +52,7 @@ from .internals import check_devices, is_for_several, result_type, varying, vary
 
 OUT, AUX1 = AFFINE[:2]
 
-
 # ---- the operation -----------------------------------------------------------------------------------------
-
 call_p: Primitive = Primitive("noisefuse")
 call_p.multiple_results = True
 
@@ -64,7 +62,7 @@ def bind(what: Described, operands: Sequence[Any]) -> list[Any]:
     axes = frozenset[Any]().union(*map(varying_axes, operands))
     if axes:  # inside shard_map, numbers that are the same for all devices stand beside parts of arrays
         operands = [varying(x, axes) for x in operands]
-    return call_p.bind(*operands, what=what)  # type: ignore[no-any-return]
+    return call_p.bind(*operands, what=what)
 
 
 @call_p.def_impl
@@ -276,7 +274,7 @@ def _rule(what: Described, ranks: tuple[int, ...]) -> dict[str, Any]:
     operands = ", ".join(map(" ".join, factors))
     results = ", ".join(" ".join(["b", *inner][: len(shape)]) for shape, _ in what.outputs)
     whole = dict.fromkeys(factor for each in [*factors, inner] for factor in each if factor != "b")  # in their order
-    return {"sharding_rule": f"{operands} -> {results}", "check_replication_factors": tuple(whole)}
+    return {"sharding_rule": f"{operands} -> {results}", "need_replication_factors": tuple(whole)}
 
 
 # ---- vmap --------------------------------------------------------------------------------------------------

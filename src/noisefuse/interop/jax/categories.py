@@ -28,22 +28,22 @@ def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, par
 
     def on_host(logits: Any, given: Any, noise: Any) -> Any:
         arrays = {name: np.asarray(value) for name, value in given.items()}
-        token, known = _with_info(np.asarray(logits), noise, info, kind, arrays | fixed)
-        return token, [known[name] for name in info]
+        found: Any = nf.categorical(np.asarray(logits), noise, info=info, dtype=kind, **arrays | fixed)
+        return found if info else (found, nf.discrete.TokenInfo())
 
     names_of(noise)
     if not any(map(is_tracer, (logits, *given.values(), *jax.tree.leaves(noise)))):
         token, known = jax.tree.map(jnp.asarray, on_host(logits, given, noise))
     else:
         shape = logits.shape[:-1]
-        shapes = [jax.ShapeDtypeStruct(shape, INFO[name]) for name in info]
+        shapes = nf.discrete.TokenInfo(**{name: jax.ShapeDtypeStruct(shape, INFO[name]) for name in info})
         token, known = jax.pure_callback(
             on_host,
             (jax.ShapeDtypeStruct(shape, kind), shapes),
             *(jax.lax.stop_gradient(_without_gradient(logits) if info else logits), given, noise),
             vmap_method="sequential",
         )
-    return (token, dict(zip(info, known, strict=True))) if info else token
+    return (token, known) if info else token
 
 
 def _refuse(primals: Any, tangents: Any) -> Any:
@@ -63,11 +63,6 @@ _without_gradient.defjvp(_refuse, symbolic_zeros=True)
 def _kept(value: Any) -> Any:
     """Returns a value that a program keeps, as its owner may overwrite it before the program runs again."""
     return np.array(value) if isinstance(value, np.ndarray | list) else value
-
-
-def _with_info(logits: Any, noise: Any, names: Any, kind: Any, options: dict[str, Any]) -> Any:
-    found: Any = nf.categorical(logits, noise, info=names, dtype=kind, **options)
-    return found if names else (found, {})
 
 
 # ---- cross entropies ---------------------------------------------------------------------------------------

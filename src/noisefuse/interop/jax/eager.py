@@ -147,7 +147,7 @@ _SEVERAL = tuple, list, type(None)
 def fast_random(
     plain: Any, shape: Any, noise: Any, is_uniform: bool, kind: Any, batched: bool, is_other: bool, out: Any
 ) -> Any:
-    """`backends.fast_random` for arrays of JAX: reuses the program of an earlier, checked call."""
+    """Does `backends.fast_random` for arrays of JAX: it reuses the program of an earlier, checked call."""
     if out is not None:
         return NotImplemented
     found = again(signature(plain, is_uniform, 0, noise, (), shape, kind, batched), 0, noise, ())

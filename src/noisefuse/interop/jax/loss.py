@@ -86,7 +86,7 @@ def _mse_loss(
 
 
 def _of_rows(weight: Any, expected: tuple[int, ...]) -> Any:
-    """Weights in float64, one for each row. None: what they are has to be said."""
+    """Returns weights in float64, one for each row; None if the checked path has to look at them."""
     weight = np.asarray(weight)
     if weight.dtype.kind not in "iuf" or weight.shape != expected:
         return None

@@ -44,7 +44,7 @@ def q_mask(
     options: Any = {"block": block, "complement": complement, "batched": batched}
     if not any(map(is_tracer, (ids, *given.values(), *jax.tree.leaves(noise)))):
         own: Any = {name: np.asarray(x) if isinstance(x, jax.Array) else x for name, x in given.items()}
-        made = nf.q_mask(np.asarray(ids), noise=noise, mask_id=mask_id, **own, **options)
+        made: Any = nf.q_mask(np.asarray(ids), noise=noise, mask_id=mask_id, **own, **options)
         return jnp.asarray(made[0]), jnp.asarray(made[1])
     known: Any = {name: np.zeros(x.shape, x.dtype) if isinstance(x, jax.Array) else x for name, x in given.items()}
     if isinstance(p, jax.Array):  # of any dtype

@@ -39,53 +39,18 @@ from .menu import MENU, Entry, Function, function
 from .noise import ExtraArgs, NoiseSampler, brownian_noise_sampler, by_torch, noise_sampler, seed_in
 
 __all__ = [
-    "MENU",
-    "Entry",
-    "brownian_noise_sampler",
-    "noise_sampler",
-    "sample_ddim",
-    "sample_ddpm",
-    "sample_deis",
-    "sample_dpm_2",
-    "sample_dpm_2_ancestral",
-    "sample_dpm_adaptive",
-    "sample_dpm_fast",
-    "sample_dpmpp_2m",
-    "sample_dpmpp_2m_cfg_pp",
-    "sample_dpmpp_2m_sde",
-    "sample_dpmpp_2m_sde_gpu",
-    "sample_dpmpp_2m_sde_heun",
-    "sample_dpmpp_2m_sde_heun_gpu",
-    "sample_dpmpp_2s_ancestral",
-    "sample_dpmpp_2s_ancestral_cfg_pp",
-    "sample_dpmpp_3m_sde",
-    "sample_dpmpp_3m_sde_gpu",
-    "sample_dpmpp_sde",
-    "sample_dpmpp_sde_gpu",
-    "sample_er_sde",
-    "sample_euler",
-    "sample_euler_ancestral",
-    "sample_euler_ancestral_cfg_pp",
-    "sample_euler_cfg_pp",
-    "sample_exp_heun_2_x0",
-    "sample_exp_heun_2_x0_sde",
-    "sample_gradient_estimation",
-    "sample_gradient_estimation_cfg_pp",
-    "sample_heun",
-    "sample_heunpp2",
-    "sample_ipndm",
-    "sample_ipndm_v",
-    "sample_lcm",
-    "sample_lms",
-    "sample_res_multistep",
-    "sample_res_multistep_ancestral",
-    "sample_res_multistep_ancestral_cfg_pp",
-    "sample_res_multistep_cfg_pp",
-    "sample_sa_solver",
-    "sample_sa_solver_pece",
-    "sample_seeds_2",
-    "sample_seeds_3",
-]
+    "MENU", "Entry", "brownian_noise_sampler", "noise_sampler", "sample_ddim", "sample_ddpm", "sample_deis",
+    "sample_dpm_2", "sample_dpm_2_ancestral", "sample_dpm_adaptive", "sample_dpm_fast", "sample_dpmpp_2m",
+    "sample_dpmpp_2m_cfg_pp", "sample_dpmpp_2m_sde", "sample_dpmpp_2m_sde_gpu", "sample_dpmpp_2m_sde_heun",
+    "sample_dpmpp_2m_sde_heun_gpu", "sample_dpmpp_2s_ancestral", "sample_dpmpp_2s_ancestral_cfg_pp",
+    "sample_dpmpp_3m_sde", "sample_dpmpp_3m_sde_gpu", "sample_dpmpp_sde", "sample_dpmpp_sde_gpu", "sample_er_sde",
+    "sample_euler", "sample_euler_ancestral", "sample_euler_ancestral_cfg_pp", "sample_euler_cfg_pp",
+    "sample_exp_heun_2_x0", "sample_exp_heun_2_x0_sde", "sample_gradient_estimation",
+    "sample_gradient_estimation_cfg_pp", "sample_heun", "sample_heunpp2", "sample_ipndm", "sample_ipndm_v",
+    "sample_lcm", "sample_lms", "sample_res_multistep", "sample_res_multistep_ancestral",
+    "sample_res_multistep_ancestral_cfg_pp", "sample_res_multistep_cfg_pp", "sample_sa_solver", "sample_sa_solver_pece",
+    "sample_seeds_2", "sample_seeds_3",
+]  # fmt: skip
 
 show_as(__name__, Entry, brownian_noise_sampler, noise_sampler)
 
@@ -133,20 +98,10 @@ sample_sa_solver_pece: Function = function("sa_solver_pece")
 
 @documented(SHARED)
 def sample_dpm_fast(
-    model: Model,
-    x: torch.Tensor,
-    sigma_min: float,
-    sigma_max: float,
-    n: int,
-    extra_args: ExtraArgs = None,
-    callback: Callback = None,
-    disable: bool | None = None,
-    eta: float = 0.0,
-    s_noise: float = 1.0,
-    noise_sampler: NoiseSampler | None = None,
-    *,
-    noise: Noises | None = None,
-) -> torch.Tensor:
+    model: Model, x: torch.Tensor, sigma_min: float, sigma_max: float, n: int, extra_args: ExtraArgs = None,
+    callback: Callback = None, disable: bool | None = None, eta: float = 0.0, s_noise: float = 1.0,
+    noise_sampler: NoiseSampler | None = None, *, noise: Noises | None = None,
+) -> torch.Tensor:  # fmt: skip
     """`samplers.dpm_solver`, Lu et al. 2022, with n model calls in steps of order 3 and of equal length in log sigma.
 
     The last steps are of order 2 and 1, or of what 3 leaves of n. It ends at sigma_min.
@@ -169,28 +124,12 @@ def sample_dpm_fast(
 
 @documented(SHARED)
 def sample_dpm_adaptive(
-    model: Model,
-    x: torch.Tensor,
-    sigma_min: float,
-    sigma_max: float,
-    extra_args: ExtraArgs = None,
-    callback: Callback = None,
-    disable: bool | None = None,
-    order: int = 3,
-    rtol: float = 0.05,
-    atol: float = 0.0078,
-    h_init: float = 0.05,
-    pcoeff: float = 0.0,
-    icoeff: float = 1.0,
-    dcoeff: float = 0.0,
-    accept_safety: float = 0.81,
-    eta: float = 0.0,
-    s_noise: float = 1.0,
-    noise_sampler: NoiseSampler | None = None,
-    return_info: bool = False,
-    *,
+    model: Model, x: torch.Tensor, sigma_min: float, sigma_max: float, extra_args: ExtraArgs = None,
+    callback: Callback = None, disable: bool | None = None, order: int = 3, rtol: float = 0.05, atol: float = 0.0078,
+    h_init: float = 0.05, pcoeff: float = 0.0, icoeff: float = 1.0, dcoeff: float = 0.0, accept_safety: float = 0.81,
+    eta: float = 0.0, s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None, return_info: bool = False, *,
     noise: Noises | None = None,
-) -> Any:
+) -> Any:  # fmt: skip
     """`samplers.dpm_solver` with steps that its error sets, Lu et al. 2022, from sigma_max to sigma_min.
 
     A step is made by the solvers of ``order`` and of one order less. It is repeated, shorter, if their difference is
@@ -228,11 +167,11 @@ def sample_dpm_adaptive(
         draw = brownian_noise_sampler(x, least, most, noise)
     numbers = (order, rtol, atol, h_init, pcoeff, icoeff, dcoeff, accept_safety, eta, s_noise)
     with torch.no_grad():
-        found, info = adaptive.sample(
+        x, info = adaptive.sample(
             lambda x, sigma: model(x, x.new_full(x.shape[:1], sigma), **extra),
             x, least, most, adaptive.Options(*numbers), draw, callback or (lambda told: None),
         )  # fmt: skip
-    return (found, info) if return_info else found
+    return (x, info) if return_info else x
 
 
 def _above_0(sigma_min: float, sigma_max: float) -> tuple[float, float]:

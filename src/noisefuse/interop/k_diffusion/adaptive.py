@@ -52,14 +52,9 @@ class _Controller:
 
 
 def sample(
-    model: Callable[[torch.Tensor, float], torch.Tensor],
-    start: torch.Tensor,
-    sigma_min: float,
-    sigma_max: float,
-    options: Options,
-    draw: Callable[[Any, Any], torch.Tensor],
-    told: Callable[[dict[str, Any]], object],
-) -> tuple[torch.Tensor, dict[str, int]]:
+    model: Callable[[torch.Tensor, float], torch.Tensor], start: torch.Tensor, sigma_min: float, sigma_max: float,
+    options: Options, draw: Callable[[Any, Any], torch.Tensor], told: Callable[[dict[str, Any]], object],
+) -> tuple[torch.Tensor, dict[str, int]]:  # fmt: skip
     """Returns x at sigma_min, and how many steps and calls it took.
 
     model(x, sigma) gives the clean sample, draw(sigma, sigma') a normal like x; told(..) is called after each attempt.
@@ -80,11 +75,11 @@ def sample(
         state, high, answers = rows.state(at), at, []
         for i, level in enumerate(rows.timesteps.tolist()):
             if i or answer is None:  # after a rejected step, x and its answer are as before
-                found, info["nfe"] = model(high, level), info["nfe"] + 1
+                denoised, info["nfe"] = model(high, level), info["nfe"] + 1
             else:
-                found = answer
-            answers.append(found)
-            high = rows.step(i, high, found, None, state)
+                denoised = answer
+            answers.append(denoised)
+            high = rows.step(i, high, denoised, None, state)
         read = answers[0] if options.order == 2 else (answers[0], answers[1])
         low = nf.update(_lower(here, down, options.order), 0, at, read)
         bound = torch.maximum(low.abs(), previous.abs()).mul(options.rtol).clamp(min=options.atol)

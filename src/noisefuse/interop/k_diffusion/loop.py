@@ -53,12 +53,9 @@ def _run(make: Callable[..., Any], levels: tuple[float, ...], s_noise: Any, flow
 
 
 def _of(
-    make: Callable[..., nf.Sampler],
-    levels: Sequence[float],
-    flow: bool = False,
-    s_noise: float | tuple[float, float] = 1,
-    **options: Any,
-) -> Tableau:
+    make: Callable[..., nf.Sampler], levels: Sequence[float], flow: bool = False,
+    s_noise: float | tuple[float, float] = 1, **options: Any,
+) -> Tableau:  # fmt: skip
     """Returns the rows for the model's own x, of samplers of x / alpha, too. s_noise: a factor of fresh noise, or a
     pair: it goes from the first row's to the last one's."""
     steps: dict[str, Any] = {"levels": levels[:-1], "final_level": levels[-1], "prediction": "sample"}
@@ -75,13 +72,9 @@ def _of(
 
 
 def churned(
-    levels: tuple[float, ...],
-    s_noise: float,
-    method: Callable[..., nf.Sampler],
-    s_churn: float,
-    s_tmin: float,
+    levels: tuple[float, ...], s_noise: float, method: Callable[..., nf.Sampler], s_churn: float, s_tmin: float,
     s_tmax: float,
-) -> tuple[Tableau, float]:
+) -> tuple[Tableau, float]:  # fmt: skip
     """Karras et al. 2022, algorithm 2, with any method that remembers no step; and the noise before the first row.
 
         gamma = min(s_churn / n, sqrt(2) - 1) if s_tmin <= sigma <= s_tmax else 0,    sigma^ = sigma + gamma sigma
@@ -116,21 +109,13 @@ class Call(NamedTuple):
 
 
 def sample(
-    call: Call,
-    noise: Noises | None,
-    given: NoiseSampler | None,
-    make: Callable[..., Any],
-    s_noise: float | tuple[float, float] = 1.0,
-    *,
-    clip: float = 0.0,
-    flow: bool = False,
-    below_one: bool = False,
-    guided: bool = False,
-    **options: Any,
-) -> torch.Tensor:
-    """Runs k-diffusion's loop. noise: drawn within the rows; else ``given`` draws for each row that needs it, or
+    call: Call, noise: Noises | None, draw: NoiseSampler | None, make: Callable[..., Any],
+    s_noise: float | tuple[float, float] = 1.0, *, clip: float = 0.0, flow: bool = False, below_one: bool = False,
+    guided: bool = False, **options: Any,
+) -> torch.Tensor:  # fmt: skip
+    """Runs k-diffusion's loop. noise: drawn within the rows; else ``draw`` draws for each row that needs it, or
     torch. guided: the rows read the unconditional clean sample, too. clip: bounds noise, in its deviations."""
-    if noise is not None and given is not None:
+    if noise is not None and draw is not None:
         raise TypeError("noise, noise_sampler: give one of them")
     x, sigmas = call.x, call.sigmas
     if noise is not None:
@@ -149,21 +134,21 @@ def sample(
     numbers = {key: value.item() if isinstance(value, torch.Tensor) else value for key, value in options.items()}
     factor = s_noise if isinstance(s_noise, tuple) else float(s_noise)
     run = _run(make, tuple(call.sigmas.tolist()), factor, flow, **numbers)
-    if given is None:  # the seed is for default draws; otherwise, as in churn, it is the model's alone
+    if draw is None:  # the seed is for default draws; otherwise, as in churn, it is the model's alone
         seeded = noise is None and make is not churned and any(run.draws)
-        given = by_torch(x, seed_in(call.extra_args) if seeded else None)
+        draw = by_torch(x, seed_in(call.extra_args) if seeded else None)
     if clip:
-        given = clipped(given if noise is None else noise_sampler(x, noise), clip)
+        draw = clipped(draw if noise is None else noise_sampler(x, noise), clip)
         noise = None
     with torch.no_grad():
         if run.kick:  # it has the key of a row that does not exist
             first = torch.randn_like(x) if noise is None else nf.randn_like(x, at_row(noise, len(run.times), SAMPLER))
             x = x + run.kick * first
-        return _loop(call, run, x, noise, given, guided)
+        return _loop(call, run, x, noise, draw, guided)
 
 
 def _loop(
-    call: Call, run: _Run, x: torch.Tensor, noise: Noises | None, given: NoiseSampler, guided: bool
+    call: Call, run: _Run, x: torch.Tensor, noise: Noises | None, draw: NoiseSampler, guided: bool
 ) -> torch.Tensor:
     sampler, sigmas, extra = run.sampler, call.sigmas, call.extra_args or {}
     seen: list[torch.Tensor] = []
@@ -182,7 +167,7 @@ def _loop(
                 raised = sigma if run.times[i] == run.levels[step] else sigmas.new_tensor(run.times[i])
                 call.callback({"x": x, "i": step, "sigma": sigma, "sigma_hat": raised, "denoised": denoised})
             if noise is None and run.draws[i]:
-                source = given(*_between(run, sigmas, step, i))
+                source = draw(*_between(run, sigmas, step, i))
                 source = source.to(x.dtype) if isinstance(source, torch.Tensor) else source
             if not guided:
                 x = sampler.step(i, x, denoised, source, state)
@@ -203,9 +188,9 @@ def _overheard(extra: dict[str, Any], seen: list[torch.Tensor]) -> dict[str, Any
     """Returns the model's arguments with one more function that ComfyUI's models call after guidance. It keeps the
     unconditional clean sample of the last call."""
 
-    def keep(found: dict[str, Any]) -> Any:
-        seen[:] = [found["uncond_denoised"]]
-        return found["denoised"]
+    def keep(told: dict[str, Any]) -> Any:
+        seen[:] = [told["uncond_denoised"]]
+        return told["denoised"]
 
     options = extra.get("model_options") or {}
     others = options.get("sampler_post_cfg_function", [])

@@ -25,40 +25,16 @@ class Function(Protocol):
     """The functions' type for type checkers: it has every parameter of every function."""
 
     def __call__(
-        self,
-        model: Model,
-        x: torch.Tensor,
-        sigmas: torch.Tensor,
-        extra_args: ExtraArgs = None,
-        callback: Callback = None,
-        disable: bool | None = None,
-        *own: Any,
-        s_churn: float = 0.0,
-        s_tmin: float = 0.0,
-        s_tmax: float = float("inf"),
-        eta: float = 1.0,
-        s_noise: float = 1.0,
-        s_noise_end: float | None = None,
-        noise_clip_std: float = 0.0,
-        noise_sampler: NoiseSampler | None = None,
-        noise_scaler: Callable[[torch.Tensor], torch.Tensor] | None = None,
-        r: float = 0.5,
-        r_1: float = 1 / 3,
-        r_2: float = 2 / 3,
-        solver_type: Literal["midpoint", "heun", "phi_1", "phi_2"] = "midpoint",
-        order: int = 4,
-        max_order: int = 4,
-        max_stage: int = 3,
-        deis_mode: Literal["tab"] = "tab",
-        ge_gamma: float = 2.0,
-        tau_func: Callable[[float], float] | None = None,
-        predictor_order: int = 3,
-        corrector_order: int = 4,
-        use_pece: bool = False,
-        simple_order_2: bool = False,
-        noise: Noises | None = None,
-        flow: bool = False,
-    ) -> torch.Tensor: ...
+        self, model: Model, x: torch.Tensor, sigmas: torch.Tensor, extra_args: ExtraArgs = None,
+        callback: Callback = None, disable: bool | None = None, *own: Any, s_churn: float = 0.0, s_tmin: float = 0.0,
+        s_tmax: float = float("inf"), eta: float = 1.0, s_noise: float = 1.0, s_noise_end: float | None = None,
+        noise_clip_std: float = 0.0, noise_sampler: NoiseSampler | None = None,
+        noise_scaler: Callable[[torch.Tensor], torch.Tensor] | None = None, r: float = 0.5, r_1: float = 1 / 3,
+        r_2: float = 2 / 3, solver_type: Literal["midpoint", "heun", "phi_1", "phi_2"] = "midpoint", order: int = 4,
+        max_order: int = 4, max_stage: int = 3, deis_mode: Literal["tab"] = "tab", ge_gamma: float = 2.0,
+        tau_func: Callable[[float], float] | None = None, predictor_order: int = 3, corrector_order: int = 4,
+        use_pece: bool = False, simple_order_2: bool = False, noise: Noises | None = None, flow: bool = False,
+    ) -> torch.Tensor: ...  # fmt: skip
 
 
 _PARAMETERS = inspect.signature(Function.__call__).parameters
@@ -100,14 +76,9 @@ class _Rule(NamedTuple):
 
 
 def _sa_solver(
-    schedule: nf.Schedule,
-    *,
-    levels: Sequence[float],
-    final_level: float,
-    tau_func: Callable[[float], float] | None,
-    use_pece: bool,
-    **options: Any,
-) -> nf.Sampler:
+    schedule: nf.Schedule, *, levels: Sequence[float], final_level: float, tau_func: Callable[[float], float] | None,
+    use_pece: bool, **options: Any,
+) -> nf.Sampler:  # fmt: skip
     """Returns SA-Solver with ComfyUI's options: a step's tau is that of its end, and only a run to clean data ends with
     lower orders."""
     tau = 1.0 if tau_func is None else [float(tau_func(level)) for level in (*levels[1:], final_level)]
@@ -116,12 +87,9 @@ def _sa_solver(
 
 
 def _er_sde(
-    schedule: nf.Schedule,
-    *,
-    noise_scaler: Callable[[torch.Tensor], torch.Tensor] | None,
-    max_stage: int,
+    schedule: nf.Schedule, *, noise_scaler: Callable[[torch.Tensor], torch.Tensor] | None, max_stage: int,
     **options: Any,
-) -> nf.Sampler:
+) -> nf.Sampler:  # fmt: skip
     """Returns ER-SDE with ComfyUI's sums, and a scale of the noise that takes tensors."""
     phi = None if noise_scaler is None else lambda level: np.asarray(noise_scaler(torch.from_numpy(level)))
     return nf.samplers.er_sde(schedule, order=max_stage, phi=phi, points=200, **options)
@@ -160,20 +128,21 @@ def function(menu_name: str) -> Function:
         except TypeError as error:
             raise TypeError(f"{name}() {error}") from None
         bound.apply_defaults()
-        given = bound.arguments
-        call = loop.Call(*(given.pop(key) for key in loop.Call._fields))
-        noise, drawn, s_noise = given.pop("noise", None), given.pop("noise_sampler", None), given.pop("s_noise", 1.0)
-        s_end, clip = given.pop("s_noise_end", None), float(given.pop("noise_clip_std", 0.0))
-        if "solver_type" in given:
-            if given["solver_type"] not in solvers:
-                raise ValueError(f"solver_type must be {' or '.join(solvers)}, got {given['solver_type']!r}")
-            given["solver_type"] = _SOLVERS[given["solver_type"]]
+        arguments = bound.arguments
+        call = loop.Call(*(arguments.pop(key) for key in loop.Call._fields))
+        noise, drawn = arguments.pop("noise", None), arguments.pop("noise_sampler", None)
+        s_noise, s_end = arguments.pop("s_noise", 1.0), arguments.pop("s_noise_end", None)
+        clip = float(arguments.pop("noise_clip_std", 0.0))
+        if "solver_type" in arguments:
+            if arguments["solver_type"] not in solvers:
+                raise ValueError(f"solver_type must be {' or '.join(solvers)}, got {arguments['solver_type']!r}")
+            arguments["solver_type"] = _SOLVERS[arguments["solver_type"]]
         if how.shared is BROWNIAN and noise is None and drawn is None:
             noise = of_seed(call.extra_args)
-        churn = {key: given.pop(key) for key in ("s_churn", "s_tmin", "s_tmax") if key in given}
+        churn = {key: arguments.pop(key) for key in ("s_churn", "s_tmin", "s_tmax") if key in arguments}
         if churn.get("s_churn", 0) > 0:
             return loop.sample(call, noise, None, loop.churned, s_noise, method=rule, **churn)
-        options = {_OPTIONS.get(key, key): value for key, value in given.items()}
+        options = {_OPTIONS.get(key, key): value for key, value in arguments.items()}
         factor = 1.0 if churn else s_noise if s_end is None else (float(s_noise), float(s_end))
         return loop.sample(call, noise, drawn, rule, factor, clip=clip, **options, **run)
 

@@ -50,12 +50,7 @@ def noise_sampler(x: torch.Tensor, noise: Noises) -> NoiseSampler:
 
 
 def brownian_noise_sampler(
-    x: torch.Tensor,
-    sigma_min: float,
-    sigma_max: float,
-    noise: Noises,
-    *,
-    transform: Callable[[float], float] = float,
+    x: torch.Tensor, sigma_min: float, sigma_max: float, noise: Noises, *, transform: Callable[[float], float] = float
 ) -> NoiseSampler:
     """Returns f(sigma, sigma_next) -> z like x, of one Brownian motion, in place of k-diffusion's
     BrownianTreeNoiseSampler.

@@ -170,9 +170,9 @@ def update(
     tensors = inputs_of(x, model_output, past)
     if options:  # rounded to integer levels
         check_no_gradient(**{nf.tableau.ARGUMENTS[slot]: tensor for slot, tensor in tensors.items()})
-    made = isinstance(aux_out, int)
-    results = _call("update", table, options, i, tensors, noise, (out, *((None,) * aux_out if made else aux_out)))
-    return results if made else results[0]
+    anew = isinstance(aux_out, int)
+    results = _call("update", table, options, i, tensors, noise, (out, *((None,) * aux_out if anew else aux_out)))
+    return results if anew else results[0]
 
 
 def augmented(function: Any, x: Any, noise: Any, *, dtype: Any = None, out: Any = None, **options: Any) -> Any:
@@ -180,15 +180,15 @@ def augmented(function: Any, x: Any, noise: Any, *, dtype: Any = None, out: Any 
     if is_compiling():
         return internals.untraced(augmented, function, x, noise, dtype=dtype, out=out, **options)
     check_no_gradient(x=x, noise=noise)
-    place, name, made = place_of("x", checked("x", x)), dtype_name(dtype, or_levels=True), out
+    place, name, into = place_of("x", checked("x", x)), dtype_name(dtype, or_levels=True), out
     kind = NAMED.get(name, x.dtype)
     if out is None and place.type != "cpu":  # torch allocates all results on a device
-        made = torch.empty(x.shape, dtype=kind, device=x.device)
+        into = torch.empty(x.shape, dtype=kind, device=x.device)
     with on(place):
         noise = read("noise", noise, place) if isinstance(noise, Tensor) else read_noise(noise, "x")
-        written = write("out", made, place, kind)
+        written = write("out", into, place, kind)
         result = function(read("x", x, place), noise, dtype=array_dtype(name), out=written, **options)
-        result = as_tensor(result, made, kind)
+        result = as_tensor(result, into, kind)
     return in_format(result, x) if out is None else result
 
 
@@ -221,17 +221,17 @@ class RowCall(Operation):
         times = () if self.name == "q_walk" else (index,)
         noise = tensors[1] if len(tensors) > 1 else noise
         named = dict(zip(("out", "target_out"), outs, strict=False))
-        found = getattr(nf, self.name)(tensors[0], *times, self.table, noise, **self._named(), **named)
-        return found if isinstance(found, tuple) else (found,)
+        results = getattr(nf, self.name)(tensors[0], *times, self.table, noise, **self._named(), **named)
+        return results if isinstance(results, tuple) else (results,)
 
     def _update(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> tuple[Any, ...]:
-        given = dict(zip(self.slots, tensors, strict=True))
-        models, past = as_given(given)
+        inputs = dict(zip(self.slots, tensors, strict=True))
+        models, past = as_given(inputs)
         out, *aux = outs
         aux_out = aux if any(a is not None for a in aux) else len(aux)
-        named = {"past": past, "noise": given.get("z", noise), "out": out, "aux_out": aux_out, **self._named()}
-        found = nf.update(self.table, index, given["x"], models, **named)
-        return (found, *aux) if aux_out is aux else found
+        named = {"past": past, "noise": inputs.get("z", noise), "out": out, "aux_out": aux_out, **self._named()}
+        results = nf.update(self.table, index, inputs["x"], models, **named)
+        return (results, *aux) if aux_out is aux else results
 
     def _named(self) -> dict[str, Any]:
         """Returns the options. A dtype in them is that of arrays."""
@@ -295,8 +295,8 @@ def _call(
     if is_compiling():
         if not carries(noise):
             return internals.untraced(_call, name, table, options, index, tensors, noise, outs)
-        made = compiled(RowCall, fields, index, values, noise)
-        return tuple(copied(result, out) for result, out in zip(made, outs, strict=True))
+        outputs = compiled(RowCall, fields, index, values, noise)
+        return tuple(copied(result, out) for result, out in zip(outputs, outs, strict=True))
     call = RowCall(*fields)
     # Remembered tensors are overwritten, as by an in-place operation that autograd knows.
     remembered = tuple(out for out in outs[1:] if out is not None) if name == "update" else ()
@@ -323,15 +323,15 @@ def _call(
             write(label, out, place, kind) for label, out, (_, kind) in zip(out_labels, memory, kinds, strict=True)
         ]
         results = call.run(read_index(time, index, place), arrays, noise, written)
-    made = [as_tensor(result, out, kind) for result, out, (_, kind) in zip(results, memory, kinds, strict=True)]
-    return tuple(in_format(x, values[0]) if out is None else x for x, out in zip(made, outs, strict=True))
+    outputs = [as_tensor(result, out, kind) for result, out, (_, kind) in zip(results, memory, kinds, strict=True)]
+    return tuple(in_format(x, values[0]) if out is None else x for x, out in zip(outputs, outs, strict=True))
 
 
 _SEVERAL = tuple, list
 
 
 def in_graph(row: Any, arguments: tuple[Any, ...], name: str, table: Any, options: Any) -> Any:
-    """The fast path of `_call` for tensors that require grad, in 0.6 of its time. It declines calls with outputs."""
+    """Does `_call` on the fast path, for tensors that require grad, in 0.6 of its time. It declines outputs."""
     _, index, x, models, past, noise, _, out, aux, *_ = arguments
     is_number, is_none = type(aux) is int, aux is None or (type(aux) in _SEVERAL and not aux)
     if out is not None or not (is_number or is_none) or isinstance(noise, Tensor):

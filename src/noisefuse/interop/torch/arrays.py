@@ -127,10 +127,10 @@ def check_plain(name: str, x: Any) -> None:
             raise TypeError(f"{expected}, got a DTensor: pass {part}")
         if torch.masked.is_masked_tensor(x):
             raise TypeError(f"{expected}, got a masked one: pass {name}.get_data() or {name}.to_tensor(value)")
-    _need_storage(name, x)
+    _check_storage(name, x)
 
 
-def _need_storage(name: str, x: Tensor) -> None:
+def _check_storage(name: str, x: Tensor) -> None:
     """Raises ValueError if elements lie beyond the tensor's storage: NumPy would read, and write, other memory."""
     if x.layout != torch.strided or is_compiling():
         return
@@ -170,7 +170,7 @@ def memory(name: str, tensor: Tensor, place: torch.device) -> Any:
 def to_numpy(x: Any) -> Any:
     if not isinstance(x, Tensor):
         return np.asarray(x)
-    _need_storage("tensor", x)
+    _check_storage("tensor", x)
     x = x.detach().cpu()
     try:
         return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
@@ -239,8 +239,8 @@ def as_tensor(result: Any, out: Any, dtype: torch.dtype) -> Any:
         return out
     if result.dtype.name == "bfloat16":
         return torch.from_numpy(result.view(np.int16)).view(torch.bfloat16)
-    made = torch.from_numpy(result)
-    return made.bfloat16() if dtype == torch.bfloat16 else made
+    tensor = torch.from_numpy(result)
+    return tensor.bfloat16() if dtype == torch.bfloat16 else tensor
 
 
 def empty_like(x: Tensor) -> Tensor:
@@ -256,8 +256,8 @@ def in_format(result: Tensor, x: Tensor) -> Tensor:
     if is_compiling() or type(result) is not Tensor or not result.is_cpu or is_copied(result):
         return result.contiguous(memory_format=form)
     array = memory("result", result, CPU)
-    made: Tensor = as_tensor(layouts.copy(array, array.dtype, (0, *range(2, x.ndim), 1)), None, result.dtype)
-    return made
+    turned: Tensor = as_tensor(layouts.copy(array, array.dtype, (0, *range(2, x.ndim), 1)), None, result.dtype)
+    return turned
 
 
 def dtype_name(dtype: Any, or_levels: bool = False) -> Any:

@@ -56,21 +56,21 @@ def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, par
         kind = _kind(dtype if out is None else out.dtype)
         token, *known = torch.ops.noisefuse.categorical(logits, words_of(noise), *settings, ",".join(info), kind)
         token = copied(token, out)
-        return (token, dict(zip(info, known, strict=True))) if info else token
+        return (token, nf.discrete.TokenInfo(**dict(zip(info, known, strict=True)))) if info else token
     place = _place(logits, "categorical")
     arrays = {name: _read(name, value) for name, value in options.items()}
     dtype = TOKENS[_kind(dtype)] if isinstance(dtype, torch.dtype) else dtype
     given = None if out is None else _written(out)
-    found = nf.categorical(
-        read("logits", logits, place), noise, info=info, dtype=dtype, partial=partial, out=given, **arrays
-    )
+    arrays |= {"info": info, "dtype": dtype, "partial": partial, "out": given}
+    found: Any = nf.categorical(read("logits", logits, place), noise, **arrays)
     if partial:
         return found
-    token, known = found if info else (found, {})
+    token, known = found if info else (found, ())
     if out is not None:
         written(out)
     result = torch.from_numpy(token) if out is None else out
-    return (result, {name: torch.from_numpy(a) for name, a in known.items()}) if info else result
+    tensors = (None if a is None else torch.from_numpy(a) for a in known)
+    return (result, nf.discrete.TokenInfo(*tensors)) if info else result
 
 
 def _place(logits: Any, operation: str) -> torch.device:
@@ -116,8 +116,8 @@ def _categorical(
     noise: Any = noise_of(words)
     options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "dtype": dtype}
     found: Any = nf.categorical(logits.detach(), noise, info=names, **options)
-    token, known = found if names else (found, {})
-    return [token, *known.values()]
+    token, known = found if names else (found, None)
+    return [token, *(getattr(known, name) for name in names)]
 
 
 @_categorical.register_fake

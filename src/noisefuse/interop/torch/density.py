@@ -78,10 +78,10 @@ def update_with_log_prob(
     if watched or is_compiling() or is_copied(x):
         models = {name: a.detach() for name, a in tensors.items()}
         step = functools.partial(nf.update, table, i, models["x"], as_given(models)[0], past=past, noise=noise)
-        made = step()
-        found = log_prob(table, i, x, model_output, made, past=past, partial=partial, **options)
+        x_next = step()
+        log_density = log_prob(table, i, x, model_output, x_next, past=past, partial=partial, **options)
         # The caller's arrays come last: the density is checked by then, and they may replace the inputs that it reads.
-        return (step(out=out, aux_out=aux_out) if out is not None or len(aux_out) else made), found
+        return (step(out=out, aux_out=aux_out) if out is not None or len(aux_out) else x_next), log_density
     place = place_of("x", checked("x", x))
     into = out
     if out is None and place.type != "cpu":
@@ -89,13 +89,15 @@ def update_with_log_prob(
     with on(place):
         noise = read("noise", noise, place) if isinstance(noise, Tensor) else read_noise(noise, "x")
         aux = [write(f"aux_out[{n}]", a, place, x.dtype) for n, a in enumerate(aux_out)]
-        given = _arguments(table, i, tensors, place) | {"noise": noise, "out": write("out", into, place, x.dtype)}
-        made, found = nf.density.update_with_log_prob(**given, aux_out=aux, partial=partial, **options)
-        found = replace(found, sums=_in_torch(found.sums, x)) if partial else _in_torch(found, x)
+        arguments = _arguments(table, i, tensors, place) | {"noise": noise, "out": write("out", into, place, x.dtype)}
+        x_next, log_density = nf.density.update_with_log_prob(**arguments, aux_out=aux, partial=partial, **options)
+        log_density = (
+            replace(log_density, sums=_in_torch(log_density.sums, x)) if partial else _in_torch(log_density, x)
+        )
     for tensor in aux_out:
         as_tensor(None, tensor, x.dtype)
-    made = as_tensor(made, into, x.dtype)
-    return in_format(made, x) if out is None else made, found
+    x_next = as_tensor(x_next, into, x.dtype)
+    return in_format(x_next, x) if out is None else x_next, log_density
 
 
 class Density(Operation):
@@ -106,29 +108,31 @@ class Density(Operation):
 
     def run(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> tuple[Tensor, ...]:
         if self.name == "log_prob":
-            given, law = dict(zip(self.slots, tensors, strict=True)), dict(self.options)
-            models, past = as_given(given)
-            done = nf.density.fast(self.table, True, index, given["x"], models, past, given["x_next"], None, (), law)
+            inputs, law = dict(zip(self.slots, tensors, strict=True)), dict(self.options)
+            models, past = as_given(inputs)
+            done = nf.density.fast(self.table, True, index, inputs["x"], models, past, inputs["x_next"], None, (), law)
             if done is not NotImplemented:
                 return (done,)
         place = place_of(self.slots[0], checked(self.slots[0], tensors[0]))
         with on(place):
-            given = _arguments(self.table, index, dict(zip(self.slots, tensors, strict=True)), place)
-            found = getattr(nf.density, self.name)(**given, **dict(self.options))
-            return (_in_torch(found, tensors[0]),)
+            arguments = _arguments(self.table, index, dict(zip(self.slots, tensors, strict=True)), place)
+            numbers = getattr(nf.density, self.name)(**arguments, **dict(self.options))
+            return (_in_torch(numbers, tensors[0]),)
 
     def gradient(self, slot: str, index: Any, kept: Sequence[Any], noise: Any, grads: Sequence[Any]) -> Tensor:
         if self.name == "log_prob":
-            given = dict(zip(self.slots, kept, strict=True))
-            (models, past), x, x_next = as_given(given), given["x"], given["x_next"]
+            inputs = dict(zip(self.slots, kept, strict=True))
+            (models, past), x, x_next = as_given(inputs), inputs["x"], inputs["x_next"]
             g, law = grads[0].contiguous(), dict(self.options)
-            made = nf.density.fast_gradient(self.table, slot, index, x, models, past, x_next, g, None, law)
-            if made is not NotImplemented:
-                return made
+            gradient = nf.density.fast_gradient(self.table, slot, index, x, models, past, x_next, g, None, law)
+            if gradient is not NotImplemented:
+                return gradient
         options = dict(self.options) | ({"wrt": slot} if self.name == "log_prob" else {})
         function = getattr(nf.density, f"{self.name}_grad")
-        made = _gradient(function, self.table, index, dict(zip(self.slots, kept, strict=True)), grads[0], None, options)
-        return in_format(made, kept[0])
+        gradient = _gradient(
+            function, self.table, index, dict(zip(self.slots, kept, strict=True)), grads[0], None, options
+        )
+        return in_format(gradient, kept[0])
 
 
 def _call(name: str, table: Any, options: dict[str, Any], i: Any, tensors: dict[str, Any]) -> Tensor:
@@ -150,9 +154,9 @@ def _gradient(
     if out is None and place.type != "cpu":  # torch allocates all results on a device
         into = empty_like(x)
     with on(place):
-        given = _arguments(table, i, tensors, place) | {"upstream": read_numbers("upstream", upstream, place)}
-        made = function(**given, out=write("out", into, place, x.dtype), **options)
-    return as_tensor(made, into, x.dtype)
+        arguments = _arguments(table, i, tensors, place) | {"upstream": read_numbers("upstream", upstream, place)}
+        gradient = function(**arguments, out=write("out", into, place, x.dtype), **options)
+    return as_tensor(gradient, into, x.dtype)
 
 
 def inputs_of(x: Any, model_output: Any, past: Sequence[Any]) -> dict[str, Any]:
@@ -174,15 +178,15 @@ def _arguments(table: Any, i: Any, tensors: dict[str, Any], place: torch.device)
     """Returns the arguments of the functions of `density`: memory by argument."""
     memory = {name: read(nf.tableau.ARGUMENTS.get(name, name), a, place) for name, a in tensors.items()}
     models, past = as_given(memory)
-    given = {"table": table, "i": i.cpu().numpy() if isinstance(i, Tensor) else i, "model_output": models}
-    given |= {name: memory[name] for name in ("x", "x_next", "reference") if name in memory}
-    return given | ({"past": past} if past else {})
+    arguments = {"table": table, "i": i.cpu().numpy() if isinstance(i, Tensor) else i, "model_output": models}
+    arguments |= {name: memory[name] for name in ("x", "x_next", "reference") if name in memory}
+    return arguments | ({"past": past} if past else {})
 
 
 def _in_torch(sums: Any, x: Tensor) -> Tensor:
     """Returns float64 numbers on x's device, in torch's own memory."""
     if isinstance(sums, np.ndarray):
         return torch.from_numpy(sums)
-    made = torch.empty(sums.shape, dtype=torch.float64, device=x.device)
-    memory("sums", made, x.device)[...] = sums
-    return made
+    tensor = torch.empty(sums.shape, dtype=torch.float64, device=x.device)
+    memory("sums", tensor, x.device)[...] = sums
+    return tensor

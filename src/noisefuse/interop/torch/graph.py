@@ -117,21 +117,21 @@ class _Differentiable(torch.autograd.Function):
     def forward(ctx: Any, operation: Operation, index: Any, noise: Any, fast: Any, *tensors: Any) -> Any:
         remembered, tensors = tensors[len(operation.slots) :], tensors[: len(operation.slots)]
         if fast is not None:
-            found = fast()
-            if found is NotImplemented:
+            outputs = fast()
+            if outputs is NotImplemented:
                 raise _Declined
         else:
             if remembered:
                 ctx.mark_dirty(*remembered)
             outs = (None,) * (operation.outputs - len(remembered)) + remembered
-            found = tuple(operation.run(index, tensors, noise, outs))
+            outputs = tuple(operation.run(index, tensors, noise, outs))
         kept = operation.kept(tensors)
         if isinstance(index, Tensor):
             kept, index = (*kept, index), None
         if kept:
             ctx.save_for_backward(*kept)
         ctx.made = operation, index, noise, [x.dtype for x in tensors], len(remembered)
-        return found
+        return outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -139,11 +139,11 @@ class _Differentiable(torch.autograd.Function):
         kept = ctx.saved_tensors
         if index is None:
             *kept, index = kept
-        made = [
+        gradients = [
             operation.gradient(slot, index, kept, noise, grads).to(dtype) if needed else None
             for slot, dtype, needed in zip(operation.slots, dtypes, ctx.needs_input_grad[4:], strict=False)
         ]
-        return None, None, None, None, *made, *(None,) * remembered
+        return None, None, None, None, *gradients, *(None,) * remembered
 
 
 def differentiable_once(
@@ -174,8 +174,8 @@ class _DifferentiableOnce(torch.autograd.Function):
             value = getattr(nf, name)(**tensors, **rest)
         ctx.save_for_backward(*tensors.values())
         ctx.made = name, [*tensors], rest, again, early
-        made: Tensor = value
-        return made
+        loss: Tensor = value
+        return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
@@ -238,8 +238,8 @@ def _apply(number: int, row: Any, times: Any, tensors: Sequence[Tensor], words: 
 def _(number: int, row: Any, times: Any, tensors: Sequence[Tensor], words: Any) -> list[Tensor]:
     operation = _operations[number]
     device = tensors[0].device
-    made = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in operation.results(tensors)]
-    return [in_format(out, tensors[0]) for out in made]
+    outputs = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in operation.results(tensors)]
+    return [in_format(out, tensors[0]) for out in outputs]
 
 
 @operator(
@@ -270,11 +270,11 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
     times, kept = (None, ctx.saved_tensors) if ctx.row is not None else (ctx.saved_tensors[0], ctx.saved_tensors[1:])
     rest = ctx.row, times, kept, ctx.words, grads
-    made = [
+    gradients = [
         torch.ops.noisefuse.gradient(ctx.number, *slot, *rest) if needed else None
         for slot, needed in zip(ctx.slots, ctx.wanted, strict=True)
     ]
-    return None, None, None, made, None if ctx.words else []  # torch takes an empty list for a list of tensors
+    return None, None, None, gradients, None if ctx.words else []  # torch takes an empty list for a list of tensors
 
 
 _apply.register_autograd(_backward, setup_context=_keep_for_backward)

@@ -6,7 +6,8 @@ A graph keeps the prediction, x0, t and weights for the backward pass, and perha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,7 @@ def interpolate_loss(pred: Any, x0: Any, x1: Any, t: Any, path: Any, noise: Any,
     if is_compiling():
         return internals.untraced(interpolate_loss, pred, x0, x1, t, path, noise, weight=weight, **options)
     if not is_watched((pred,)):
-        return _of_path(pred, x0, x1, t, path, noise, weight, None, options)
+        return _of_path(pred, x0, x1, t, path, noise, weight, None, options)[0]
     check_memory("pred", pred)
     return _OfPath.apply(pred, (x0, x1, t, path, noise, weight), options)
 
@@ -118,7 +119,8 @@ def interpolate_loss_and_grad(
         )
     check_no_gradient(x0=x0, x1=x1, t=t, noise=noise, weight=weight)
     check_unwatched("pred", pred)
-    return _of_path(pred, x0, x1, t, path, noise, weight, True if out is None else out, options)
+    value, gradient = _of_path(pred, x0, x1, t, path, noise, weight, True if out is None else out, options)
+    return value, in_format(gradient, pred) if out is None else gradient
 
 
 class _OfPath(torch.autograd.Function):
@@ -143,24 +145,33 @@ class _OfPath(torch.autograd.Function):
 
 def _of_path(
     pred: Any, x0: Any, x1: Any, t: Any, path: Any, noise: Any, weight: Any, grad: Any, options: dict[str, Any]
-) -> Any:
-    """Returns the loss; with grad, its tensor or True, also the gradient."""
+) -> tuple[Tensor, Any]:
+    """Returns the loss, and its gradient if it is wanted, as `_value` does."""
+
+    def arrays(place: torch.device) -> dict[str, Any]:
+        arguments: dict[str, Any] = {name: read(name, x, place) for name, x in (("pred", pred), ("x0", x0), ("x1", x1))}
+        drawn = read("noise", noise, place) if isinstance(noise, Tensor) else read_noise(noise, "pred")
+        numbers = None if weight is None else read_numbers("weight", weight, place)
+        return arguments | {"t": t, "path": path, "noise": drawn, "weight": numbers, **options}
+
+    return _value("interpolate_loss", pred, arrays, grad)
+
+
+def _value(name: str, pred: Any, arrays: Callable[[torch.device], dict[str, Any]], grad: Any) -> tuple[Tensor, Any]:
+    """Returns the loss of this name, and its gradient if it is wanted: grad is its tensor, or True for a new one.
+    arrays: returns the arguments on a device."""
     place = place_of("pred", checked("pred", pred))
     if grad is True and place.type == "cuda":
         grad = empty_like(pred)
-    made = grad is True
+    anew = grad is True
     with on(place):
-        given: dict[str, Any] = {name: read(name, x, place) for name, x in (("pred", pred), ("x0", x0), ("x1", x1))}
-        drawn = read("noise", noise, place) if isinstance(noise, Tensor) else read_noise(noise, "pred")
-        numbers = None if weight is None else read_numbers("weight", weight, place)
-        given |= {"t": t, "path": path, "noise": drawn, "weight": numbers, **options}
+        arguments = arrays(place)
         if grad is None:
-            return _as_loss(nf.interpolate_loss(**given), pred, place)
-        out = None if made else write("out", grad, place, pred.dtype)
-        loss, gradient = nf.interpolate_loss_and_grad(**given, out=out)
+            return _as_loss(getattr(nf, name)(**arguments), pred, place), None
+        out = None if anew else write("out", grad, place, pred.dtype)
+        loss, gradient = getattr(nf, f"{name}_and_grad")(**arguments, out=out)
         result = _as_loss(loss, pred, place)
-    gradient = as_tensor(gradient, None if made else grad, pred.dtype)
-    return result, in_format(gradient, pred) if made else gradient
+    return result, as_tensor(gradient, None if anew else grad, pred.dtype)
 
 
 def _as_loss(loss: Any, pred: Tensor, place: torch.device) -> Tensor:
@@ -200,22 +211,12 @@ class Loss(Operation):
         return (loss,)
 
     def _given(self, index: Any, tensors: Sequence[Any], noise: Any) -> dict[str, Any]:
-        given = {"x0": None, "noise": noise, **dict(zip(self.slots, tensors, strict=True))}
-        return given | {"t": index, "schedule": self.table, **dict(self.options)}
+        arguments = {"x0": None, "noise": noise, **dict(zip(self.slots, tensors, strict=True))}
+        return arguments | {"t": index, "schedule": self.table, **dict(self.options)}
 
     def value(self, index: Any, tensors: Sequence[Any], noise: Any, grad: Any = None) -> tuple[Tensor, Any]:
         """Returns the loss, and its gradient if it is wanted: grad is its tensor, or True for a new one."""
-        pred, place = tensors[0], self.place(tensors)
-        if grad is True and place.type == "cuda":
-            grad = empty_like(pred)
-        made = grad is True
-        with on(place):
-            given = self._arrays(index, tensors, noise, place)
-            if grad is None:
-                return _as_loss(nf.mse_loss(**given), pred, place), None
-            loss, gradient = nf.mse_loss_and_grad(**given, out=None if made else write("out", grad, place, pred.dtype))
-            result = _as_loss(loss, pred, place)
-        return result, as_tensor(gradient, None if made else grad, pred.dtype)
+        return _value("mse_loss", tensors[0], partial(self._arrays, index, tensors, noise), grad)
 
     def part(self, index: Any, tensors: Sequence[Any], noise: Any) -> Any:
         place = self.place(tensors)
@@ -230,9 +231,9 @@ class Loss(Operation):
         if out is None and place.type == "cuda":
             out = empty_like(pred)
         with on(place):
-            given, g = self._arrays(index, kept, noise, place), read_numbers("upstream", grads[0], place)
-            found = nf.mse_loss_grad(**given, upstream=g, out=write("out", out, place, pred.dtype))
-        result: Tensor = as_tensor(found, out, pred.dtype)
+            arguments, g = self._arrays(index, kept, noise, place), read_numbers("upstream", grads[0], place)
+            gradient = nf.mse_loss_grad(**arguments, upstream=g, out=write("out", out, place, pred.dtype))
+        result: Tensor = as_tensor(gradient, out, pred.dtype)
         return in_format(result, pred) if given_out is None else result
 
     def place(self, tensors: Sequence[Any]) -> torch.device:
@@ -240,10 +241,10 @@ class Loss(Operation):
 
     def _arrays(self, index: Any, tensors: Sequence[Any], noise: Any, place: torch.device) -> dict[str, Any]:
         """Returns the arguments, as the library takes them on this device."""
-        given: dict[str, Any] = {"x0": None, "noise": read_noise(noise, "pred")}
+        arguments: dict[str, Any] = {"x0": None, "noise": read_noise(noise, "pred")}
         for name, x in zip(self.slots, tensors, strict=True):
-            given[name] = (read_numbers if name == "weight" else read)(name, x, place)
-        return given | {"t": read_index("t", index, place), "schedule": self.table, **dict(self.options)}
+            arguments[name] = (read_numbers if name == "weight" else read)(name, x, place)
+        return arguments | {"t": read_index("t", index, place), "schedule": self.table, **dict(self.options)}
 
 
 def _dtype(pred: Tensor) -> torch.dtype:

@@ -29,8 +29,8 @@ def given_by(field: str, data: Mapping[Any, Any], transform: str) -> Any:
 
 def noise_by(field: str, data: Mapping[Any, Any], seed: int, transform: str) -> nf.Noise:
     """Returns the noise of a key, or of a pair of key and epoch, that is given beside the item."""
-    given = given_by(field, data, transform)
-    key, epoch = given if isinstance(given, tuple) else (given, 0)
+    named = given_by(field, data, transform)
+    key, epoch = named if isinstance(named, tuple) else (named, 0)
     return noise_of(key, epoch, seed)
 
 

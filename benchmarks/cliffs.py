@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`noisefuse bench --cliffs`: every public function, called in many spellings, beside its plain call.
+"""`python benchmarks/bench.py --cliffs`: every public function, called in many spellings, beside its plain call.
 
 The functions come from `__all__`, and their arguments from their parameters' names. So a new function is measured
 without a line here, and a new name of a parameter needs an entry in `ARGUMENTS`, which a test says.
@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 
 import noisefuse as nf
-
-from ..shared import wrapped
+from noisefuse.commands.shared import wrapped
 
 SMALL = (4, 16, 8)
 LARGE = ((4, 16, 16, 16), (4, 64, 64, 64))
