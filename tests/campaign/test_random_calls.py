@@ -35,8 +35,8 @@ def test_jaxs_products_with_upstream_gradients_come_near(monkeypatch):
     """docs/jax.md promises no more: they are XLA's. Seen to fail: the campaign reported their last bits."""
     pytest.importorskip("jax")
     lines = [
-        "nf.mse_loss_grad(array((256, 3), 'float16', 885), None, times((256, 3), 50, 22, 'int16'), KARRAS, nf.Noise(1), "
-        "target='epsilon', upstream=2.0)",
+        "nf.mse_loss_grad(array((256, 3), 'float16', 885), None, times((256, 3), 50, 22, 'int16'), KARRAS, "
+        "nf.Noise(1), target='epsilon', upstream=2.0)",
         "nf.density.log_prob_grad(sampler('ddpm').tableau, 1, array((152, 5), 'float64', 146), "
         "array((152, 5), 'float64', 421), array((152, 5), 'float64', 429), upstream=2.0)",
     ]
