@@ -73,7 +73,7 @@ inline void ask_for_next(const Chunk& chunk, int group) {
 }
 
 // False: there is a NaN.
-[[gnu::flatten]] bool largest_of_blocks(Chunk& chunk) {
+[[gnu::noinline, gnu::flatten]] bool largest_of_blocks(Chunk& chunk) {
     F32 all = Lane::splat(-INFINITY);
     bool bad = false;
     for (int b = 0; b < chunk.blocks; ++b) {
@@ -113,15 +113,28 @@ template <DType type>
 
 class Runner {
   public:
-    explicit Runner(RaceRow& row)
+    // Groups that may have the winner, the first ones of a row or one: their words, and upper bounds of their scores.
+    static constexpr int kOpening = 512 / kGroup;
+    struct Opening {
+        int groups;
+        const float* x[kOpening];
+        int64_t token[kOpening];
+        alignas(64) uint32_t words[kGroup * kOpening];
+        alignas(64) float promises[kGroup * kOpening];
+    };
+
+    Runner(RaceRow& row, Opening& opening)
         : r(row),
+          opening_(opening),
           keys_(row.seed),
           common_(keys_, row.step, row.sample, row.tag),
           beta_(row.scale.beta),
-          unit_(scale_of(1.0), 0.0f) {}
+          unit_(scale_of(1.0), 0.0f) {
+        opening_.groups = 0;
+    }
 
     // The words below which no token of a block can win, for the blocks from `from` on.
-    [[gnu::flatten]] void bound(const Chunk& chunk, int from) {
+    [[gnu::noinline, gnu::flatten]] void bound(const Chunk& chunk, int from) {
         if (at_least_ == -INFINITY) {
             std::fill_n(bound_, chunk.blocks, 0u);
             return;
@@ -140,20 +153,8 @@ class Runner {
         const auto block = r.block + static_cast<uint32_t>(token >> 2);
         const U32 blocks = Lane::add(Lane::load(kOrder<float>.block), Lane::splat(block));
         auto product = Lane::product(Lane::word_from(blocks), kPhiloxM0);
-        Opening opening;
-        int opened = at_least_ == -INFINITY ? 0 : kOpening;
         const auto look = [&](int g, const Words<U32>& words) {
             ask_for_next(chunk, g);
-            if (opened < kOpening) {
-                const float* const x = chunk.block(g / kGroupsOfBlock) + kGroup * (g % kGroupsOfBlock);
-                opening.group[opened] = g;
-                promise(words, x, opening.words + kGroup * opened, opening.promises + kGroup * opened);
-                if (++opened == kOpening) {
-                    open(opening, opened, chunk, token);
-                    bound(chunk, 0);
-                }
-                return;
-            }
             const U32 most = Lane::max(Lane::max(words.w[0], words.w[1]), Lane::max(words.w[2], words.w[3]));
             const int b = g / kGroupsOfBlock, at = kGroup * g;
             if (Lane::any_from(most, bound_[b])) [[unlikely]]
@@ -178,7 +179,7 @@ class Runner {
             }
         for (; g < groups; ++g, product = Lane::product_plus(product, next))
             if (!empty(g)) look(g, philox_blocks<Lane>(product, common, keys));
-        if (opened < kOpening) open(opening, opened, chunk, token);
+        if (opening_.groups) open();
     }
 
     // Finds out the exact score of the winner.
@@ -190,6 +191,7 @@ class Runner {
   private:
     static constexpr float kUnknown = 0x1p100f, kFar = std::numeric_limits<float>::max(), kLn2f = 0x1.62e43p-1f;
     RaceRow& r;
+    Opening& opening_;
     float at_least_ = -INFINITY, at_most_ = -INFINITY;  // the score of the best so far
     uint32_t word_ = 0;                                 // its word
     bool exact_ = true;                                 // whether r.score is that
@@ -223,45 +225,43 @@ class Runner {
 
     // Tries the tokens of a group that may win. True: there is a new best.
     [[gnu::noinline, gnu::flatten]] bool take(const Words<U32>& words, const float* x, int64_t token) {
-        alignas(64) uint32_t w[kGroup];
-        alignas(64) float promises[kGroup];
-        promise(words, x, w, promises);
-        bool better = false;
-        for (uint64_t may = from(promises, enough()); may; may &= may - 1) {
-            const int i = std::countr_zero(may);
-            if (promises[i] >= enough()) better |= try_one(x[i], token + i, w[i]);
-        }
-        return better;
+        Opening& o = opening_;
+        const int at = kGroup * o.groups;
+        o.x[o.groups] = x, o.token[o.groups++] = token;
+        promise(words, x, o.words + at, o.promises + at);
+        if (at_least_ > -INFINITY) return try_all(-1);
+        return o.groups == kOpening && open();
     }
 
-    // The first groups of a row, before there is a score to beat: their words, and upper bounds of their scores.
-    static constexpr int kOpening = 512 / kGroup;
-    struct Opening {
-        alignas(64) uint32_t words[kGroup * kOpening];
-        alignas(64) float promises[kGroup * kOpening];
-        int group[kOpening];
-    };
-
     // Tries of the first groups the most promising token, and then those that may still win.
-    [[gnu::noinline, gnu::flatten]] void open(const Opening& o, int groups, const Chunk& chunk, int64_t token) {
+    [[gnu::noinline, gnu::flatten]] bool open() {
+        const Opening& o = opening_;
         F32 most[2] = {Lane::splat(-INFINITY), Lane::splat(-INFINITY)};
-        for (int i = 0; i < kGroup * groups; i += 2 * kW)
+        for (int i = 0; i < kGroup * o.groups; i += 2 * kW)
             for (int k = 0; k < 2; ++k) most[k] = Lane::max(most[k], Lane::load(o.promises + i + kW * k));
         const float top = Lane::largest(Lane::max(most[0], most[1]));
-        const auto try_at = [&](int i) {
-            const int64_t at = kGroup * int64_t{o.group[i / kGroup]} + i % kGroup;
-            const auto b = static_cast<int>(at / kBlock);
-            try_one(chunk.block(b)[at % kBlock], token + at, o.words[i]);
-        };
         int leader = 0;
         while (!from(o.promises + leader, top)) leader += kGroup;
         leader += std::countr_zero(from(o.promises + leader, top));
-        try_at(leader);
-        for (int g = 0; g < groups; ++g)
-            for (uint64_t may = from(o.promises + kGroup * g, enough()); may; may &= may - 1) {
+        const bool better = try_at(leader);
+        return try_all(leader) || better;
+    }
+
+    // Tries those that may win, but for the leader.
+    [[gnu::noinline, gnu::flatten]] bool try_all(int leader) {
+        bool better = false;
+        for (int g = 0; g < opening_.groups; ++g)
+            for (uint64_t may = from(opening_.promises + kGroup * g, enough()); may; may &= may - 1) {
                 const int i = kGroup * g + std::countr_zero(may);
-                if (i != leader && o.promises[i] >= enough()) try_at(i);
+                if (i != leader && opening_.promises[i] >= enough()) better |= try_at(i);
             }
+        opening_.groups = 0;
+        return better;
+    }
+
+    bool try_at(int i) {
+        const int g = i / kGroup, at = i % kGroup;
+        return try_one(opening_.x[g][at], opening_.token[g] + at, opening_.words[i]);
     }
 
     // Below this no upper bound is that of a winner.
@@ -293,7 +293,7 @@ class Runner {
         }
     }
 
-    bool try_one(float x, int64_t token, uint32_t word) {
+    [[gnu::noinline, gnu::flatten]] bool try_one(float x, int64_t token, uint32_t word) {
         const float score = rough_score(x, word), error = doubt(score);
         // Of words near 0 and 2^32 the further words count.
         const bool known = word + (1u << 14) >= 1u << 15 && score < kUnknown && score > -kUnknown;
@@ -328,7 +328,7 @@ class Runner {
         at_least_ = score - doubt(score), at_most_ = score + doubt(score);
         return true;
     }
-    double exact_score(float x, int64_t token, uint32_t word) const {
+    [[gnu::noinline, gnu::flatten]] double exact_score(float x, int64_t token, uint32_t word) const {
         const uint32_t block = r.block + static_cast<uint32_t>(token >> 2);
         const auto further =
             philox_rounds<Scalar>({{block, r.step, r.sample, r.tag | uint32_t{1} << 31}}, keys_, 0).w[token & 3];
@@ -336,10 +336,19 @@ class Runner {
     }
 };
 
+constexpr int kHalf = kW / Lane::halves, kSums = kAccumulators / kHalf;
+
+[[gnu::noinline]] double halved(Lane::f64 (&sums)[kSums]) {
+    for (int half = kSums / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) sums[i] = Lane::add(sums[i], sums[i + half]);
+    alignas(64) double last[kHalf];
+    Lane::store(last, sums[0]);
+    return halve(last, kHalf);
+}
+
 // Adds the terms of a chunk, in the order of a loss's chunk. `kept`: null, or where to write them, whole blocks.
 template <bool spread, bool unit>
 [[gnu::flatten]] void add_terms(const Chunk& chunk, const Scale& scale, double* sum, double* spread_sum, float* kept) {
-    constexpr int kHalf = kW / Lane::halves, kSums = kAccumulators / kHalf;
     const Terms terms(scale, chunk.largest);
     const double top = static_cast<double>(chunk.largest - terms.shift);
     const auto zero = Lane::splat(0.0);
@@ -349,7 +358,7 @@ template <bool spread, bool unit>
     for (int b = 0; b < chunk.blocks; ++b) {
         const float* x = chunk.block(b);
         if (chunk.of_block[b] == -INFINITY) {  // zeros
-            if (kept) std::fill_n(kept + kBlock * b, kBlock, 0.0f);
+            if (unit && !spread && kept) std::fill_n(kept + kBlock * b, kBlock, 0.0f);
             continue;
         }
         for (int v = 0; v < kBlock / kW; ++v) {
@@ -369,15 +378,8 @@ template <bool spread, bool unit>
         }
     }
     const auto largest = static_cast<double>(terms.term<Scalar>(chunk.largest - terms.shift));
-    const auto halved = [&](auto& from) {
-        for (int half = kSums / 2; half > 0; half /= 2)
-            for (int i = 0; i < half; ++i) from[i] = Lane::add(from[i], from[i + half]);
-        alignas(64) double last[kHalf];
-        Lane::store(last, from[0]);
-        return halve(last, kHalf) / largest;
-    };
-    *sum = halved(sums);
-    if constexpr (spread) *spread_sum = halved(spreads);
+    *sum = halved(sums) / largest;
+    if constexpr (spread) *spread_sum = halved(spreads) / largest;
 }
 
 [[gnu::flatten]] void two_largest(const Chunk& chunk, F32& first, F32& second) {
@@ -395,7 +397,7 @@ class Reader {
     Chunk chunk;
 
     explicit Reader(const RaceRow& row) : r(row) { chunk.width = bytes_of(r.type); }
-    void read(int64_t at, int64_t n) {
+    [[gnu::noinline]] void read(int64_t at, int64_t n) {
         chunk.x = values_;
         chunk.blocks = static_cast<int>((n + kBlock - 1) / kBlock);
         chunk.next = static_cast<const char*>(r.x) + (at + kLossChunk) * chunk.width;
@@ -562,8 +564,9 @@ void NF_RACE(RaceRow& r) {
     r.token = -1;
     r.score = r.winner = r.largest = -INFINITY;
     if (r.wanted == 0 && !r.copy) return find_largest(r, reader);
+    Runner::Opening opening;
     std::optional<Runner> runner;
-    if (r.wanted & kDraw) runner.emplace(r);
+    if (r.wanted & kDraw) runner.emplace(r, opening);
     F32 first = Lane::splat(-INFINITY), second = first;
     for (int64_t at = 0, c = 0; at < r.n; at += kLossChunk, ++c) {
         const int64_t n = least(kLossChunk, r.n - at);
