@@ -20,6 +20,7 @@ TABLE = POLICY.tableau
 PATH = nf.paths.stochastic()
 V = 300  # tokens; the mask comes after them
 MDLM, LLADA = nf.samplers.mdlm(steps=4, mask_id=V), nf.samplers.llada(steps=3, mask_id=V)
+SURE = nf.samplers.llada(steps=3, mask_id=V, threshold=0.02)
 INFO = ("log_prob", "log_prob_raw", "entropy", "margin", "rank")
 
 
@@ -130,6 +131,7 @@ TOKENS = {
     "categorical, info": lambda f: nf.categorical(f(logits()), N, info=INFO, temperature=0.7),
     "DiscreteSampler.step": lambda f: MDLM.step(1, f(partly()), f(logits()), N),
     "DiscreteSampler.step, by rank": lambda f: LLADA.step(1, f(partly()), f(logits()), N),
+    "DiscreteSampler.step, by confidence": lambda f: SURE.step(1, f(partly()), f(logits()), N),
     "DiscreteSampler.sample": lambda f: MDLM.sample(lambda x, t: f(logits()), f(np.full((4, 6), V)), N),
 }
 TOKEN_SUMS = {

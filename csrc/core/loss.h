@@ -54,6 +54,29 @@ inline void sums_of_few(const Real* square, int n, int count, double* sums) {
 template <class Lane, int W, class Real>
 class SquareSum {
   public:
+    // Returns the sum of a chunk of n >= 64 elements that lie together.
+    static Real of_chunk(const Real* r, int n) {
+        constexpr int vectors = kAccumulators / W;
+        decltype(Lane::load(r)) sum[vectors];
+        const auto add = [&](const Real* from) {
+            for (int v = 0; v < vectors; ++v)
+                sum[v] = Lane::fma(Lane::load(from + v * W), Lane::load(from + v * W), sum[v]);
+        };
+        for (int v = 0; v < vectors; ++v) sum[v] = Lane::splat(Real{0});
+        int i = 0;
+        for (; i + kAccumulators <= n; i += kAccumulators) add(r + i);
+        if (i < n) {
+            alignas(64) Real last[kAccumulators] = {};
+            __builtin_memcpy(last, r + i, sizeof(Real) * static_cast<uint64_t>(n - i));
+            add(last);
+        }
+        for (int half = vectors / 2; half > 0; half /= 2)
+            for (int v = 0; v < half; ++v) sum[v] = Lane::add(sum[v], sum[v + half]);
+        alignas(64) Real lanes[W];
+        Lane::store(lanes, sum[0]);
+        return halve(lanes, W);
+    }
+
     // Adds the squares of the next n elements of the chunk.
     void add(const Real* r, int n) {
         while (n > 0) {
@@ -94,7 +117,10 @@ class SquareSum {
             for (int i = n_held_; i < kAccumulators; ++i) held_[i] = 0;
             add_held();
         }
-        const Real total = halve(sum_, kAccumulators);
+        for (int half = kAccumulators / 2; half >= W; half /= 2)
+            for (int j = 0; j < half; j += W)
+                Lane::store(sum_ + j, Lane::add(Lane::load(sum_ + j), Lane::load(sum_ + j + half)));
+        const Real total = halve(sum_, W);
         for (Real& sum : sum_) sum = 0;
         return total;
     }

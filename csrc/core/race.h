@@ -10,8 +10,9 @@
 namespace nf {
 namespace {  // see philox.h
 
-constexpr int kTokenBits = 20;                         // element = position * 2^20 + token
-constexpr int64_t kTokens = int64_t{1} << kTokenBits;  // of a vocabulary, at most
+constexpr int kTokenBits = 20;                                   // element = position * 2^20 + token
+constexpr int64_t kTokens = int64_t{1} << kTokenBits;            // of a vocabulary, at most
+constexpr int64_t kPositions = int64_t{1} << (34 - kTokenBits);  // of a sample, as in call/description.py
 constexpr int64_t kMostChunks = kTokens / kLossChunk;
 
 // Of one lane. -2 ln x = -e ln 4 - 2 ln(1 + r), x = 2^e (1 + r), 2/3 <= 1 + r < 4/3.

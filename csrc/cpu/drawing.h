@@ -7,6 +7,36 @@
 namespace nf {
 namespace {
 
+// Tells whether the spans of a tile of short runs are taken one by one, each with its row, where their blocks lie.
+// Packing takes as long if they are short, and coefficients for each element do if they are very short.
+inline bool comes_apart(const Counters& counters, const Call& s, int64_t segment_left, bool in_registers) {
+    constexpr int kLong = 48;
+    if (counters.singles || s.draw == Draw::words || s.row_for_each() || s.segment < kLong ||
+        (in_registers && counters.whole_groups()))
+        return false;
+    if (segment_left >= counters.size) return !counters.in_order && counters.size >= 2 * kLong * counters.n_parts;
+    return counters.size >= kLong * counters.n_parts;
+}
+
+// Calls span(at, z, n) for the elements of a tile from `at` on, whose noise is at z: once, or for its spans one by one,
+// whose rows it selects.
+template <class Real, class Span>
+void for_each_span(const Counters& counters, const Real* z, Rows<Real>& rows, int64_t at, const Span& span) {
+    const Call& s = rows.s;
+    const bool apart = counters.apart;
+    int64_t segment = 0, left = kTile;
+    if (apart) segment = at / s.segment, left = s.segment - at % s.segment, rows.per_element = false;
+    for (int p = 0, n; p < (apart ? counters.n_parts : 1); ++p) {
+        const RunPart part = apart ? counters.parts[p] : RunPart{0, counters.size};
+        for (int done = 0; done < part.size; at += n, done += n) {
+            n = static_cast<int>(least(left, part.size - done));
+            if (apart) rows.row = rows.table_row(segment);
+            span(at, z + part.from + done, n);
+            if ((left -= n) == 0) ++segment, left = s.segment;
+        }
+    }
+}
+
 // Calls tile(at, counters, keys) from `begin` to `end`. The counters hold the tile's size and the place of its noise in
 // the field; `rows` holds the tile's row.
 template <class Real, class Tile>
@@ -21,9 +51,10 @@ void for_each_drawn_tile(const Call& s, int64_t begin, int64_t end, Rows<Real>& 
         if (cursor.field().seed != seed) keys = RoundKeys(seed = cursor.field().seed);
         const int64_t at = cursor.at, segment = cursor.segment, segment_left = cursor.segment_left;
         const int64_t span = least(least(cursor.uniform_left(), segment_left), end - at);
-        if (is_short(cursor, span, end, arrays.in_registers)) {
+        if (is_short(cursor, span, end, s.draw == Draw::normal)) {
             take_short_runs<Real>(counters, cursor, end, rows.most);
-            rows.select(at, segment, segment_left, counters.size);
+            counters.apart = comes_apart(counters, s, segment_left, arrays.in_registers);
+            if (!counters.apart) rows.select(at, segment, segment_left, counters.size);
             tile(at, counters, keys);
             continue;
         }

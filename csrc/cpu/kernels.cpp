@@ -36,7 +36,7 @@ void step_drawing_nothing(const Call& s, int64_t begin, int64_t end, bool stay) 
             arrays.prefetch_written(at, g);
         }
         rows.select(at, at / s.segment, left, static_cast<int>(size));
-        apply(on_arrays, rows, arrays, at, static_cast<int>(size));
+        apply(on_arrays, rows, arrays, at, static_cast<int>(size), end);
     }
 }
 
@@ -52,13 +52,18 @@ void step_drawing(const Call& s, int64_t begin, int64_t end, bool stay, const Af
     arrays.in_registers = tile_on_noise[0] || tile_on_noise[1];
     for_each_drawn_tile(s, begin, end, rows, arrays, [&](int64_t at, const Counters& counters, const RoundKeys& keys) {
         if constexpr (sizeof(Real) == 4)
-            if (const OnNoise on_groups = tile_on_noise[rows.per_element]; on_groups && counters.whole_groups()) {
+            if (const OnNoise on_groups = tile_on_noise[rows.per_element];
+                on_groups && counters.in_groups() &&
+                (counters.whole_groups() || arrays.may_write_to(at + counters.groups * kGroup, end))) {
                 fill_words<float>(noise.words, counters, keys, 0, 0, Prefetch<float, false>{arrays, at});
                 on_groups(noise, counters, rows, arrays, at);
                 return after(at + counters.size);
             }
-        arrays.value[kZ] = noise.fill(counters, keys, s.draw, 0, Prefetch<Real, true>{arrays, at});
-        apply(on_arrays, rows, arrays, at, counters.size);
+        const Real* const of_tile = noise.fill(counters, keys, s.draw, 0, Prefetch<Real, true>{arrays, at});
+        for_each_span(counters, of_tile, rows, at, [&](int64_t here, const Real* z, int n) {
+            arrays.value[kZ] = z;
+            apply(on_arrays, rows, arrays, here, n, end);
+        });
         after(at + counters.size);
     });
 }
@@ -101,7 +106,7 @@ void walk_range(const Call& s, int64_t begin, int64_t end) {
     while (cursor.at < end) {
         const int64_t at = cursor.at, left = least(cursor.uniform_left(), end - at);
         const RoundKeys keys(cursor.field().seed);
-        if (is_short(cursor, left, end, false)) {
+        if (is_short(cursor, left, end, true)) {
             take_short_runs<Real>(counters, cursor, end, kTile);
         } else {
             take_run(counters, cursor);

@@ -29,8 +29,8 @@ class Residuals {
     [[gnu::noinline]] void take(const Real* r, int64_t at, int n) {
         if (s.out[0]) store_gradient(r, at, n);
         for (int done = 0; s.chunk_sums && done < n;) {
-            if (left_ == s.piece && left_ <= least(n - done, kAccumulators)) {
-                done += add_few(r + done, n - done);
+            if (left_ == s.piece && left_ <= n - done) {
+                done += left_ < kAccumulators ? add_few(r + done, n - done) : add_whole(r + done, n - done);
                 continue;
             }
             const int size = static_cast<int>(least(n - done, left_));
@@ -69,6 +69,16 @@ class Residuals {
         sums_of_few(square, piece, count, s.chunk_sums + chunk_);
         chunk_ += count;
         return count * piece;
+    }
+
+    // Longer samples that lie whole in the tile.
+    int add_whole(const Real* r, int n) {
+        const int piece = static_cast<int>(s.piece);
+        int done = 0;
+        for (; done + piece <= n; done += piece)
+            s.chunk_sums[chunk_++] =
+                static_cast<double>(SquareSum<Lane, kWidth<Real>, Real>::of_chunk(r + done, piece));
+        return done;
     }
 
     void add(const Real* r, int n) {
@@ -280,7 +290,7 @@ void loss_range(const Call& s, int64_t begin_chunk, int64_t end_chunk, bool stay
     if (write_gradient(s, arrays, begin, end)) return;
     Rows<Real> rows(s);
     Residuals<Real> residuals(s, begin_chunk, &arrays);
-    alignas(64) Real r[kTile];
+    alignas(64) Real r[kTile + kOverhang];
     const auto tile = [&](int64_t at, int size) {
         arrays.load(at, size);
         rows.apply(r, size, rows.out[0], arrays.value, false);
@@ -298,8 +308,15 @@ void loss_range(const Call& s, int64_t begin_chunk, int64_t end_chunk, bool stay
     }
     Noise<Real> noise;
     for_each_drawn_tile(s, begin, end, rows, arrays, [&](int64_t at, const Counters& counters, const RoundKeys& keys) {
-        arrays.value[kZ] = noise.fill(counters, keys, s.draw, 0, Prefetch<Real, true>{arrays, at});
-        tile(at, counters.size);
+        const Real* const of_tile = noise.fill(counters, keys, s.draw, 0, Prefetch<Real, true>{arrays, at});
+        for_each_span(counters, of_tile, rows, at, [&](int64_t here, const Real* z, int n) {
+            const int rounded = (n + kWidth<Real> - 1) / kWidth<Real> * kWidth<Real>;
+            if (!rows.per_element && here + rounded <= end) n = rounded;
+            arrays.value[kZ] = z;
+            arrays.load(here, n);
+            rows.apply(r + (here - at), n, rows.out[0], arrays.value, false);
+        });
+        residuals.take(r, at, counters.size);
     });
 }
 

@@ -53,13 +53,14 @@ struct Counters {
     int size, groups;  // elements; lane vectors of blocks
     bool one_run;
     bool in_order;  // the elements are those of the blocks, without a gap, from `skip` on
+    bool apart;     // the elements of short runs stay where their blocks are
     bool singles;   // samples of one element each, from `sample` on: a group is two vectors of their only blocks
     int skip;
     // one run, or singles: the first block
     uint32_t block, step, sample, tag_word;
     // short runs: the words of their blocks' counters in the order of the lanes, to whose samples `shift` is added, and
     // where their elements are; with `own_seeds` not all have the same seed
-    bool repeats = false, own_seeds;
+    bool repeats = false, shared = false, own_seeds;
     uint32_t shift;
     alignas(64) uint32_t blocks[kBlocks], steps[kBlocks], samples[kBlocks], tags[kBlocks], seeds[2][kBlocks];
     RunPart parts[kBlocks];
@@ -80,20 +81,32 @@ struct Counters {
             for (uint32_t& one : tags) one ^= bits << 24;
     }
 
-    bool whole_groups() const { return in_order && !singles && skip == 0 && size % kGroup == 0; }
+    // The elements lie as their groups do, of which the last may be cut.
+    bool in_groups() const { return in_order && !apart && !singles && skip == 0; }
+    bool whole_groups() const { return in_groups() && size % kGroup == 0; }
 
     // Begins a tile of short runs, with none yet.
     void clear() {
-        one_run = repeats = own_seeds = singles = false;
+        one_run = repeats = own_seeds = singles = apart = false;
         in_order = true;
         size = n_parts = 0;
         shift = 0;
     }
 
+    // All runs of the tile will have this step and tag.
+    void share_name(const RunName& name) {
+        if (shared && steps[0] == name.step && tags[0] == name.tag_word) return;
+        shared = true;
+        for (int at = 0; at < kBlocks; at += Lane::width) {
+            Lane::store(steps + at, Lane::splat(name.step));
+            Lane::store(tags + at, Lane::splat(name.tag_word));
+        }
+    }
+
     // n elements of a run, from this one on, as the tile's blocks from number `used` on; returns the number that
     // follows. What is left of the last group's lanes continues the run, until the next part takes it.
     template <class Real>
-    int put(int used, int64_t element, int n, const RunName& name, bool with_seed) {
+    int put(int used, int64_t element, int n, const RunName& name, bool named, bool with_seed) {
         constexpr int W = Lane::width;
         const int before = static_cast<int>(element & 3), end = used + (before + n + 3) / 4;
         const Lane::u32 order = Lane::load(kOrder<Real>.block);
@@ -103,8 +116,10 @@ struct Counters {
                 Lane::store(to + at, Lane::from(order, first, x, Lane::load(to + at)));
             };
             fill(blocks, Lane::add(order, Lane::splat(static_cast<uint32_t>((element >> 2) + at - used))));
-            fill(steps, Lane::splat(name.step));
             fill(samples, Lane::splat(name.sample));
+            if (named) continue;
+            shared = false;
+            fill(steps, Lane::splat(name.step));
             fill(tags, Lane::splat(name.tag_word));
             if (!with_seed) continue;
             fill(seeds[0], Lane::splat(static_cast<uint32_t>(name.seed)));
@@ -155,9 +170,10 @@ inline bool take_samples(Counters& counters, Cursor& cursor, int64_t end, int mo
     if (idle > worth * count || size * count > end - cursor.at || last < first) return false;
     if (!counters.repeats || counters.tags[0] != name.tag_word) {
         counters.clear();
+        counters.share_name(name);
         for (int i = 0; i < count; ++i) {
             name.sample = static_cast<uint32_t>(i);
-            counters.put<Real>(i * blocks, 0, size, name, false);
+            counters.put<Real>(i * blocks, 0, size, name, true, false);
         }
         counters.repeats = true;
     }
@@ -166,11 +182,33 @@ inline bool take_samples(Counters& counters, Cursor& cursor, int64_t end, int mo
     return true;
 }
 
+// Takes consecutive samples, of which the first and the last may be cut, if their counters differ in the sample and the
+// block alone. Returns false if they differ in others, too.
+template <class Real>
+inline bool take_consecutive(Counters& counters, Cursor& cursor, int64_t end, int most) {
+    const Call& s = cursor.s;
+    const Field& f = cursor.field();
+    RunName name(cursor);
+    if (s.field_per_sample || !cursor.one_step() || f.axes || f.samples || name.sample + kBlocks < name.sample)
+        return false;
+    counters.clear();
+    counters.share_name(name);
+    int64_t at = cursor.at, element = cursor.element, left = cursor.run_left;
+    for (int used = 0; used < most / 4 && at < end;) {
+        const int size = static_cast<int>(least(least(left, end - at), most - 4 * used - (element & 3)));
+        used = counters.put<Real>(used, element, size, name, true, false);
+        at += size, element += size, left -= size;
+        if (left == 0) ++name.sample, element = f.start, left = f.run;
+    }
+    cursor.move_to(at);
+    return true;
+}
+
 // Fills the counters with the runs at the cursor, which are short, up to `most` elements, and moves the cursor past
 // them.
 template <class Real>
 inline void take_short_runs(Counters& counters, Cursor& cursor, int64_t end, int most) {
-    if (take_samples<Real>(counters, cursor, end, most)) return;
+    if (take_samples<Real>(counters, cursor, end, most) || take_consecutive<Real>(counters, cursor, end, most)) return;
     const bool with_seed = cursor.s.field_per_sample;
     const uint64_t seed = cursor.field().seed;
     counters.clear();
@@ -178,7 +216,7 @@ inline void take_short_runs(Counters& counters, Cursor& cursor, int64_t end, int
         const RunName name(cursor);
         const int64_t room = most - 4 * used - (cursor.element & 3);
         const int size = static_cast<int>(least(least(cursor.uniform_left(), end - cursor.at), room));
-        used = counters.put<Real>(used, cursor.element, size, name, with_seed);
+        used = counters.put<Real>(used, cursor.element, size, name, false, with_seed);
         counters.own_seeds |= name.seed != seed;
         cursor.advance(size);
     }
@@ -188,16 +226,16 @@ inline void take_short_runs(Counters& counters, Cursor& cursor, int64_t end, int
 inline void take_run(Counters& counters, const Cursor& cursor) {
     const RunName name(cursor);
     counters.one_run = counters.in_order = true;
-    counters.repeats = counters.singles = false;
+    counters.repeats = counters.singles = counters.apart = false;
     counters.step = name.step;
     counters.sample = name.sample;
     counters.tag_word = name.tag_word;
 }
 
 // Tells whether the span at the cursor shares a tile with those that follow. A span of half a tile or more does so only
-// if whole groups are added up in registers, and if alone it would leave idle more than a sixth of its length.
-inline bool is_short(const Cursor& cursor, int64_t span, int64_t end, bool in_registers) {
-    const bool wasteful = in_registers && span < kTile && 6 * (-span & (kGroup - 1)) > span;
+// if normals are made, and if alone it would leave idle more than a sixth of its length.
+inline bool is_short(const Cursor& cursor, int64_t span, int64_t end, bool normals) {
+    const bool wasteful = normals && span < kTile && 6 * (-span & (kGroup - 1)) > span;
     return cursor.at + span < end && (span < kTile / 2 || wasteful);
 }
 
@@ -489,7 +527,7 @@ void make_values(Real* to, const Counters& counters, TileWords& words, const Til
 // The noise of a tile: `values` holds whole blocks, `packed` the elements of short runs one after another.
 template <class Real>
 struct Noise {
-    alignas(64) Real values[kTile + kOverhang];
+    alignas(64) Real values[kTile + kGroup];
     alignas(64) Real packed[kTile + kOverhang];
     alignas(64) TileWords words, low_words;
 
@@ -506,6 +544,7 @@ struct Noise {
             make_values<Draw::uniform>(values, counters, words, low_words);
         else if constexpr (sizeof(Real) == 4)
             make_values<Draw::words>(values, counters, words, low_words);
+        if (counters.apart) return values;
         if (counters.in_order) return values + counters.skip;
         Real* to = packed;
         for (int p = 0; p < counters.n_parts; ++p) {

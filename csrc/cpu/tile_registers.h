@@ -97,7 +97,8 @@ struct RegisterRow {
     RegisterRow(const Source& rows, const Values& value) : clamps(rows.clamps()) {
         const auto coefficient = [&](int column) { return coefficient_at(rows.coefficient(column)); };
         low = coefficient(kLow), high = coefficient(kHigh), clean_k = coefficient(kClean);
-        for (int slot = 0; slot < kSlots; ++slot) array[slot] = value[slot];
+        for (int slot = 0; slot < kSlots; ++slot)  // each pointer by itself, as it was stored just now
+            if (reads(slot)) array[slot] = value[slot];
         for (int t = 0; t < kCleanCombination.n; ++t) clean_c[t] = coefficient(kCleanCombination.column[t]);
         for (int o = 0; o < kOutputs; ++o) {
             const int constant = rows.constant(o);
@@ -350,6 +351,7 @@ struct OnArrays {
     DType type = kOwn<Real>;
     TileOnArrays<Real> tile;
     int64_t most = 64 * kTile;  // elements at once
+    bool copies;                // of arrays that have another type
 
     OnArrays(const Arrays<Real>& arrays, uint64_t shape) {
         const Call& s = arrays.s;
@@ -366,6 +368,8 @@ struct OnArrays {
         for (int o = 0; o < 3 && s.out[o]; ++o)
             if (s.type_of(o) != type) most = kTile;
         if (!tile) most = kTile;
+        copies = most < 64 * kTile;
+        for (int i = 0; i < arrays.n_in; ++i) copies |= arrays.rounds(arrays.slots[i]);
     }
 
   private:
@@ -381,49 +385,88 @@ struct OnArrays {
     }
 };
 
+// The arrays of some elements, and which results go past the caches.
+struct Places {
+    const void* in[kSlots];
+    void* out[3];
+    bool nontemporal[3];
+};
+
+// Computes a block or more, of which the last may be cut. A block that ends where they end and overlaps the one before
+// it is then computed first, while no input has been overwritten.
 template <class Real>
-void apply(const OnArrays<Real>& on_arrays, const Rows<Real>& rows, Arrays<Real>& arrays, int64_t at, int size) {
+[[gnu::noinline]] void run_cut(const OnArrays<Real>& on_arrays, const Rows<Real>& rows, const Arrays<Real>& arrays,
+                               const Places& all, int size) {
+    constexpr int kSize = kBlock<Real>;
+    const int whole = size / kSize * kSize, from = size - kSize, width = bytes_of(on_arrays.type);
+    alignas(64) char last[3][kSize * sizeof(Real)];
+    if (whole < size) {
+        const void* in[kSlots];
+        in[kZ] = all.in[kZ] ? static_cast<const Real*>(all.in[kZ]) + from : nullptr;
+        for (int i = 0; i < arrays.n_in; ++i) {
+            const int slot = arrays.slots[i];
+            in[slot] = static_cast<const char*>(all.in[slot]) + from * width;
+        }
+        on_arrays.tile(rows, in, {last[0], last[1], last[2]}, {}, kSize);
+    }
+    on_arrays.tile(rows, all.in, all.out, all.nontemporal, whole);
+    for (int o = 0; o < 3 && arrays.s.out[o] && whole < size; ++o) {
+        char* const to = static_cast<char*>(all.out[o]) + from * width;
+        width == sizeof(Real) ? std::memcpy(to, last[o], kSize * sizeof(Real))
+                              : std::memcpy(to, last[o], kSize * sizeof(uint16_t));
+    }
+}
+
+// Does what `apply` does, for arrays of other types and for less than a block.
+template <class Real>
+[[gnu::noinline]] void apply_copied(const OnArrays<Real>& on_arrays, const Rows<Real>& rows, Arrays<Real>& arrays,
+                                    int64_t at, int size) {
     if (!on_arrays.tile || rows.per_element || size < kBlock<Real>) {
         arrays.load(at, size);
         return arrays.apply(rows, at, size);
     }
     const Call& s = arrays.s;
     const DType type = on_arrays.type;
-    const int whole = size / kBlock<Real> * kBlock<Real>, width = bytes_of(type);
-    const void* in[kSlots] = {};
-    void* out[3] = {};
-    bool nontemporal[3] = {};
-    in[kZ] = arrays.value[kZ];
+    Places places{};
+    places.in[kZ] = arrays.value[kZ];
     Real* converted = arrays.staged[0];
     for (int i = 0; i < arrays.n_in; ++i) {
         const int slot = arrays.slots[i];
-        in[slot] = arrays.elements(slot, type, at, size, converted);
-        if (in[slot] == converted) converted += (size + kTile - 1) / kTile * kTile;
+        places.in[slot] = arrays.elements(slot, type, at, size, converted);
+        if (places.in[slot] == converted) converted += (size + kTile - 1) / kTile * kTile;
     }
     for (int o = 0; o < 3 && s.out[o]; ++o) {
         const bool as_is = s.type_of(o) == type;
-        out[o] = arrays.result[o];
-        if (as_is) out[o] = static_cast<char*>(s.out[o]) + at * width;
-        nontemporal[o] = as_is && arrays.nontemporal(o, at);
+        places.out[o] = arrays.result[o];
+        if (as_is) places.out[o] = static_cast<char*>(s.out[o]) + at * bytes_of(type);
+        places.nontemporal[o] = as_is && arrays.nontemporal(o, at);
     }
-    // A last block that overlaps the one before it is computed first, while no input has been overwritten.
-    alignas(64) char last[3][kBlock<Real> * sizeof(Real)];
-    if (whole < size) {
-        const void* from[kSlots];
-        for (int slot = 0; slot < kSlots; ++slot)
-            from[slot] = in[slot] ? static_cast<const char*>(in[slot]) +
-                                        (size - kBlock<Real>)*(slot == kZ ? sizeof(Real) : size_t(width))
-                                  : nullptr;
-        on_arrays.tile(rows, from, {last[0], last[1], last[2]}, {}, kBlock<Real>);
-    }
-    on_arrays.tile(rows, in, out, nontemporal, whole);
+    run_cut(on_arrays, rows, arrays, places, size);
+    for (int o = 0; o < 3 && s.out[o]; ++o)
+        if (s.type_of(o) != type) arrays.store(o, at, size);
+}
+
+// Computes the elements of a tile, of the range that goes to `end`.
+template <class Real>
+void apply(const OnArrays<Real>& on_arrays, const Rows<Real>& rows, Arrays<Real>& arrays, int64_t at, int size,
+           int64_t end) {
+    constexpr int kMask = kBlock<Real> - 1;
+    if (const int rounded = (size + kMask) & ~kMask;
+        on_arrays.tile && !rows.per_element && arrays.may_write_to(at + rounded, end))
+        size = rounded;
+    if (!on_arrays.tile || rows.per_element || on_arrays.copies || size <= kMask)
+        return apply_copied(on_arrays, rows, arrays, at, size);
+    const Call& s = arrays.s;
+    const int64_t offset = at * bytes_of(on_arrays.type);
+    Places places;
+    places.in[kZ] = arrays.value[kZ];
+    for (int i = 0; i < arrays.n_in; ++i) places.in[arrays.slots[i]] = arrays.read[i].array + offset;
     for (int o = 0; o < 3 && s.out[o]; ++o) {
-        if (whole < size)
-            std::memcpy(static_cast<char*>(out[o]) + (size - kBlock<Real>)*width, last[o],
-                        size_t(kBlock<Real> * width));
-        if (s.type_of(o) != type)
-            store_as(s.out[o], s.type_of(o), at, arrays.result[o], size, arrays.nontemporal(o, at));
+        places.out[o] = static_cast<char*>(s.out[o]) + offset;
+        places.nontemporal[o] = arrays.nontemporal(o, at);
     }
+    if (size & kMask) return run_cut(on_arrays, rows, arrays, places, size);
+    on_arrays.tile(rows, places.in, places.out, places.nontemporal, size);
 }
 
 }  // namespace

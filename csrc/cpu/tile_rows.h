@@ -237,6 +237,7 @@ struct Affine {
     int constant = -1;  // column of k, or -1
 
     constexpr Affine(uint64_t active, int first_column, int slots) {
+        if (!(active >> first_column & ((uint64_t{1} << (1 + slots)) - 1))) return;  // as most calls' three others are
         if (active >> first_column & 1) constant = first_column;
         for_each_term(active, first_column, slots, [this](int term_column, int term_slot) {
             column[n] = term_column;
@@ -445,6 +446,7 @@ struct Arrays {
     int n_in = 0, slots[kSlots];
     int n_written = 0;
     Lines read[kSlots], written[3];
+    bool in_place = false;      // an output is an input
     bool in_registers = false;  // whole groups are added up in registers, as their noise is made
     bool direct[3];             // written at once: not an output that is also an input which others still read
     bool past_caches[3];        // written past the caches, if it is aligned
@@ -461,12 +463,13 @@ struct Arrays {
             }
         const bool alone = !s.out[1] && !s.out[2];
         for (int o = 0; o < 3; ++o) {
+            if (!s.out[o]) continue;
             bool is_input = false;
             for (int i = 0; i < n_in; ++i) is_input |= s.in[slots[i]] == s.out[o];
+            in_place |= is_input;
             direct[o] = s.type_of(o) == kOwn<Real> && (alone || !is_input);
             past_caches[o] = !stay && !is_input && s.size * s.batch * bytes_of(s.type_of(o)) >= kPastCaches;
-            if (s.out[o] && !past_caches[o])
-                written[n_written++] = {static_cast<const char*>(s.out[o]), bytes_of(s.type_of(o))};
+            if (!past_caches[o]) written[n_written++] = {static_cast<const char*>(s.out[o]), bytes_of(s.type_of(o))};
         }
     }
 
@@ -491,6 +494,10 @@ struct Arrays {
         return reinterpret_cast<uintptr_t>(s.out[o]) + static_cast<uintptr_t>(at * bytes_of(s.type_of(o)));
     }
 
+    // Tells whether elements of this range may be written before their turn: they are written again, as all come in
+    // order.
+    bool may_write_to(int64_t place, int64_t end) const { return !in_place && place <= end; }
+
     // Whether the inputs have this type, or are rounded to it.
     bool become(DType type) const {
         for (int i = 0; i < n_in; ++i)
@@ -504,9 +511,13 @@ struct Arrays {
 
     // Returns the elements of an input from `at` on, as numbers of this type, the arithmetic's or the results': those
     // of the array itself, or converted ones, in `to`.
-    [[gnu::noinline]] const void* elements(int slot, DType type, int64_t at, int size, Real* to) {
+    const void* elements(int slot, DType type, int64_t at, int size, Real* to) {
+        if (s.in_type[slot] == type && !rounds(slot)) return static_cast<const char*>(s.in[slot]) + at * bytes_of(type);
+        return converted(slot, type, at, size, to);
+    }
+
+    [[gnu::noinline]] const void* converted(int slot, DType type, int64_t at, int size, Real* to) {
         const DType own = s.in_type[slot];
-        if (own == type && !rounds(slot)) return static_cast<const char*>(s.in[slot]) + at * bytes_of(type);
         const Real* numbers = to;
         if (own == kOwn<Real>)
             numbers = static_cast<const Real*>(s.in[slot]) + at;
@@ -523,11 +534,16 @@ struct Arrays {
         return to;
     }
 
-    void load(int64_t at, int size) {
+    [[gnu::noinline]] void load(int64_t at, int size) {
         for (int i = 0; i < n_in; ++i) {
             const int slot = slots[i];
             value[slot] = static_cast<const Real*>(elements(slot, kOwn<Real>, at, size, staged[slot]));
         }
+    }
+
+    // Writes an output's tile as numbers of its type. (Not inlined, nor are `load` and `apply`: they are large.)
+    [[gnu::noinline]] void store(int o, int64_t at, int size) const {
+        store_as(s.out[o], s.type_of(o), at, result[o], size, nontemporal(o, at));
     }
 
     // Gradients pass a clamp where D was within its bounds. NaN never is.
@@ -540,7 +556,7 @@ struct Arrays {
             const int j = rows.per_element ? i : 0;
             result[0][i] += lo[j] <= clean[i] && clean[i] <= hi[j] ? result[1][i] : Real{0};
         }
-        store_as(s.out[0], s.out_type, at, result[0], size, nontemporal(0, at));
+        store(0, at, size);
     }
 
     void scale_noise(int size) {
@@ -549,7 +565,7 @@ struct Arrays {
         value[kZ] = staged[kZ];
     }
 
-    void apply(const Rows<Real>& rows, int64_t at, int size) {
+    [[gnu::noinline]] void apply(const Rows<Real>& rows, int64_t at, int size) {
         if (s.masked) return apply_masked(rows, at, size);
         if (rows.wants_clean) {
             rows.apply(clean, size, rows.clean, value, false);
@@ -563,7 +579,7 @@ struct Arrays {
                 rows.apply(direct[o] ? static_cast<Real*>(s.out[o]) + at : result[o], size, rows.out[o], value,
                            direct[o] && nontemporal(o, at));
         for (int o = 0; o < 3; ++o)
-            if (s.out[o] && !direct[o]) store_as(s.out[o], s.type_of(o), at, result[o], size, nontemporal(o, at));
+            if (s.out[o] && !direct[o]) store(o, at, size);
     }
 };
 

@@ -59,8 +59,7 @@ struct FastSettings {
     }
 };
 
-constexpr int kRace = 13;                         // a stream, as in noise.py
-constexpr int64_t kPositions = int64_t{1} << 14;  // as POSITIONS of call/description.py
+constexpr int kRace = 13;  // a stream, as in noise.py
 
 // Draws: false, declined; or a Python error is set.
 bool take_names(PyObject* noise, const FastLogits& logits, FastNoise& names, Call& keys) {

@@ -14,11 +14,15 @@ struct FastTokenRow {
     long long mask, vocabulary, end, left;   // vocabulary, left: or 0
     PyObject *temperature, *top_k, *top_p;   // borrowed
     double reveal, change, differ, same, remask;
+    double surprise;  // of the threshold, -ln p; or -1
+
+    bool by_rank() const { return left || surprise >= 0; }
 
     // False: a Python error is set.
     bool parse(PyObject* row) {
-        return PyArg_ParseTuple(row, "ppppLLLLOOOddddd", &has_mask, &hides, &touches, &by_words, &mask, &vocabulary,
-                                &end, &left, &temperature, &top_k, &top_p, &reveal, &change, &differ, &same, &remask);
+        return PyArg_ParseTuple(row, "ppppLLLLOOOdddddd", &has_mask, &hides, &touches, &by_words, &mask, &vocabulary,
+                                &end, &left, &temperature, &top_k, &top_p, &reveal, &change, &differ, &same, &remask,
+                                &surprise);
     }
 };
 
@@ -88,7 +92,7 @@ class FastTokenStep {
     // Finds the next tokens. False: a Python error is set.
     bool change(const FastTokenRow& row) {
         made = old;
-        if (row.left) return by_rank(row);
+        if (row.by_rank()) return by_rank(row);
         std::vector<float> words(old.size());
         std::vector<int64_t> other;
         if (!draw_words(words, kMasks) || ((row.differ != 0 || row.same != 0) && !draw_tokens(row, other)))
@@ -162,7 +166,8 @@ class FastTokenStep {
         return run_plain(words_, [&](const Call& call, const GoOn& go_on) { return run_masks(call, masks, go_on); });
     }
 
-    // The first of a sample's positions take their token, so many that the others are left for the later steps.
+    // The first of a sample's positions take their token: so many that the others are left for the later steps, or
+    // those of the threshold, but at least one.
     bool by_rank(const FastTokenRow& row) {
         constexpr int kPlaces = 16;  // a stream, as in noise.py
         std::vector<float> words(row.by_words ? old.size() : 0);
@@ -174,9 +179,13 @@ class FastTokenStep {
         };
         std::vector<std::pair<double, size_t>> order(static_cast<size_t>(length));
         for (size_t first = 0; first < old.size(); first += order.size()) {
-            int64_t masks = 0;
-            for (size_t i = 0; i < order.size(); ++i) order[i] = {key(first + i), first + i}, masks += may[first + i];
-            const int64_t count = (masks + row.left - 1) / row.left;
+            int64_t masks = 0, certain = 0;
+            for (size_t i = 0; i < order.size(); ++i) {
+                order[i] = {key(first + i), first + i};
+                masks += may[first + i], certain += may[first + i] && order[i].first <= row.surprise;
+            }
+            const int64_t count =
+                row.left ? (masks + row.left - 1) / row.left : std::min(masks, std::max<int64_t>(certain, 1));
             std::partial_sort(order.begin(), order.begin() + count, order.end());
             for (int64_t k = 0; k < count; ++k) {
                 const size_t i = order[static_cast<size_t>(k)].second;
@@ -221,7 +230,7 @@ PyObject* fast_token_step(PyObject*, PyObject* const* args, Py_ssize_t n) {
         outputs.first = {x.kind, x.is_tensor, x.ndim, x.shape, x.count, nullptr};
         if (!x.is_tensor) outputs.first.descriptor = PyArray_DESCR(array(x.object));
         if (!outputs.take(0, args[6], written) || outputs.spoil(x, true)) Py_RETURN_NOTIMPLEMENTED;
-        const int good = step.draw(row, logits, settings, row.left && !row.by_words);
+        const int good = step.draw(row, logits, settings, row.by_rank() && !row.by_words);
         if (good <= 0) return good ? nullptr : Py_NewRef(Py_NotImplemented);
         if (!step.change(row) || !outputs.make(written)) return nullptr;
         View out = x;

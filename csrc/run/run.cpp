@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <new>
 #include <vector>
 
@@ -82,7 +83,7 @@ bool run_chunks(Call call, const Call* before, const Turned& turned, const GoOn&
     };
     bool finished;
     if (!turned.any())
-        finished = parallel_for(chunks, (kChunk + in_chunk - 1) / in_chunk, of_thread, go_on);
+        finished = parallel_for(chunks, (kChunk + in_chunk - 1) / in_chunk, std::ref(of_thread), go_on);
     else if (const int64_t count = before ? 0 : columns_at_once(call, turned); count && call.losses)
         finished = run_columns(call, turned, count, go_on);
     else

@@ -7,11 +7,13 @@
 #include "xla.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 #include <new>
 #include <vector>
 
 #include "../cpu/float_mode.h"
+#include "../run/race.h"
 #include "../run/run.h"
 
 namespace nf::xla {
@@ -19,7 +21,9 @@ namespace {
 
 // The roles of operands, beyond the slots of a Call's inputs; interop/jax/calls.py names them in this order.
 enum Role : int64_t { kRows = kSlots, kFields, kIndex, kStep, kIds, kStart, kWeights, kShard, kLaw, kRoles };
-enum Kind : int64_t { kStepCall, kWalkCall, kLossCall };
+enum Kind : int64_t { kStepCall, kWalkCall, kLossCall, kRaceCall };
+// Those of a race, in place of the slots that follow the logits: a number for each sample, and for each row.
+enum RaceRole : int64_t { kTemperature = kX + 1, kTopK, kTopP, kWhere, kPosition };
 
 struct Numbers {
     const int64_t* values = nullptr;
@@ -117,10 +121,11 @@ class Bound {
         fields(attribute(frame, "window"));
     }
 
-    // False: an operand has an impossible type.
+    // False: see `problem`.
     bool run(const Frame& frame, int64_t kind, int64_t element) {
         if (!good_) return false;
         if (kind == kLossCall) return loss(frame, element);
+        if (kind == kRaceCall) return race(frame, element);
         for (int64_t i = 0; i < frame.results.size; ++i)
             call_.out[i] = of_result(*frame.results.buffers[i], call_.type_of(static_cast<int>(i)), element);
         if (kind == kStepCall) return run_step(call_, nullptr);
@@ -131,6 +136,8 @@ class Bound {
         return run_walk(call_, nullptr);
     }
 
+    const char* problem() const { return problem_; }
+
   private:
     // Rows beyond the table are its first and its last, as for JAX's own indices. Without an index there is one row.
     void index() {
@@ -139,7 +146,7 @@ class Bound {
         if (!of_[kIndex].data) return;
         index_.clear();
         const int64_t* given = of_[kIndex].as(Type::s64, index_);
-        if (!given) return fail();
+        if (!given) return void(fail());
         if (index_.empty()) index_.assign(given, given + of_[kIndex].size);
         // A device with a part of the batch takes that part's rows.
         if (index_.size() > 1) index_.erase(index_.begin(), index_.begin() + first_ * (call_.size / call_.segment));
@@ -154,12 +161,12 @@ class Bound {
         call_.fields = fields_.data();
         if (Operand& step = of_[kStep]; step.data) {
             const uint32_t* steps = step.as(Type::u32, steps_);
-            if (!steps) return fail();
+            if (!steps) return void(fail());
             for (size_t i = 0; i < fields_.size(); ++i) fields_[i].step += steps[step.size > 1 ? i : 0];
         }
         if (Operand& ids = of_[kIds]; ids.data) {
             const uint64_t* given = ids.as(Type::u64, ids_);
-            if (!given) return fail();
+            if (!given) return void(fail());
             // Ids have 56 bits: the other bits of the word are the stream's.
             ids_.resize(static_cast<size_t>(ids.size));
             std::transform(given, given + ids.size, ids_.begin(), [](uint64_t id) { return id % (uint64_t{1} << 56); });
@@ -170,7 +177,7 @@ class Bound {
         }
         if (Operand& start = of_[kStart]; start.data) {
             const int64_t* first = start.as(Type::s64, start_);
-            if (!first) return fail();
+            if (!first) return void(fail());
             int64_t element = 0;
             for (size_t axis = 0; axis < window.size; ++axis) element = element * window.values[axis] + first[axis];
             for (Field& field : fields_) field.start = element;
@@ -194,7 +201,7 @@ class Bound {
 
     // Results are the losses and, if there is a second one, the gradient.
     bool loss(const Frame& frame, int64_t element) {
-        if (of_[kWeights].data && !(call_.weights = of_[kWeights].as(Type::f64, weights_))) return false;
+        if (of_[kWeights].data && !(call_.weights = of_[kWeights].as(Type::f64, weights_))) return fail();
         const Buffer& to = *frame.results.buffers[0];
         losses_.resize(static_cast<size_t>(call_.n_losses));
         call_.losses = losses_.data();
@@ -211,7 +218,7 @@ class Bound {
     bool densities() {
         std::vector<double> kept;
         const double* law = of_[kLaw].as(Type::f64, kept);
-        if (!law) return false;
+        if (!law) return fail();
         const FloatMode mode;
         for (size_t b = 0; b < losses_.size(); ++b) {
             const double* row = law + 2 * index_[index_.size() > 1 ? b : 0];
@@ -220,7 +227,61 @@ class Bound {
         return true;
     }
 
-    void fail() { good_ = false; }
+    // Results are the tokens, and the info whose numbers are in "keep".
+    bool race(const Frame& frame, int64_t element) {
+        Operand &heat = of_[kTemperature], &k = of_[kTopK], &p = of_[kTopP], &position = of_[kPosition];
+        std::vector<double> heats, parts;
+        std::vector<int64_t> most, positions;
+        Race race{};
+        race.rows = position.size, race.of_sample = race.rows / call_.batch;
+        race.n = call_.batch * call_.size / race.rows, race.chunks = chunks_of(race.n);
+        race.x = call_.in[kX], race.type = call_.in_type[kX];
+        race.temperature = heat.as(Type::f64, heats), race.top_k = k.as(Type::s64, most);
+        race.top_p = p.as(Type::f64, parts), race.position = position.as(Type::s64, positions);
+        race.where = reinterpret_cast<const uint8_t*>(of_[kWhere].data);
+        race.fields = call_.fields, race.field_per_sample = call_.field_per_sample, race.each = 1;
+        if (!race.temperature || !race.top_k || !race.top_p || !race.position) return fail();
+        // A program's numbers are known only now.
+        bool good = true;
+        for (int64_t s = 0; s < call_.batch; ++s) {
+            const double t = race.temperature[s];
+            good &= (t == 0 || (t >= 0x1p-64 && t <= 0x1p64)) && race.top_k[s] >= 0;
+            good &= race.top_p[s] > 0 && race.top_p[s] <= 1;
+        }
+        if (!good) return fail("temperature, top_k or top_p is out of range");
+        for (int64_t row = 0; row < race.rows; ++row)
+            good &= race.position[row] >= 0 && race.position[row] < kPositions;
+        if (!good) return fail("positions: expected 0 <= position < 2^14");
+        const auto result = [&](int64_t i, int64_t bytes, int fill) {
+            char* to = static_cast<char*>(frame.results.buffers[i]->data) + element * race.rows * bytes;
+            if (race.where) std::memset(to, fill, static_cast<size_t>(race.rows * bytes));
+            return to;
+        };
+        race.token_is_32 = frame.results.buffers[0]->type == Type::s32;
+        race.token = result(0, race.token_is_32 ? 4 : 8, -1);
+        const Numbers info = attribute(frame, "keep");
+        float** const told[] = {&race.log_prob, &race.log_prob_raw, &race.entropy, &race.margin};
+        for (int64_t i = 1; i < frame.results.size; ++i) {
+            char* to = result(i, 4, 0);
+            if (info.values[i - 1] < 4)
+                *told[info.values[i - 1]] = reinterpret_cast<float*>(to);
+            else
+                race.rank = reinterpret_cast<int32_t*>(to);
+        }
+        std::vector<uint8_t> bad(static_cast<size_t>(race.rows));
+        race.bad = bad.data();
+        run_race(race, nullptr);
+        const auto found = std::find_if(bad.begin(), bad.end(), [](uint8_t one) { return one != 0; });
+        if (found == bad.end()) return true;
+        const char* what = *found == 1 ? "a NaN, expected numbers" : "no logit above -inf";
+        std::snprintf(row_, sizeof row_, "logits: row %td has %s", found - bad.begin(), what);
+        return fail(row_);
+    }
+
+    bool fail(const char* what = "an operand of another type") {
+        problem_ = what;
+        return good_ = false;
+    }
 
     Call call_;
     Operand of_[kRoles];
@@ -231,9 +292,13 @@ class Bound {
     std::vector<double> weights_, losses_;
     int32_t first_ = 0;  // the first sample, if a device has a part of the batch
     bool good_ = true;
+    const char* problem_ = "";
+    char row_[64];
 };
 
-Error* error(const Frame& frame, Code code, const char* message) {
+Error* error(const Frame& frame, Code code, const char* what) {
+    char message[96];
+    std::snprintf(message, sizeof message, "noisefuse: %s", what);
     ErrorArgs args{sizeof args, nullptr, message, code};
     return frame.api->create_error(&args);
 }
@@ -256,15 +321,15 @@ Error* run(Frame* frame) {
     const auto arguments = static_cast<size_t>(frame->arguments.size);
     if (bytes.size * sizeof *bytes.values != sizeof(Call) || roles.size != arguments || several.size != arguments ||
         repeat.size != 2)
-        return error(*frame, Code::invalid_argument, "noisefuse: not a call of this version");
+        return error(*frame, Code::invalid_argument, "not a call of this version");
     try {
         Call call;
         std::memcpy(&call, bytes.values, sizeof call);
         for (int64_t element = 0; element < repeat.values[0]; ++element)
-            if (!Bound(*frame, call, roles, several, element).run(*frame, repeat.values[1], element))
-                return error(*frame, Code::invalid_argument, "noisefuse: an operand of another type");
+            if (Bound bound(*frame, call, roles, several, element); !bound.run(*frame, repeat.values[1], element))
+                return error(*frame, Code::invalid_argument, bound.problem());
     } catch (const std::bad_alloc&) {
-        return error(*frame, Code::resource_exhausted, "noisefuse: no memory");
+        return error(*frame, Code::resource_exhausted, "no memory");
     }
     return nullptr;
 }

@@ -16,12 +16,12 @@ from .language.noise import TIMES, Noise, check_stream_0
 from .operations.draw import uniform as uniform_numbers
 from .tokens.categorical import Partial, TokenInfo, combine_categories
 from .tokens.forward import probabilities
-from .tokens.schedule import MaskSchedule, cosine, geometric, linear, llada, log_linear
+from .tokens.schedule import MaskSchedule, cosine, geometric, linear, llada, log_linear, mdlm
 from .tokens.transitions import Transition
 
 __all__ = [
     "MaskSchedule", "Partial", "TokenInfo", "Transition", "absorbing", "combine_categories", "cosine", "gaussian",
-    "geometric", "linear", "llada", "log_linear", "times", "uniform",
+    "geometric", "linear", "llada", "log_linear", "mdlm", "times", "uniform",
 ]  # fmt: skip
 
 show_public(__name__)

@@ -388,12 +388,22 @@ def _noised(draw):
 SAMPLERS = {
     "mdlm": (True,), "remdm": (True,), "d3pm": (True, False), "uniform_ddim": (False,), "discrete_flow": (True, False),
     "sedd": (True,), "llada": (True,), "entropy_bound": (True, False),
+    "dream": (True,),
 }  # fmt: skip
 OPTIONS = {
     "remdm": ("", ", eta=0.5", ", eta=0.3, variant='rescale'", ", loop=0.5, t_on=0.6, t_off=0.2"),
     "uniform_ddim": ("", ", eta=1.0"),
-    "llada": ("", ", temperature=1.0", ", remask='random'", ", cfg_scale=1.5", ", length=8, block_length=4"),
+    "llada": (
+        "",
+        ", temperature=1.0",
+        ", remask='random'",
+        ", cfg_scale=1.5",
+        ", length=8, block_length=4",
+        ", threshold=0.5",
+        ", factor=1.0",
+    ),
     "entropy_bound": ("", ", bound=3.0"),
+    "dream": ("", ", alg='maskgit_plus', temperature=0.7", ", alg='topk_margin'", ", alg='entropy', alg_temp=0.5"),
     "sedd": ("",),
 }
 
@@ -419,6 +429,7 @@ def _token_step(draw):
     call.required["noise"] = _noise(draw, shape, True, stream=draw.once_in(9), windows=draw.once_in(9))
     _may(draw, call, "info", _info(draw))
     _may(draw, call, "where", _bools(draw, shape))
+    _may(draw, call, "lengths", f"np.array({[draw(9) for _ in range(shape[0])]})", once_in=9)
     _may(draw, call, "log_prob", "True")
     _write_to(draw, call, "out", shape, dtype, "x")
     return call
@@ -431,6 +442,7 @@ def _token_run(draw):
     call = Call("token_run", {"sampler": made, "x": x, "vocabulary": str(v)}, {})
     call.required["noise"] = _noise(draw, shape, True, stream=draw.once_in(9), windows=draw.once_in(9))
     _may(draw, call, "where", _bools(draw, shape))
+    _may(draw, call, "lengths", f"np.array({[draw(9) for _ in range(shape[0])]})", once_in=9)
     _may(draw, call, "log_probs", "True")
     _may(draw, call, "dtype", *map(repr, TOKEN_DTYPES))
     _may(draw, call, "start", "1", "3", once_in=9)

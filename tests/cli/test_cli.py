@@ -325,7 +325,7 @@ def test_contenders_of_tokens_do_the_same(dtype: str) -> None:
     assert {*drawn} == {"noisefuse", "LLaDA", "eager"}
     for name, (token, p) in drawn.items():
         assert (floats(token) == 7).all()
-        log_p = p["log_prob_raw"] if name == "noisefuse" else p.log() if name == "LLaDA" else p
+        log_p = p.log_prob_raw if name == "noisefuse" else p.log() if name == "LLaDA" else p
         assert np.allclose(floats(log_p), 0, atol=1e-6)
     greedy = results("greedy", (1, 8, 300), dtype)
     assert all((floats(token) == 7).all() for token in greedy.values())

@@ -535,6 +535,27 @@ def test_every_kernel_is_reached_on_the_stand_in(cupy):
         assert launches.UNITS[kind][size] == (int(units[1]) * int(units[2]) if units else 1)
 
 
+@pytest.mark.parametrize("function", ["execute", "asarray", "empty"])
+def test_a_failure_of_the_driver_leaves_nothing_behind_on_the_stand_in(cupy, monkeypatch, function):
+    """A launch fails, or there is no memory for a table or for sums. The next call is right, on the same device."""
+    pred, schedule, noise = normals((2, 1536)), nf.Schedule.linear(10), nf.Noise(5)
+
+    def loss(pred):
+        return nf.mse_loss(pred, None, np.array([3, 7]), schedule, noise, target="epsilon")
+
+    def fail(*args, **kwargs):
+        raise MemoryError("out of memory")
+
+    there = stand_in.ndarray(pred, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(cupy, function, fail)
+        with pytest.raises(MemoryError, match="out of memory"):
+            loss(there)
+    assert cupy.current == 0
+    assert loss(there).get() == loss(pred)
+    assert {device for *_, device in cupy.launches} == {1}
+
+
 def test_a_table_that_other_threads_find_is_there_on_the_stand_in(cupy):
     """Seen to fail: found during its upload by a thread with another stream, which did not wait for it."""
     rows, found = Rows(np.zeros((1, 36)), 0), []

@@ -18,6 +18,7 @@ from pathlib import Path
 
 CSRC = Path(__file__).parents[2] / "csrc"
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")  # those of CMakeLists.txt
+INTERPRETED = ("80", "90", "120")  # those whose machine code sass.py knows
 FLAGS = ("-std=c++20", "-fmad=false", "--expt-relaxed-constexpr")  # those of CMakeLists.txt
 
 

@@ -3,6 +3,7 @@
 
 import re
 
+import ml_dtypes
 import numpy as np
 
 import noisefuse as nf
@@ -10,6 +11,7 @@ import noisefuse as nf
 from . import stand_in
 
 KERNELS = re.findall(r"X\((\w+), \(", (stand_in.CSRC / "cuda" / "kernels.cu").read_text())
+BFLOAT16 = ml_dtypes.bfloat16
 NOISE = nf.Noise(2**63 + 5, sample=2**32 - 1, step=3)
 
 

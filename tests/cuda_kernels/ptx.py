@@ -4,8 +4,7 @@
 All threads of a launch step together; if they diverge, those furthest behind go first. Every access is checked: it has
 to lie within one allocation and to be aligned to its size, and for shared memory a barrier has to separate one thread's
 store from another's access. Registers are 64 bits wide and hold raw bits; arithmetic is that of NumPy, and of the
-reference backend for fma. An unknown opcode is an error. This tells nothing about ptxas, which makes machine code of
-PTX (test_cuda_code.py looks at that), nor about timing.
+reference backend for fma. An unknown opcode is an error. ptxas makes machine code of PTX: sass.py runs that.
 """
 
 import ctypes

@@ -765,9 +765,9 @@ class Program:
     def execute(self, arrays):
         """Returns a function that runs one launch on the arrays that `arrays()` gives."""
 
-        def execute(name, grid, threads, argument):
+        def execute(name, grid, threads, argument, begin=0):
             allowed = Memory(a for a in arrays() if a.size)
-            return self.kernel(name).run(grid, threads, argument.copy(), allowed)
+            return self.kernel(name).run(grid, threads, argument.copy(), allowed, begin)
 
         return execute
 
@@ -795,11 +795,10 @@ class Kernel:
                 self.code[pc] = Instruction(pc, guard, opcode, parts, found[0].split("*/")[1].strip())
                 self.code[pc].branches = re.findall(r"\.L_x_\d+", targets)
         self.registers = 2 + max(map(int, re.findall(r"\bR(\d+)", body)))
-        self.issued = Counter()  # by address, the warps that came there, in all runs
 
-    def run(self, grid, threads, argument, memory):
-        """Runs all blocks. Returns how many instructions warps issued, by opcode."""
-        return Run(self, grid, threads, argument, memory).run()
+    def run(self, grid, threads, argument, memory, begin=0):
+        """Runs all blocks of a grid, or those that follow block `begin`. Returns what has been run."""
+        return Run(self, grid, threads, argument, memory, begin).run()
 
 
 def elf_sections(image):
@@ -818,7 +817,7 @@ def elf_sections(image):
 class Run:
     """One launch."""
 
-    def __init__(self, kernel, grid, threads, argument, memory):
+    def __init__(self, kernel, grid, threads, argument, memory, begin=0):
         assert threads % 32 == 0
         blocks = grid[0] * grid[1] * grid[2]
         self.kernel, self.memory, self.n, self.threads = kernel, memory, blocks * threads, threads
@@ -826,7 +825,7 @@ class Run:
         self.warp = np.arange(self.n) // 32
         self.special = {
             "thread": thread.astype(U32),
-            "x": (self.block % grid[0]).astype(U32),
+            "x": (begin + self.block % grid[0]).astype(U32),
             "y": (self.block // grid[0] % grid[1]).astype(U32),
             "z": (self.block // grid[0] // grid[1]).astype(U32),
             "cluster": np.zeros(self.n, U32),
@@ -835,14 +834,14 @@ class Run:
         self.registers = arbitrary.integers(0, 2**32, (kernel.registers, self.n), U32)
         self.uniform = arbitrary.integers(0, 2**32, (128, self.n // 32), U32)
         self.flags = [arbitrary.integers(0, 2, (7, count)).astype(bool) for count in (self.n, self.n // 32)]
-        self._fill_bank(argument, grid, threads)
+        self._fill_bank(argument, (begin + grid[0], *grid[1:]), threads)
         self.shared = arbitrary.integers(0, 256, (blocks, kernel.shared), np.uint8)
         self.sharing, self.passed = Sharing(self.shared.size), np.zeros(self.n, np.int64)  # barriers
         self.touched = {"load": [], "store": []}
         self.pc = np.zeros(self.n, np.int64)
         self.waits = np.full(self.n, "", dtype=object)  # for what a thread waits
         self.groups = {}  # by register of a barrier, each thread's group there: its first thread, or -1
-        self.issued = Counter()
+        self.issued = Counter()  # by address, the warps that came there
 
     def _fill_bank(self, argument, grid, threads):
         raw, place = np.frombuffer(argument, np.uint8), self.memory.place(argument)
@@ -921,11 +920,16 @@ class Run:
             while self._advance():
                 pass
         self._check_races()
-        self.kernel.issued += self.issued
-        found = Counter()
-        for pc, count in self.issued.items():
-            found[self.kernel.code[pc].name] += count
-        return found
+        return self
+
+    @property
+    def instructions(self):
+        """Returns how many instructions warps have issued."""
+        return sum(self.issued.values())
+
+    def bytes(self):
+        """Returns how many bytes of arrays were loaded, and how many stored, however often."""
+        return tuple(len(np.unique(self._accesses(kind)[0])) for kind in ("load", "store"))
 
     def _advance(self):
         """Runs the threads that are furthest behind up to where they part or wait or meet others. False: all ended."""
@@ -1024,15 +1028,17 @@ class Run:
         """No byte of an array is stored by one thread and touched by another one: nothing orders them."""
         if not self.touched["store"]:
             return
-
-        def accesses(kind):
-            for threads, at, size in self.touched[kind]:
-                yield (at.astype(S64)[:, None] + np.arange(size)).reshape(-1), np.repeat(threads, size)
-
-        stored, writers = map(np.concatenate, zip(*accesses("store"), strict=True))
+        stored, writers = self._accesses("store")
         places, first, inverse = np.unique(stored, return_index=True, return_inverse=True)
         assert (writers[first][inverse] == writers).all(), "a race: two threads store to one byte of an array"
-        for loaded, readers in accesses("load"):
-            index = np.searchsorted(places, loaded).clip(max=len(places) - 1)
-            race = (places[index] == loaded) & (writers[first][index] != readers)
-            assert not race.any(), "a race: a thread loads what another one stores to an array"
+        loaded, readers = self._accesses("load")
+        index = np.searchsorted(places, loaded).clip(max=len(places) - 1)
+        race = (places[index] == loaded) & (writers[first][index] != readers)
+        assert not race.any(), "a race: a thread loads what another one stores to an array"
+
+    def _accesses(self, kind):
+        """Returns addresses of bytes, and the threads that touched them."""
+        found = [(np.zeros(0, S64), np.zeros(0, S64))]
+        for threads, at, size in self.touched[kind]:
+            found.append(((at.astype(S64)[:, None] + np.arange(size)).reshape(-1), np.repeat(threads, size)))
+        return tuple(map(np.concatenate, zip(*found, strict=True)))

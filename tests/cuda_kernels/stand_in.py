@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A stand-in for CuPy and for the device below it. It is not CuPy, and nothing here runs on a GPU.
 
-Arrays lie in host memory; kernels are csrc/cuda/kernels.cu compiled by the C++ compiler (on_cpu.cpp). The tests can
+Arrays lie in host memory; kernels are csrc/cuda/kernels.cu compiled by the C++ compiler (on_cpu.cpp) or, if
+STAND_IN_MACHINE_CODE in the environment names an architecture, the machine code for it (sass.py). The tests can
 follow the backend's use of CuPy: which kernels it launches, on which device, and what it uploads. Like CuPy's, these
 arrays refuse to become NumPy arrays by themselves.
 """
@@ -77,6 +78,25 @@ def run_on_cpu(name, grid, threads, launch):
     """One kernel. All its threads run one after another."""
     done = library().run(name.encode(), (ctypes.c_uint * 3)(*grid), threads, ctypes.c_void_p(launch.ctypes.data))
     assert done == 0, f"no kernel {name}"
+
+
+def memory():
+    """Returns all host arrays that stand for device memory."""
+    return [a.host for a in alive]
+
+
+@functools.cache
+def program(arch):
+    """Returns the kernels' machine code, as nvcc makes it."""
+    from . import compilers, sass
+
+    cubin = compilers.compiled("nvcc", arch)["cubin"]
+    return sass.Program(sass.elf_sections(cubin), compilers.disassembly(cubin))
+
+
+def execute(name, grid, threads, launch):
+    arch = os.environ.get("STAND_IN_MACHINE_CODE")
+    (program(arch).execute(memory) if arch else run_on_cpu)(name, grid, threads, launch)
 
 
 alive = weakref.WeakSet()  # all living arrays of the stand-in
@@ -159,7 +179,7 @@ class Cupy(ModuleType):
     def __init__(self, devices=2):
         super().__init__("cupy")
         self.launches, self.streams, self.uploads, self.float32 = [], [], [], np.float32
-        self.current, self.stream, self.execute, self.capturing = 0, (0, 0), run_on_cpu, False
+        self.current, self.stream, self.execute, self.capturing = 0, (0, 0), execute, False
         stream = SimpleNamespace(synchronize=lambda: None, is_capturing=lambda: self.capturing)
         self.cuda = SimpleNamespace(
             runtime=SimpleNamespace(getDevice=lambda: self.current, getDeviceCount=lambda: devices),

@@ -245,3 +245,42 @@ def test_compiled_graphs(torch):
     step(x).backward()
     (2 * loss_of(3 * y, *given)).backward()
     assert torch.equal(x.grad, y.grad)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "jax"])
+def test_labels_of_trainers(kind, request):
+    """Rows whose label is -100 do not count. Seen to fail: it was no argument."""
+    rng = np.random.default_rng(0)
+    logits, ids, masked = (
+        rng.normal(size=(3, 6, 9)).astype(np.float32),
+        rng.integers(0, 9, (3, 6)),
+        rng.random((3, 6)) < 0.5,
+    )
+    of = np.asarray
+    if kind == "torch":
+        of = request.getfixturevalue("torch").from_numpy
+    elif kind == "jax":
+        of = pytest.importorskip("jax").numpy.asarray
+    labels, also = np.where(masked, ids, -100), np.arange(6) < 4
+    for extra in ({}, {"masked": of(also)}):
+        counts = masked & also if extra else masked
+        for reduction in ("mean", "none"):
+            options = {
+                "reduction": reduction,
+                "weight": of(np.float64([1, 2, 3]) if kind == "numpy" else np.float32([1, 2, 3])),
+            }
+            made = nf.masked_cross_entropy_and_grad(of(logits), of(labels), **extra, **options, ignore_index=-100)
+            expected = nf.masked_cross_entropy_and_grad(of(logits), of(ids), of(counts), **options)
+            for a, b in zip(made, expected, strict=True):
+                assert np.array_equal(a, b)
+            made = nf.masked_cross_entropy(of(logits), of(labels), **extra, **options, ignore_index=-100)
+            assert np.array_equal(made, expected[0])
+    if kind == "torch":
+        torch = request.getfixturevalue("torch")
+        theirs = torch.nn.functional.cross_entropy(of(logits).reshape(-1, 9), of(labels).reshape(-1), reduction="sum")
+        found = nf.masked_cross_entropy(of(logits), of(labels), ignore_index=-100)
+        assert float(found) == pytest.approx(float(theirs) / 18)
+    with pytest.raises(IndexError, match="ids: -100 is out of range"):
+        nf.masked_cross_entropy(logits, labels)
+    with pytest.raises(TypeError, match="ignore_index = 'a': expected an integer"):
+        nf.masked_cross_entropy(logits, labels, ignore_index="a")

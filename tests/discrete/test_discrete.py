@@ -15,6 +15,7 @@ import noisefuse as nf
 NOISE = nf.Noise(7, sample=100, step=3)
 SCHEDULES = [
     nf.discrete.linear(), nf.discrete.llada(), nf.discrete.cosine(), nf.discrete.log_linear(), nf.discrete.geometric(),
+    nf.discrete.mdlm("cosine"), nf.discrete.mdlm("cosinesqr"), nf.discrete.mdlm("linear"),
 ]  # fmt: skip
 
 
@@ -47,7 +48,7 @@ def test_schedules_rise_from_clean_to_masked(schedule):
     assert (np.diff(p) > 0).all() or schedule.name.startswith("geometric")  # which is 1 to the last digit at its end
     assert (np.diff(p) >= 0).all()
     assert p[0] < 2e-3
-    assert p[-1] >= 1 - 1e-3
+    assert p[-1] >= 0.999 * (1 - 2**-50)  # rounding
     middle, h = t[1:-1], 1e-6
     slope = (schedule(middle + h) - schedule(middle - h)) / (2 * h)
     assert np.allclose(schedule.weight(middle, "elbo") * schedule(middle), slope, rtol=1e-5, atol=1e-7)
@@ -115,3 +116,32 @@ def test_known_values():
 def test_wrong_arguments(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+def test_schedules_of_mdlm_by_name():
+    """sigma and its slope, by the formulas of MDLM's noise_schedule.py."""
+    t, eps = np.linspace(0.01, 0.99, 50), 1e-3
+    angle = np.pi / 2 * t
+    cos, square = eps + (1 - eps) * np.cos(angle), eps + (1 - eps) * np.cos(angle) ** 2
+    expected = {
+        "cosine": (-np.log(cos), np.pi / 2 * (1 - eps) * np.sin(angle) / cos),
+        "cosinesqr": (-np.log(square), np.pi / 2 * (1 - eps) * np.sin(np.pi * t) / square),
+        "linear": (10 * t, np.full(50, 10.0)),
+        "loglinear": (-np.log1p(-(1 - eps) * t), (1 - eps) / (1 - (1 - eps) * t)),
+        "geometric": (1e-3 ** (1 - t), 1e-3 ** (1 - t) * np.log(1e3)),
+    }
+    for kind, (sigma, rate) in expected.items():
+        schedule = nf.discrete.mdlm(kind)
+        assert np.allclose(schedule.sigma(t), sigma, rtol=1e-9)
+        assert np.allclose(schedule.slope(t) / (1 - schedule(t)), rate, rtol=1e-9)
+    assert nf.discrete.linear().sigma([0, 1]).tolist() == [0, np.inf]
+    with pytest.raises(ValueError, match="kind = 'cos': expected 'loglinear', 'cosine'"):
+        nf.discrete.mdlm("cos")
+    with pytest.raises(ValueError, match="eps = 1: expected"):
+        nf.discrete.mdlm("cosine", eps=1)
+
+
+def test_sigma_of_times_that_jax_traces():
+    jax = pytest.importorskip("jax")
+    schedule, t = nf.discrete.mdlm("cosine"), np.float32([0.25, 0.5])
+    assert np.allclose(jax.jit(schedule.sigma)(t), schedule.sigma(t))

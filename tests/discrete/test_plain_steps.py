@@ -5,6 +5,8 @@ Seen to fail: every step drawn at the noise's own step, an event's words compare
 the mask's logit drawn, a masked position beyond `end` revealed, equal confidences in the order of the last position.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,9 @@ PLAIN = {
     "llada, warm": S.llada(4, mask_id=5, temperature=0.5),
     "llada, in blocks": S.llada(4, mask_id=5, length=8, block_length=4),
     "llada, at random": S.llada(4, mask_id=5, remask="random"),
+    "llada, by confidence": S.llada(4, mask_id=5, threshold=0.3, temperature=0.4),
+    "dream, by chance": S.dream(4, mask_id=5, temperature=0.6),
+    "a greedy last step": S.mdlm(4, mask_id=5, final="argmax"),
     "own": nf.DiscreteSampler(OWN),
 }
 OTHERS = {
@@ -45,6 +50,11 @@ OTHERS = {
     "entropy_bound": S.entropy_bound(4, mask_id=5),
     "entropy_bound of tokens": S.entropy_bound(4, vocabulary=V),
     "guided": S.llada(4, mask_id=5, cfg_scale=1.0),
+    "a factor": S.llada(4, mask_id=5, factor=1.0),
+    "dream": S.dream(4, mask_id=5, alg="entropy"),
+    "dream, in an order that is drawn": S.dream(4, mask_id=5, alg="maskgit_plus", alg_temp=0.3),
+    "tokens that are left out": nf.DiscreteSampler(replace(OWN, left_out=(2,))),
+    "tokens that are unsure": nf.DiscreteSampler(replace(S.llada(4, mask_id=5).table, unsure=(2,))),
 }
 LOGITS = np.random.default_rng(1).standard_normal((3, 8, V)).astype(np.float32)
 LOGITS[0] = LOGITS[0, 0]  # equally certain
@@ -84,7 +94,7 @@ def test_steps(monkeypatch, of, name, i):
         same_as_checked(monkeypatch, lambda options=options: step(sampler, a, i, **options), True)
 
 
-@pytest.mark.parametrize("name", ["remdm", "own", "llada, warm"])
+@pytest.mark.parametrize("name", ["remdm", "own", "llada, warm", "llada, by confidence"])
 @pytest.mark.parametrize("seed", range(20))
 def test_drawn_steps(monkeypatch, name, seed):
     drawn, sampler = np.random.default_rng(seed), PLAIN[name]

@@ -7,7 +7,9 @@ Seen to fail: ids that are not used; t from the noise's own stream.
 import doctest
 import inspect
 import pickle
+from pathlib import Path
 from statistics import NormalDist
+from textwrap import dedent
 
 import numpy as np
 import pytest
@@ -226,3 +228,97 @@ def test_reprs_say_what_a_batch_gets():
     noisy, augmented = CALLS
     assert repr(noisy) == "NoisyColumns(linear, 50 steps, Noise(7, step=2), id='id', image='image', target='v')"
     assert repr(augmented) == "AugmentedColumns(noisy_images, Noise(7), id='id', image='image')"
+
+
+# ---- tokens ------------------------------------------------------------------------------------------------
+
+M, MASK = nf.discrete.llada(), 200
+TOKENS = np.random.default_rng(5).integers(0, 200, (13, 9))
+MASKED = NoisyColumns(M, nf.Noise(7, step=2), image="input_ids", mask_id=MASK)
+
+
+@pytest.mark.parametrize("ids", [np.arange(13) * 1000, KEYS], ids=["ints", "strs"])
+def test_tokens_are_masked_by_their_ids(ids):
+    """What `discrete.times` and `q_mask` make of the same keys, in any batch. Planted: the noise of a row's place."""
+    names = nf.Noise(7, step=2, sample=ids if ids.dtype.kind == "i" else [nf.augment.sample_id(key) for key in ids])
+    t = nf.discrete.times(13, names, kind="independent").astype(np.float32)
+    x_t, masked = nf.q_mask(TOKENS, M(t), names, mask_id=MASK)
+    whole = MASKED({"id": ids, "input_ids": TOKENS, "label": np.arange(13)})
+    expected = {"id": ids, "label": np.arange(13), "input_ids": TOKENS, "x_t": x_t, "t": t, "masked": masked}
+    expected["weight"] = M.weight(t).astype(np.float32)
+    assert list(whole) == list(expected)
+    assert all(np.array_equal(whole[name], expected[name]) for name in expected)
+    parts = [
+        pickle.loads(pickle.dumps(MASKED))({"id": ids[n : n + 4], "input_ids": TOKENS[n : n + 4].tolist()})
+        for n in range(0, 13, 4)
+    ]
+    assert all(np.array_equal(joined(parts)[name], whole[name]) for name in parts[0])
+    assert 0.2 < masked.mean() < 0.8
+
+
+def test_texts_of_several_lengths():
+    """Padding comes later. A text that is shorter has the beginning of the noise."""
+    lengths = np.arange(13) % 8 + 2
+    ragged = [row[:n].tolist() for row, n in zip(TOKENS, lengths, strict=True)]
+    whole, found = (MASKED({"id": KEYS, "input_ids": rows}) for rows in (TOKENS, ragged))
+    assert np.array_equal(found["t"], whole["t"])
+    for name in ("input_ids", "x_t", "masked"):
+        pairs = zip(found[name], whole[name], lengths, strict=True)
+        assert all(np.array_equal(row, full[:n]) for row, full, n in pairs), name
+
+
+def test_what_tokens_need():
+    with pytest.raises(TypeError, match="mask_id = None: expected an integer"):
+        NoisyColumns(M, nf.Noise(7))
+    with pytest.raises(TypeError, match="mask_id = 3: expected None, or a MaskSchedule"):
+        NoisyColumns(S, nf.Noise(7), mask_id=3)
+    with pytest.raises(TypeError, match="target, times, model_time: expected none of them for tokens"):
+        NoisyColumns(M, nf.Noise(7), mask_id=3, target="v")
+    with pytest.raises(OverflowError, match="mask_id"):
+        NoisyColumns(M, nf.Noise(7), image_dtype="uint8", image="x", mask_id=300)({"id": [1], "x": [[1, 2]]})
+    assert (
+        repr(MASKED)
+        == "NoisyColumns(MaskSchedule(llada, eps=0.001), Noise(7, step=2), id='id', image='input_ids', mask_id=200)"
+    )
+
+
+# ---- Hugging Face ------------------------------------------------------------------------------------------
+
+
+def of_recipe(page_block, **names):
+    """Runs the lines of docs/dask.md for Hugging Face that begin so."""
+    page = (Path(__file__).parents[2] / "docs" / "dask.md").read_text(encoding="utf-8")
+    block = page[page.index(page_block) :].partition("\n\n")[0]
+    exec(dedent("    " + block), names)
+    return names
+
+
+def test_the_recipe_for_hugging_face(tmp_path):
+    """docs/dask.md's lines, for images in arrays and in lists, of one shape and of several, and for tokens. Seen to
+    fail: "x0: dtype int64 is not supported", NumPy's error of inhomogeneous shapes."""
+    datasets = pytest.importorskip("datasets")
+    rows, lists = np.arange(13), datasets.List(datasets.List(datasets.List(datasets.Value("uint8"))))
+    kinds = {"array": datasets.Array3D((4, 4, 3), "uint8"), "list": lists, "ragged": lists, "free": None}
+    images = [image[: 4 - n % 2] for n, image in enumerate(IMAGES)]
+    for kind, feature in kinds.items():
+        given = images if kind == "ragged" else list(IMAGES)
+        columns = {"id": datasets.Value("int64"), "image": feature} if feature else None
+        made = {"id": rows, "image": [image.tolist() for image in given]}
+        dataset = datasets.Dataset.from_dict(made, features=columns and datasets.Features(columns))
+        names = of_recipe("# Hugging Face datasets", NoisyColumns=NoisyColumns, schedule=S, nf=nf, dataset=dataset)
+        found = names["noised"].with_format("numpy")
+        for n, image in enumerate(given):
+            noise = nf.Noise(2026, sample=n)
+            row = found[n]
+            expected = nf.q_sample(image, int(row["t"]), S, noise, target="epsilon", batched=False)
+            assert np.array_equal(row["x_t"], expected[0]), (kind, n)
+            assert np.array_equal(row["target"], expected[1]), (kind, n)
+    texts = [row[: n + 1].tolist() for n, row in zip(rows % 9, TOKENS, strict=True)]
+    dataset = datasets.Dataset.from_dict({"id": rows, "input_ids": texts})
+    found = of_recipe("# their tokens", NoisyColumns=NoisyColumns, nf=nf, dataset=dataset)["masked"].with_format(
+        "numpy"
+    )
+    expected = NoisyColumns(nf.discrete.linear(), nf.Noise(2026), image="input_ids", mask_id=50256)
+    whole = expected({"id": rows, "input_ids": texts})
+    for n in range(13):
+        assert all(np.array_equal(found[n][name], whole[name][n]) for name in ("input_ids", "x_t", "masked", "t"))

@@ -81,6 +81,68 @@ def test_a_seed_for_each_request():
             generate(model, PROMPT, **OPTIONS, **options)
 
 
+def by_llada(x, eos, eot, left_out, unsure):
+    """LLaDA's loop with its options at temperature 0, by its description; of equal confidences the lower position."""
+    x = np.concatenate([x, np.full((len(x), 8), MASK)], axis=1)
+    for end in (9, 13):
+        for k in range(4):
+            logits = model(x).astype(np.float64)
+            if left_out:
+                logits[..., eos] = -np.inf
+            drawn = logits.argmax(-1)
+            if unsure:
+                logits[..., [eos, eot]] = -np.inf
+            p = np.exp(logits - logits.max(-1, keepdims=True))
+            sure = np.take_along_axis(p / p.sum(-1, keepdims=True), drawn[..., None], -1)[..., 0]
+            for row in range(len(x)):
+                may = sorted((at for at in range(end) if x[row, at] == MASK), key=lambda at: -sure[row, at])
+                at = may[: -(-len(may) // (4 - k))]
+                x[row, at] = drawn[row, at]
+    return x
+
+
+@pytest.mark.parametrize(("left_out", "unsure"), [(True, False), (False, True), (True, True)])
+def test_the_end_of_the_text_comes_late(left_out, unsure):
+    """Seen to fail: the confidences of other tokens were those of the whole softmax; a position that was no mask came
+    before one without confidence."""
+    tokens = generate(model, PROMPT, **OPTIONS)[:, 5:]
+    eos, eot = np.bincount(tokens.ravel(), minlength=V).argsort()[-2:].tolist()
+    options = {"eos_id": eos, "eot_id": eot, "logits_eos_inf": left_out, "confidence_eos_eot_inf": unsure}
+    made = generate(model, PROMPT, **OPTIONS, **options)
+    assert np.array_equal(made, by_llada(PROMPT, eos, eot, left_out, unsure))
+    assert not np.array_equal(made[:, 5:], tokens)
+    assert np.array_equal(generate(model, PROMPT, **OPTIONS), by_llada(PROMPT, eos, eot, False, False))
+
+
+def test_padding_is_shown_to_the_model(torch):
+    mask, seen = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]), []
+
+    def padded(x, attention_mask):
+        seen.append(np.asarray(attention_mask))
+        return model(x)
+
+    expected = generate(model, PROMPT, **OPTIONS)
+    assert np.array_equal(generate(padded, PROMPT, **OPTIONS, attention_mask=mask), expected)
+
+    def of_torch(x, attention_mask):
+        assert isinstance(attention_mask, torch.Tensor)
+        return torch.from_numpy(padded(x, attention_mask))
+
+    given = torch.from_numpy(PROMPT), torch.from_numpy(mask)
+    assert np.array_equal(generate(of_torch, given[0], **OPTIONS, attention_mask=given[1]), expected)
+    assert all(np.array_equal(one, np.pad(mask, [(0, 0), (0, 8)], constant_values=1)) for one in seen)
+    with pytest.raises(ValueError, match=r"attention_mask: expected the prompt's shape \(2, 5\), got \(2, 4\)"):
+        generate(padded, PROMPT, **OPTIONS, attention_mask=mask[:, 1:])
+
+
+def test_calls_are_counted():
+    sampler = nf.samplers.llada(8, mask_id=MASK, length=8, block_length=4, threshold=0.2)
+    x, state = np.concatenate([PROMPT, np.full((2, 8), MASK)], axis=1), sampler.state()
+    done = generate(model, PROMPT, **OPTIONS, threshold=0.2, state=state)
+    assert np.array_equal(done, sampler.sample(lambda x, t: model(x), x, nf.Noise(3)))
+    assert state.calls < 8
+
+
 @pytest.mark.parametrize(
     ("prompt", "options", "error", "words"),
     [

@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 
 import noisefuse as nf
 
-from ..ground.checks import got
+from ..ground.checks import check_integer, got
 from ..language.axis import ModelTime
 from ..language.schedule import check_schedule
 from ..views import Target, check_target
@@ -74,6 +74,27 @@ class Training(NamedTuple):
         return made if self.model_time is None else made | {"model_time": self.schedule.model_time(t, self.model_time)}
 
 
+class Masking(NamedTuple):
+    """Makes x_t, t, masked and the weight of tokens, as `Training` does of images."""
+
+    schedule: nf.discrete.MaskSchedule
+    mask_id: Any
+
+    def checked(self) -> Masking:
+        check_integer("mask_id", self.mask_id)
+        return self
+
+    def told(self) -> str:
+        return f"mask_id={self.mask_id}"
+
+    def drawn(self, noise: nf.Noise, n: int) -> NDArray[Any]:
+        return np.asarray(nf.discrete.times(n, noise, kind="independent"), np.float32)
+
+    def made(self, ids: Any, t: Any, noise: nf.Noise, *, batched: bool) -> dict[str, Any]:
+        x_t, masked = nf.q_mask(ids, self.schedule(t), noise, self.mask_id, batched=batched)
+        return {"x_t": x_t, "t": t, "masked": masked, "weight": self.schedule.weight(t).astype(np.float32)}
+
+
 def drawn_times(schedule: nf.Schedule, noise: nf.Noise, n: int, times: Times = "index") -> NDArray[Any]:
     """Returns a time for each of n rows, int64 or float32. It is always drawn from stream 7, and so independent of the
     noise."""
@@ -128,9 +149,9 @@ class Keyed:
 class Trains(Keyed):
     """The first base of a class that makes training data; the next one takes the noise and where its images are."""
 
-    def __init__(self, training: Training, *place: Any) -> None:
+    def __init__(self, training: Training | Masking, *place: Any) -> None:
         super().__init__(*place)
-        self.training: Training = training.checked()
+        self.training: Training | Masking = training.checked()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({told(self.training.schedule)}, {self._told()}, {self.training.told()})"
@@ -200,10 +221,12 @@ class _NamedColumns(Keyed):
 
 
 class NoisyColumns(Trains, _NamedColumns):
-    """Adds noise to the images of a batch; docs/dask.md has the lines for Ray Data, Hugging Face and Spark.
+    """Adds noise to the images of a batch, or masks its tokens; docs/dask.md has the lines for Ray Data, Hugging Face
+    and Spark.
 
     Args:
-        schedule: a Schedule.
+        schedule: a Schedule; or a `discrete.MaskSchedule` for tokens, which `q_mask` masks at a time for each row,
+            uniform in [0, 1).
         noise: a Noise; its step is the epoch, and the ids replace its samples.
         id, image: the names of two columns: the ids, and the images (B, ...), uint8 (0 .. 255 become -1 .. 1) or float;
             or a list of them, of one shape or of several.
@@ -215,23 +238,44 @@ class NoisyColumns(Trains, _NamedColumns):
             function from uniform float64 numbers (B,) to own times.
         model_time: what the network is given as its time, as in `Schedule.model_time`: the batch then has a column of
             this name.
+        mask_id: the token that stands for the mask. Tokens stay in the batch, and get the columns x_t, t, masked and
+            weight, 1 / p(t); target, times and model_time are not for them. Pad them afterwards: rows may have
+            several lengths.
+
+    Raises:
+        TypeError, ValueError: the message says what was given and what was expected.
 
     >>> noisy = nf.interop.columns.NoisyColumns(nf.Schedule.cosine(1000), nf.Noise(7, step=3))
     >>> batch = noisy({"id": np.array([17, 4]), "image": np.zeros((2, 8, 8, 3), np.uint8)})
     >>> {name: column.shape for name, column in batch.items()}
     {'id': (2,), 'x_t': (2, 8, 8, 3), 't': (2,), 'target': (2, 8, 8, 3)}
+    >>> noisy = nf.interop.columns.NoisyColumns(nf.discrete.linear(), nf.Noise(7), image="input_ids", mask_id=99)
+    >>> batch = noisy({"id": [17, 4], "input_ids": [[1, 2, 3], [4, 5, 6, 7, 8]]})
+    >>> [row.tolist() for row in batch["x_t"]]
+    [[99, 99, 3], [99, 5, 99, 99, 99]]
     """
 
     def __init__(
-        self, schedule: nf.Schedule, noise: nf.Noise, *, id: str = "id", image: str = "image",
-        target: Target = "epsilon", times: Times = "index", model_time: ModelTime | None = None,
-        image_dtype: DTypeLike | None = None,
+        self, schedule: nf.Schedule | nf.discrete.MaskSchedule, noise: nf.Noise, *, id: str = "id",
+        image: str = "image", target: Target = "epsilon", times: Times = "index", model_time: ModelTime | None = None,
+        image_dtype: DTypeLike | None = None, mask_id: int | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(Training(schedule, target, times, model_time), noise, id, image, image_dtype)
+        training: Training | Masking
+        if isinstance(schedule, nf.discrete.MaskSchedule):
+            if (target, times, model_time) != ("epsilon", "index", None):
+                raise TypeError("target, times, model_time: expected none of them for tokens")
+            training = Masking(schedule, mask_id)
+        else:
+            training = Training(schedule, target, times, model_time)
+            if mask_id is not None:
+                raise TypeError(f"mask_id = {mask_id!r}: expected None, or a MaskSchedule of noisefuse.discrete")
+        super().__init__(training, noise, id, image, image_dtype)
 
     def _made(self, noise: nf.Noise, images: Any) -> dict[str, Any]:
-        """Returns x_t, t (int64, or float32), target and perhaps the network's time."""
-        return self.training.made(images, self.training.drawn(noise, len(images)), noise, batched=True)
+        """Returns x_t, t (int64, or float32), target and perhaps the network's time; or the tokens and what is made of
+        them."""
+        kept = {self.image: images} if isinstance(self.training, Masking) else {}
+        return kept | self.training.made(images, self.training.drawn(noise, len(images)), noise, batched=True)
 
 
 class AugmentedColumns(Augments, _NamedColumns):

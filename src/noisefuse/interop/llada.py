@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,23 +18,33 @@ __all__ = ["generate"]
 
 
 def generate(
-    model: Callable[[Any], Any], prompt: Any, noise: Noise | Sequence[Noise] | None = None, *, steps: int = 128,
+    model: Callable[..., Any], prompt: Any, noise: Noise | Sequence[Noise] | None = None, *, steps: int = 128,
     gen_length: int = 128, block_length: int = 128, temperature: float = 0.0, cfg_scale: float = 0.0,
-    remasking: str = "low_confidence", mask_id: int = 126336, progress: bool = False,
+    remasking: str = "low_confidence", mask_id: int = 126336, attention_mask: Any = None, logits_eos_inf: bool = False,
+    confidence_eos_eot_inf: bool = False, threshold: float | None = None, factor: float | None = None,
+    eos_id: int = 126081, eot_id: int = 126348, state: Any = None, progress: bool = False,
 ) -> Any:  # fmt: skip
     """Writes `gen_length` tokens after a prompt, as ``generate`` of LLaDA's repository does (Nie et al. 2025, "Large
     language diffusion models", section 2.4 and algorithm 5).
 
     At temperature 0 the tokens are LLaDA's, wherever no two confidences lie within some 1e-6: it computes them in
     float64 from all logits at once, and of equal ones takes any. At other temperatures the distribution is LLaDA's and
-    the draws are the noise's. As in its code, a network that draws the mask leaves it.
+    the draws are the noise's. As in its code, a network that draws the mask leaves it. Masks in the prompt are filled,
+    too; its code leaves as many masks as there were.
 
     Args:
-        model: ids (B, L) -> logits (B, L, V), or an object with such `logits`.
+        model: ids (B, L) -> logits (B, L, V), or an object with such `logits`; it takes ``attention_mask=`` if that is
+            given.
         prompt: ids (B, L), of NumPy or torch on the CPU.
         noise: a Noise, or a list of one for each request. None: enough for temperature 0 with "low_confidence".
         steps, gen_length, block_length, temperature, cfg_scale, remasking, mask_id: as LLaDA has them. The prompt is
             masked for the model's second call where cfg_scale is not 0.
+        attention_mask: (B, L) of the prompt, 0 where it is padded; the model gets it with ones for the new tokens.
+        logits_eos_inf: the token eos_id is never drawn.
+        confidence_eos_eot_inf: eos_id and eot_id are revealed last, as their confidence is 0 (LLaDA, appendix B.4); at
+            temperatures above 0 eot_id alone, as in its code.
+        threshold, factor: Fast-dLLM's parallel decoding, see `samplers.llada`.
+        state: ``sampler.state()`` of any sampler of tokens, which counts the model's calls: `state.calls`.
         progress: show a bar (needs tqdm).
 
     Returns:
@@ -50,8 +61,12 @@ def generate(
     """
     sampler = nf.samplers.llada(
         steps, mask_id=mask_id, length=gen_length, block_length=block_length, remask=remasking,  # type: ignore[arg-type]
-        cfg_scale=cfg_scale, temperature=temperature, mask_logit="keep",
+        cfg_scale=cfg_scale, temperature=temperature, mask_logit="keep", threshold=threshold, factor=factor,
     )  # fmt: skip
+    unsure = (eos_id, eot_id) if temperature == 0 else (eot_id,)
+    if logits_eos_inf or confidence_eos_eot_inf:
+        changes: dict[str, Any] = {"left_out": (eos_id,) * logits_eos_inf, "unsure": unsure * confidence_eos_eot_inf}
+        sampler = nf.DiscreteSampler(replace(sampler.table, **changes))
     if noise is None:
         if temperature or remasking == "random":
             raise TypeError(f"noise: expected a Noise for temperature {temperature} and {remasking!r}, got None")
@@ -66,8 +81,16 @@ def generate(
     x = np.concatenate([ids, masks], axis=1)
     given = ids.shape[1]
 
+    options: dict[str, Any] = {}
+    if attention_mask is not None:
+        seen = np.asarray(library.to_numpy(attention_mask))
+        if seen.shape != ids.shape:
+            raise ValueError(f"attention_mask: expected the prompt's shape {ids.shape}, got {seen.shape}")
+        seen = np.concatenate([seen, np.ones((len(ids), gen_length), seen.dtype)], axis=1)
+        options["attention_mask"] = library.moved(seen, prompt)
+
     def logits(x: Any) -> Any:
-        answer = model(x)
+        answer = model(x, **options)
         return getattr(answer, "logits", answer)
 
     def guided(x: Any, t: Any) -> Any:
@@ -77,4 +100,4 @@ def generate(
         hidden[:, :given] = mask_id
         return logits(library.moved(hidden, prompt)), logits(x)
 
-    return sampler.sample(guided, library.moved(x, prompt), noise, progress=progress)
+    return sampler.sample(guided, library.moved(x, prompt), noise, state=state, progress=progress)

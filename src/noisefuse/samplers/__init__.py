@@ -15,7 +15,7 @@ a ``DiscreteSampler``.
 
 from .. import discrete_sampler as discrete_sampler  # the page shows the class of samplers of tokens
 from ..ground.lazy import show_public
-from ..tokens.samplers import d3pm, discrete_flow, entropy_bound, llada, mdlm, remdm, sedd, uniform_ddim
+from ..tokens.samplers import d3pm, discrete_flow, dream, entropy_bound, llada, mdlm, remdm, sedd, uniform_ddim
 from . import interpolants as interpolants
 from .adams import deis, gradient_estimation, ipndm, ipndm_v, lms, pndm
 from .cfg_pp import (
@@ -40,10 +40,10 @@ from .two_stage import dpm_2, dpm_2_ancestral, dpm_solver, dpmpp_2s_ancestral, d
 __all__ = [
     "Threshold", "d3pm", "dance_sde", "ddim", "ddim_inverse", "ddpm", "deis", "discrete_flow", "dpm_2",
     "dpm_2_ancestral", "dpm_solver", "dpmpp_2m", "dpmpp_2m_cfg_pp", "dpmpp_2m_sde", "dpmpp_2s_ancestral",
-    "dpmpp_2s_ancestral_cfg_pp", "dpmpp_3m_sde", "dpmpp_sde", "dpmpp_singlestep", "edm", "entropy_bound", "er_sde",
-    "euler", "euler_ancestral", "euler_ancestral_cfg_pp", "euler_cfg_pp", "flow_cps", "flow_euler", "flow_heun",
-    "flow_sde", "gradient_estimation", "gradient_estimation_cfg_pp", "heun", "heunpp2", "ipndm", "ipndm_v", "lcm",
-    "llada", "lms", "mdlm", "pndm", "remdm", "repaint", "res_multistep", "res_multistep_cfg_pp", "sa_solver",
+    "dpmpp_2s_ancestral_cfg_pp", "dpmpp_3m_sde", "dpmpp_sde", "dpmpp_singlestep", "dream", "edm", "entropy_bound",
+    "er_sde", "euler", "euler_ancestral", "euler_ancestral_cfg_pp", "euler_cfg_pp", "flow_cps", "flow_euler",
+    "flow_heun", "flow_sde", "gradient_estimation", "gradient_estimation_cfg_pp", "heun", "heunpp2", "ipndm", "ipndm_v",
+    "lcm", "llada", "lms", "mdlm", "pndm", "remdm", "repaint", "res_multistep", "res_multistep_cfg_pp", "sa_solver",
     "sedd", "seeds_2", "seeds_3", "tcd", "uniform_ddim", "unipc",
 ]  # fmt: skip
 

@@ -195,19 +195,13 @@ def categorical(
     x = as_array("logits", logits, LOGITS)
     if on_device(x):
         raise NotImplementedError("logits: categorical has no kernel for CUDA devices; copy them to host memory first")
-    rows = _rows(x.shape)
-    batch = rows[0] if rows else 1
-    settings = settings_of(batch, temperature, top_k, top_p)
-    names, first, vocabulary, places = _places(noise, x.shape, positions)
-    chosen = None if where is None else spread_bools("where", as_numbers("where", where), rows).reshape(-1)
+    rows = x.shape[:-1]
+    settings, names, first, vocabulary, places, chosen = drawn_from(
+        x.shape, noise, temperature, top_k, top_p, where, positions, not partial
+    )
     if partial:
         _check_whole_chunks(first, x.shape[-1], vocabulary, settings, chosen, out)
-    elif (first, x.shape[-1]) != (0, vocabulary):
-        raise ValueError(
-            f"noise: its window has tokens {first} .. {first + x.shape[-1] - 1} of {vocabulary}: a part of the "
-            "vocabulary needs partial=True"
-        )
-    token = output("out", out, rows, np.dtype(np.int64) if partial else _token_dtype(dtype, out))
+    token = output("out", out, rows, np.dtype(np.int64) if partial else token_dtype(dtype, out))
     made = {name: np.zeros(rows, kind) for name, kind in INFO.items() if name in wanted}
     if out is None and chosen is not None:
         token[...] = -1
@@ -273,7 +267,7 @@ def combine_categories(partials: Sequence[Partial], *, dtype: Any = None) -> Any
     scores = np.stack([part.parts.score for part in group])
     tokens = np.stack([part.token.reshape(-1) for part in group])
     best, at = np.argmax(scores, axis=0), np.arange(size)  # the first of equals has the lowest token
-    token = np.ascontiguousarray(tokens[best, at].astype(_token_dtype(dtype, None)))
+    token = np.ascontiguousarray(tokens[best, at].astype(token_dtype(dtype, None)))
     if (token < 0).any():
         raise ValueError(_bad(rows, int(np.argmax(token < 0)), 2))
     winner = np.stack([part.parts.winner for part in group])[best, at]
@@ -346,6 +340,24 @@ def _bad(rows: tuple[int, ...], row: int, kind: int) -> str:
     name = ", ".join(map(str, np.unravel_index(row, rows))) if rows else ""
     what = "a NaN, expected numbers" if kind == 1 else "no logit above -inf, expected a token that can be drawn"
     return f"logits{f'[{name}]' if name else ''}: has {what}"
+
+
+def drawn_from(
+    shape: tuple[int, ...], noise: Any, temperature: Any, top_k: Any, top_p: Any, where: Any, positions: Any,
+    whole: bool,
+) -> tuple[Settings, tuple[Noise, ...], int, int, NDArray[np.int64], NDArray[np.bool_] | None]:  # fmt: skip
+    """Returns what is checked of a draw from logits of this shape: settings, names without windows, the first token and
+    their number in the vocabulary, the rows' positions, and which rows are read. whole: no part of a vocabulary."""
+    rows, n = _rows(shape), shape[-1]
+    settings = settings_of(rows[0] if rows else 1, temperature, top_k, top_p)
+    names, first, vocabulary, places = _places(noise, shape, positions)
+    chosen = None if where is None else spread_bools("where", as_numbers("where", where), rows).reshape(-1)
+    if whole and (first, n) != (0, vocabulary):
+        raise ValueError(
+            f"noise: its window has tokens {first} .. {first + n - 1} of {vocabulary}: a part of the vocabulary needs "
+            "partial=True"
+        )
+    return settings, names, first, vocabulary, places, chosen
 
 
 def _info(info: Any, partial: bool) -> tuple[str, ...]:
@@ -467,7 +479,7 @@ def _counted(names: tuple[Noise, ...], rows: tuple[int, ...], of_sample: int) ->
     return np.broadcast_to(np.stack(each) if each else place, (rows[0] if rows else 1, of_sample)).reshape(rows)
 
 
-def _token_dtype(dtype: Any, out: Any) -> np.dtype[Any]:
+def token_dtype(dtype: Any, out: Any) -> np.dtype[Any]:
     if dtype is not None:
         return allowed_dtype(dtype, TOKEN_DTYPES)
     found = out.dtype if isinstance(out, np.ndarray) else np.dtype(np.int64)

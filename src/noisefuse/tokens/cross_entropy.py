@@ -13,7 +13,7 @@ from ..arguments.arrays import as_array, as_numbers, contiguous, count, of_sampl
 from ..arguments.options import fast_path
 from ..arguments.types import Array, ArrayT, Like, Reduction
 from ..call.description import TOKENS, CrossEntropy
-from ..ground.checks import check_choice
+from ..ground.checks import check_choice, check_integer
 from ..ground.float_mode import float_mode
 from ..ground.libraries import library_of
 from ..language.levels import LOGITS
@@ -22,16 +22,16 @@ from ..language.levels import LOGITS
 @overload
 def masked_cross_entropy(
     logits: NDArray[Any], ids: ArrayLike, masked: ArrayLike | None = ..., weight: ArrayLike | None = ..., *,
-    reduction: Literal["mean"] = ...,
+    reduction: Literal["mean"] = ..., ignore_index: int | None = ...,
 ) -> float: ...  # fmt: skip
 @overload
 def masked_cross_entropy(
     logits: Like[ArrayT], ids: Array, masked: Array | None = ..., weight: Array | None = ..., *,
-    reduction: Reduction = ...,
+    reduction: Reduction = ..., ignore_index: int | None = ...,
 ) -> ArrayT: ...  # fmt: skip
 def masked_cross_entropy(
     logits: Array, ids: Array, masked: Array | None = None, weight: Array | None = None, *,
-    reduction: Reduction = "mean",
+    reduction: Reduction = "mean", ignore_index: int | None = None,
 ) -> Any:  # fmt: skip
     """Returns the mean of w (-log softmax(logits)[id]) over all rows. Only masked rows count; the others add 0.
 
@@ -44,6 +44,8 @@ def masked_cross_entropy(
         weight: w >= 0, a number, (B,) or (B, 1) for each sample, or an array with the rows' axes that broadcasts to
             them. None: 1.
         reduction: "mean" over all rows, masked or not, or "none": w times the loss of each row.
+        ignore_index: rows with this id do not count either, as labels of trainers have -100. (torch's mean is over the
+            others alone.)
 
     Returns:
         The loss, a float, or float64 (B, ..). The bits are the same on every backend and for any number of threads
@@ -60,6 +62,8 @@ def masked_cross_entropy(
     >>> round(nf.masked_cross_entropy(logits, np.zeros((2, 3), int), [True, False, False]), 6)
     0.462098
     """
+    if ignore_index is not None:
+        masked = _counted(ids, masked, ignore_index)
     other = None if type(logits) is np.ndarray else library_of(logits)
     fast = backends.fast_cross_entropy if other is None else fast_path(other, "fast_cross_entropy")
     if fast is not None and reduction in ("mean", "none"):
@@ -75,16 +79,19 @@ def masked_cross_entropy(
 @overload
 def masked_cross_entropy_and_grad(
     logits: NDArray[Any], ids: ArrayLike, masked: ArrayLike | None = ..., weight: ArrayLike | None = ..., *,
-    reduction: Literal["mean"] = ..., upstream: ArrayLike = ..., out: NDArray[Any] | None = ...,
+    reduction: Literal["mean"] = ..., ignore_index: int | None = ..., upstream: ArrayLike = ...,
+    out: NDArray[Any] | None = ...,
 ) -> tuple[float, NDArray[Any]]: ...  # fmt: skip
 @overload
 def masked_cross_entropy_and_grad(
     logits: Like[ArrayT], ids: Array, masked: Array | None = ..., weight: Array | None = ..., *,
-    reduction: Reduction = ..., upstream: ArrayLike | Array = ..., out: Like[ArrayT] | None = ...,
+    reduction: Reduction = ..., ignore_index: int | None = ..., upstream: ArrayLike | Array = ...,
+    out: Like[ArrayT] | None = ...,
 ) -> tuple[ArrayT, ArrayT]: ...  # fmt: skip
 def masked_cross_entropy_and_grad(
     logits: Array, ids: Array, masked: Array | None = None, weight: Array | None = None, *,
-    reduction: Reduction = "mean", upstream: ArrayLike | Array = 1.0, out: Array | None = None,
+    reduction: Reduction = "mean", ignore_index: int | None = None, upstream: ArrayLike | Array = 1.0,
+    out: Array | None = None,
 ) -> Any:  # fmt: skip
     """Returns `masked_cross_entropy`, and its gradient with respect to the logits, which is computed while a row is in
     the caches.
@@ -92,7 +99,7 @@ def masked_cross_entropy_and_grad(
         upstream w / n (softmax - 1 at the id),    n the number of rows in the mean, or 1;  0 in rows that do not count
 
     Args:
-        logits, ids, masked, weight, reduction: as in `masked_cross_entropy`.
+        logits, ids, masked, weight, reduction, ignore_index: as in `masked_cross_entropy`.
         upstream: the gradient with respect to the loss, a number, or with the reduction "none" as the weight.
         out: an array for the gradient; C-contiguous, of the logits' shape and dtype. It may be the logits themselves.
 
@@ -108,6 +115,8 @@ def masked_cross_entropy_and_grad(
     >>> round(loss, 6), gradient[0, 0].tolist()
     (0.462098, [-0.125, 0.0416666679084301, 0.0416666679084301, 0.0416666679084301])
     """
+    if ignore_index is not None:
+        masked = _counted(ids, masked, ignore_index)
     other = None if type(logits) is np.ndarray else library_of(logits)
     fast = backends.fast_cross_entropy if other is None else fast_path(other, "fast_cross_entropy")
     if fast is not None and reduction in ("mean", "none"):
@@ -119,6 +128,13 @@ def masked_cross_entropy_and_grad(
         options: dict[str, Any] = {"reduction": reduction, "upstream": upstream, "out": out}
         return other.masked_cross_entropy_and_grad(logits, ids, masked, weight, **options)
     return _checked(logits, ids, masked, weight, reduction, upstream, True if out is None else out)
+
+
+def _counted(ids: Any, masked: Any, ignore_index: Any) -> Any:
+    """Returns the rows that count, with those out that have the id to ignore."""
+    ids, masked = (np.asarray(one) if isinstance(one, list | tuple) else one for one in (ids, masked))
+    kept = ids != check_integer("ignore_index", ignore_index)
+    return kept if masked is None else kept & masked
 
 
 def _checked(

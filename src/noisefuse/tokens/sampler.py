@@ -17,12 +17,13 @@ from ..ground import notebook
 from ..ground.checks import check_integer, check_number, first_of
 from ..ground.libraries import library, library_for, library_of
 from ..language.levels import LOGITS
-from ..language.noise import START, Noise, Noises, check_stream_0, each
+from ..language.noise import MASKS, START, Noise, Noises, each
 from ..sampling.arrays import asked, bar
-from .categorical import TokenInfo, categorical, log_softmax_at, settings_of
+from .categorical import TokenInfo, log_softmax_at, settings_of
 from .cross_entropy import masked_cross_entropy_and_grad
+from .draws import draw, of_clean
 from .forward import DTYPES, allowed_of, check_within, names_for, scaled_words, token_of, tokens_of, vocabulary_of
-from .steps import Drawn, Law, certain, law, next_tokens, positions, wanted_info
+from .steps import Drawn, Law, certain, law, next_tokens, positions, surprise, wanted_info
 from .table import TokenRow, TokenTable
 
 __all__ = ["DiscreteSampler", "TokenState"]
@@ -34,6 +35,7 @@ class TokenState:
     """The memory of a run from step to step: `DiscreteSampler.state` makes it.
 
     Attributes:
+        calls: how many steps were taken: the network's calls in `DiscreteSampler.sample`.
         drawn: the tokens that the last step drew, int64 of x's shape, and x where none was drawn: the network's view of
             the clean sample.
         taken: bool, the positions that took their drawn token in the last step.
@@ -41,10 +43,11 @@ class TokenState:
         log_prob: the log-probability of all steps so far that were asked for theirs, (B,), or None.
     """
 
-    __slots__ = ("asked", "drawn", "info", "log_prob", "taken")
+    __slots__ = ("asked", "calls", "drawn", "info", "log_prob", "taken")
 
     def __init__(self, asked: tuple[str, ...] = ()) -> None:
         self.asked: tuple[str, ...] = asked
+        self.calls: int = 0
         self.drawn: Any = None
         self.taken: Any = None
         self.log_prob: Any = None
@@ -142,7 +145,7 @@ class DiscreteSampler:
 
     def step(
         self, i: int, x: Array, logits: Array | tuple[Array, Array], noise: Noises, state: TokenState | None = None, *,
-        where: Any = None, log_prob: bool = False, out: Array | None = None,
+        where: Any = None, lengths: Any = None, log_prob: bool = False, out: Array | None = None,
     ) -> Any:  # fmt: skip
         """Returns the next x, from row i, the tokens x and the network's logits for them.
 
@@ -152,9 +155,14 @@ class DiscreteSampler:
             logits: the logits of the clean tokens, or log-scores for `samplers.sedd`; of x's shape and an axis of V
                 more, float32, float16 or bfloat16. That of the mask is ignored, if there is one. Or a pair (u, c) for
                 guidance.
-            noise: the noise of the whole run, not of this step: a Noise, or a list of one for each sample.
+            noise: the noise of the whole run, not of this step: a Noise, or a list of one for each sample. With
+                ``noise.window((L,), (start,))`` x and the logits are a part of each sample, such as a block, and the
+                draws are those of that part of the whole. Rows by rank rank the part's positions alone: that is the
+                whole's step if all masks that the row may reveal lie in the part, as those of a block of
+                `samplers.llada` do.
             state: keeps what the step drew.
             where: bool, of a shape that broadcasts to x's: the tokens that may change. None: all.
+            lengths: integers (B,): only the first tokens of a sample may change, so many.
             log_prob: also return log p(x' | x), (B,), in float64; see `log_prob`.
             out: an array of x's shape and dtype to write to; it may be x itself.
 
@@ -170,6 +178,8 @@ class DiscreteSampler:
         >>> int((x == 4).sum())
         3
         """
+        if lengths is not None:
+            where = _allowed(where, lengths, x)
         other = None if type(x) is np.ndarray else library_of(x)
         fast = backends.fast_token_step if other is None else fast_path(other, "fast_token_step")
         plain = self._plain[i] if type(i) is int and 0 <= i < len(self._plain) and fast is not None else None
@@ -178,32 +188,28 @@ class DiscreteSampler:
             if done is not NotImplemented:
                 x_next, *memory = done
                 if state is not None:
-                    (state.drawn, state.taken), state.info = memory, TokenInfo()
+                    (state.drawn, state.taken), state.info, state.calls = memory, TokenInfo(), state.calls + 1
                 return x_next
         row = self._row(i)
-        if not isinstance(state, TokenState | None):
-            own = f"{self.table.name}'s own, sampler.state(), one per run"
-            raise TypeError(f"state: expected {own}, got {type(state).__name__}")
+        self._check_state(state)
         if other is not None:
             options: dict[str, Any] = {"where": where, "log_prob": log_prob, "out": out}
             return other.through(self.step, i, x, logits, noise, state, **options)
         tokens = tokens_of("x", x)
         result = output("out", out, tokens.shape, tokens.dtype)
         check_overlap([("out", result)], [tokens])
-        flat = self._flat(tokens)
-        allowed = allowed_of(where, None, tokens.shape)
-        may = positions(self.table, row, flat, None if allowed is None else allowed.reshape(flat.shape))
-        given = self._of_clean(row, flat, self._logits(logits, flat.shape), may)
-        name = _at(noise, int(i))
+        flat, may = self._may(row, tokens, where, noise)
+        given = of_clean(self.table, row, flat, self._logits(logits, flat.shape), may)
+        name = each(noise, lambda name: name.at(step=name.step + int(i)))
         info = wanted_info(self.table, row, log_prob, () if state is None else state.asked)
-        drawn = self._drawn(row, given, name, may, info)
+        drawn = draw(self.table, row, given, name, may, info)
         _check_room(drawn.token, tokens.dtype)
         made, taken = next_tokens(self.table, row, flat, drawn, name, may)
         likely = self._likely(row, flat, made, given, may, drawn, taken) if log_prob else None
         result[...] = made.reshape(tokens.shape)
         if state is not None:
             state.drawn = np.where(may, drawn.token, flat).reshape(tokens.shape)
-            state.taken = taken.reshape(tokens.shape)
+            state.taken, state.calls = taken.reshape(tokens.shape), state.calls + 1
             asked = {one: getattr(drawn.info, one).reshape(tokens.shape) for one in state.asked}
             state.info = TokenInfo(**asked)
             if likely is not None:
@@ -211,8 +217,9 @@ class DiscreteSampler:
         return result if likely is None else (result, likely)
 
     def log_prob(
-        self, i: int, x: Array, logits: Array | tuple[Array, Array], x_next: Array, *, where: Any = None
-    ) -> Any:
+        self, i: int, x: Array, logits: Array | tuple[Array, Array], x_next: Array, *, where: Any = None,
+        lengths: Any = None,
+    ) -> Any:  # fmt: skip
         """Returns log p(x' | x) of row i, (B,) in float64: a sum over positions. The drawn tokens are summed out.
 
         Tokens x' that cannot be drawn, such as those beyond the vocabulary, have -inf.
@@ -231,6 +238,7 @@ class DiscreteSampler:
         >>> sampler.log_prob(0, x, logits, np.zeros((1, 6), np.int64)).round(4).tolist()  # 6 ln(1/4)
         [-8.3178]
         """
+        where = _allowed(where, lengths, x)
         if type(x) is not np.ndarray and (other := library_of(x)) is not None:
             return other.token_log_prob(self, i, x, logits, x_next, where)
         return self.log_prob_parts(i, x, logits, x_next, where)[0].sum(axis=1)
@@ -243,16 +251,15 @@ class DiscreteSampler:
         row, tokens, to = self._row(i), tokens_of("x", x), tokens_of("x_next", x_next)
         if to.shape != tokens.shape:
             raise ValueError(f"x_next: expected shape {tokens.shape}, got {to.shape}")
-        flat, after = self._flat(tokens), _by_sample(to)
-        allowed = allowed_of(where, None, tokens.shape)
-        may = positions(self.table, row, flat, None if allowed is None else allowed.reshape(flat.shape))
-        given = self._of_clean(row, flat, self._logits(logits, flat.shape), may)
+        (flat, may), after = self._may(row, tokens, where), _by_sample(to)
+        given = of_clean(self.table, row, flat, self._logits(logits, flat.shape), may)
         found = self._law(row, flat, after, given, may)
         return found.log_prob, found.by_next, found.by_own
 
     def log_prob_grad(
-        self, i: int, x: Array, logits: Array, x_next: Array, upstream: ArrayLike = 1.0, *, where: Any = None
-    ) -> NDArray[Any]:
+        self, i: int, x: Array, logits: Array, x_next: Array, upstream: ArrayLike = 1.0, *, where: Any = None,
+        lengths: Any = None,
+    ) -> NDArray[Any]:  # fmt: skip
         """Returns the gradient of ``(upstream * log_prob(i, x, logits, x_next)).sum()`` with respect to the logits.
 
         At each position it is (a (e_x' - p) + b (e_x - p)) / temperature, where p is the softmax and e a one-hot
@@ -272,6 +279,7 @@ class DiscreteSampler:
         """
         if isinstance(logits, tuple):
             raise TypeError("logits: expected one array, the guided logits, got a pair")
+        where = _allowed(where, lengths, x)
         x, logits, x_next = host_view("x", x), host_view("logits", logits), host_view("x_next", x_next)
         return self.pulled(i, x, logits, x_next, upstream, *self.log_prob_parts(i, x, logits, x_next, where)[1:])
 
@@ -286,7 +294,9 @@ class DiscreteSampler:
             raise ValueError(f"upstream: expected a number or {shape[:1]} of them, got {above.dtype} {above.shape}")
         factor = np.broadcast_to(above.astype(np.float64), shape[:1])[:, None] / temperature
         ids = x_next.reshape(shape), x.reshape(shape)
-        values = self._of_clean(row, ids[1], logits.reshape(*shape, logits.shape[-1]), (by_next != 0) | (by_own != 0))
+        values = of_clean(
+            self.table, row, ids[1], logits.reshape(*shape, logits.shape[-1]), (by_next != 0) | (by_own != 0)
+        )
         if temperature != 1 or by_own.any():
             values = values.astype(np.float32) / np.float32(temperature)
         made: Any = None
@@ -300,24 +310,29 @@ class DiscreteSampler:
 
     def sample(
         self, model: Callable[[Any, Any], Any], x_or_shape: Any, noise: Noises, *, start: int = 0, where: Any = None,
-        dtype: Any = "int64", device: Any = None, progress: bool = False,
+        lengths: Any = None, dtype: Any = "int64", device: Any = None, progress: bool = False,
         callback: Callable[[int, Any, Any], object] | None = None, log_probs: bool = False,
+        state: TokenState | None = None,
     ) -> Any:  # fmt: skip
-        """Runs the rows from ``start`` to the end.
+        """Runs the rows from ``start`` to the end, but for those that find no mask that they may reveal, and can change
+        no token: the network is not asked for them.
 
         Args:
             model: model(x, t) -> logits, or a pair (u, c) of them; t is the row's time, a float, or float32 (B,) for
                 tensors.
             x_or_shape: the shape (B, L) of a new sample, or the tokens x at row ``start``, which are not changed: a
                 prompt and masks after it, say.
-            noise: a Noise, or a list of one for each sample.
+            noise: a Noise, or a list of one for each sample; with a window x is a part of each sample, as in ``step``.
             start: the first row. A run that was interrupted after row i goes on with ``start=i + 1`` to the same bits.
-            where: the tokens that may change, as in ``step``. Without it, samplers that change tokens change a prompt.
+            where, lengths: the tokens that may change, as in ``step``. Without `where`, samplers that change tokens
+                change a prompt.
             dtype: the dtype of a new sample, NumPy's or, with ``device``, torch's.
             device: a device of torch, for a new sample of tensors: a network in torch needs it.
             progress: show a bar (needs tqdm).
-            callback: callback(i, x, drawn) after each row; drawn are the tokens drawn from the network's distribution.
+            callback: callback(i, x, drawn) after each row that ran; drawn are the tokens drawn from the network's
+                distribution.
             log_probs: also return log p(x' | x) of each row.
+            state: keeps what the last row drew, and counts the network's calls, `state.calls`.
 
         Returns:
             The tokens, or with log_probs the pair of them and a list of (B,), one for each row.
@@ -333,8 +348,15 @@ class DiscreteSampler:
         if not callable(model):
             raise TypeError(f"model: expected a function, or a network, of (x, t), got {type(model).__name__}")
         x = self._begun(x_or_shape, noise, start, dtype, device)
-        state, found, is_new = self.state(), [], isinstance(x_or_shape, list | tuple) and device is None
+        found, is_new = [], isinstance(x_or_shape, list | tuple) and device is None
+        self._check_state(state)
+        where = _allowed(where, lengths, x)
+        state = self.state() if state is None else state
         for i in bar(range(start, len(self)), progress):
+            if self._is_done(i, x, where, noise):
+                if log_probs:
+                    found.append(library_for(x).moved(np.zeros(len(x)), x))
+                continue
             logits = asked(model, x, self._time(i, x), _HINT) if i == 0 and is_new else model(x, self._time(i, x))
             made = self.step(i, x, logits, noise, state, where=where, log_prob=log_probs)
             if log_probs:
@@ -353,6 +375,26 @@ class DiscreteSampler:
         if not 0 <= number < len(self):
             raise IndexError(f"i = {i} is out of range: {self.table.name} has {len(self)} rows")
         return self.table.rows[number]
+
+    def _check_state(self, state: Any) -> None:
+        if not isinstance(state, TokenState | None):
+            own = f"{self.table.name}'s own, sampler.state(), one per run"
+            raise TypeError(f"state: expected {own}, got {type(state).__name__}")
+
+    def _may(
+        self, row: TokenRow, tokens: Array, where: Any, noise: Noises | None = None
+    ) -> tuple[Array, NDArray[np.bool_]]:
+        """Returns the tokens (B, L), and which of them may take a drawn one."""
+        flat, allowed = self._flat(tokens), allowed_of(where, None, tokens.shape)
+        names = () if noise is None else names_for(noise, flat.shape, MASKS)
+        return flat, positions(self.table, row, flat, None if allowed is None else allowed.reshape(flat.shape), names)
+
+    def _is_done(self, i: int, x: Any, where: Any, noise: Noises) -> bool:
+        """Tells whether row i changes no token, whatever the network says."""
+        row = self.table.rows[i]
+        if row.touches_tokens or self.table.mask_id is None:
+            return False
+        return not self._may(row, tokens_of("x", library_for(x).to_numpy(x)), where, noise)[1].any()
 
     def _flat(self, x: Array) -> Array:
         """Returns x (B, L). ValueError: a token lies beyond the vocabulary that all tokens are drawn from.
@@ -423,44 +465,6 @@ class DiscreteSampler:
             raise ValueError(f"logits: expected {tokens} in the last axis, got {array.shape[-1]}")
         return array.reshape(*shape, array.shape[-1])
 
-    def _of_clean(self, row: TokenRow, x: Array, logits: Any, read: NDArray[np.bool_]) -> Any:
-        """Returns the logits from which c is drawn at the positions that are read: with -inf for the mask, and what the
-        row adds for x. They are a copy where they differ."""
-        table, made = self.table, logits
-        mask = table.mask_id if table.mask_id is not None and table.mask_logit == "ignore" else -1
-        hides = 0 <= mask < logits.shape[-1] and bool((logits[..., mask] != -math.inf).any())
-        if hides or row.own:
-            made = np.zeros(logits.shape, np.float32 if row.own else logits.dtype)  # what is not written costs nothing
-            for at in zip(*np.nonzero(read), strict=True):
-                made[at] = logits[at]
-            if hides:
-                made[read, mask] = -math.inf
-            else:
-                made[read, x[read]] += np.float32(row.own)
-        heat = self._temperature(row)
-        return _nucleus(made, heat, table.top_k, table.top_p) if heat and self._cuts else made
-
-    @property
-    def _cuts(self) -> bool:
-        """Tells whether top_p is not that of `categorical`."""
-        return self.table.top_p < 1 and not self.table.crossing
-
-    def _drawn(self, row: TokenRow, logits: Any, noise: Any, may: NDArray[np.bool_], info: tuple[str, ...]) -> Drawn:
-        table = self.table
-        options: dict[str, Any] = {"top_k": table.top_k, "top_p": 1.0 if self._cuts else table.top_p, "info": info}
-        options["temperature"] = self._temperature(row)
-        made: Any = categorical(logits, noise, where=None if may.all() else may, **options)
-        token, known = made if info else (made, TokenInfo())
-        token = np.where(may, token, 0)
-        if table.mask_id is None and table.vocabulary is not None and (beyond := token >= table.vocabulary).any():
-            first = first_of("drawn", beyond, token)
-            raise ValueError(f"logits: {first}, beyond the {table.vocabulary} tokens of the vocabulary")
-        total = None
-        if row.rate is not None:
-            own = np.take_along_axis(logits, token[..., None], axis=-1)[..., 0].astype(np.float64)
-            total = own - known.log_prob_raw.astype(np.float64)
-        return Drawn(token, known, total)
-
     def _likely(
         self, row: TokenRow, x: Any, to: Any, logits: Any, may: NDArray[np.bool_], drawn: Drawn,
         taken: NDArray[np.bool_],
@@ -479,20 +483,23 @@ class DiscreteSampler:
         of_next, of_own, total = log_softmax_at(logits, (to, x), temperature, may)
         taken = None
         if row.bound is not None and self.table.mask_id is None:  # as step finds them, from the same bits
-            taken = certain(row.bound, self._drawn(row, logits, Noise(0), may, ("entropy",)).info.entropy, may)
+            taken = certain(row.bound, draw(self.table, row, logits, Noise(0), may, ("entropy",)).info.entropy, may)
         return law(self.table, row, x, to, may, of_next, of_own, total, taken)
 
 
 def _fast_row(table: TokenTable, row: TokenRow) -> tuple[Any, ...] | None:
     """Returns the numbers of FastTokenRow (csrc/python/fast_step.h), or None if the row needs more than it does."""
     mask = -1 if table.mask_id is None else int(table.mask_id)
-    plain = row.rate is None and row.bound is None and not row.own and not table.guidance
+    others = row.rate, row.bound, row.factor, row.share
+    plain = others == (None,) * 4 and not (row.own or table.guidance or table.left_out or table.unsure)
+    if table.order not in ("confidence", "random") or table.order_temperature:
+        return None
     if not plain or (table.top_p < 1 and not table.crossing) or not -(1 << 63) <= mask < 1 << 63:
         return None
     hides, by_words = mask >= 0 and table.mask_logit == "ignore", table.order != "confidence"
     whole = mask, int(table.vocabulary or 0), int(row.end), int(row.left or 0)
     settings = float(table.temperature * row.temperature), int(table.top_k), float(table.top_p)
-    chances = row.reveal, row.change, *row.renoise, row.remask
+    chances = row.reveal, row.change, *row.renoise, row.remask, -1 if row.threshold is None else surprise(row.threshold)
     flags = table.mask_id is not None, hides, row.touches_tokens, by_words
     return *flags, *whole, *settings, *map(float, chances)
 
@@ -510,36 +517,8 @@ def _by_sample(tokens: Any) -> Any:
 
 
 _HINT = 'as no device= was given; for a network in torch give device="cpu"'
-_ROWS = 1 << 18  # logits at a time
 
 
-def _parts(shape: tuple[int, ...]) -> Any:
-    n = max(1, _ROWS // shape[-1])
-    rows = count(shape[:-1])
-    return (slice(at, at + n) for at in range(0, rows, n))
-
-
-def _nucleus(logits: Any, temperature: float, k: int, p: float) -> Any:
-    """Returns a copy of the logits with -inf for all but the most probable tokens that together have at most p of the k
-    largest's probability (0: of all); one token is always left."""
-    made = logits.reshape(-1, logits.shape[-1]).copy()
-    for part in _parts(made.shape):
-        values = made[part].astype(np.float64) / temperature
-        order = np.argsort(-values, axis=-1, kind="stable")
-        falling = np.take_along_axis(values, order[:, : k or None], axis=-1)
-        with np.errstate(invalid="ignore"):
-            reached = np.exp(falling - falling[:, :1]).cumsum(axis=-1)
-        n = np.maximum(1, (reached <= p * reached[:, -1:]).sum(axis=-1, keepdims=True))
-        ranks = np.empty_like(order)
-        np.put_along_axis(ranks, order, np.arange(order.shape[1])[None], axis=-1)
-        made[part][(ranks >= n) & ~np.isnan(values)] = -math.inf  # a NaN is an error of the draw
-    return made.reshape(logits.shape)
-
-
-def _at(noise: Any, i: int) -> Any:
-    """Returns the noise of row i. Operations set its stream."""
-    check_stream_0(noise)
-    for name in noise if isinstance(noise, list | tuple) else (noise,):
-        if name.window_shape is not None:
-            raise ValueError("noise: a sampler takes whole samples, got a noise with a window")
-    return each(noise, lambda name: name.at(step=name.step + i))
+def _allowed(where: Any, lengths: Any, x: Any) -> Any:
+    """Returns the tokens that may change, or `where` itself without lengths."""
+    return where if lengths is None else allowed_of(where, lengths, np.shape(x))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from inspect import Parameter, signature
 from itertools import pairwise
 from typing import Any, Literal, ParamSpec, TypeAlias, Unpack, get_args
@@ -19,9 +20,9 @@ from ..ground.checks import check_choice, check_integer, check_number
 from ..ground.docstrings import Shared, built
 from .sampler import DiscreteSampler
 from .schedule import MaskSchedule, linear, log_linear
-from .table import CutOptions, DrawOptions, TokenRow, TokenTable
+from .table import CutOptions, DrawOptions, Final, Order, TokenRow, TokenTable
 
-__all__ = ["d3pm", "discrete_flow", "entropy_bound", "llada", "mdlm", "remdm", "sedd", "uniform_ddim"]
+__all__ = ["d3pm", "discrete_flow", "dream", "entropy_bound", "llada", "mdlm", "remdm", "sedd", "uniform_ddim"]
 
 P = ParamSpec("P")
 Steps: TypeAlias = int | Sequence[float]
@@ -41,6 +42,9 @@ _SHARED = Shared(
         "temperature": "    temperature: divides the logits; 0 takes the largest.",
         "top_k": "    top_k, top_p: as in `categorical`.",
         "top_p": "    top_k, top_p: as in `categorical`.",
+        "final": """\
+    final: "argmax": the last step takes the network's most probable token instead of a drawn one, as the codes of MDLM,
+        ReMDM and Duo end.""",
         "mask_logit": """\
     mask_logit: a mask is not drawn, whatever logit the network has for it; with "keep" it is drawn as any other token,
         and may stay.""",
@@ -222,7 +226,7 @@ def d3pm(
 @_sampler()
 def uniform_ddim(
     steps: Steps, *, vocabulary: int, schedule: MaskSchedule = _LINEAR, eta: float = 0.0, temperature: float = 1.0,
-    top_k: int = 0, top_p: float = 1.0,
+    top_k: int = 0, top_p: float = 1.0, final: Final = "draw",
 ) -> TokenTable:  # fmt: skip
     """DDIM for uniform tokens: q(x_s | x_t, c) = Cat(sigma x_t + (alpha_s - sigma alpha_t) c + ((1 - alpha_s) - (1 -
     alpha_t) sigma) / K) (Song et al. 2021, "Denoising diffusion implicit models", appendix A, equations 18 and 19).
@@ -247,7 +251,7 @@ def uniform_ddim(
         rows.append(TokenRow(time=t, change=alpha_s - sigma * alpha_t, renoise=(noise, noise)))
     return TokenTable(
         "uniform_ddim", tuple(rows), None, check_integer("vocabulary", vocabulary, 1), "uniform",
-        temperature=temperature, top_k=top_k, top_p=top_p,
+        temperature=temperature, top_k=top_k, top_p=top_p, final=final,
     )  # fmt: skip
 
 
@@ -319,7 +323,7 @@ def sedd(
 def llada(
     steps: int, *, mask_id: int, length: int | None = None, block_length: int | None = None,
     remask: Literal["low_confidence", "random"] = "low_confidence", cfg_scale: float = 0.0, temperature: float = 0.0,
-    **options: Unpack[CutOptions],
+    threshold: float | None = None, factor: float | None = None, **options: Unpack[CutOptions],
 ) -> TokenTable:  # fmt: skip
     """LLaDA's ``generate``: each step draws all masks, and reveals its share of them, the most certain ones first (Nie
     et al. 2025, "Large language diffusion models", section 2.4 and algorithm 5; its ``low_confidence`` remasking).
@@ -332,6 +336,13 @@ def llada(
             drawn from stream 16.
         cfg_scale: with a number other than 0 the network gives a pair (u, c), and the logits are u + (1 + cfg_scale)
             (c - u). A token that has -inf in u or in c is never drawn.
+        threshold: each step reveals all masks whose token has at least this probability in the softmax of the logits,
+            at least one of each sample, and the last step of a block what is left: Fast-dLLM's parallel decoding (Wu et
+            al. 2025, "Fast-dLLM: training-free acceleration of diffusion LLM by enabling KV cache and parallel
+            decoding", algorithm 1). `sample` asks the network until a block is full, at most steps / blocks times; with
+            steps = length, the tokens are those of its code. (SGLang's ``LowConfidence`` reveals above the threshold,
+            not at it. dInfer's, where none reaches it, also reveals those within 1e-5 of the most certain one.)
+        factor: Fast-dLLM's factor rule in place of a threshold, see `TokenRow`.
 
     >>> print(nf.samplers.llada(steps=4, mask_id=9, length=8, block_length=4))
     DiscreteSampler(llada, 4 rows)
@@ -354,11 +365,56 @@ def llada(
         blocks = length // block
         if n % blocks:
             raise ValueError(f"steps = {n}: expected a multiple of the {blocks} blocks")
-    each = n // blocks
-    rows = [TokenRow(time=1 - i / n, left=each - i % each, end=(blocks - 1 - i // each) * block) for i in range(n)]
+    each, sure = n // blocks, TokenRow(time=1.0, threshold=threshold, factor=factor)
+    rows = []
+    for i in range(n):
+        left, time, end = each - i % each, 1 - i / n, (blocks - 1 - i // each) * block
+        by_rank = sure.by_rank and left > 1
+        rows.append(replace(sure, time=time, end=end) if by_rank else TokenRow(time=time, left=left, end=end))
     order: Literal["confidence", "random"] = "random" if remask == "random" else "confidence"
     guidance = check_number("cfg_scale", cfg_scale)
     return TokenTable("llada", tuple(rows), mask_id, order=order, guidance=guidance, temperature=temperature, **options)
+
+
+@_sampler(CutOptions)
+def dream(
+    steps: int, *, mask_id: int, alg: Literal["origin", "maskgit_plus", "topk_margin", "entropy"] = "origin",
+    alg_temp: float = 0.0, eps: float = 1e-3, temperature: float = 0.0, **options: Unpack[CutOptions],
+) -> TokenTable:  # fmt: skip
+    """Dream's ``diffusion_generate`` (Ye et al. 2025, "Dream 7B: diffusion large language models"): a step from time t
+    to s reveals each mask with probability 1 - s / t, or this share of a sample's masks, rounded down, in an order.
+
+    The times fall evenly from 1 to eps, and the last step reveals what is left. (In a batch, Dream's code reveals the
+    share of its mean number of masks in each sample; here a sample does not depend on the batch.) Dream's logits at
+    position l are those of token l + 1: the sampler takes ``logits[:, [0, *range(L - 1)]]``.
+
+    Args:
+        alg: "origin": by chance. "maskgit_plus": first the masks with the most probable drawn tokens, "topk_margin":
+            with the largest difference of the two largest probabilities, "entropy": with the least entropy, all of the
+            distribution that the token was drawn from.
+        alg_temp: with a number above 0, these positions are drawn one after another, with probabilities in proportion
+            to exp(confidence / alg_temp).
+        eps: the time of the last step's end.
+        top_k, top_p: as in `categorical`. At temperature 0 an order with them is none of Dream's, and refused.
+
+    >>> print(nf.samplers.dream(steps=2, mask_id=9, alg="entropy"))
+    DiscreteSampler(dream, 2 rows)
+      0: t = 1;  0.4995 of the masks -> c
+      1: t = 0.5005;  1 of the masks -> c
+    """
+    n, eps = check_integer("steps", steps, 1, MOST_STEPS), check_number("eps", eps, 0, below=1)
+    check_choice("alg", alg, ("origin", *_ORDERS))
+    table = TokenTable("dream", (TokenRow(time=1.0),), mask_id, temperature=temperature, **options)
+    if temperature == 0 and alg != "origin" and (table.top_k or table.top_p < 1):
+        raise ValueError(f"temperature = 0: expected no top_k and top_p with alg={alg!r}, or a number above 0")
+    times, rows = np.linspace(1, eps, n + 1).astype(np.float32), []
+    for i in range(n):
+        part, time = float(1 - times[i + 1] / times[i]) if i < n - 1 else 1.0, float(times[i])
+        rows.append(TokenRow(time=time, reveal=part) if alg == "origin" else TokenRow(time=time, share=part))
+    return replace(table, rows=tuple(rows), order=_ORDERS.get(alg, "confidence"), order_temperature=alg_temp)
+
+
+_ORDERS: dict[str, Order] = {"maskgit_plus": "log_prob", "topk_margin": "margin", "entropy": "entropy"}
 
 
 @_sampler(CutOptions)

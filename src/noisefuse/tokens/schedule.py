@@ -16,7 +16,7 @@ from ..ground.checks import check_choice, check_number, first_of, is_tracer, lie
 from ..ground.libraries import library_of
 from ..language.families import Formula
 
-__all__ = ["MaskSchedule", "cosine", "geometric", "linear", "llada", "log_linear"]
+__all__ = ["MaskSchedule", "cosine", "geometric", "linear", "llada", "log_linear", "mdlm"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,14 @@ class MaskSchedule:
             return library_of(t).on_host(partial(self.weight, kind=kind), t, t.shape)  # type: ignore[union-attr]
         with np.errstate(divide="ignore"):
             return np.asarray((1.0 if kind == "inverse" else self.slope(_times(t))) / self(t))
+
+    def sigma(self, t: ArrayLike) -> NDArray[np.float64]:
+        """Returns the noise sigma = -ln(1 - p) at times t, which networks of MDLM and SEDD are told; infinite where p
+        is 1."""
+        if is_tracer(t):
+            return library_of(t).on_host(self.sigma, t, t.shape)  # type: ignore[union-attr]
+        with np.errstate(divide="ignore"):
+            return np.asarray(-np.log1p(-self(t)))
 
     def __repr__(self) -> str:
         return f"MaskSchedule({self.name})"
@@ -113,7 +121,7 @@ def cosine() -> MaskSchedule:
     """p = cos(pi / 2 (1 - t)): MaskGIT's share of masked tokens (Chang et al. 2022), and the cosine schedule of MD4
     (Shi et al. 2024). It masks more than `linear` at all times.
 
-    (MDLM's ``CosineNoise`` is another one, p = 1 - cos(pi / 2 t), which masks less.)
+    (MDLM's ``CosineNoise`` is another one, ``mdlm("cosine")``, which masks less.)
 
     Returns:
         A `MaskSchedule`.
@@ -177,3 +185,44 @@ def _geometric(low: float, ratio: float, t: Any) -> Any:
 def _geometric_slope(low: float, ratio: float, t: Any) -> Any:
     sigma = low * np.exp(ratio * t)
     return ratio * sigma * np.exp(-sigma)
+
+
+def mdlm(kind: Literal["loglinear", "cosine", "cosinesqr", "linear", "geometric"], eps: float = 1e-3) -> MaskSchedule:
+    """MDLM's schedules by the names of its ``get_noise`` (Sahoo et al. 2024, "Simple and effective masked diffusion
+    language models", appendix E.1): "cosine", p = (1 - eps) (1 - cos(pi / 2 t)); "cosinesqr", p = (1 - eps) sin^2(pi /
+    2 t); "linear", sigma = 10 t; "loglinear", which is `log_linear(eps)`; "geometric", which is `geometric(1e-3, 1)`.
+
+    Args:
+        kind: the name.
+        eps: of the first, second and fourth, the share of tokens that is never masked.
+
+    Returns:
+        A `MaskSchedule`.
+
+    >>> nf.discrete.mdlm("cosine")([0.5, 1.0]).round(4).tolist()
+    [0.2926, 0.999]
+    """
+    eps = check_number("eps", eps, 0, below=1)
+    check_choice("kind", kind, ("loglinear", "cosine", "cosinesqr", "linear", "geometric"))
+    if kind in ("loglinear", "geometric"):
+        return log_linear(eps) if kind == "loglinear" else geometric(1e-3, 1.0)
+    if kind == "linear":
+        return MaskSchedule("mdlm, linear", _even_sigma, _even_sigma_slope)
+    numbers = (2 * (1 - eps), math.pi / 4) if kind == "cosine" else (1 - eps, math.pi / 2)
+    return MaskSchedule(f"mdlm, {kind}, eps={eps:g}", Formula(_sine, numbers), Formula(_sine_slope, numbers))
+
+
+def _even_sigma(t: Any) -> Any:
+    return -np.expm1(-10 * t)
+
+
+def _even_sigma_slope(t: Any) -> Any:
+    return 10 * np.exp(-10 * t)
+
+
+def _sine(most: float, angle: float, t: Any) -> Any:
+    return most * np.sin(angle * t) ** 2  # 1 - cos a = 2 sin^2(a / 2)
+
+
+def _sine_slope(most: float, angle: float, t: Any) -> Any:
+    return most * angle * np.sin(2 * angle * t)

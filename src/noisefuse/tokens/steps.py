@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..arguments.types import Array
-from ..language.noise import MASKS, PLACES
+from ..language.noise import MASKS, PLACES, Noise
 from .categorical import TokenInfo
 from .forward import names_for, uniform_tokens, words
 from .table import TokenRow, TokenTable
@@ -22,6 +23,7 @@ class Drawn(NamedTuple):
     token: NDArray[np.int64]
     info: TokenInfo[NDArray[Any]]
     total: NDArray[np.float64] | None = None  # the logarithm of the sum of the logits' exponentials, for a rate
+    confidence: NDArray[np.float64] | None = None  # its logarithm, if it is not log_prob_raw
 
 
 def wanted_info(table: TokenTable, row: TokenRow, log_prob: bool, asked: tuple[str, ...]) -> tuple[str, ...]:
@@ -29,20 +31,26 @@ def wanted_info(table: TokenTable, row: TokenRow, log_prob: bool, asked: tuple[s
     names = [*asked]
     if log_prob and not row.touches_tokens and table.mask_logit == "ignore":
         names.append("log_prob")
-    if row.rate is not None or (row.left is not None and table.order == "confidence"):
+    if row.rate is not None:
         names.append("log_prob_raw")
+    if row.by_confidence and table.order != "random":
+        names.append(_told(table, row))
     if row.bound is not None:
         names.append("entropy")
     return tuple(dict.fromkeys(names))
 
 
-def positions(table: TokenTable, row: TokenRow, x: Array, where: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
-    """Returns the positions (B, L) that may take a drawn token."""
+def positions(
+    table: TokenTable, row: TokenRow, x: Array, where: NDArray[np.bool_] | None, names: Sequence[Noise] = ()
+) -> NDArray[np.bool_]:
+    """Returns the positions (B, L) that may take a drawn token. The names' windows say where x stands in the whole."""
     may = np.ones(x.shape, np.bool_) if row.touches_tokens or table.mask_id is None else x == table.mask_id
     if row.bound is not None and table.mask_id is not None:
         may = x == table.mask_id
     if row.end:
-        may = may & (np.arange(x.shape[1]) < x.shape[1] - row.end)
+        whole = x.shape[1:], (0,)
+        windows = [(name.window_shape or whole[0], name.window_start or whole[1]) for name in names] or [whole]
+        may = may & np.stack([np.arange(x.shape[1]) + start < full - row.end for (full,), (start,) in windows])
     return may if where is None else may & where
 
 
@@ -50,8 +58,9 @@ def next_tokens(
     table: TokenTable, row: TokenRow, x: Array, drawn: Drawn, noise: Any, may: NDArray[np.bool_]
 ) -> tuple[Array, NDArray[np.bool_]]:
     """Returns the tokens (B, L) of the next step, and which of them are the drawn ones."""
-    if row.left is not None:
-        taken = _first(_share(may, row.left), _order(table, drawn, noise, may), may)
+    if row.by_confidence:
+        keys = np.where(may, _order(table, row, drawn, noise, may), np.inf)
+        taken = _first(_counts(row, keys, may), keys, may)
         return np.where(taken, drawn.token, x), taken
     if row.bound is not None:
         taken = certain(row.bound, drawn.info.entropy, may)
@@ -106,21 +115,53 @@ def _size(table: TokenTable) -> int:
 # ---- ranks -------------------------------------------------------------------------------------------------
 
 
-def _share(may: NDArray[np.bool_], left: int) -> NDArray[np.int64]:
-    """Returns how many masks of each sample a step reveals, of those that are left for so many steps."""
-    return np.asarray(-(-may.sum(axis=1) // left))
+def _counts(row: TokenRow, keys: Array, may: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Returns how many masks of each sample a step reveals; keys are the negative logarithms of their confidences."""
+    masks = may.sum(axis=1)
+    if row.left is not None:
+        return np.asarray(-(-masks // row.left))
+    if row.share is not None:  # in float32, as Dream's code has it
+        return np.asarray(np.floor(masks.astype(np.float32) * np.float32(row.share)).astype(np.int64))
+    if row.threshold is not None:
+        return np.asarray(np.minimum(masks, np.maximum(1, (keys <= surprise(row.threshold)).sum(axis=1))))
+    assert row.factor is not None
+    least = surprise(1 - row.factor / np.arange(2, keys.shape[1] + 2))
+    least[:1] = np.inf  # one is always revealed
+    found = (np.sort(keys, axis=1) <= least).cumprod(axis=1).sum(axis=1)
+    return np.asarray(np.where(found >= masks - 1, masks, found))  # Fast-dLLM's code leaves no last one alone
 
 
-def _order(table: TokenTable, drawn: Drawn, noise: Any, may: NDArray[np.bool_]) -> Array:
+def surprise(p: Any) -> Any:
+    """Returns -ln p as the confidences are rounded, to float32. One of 1 - 2^-54, which float64 rounds to 1, is 1."""
+    with np.errstate(divide="ignore"):
+        return np.float32(2.0**-54 - np.log(np.maximum(p, 0.0)))
+
+
+def _told(table: TokenTable, row: TokenRow) -> str:
+    """Returns the info of `categorical` that ranks the positions."""
+    at_zero = table.temperature * row.temperature == 0 and table.order == "log_prob"
+    return "log_prob_raw" if at_zero or table.order == "confidence" else table.order
+
+
+def _order(table: TokenTable, row: TokenRow, drawn: Drawn, noise: Any, may: NDArray[np.bool_]) -> Array:
     """Returns the keys of the positions: the least comes first."""
-    if table.order == "confidence":
-        return -drawn.info.log_prob_raw.astype(np.float64)
-    return words(may.shape, names_for(noise, may.shape, PLACES)).astype(np.float64)
+    random = table.order == "random"
+    if random or table.order_temperature:
+        w = words(may.shape, names_for(noise, may.shape, PLACES)).astype(np.float64)
+    if random:
+        return w
+    value = getattr(drawn.info, _told(table, row)).astype(np.float64) if drawn.confidence is None else drawn.confidence
+    value = -value if table.order == "entropy" else value
+    if not table.order_temperature:
+        return -value
+    if table.order in ("confidence", "log_prob"):
+        value = np.exp(value)
+    return np.log(-np.log((w + 0.5) / 2.0**32)) - value / table.order_temperature  # Gumbel's trick
 
 
 def _first(counts: NDArray[np.int64], keys: Array, may: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Returns the positions of the least keys, so many of each sample; of equal keys the lower position."""
-    order = np.argsort(np.where(may, keys, np.inf), axis=1, kind="stable")
+    order = np.argsort(keys, axis=1, kind="stable")
     found = np.zeros(may.shape, np.bool_)
     np.put_along_axis(found, order, np.arange(may.shape[1]) < counts[:, None], axis=1)
     return found & may

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypedDict, get_args
 
 from ..ground import stored
-from ..ground.checks import check_choice, check_number
+from ..ground.checks import check_choice, check_integer, check_number
 
 Source = Literal["mask", "uniform"]
-Order = Literal["confidence", "random"]
+Order = Literal["confidence", "random", "log_prob", "margin", "entropy"]
+Final = Literal["draw", "argmax"]
 MaskLogit = Literal["ignore", "keep"]
 
 # What a row's numbers may be: the least, the greatest, and what that is called.
@@ -22,9 +23,10 @@ _RANGES = {
     "time": _NUMBER, "reveal": _PROBABILITY, "rate": _NUMBER, "change": _PROBABILITY, "remask": _PROBABILITY,
     "left": (1.0, 2.0**34, "a whole number of at least 1"), "bound": (0.0, math.inf, "a number of at least 0"),
     "end": (0.0, 2.0**34, "a whole number of at least 0"), "temperature": (0.0, 2.0**64, "a number from 0 to 2^64"),
-    "own": _NUMBER,
+    "own": _NUMBER, "threshold": _PROBABILITY, "factor": _NUMBER, "share": _PROBABILITY,
 }  # fmt: skip
-_OPTIONAL, _WHOLE = ("rate", "left", "bound"), ("left", "end")
+_BY_RANK = ("left", "bound", "threshold", "factor", "share")
+_OPTIONAL, _WHOLE = ("rate", *_BY_RANK), ("left", "end")
 
 
 class CutOptions(TypedDict, total=False):
@@ -39,6 +41,7 @@ class DrawOptions(CutOptions, total=False):
     """The options of samplers by which a token is drawn: those of `TokenTable`, with its defaults."""
 
     temperature: float
+    final: Final
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,14 +62,19 @@ class TokenRow:
         renoise: two probabilities that a token is drawn anew from the whole vocabulary: if it is not c, and if it is c.
         remask: the probability that a token becomes the mask.
 
-    By rank, the positions of a sample are decided together. Rows with `left` or `bound` do so, and do not use the
-    probabilities above:
+    By rank, the positions of a sample are decided together. Rows with one of the first five numbers do so, and do not
+    use the probabilities above:
 
         left: the number of steps that are left to reveal the masks, this one included. A step reveals its share of the
             masks that are left, rounded up: first where the network is most certain of c, or in an order drawn from
             stream 16.
         bound: the positions of least entropy become c, as many as have a sum of entropies, without the largest, of at
             most `bound`. The others are drawn anew, or stay masks.
+        threshold: masks become c where its probability in the softmax of the logits, the confidence, is at least this
+            number: in each sample with a mask, at least the most certain one.
+        factor: of a sample's n masks the k most certain ones become c, as long as their confidences p_1 >= p_2 >= ..
+            have (j + 1) (1 - p_j) <= factor for all j from 2 to k. If k = n - 1, the last one does too.
+        share: this share of a sample's masks becomes c, rounded down: first those that the table's order puts first.
         end: how many positions at the sample's end are not revealed yet.
         temperature: the logits are divided by this number times the sampler's own temperature.
 
@@ -89,6 +97,9 @@ class TokenRow:
     end: int = 0
     temperature: float = 1.0
     own: float = 0.0
+    threshold: float | None = None
+    factor: float | None = None
+    share: float | None = None
 
     def __post_init__(self) -> None:
         if type(self.renoise) is not tuple or len(self.renoise) != 2:
@@ -99,6 +110,8 @@ class TokenRow:
                 continue
             if not least <= check_number(name, number, finite=False) <= most or (name in _WHOLE and number % 1):
                 raise ValueError(f"{name} = {number!r}: expected {expected}")
+        if len(ranks := [name for name in _BY_RANK if getattr(self, name) is not None]) > 1:
+            raise ValueError(f"{', '.join(ranks)}: expected at most one of them")
         differ, same = self.renoise
         for what, total in (("change, renoise and remask", self.change + differ), ("renoise and remask", same)):
             if not total + self.remask <= _PROBABILITY[1]:
@@ -107,11 +120,17 @@ class TokenRow:
     __setstate__: ClassVar[stored.SetState] = stored.make_again
 
     def __str__(self) -> str:
-        said = [f"t = {self.time:.6g}"]
+        said, end = [f"t = {self.time:.6g}"], f", but for the last {self.end}" if self.end else ""
         if self.own:
             said.append(f"logit of x + {self.own:.6g}")
         if self.left is not None:
-            said.append(f"1/{self.left} of the masks -> c" + (f", but for the last {self.end}" if self.end else ""))
+            said.append(f"1/{self.left} of the masks -> c{end}")
+        elif self.threshold is not None:
+            said.append(f"mask -> c of confidence {self.threshold:.6g} or more, at least one{end}")
+        elif self.factor is not None:
+            said.append(f"masks -> c while (k + 1) (1 - confidence) <= {self.factor:.6g}{end}")
+        elif self.share is not None:
+            said.append(f"{self.share:.6g} of the masks -> c{end}")
         elif self.bound is not None:
             said.append(f"x -> c where entropies add up to {self.bound:.6g}, else anew")
         else:
@@ -135,7 +154,12 @@ class TokenRow:
     @property
     def by_rank(self) -> bool:
         """Tells whether positions of a sample depend on each other."""
-        return self.left is not None or self.bound is not None
+        return any(getattr(self, name) is not None for name in _BY_RANK)
+
+    @property
+    def by_confidence(self) -> bool:
+        """Tells whether the row reveals a sample's first masks, by the table's order."""
+        return self.by_rank and self.bound is None
 
     @property
     def touches_tokens(self) -> bool:
@@ -153,11 +177,20 @@ class TokenTable:
         mask_id: the token that stands for the mask, or None.
         vocabulary: the number of tokens from which one is drawn anew, or None.
         source: what a run begins with: masks, or tokens drawn from the whole vocabulary.
-        order: what ranks the positions in rows with `left`.
+        order: what ranks the positions in rows with `left` or `share`. "confidence": the probability of c in the
+            softmax of the logits; "log_prob": in the distribution that c was drawn from, at temperature 0 the
+            confidence; "margin": the difference of this distribution's two largest probabilities; "entropy": the least
+            entropy; "random": words of stream 16. Rows with `threshold` or `factor` need "confidence".
+        order_temperature: with a number above 0, an order by probability, margin or entropy is drawn: the next position
+            is one with a value of v with a probability in proportion to exp(v / order_temperature).
         guidance: cfg_scale: logits are u + (1 + guidance) (c - u) of a pair (u, c).
         temperature, top_k, top_p: as in `categorical`.
         crossing: whether top_p keeps the token with which the sum of probabilities exceeds it, as `categorical` does.
         mask_logit: "ignore": the mask is never drawn, whatever its logit. "keep": it is drawn as any other token.
+        final: "argmax": the last row takes the network's most probable token, as its rows have temperature 0.
+        left_out: tokens that are never drawn.
+        unsure: tokens whose confidence is 0, so that they are revealed last; that of the others is their probability
+            without them.
 
     >>> table = nf.TokenTable("own", (nf.TokenRow(time=1.0, reveal=0.5), nf.TokenRow(time=0.5, reveal=1.0)), mask_id=9)
     >>> len(nf.DiscreteSampler(table))
@@ -176,6 +209,10 @@ class TokenTable:
     top_p: float = 1.0
     mask_logit: MaskLogit = "ignore"
     crossing: bool = True
+    order_temperature: float = 0.0
+    final: Final = "draw"
+    left_out: tuple[int, ...] = ()
+    unsure: tuple[int, ...] = ()
 
     __setstate__: ClassVar[stored.SetState] = stored.make_again
 
@@ -187,9 +224,18 @@ class TokenTable:
             ("source", self.source, Source),
             ("order", self.order, Order),
             ("mask_logit", self.mask_logit, MaskLogit),
+            ("final", self.final, Final),
         )
         for name, given, allowed in choices:
             check_choice(name, given, get_args(allowed))
+        for name in ("left_out", "unsure"):
+            object.__setattr__(self, name, tuple(check_integer(name, token, 0) for token in getattr(self, name)))
+        if self.final == "argmax":
+            last = replace(self.rows[-1], temperature=0.0, own=0.0)
+            object.__setattr__(self, "rows", (*self.rows[:-1], last))
+        if self.order != "confidence" and any(r.threshold is not None or r.factor is not None for r in self.rows):
+            raise ValueError(f"order = {self.order!r}: expected 'confidence', as rows have a threshold or a factor")
+        check_number("order_temperature", self.order_temperature, 0)
         if self.mask_id is None and (self.source == "mask" or any(row.reveal or row.remask for row in self.rows)):
             raise ValueError("mask_id: expected a token, as rows reveal or set masks")
         if self.vocabulary is None and (self.source == "uniform" or any(any(row.renoise) for row in self.rows)):

@@ -26,7 +26,7 @@ from ...ground.libraries import Library
 from ...ground.needs import needs
 from ...language.forward import forward
 from ...language.levels import LEVELS, Levels
-from ...language.noise import SAMPLER, WALK, each, listed
+from ...language.noise import SAMPLER, WALK, each
 from ...language.rows import AFFINE, Rows, X
 from ...operations.draw import UNIT, are_increments, random_call, rows_of_sum
 from ...operations.process import q_sample_call, q_step_call
@@ -60,7 +60,7 @@ from .loss import (
     update_with_log_prob,
 )
 from .tokens import on_host, q_mask
-from .traced import Named, at_row, at_times, check_none, read, remember, rows_of_floats, run, stand_in_for
+from .traced import Named, at_row, at_times, check_none, read, remember, rows_of_floats, run, stand_in_for, tracers_of
 
 
 def times(x: Any, t: Any, kind: str) -> Any:
@@ -304,9 +304,7 @@ def sample(sampler: Any, model: Callable[..., Any], x: Any, noise: Any, rows: ra
         # x's memory is reused: XLA would copy another result to the next step's place
         return (sampler.step(i, x, output, noise, state, out=x, **guided), state), None
 
-    names = () if noise is None else listed(noise)
-    numbers = [n for name in names for n in (name.seed, name.step, name.sample, *name.window_start) if is_tracer(n)]
-    numbers = [n.words if isinstance(n, Wide) else n for n in numbers]
+    numbers = [n.words if isinstance(n, Wide) else n for n in tracers_of(noise)]
     x = varying(x, frozenset[Any]().union(*map(varying_axes, numbers)))  # as it will be inside shard_map
     return jax.lax.scan(row, (x, sampler.state(x)), jnp.arange(rows.start, rows.stop))[0][0]
 

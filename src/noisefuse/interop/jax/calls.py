@@ -27,9 +27,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ...backends import current
 from ...call.description import Loss, Step, Walk
 from ...call.packed import CALL, DRAWS, DTYPES, FIELD, dtype_code
-from ...language.levels import LEVELS
+from ...language.levels import INFO, LEVELS
 from ...language.noise import SAMPLES, Noise
 from ...language.rows import AFFINE, BOUNDS, CLEAN, M1, M2, PAST1, TIMES_CLEAN, TIMES_ROOT, Rows, X, Z
+from ...tokens.categorical import categorical
 from . import pure
 from .description import (
     FIELDS,
@@ -37,14 +38,20 @@ from .description import (
     INDEX,
     LAW,
     LOSSES,
+    POSITIONS,
+    RACES,
     ROWS,
     SHARD,
     START,
     STEP,
     STEP_CALLS,
     TARGET,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
     WALKS,
     WEIGHTS,
+    WHERE,
     Described,
     native,
 )
@@ -93,7 +100,7 @@ def _on_host(what: Described, *operands: Any) -> list[Any]:
             role: a[k] if each and k is not None else a
             for role, a, each in zip(what.roles, arrays, several, strict=True)
         }
-        _run(what, of_role, [r if k is None else r[k, ...] for r in results])
+        (_draw if what.kind == RACES else _run)(what, of_role, [r if k is None else r[k, ...] for r in results])
     return results
 
 
@@ -135,6 +142,28 @@ def _run(what: Described, given: dict[int, Any], outs: list[Any]) -> None:
         losses[...] = sums
 
 
+def _draw(what: Described, given: dict[int, Any], outs: list[Any]) -> None:
+    """Draws tokens."""
+    kinds, names = {"temperature": np.float64, "top_k": np.int64, "top_p": np.float64}, _names(what, given)
+    roles = dict(zip(kinds, (TEMPERATURE, TOP_K, TOP_P), strict=True))
+    settings: Any = {name: _raw(given[role], kinds[name]) for name, role in roles.items()}
+    if not outs[0].ndim:
+        settings = {name: number[0] for name, number in settings.items()}
+    info: Any = tuple(INFO)
+    token, told = categorical(
+        given[X].reshape(*outs[0].shape, -1),
+        [name.at(stream=0) for name in names] if len(names) > 1 else names[0].at(stream=0),
+        where=given[WHERE].astype(bool) if WHERE in given else None,
+        positions=given[POSITIONS],
+        info=info,
+        dtype=outs[0].dtype,
+        **settings,
+    )
+    outs[0][...] = token
+    for out, n in zip(outs[1:], what.keep, strict=True):
+        out[...] = getattr(told, info[n])
+
+
 def _names(what: Described, given: dict[int, Any]) -> tuple[Noise, ...]:
     """Returns the Noises from the bytes of fields and from traced operands."""
     if FIELDS not in given:
@@ -173,7 +202,7 @@ _call_back = mlir.lower_fun(_callback, multiple_results=True)
 
 def _without_handler(context: Any, *operands: Any, what: Described) -> Any:
     """Lowers the call to jax.numpy, or to a call of Python."""
-    if what.way == "callback":
+    if what.way == "callback" or what.kind == RACES:
         return _call_back(context, *operands, what=what)
     with jax.enable_x64(True):
         return mlir.lower_fun(partial(pure.outputs, what), multiple_results=True)(context, *operands)
@@ -267,8 +296,11 @@ def _as_arrays(what: Described) -> Any:
 def _rule(what: Described, ranks: tuple[int, ...]) -> dict[str, Any]:
     """Returns the same rule for Shardy: b is the batch, and everything else stays whole."""
     inner = [f"s{axis}" for axis in range(len(what.sample))]
+    settings = (TEMPERATURE, TOP_K, TOP_P) if what.kind == RACES else ()  # (b,), or pairs of words
     factors = [
-        ["b", *inner] if role <= Z else [f"o{role}a{axis}" for axis in range(rank)]
+        ["b", *([f"o{role}"] if role in settings else inner)][:rank]
+        if role <= Z
+        else [f"o{role}a{axis}" for axis in range(rank)]
         for role, rank in zip(what.roles, ranks, strict=True)
     ]
     operands = ", ".join(map(" ".join, factors))

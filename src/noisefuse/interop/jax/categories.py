@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws of categories from JAX's arrays, and cross entropies: on the host, and from compiled programs by a callback."""
+"""Draws of categories from JAX's arrays, and cross entropies, which compiled programs compute by a callback."""
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -12,9 +13,14 @@ import numpy as np
 
 import noisefuse as nf
 
+from ...arguments.arrays import as_array
 from ...ground.checks import is_tracer
-from ...language.levels import INFO
-from ...language.noise import names_of
+from ...language.levels import INFO, LOGITS
+from ...language.rows import X
+from ...tokens.categorical import drawn_from, token_dtype
+from ...tokens.forward import drawing
+from .description import POSITIONS, RACES, TEMPERATURE, TOP_K, TOP_P, WHERE
+from .traced import Named, refusing, run, small, stand_in_for, tracers_of
 
 
 def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, partial: bool, **options: Any) -> Any:
@@ -22,42 +28,66 @@ def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, par
         raise TypeError("out: expected None, as arrays of JAX are not written to")
     if partial:
         raise NotImplementedError("partial: parts do not take JAX arrays: pass np.asarray(logits)")
-    kind = jax.dtypes.canonicalize_dtype(np.int64 if dtype is None else dtype)
-    given = {name: value for name, value in options.items() if isinstance(value, jax.Array)}
-    fixed = {name: _kept(value) for name, value in options.items() if name not in given}
-
-    def on_host(logits: Any, given: Any, noise: Any) -> Any:
-        arrays = {name: np.asarray(value) for name, value in given.items()}
-        found: Any = nf.categorical(np.asarray(logits), noise, info=info, dtype=kind, **arrays | fixed)
-        return found if info else (found, nf.discrete.TokenInfo())
-
-    names_of(noise)
-    if not any(map(is_tracer, (logits, *given.values(), *jax.tree.leaves(noise)))):
-        token, known = jax.tree.map(jnp.asarray, on_host(logits, given, noise))
-    else:
-        shape = logits.shape[:-1]
-        shapes = nf.discrete.TokenInfo(**{name: jax.ShapeDtypeStruct(shape, INFO[name]) for name in info})
-        token, known = jax.pure_callback(
-            on_host,
-            (jax.ShapeDtypeStruct(shape, kind), shapes),
-            *(jax.lax.stop_gradient(_without_gradient(logits) if info else logits), given, noise),
-            vmap_method="sequential",
-        )
-    return (token, known) if info else token
+    kind = jax.dtypes.canonicalize_dtype(token_dtype(dtype, None))
+    given = {name: x for name, x in options.items() if is_tracer(x)}
+    known = {name: np.asarray(x) if isinstance(x, jax.Array) else x for name, x in options.items() if name not in given}
+    if not (given or is_tracer(logits) or tracers_of(noise)):
+        draw: Any = nf.categorical
+        found = draw(np.asarray(logits), noise, info=info, dtype=kind, **known)
+        return jax.tree.map(jnp.asarray, found)
+    token, *told = _in_program(logits, noise, info, kind, given, known)
+    return (token, nf.discrete.TokenInfo(**dict(zip(info, told, strict=True)))) if info else token
 
 
-def _refuse(primals: Any, tangents: Any) -> Any:
-    """Raises NotImplementedError if a derivative is asked for: it would be 0, and nobody would see it."""
-    if not isinstance(tangents[0], jax.custom_derivatives.SymbolicZero):
-        message = (
-            "logits: the info of categorical has no gradient; pass jax.lax.stop_gradient(logits), and for that of "
-        )
-        raise NotImplementedError(message + "log_prob take -masked_cross_entropy(logits, token, reduction='none')")
-    return *primals, jax.numpy.zeros_like(primals[0])
+_STAND_INS: Any = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "where": True, "positions": 0}
+_SETTINGS = {"temperature": TEMPERATURE, "top_k": TOP_K, "top_p": TOP_P}
 
 
-_without_gradient: Any = jax.custom_jvp(lambda logits: logits)
-_without_gradient.defjvp(_refuse, symbolic_zeros=True)
+def _in_program(logits: Any, noise: Any, info: Any, kind: Any, given: Any, known: Any) -> list[Any]:
+    """Checks what is known, and draws by the one operation of all calls."""
+    stand_in, named = as_array("logits", stand_in_for("logits", logits), LOGITS), Named(noise)
+    real = {name for name, x in given.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+    checked = known | {
+        name: np.full(x.shape, _STAND_INS[name], np.float32 if name in real else x.dtype) for name, x in given.items()
+    }
+    settings, names, _, _, places, chosen = drawn_from(logits.shape, named.known, **checked, whole=True)
+    rows = logits.shape[:-1]
+    shape = logits.shape if rows else (1, *logits.shape)
+
+    def fixed(name: str, x: Any) -> Any:
+        return refusing(x, _NO_GRADIENT.format(name)) if info else jax.lax.stop_gradient(x)
+
+    more: dict[int, Any] = {}
+    for (name, role), numbers in zip(_SETTINGS.items(), settings, strict=True):
+        if name not in given:
+            more[role] = np.array(np.broadcast_to(numbers, shape[:1])).view(np.uint32).reshape(-1, 2)
+        elif name in real:
+            x = fixed(name, given[name])
+            more[role] = jnp.broadcast_to(x.astype(jnp.promote_types(x.dtype, jnp.float32)), shape[:1])
+        else:
+            more[role] = jnp.broadcast_to(small(given[name]), shape[:1])
+    if chosen is not None:
+        more[WHERE] = jnp.broadcast_to(given.get("where", chosen.reshape(rows)), rows).astype(jnp.uint8)
+    place = given.get("positions", places.reshape(rows))
+    if named.start is not None and checked["positions"] is None:
+        full = noise.window_shape
+        starts = zip(named.start, named.starts(full, shape[1:]), strict=True)
+        moved = [n * math.prod(full[axis + 1 : -1]) for axis, (given_, n) in enumerate(starts) if is_tracer(given_)]
+        place = place + sum(moved[: len(full) - 1])
+    named.start = None  # the positions hold it
+    more[POSITIONS] = jnp.broadcast_to(place if place.dtype.itemsize > 4 else place.astype(jnp.int32), rows)
+    call = drawing(shape, names, np.empty(shape, np.float32))._replace(inputs=(stand_in.reshape(shape), *(None,) * 8))
+    outputs = [(rows, kind.name), *((rows, INFO[name]) for name in info)]
+    keep = tuple([*INFO].index(name) for name in info)
+    return run(
+        call, {X: fixed("logits", logits).reshape(shape)}, named, outputs=outputs, more=more, kind=RACES, keep=keep
+    )
+
+
+_NO_GRADIENT = (
+    "{0}: the info of categorical has no gradient; pass jax.lax.stop_gradient({0}), and for that of log_prob take "
+    "-masked_cross_entropy(logits, token, reduction='none')"
+)
 
 
 def _kept(value: Any) -> Any:

@@ -24,10 +24,12 @@ except ImportError:  # installed without the extension
 
 # Roles of operands beyond the inputs' slots, and kinds of calls, with the numbers of csrc/xla/xla.cpp.
 ROWS, FIELDS, INDEX, STEP, IDS, START, WEIGHTS, SHARD, LAW = range(Z + 1, Z + 10)
-STEP_CALLS, WALKS, LOSSES = range(3)
+STEP_CALLS, WALKS, LOSSES, RACES = range(4)
+# Those of a race, in place of the slots that follow the logits: a number for each sample, and for each row.
+TEMPERATURE, TOP_K, TOP_P, WHERE, POSITIONS = range(1, 6)
 
 # Handlers of other versions have other names: a stored program finds its own handler or none.
-TARGET = f"noisefuse_{crc32(repr((CALL.dtype.descr, FIELD.dtype.descr, LAW)).encode()):08x}"
+TARGET = f"noisefuse_{crc32(repr((CALL.dtype.descr, FIELD.dtype.descr, LAW, RACES)).encode()):08x}"
 NAMES = {code: name for name, code in DTYPES.items()}
 
 
@@ -42,7 +44,7 @@ class Described:
     way: str  # the way of execution, see `way`
     sample: tuple[int, ...] = ()  # one sample's shape
     window: tuple[int, ...] = ()  # a full sample's shape, if there is a window
-    keep: tuple[int, ...] = ()  # for a walk: the output row of each time, or -1
+    keep: tuple[int, ...] = ()  # for a walk: the output row of each time, or -1; for a race: the info's numbers
     alpha: tuple[float, ...] = ()  # for a walk: the factor of x0 at each kept time
     factors: tuple[float, ...] = ()  # for a density: each row's factor of the sum of squares
     repeat: int = 0  # the number of vmap's elements: operands that are `several`, and all outputs, have one more axis

@@ -15,7 +15,7 @@ import noisefuse as nf
 from ...ground.checks import is_tracer
 from ...language.noise import MASKS
 from ...tokens.forward import drawing, names_for
-from .traced import Named, check_none, run, stand_in_for
+from .traced import NO_TIME, Named, check_none, refusing, run, stand_in_for, tracers_of
 
 
 def on_host(function: Any, given: Any, shape: tuple[int, ...], n: int | None = None) -> Any:
@@ -29,6 +29,8 @@ def on_host(function: Any, given: Any, shape: tuple[int, ...], n: int | None = N
 
     if not isinstance(given, nf.Noise) and given.dtype.itemsize < 4:
         given = given.astype(jnp.float32 if jnp.issubdtype(given.dtype, jnp.floating) else jnp.int32)
+    if not isinstance(given, nf.Noise):
+        given = refusing(given, NO_TIME)
     made = jax.pure_callback(call, of_one if n is None else (of_one,) * n, given, vmap_method="sequential")
     return jax.lax.optimization_barrier(made)  # see `traced.rows_at_times`
 
@@ -42,7 +44,7 @@ def q_mask(
     named = Named(noise)
     given: Any = {"p": p, "where": where, "lengths": lengths}
     options: Any = {"block": block, "complement": complement, "batched": batched}
-    if not any(map(is_tracer, (ids, *given.values(), *jax.tree.leaves(noise)))):
+    if not any(map(is_tracer, (ids, *given.values(), *tracers_of(noise)))):
         own: Any = {name: np.asarray(x) if isinstance(x, jax.Array) else x for name, x in given.items()}
         made: Any = nf.q_mask(np.asarray(ids), noise=noise, mask_id=mask_id, **own, **options)
         return jnp.asarray(made[0]), jnp.asarray(made[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -19,13 +19,43 @@ from ...call.description import Step
 from ...call.packed import FIELD
 from ...ground.checks import is_tracer
 from ...language.levels import FLOATS
-from ...language.noise import SAMPLES
+from ...language.noise import SAMPLES, listed
 from ...language.rows import SYMBOLS, Rows, X, Z
 from ...paths import Path
 from ..jax_keys import Wide, words
 from . import eager
 from .calls import bind
 from .description import FIELDS, IDS, INDEX, LOSSES, ROWS, START, STEP, STEP_CALLS, WALKS, described, field_bytes
+
+
+def tracers_of(noise: Any) -> list[Any]:
+    """Returns the numbers of a noise, or of a list of them, that are traced."""
+    names = [name for name in listed(noise) if isinstance(name, nf.Noise)]
+    return [n for name in names for n in (name.seed, name.step, name.sample, *name.window_start) if is_tracer(n)]
+
+
+NO_TIME = (
+    "t: nothing here has a derivative with respect to times: use jax.lax.stop_gradient(t); `noised` has derivatives "
+    "with respect to alpha and sigma, and dx_t/dt is a target of q_sample and interpolate"
+)
+
+
+@lru_cache(maxsize=64)
+def _refusing(message: str) -> Any:
+    def refuse(primals: Any, tangents: Any) -> Any:
+        if not isinstance(tangents[0], jax.custom_derivatives.SymbolicZero):
+            raise NotImplementedError(message)
+        return *primals, jnp.zeros_like(primals[0])
+
+    same: Any = jax.custom_jvp(lambda x: x)
+    same.defjvp(refuse, symbolic_zeros=True)
+    return same
+
+
+def refusing(x: Any, message: str) -> Any:
+    """Returns x, which is a constant from here on. A derivative with respect to it is a NotImplementedError with this
+    message: it would be 0, and nobody would see it."""
+    return jax.lax.stop_gradient(_refusing(message)(x))
 
 
 def at_row(numbers: Any, i: Any) -> Any:
@@ -125,9 +155,13 @@ class Named:
         if self.start is not None:
             full = call.noise[0].window_shape
             assert full is not None
-            last = np.subtract(full, call.sample_shape)
-            found[START] = jnp.stack([_inside(n, int(most)) for n, most in zip(self.start, last, strict=True)])
+            found[START] = jnp.stack(self.starts(full, call.sample_shape))
         return found
+
+    def starts(self, full: tuple[int, ...], shape: tuple[int, ...]) -> list[Any]:
+        """Returns where a traced window of this shape begins."""
+        last = np.subtract(full, shape)
+        return [_inside(n, int(most)) for n, most in zip(self.start, last, strict=True)]
 
     def _fields(self, known: Any) -> Any:
         """Returns the bytes of the fields, with the numbers that are traced."""
@@ -266,7 +300,7 @@ def rows_at_times(make: Callable[[Any], Step], call: Step, t: Any) -> tuple[Any,
         return found.table if wide else found.single
 
     shape = jax.ShapeDtypeStruct((t.size, call.rows.table.shape[1]), np.float64 if wide else np.float32)
-    flat = jnp.asarray(jax.lax.stop_gradient(t)).reshape(-1)  # grad passes a float, not an array
+    flat = refusing(jnp.asarray(t), NO_TIME).reshape(-1)  # grad passes a float, not an array
     made = jax.pure_callback(rows, shape, flat, vmap_method="sequential")
     made = jax.lax.optimization_barrier(made)  # XLA's partitioner cannot cut operations that read a callback's results
     return made, np.arange(t.size, dtype=np.int32)
