@@ -45,14 +45,14 @@ double score_of(float x, double beta, uint32_t w, uint32_t v) {
 
 // What to find out about a row.
 enum Wanted : uint32_t {
-    kDraw = 1,        // the winner of the race; without it the first of the largest
-    kPlain = 2,       // the sums of e^x
-    kTempered = 4,    // the sums of e^(x / temperature)
-    kSpread = 8,      // with kTempered: of their products with largest - x
-    kSecond = 16,     // the second largest
-    kScore = 32,      // with kDraw: the winner's score
-    kBound = 64,      // this alone: where top_k or top_p cuts
-    kGradient = 128,  // this alone: writes e^x times `factor`, in units of the largest term
+    kDraw = 1,      // the winner of the race; without it the first of the largest
+    kPlain = 2,     // the sums of e^x
+    kTempered = 4,  // the sums of e^(x / temperature)
+    kSpread = 8,    // with kTempered: of their products with largest - x
+    kSecond = 16,   // the second largest
+    kScore = 32,    // with kDraw: the winner's score
+    kBound = 64,    // this alone: where top_k or top_p cuts
+    kLoss = 128,    // this alone: the loss of row `first` of a CrossEntropy, and its gradient
 };
 
 }  // namespace
@@ -92,9 +92,8 @@ struct RaceRow {
     float* chunk_largest;
     double *plain, *tempered, *spread;
 
-    void* gradient;  // of x's type
-    float factor;
     Cut* cut;
+    const struct CrossEntropy* loss;
 };
 
 using RaceKernel = void(RaceRow&);

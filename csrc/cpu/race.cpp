@@ -8,15 +8,16 @@
 // leave a doubt about the winner.
 #include "../core/race.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <type_traits>
 
 #include "cut.h"
-#include "float_mode.h"
-#include "lane_scalar.h"
+#include "row_sums.h"
 #include "tile_noise.h"
 
 namespace nf {
@@ -29,14 +30,16 @@ constexpr int kW = Lane::width;
 using F32 = Lane::f32;
 using U32 = Lane::u32;
 
-// A chunk of logits as floats, whole blocks; what is missing at the end is -inf.
+// A chunk of logits as floats, in blocks. The last one, which may lie elsewhere, is filled up with -inf.
 struct Chunk {
-    const float* x;
+    const float *x, *last;
     const char* next;  // the memory of the next one
     int width;         // bytes of a logit there
     int blocks;
     float largest;
     alignas(64) float of_block[kBlocksOfChunk];
+
+    const float* block(int b) const { return b < blocks - 1 ? x + kBlock * b : last; }
 };
 
 template <DType type>
@@ -70,11 +73,11 @@ inline void ask_for_next(const Chunk& chunk, int group) {
 }
 
 // False: there is a NaN.
-[[gnu::flatten]] bool largest_of_blocks(Chunk& chunk) {
+[[gnu::noinline, gnu::flatten]] bool largest_of_blocks(Chunk& chunk) {
     F32 all = Lane::splat(-INFINITY);
     bool bad = false;
     for (int b = 0; b < chunk.blocks; ++b) {
-        const float* x = chunk.x + kBlock * b;
+        const float* x = chunk.block(b);
         F32 most[2] = {Lane::load(x), Lane::load(x + kW)};
         bad |= Lane::any_nan(most[0], most[1]);
         for (int i = 2 * kW; i < kBlock; i += 2 * kW) {
@@ -110,15 +113,32 @@ template <DType type>
 
 class Runner {
   public:
-    explicit Runner(RaceRow& row)
+    // Groups that may have the winner, the first ones of a row or one: their words, and upper bounds of their scores.
+    static constexpr int kOpening = 512 / kGroup;
+    struct Opening {
+        int groups;
+        const float* x[kOpening];
+        int64_t token[kOpening];
+        alignas(64) uint32_t words[kGroup * kOpening];
+        alignas(64) float promises[kGroup * kOpening];
+    };
+
+    Runner(RaceRow& row, Opening& opening)
         : r(row),
+          opening_(opening),
           keys_(row.seed),
           common_(keys_, row.step, row.sample, row.tag),
           beta_(row.scale.beta),
-          unit_(scale_of(1.0), 0.0f) {}
+          unit_(scale_of(1.0), 0.0f) {
+        opening_.groups = 0;
+    }
 
     // The words below which no token of a block can win, for the blocks from `from` on.
-    [[gnu::flatten]] void bound(const Chunk& chunk, int from) {
+    [[gnu::noinline, gnu::flatten]] void bound(const Chunk& chunk, int from) {
+        if (at_least_ == -INFINITY) {
+            std::fill_n(bound_, chunk.blocks, 0u);
+            return;
+        }
         const Lead lead(at_least_);
         for (int b = from & -kW; b < chunk.blocks; b += kW)
             Lane::store(bound_ + b, least_word(chance(Lane::load(chunk.of_block + b), lead)));
@@ -138,7 +158,7 @@ class Runner {
             const U32 most = Lane::max(Lane::max(words.w[0], words.w[1]), Lane::max(words.w[2], words.w[3]));
             const int b = g / kGroupsOfBlock, at = kGroup * g;
             if (Lane::any_from(most, bound_[b])) [[unlikely]]
-                if (take(words, chunk.x + at, token + at)) bound(chunk, b);
+                if (take(words, chunk.block(b) + kGroup * (g % kGroupsOfBlock), token + at)) bound(chunk, b);
         };
         const auto empty = [&](int g) { return chunk.of_block[g / kGroupsOfBlock] == -INFINITY; };
         const int groups = kGroupsOfBlock * chunk.blocks;
@@ -159,6 +179,7 @@ class Runner {
             }
         for (; g < groups; ++g, product = Lane::product_plus(product, next))
             if (!empty(g)) look(g, philox_blocks<Lane>(product, common, keys));
+        if (opening_.groups) open();
     }
 
     // Finds out the exact score of the winner.
@@ -168,8 +189,9 @@ class Runner {
     }
 
   private:
-    static constexpr float kUnknown = 0x1p100f, kLn2f = 0x1.62e43p-1f;
+    static constexpr float kUnknown = 0x1p100f, kFar = std::numeric_limits<float>::max(), kLn2f = 0x1.62e43p-1f;
     RaceRow& r;
+    Opening& opening_;
     float at_least_ = -INFINITY, at_most_ = -INFINITY;  // the score of the best so far
     uint32_t word_ = 0;                                 // its word
     bool exact_ = true;                                 // whether r.score is that
@@ -203,80 +225,110 @@ class Runner {
 
     // Tries the tokens of a group that may win. True: there is a new best.
     [[gnu::noinline, gnu::flatten]] bool take(const Words<U32>& words, const float* x, int64_t token) {
+        Opening& o = opening_;
+        const int at = kGroup * o.groups;
+        o.x[o.groups] = x, o.token[o.groups++] = token;
+        promise(words, x, o.words + at, o.promises + at);
+        if (at_least_ > -INFINITY) return try_all(-1);
+        return o.groups == kOpening && open();
+    }
+
+    // Tries of the first groups the most promising token, and then those that may still win.
+    [[gnu::noinline, gnu::flatten]] bool open() {
+        const Opening& o = opening_;
+        F32 most[2] = {Lane::splat(-INFINITY), Lane::splat(-INFINITY)};
+        for (int i = 0; i < kGroup * o.groups; i += 2 * kW)
+            for (int k = 0; k < 2; ++k) most[k] = Lane::max(most[k], Lane::load(o.promises + i + kW * k));
+        const float top = Lane::largest(Lane::max(most[0], most[1]));
+        int leader = 0;
+        while (!from(o.promises + leader, top)) leader += kGroup;
+        leader += std::countr_zero(from(o.promises + leader, top));
+        const bool better = try_at(leader);
+        return try_all(leader) || better;
+    }
+
+    // Tries those that may win, but for the leader.
+    [[gnu::noinline, gnu::flatten]] bool try_all(int leader) {
+        bool better = false;
+        for (int g = 0; g < opening_.groups; ++g)
+            for (uint64_t may = from(opening_.promises + kGroup * g, enough()); may; may &= may - 1) {
+                const int i = kGroup * g + std::countr_zero(may);
+                if (i != leader && opening_.promises[i] >= enough()) better |= try_at(i);
+            }
+        opening_.groups = 0;
+        return better;
+    }
+
+    bool try_at(int i) {
+        const int g = i / kGroup, at = i % kGroup;
+        return try_one(opening_.x[g][at], opening_.token[g] + at, opening_.words[i]);
+    }
+
+    // Below this no upper bound is that of a winner.
+    float enough() const { return at_least_ - doubt(at_least_); }
+
+    // The tokens of a group whose upper bounds are at least this.
+    static uint64_t from(const float* promises, float limit) {
+        uint64_t below = ~uint64_t{0} << (kGroup - 1) << 1;
+        for (int i = 0; i < kGroup; i += kW) {
+            const U32 sign = Lane::as_bits(Lane::sub(Lane::load(promises + i), Lane::splat(limit)));
+            below |= uint64_t{Lane::lanes_from(sign, Lane::splat(1u << 31))} << i;
+        }
+        return ~below;
+    }
+
+    // Writes the words of a group in the order of its tokens, and upper bounds of their scores, but for a doubt: the
+    // bits of a float grow at most like its logarithm.
+    void promise(const Words<U32>& words, const float* x, uint32_t* in_order, float* promises) const {
         F32 ordered[4];
         for (int i = 0; i < 4; ++i) ordered[i] = Lane::as_float(words.w[i]);
         Lane::in_order(ordered);
-        if (at_least_ > -INFINITY && most_promising(ordered, x) < at_least_ - doubt(at_least_)) return false;
-        alignas(64) uint32_t w[kGroup];
-        F32 scores[4], most = Lane::splat(-INFINITY);
         for (int i = 0; i < 4; ++i) {
-            Lane::store(w + kW * i, Lane::as_bits(ordered[i]));
-            most = Lane::max(most, scores[i] = rough_score(Lane::load(x + kW * i), Lane::as_bits(ordered[i])));
+            const U32 word = Lane::as_bits(ordered[i]), rest = Lane::bit_xor(word, Lane::splat(~uint32_t{0}));
+            const F32 bits = Lane::to_float(Lane::as_bits(Lane::to_float(Lane::template shift_right<1>(rest))));
+            const F32 tilted = Lane::fma(Lane::load(x + kW * i), Lane::splat(r.scale.high), Lane::splat(157 * kLn2f));
+            Lane::store(in_order + kW * i, word);
+            const F32 most = Lane::fma(bits, Lane::splat(-kLn2f * 0x1p-23f), tilted);
+            Lane::store(promises + kW * i, Lane::within(most, Lane::splat(-kFar), Lane::splat(kFar)));
         }
-        const float top = Lane::largest(most), error = doubt(top);
-        const bool known = top < kUnknown && top > -kUnknown;
-        const float least = !known                    ? at_least_ - doubt(at_least_)
-                            : at_least_ < top - error ? top - 2 * error
-                                                      : at_least_ - error;
-        uint64_t worse = 0;
-        for (int i = 0; i < 4; ++i) {
-            const U32 sign = Lane::as_bits(Lane::sub(scores[i], Lane::splat(least)));
-            worse |= uint64_t{Lane::lanes_from(sign, Lane::splat(1u << 31))} << (kW * i);
-        }
-        uint64_t may = ~worse & ~uint64_t{0} >> (64 - kGroup);
-        if (!may) return false;
-        if (known && (may & (may - 1)) == 0 && top - error > at_most_) {
-            const int i = std::countr_zero(may);
-            r.token = token + i, r.winner = x[i], word_ = w[i];
-            at_least_ = top - error, at_most_ = top + error;
-            exact_ = false;
-            return true;
-        }
-        settle();
-        const double before = r.score;
-        for (; may; may &= may - 1) {
-            const int i = std::countr_zero(may);
-            try_one(x[i], token + i, w[i]);
-        }
-        if (!(r.score > before)) return false;
-        const auto score = static_cast<float>(r.score);
-        at_least_ = score - doubt(score), at_most_ = score + doubt(score);
+    }
+
+    [[gnu::noinline, gnu::flatten]] bool try_one(float x, int64_t token, uint32_t word) {
+        const float score = rough_score(x, word), error = doubt(score);
+        // Of words near 0 and 2^32 the further words count.
+        const bool known = word + (1u << 14) >= 1u << 15 && score < kUnknown && score > -kUnknown;
+        if (!known) return try_exactly(x, token, word);
+        if (score + error < at_least_) return false;
+        if (!(score - error > at_most_)) return try_exactly(x, token, word);
+        r.token = token, r.winner = x, word_ = word;
+        at_least_ = score - error, at_most_ = score + error;
+        exact_ = false;
         return true;
     }
 
-    // An upper bound of the scores of a group, but for a doubt: the bits of a float grow at most like its logarithm.
-    float most_promising(const F32 (&words)[4], const float* x) const {
-        F32 most = Lane::splat(-INFINITY);
-        for (int i = 0; i < 4; ++i) {
-            const U32 rest = Lane::bit_xor(Lane::as_bits(words[i]), Lane::splat(~uint32_t{0}));
-            const F32 bits = Lane::to_float(Lane::as_bits(Lane::to_float(Lane::template shift_right<1>(rest))));
-            const F32 tilted = Lane::fma(Lane::load(x + kW * i), Lane::splat(r.scale.high), Lane::splat(157 * kLn2f));
-            most = Lane::max(most, Lane::fma(bits, Lane::splat(-kLn2f * 0x1p-23f), tilted));
-        }
-        return Lane::largest(most);
-    }
-
-    // A score within its doubt. Those of words near 0 and 2^32, whose further words count, are unknown: the largest.
-    F32 rough_score(F32 x, U32 word) const {
-        const F32 y = minus_two_ln_of<Lane>(word);
-        const U32 k = Lane::bit_and(Lane::sub(Lane::as_bits(y), 0x3F2AAAABu), 0xFF800000u);  // 2^23 e; y >= 2/3: e = 0
-        const F32 remainder = Lane::fma(y, Lane::as_float(Lane::sub(0x3F800000u, k)), Lane::splat(-1.0f));
-        const F32 log = minus_two_ln<Lane>(Lane::to_float(k), kMinusLn4OfBits, remainder);
-        const F32 score = Lane::fma(x, Lane::splat(r.scale.high), Lane::mul(log, Lane::splat(0.5f)));
-        const F32 far = Lane::splat(std::numeric_limits<float>::max());
-        const F32 finite = Lane::within(score, Lane::sub(Lane::splat(0.0f), far), far);
-        const U32 place = Lane::add(word, Lane::splat(1u << 14));
-        return Lane::as_float(Lane::from(place, 1u << 15, Lane::as_bits(finite), Lane::as_bits(far)));
+    // A score within its doubt.
+    float rough_score(float x, uint32_t word) const {
+        const float y = minus_two_ln_of<Scalar>(word);
+        const uint32_t k = (float_to_bits(y) - 0x3F2AAAABu) & 0xFF800000u;  // 2^23 e; y >= 2/3: e = 0
+        const float remainder = Scalar::fma(y, bits_to_float(0x3F800000u - k), -1.0f);
+        const float log = minus_two_ln<Scalar>(Scalar::to_float(k), kMinusLn4OfBits, remainder);
+        return Scalar::fma(x, r.scale.high, 0.5f * log);
     }
     // Of a score x / temperature - ln(-2 ln U): |ln(-2 ln U)| < 24 there.
     static float doubt(float score) { return (score < 0 ? -score : score) * 0x1p-20f + 0x1p-12f; }
 
-    void try_one(float x, int64_t token, uint32_t word) {
-        if (x == -INFINITY) return;
-        const double score = exact_score(x, token, word);
-        if (score > r.score || (score == r.score && token < r.token)) r.score = score, r.token = token, r.winner = x;
+    bool try_exactly(float x, int64_t token, uint32_t word) {
+        if (x == -INFINITY) return false;
+        settle();
+        const double found = exact_score(x, token, word), before = r.score;
+        if (!(found > before || (found == before && token < r.token))) return false;
+        r.score = found, r.token = token, r.winner = x;
+        if (found == before) return false;
+        const auto score = static_cast<float>(std::clamp<double>(found, -kFar, kFar));
+        at_least_ = score - doubt(score), at_most_ = score + doubt(score);
+        return true;
     }
-    double exact_score(float x, int64_t token, uint32_t word) const {
+    [[gnu::noinline, gnu::flatten]] double exact_score(float x, int64_t token, uint32_t word) const {
         const uint32_t block = r.block + static_cast<uint32_t>(token >> 2);
         const auto further =
             philox_rounds<Scalar>({{block, r.step, r.sample, r.tag | uint32_t{1} << 31}}, keys_, 0).w[token & 3];
@@ -284,20 +336,34 @@ class Runner {
     }
 };
 
-// Adds the terms of a chunk, in the order of a loss's chunk.
+constexpr int kHalf = kW / Lane::halves, kSums = kAccumulators / kHalf;
+
+[[gnu::noinline]] double halved(Lane::f64 (&sums)[kSums]) {
+    for (int half = kSums / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) sums[i] = Lane::add(sums[i], sums[i + half]);
+    alignas(64) double last[kHalf];
+    Lane::store(last, sums[0]);
+    return halve(last, kHalf);
+}
+
+// Adds the terms of a chunk, in the order of a loss's chunk. `kept`: null, or where to write them, whole blocks.
 template <bool spread, bool unit>
-[[gnu::flatten]] void add_terms(const Chunk& chunk, const Scale& scale, double* sum, double* spread_sum) {
-    constexpr int kHalf = kW / Lane::halves, kSums = kAccumulators / kHalf;
+[[gnu::flatten]] void add_terms(const Chunk& chunk, const Scale& scale, double* sum, double* spread_sum, float* kept) {
     const Terms terms(scale, chunk.largest);
     const double top = static_cast<double>(chunk.largest - terms.shift);
     const auto zero = Lane::splat(0.0);
-    Lane::f64 sums[kSums], spreads[kSums];
-    for (int i = 0; i < kSums; ++i) sums[i] = spreads[i] = zero;
+    Lane::f64 sums[kSums], spreads[spread ? kSums : 1];
+    for (auto& one : sums) one = zero;
+    for (auto& one : spreads) one = zero;
     for (int b = 0; b < chunk.blocks; ++b) {
-        const float* x = chunk.x + kBlock * b;
-        if (chunk.of_block[b] == -INFINITY) continue;  // zeros
+        const float* x = chunk.block(b);
+        if (chunk.of_block[b] == -INFINITY) {  // zeros
+            if (unit && !spread && kept) std::fill_n(kept + kBlock * b, kBlock, 0.0f);
+            continue;
+        }
         for (int v = 0; v < kBlock / kW; ++v) {
             const F32 z = terms.shifted<Lane>(Lane::load(x + kW * v)), t = terms.term<Lane, unit>(z);
+            if (unit && !spread && kept) Lane::store(kept + kBlock * b + kW * v, t);
             const auto add = [&]<int half>() {
                 const int i = Lane::halves * v + half;
                 const auto term = Lane::template widened<half>(t);
@@ -312,21 +378,17 @@ template <bool spread, bool unit>
         }
     }
     const auto largest = static_cast<double>(terms.term<Scalar>(chunk.largest - terms.shift));
-    const auto halved = [&](const Lane::f64(&from)[kSums]) {
-        alignas(64) double all[kAccumulators];
-        for (int i = 0; i < kSums; ++i) Lane::store(all + kHalf * i, from[i]);
-        return halve(all, kAccumulators) / largest;
-    };
-    *sum = halved(sums);
-    if constexpr (spread) *spread_sum = halved(spreads);
+    *sum = halved(sums) / largest;
+    if constexpr (spread) *spread_sum = halved(spreads) / largest;
 }
 
 [[gnu::flatten]] void two_largest(const Chunk& chunk, F32& first, F32& second) {
-    for (int i = 0; i < kBlock * chunk.blocks; i += kW) {
-        const F32 x = Lane::load(chunk.x + i);
-        second = Lane::max(second, Lane::min(first, x));
-        first = Lane::max(first, x);
-    }
+    for (int b = 0; b < chunk.blocks; ++b)
+        for (int i = 0; i < kBlock; i += kW) {
+            const F32 x = Lane::load(chunk.block(b) + i);
+            second = Lane::max(second, Lane::min(first, x));
+            first = Lane::max(first, x);
+        }
 }
 
 // Reads the chunks of a row.
@@ -335,7 +397,7 @@ class Reader {
     Chunk chunk;
 
     explicit Reader(const RaceRow& row) : r(row) { chunk.width = bytes_of(r.type); }
-    void read(int64_t at, int64_t n) {
+    [[gnu::noinline]] void read(int64_t at, int64_t n) {
         chunk.x = values_;
         chunk.blocks = static_cast<int>((n + kBlock - 1) / kBlock);
         chunk.next = static_cast<const char*>(r.x) + (at + kLossChunk) * chunk.width;
@@ -343,16 +405,23 @@ class Reader {
             convert<DType::f16>(r.x, at, static_cast<int>(n), values_);
         else if (r.type == DType::bf16)
             convert<DType::bf16>(r.x, at, static_cast<int>(n), values_);
-        else if (n % kBlock == 0)
-            chunk.x = static_cast<const float*>(r.x) + at;
         else
-            std::memcpy(values_, static_cast<const float*>(r.x) + at, size_t(n) * 4);
-        for (int64_t i = n; i < kBlock * chunk.blocks; ++i) values_[i] = -INFINITY;
+            chunk.x = static_cast<const float*>(r.x) + at;
+        if (r.copy) {  // which no other thread changes: all that is found out is of the copy
+            std::memcpy(r.copy + at, chunk.x, size_t(n) * 4);
+            chunk.x = r.copy + at;
+        }
+        chunk.last = chunk.x + kBlock * (chunk.blocks - 1);
+        const int64_t left = n % kBlock;
+        if (left == 0) return;
+        std::memcpy(last_, chunk.last, size_t(left) * 4);
+        std::fill(last_ + left, last_ + kBlock, -INFINITY);
+        chunk.last = last_;
     }
 
   private:
     const RaceRow& r;
-    alignas(64) float values_[kLossChunk];
+    alignas(64) float values_[kLossChunk], last_[kBlock];
 };
 
 // Makes the first of the row's largest, which is among the n tokens of this chunk, the winner. If another thread has
@@ -360,10 +429,11 @@ class Reader {
 void take_largest(RaceRow& r, const Chunk& chunk, int64_t at, int64_t n) {
     int64_t b = 0;
     while (b < chunk.blocks - 1 && chunk.of_block[b] != r.largest) ++b;
-    int64_t i = kBlock * b;
-    const int64_t last = least(i + kBlock, n) - 1;
-    while (i < last && chunk.x[i] != r.largest) ++i;
-    r.token = r.first + at + i;
+    const float* const x = chunk.block(static_cast<int>(b));
+    int64_t i = 0;
+    const int64_t last = least(kBlock, n - kBlock * b) - 1;
+    while (i < last && x[i] != r.largest) ++i;
+    r.token = r.first + at + kBlock * b + i;
     r.score = static_cast<double>(r.winner = r.largest);
 }
 
@@ -375,13 +445,13 @@ void find_largest(RaceRow& r, Reader& reader) {
         const auto of = r.type == DType::f32   ? largest_of<DType::f32>
                         : r.type == DType::f16 ? largest_of<DType::f16>
                                                : largest_of<DType::bf16>;
-        float largest;
-        bool good;
-        if (n == kLossChunk) {
-            good = of(r.x, at, n, largest);
-        } else {
-            reader.read(at, n);
-            good = largest_of<DType::f32>(reader.chunk.x, 0, kBlock * reader.chunk.blocks, largest);
+        float largest, of_last;
+        const int left = n % kBlock;
+        bool good = of(r.x, at, n - left, largest);
+        if (left) {
+            reader.read(at + n - left, left);
+            good &= largest_of<DType::f32>(reader.chunk.last, 0, kBlock, of_last);
+            largest = largest > of_last ? largest : of_last;
         }
         if (!good) {
             r.bad = true;
@@ -397,71 +467,110 @@ void find_largest(RaceRow& r, Reader& reader) {
     take_largest(r, reader.chunk, best, n);
 }
 
+// Writes the terms of a chunk times a factor. `known`: null, or its terms, whole blocks.
 template <DType type>
-[[gnu::flatten]] void write_terms(const RaceRow& r, const Chunk& chunk, int64_t at, int64_t n) {
+[[gnu::flatten]] void write_terms(const Chunk& chunk, const Terms& of_row, const float* known, float factor, int64_t n,
+                                  void* gradient) {
     using Stored = std::conditional_t<type == DType::f32, float, uint16_t>;
-    const Terms terms(r.scale, r.largest);
-    const auto product = [&](int i) {
-        const F32 t = terms.term<Lane, true>(terms.shifted<Lane>(Lane::load(chunk.x + i)));
-        return Lane::mul(t, Lane::splat(r.factor));
+    const auto product = [&](const float* x) {
+        F32 t = Lane::load(x);
+        if (!known) t = of_row.term<Lane, true>(of_row.shifted<Lane>(t));
+        return Lane::mul(t, Lane::splat(factor));
     };
-    const auto write = [&](Stored* to, int from) {
+    auto* out = static_cast<Stored*>(gradient);
+    for (int b = 0; b < chunk.blocks; ++b, n -= kBlock, out += kBlock) {
+        alignas(64) Stored last[kBlock];
+        Stored* const to = n < kBlock ? last : out;
+        const float* const from = known ? known + kBlock * b : chunk.block(b);
         for (int i = 0; i < kBlock; i += 2 * kW) {
-            const F32 a = product(from + i), b = product(from + i + kW);
+            const F32 x = product(from + i), y = product(from + i + kW);
             if constexpr (type == DType::f32) {
-                Lane::store(to + i, a);
-                Lane::store(to + i + kW, b);
+                Lane::store(to + i, x);
+                Lane::store(to + i + kW, y);
             } else if constexpr (type == DType::f16) {
-                Lane::store(to + i, Lane::to_half(a));
-                Lane::store(to + i + kW, Lane::to_half(b));
+                Lane::store(to + i, Lane::to_half(x));
+                Lane::store(to + i + kW, Lane::to_half(y));
             } else {
-                Lane::store(to + i, Lane::upper_halves(round_to_bfloat16<Lane>(a), round_to_bfloat16<Lane>(b)));
+                Lane::store(to + i, Lane::upper_halves(round_to_bfloat16<Lane>(x), round_to_bfloat16<Lane>(y)));
             }
         }
-    };
-    auto* const out = static_cast<Stored*>(r.gradient) + at;
-    const int whole = static_cast<int>(n / kBlock) * kBlock;
-    for (int i = 0; i < whole; i += kBlock) write(out + i, i);
-    if (whole == n) return;
-    alignas(64) Stored last[kBlock];
-    write(last, whole);
-    std::memcpy(out + whole, last, size_t(n - whole) * sizeof(Stored));
+        if (n < kBlock) std::memcpy(out, last, size_t(n) * sizeof(Stored));
+    }
 }
 
-void write_gradient(const RaceRow& r) {
+// The loss of a row of a CrossEntropy, and its gradient while the row lies in the caches.
+void cross_entropy(RaceRow& r) {
+    const CrossEntropy& c = *r.loss;
+    const int64_t row = r.first, chunks = chunks_of(r.n);
     Reader reader(r);
+    const Chunk& chunk = reader.chunk;
+    alignas(64) float terms[kLossChunk];
+    float largest[kMostChunks];
+    double sums[kMostChunks];
+    bool finite = true;
+    const bool known = c.gradient && chunks == 1;  // the terms of the only chunk are those of the row
+    r.largest = -INFINITY;
+    for (int64_t i = 0; i < chunks && finite; ++i) {
+        reader.read(kLossChunk * i, least(kLossChunk, r.n - kLossChunk * i));
+        finite = largest_of_blocks(reader.chunk) && chunk.largest < INFINITY;
+        largest[i] = chunk.largest;
+        r.largest = chunk.largest > r.largest ? chunk.largest : r.largest;
+        sums[i] = 0;
+        const bool any = finite && chunk.largest > -INFINITY;
+        if (any) add_terms<false, true>(chunk, r.scale, sums + i, nullptr, known ? terms : nullptr);
+    }
+    finite &= r.largest > -INFINITY;
+    double factor = NAN, at_id = NAN;
+    c.loss[row] = NAN;
+    if (finite) {
+        const RowSums softmax(chunks, largest, r.largest, 1.0, sums);
+        const double behind = static_cast<double>(logit(r, c.id[row])) - static_cast<double>(r.largest);
+        c.loss[row] = softmax.ln - behind;
+        if (!c.gradient) return;
+        const double scale = c.weight[row * c.weight_step] * c.upstream[row * c.upstream_step] / c.mean_of;
+        const Terms of_row(r.scale, r.largest);
+        factor = scale / (static_cast<double>(of_row.term<Scalar>(r.largest - of_row.shift)) * softmax.total);
+        at_id = scale * (exp_of(-c.loss[row]) - 1);
+    }
+    if (!c.gradient) return;
+    char* const gradient = static_cast<char*>(c.gradient) + row * r.n * bytes_of(r.type);
+    const auto write = r.type == DType::f32   ? write_terms<DType::f32>
+                       : r.type == DType::f16 ? write_terms<DType::f16>
+                                              : write_terms<DType::bf16>;
+    const Terms of_row(r.scale, finite ? r.largest : 0.0f);
     for (int64_t at = 0; at < r.n; at += kLossChunk) {
         const int64_t n = least(kLossChunk, r.n - at);
-        reader.read(at, n);
-        const auto write = r.type == DType::f32   ? write_terms<DType::f32>
-                           : r.type == DType::f16 ? write_terms<DType::f16>
-                                                  : write_terms<DType::bf16>;
-        write(r, reader.chunk, at, n);
+        const bool read = known && finite;
+        if (!read) reader.read(at, n);
+        write(chunk, of_row, read ? terms : nullptr, static_cast<float>(factor), n, gradient + at * bytes_of(r.type));
     }
+    const auto value = static_cast<float>(at_id);
+    if (r.type == DType::f32)
+        reinterpret_cast<float*>(gradient)[c.id[row]] = value;
+    else
+        reinterpret_cast<uint16_t*>(gradient)[c.id[row]] =
+            r.type == DType::f16 ? float_to_half(value) : float_to_bfloat16(value);
 }
 
 }  // namespace
 
 extern RaceKernel NF_RACE;
 void NF_RACE(RaceRow& r) {
-    const FloatMode mode;
     if (r.wanted == kBound) return CutFinder(*r.cut).find();
-    if (r.wanted == kGradient) return write_gradient(r);
+    if (r.wanted == kLoss) return cross_entropy(r);
     Reader reader(r);
     const Chunk& chunk = reader.chunk;
     r.bad = false;
     r.token = -1;
     r.score = r.winner = r.largest = -INFINITY;
     if (r.wanted == 0 && !r.copy) return find_largest(r, reader);
-    Runner runner(r);
+    Runner::Opening opening;
+    std::optional<Runner> runner;
+    if (r.wanted & kDraw) runner.emplace(r, opening);
     F32 first = Lane::splat(-INFINITY), second = first;
     for (int64_t at = 0, c = 0; at < r.n; at += kLossChunk, ++c) {
         const int64_t n = least(kLossChunk, r.n - at);
         reader.read(at, n);
-        if (r.copy) {  // which no other thread changes: all that is found out is of the copy
-            std::memcpy(r.copy + at, chunk.x, size_t(n) * 4);
-            if (n % kBlock == 0) reader.chunk.x = r.copy + at;
-        }
         if (!largest_of_blocks(reader.chunk)) {
             r.bad = true;
             return;
@@ -472,21 +581,21 @@ void NF_RACE(RaceRow& r) {
         }
         if (r.chunk_largest) r.chunk_largest[c] = chunk.largest;
         const bool none = chunk.largest == -INFINITY || chunk.largest == INFINITY;
-        if ((r.wanted & kDraw) && !none && r.largest < INFINITY) runner.race(chunk, r.first + at);
+        if (runner && !none && r.largest < INFINITY) runner->race(chunk, r.first + at);
         if (r.wanted & kSecond) two_largest(chunk, first, second);
         if (r.wanted & kPlain) {
             r.plain[c] = 0;
-            if (!none) add_terms<false, true>(chunk, scale_of(1.0), r.plain + c, nullptr);
+            if (!none) add_terms<false, true>(chunk, scale_of(1.0), r.plain + c, nullptr, nullptr);
         }
         if (r.wanted & kTempered) {
             r.tempered[c] = r.spread[c] = 0;
             const auto add = r.wanted & kSpread  ? add_terms<true, false>
                              : r.scale.beta == 1 ? add_terms<false, true>
                                                  : add_terms<false, false>;
-            if (!none) add(chunk, r.scale, r.tempered + c, r.spread + c);
+            if (!none) add(chunk, r.scale, r.tempered + c, r.spread + c, nullptr);
         }
     }
-    if ((r.wanted & kScore) && r.largest < INFINITY) runner.settle();
+    if (runner && (r.wanted & kScore) && r.largest < INFINITY) runner->settle();
     if (r.wanted & kSecond) {
         alignas(64) float firsts[kW], seconds[kW];
         Lane::store(firsts, first);

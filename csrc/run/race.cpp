@@ -11,41 +11,13 @@
 
 #include "../cpu/dispatch.h"
 #include "../cpu/float_mode.h"
-#include "../cpu/lane_scalar.h"
+#include "../cpu/row_sums.h"
 
 namespace nf {
 namespace {
 
 constexpr int64_t kTokensAtOnce = 1 << 15;  // for one thread: some 20 microseconds
 int64_t rows_at_once(int64_t n) { return std::max<int64_t>(1, kTokensAtOnce / std::max<int64_t>(n, 1)); }
-
-// What the chunks of a row say of its softmax, in units of the largest term.
-struct RowSums {
-    float most;
-    double beta, total = 0, spread = 0, ln = 0;
-
-    RowSums(int64_t chunks, const float* largest, float most, double beta, const double* sums,
-            const double* spreads = nullptr)
-        : most(most), beta(beta) {
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-            if (largest[chunk] == -INFINITY) continue;
-            const double behind = static_cast<double>(most) - static_cast<double>(largest[chunk]);
-            const double weight = exp_of(-(behind * beta));
-            total = std::fma(weight, sums[chunk], total);
-            if (spreads) spread = std::fma(weight, std::fma(behind, sums[chunk], spreads[chunk]), spread);
-        }
-        ln = -0.5 * minus_two_ln<Scalar>(total);
-    }
-    float log_prob(float x) const {
-        return static_cast<float>(std::fma(static_cast<double>(x) - static_cast<double>(most), beta, -ln));
-    }
-};
-
-float logit(const RaceRow& r, int64_t i) {
-    if (r.type == DType::f32) return static_cast<const float*>(r.x)[i];
-    const uint16_t half = static_cast<const uint16_t*>(r.x)[i];
-    return r.type == DType::f16 ? half_to_float(half) : bfloat16_to_float(half);
-}
 
 // Memory for one thread at a time: the logits of a row as floats, filled up with -inf, and room to cut them.
 struct Workspace {
@@ -77,8 +49,10 @@ class Rows {
         size_t place = 0;
         if (!spaces_.empty())  // no more threads than these work at once
             while (spaces_[place].taken.exchange(true)) place = (place + 1) % spaces_.size();
+        RaceRow r{};
+        if (!c.each) r.scale = scale_at(c.temperature[0]);
         for (int64_t row = begin; row < end; ++row)
-            if (!c.where || c.where[row]) one(row, spaces_.empty() ? nullptr : &spaces_[place]);
+            if (!c.where || c.where[row]) one(row, r, spaces_.empty() ? nullptr : &spaces_[place]);
         if (!spaces_.empty()) spaces_[place].taken = false;
     }
 
@@ -91,18 +65,19 @@ class Rows {
         return c.temperature[setting] > 0 && (c.top_k[setting] > 0 || c.top_p[setting] < 1);
     }
 
-    void one(int64_t row, Workspace* space) {
+    static Scale scale_at(double temperature) { return scale_of(temperature > 0 ? temperature : 1.0); }
+
+    void one(int64_t row, RaceRow& r, Workspace* space) {
         const int64_t sample = row / c.of_sample, setting = c.each ? sample : 0;
         const double temperature = c.temperature[setting];
         const bool draws = temperature > 0, unit = temperature == 1 || !draws;
         float largest[kMostChunks];
         double sums[3][kMostChunks];
-        RaceRow r{};
         r.chunk_largest = c.chunk_largest ? c.chunk_largest + row * c.chunks : largest;
         r.plain = c.plain ? c.plain + row * c.chunks : sums[0];
         r.tempered = c.tempered ? c.tempered + row * c.chunks : sums[1];
         r.spread = sums[2];
-        r.scale = scale_of(draws ? temperature : 1.0);
+        if (c.each) r.scale = scale_at(temperature);
         if (!c.x) return of_chunks(row, r);
         describe(r, row, sample);
         const RaceRow all = r;
@@ -137,7 +112,7 @@ class Rows {
                           : void(static_cast<int64_t*>(c.token)[row] = r.token);
         if (r.token < 0) return;
         if (c.log_prob_raw) c.log_prob_raw[row] = raw ? raw->log_prob(r.winner) : 0.0f;
-        of_softmax(row, r, draws, tempered);
+        if (c.log_prob || c.entropy || c.margin) of_softmax(row, r, draws, tempered);
         if (c.rank) c.rank[row] = rank(all, r);
     }
 
@@ -245,53 +220,6 @@ class Rows {
     }
 };
 
-// The loss of one row, and its gradient while the row lies in the caches.
-void cross_entropy(const CrossEntropy& c, int64_t row) {
-    const int64_t bytes = c.n * bytes_of(c.type);
-    char* const gradient = c.gradient ? static_cast<char*>(c.gradient) + row * bytes : nullptr;
-    if (!c.masked[row]) {
-        c.loss[row] = 0;
-        if (gradient) std::memset(gradient, 0, static_cast<size_t>(bytes));
-        return;
-    }
-    float largest[kMostChunks];
-    double sums[kMostChunks];
-    RaceRow r{};
-    r.type = c.type;
-    r.x = static_cast<const char*>(c.x) + row * bytes;
-    r.n = c.n;
-    r.wanted = kPlain;
-    r.scale = scale_of(1.0);
-    r.chunk_largest = largest;
-    r.plain = sums;
-    kernels().race(r);
-    const bool finite = !r.bad && r.largest > -INFINITY && r.largest < INFINITY;
-    double factor = NAN, at_id = NAN;
-    c.loss[row] = NAN;
-    if (finite) {
-        const RowSums softmax(chunks_of(c.n), largest, r.largest, 1.0, sums);
-        const double behind = static_cast<double>(logit(r, c.id[row])) - static_cast<double>(r.largest);
-        c.loss[row] = softmax.ln - behind;
-        const double scale = c.weight[row * c.weight_step] * c.upstream[row * c.upstream_step] / c.mean_of;
-        const Terms terms(r.scale, r.largest);
-        factor = scale / (static_cast<double>(terms.term<Scalar>(r.largest - terms.shift)) * softmax.total);
-        at_id = scale * (exp_of(-c.loss[row]) - 1);
-    } else {
-        r.largest = 0;
-    }
-    if (!gradient) return;
-    r.wanted = kGradient;
-    r.gradient = gradient;
-    r.factor = static_cast<float>(factor);
-    kernels().race(r);
-    const auto value = static_cast<float>(at_id);
-    if (c.type == DType::f32)
-        reinterpret_cast<float*>(gradient)[c.id[row]] = value;
-    else
-        reinterpret_cast<uint16_t*>(gradient)[c.id[row]] =
-            c.type == DType::f16 ? float_to_half(value) : float_to_bfloat16(value);
-}
-
 }  // namespace
 
 bool run_race(const Race& race, const GoOn& go_on) {
@@ -302,9 +230,21 @@ bool run_race(const Race& race, const GoOn& go_on) {
 }
 
 bool run_cross_entropy(const CrossEntropy& call, const GoOn& go_on) {
+    const int64_t bytes = call.n * bytes_of(call.type);
     const auto range = [&](int64_t begin, int64_t end) {
         const FloatMode mode;
-        for (int64_t row = begin; row < end; ++row) cross_entropy(call, row);
+        RaceRow r{};
+        r.wanted = kLoss, r.loss = &call;
+        r.type = call.type, r.n = call.n, r.scale = scale_of(1.0);
+        for (r.first = begin; r.first < end; ++r.first)
+            if (call.masked[r.first]) {
+                r.x = static_cast<const char*>(call.x) + r.first * bytes;
+                kernels().race(r);
+            } else {
+                call.loss[r.first] = 0;
+                if (call.gradient)
+                    std::memset(static_cast<char*>(call.gradient) + r.first * bytes, 0, static_cast<size_t>(bytes));
+            }
     };
     return parallel_for(call.rows, rows_at_once(call.n), range, go_on);
 }

@@ -371,6 +371,15 @@ def test_the_largest_alone(compiled, dtype):
             nf.categorical(logits, NOISE, temperature=0)
 
 
+def test_scores_beyond_floats(compiled):
+    """Seen to fail: a race kept a token of its first group once a score overflowed a float."""
+    logits = logits_of((4, 1000), 3e37)
+    for temperature in (1e-3, 2.0**-60):
+        found = drawn(logits, NOISE, temperature=temperature)
+        with using("reference"):
+            assert drawn(logits, NOISE, temperature=temperature) == found
+
+
 def test_infinities(anywhere):
     logits = np.full((1, 3, 200), -np.inf, np.float32)
     logits[0, 0, [150, 180]] = np.inf
