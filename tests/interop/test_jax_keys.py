@@ -17,6 +17,7 @@ import pytest
 import noisefuse as nf
 from generated import LINEAR, normals
 from noisefuse import Noise
+from noisefuse.operations.draw import UNIT
 
 jax = pytest.importorskip("jax")
 import jax.numpy as jnp  # noqa: E402
@@ -61,6 +62,18 @@ def test_one_program_serves_all_keys(name, backend):
         for noise in OTHERS:
             assert same(run(X, noise), call(X, noise)), noise
     assert len(traces) == 1
+
+
+def test_no_trace_keeps_what_it_made():
+    """A table first used where JAX traces constants, too. Seen to fail: the program of the next call, which took the
+    tracer of the first one for its constant."""
+    dtype, x = jnp.float32, jnp.ones((2, 3))
+    UNIT.on_devices.clear()
+    loss = lambda a, noise: nf.noised(x, a, 0.5, noise).sum()  # noqa: E731
+    jax.jit(jax.grad(loss))(jnp.ones(2), N)
+    run = jax.jit(lambda noise: nf.randn(SHAPE, noise, dtype=dtype))
+    for noise in OTHERS:
+        assert same(run(noise), nf.randn(SHAPE, noise, dtype="float32"))
 
 
 def test_a_key_comes_back():

@@ -22,7 +22,7 @@ from ... import backends
 from ...arguments.calls import image_layout
 from ...call.description import Step
 from ...call.packed import CALL
-from ...ground.checks import lie_within
+from ...ground.checks import is_tracer, lie_within
 from ...language.noise import SAMPLES, STEPS, Noise
 from ...language.rows import Rows, Z
 from .calls import call_p
@@ -30,6 +30,12 @@ from .description import FIELDS, IDS, INDEX, ROWS, WEIGHTS, Described
 
 MOST, OFTEN = 256, 8
 _NAME = Struct("<4QI")  # a field begins with these: seed, sample, two that are unused, step
+
+
+def constant(numbers: Any) -> Any:
+    """Returns an array of JAX. The rules of a derivative are traced with their constants, which then nobody may keep."""
+    with jax.ensure_compile_time_eval():
+        return jnp.asarray(numbers)
 
 
 class Kept(dict[Any, Any]):
@@ -51,9 +57,8 @@ class Kept(dict[Any, Any]):
             return self.else_(key)
         if len(self) >= 4 * MOST:
             self.clear()
-        with jax.ensure_compile_time_eval():
-            made = self[key] = jnp.asarray(self.make(key))
-        return made
+        array = constant(self.make(key))
+        return array if is_tracer(array) else self.setdefault(key, array)
 
 
 class Given(NamedTuple):

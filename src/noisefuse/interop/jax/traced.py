@@ -285,10 +285,10 @@ def kept(rows: Rows, wide: bool) -> Any:
     numbers, key = rows.table if wide else rows.single, (-1, wide)  # CUDA devices count from 0
     if eager.is_in_mesh():
         return jnp.asarray(numbers)
-    if key not in rows.on_devices:
-        with jax.ensure_compile_time_eval():
-            rows.on_devices[key] = jnp.asarray(numbers)
-    return rows.on_devices[key]
+    if key in rows.on_devices:
+        return rows.on_devices[key]
+    array = eager.constant(numbers)
+    return array if is_tracer(array) else rows.on_devices.setdefault(key, array)
 
 
 def rows_at_times(make: Callable[[Any], Step], call: Step, t: Any) -> tuple[Any, Any]:
