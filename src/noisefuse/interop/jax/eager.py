@@ -33,7 +33,7 @@ _NAME = Struct("<4QI")  # a field begins with these: seed, sample, two that are 
 
 
 def constant(numbers: Any) -> Any:
-    """Returns an array of JAX. The rules of a derivative are traced with their constants, which then nobody may keep."""
+    """Returns an array of JAX, or a tracer, which nobody may keep: rules of a derivative trace their constants, too."""
     with jax.ensure_compile_time_eval():
         return jnp.asarray(numbers)
 
