@@ -61,6 +61,9 @@ def test_masks(options):
     assert equal(row(IDS[0], P[1]), nf.q_mask(IDS[0], P[1], N, 99, batched=False))
     with pytest.raises(ValueError, match="p: expected a number or a prefix of ids' shape"):
         jax.jit(lambda ids, p: nf.q_mask(ids, p, N, 99))(IDS, P[:3])
+    part = jax.jit(lambda ids, start: nf.q_mask(ids, 0.3, N.window(IDS.shape[1:], (start,)), 99))
+    whole = nf.q_mask(IDS, 0.3, N, 99)
+    assert equal(part(IDS[:, 2:4], 2), [one[:, 2:4] for one in whole])
 
 
 @pytest.mark.parametrize("kind", ["stratified", "shared", "independent"])

@@ -108,9 +108,10 @@ def frozen(index: Any, noise: Any) -> tuple[Any, Any]:
 
 
 class _Differentiable(torch.autograd.Function):
-    """Runs `run`, or `fast` in its place, with `gradient` as its backward pass, which may be differentiable itself. (A
-    forward pass with a
-    setup_context, which torch.func would need, takes four times torch's part of the time, and the backward pass twice.)
+    """Runs `run`, or `fast` in its place, with `gradient` as its backward pass, which may be differentiable itself.
+
+    A forward pass with a setup_context, which torch.func would need, takes four times torch's part of the time, and the
+    backward pass twice.
     """
 
     @staticmethod
