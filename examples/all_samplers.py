@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -66,8 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def menu() -> list[str]:
-    """Returns the names of all samplers that lead from noise to data."""
-    return [name for name in nf.samplers.__all__ if name.islower() and name != "ddim_inverse"]
+    """Returns the names of all samplers that lead from noise to data, of numbers, not of tokens."""
+    rules = {name: getattr(nf.samplers, name) for name in nf.samplers.__all__ if name.islower()}
+    return [name for name in rules if name != "ddim_inverse" and "prediction" in signature(rules[name]).parameters]
 
 
 def spiral(noise: nf.Noise, n: int = 2000) -> Array:
