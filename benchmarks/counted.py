@@ -180,7 +180,7 @@ def counts(kind: str, isa: str) -> dict[str, int]:
 
 
 def where(kind: str) -> dict[str, str]:
-    """What counts depend on, beside the code."""
+    """Returns what counts depend on, beside the code."""
     libraries = ("numpy",) if kind == "arrays" else ("numpy", "torch")
     return {"python": sys.version} | {name: metadata.version(name) for name in libraries}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user of torch writes in place of each public function: the shortest eager code, with torch's own generator.
+"""Each public function has torch's shortest eager code beside it here, with torch's own generator.
 
 A peer takes the arguments of the plain call (cliffs.py), tensors for arrays. Its noise is another, its work the same.
 Functions without a peer are compared with a plain `q_sample`.

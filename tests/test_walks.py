@@ -17,6 +17,7 @@ X = np.ones((2, 3, 8, 8), np.float32)
 IDS, P = np.full((2, 16), 3), np.array([0.2, 0.5])
 PATH, BRIDGE = nf.paths.linear(), nf.paths.brownian_bridge()
 MDLM, MASKS = nf.samplers.mdlm(steps=4, mask_id=50), np.full((2, 16), 50)
+DREAM = nf.samplers.dream(steps=4, mask_id=50)
 LOGITS = np.zeros((2, 16, 50), np.float32)
 
 
@@ -58,6 +59,8 @@ def of_logits(call):
 WALKS = {
     "plain": (lambda: lambda: nf.q_sample(X, 5, S, N), (3, 2, 1)),
     "step": (lambda: lambda: DDPM.step(2, X, X, N), (3, 1, 0)),
+    "randn_like": (lambda: lambda: nf.randn_like(X, N), (4, 3, 2)),
+    "randn_like of tensors": (lambda: of_tensor(lambda x: nf.randn_like(x, N)), (33, 9, 14)),
     "strided": (lambda: lambda: nf.q_sample(X[..., ::2], 5, S, N), (3, 2, 1)),
     "float times": (lambda: lambda: nf.q_sample(X, [0.2, 0.4], FLOW, N), (4, 4, 3)),
     "std (B,)": (lambda: lambda: nf.augment.gaussian(X, np.array([0.1, 0.2]), N), (25, 6, 15)),
@@ -66,6 +69,7 @@ WALKS = {
     "q_uniform": (lambda: lambda: nf.q_uniform(IDS, P, N, 50), (1, 1, 0)),
     "q_uniform of tensors": (lambda: of_ids(lambda ids, p: nf.q_uniform(ids, p, N, 50)), (3, 3, 2)),
     "a step of tokens": (lambda: lambda: MDLM.step(0, MASKS, LOGITS, N, MDLM.state()), (3, 1, 0)),
+    "a step of dream, by chance": (lambda: lambda: DREAM.step(0, MASKS, LOGITS, N, DREAM.state()), (3, 1, 0)),
     "a step of tokens, tensors": (
         lambda: of_logits(lambda x: MDLM.step(0, x[..., 0].long() + 50, x, N, MDLM.state())),
         (5, 3, 2),

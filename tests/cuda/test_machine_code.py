@@ -126,7 +126,7 @@ def test_arrays_of_more_than_two_to_the_32_elements(arch):
 @release
 @needs_nvcc
 def test_the_launch_code_over_machine_code():
-    """What test_cuda.py says of launches holds if they execute machine code: streams, devices, counters, the cache."""
+    """Launches that execute machine code pass test_cuda.py: streams, devices, counters, the cache."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not generated"]
     environment = {**os.environ, "STAND_IN_MACHINE_CODE": "90"}
     subprocess.run([*command, str(Path(__file__).with_name("test_cuda.py"))], env=environment, check=True)
@@ -401,7 +401,7 @@ ERRORS = {
 
 
 def gradient(x, schedule):
-    """Of a loss, whose weight one thread reads for all of its block."""
+    """It is looked for in a loss, whose weight one thread reads for all of its block."""
     weight = np.linspace(0.5, 2, 20)
     given = None, np.array([3, 7]), schedule, every_kernel.NOISE
     return nf.mse_loss_and_grad(x, *given, target="epsilon", weight=weight, out=x.copy())[1]

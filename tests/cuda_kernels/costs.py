@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the CUDA kernels cost, by their machine code, without a device.
+"""This measures what the CUDA kernels cost, by their machine code, without a device.
 
 In tests/: python -m cuda_kernels.costs > ../benchmarks/results/cuda-machine-code.md
 """

@@ -196,7 +196,7 @@ def smaller(a, b, which):
 
 
 def and_whether(v, p):
-    """Whether any bit is set, or p; and v."""
+    """Returns whether any bit is set, or p; and v."""
     return (v != 0) | p, v
 
 

@@ -239,7 +239,8 @@ MASKED = NoisyColumns(M, nf.Noise(7, step=2), image="input_ids", mask_id=MASK)
 
 @pytest.mark.parametrize("ids", [np.arange(13) * 1000, KEYS], ids=["ints", "strs"])
 def test_tokens_are_masked_by_their_ids(ids):
-    """What `discrete.times` and `q_mask` make of the same keys, in any batch. Planted: the noise of a row's place."""
+    """They are those of `discrete.times` and `q_mask` by the same keys, in any batch. Planted: the noise of a row's
+    place."""
     names = nf.Noise(7, step=2, sample=ids if ids.dtype.kind == "i" else [nf.augment.sample_id(key) for key in ids])
     t = nf.discrete.times(13, names, kind="independent").astype(np.float32)
     x_t, masked = nf.q_mask(TOKENS, M(t), names, mask_id=MASK)

@@ -42,7 +42,7 @@ Info: TypeAlias = Literal["log_prob", "log_prob_raw", "entropy", "margin", "rank
 
 
 class TokenInfo(NamedTuple, Generic[ArrayT]):
-    """What `categorical` tells of the tokens that it draws: arrays of the rows' shape, or None for what was not asked.
+    """It tells of the tokens that `categorical` draws: arrays of the rows' shape, or None for what was not asked.
 
     Attributes:
         log_prob: log of the token's probability in the distribution it was drawn from, float32.

@@ -32,10 +32,12 @@ MOST, OFTEN = 256, 8
 _NAME = Struct("<4QI")  # a field begins with these: seed, sample, two that are unused, step
 
 
-def constant(numbers: Any) -> Any:
-    """Returns an array of JAX, or a tracer, which nobody may keep: rules of a derivative trace their constants, too."""
+def keep(arrays: dict[Any, Any], key: Any, numbers: Any) -> Any:
+    """Returns an array of JAX, and keeps it under this key. Rules of a derivative trace their constants, too: such a
+    tracer is not kept."""
     with jax.ensure_compile_time_eval():
-        return jnp.asarray(numbers)
+        array = jnp.asarray(numbers)
+    return array if is_tracer(array) else arrays.setdefault(key, array)
 
 
 class Kept(dict[Any, Any]):
@@ -57,8 +59,7 @@ class Kept(dict[Any, Any]):
             return self.else_(key)
         if len(self) >= 4 * MOST:
             self.clear()
-        array = constant(self.make(key))
-        return array if is_tracer(array) else self.setdefault(key, array)
+        return keep(self, key, self.make(key))
 
 
 class Given(NamedTuple):

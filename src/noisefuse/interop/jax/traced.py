@@ -285,10 +285,8 @@ def kept(rows: Rows, wide: bool) -> Any:
     numbers, key = rows.table if wide else rows.single, (-1, wide)  # CUDA devices count from 0
     if eager.is_in_mesh():
         return jnp.asarray(numbers)
-    if key in rows.on_devices:
-        return rows.on_devices[key]
-    array = eager.constant(numbers)
-    return array if is_tracer(array) else rows.on_devices.setdefault(key, array)
+    arrays = rows.on_devices
+    return arrays[key] if key in arrays else eager.keep(arrays, key, numbers)
 
 
 def rows_at_times(make: Callable[[Any], Step], call: Step, t: Any) -> tuple[Any, Any]:
