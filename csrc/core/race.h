@@ -121,14 +121,16 @@ struct Race {
 };
 
 // Cross entropies of rows, and their gradient with respect to x: of row i, c (softmax - (1 at the token id)), with
-// c = weight upstream / n.
+// c = weight upstream / n. With the tokens `other` of x_t, divergences of rates in their place (docs/loss.md).
 struct CrossEntropy {
     int64_t rows, n;
     const void* x;
     const int64_t* id;
+    const int64_t* other;             // null: cross entropies
+    const double* p;                  // of uniform tokens; null: of a flow
     const uint8_t* masked;            // which rows count; the others have the loss 0
     const double *weight, *upstream;  // one for each row, or one for all where the step is 0
-    int64_t weight_step, upstream_step;
+    int64_t p_step, weight_step, upstream_step;
     double* loss;    // (rows), without weights
     void* gradient;  // of x's type, or null
     double mean_of;

@@ -139,22 +139,31 @@ PyObject* fast_categorical(PyObject*, PyObject* const* args, Py_ssize_t n) {
 
 namespace {
 
-// The rows that count, and their tokens: copies, as the gradient may be written where they lie.
+// The rows that count, and their tokens, and those of x_t: copies, as the gradient may be written where they lie.
 struct FastLabels {
     std::vector<uint8_t> counts;
-    std::vector<int64_t> ids;
+    std::vector<int64_t> ids, others;
 
-    bool parse(PyObject* tokens, PyObject* masked, const FastLogits& logits) {
-        FastArray given, bools;
-        if (!given.read(tokens) || !is_token(given.v.kind) || !given.v.same_shape(logits.shape) ||
-            given.v.is_tensor > logits.shape.is_tensor || !take_bools(masked, logits.shape, bools))
-            return false;
-        counts.assign(static_cast<size_t>(logits.rows), 1), ids.resize(counts.size());
-        of_tokens(given.v, [&](auto* first) { std::copy_n(first, ids.size(), ids.begin()); });
+    bool parse(PyObject* tokens, PyObject* masked, PyObject* x_t, const FastLogits& logits) {
+        FastArray bools;
+        if (!take_bools(masked, logits.shape, bools)) return false;
+        counts.assign(static_cast<size_t>(logits.rows), 1);
         if (bools.v.data)
             std::transform(bools.v.data, bools.v.data + logits.rows, counts.begin(), [](char c) { return c != 0; });
+        return take(tokens, logits, ids) && (x_t == Py_None || take(x_t, logits, others));
+    }
+
+  private:
+    bool take(PyObject* tokens, const FastLogits& logits, std::vector<int64_t>& found) const {
+        FastArray given;
+        if (!given.read(tokens) || !is_token(given.v.kind) || !given.v.same_shape(logits.shape) ||
+            given.v.is_tensor > logits.shape.is_tensor)
+            return false;
+        found.resize(counts.size());
+        of_tokens(given.v, [&](auto* first) { std::copy_n(first, found.size(), found.begin()); });
         bool good = true;
-        for (size_t row = 0; row < ids.size(); ++row) good &= !counts[row] || (ids[row] >= 0 && ids[row] < logits.n);
+        for (size_t row = 0; row < found.size(); ++row)
+            good &= !counts[row] || (found[row] >= 0 && found[row] < logits.n);
         return good;
     }
 };
@@ -180,19 +189,21 @@ void weigh(const CrossEntropy& call, bool each, std::vector<double>& found) {
 
 }  // namespace
 
-// masked_cross_entropy(logits, ids, masked, weight, each, upstream, grad), or NotImplemented: the loss, or (loss,
-// gradient), where grad is None, an array, or True: make it.
+// masked_cross_entropy(logits, ids, masked, weight, each, upstream, grad, x_t, p), or NotImplemented: the loss, or
+// (loss, gradient), where grad is None, an array, or True: make it. With x_t, not None, a rate_loss.
 PyObject* fast_cross_entropy(PyObject*, PyObject* const* args, Py_ssize_t n) {
-    if (n != 7) return PyErr_Format(PyExc_TypeError, "masked_cross_entropy: expected 7 arguments, got %zd", n);
+    if (n != 9) return PyErr_Format(PyExc_TypeError, "masked_cross_entropy: expected 9 arguments, got %zd", n);
     try {
         FastLogits logits;
         FastLabels labels;
-        FastReals weight, upstream;
+        FastReals weight, upstream, p;
         FastOutputs outputs;
         Call written{};
         const View& x = logits.array.v;
         const bool each = args[4] == Py_True;
-        if (!logits.read(args[0]) || !labels.parse(args[1], args[2], logits) ||
+        const bool has_p = args[8] != Py_None;
+        if (!logits.read(args[0]) || !labels.parse(args[1], args[2], args[7], logits) ||
+            (has_p && (!take_of_rows(args[8], logits, p) || !p.within(0x1p-32, 1))) ||
             !take_of_rows(args[3], logits, weight) || !weight.within(0, INFINITY) ||
             !take_of_rows(args[5], logits, upstream) || (!each && upstream.ndim))
             return declined();
@@ -207,6 +218,8 @@ PyObject* fast_cross_entropy(PyObject*, PyObject* const* args, Py_ssize_t n) {
         call.rows = logits.rows, call.n = logits.n;
         call.x = x.data, call.type = dtype(x.kind);
         call.id = labels.ids.data(), call.masked = labels.counts.data();
+        if (args[7] != Py_None) call.other = labels.others.data();
+        if (has_p) call.p = p.values.get(), call.p_step = p.count > 1;
         call.weight = weight.values.get(), call.weight_step = weight.count > 1;
         call.upstream = upstream.values.get(), call.upstream_step = upstream.count > 1;
         call.mean_of = each ? 1 : static_cast<double>(logits.rows);

@@ -37,14 +37,15 @@ if TYPE_CHECKING:
     from .tokens.categorical import categorical
     from .tokens.cross_entropy import masked_cross_entropy, masked_cross_entropy_and_grad
     from .tokens.forward import q_mask, q_transition, q_uniform
+    from .tokens.rate_loss import rate_loss, rate_loss_and_grad
 
 __all__ = [
     "NOISE_VERSION", "DiscreteSampler", "Noise", "Row", "Sampler", "Schedule", "Tableau", "TokenRow", "TokenTable",
     "audit", "augment", "categorical", "density", "discrete", "fields", "get_include", "info", "interpolate",
     "interpolate_loss", "interpolate_loss_and_grad", "masked_cross_entropy", "masked_cross_entropy_and_grad",
     "mse_loss", "mse_loss_and_grad", "mse_loss_grad", "noised", "paths", "philox4x32", "q_mask", "q_sample", "q_step",
-    "q_transition", "q_uniform", "q_walk", "randn", "randn_like", "samplers", "set_num_threads", "uniform", "update",
-    "use_backend", "weights",
+    "q_transition", "q_uniform", "q_walk", "randn", "randn_like", "rate_loss", "rate_loss_and_grad", "samplers",
+    "set_num_threads", "uniform", "update", "use_backend", "weights",
 ]  # fmt: skip
 
 # What not every program needs is loaded when it is asked for.
@@ -61,6 +62,8 @@ _HOMES = {
     "q_mask": "tokens.forward",
     "q_transition": "tokens.forward",
     "q_uniform": "tokens.forward",
+    "rate_loss": "tokens.rate_loss",
+    "rate_loss_and_grad": "tokens.rate_loss",
 }
 _MODULES = ("augment", "density", "discrete", "fields", "legacy", "numba", "samplers", "weights")
 lazy(__name__, _MODULES, [*__all__, "__version__", "interop"], _HOMES)

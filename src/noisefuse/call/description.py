@@ -255,15 +255,19 @@ class Race(NamedTuple):
 
 
 class CrossEntropy(NamedTuple):
-    """A call for -log softmax(x)[id] of rows, and its gradient w g / n (softmax - 1 at the id): docs/loss.md."""
+    """A call for -log softmax(x)[id] of rows, and its gradient w g / n (softmax - 1 at the id), or, with the tokens
+    `other` of x_t, for the divergences of rates in their place: docs/loss.md."""
 
     rows: int
     n: int  # tokens
     x: Array  # (rows, n) of LOGITS
     id: NDArray[np.int64]  # (rows,)
+    other: NDArray[np.int64] | None  # (rows,); None: cross entropies
+    p: NDArray[np.float64] | None  # (1,) or (rows,), of uniform tokens; None: of a flow
     masked: NDArray[np.bool_]  # (rows,): which rows count
     weight: NDArray[np.float64]  # (1,) or (rows,)
     upstream: NDArray[np.float64]  # (1,) or (rows,): the gradient with respect to the losses
+    p_step: int
     weight_step: int
     upstream_step: int
     loss: NDArray[np.float64]  # (rows,): without weights; 0 of rows that do not count

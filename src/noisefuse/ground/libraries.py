@@ -159,6 +159,8 @@ class Library:
     categorical: Callable[..., Any] = on_views("categorical")
     masked_cross_entropy: Callable[..., Any] = on_views("masked_cross_entropy")
     masked_cross_entropy_and_grad: Callable[..., Any] = on_views("masked_cross_entropy_and_grad")
+    rate_loss: Callable[..., Any] = on_views("rate_loss")
+    rate_loss_and_grad: Callable[..., Any] = on_views("rate_loss_and_grad")
     mse_loss: Callable[..., Any] = on_views("mse_loss")
     mse_loss_and_grad: Callable[..., Any] = on_views("mse_loss_and_grad")
     mse_loss_grad: Callable[..., Any] = on_views("mse_loss_grad")

@@ -13,7 +13,7 @@ from ..arguments.arrays import as_array, as_numbers, contiguous, count, of_sampl
 from ..arguments.options import fast_path
 from ..arguments.types import Array, ArrayT, Like, Reduction
 from ..call.description import TOKENS, CrossEntropy
-from ..ground.checks import check_choice, check_integer
+from ..ground.checks import check_choice, check_integer, lie_within
 from ..ground.float_mode import float_mode
 from ..ground.libraries import library_of
 from ..language.levels import LOGITS
@@ -68,12 +68,12 @@ def masked_cross_entropy(
     fast = backends.fast_cross_entropy if other is None else fast_path(other, "fast_cross_entropy")
     if fast is not None and reduction in ("mean", "none"):
         given = 1.0 if weight is None else weight
-        done = fast(logits, ids, masked, given, reduction == "none", 1.0, None)
+        done = fast(logits, ids, masked, given, reduction == "none", 1.0, None, None, None)
         if done is not NotImplemented:
             return done
     if other is not None:
         return other.masked_cross_entropy(logits, ids, masked, weight, reduction=reduction)
-    return _checked(logits, ids, masked, weight, reduction)[0]
+    return checked(logits, ids, masked, weight, reduction)[0]
 
 
 @overload
@@ -121,13 +121,14 @@ def masked_cross_entropy_and_grad(
     fast = backends.fast_cross_entropy if other is None else fast_path(other, "fast_cross_entropy")
     if fast is not None and reduction in ("mean", "none"):
         given = 1.0 if weight is None else weight
-        done = fast(logits, ids, masked, given, reduction == "none", upstream, True if out is None else out)
+        grad = True if out is None else out
+        done = fast(logits, ids, masked, given, reduction == "none", upstream, grad, None, None)
         if done is not NotImplemented:
             return done
     if other is not None:
         options: dict[str, Any] = {"reduction": reduction, "upstream": upstream, "out": out}
         return other.masked_cross_entropy_and_grad(logits, ids, masked, weight, **options)
-    return _checked(logits, ids, masked, weight, reduction, upstream, True if out is None else out)
+    return checked(logits, ids, masked, weight, reduction, upstream, True if out is None else out)
 
 
 def _counted(ids: Any, masked: Any, ignore_index: Any) -> Any:
@@ -137,22 +138,29 @@ def _counted(ids: Any, masked: Any, ignore_index: Any) -> Any:
     return kept if masked is None else kept & masked
 
 
-def _checked(
-    logits: Any, ids: Any, masked: Any, weight: Any, reduction: Reduction, upstream: Any = 1.0, grad: Any = None
-) -> tuple[Any, Any]:
-    """Returns the loss, and its gradient if it is wanted: grad is its array, or True for a new one."""
+def checked(
+    logits: Any, ids: Any, masked: Any, weight: Any, reduction: Reduction, upstream: Any = 1.0, grad: Any = None,
+    x_t: Any = None, p: Any = None,
+) -> tuple[Any, Any]:  # fmt: skip
+    """Returns the loss, and its gradient if it is wanted: grad is its array, or True for a new one. With x_t it is a
+    `rate_loss`."""
     check_choice("reduction", reduction, get_args(Reduction))
     x = as_array("logits", logits, LOGITS)
     if on_device(x):
-        raise NotImplementedError(
-            "logits: masked_cross_entropy has no kernel for CUDA devices; copy them to host memory"
-        )
+        name = "masked_cross_entropy" if x_t is None else "rate_loss"
+        raise NotImplementedError(f"logits: {name} has no kernel for CUDA devices; copy them to host memory")
     if not x.ndim or not 1 <= x.shape[-1] <= TOKENS:
         raise ValueError(f"logits: expected 1 to 2^20 tokens in the last axis, got shape {x.shape}")
     rows, n = x.shape[:-1], x.shape[-1]
     size = count(rows)
-    counts = np.ones(size, np.bool_) if masked is None else _bools("masked", masked, rows)
-    tokens = _ids(ids, rows, counts, n)
+    of_rates = x_t is not None
+    counts = np.ones(size, np.bool_) if masked is None else _bools("where" if of_rates else "masked", masked, rows)
+    tokens = _ids("ids", ids, rows, counts, n)
+    others = _ids("x_t", x_t, rows, counts, n) if of_rates else None
+    share = None if p is None else _numbers("p", p, rows)
+    if share is not None and not lie_within(share, 2.0**-32, 1.0):
+        first = share[~((share >= 2.0**-32) & (share <= 1))][0]
+        raise ValueError(f"p: expected numbers from 2^-32 to 1, got {first}")
     weights = _numbers("weight", 1.0 if weight is None else weight, rows)
     if not (weights >= 0).all():
         raise ValueError(f"weight: expected numbers >= 0, got {weights[~(weights >= 0)][0]}")
@@ -164,8 +172,8 @@ def _checked(
     losses = np.empty(size)
     mean_of = size if reduction == "mean" else 1
     call = CrossEntropy(
-        size, n, source, tokens, counts, weights, above, len(weights) > 1, len(above) > 1, losses,
-        None if gradient is None else gradient.reshape(size, n), float(mean_of), x.dtype,
+        size, n, source, tokens, others, share, counts, weights, above, share is not None and len(share) > 1,
+        len(weights) > 1, len(above) > 1, losses, None if gradient is None else gradient.reshape(size, n), float(mean_of), x.dtype,
     )  # fmt: skip
     if size:
         backends.current().run(call)
@@ -195,14 +203,14 @@ def _numbers(name: str, value: Any, rows: tuple[int, ...]) -> NDArray[np.float64
     )
 
 
-def _ids(ids: Any, rows: tuple[int, ...], counts: NDArray[np.bool_], n: int) -> NDArray[np.int64]:
-    array = as_numbers("ids", ids)
+def _ids(name: str, ids: Any, rows: tuple[int, ...], counts: NDArray[np.bool_], n: int) -> NDArray[np.int64]:
+    array = as_numbers(name, ids)
     if array.dtype.kind not in "iu":
-        raise TypeError(f"ids: expected integers, got {array.dtype}")
+        raise TypeError(f"{name}: expected integers, got {array.dtype}")
     if array.shape != rows:
-        raise ValueError(f"ids: expected shape {rows}, got {array.shape}")
+        raise ValueError(f"{name}: expected shape {rows}, got {array.shape}")
     flat = array.flatten()  # kernels read the numbers that are checked
     bad = counts & ((flat < 0) | (flat >= n))
     if bad.any():
-        raise IndexError(f"ids: {flat[bad][0]} is out of range: expected 0 <= id < {n}")
+        raise IndexError(f"{name}: {flat[bad][0]} is out of range: expected 0 <= id < {n}")
     return flat.astype(np.int64, copy=False)

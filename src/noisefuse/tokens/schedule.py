@@ -41,18 +41,22 @@ class MaskSchedule:
             return library_of(t).on_host(self, t, t.shape)  # type: ignore[union-attr]
         return np.asarray(np.clip(self.p(_times(t)), 0.0, 1.0))
 
-    def weight(self, t: ArrayLike, kind: Literal["inverse", "elbo"] = "inverse") -> NDArray[np.float64]:
-        """Returns the weight of a masked token in the loss at times t: 1 / p, or with "elbo" p' / p.
+    def weight(self, t: ArrayLike, kind: Literal["inverse", "elbo", "uniform"] = "inverse") -> NDArray[np.float64]:
+        """Returns the weight of a masked token in the loss at times t: 1 / p, or with "elbo" p' / p, and with "uniform"
+        p' / (1 - p).
 
         1 / p is LLaDA's weight (Nie et al. 2025, equation 3). p' / p = -alpha' / (1 - alpha) makes the loss the
         negative evidence lower bound for uniform times (Sahoo et al. 2024, equation 10); for p = t both are 1 / t.
-        Where p is 0 nothing is masked, and the weight is infinite.
+        Where p is 0 nothing is masked, and the weight is infinite. p' / (1 - p) = -alpha' / alpha makes `rate_loss` of
+        uniform tokens that bound; it is infinite where p is 1.
         """
-        check_choice("kind", kind, ("inverse", "elbo"))
+        check_choice("kind", kind, ("inverse", "elbo", "uniform"))
         if is_tracer(t):
             return library_of(t).on_host(partial(self.weight, kind=kind), t, t.shape)  # type: ignore[union-attr]
         with np.errstate(divide="ignore"):
-            return np.asarray((1.0 if kind == "inverse" else self.slope(_times(t))) / self(t))
+            p = self(t)
+            rate = 1.0 if kind == "inverse" else self.slope(_times(t))
+            return np.asarray(rate / (1 - p if kind == "uniform" else p))
 
     def sigma(self, t: ArrayLike) -> NDArray[np.float64]:
         """Returns the noise sigma = -ln(1 - p) at times t, which networks of MDLM and SEDD are told; infinite where p

@@ -41,7 +41,13 @@ with needs(__name__, "jax"):
 from ..jax_keys import Wide
 from . import eager
 from .augment import augmented
-from .categories import categorical, masked_cross_entropy, masked_cross_entropy_and_grad
+from .categories import (
+    categorical,
+    masked_cross_entropy,
+    masked_cross_entropy_and_grad,
+    rate_loss,
+    rate_loss_and_grad,
+)
 from .description import WALKS
 from .eager import fast_random, fast_row
 from .floats import SPEC
@@ -335,6 +341,7 @@ library: Library = Library(
     noised=noised, on_host=on_host, q_mask=q_mask, q_sample=q_sample, q_step=q_step, q_walk=q_walk, update=update,
     categorical=categorical,
     masked_cross_entropy=masked_cross_entropy, masked_cross_entropy_and_grad=masked_cross_entropy_and_grad,
+    rate_loss=rate_loss, rate_loss_and_grad=rate_loss_and_grad,
     mse_loss=mse_loss, mse_loss_and_grad=mse_loss_and_grad, mse_loss_grad=mse_loss_grad, log_prob=log_prob,
     log_prob_grad=log_prob_grad, kl=kl, kl_grad=kl_grad, augmented=augmented,
     update_with_log_prob=update_with_log_prob,

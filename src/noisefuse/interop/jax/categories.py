@@ -98,67 +98,79 @@ def _kept(value: Any) -> Any:
 # ---- cross entropies ---------------------------------------------------------------------------------------
 
 
-def masked_cross_entropy(*given: Any, reduction: Any) -> Any:
-    return _loss(given, reduction, 1.0, False)[0]
+_COUNTS = {"masked_cross_entropy": "masked", "rate_loss": "where"}  # what says which rows count
 
 
-def masked_cross_entropy_and_grad(*given: Any, reduction: Any, upstream: Any, out: Any) -> Any:
-    if out is not None:
-        raise TypeError("out: expected None, as arrays of JAX are not written to")
-    return tuple(_loss(given, reduction, upstream, True))
+def _value(name: str) -> Any:
+    """Returns the function of JAX's arrays with this name, and that of the pair with its gradient."""
+    arguments = {"masked_cross_entropy": ("ids", "masked", "weight"), "rate_loss": ("ids", "x_t", "p", "weight")}[name]
+
+    def loss(*given: Any, **options: Any) -> Any:
+        return _loss(name, dict(zip(("logits", *arguments), given, strict=True)) | options, 1.0, False)[0]
+
+    def loss_and_grad(*given: Any, upstream: Any, out: Any, **options: Any) -> Any:
+        if out is not None:
+            raise TypeError("out: expected None, as arrays of JAX are not written to")
+        return tuple(_loss(name, dict(zip(("logits", *arguments), given, strict=True)) | options, upstream, True))
+
+    return loss, loss_and_grad
 
 
-def _loss(given: tuple[Any, ...], reduction: Any, upstream: Any, wanted: bool) -> Any:
+masked_cross_entropy, masked_cross_entropy_and_grad = _value("masked_cross_entropy")
+rate_loss, rate_loss_and_grad = _value("rate_loss")
+
+
+def _loss(function: str, named: dict[str, Any], upstream: Any, wanted: bool) -> Any:
     """Returns the loss, and its gradient if it is wanted."""
-    named = dict(zip(("logits", "ids", "masked", "weight"), given, strict=True)) | {"upstream": upstream}
+    named["upstream"] = upstream
     arrays = {name: x for name, x in named.items() if isinstance(x, jax.Array)}
-    fixed = {name: _kept(x) for name, x in named.items() if name not in arrays} | {"reduction": reduction}
+    fixed = {name: _kept(x) for name, x in named.items() if name not in arrays}
     if not any(map(is_tracer, arrays.values())):
-        return [jnp.asarray(x) for x in _on_host(fixed, wanted, arrays)]
-    zeros = {name: np.zeros(x.shape, x.dtype) for name, x in arrays.items()}  # no row is read
-    nf.masked_cross_entropy_and_grad(**fixed | {"masked": np.False_} | zeros)
-    return _differentiable(fixed, wanted)(arrays)
+        return [jnp.asarray(x) for x in _on_host(function, fixed, wanted, arrays)]
+    zeros = {name: (np.ones if name == "p" else np.zeros)(x.shape, x.dtype) for name, x in arrays.items()}
+    getattr(nf, f"{function}_and_grad")(**fixed | {_COUNTS[function]: np.False_} | zeros)  # no row is read
+    return _differentiable(function, fixed, wanted)(arrays)
 
 
-def _on_host(fixed: dict[str, Any], wanted: bool, arrays: dict[str, Any]) -> list[Any]:
+def _on_host(function: str, fixed: dict[str, Any], wanted: bool, arrays: dict[str, Any]) -> list[Any]:
     """Returns the loss, and its gradient if it is wanted."""
     options: Any = fixed | {name: np.asarray(x) for name, x in arrays.items()}
     if not wanted:
         del options["upstream"]
-        return [np.asarray(nf.masked_cross_entropy(**options), np.float32)]
-    loss, gradient = nf.masked_cross_entropy_and_grad(**options)
+        return [np.asarray(getattr(nf, function)(**options), np.float32)]
+    loss, gradient = getattr(nf, f"{function}_and_grad")(**options)
     return [np.asarray(loss, np.float32), gradient]
 
 
-def _called(fixed: dict[str, Any], wanted: bool, arrays: dict[str, Any]) -> Any:
+def _called(function: str, fixed: dict[str, Any], wanted: bool, arrays: dict[str, Any]) -> Any:
     logits = arrays["logits"]
     shapes = [jax.ShapeDtypeStruct(logits.shape[:-1] if fixed["reduction"] == "none" else (), np.float32)]
     if wanted:
         shapes.append(jax.ShapeDtypeStruct(logits.shape, logits.dtype))
-    return jax.pure_callback(partial(_on_host, fixed, wanted), shapes, arrays, vmap_method="sequential")
+    return jax.pure_callback(partial(_on_host, function, fixed, wanted), shapes, arrays, vmap_method="sequential")
 
 
-def _differentiable(fixed: dict[str, Any], wanted: bool) -> Any:
+def _differentiable(function: str, fixed: dict[str, Any], wanted: bool) -> Any:
     """Returns the call. The gradient of the mean comes with the loss, for an upstream gradient of 1; another one makes
     a second pass, as the gradient is rounded to the logits' dtype."""
-    call: Any = jax.custom_vjp(partial(_called, fixed, wanted))
+    call: Any = jax.custom_vjp(partial(_called, function, fixed, wanted))
 
     def forward(arrays: dict[str, Any]) -> Any:
         for name, x in arrays.items():
             if name != "logits" and x.perturbed:
-                message = f"{name}: masked_cross_entropy has no derivative with respect to it: use lax.stop_gradient"
+                message = f"{name}: {function} has no derivative with respect to it: use lax.stop_gradient"
                 raise NotImplementedError(message)
         if wanted:
-            raise NotImplementedError("the gradient has no derivative: use jax.grad of masked_cross_entropy")
+            raise NotImplementedError(f"the gradient has no derivative: use jax.grad of {function}")
         values = {name: x.value for name, x in arrays.items()}
-        loss, *early = _called(fixed, fixed["reduction"] == "mean", values)
+        loss, *early = _called(function, fixed, fixed["reduction"] == "mean", values)
         return [loss], (values, early)
 
     def backward(kept: Any, above: Any) -> Any:
         values, early = kept
 
         def again() -> Any:
-            return _called(fixed, True, values | {"upstream": above[0]})[1]
+            return _called(function, fixed, True, values | {"upstream": above[0]})[1]
 
         made = jax.lax.cond(above[0] == 1, lambda: early[0], again) if early else again()
         return ({name: made if name == "logits" else None for name in values},)

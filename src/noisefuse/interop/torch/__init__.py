@@ -7,7 +7,7 @@ imports only those below it:
     torch       the operations, and the library that `interop` registers
     loss        mse_loss
     tokens      operations on tokens
-    categories  categorical, masked_cross_entropy
+    categories  categorical, masked_cross_entropy, rate_loss
     density     log-densities of steps
     graph       autograd and torch.compile, of any operation
     arrays      tensors as arrays, devices and streams
@@ -53,7 +53,13 @@ from .arrays import (
     to_numpy,
     write,
 )
-from .categories import categorical, masked_cross_entropy, masked_cross_entropy_and_grad
+from .categories import (
+    categorical,
+    masked_cross_entropy,
+    masked_cross_entropy_and_grad,
+    rate_loss,
+    rate_loss_and_grad,
+)
 from .density import as_given, inputs_of, kl, kl_grad, log_prob, log_prob_grad, update_with_log_prob
 from .graph import (
     Operation,
@@ -381,6 +387,7 @@ library: Library = Library(
     log_prob=log_prob, log_prob_grad=log_prob_grad, kl=kl, kl_grad=kl_grad,
     augmented=augmented, update_with_log_prob=update_with_log_prob,
     in_graph=in_graph, categorical=categorical, masked_cross_entropy=masked_cross_entropy,
-    masked_cross_entropy_and_grad=masked_cross_entropy_and_grad, view=view, from_numpy=from_numpy, written=written,
+    masked_cross_entropy_and_grad=masked_cross_entropy_and_grad, rate_loss=rate_loss,
+    rate_loss_and_grad=rate_loss_and_grad, view=view, from_numpy=from_numpy, written=written,
     token_log_prob=token_log_prob, on_device=on_device,
 )  # fmt: skip

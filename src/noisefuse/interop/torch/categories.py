@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -132,13 +133,34 @@ def _(
 
 
 def masked_cross_entropy(logits: Any, ids: Any, masked: Any, weight: Any, *, reduction: Any) -> Any:
+    named = {"logits": logits, "ids": ids, "masked": masked, "weight": weight}
+    return _loss("masked_cross_entropy", named, {"reduction": reduction})
+
+
+def rate_loss(logits: Any, ids: Any, x_t: Any, p: Any, weight: Any, *, where: Any, reduction: Any) -> Any:
+    named = {"logits": logits, "ids": ids, "x_t": x_t, "p": p, "weight": weight, "where": where}
+    return _loss("rate_loss", named, {"reduction": reduction} | ({"p": None} if p is None else {}))
+
+
+def masked_cross_entropy_and_grad(logits: Any, ids: Any, masked: Any, weight: Any, **options: Any) -> Any:
+    named = {"logits": logits, "ids": ids, "masked": masked, "weight": weight}
+    return _loss_and_grad("masked_cross_entropy", named, **options)
+
+
+def rate_loss_and_grad(logits: Any, ids: Any, x_t: Any, p: Any, weight: Any, *, where: Any, **options: Any) -> Any:
+    named = {"logits": logits, "ids": ids, "x_t": x_t, "p": p, "weight": weight, "where": where}
+    return _loss_and_grad("rate_loss", named, **options | ({"p": None} if p is None else {}))
+
+
+def _loss(name: str, named: dict[str, Any], options: dict[str, Any]) -> Any:
+    logits = named["logits"]
     watched = is_watched((logits,)) and not is_compiling()
     make = torch.tensor if watched else torch.as_tensor  # the caller may overwrite an array before the backward pass
-    given = _given(logits, ids, masked, weight, make)
+    given = _given(named, make)
     if watched:
         check_memory("logits", logits)
-        return differentiable_once("masked_cross_entropy", given, {"reduction": reduction}, _gradient)
-    fields, tensors = _cross_entropy(given, reduction)
+        return differentiable_once(name, given, options, partial(_gradient, name))
+    fields, tensors = _cross_entropy(name, given, options)
     return (
         compiled(CrossEntropy, fields, 0, tensors, None)[0]
         if is_compiling()
@@ -146,44 +168,42 @@ def masked_cross_entropy(logits: Any, ids: Any, masked: Any, weight: Any, *, red
     )
 
 
-def _gradient(**given: Any) -> Tensor:
-    gradient: Tensor = nf.masked_cross_entropy_and_grad(**given)[1]
+def _gradient(name: str, **given: Any) -> Tensor:
+    gradient: Tensor = getattr(nf, f"{name}_and_grad")(**given)[1]
     return gradient
 
 
-def masked_cross_entropy_and_grad(
-    logits: Any, ids: Any, masked: Any, weight: Any, *, reduction: Any, upstream: Any, out: Any
-) -> Any:
+def _loss_and_grad(name: str, named: dict[str, Any], *, upstream: Any, out: Any, **options: Any) -> Any:
     if is_compiling():
-        options = {"reduction": reduction, "upstream": upstream, "out": out}
-        return internals.untraced(masked_cross_entropy_and_grad, logits, ids, masked, weight, **options)
+        return internals.untraced(_loss_and_grad, name, named, upstream=upstream, out=out, **options)
     check_no_gradient(upstream=upstream)
-    check_unwatched("logits", logits)
-    fields, tensors = _cross_entropy(_given(logits, ids, masked, weight), reduction)
+    check_unwatched("logits", named["logits"])
+    fields, tensors = _cross_entropy(name, _given(named), options)
     return CrossEntropy(*fields).value(tensors, upstream, True if out is None else out)
 
 
-def _given(logits: Any, ids: Any, masked: Any, weight: Any, make: Any = torch.as_tensor) -> dict[str, Tensor]:
+def _given(named: dict[str, Any], make: Any = torch.as_tensor) -> dict[str, Tensor]:
     """Returns the arguments that are given, as tensors."""
-    check_no_gradient(weight=weight)
-    given = {"logits": logits}
-    for name, x in (("ids", ids), ("masked", masked), ("weight", weight)):
+    numbers = {name: named[name] for name in ("weight", "p") if name in named}
+    check_no_gradient(**numbers)
+    given = {}
+    for name, x in named.items():
         if isinstance(x, Tensor):
             given[name] = x
         elif x is not None:  # torch would round Python's floats to float32
-            given[name] = make(
-                x, dtype=torch.float64 if name == "weight" and isinstance(x, float | list | tuple) else None
-            )
+            given[name] = make(x, dtype=torch.float64 if name in numbers and isinstance(x, float | list | tuple) else None)
     return given
 
 
-def _cross_entropy(given: dict[str, Tensor], reduction: Any) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
+def _cross_entropy(
+    name: str, given: dict[str, Tensor], options: dict[str, Any]
+) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
     """Returns the fields of a CrossEntropy, and its tensors."""
-    return (None, "masked_cross_entropy", (("reduction", reduction),), tuple(given), 1), tuple(given.values())
+    return (None, name, tuple(options.items()), tuple(given), 1), tuple(given.values())
 
 
 class CrossEntropy(Operation):
-    """masked_cross_entropy. Slots are logits, ids, and masked and weight, if they are present."""
+    """masked_cross_entropy or rate_loss. Slots are the logits, and what else is given."""
 
     def results(self, tensors: Sequence[Tensor]) -> list[tuple[tuple[int, ...], torch.dtype]]:
         none = dict(self.options)["reduction"] == "none"
@@ -199,10 +219,10 @@ class CrossEntropy(Operation):
         given = {name: _read(name, x) for name, x in zip(self.slots, tensors, strict=True) if name != "logits"}
         given |= dict(self.options)
         if grad is None:
-            return torch.as_tensor(nf.masked_cross_entropy(values, **given), dtype=torch.float32), None
+            return torch.as_tensor(getattr(nf, self.name)(values, **given), dtype=torch.float32), None
         out = None if grad is True else grad
         options = {"upstream": _read("upstream", upstream), "out": write("out", out, place, logits.dtype)}
-        loss, gradient = nf.masked_cross_entropy_and_grad(values, **given, **options)
+        loss, gradient = getattr(nf, f"{self.name}_and_grad")(values, **given, **options)
         return torch.as_tensor(loss, dtype=torch.float32), as_tensor(gradient, out, logits.dtype)
 
     def gradient(
