@@ -115,6 +115,7 @@ _OF_BYTES: dict[str, Make] = {"x": _levels}
 _OF_PATHS: dict[str, Make] = {"t": lambda shape: 0.3}
 _OF_VELOCITY: dict[str, Make] = _OF_PATHS | {"target": lambda shape: "velocity"}
 _OF_ROWS: dict[str, Make] = {"ids": lambda shape: np.zeros(_logits(shape).shape[0], np.int64)}
+_OF_RATES = _OF_ROWS | {"x_t": lambda shape: np.ones(_logits(shape).shape[0], np.int64), "p": lambda shape: 0.5}
 _OF_NOISE: dict[str, Make] = {"noise": lambda shape: N}
 _TOP_K: dict[str, Make] = {"top_k": lambda shape: 5}
 _TOP_P: dict[str, Make] = {"top_p": lambda shape: 0.9}
@@ -141,6 +142,8 @@ OF: dict[str, dict[str, Make]] = {
     "q_walk": {"schedule": lambda shape: WALK, "keep": lambda shape: [4]},
     "masked_cross_entropy": _OF_ROWS,
     "masked_cross_entropy_and_grad": _OF_ROWS,
+    "rate_loss": _OF_RATES,
+    "rate_loss_and_grad": _OF_RATES,
     "categorical, temperature 0": {"temperature": lambda shape: 0.0},
     "categorical, confident": {"logits": _confident},
     "categorical, flat": {"logits": _flat},

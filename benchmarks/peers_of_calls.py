@@ -7,6 +7,7 @@ Functions without a peer are compared with a plain `q_sample`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -67,6 +68,23 @@ def peers(torch: Any) -> dict[str, Callable[..., Any]]:
     def cross_entropy_and_grad(logits: Any, ids: Any) -> Any:
         logits = logits.detach().requires_grad_()
         loss = functional.cross_entropy(logits, ids)
+        return loss, torch.autograd.grad(loss, logits)
+
+    def rates(logits: Any, ids: Any, x_t: Any, p: float) -> Any:
+        """The terms of Duo's loss."""
+        v, same = logits.shape[-1], (ids == x_t).float()
+        bar = v * (1 - p) * logits.softmax(-1) + p
+        at, of_clean = (bar.gather(-1, one[:, None])[:, 0] for one in (x_t, ids))
+        share = p / (v * (1 - p) + p)
+        first = v * (1 / (p + v * (1 - p) * same) - 1 / at)
+        second = (same * share + 1 - same) * (bar.log().sum(-1) - v * at.log())
+        third = v * (1 - p) / p * (of_clean.log() - at.log()) * (1 - same)
+        offset = ((v - 1) * share * same - (1 - same) / share) * math.log(share)
+        return -(first + second + third - offset).mean() / v
+
+    def rates_and_grad(logits: Any, ids: Any, x_t: Any, p: float) -> Any:
+        logits = logits.detach().requires_grad_()
+        loss = rates(logits, ids, x_t, p)
         return loss, torch.autograd.grad(loss, logits)
 
     def with_noise_of(x: Any, sizes: tuple[int, ...]) -> Any:
@@ -144,6 +162,8 @@ def peers(torch: Any) -> dict[str, Callable[..., Any]]:
         **dict.fromkeys(("categorical, top_p", "categorical, top_p, confident", "categorical, top_p, flat"), top_p),
         "masked_cross_entropy": lambda logits, ids: functional.cross_entropy(logits, ids),
         "masked_cross_entropy_and_grad": cross_entropy_and_grad,
+        "rate_loss": rates,
+        "rate_loss_and_grad": rates_and_grad,
         "density.log_prob": lambda x, model_output, x_next, **_: log_prob(x, model_output, x_next),
         "density.log_prob_grad": lambda x, model_output, x_next, **_: (x_next - a * x - b * model_output) * (b / s / s),
         "density.update_with_log_prob": update_with_log_prob,

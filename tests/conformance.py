@@ -145,6 +145,18 @@ TOKEN_SUMS = {
     "masked_cross_entropy_and_grad of rows": lambda f: nf.masked_cross_entropy_and_grad(
         f(logits()), f(ids()), f(masked()), reduction="none", upstream=f(np.arange(24.0).reshape(4, 6))
     ),
+    "rate_loss": lambda f: nf.rate_loss(
+        f(logits()), f(ids()), f(ids()[:, ::-1].copy()), f(np.linspace(0.1, 0.9, 4)), f(np.linspace(0.5, 2, 4))
+    ),
+    "rate_loss of a flow": lambda f: nf.rate_loss(
+        f(logits()), f(ids()), f(ids()[:, ::-1].copy()), None, where=f(masked()), reduction="none"
+    ),
+    "rate_loss_and_grad": lambda f: nf.rate_loss_and_grad(
+        f(logits()), f(ids()), f(ids()[:, ::-1].copy()), f(np.linspace(0.1, 0.9, 4)), where=f(masked()), upstream=3.0
+    ),
+    "rate_loss_and_grad of a flow": lambda f: nf.rate_loss_and_grad(
+        f(logits()), f(ids()), f(ids()[:, ::-1].copy()), None, f(np.linspace(0.5, 2, 4)), reduction="none"
+    ),
     "DiscreteSampler.step, log_prob": lambda f: MDLM.step(1, f(partly()), f(logits()), N, log_prob=True),
     "DiscreteSampler.log_prob": lambda f: MDLM.log_prob(1, f(partly()), f(logits()), f(ids())),
     "DiscreteSampler.log_prob_grad": lambda f: MDLM.log_prob_grad(1, f(partly()), f(logits()), f(ids())),

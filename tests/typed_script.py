@@ -61,6 +61,7 @@ assert_type(info.rank, torch.Tensor | Any)
 print(info.rang)  # error
 nf.categorical(x, N, info="truth")  # error
 assert_type(nf.masked_cross_entropy(x, ids), float)
+assert_type(nf.rate_loss(x, ids, ids, 0.5), float)
 assert_type(nf.masked_cross_entropy_and_grad(y, y), tuple[torch.Tensor, torch.Tensor])
 
 # ---- noise

@@ -53,6 +53,7 @@ enum Wanted : uint32_t {
     kScore = 32,    // with kDraw: the winner's score
     kBound = 64,    // this alone: where top_k or top_p cuts
     kLoss = 128,    // this alone: the loss of row `first` of a CrossEntropy, and its gradient
+    kWrite = 256,   // this alone: writes the terms of a chunk times a factor
 };
 
 }  // namespace
@@ -94,6 +95,11 @@ struct RaceRow {
 
     Cut* cut;
     const struct CrossEntropy* loss;
+    // With kWrite.
+    const float* known;  // the terms, whole blocks, or null: of x, in units that `largest` gives
+    float factor;
+    void* out;
+    DType out_type;
 };
 
 using RaceKernel = void(RaceRow&);

@@ -113,7 +113,6 @@ struct Avx2 {
     static f32 sub(f32 a, f32 b) { return _mm256_sub_ps(a, b); }
     static f32 mul(f32 a, f32 b) { return _mm256_mul_ps(a, b); }
     static f32 fma(f32 a, f32 b, f32 c) { return _mm256_fmadd_ps(a, b, c); }
-    static f32 div(f32 a, f32 b) { return _mm256_div_ps(a, b); }
     static f32 sqrt(f32 a) { return _mm256_sqrt_ps(a); }
     static f32 flip_sign(f32 a, u32 flip) { return _mm256_xor_ps(a, as_float(bit_and(flip, uint32_t{0x80000000u}))); }
     // Both return the second operand when one is NaN.

@@ -115,7 +115,6 @@ struct Avx512 {
     static f32 sub(f32 a, f32 b) { return _mm512_sub_ps(a, b); }
     static f32 mul(f32 a, f32 b) { return _mm512_mul_ps(a, b); }
     static f32 fma(f32 a, f32 b, f32 c) { return _mm512_fmadd_ps(a, b, c); }
-    static f32 div(f32 a, f32 b) { return _mm512_div_ps(a, b); }
     static f32 sqrt(f32 a) { return _mm512_sqrt_ps(a); }
     static f32 flip_sign(f32 a, u32 flip) {  // a ^ (flip & sign)
         return as_float(_mm512_ternarylogic_epi32(as_bits(a), flip, splat(0x80000000u), 0x78));

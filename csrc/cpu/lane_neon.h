@@ -114,7 +114,6 @@ struct Neon {
     static f32 sub(f32 a, f32 b) { return vsubq_f32(a, b); }
     static f32 mul(f32 a, f32 b) { return vmulq_f32(a, b); }
     static f32 fma(f32 a, f32 b, f32 c) { return vfmaq_f32(c, a, b); }
-    static f32 div(f32 a, f32 b) { return vdivq_f32(a, b); }
     static f32 sqrt(f32 a) { return vsqrtq_f32(a); }
     static f32 flip_sign(f32 a, u32 flip) { return as_float(veorq_u32(as_bits(a), bit_and(flip, 0x80000000u))); }
     static f32 clamp(f32 v, f32 lo, f32 hi) {  // comparisons with NaN are false

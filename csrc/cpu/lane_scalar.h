@@ -109,7 +109,6 @@ struct Scalar {
     static f32 sub(f32 a, f32 b) { return a - b; }
     static f32 mul(f32 a, f32 b) { return a * b; }
     static f32 fma(f32 a, f32 b, f32 c) { return std::fma(a, b, c); }
-    static f32 div(f32 a, f32 b) { return a / b; }
     static f32 sqrt(f32 a) { return std::sqrt(a); }
     static f32 flip_sign(f32 a, u32 flip) { return as_float(as_bits(a) ^ (flip & 0x80000000u)); }
     static f32 clamp(f32 v, f32 lo, f32 hi) { return v < lo ? lo : v > hi ? hi : v; }

@@ -498,75 +498,11 @@ template <DType type>
     }
 }
 
-// Of tokens whose terms, times a rate, are their odds: odds / (1 + odds).
-F32 share_of(F32 term, float rate) {
-    const F32 odds = Lane::mul(term, Lane::splat(rate));
-    return Lane::div(odds, Lane::add(Lane::splat(1.0f), odds));
-}
-
-// Adds ln(1 + odds) of a chunk's tokens, and their shares. Logarithms are of the products of 16 numbers each.
-[[gnu::noinline, gnu::flatten]] void add_odds(const Chunk& chunk, const Terms& of_row, double rate, double& logs,
-                                              double& shares) {
-    Lane::f64 products[kSums], sums[kSums];
-    alignas(64) double of_16[kAccumulators], ln[kAccumulators] = {};
-    for (auto& one : sums) one = Lane::splat(0.0);
-    for (int b = 0; b < chunk.blocks;) {
-        for (auto& one : products) one = Lane::splat(1.0);
-        for (const int end = b + 16 < chunk.blocks ? b + 16 : chunk.blocks; b < end; ++b)
-            for (int v = 0; v < kBlock / kW; ++v) {
-                const F32 t = of_row.term<Lane, true>(of_row.shifted<Lane>(Lane::load(chunk.block(b) + kW * v)));
-                const F32 share = share_of(t, static_cast<float>(rate));
-                const auto add = [&]<int half>() {
-                    const int i = Lane::halves * v + half;
-                    const auto grown = Lane::fma(Lane::template widened<half>(t), Lane::splat(rate), Lane::splat(1.0));
-                    products[i] = Lane::mul(products[i], grown);
-                    sums[i] = Lane::add(sums[i], Lane::template widened<half>(share));
-                };
-                add.template operator()<0>();
-                if constexpr (Lane::halves == 2) add.template operator()<1>();
-            }
-        for (int i = 0; i < kSums; ++i) Lane::store(of_16 + kHalf * i, products[i]);
-        for (int j = 0; j < kAccumulators; ++j) ln[j] = ln[j] - 0.5 * minus_two_ln<Scalar>(of_16[j]);
-    }
-    logs = logs + halve(ln, kAccumulators);
-    shares = shares + halved(sums);
-}
-
-// Writes of_share share + of_term term of a chunk's tokens, whole blocks.
-[[gnu::noinline, gnu::flatten]] void write_odds(const Chunk& chunk, const Terms& of_row, float rate, float of_share,
-                                                float of_term, float* to) {
-    for (int b = 0; b < chunk.blocks; ++b)
-        for (int i = 0; i < kBlock; i += kW, to += kW) {
-            const F32 t = of_row.term<Lane, true>(of_row.shifted<Lane>(Lane::load(chunk.block(b) + i)));
-            const F32 share = Lane::mul(share_of(t, rate), Lane::splat(of_share));
-            Lane::store(to, Lane::add(share, Lane::mul(t, Lane::splat(of_term))));
-        }
-}
-
-// The loss of a row, and its derivatives by the logits: scale (of_share share + of_term p) of a token with the
-// probability p and share = rate p / (1 + rate p), and of the tokens id and other so much more.
-struct RowLoss {
-    double loss, of_term = 1, more_id = -1, more_other = 0, rate = 0, of_share = 0;
-};
-
-// Of the rates of a flow: p(y) at the tokens y other than x_t.
-RowLoss of_flow(double surprise, double p_other, bool same) {
-    const double rest = same ? 0.0 : 1.0;
-    return {(same ? 1.0 : surprise) - p_other, p_other + rest, -rest, -p_other};
-}
-
-// Of the rates of uniform tokens: (1 + rate p(y)) / (1 + rate p(x_t)) / n. logs and shares: sums over all tokens.
-RowLoss of_uniform(double n, double b, double p_id, double p_other, bool same, double logs, double shares) {
-    const double rate = n * (1 - b) / b, whole = 1 + rate, share = same ? 1 / whole : 1.0;
-    const double grown = __builtin_fma(rate, p_other, 1.0), grown_id = __builtin_fma(rate, p_id, 1.0);
-    const auto ln = [](double x) { return -0.5 * minus_two_ln<Scalar>(x); };
-    const double ln_other = ln(grown), ln_whole = ln(whole), past = n / b;
-    double found = past * (share - 1 / grown) + share * (logs - n * ln_other);
-    found = found + (same ? (n - 1) * share * ln_whole : rate * (ln(grown_id) - ln_other) - whole * ln_whole);
-    const double by_id = same ? 0.0 : rate * rate / grown_id;
-    const double by_other = rate * ((past / grown - share * n - (same ? 0.0 : rate)) / grown);
-    const double mean = share * shares + by_other * p_other + by_id * p_id;
-    return {-found / n, mean / n, -(by_id * p_id) / n, -(by_other * p_other) / n, rate, -share / n};
+using WriteTerms = decltype(write_terms<DType::f32>);
+WriteTerms* writer(DType type) {
+    return type == DType::f32   ? write_terms<DType::f32>
+           : type == DType::f16 ? write_terms<DType::f16>
+                                : write_terms<DType::bf16>;
 }
 
 // The loss of a row of a CrossEntropy, and its gradient while the row lies in the caches.
@@ -591,67 +527,34 @@ void cross_entropy(RaceRow& r) {
         if (any) add_terms<false, true>(chunk, r.scale, sums + i, nullptr, known ? terms : nullptr);
     }
     finite &= r.largest > -INFINITY;
-    const Terms of_row(r.scale, finite ? r.largest : 0.0f);
-    const int64_t ids[] = {c.other ? c.other[row] : c.id[row], c.id[row]};
-    double factor = NAN, at[] = {NAN, NAN}, rate = 0, of_share = 0;
+    double factor = NAN, at_id = NAN;
     c.loss[row] = NAN;
     if (finite) {
         const RowSums softmax(chunks, largest, r.largest, 1.0, sums);
-        double surprise[2], p[2] = {};
-        for (int i = 0; i < 2; ++i) {
-            surprise[i] = softmax.ln - (static_cast<double>(logit(r, ids[i])) - static_cast<double>(r.largest));
-            if (c.gradient || c.other) p[i] = exp_of(-surprise[i]);
-        }
-        const double total = static_cast<double>(of_row.term<Scalar>(r.largest - of_row.shift)) * softmax.total;
-        const bool same = ids[0] == ids[1];
-        RowLoss found{surprise[1]};
-        if (c.p) {
-            const auto n = static_cast<double>(r.n);
-            const double b = c.p[row * c.p_step];
-            double logs = 0, shares = 0;
-            rate = n * (1 - b) / b / total;
-            for (int64_t i = 0; i < chunks; ++i) {
-                if (chunks > 1) reader.read(kLossChunk * i, least(kLossChunk, r.n - kLossChunk * i));
-                add_odds(chunk, of_row, rate, logs, shares);
-            }
-            found = of_uniform(n, b, p[1], p[0], same, logs, shares);
-        } else if (c.other) {
-            found = of_flow(surprise[1], p[0], same);
-        }
-        c.loss[row] = found.loss;
+        const double behind = static_cast<double>(logit(r, c.id[row])) - static_cast<double>(r.largest);
+        c.loss[row] = softmax.ln - behind;
         if (!c.gradient) return;
         const double scale = c.weight[row * c.weight_step] * c.upstream[row * c.upstream_step] / c.mean_of;
-        factor = scale * found.of_term / total;
-        of_share = scale * found.of_share;
-        for (int i = 0; i < 2; ++i) {
-            const double more = i == 0 || !same ? 0.0 : found.more_other;
-            const double odds = found.rate * p[i], others = found.of_share * (odds / (1 + odds)) + found.of_term * p[i];
-            at[i] = scale * (others + (more + (i == 0 ? found.more_other : found.more_id)));
-        }
+        const Terms of_row(r.scale, r.largest);
+        factor = scale / (static_cast<double>(of_row.term<Scalar>(r.largest - of_row.shift)) * softmax.total);
+        at_id = scale * (exp_of(-c.loss[row]) - 1);
     }
     if (!c.gradient) return;
     char* const gradient = static_cast<char*>(c.gradient) + row * r.n * bytes_of(r.type);
-    const auto write = r.type == DType::f32   ? write_terms<DType::f32>
-                       : r.type == DType::f16 ? write_terms<DType::f16>
-                                              : write_terms<DType::bf16>;
-    for (int64_t from = 0; from < r.n; from += kLossChunk) {
-        const int64_t n = least(kLossChunk, r.n - from);
-        const bool odds = c.p && finite, read = known && finite && !odds;
-        if (!read) reader.read(from, n);
-        if (odds)
-            write_odds(chunk, of_row, static_cast<float>(rate), static_cast<float>(of_share),
-                       static_cast<float>(factor), terms);
-        write(chunk, of_row, read || odds ? terms : nullptr, odds ? 1.0f : static_cast<float>(factor), n,
-              gradient + from * bytes_of(r.type));
+    WriteTerms* const write = writer(r.type);
+    const Terms of_row(r.scale, finite ? r.largest : 0.0f);
+    for (int64_t at = 0; at < r.n; at += kLossChunk) {
+        const int64_t n = least(kLossChunk, r.n - at);
+        const bool read = known && finite;
+        if (!read) reader.read(at, n);
+        write(chunk, of_row, read ? terms : nullptr, static_cast<float>(factor), n, gradient + at * bytes_of(r.type));
     }
-    for (int i = 0; i < 2; ++i) {
-        const auto value = static_cast<float>(at[i]);
-        if (r.type == DType::f32)
-            reinterpret_cast<float*>(gradient)[ids[i]] = value;
-        else
-            reinterpret_cast<uint16_t*>(gradient)[ids[i]] =
-                r.type == DType::f16 ? float_to_half(value) : float_to_bfloat16(value);
-    }
+    const auto value = static_cast<float>(at_id);
+    if (r.type == DType::f32)
+        reinterpret_cast<float*>(gradient)[c.id[row]] = value;
+    else
+        reinterpret_cast<uint16_t*>(gradient)[c.id[row]] =
+            r.type == DType::f16 ? float_to_half(value) : float_to_bfloat16(value);
 }
 
 }  // namespace
@@ -662,6 +565,10 @@ void NF_RACE(RaceRow& r) {
     if (r.wanted == kLoss) return cross_entropy(r);
     Reader reader(r);
     const Chunk& chunk = reader.chunk;
+    if (r.wanted == kWrite) {
+        reader.read(0, r.n);
+        return writer(r.out_type)(chunk, Terms(r.scale, r.largest), r.known, r.factor, r.n, r.out);
+    }
     r.bad = false;
     r.token = -1;
     r.score = r.winner = r.largest = -INFINITY;

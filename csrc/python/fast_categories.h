@@ -154,7 +154,7 @@ struct FastLabels {
     }
 
   private:
-    bool take(PyObject* tokens, const FastLogits& logits, std::vector<int64_t>& found) const {
+    [[gnu::noinline]] bool take(PyObject* tokens, const FastLogits& logits, std::vector<int64_t>& found) const {
         FastArray given;
         if (!given.read(tokens) || !is_token(given.v.kind) || !given.v.same_shape(logits.shape) ||
             given.v.is_tensor > logits.shape.is_tensor)

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -220,6 +221,155 @@ class Rows {
     }
 };
 
+// The sum of ln(1 + odds) of a chunk's tokens, and that of their shares, odds / (1 + odds); odds are a rate times the
+// terms, whole blocks of 64. Products take the place of sums of logarithms: the exponents of 16 factors are set apart.
+struct Odds {
+    double logs = 0, shares = 0;
+
+    [[gnu::hot, gnu::noinline]] void add(const float* terms, int64_t n, double rate) {
+        double product[kAccumulators], sum[kAccumulators] = {};
+        std::fill_n(product, kAccumulators, 1.0);
+        int64_t exponent = 0;
+        for (int64_t i = 0; i < n; i += kAccumulators) {
+            for (int j = 0; j < kAccumulators; ++j) {
+                product[j] = product[j] * (1.0 + rate * static_cast<double>(terms[i + j]));
+                sum[j] = sum[j] + static_cast<double>(share(terms[i + j], static_cast<float>(rate)));
+            }
+            if (i / kAccumulators % 16 != 15 && i + kAccumulators < n) continue;
+            for (double& one : product) {
+                const auto bits = std::bit_cast<int64_t>(one);
+                exponent += (bits >> 52) - 1023;
+                one = std::bit_cast<double>((bits & ((int64_t{1} << 52) - 1)) | int64_t{1023} << 52);
+            }
+        }
+#pragma GCC unroll 1
+        for (int half = kAccumulators / 2; half > 0; half /= 2)
+#pragma GCC unroll 1
+            for (int j = 0; j < half; ++j) {
+                product[j] = product[j] * product[j + half];
+                sum[j] = sum[j] + sum[j + half];
+            }
+        logs = logs + (ln(product[0]) + static_cast<double>(exponent) * 0x1.62e42fefa39efp-1);
+        shares = shares + sum[0];
+    }
+
+    // Makes of terms the sums of_share share + of_term term.
+    [[gnu::hot, gnu::noinline]] static void mix(float* terms, int64_t n, float rate, float of_share, float of_term) {
+        for (int64_t i = 0; i < n; ++i) terms[i] = share(terms[i], rate) * of_share + terms[i] * of_term;
+    }
+    static float share(float term, float rate) { return term * rate / (1.0f + term * rate); }
+    [[gnu::noinline]] static double ln(double x) { return -0.5 * minus_two_ln<Scalar>(x); }
+};
+
+// The divergence of rates in a row, and its derivatives by the logits: of_share share + of_term p of a token with the
+// probability p; of the tokens x_t and id, in this order, so much more.
+struct Divergence {
+    double loss, of_term, of_share, share[2], more[2];
+
+    // p(y) are the rates of a flow. surprise: -ln p of the clean token; p: that of both.
+    Divergence(double surprise, const double (&p)[2], bool same)
+        : loss((same ? 1.0 : surprise) - p[0]), of_term(p[0] + (same ? 0.0 : 1.0)), of_share(0), share{0, 0} {
+        more[0] = -p[0], more[1] = same ? 0.0 : -1.0;
+    }
+
+    // (1 + rate p(y)) / (1 + rate p(x_t)) / n are the rates of uniform tokens, of which b are drawn anew.
+    Divergence(double n, double b, const double (&p)[2], bool same, const Odds& odds) {
+        const double rate = n * (1 - b) / b, whole = 1 + rate, past = n / b, ln_whole = Odds::ln(whole);
+        const double grown[] = {1 + rate * p[0], 1 + rate * p[1]}, ln_other = Odds::ln(grown[0]);
+        const double part = same ? 1 / whole : 1.0, rest = same ? 0.0 : rate;
+        double found = past * (part - 1 / grown[0]) + part * (odds.logs - n * ln_other);
+        found = found + (same ? (n - 1) * part * ln_whole : rate * (Odds::ln(grown[1]) - ln_other) - whole * ln_whole);
+        const double by[] = {rate * ((past / grown[0] - part * n - rest) / grown[0]) * p[0],
+                             rest * rate * p[1] / grown[1]};
+        loss = -found / n;
+        of_term = (part * odds.shares + (by[0] + by[1])) / n;
+        of_share = -part / n;
+        for (int i = 0; i < 2; ++i) {
+            share[i] = rate * p[i] / grown[i];
+            more[i] = -by[i] / n;
+        }
+    }
+};
+
+// Takes the terms of a chunk, whole blocks.
+[[gnu::noinline]] void take_terms(RaceRow& r, float* terms) {
+    r.known = nullptr, r.factor = 1, r.out = terms, r.out_type = DType::f32;
+    kernels().race(r);
+    std::fill(terms + r.n, terms + (r.n + kAccumulators - 1) / kAccumulators * kAccumulators, 0.0f);
+}
+
+// The loss of a row of rates, and its gradient. Compiled to be small: the work is in what it calls.
+[[gnu::cold]] void rate_row(RaceRow& r, const CrossEntropy& c, int64_t row) {
+    const int64_t width = bytes_of(c.type), chunks = chunks_of(c.n);
+    const auto n = static_cast<double>(c.n);
+    const char* const x = static_cast<const char*>(c.x) + row * c.n * width;
+    float largest[kMostChunks];
+    double sums[kMostChunks];
+    r.wanted = kPlain, r.x = x, r.n = c.n, r.type = c.type, r.chunk_largest = largest, r.plain = sums;
+    kernels().race(r);
+    const bool finite = !r.bad && std::isfinite(r.largest);
+    const int64_t ids[] = {c.other[row], c.id[row]};
+    const bool same = ids[0] == ids[1];
+    double surprise[2], p[2], total = NAN, scale = NAN, rate = NAN;
+    alignas(64) float terms[kLossChunk];
+    const auto chunk = [&](int64_t at) {
+        r.wanted = kWrite, r.x = x + at * width, r.n = std::min(kLossChunk, c.n - at);
+        return r.n;
+    };
+    Odds odds;
+    if (finite) {
+        const RowSums softmax(chunks, largest, r.largest, 1.0, sums);
+        const Terms of_row(r.scale, r.largest);
+        total = static_cast<double>(of_row.term<Scalar>(r.largest - of_row.shift)) * softmax.total;
+        r.x = x;
+#pragma GCC unroll 1
+        for (int i = 0; i < 2; ++i) {
+            surprise[i] = softmax.ln - (static_cast<double>(logit(r, ids[i])) - static_cast<double>(r.largest));
+            p[i] = exp_of(-surprise[i]);
+        }
+        if (c.p) {
+            const double b = c.p[row * c.p_step];
+            rate = n * (1 - b) / b / total;
+            for (int64_t at = 0; at < c.n; at += kLossChunk) {
+                const int64_t taken = chunk(at);
+                take_terms(r, terms);
+                odds.add(terms, taken, rate);
+            }
+        }
+        scale = c.weight[row * c.weight_step] * c.upstream[row * c.upstream_step] / c.mean_of;
+    } else {
+        r.largest = 0, surprise[1] = p[0] = p[1] = NAN;
+    }
+    const Divergence found =
+        c.p && finite ? Divergence(n, c.p[row * c.p_step], p, same, odds) : Divergence(surprise[1], p, same);
+    c.loss[row] = finite ? found.loss : NAN;
+    if (!c.gradient) return;
+    char* const gradient = static_cast<char*>(c.gradient) + row * c.n * width;
+    const auto of_term = static_cast<float>(scale * found.of_term / total);
+    const auto of_share = static_cast<float>(scale * found.of_share), single = static_cast<float>(rate);
+    for (int64_t at = 0; at < c.n; at += kLossChunk) {
+        const int64_t taken = chunk(at);
+        const bool jumps = c.p && finite;
+        if (jumps) {
+            take_terms(r, terms);
+            Odds::mix(terms, taken, single, of_share, of_term);
+        }
+        r.known = jumps ? terms : nullptr, r.factor = jumps ? 1.0f : of_term;
+        r.out = gradient + at * width, r.out_type = c.type;
+        kernels().race(r);
+    }
+#pragma GCC unroll 1
+    for (int i = 0; i < 2; ++i) {
+        const double more = same ? found.more[0] + found.more[1] : found.more[i];
+        const auto value = static_cast<float>(scale * (found.of_share * found.share[i] + found.of_term * p[i] + more));
+        char* const to = gradient + ids[i] * width;
+        if (c.type == DType::f32)
+            *reinterpret_cast<float*>(to) = value;
+        else
+            *reinterpret_cast<uint16_t*>(to) = c.type == DType::f16 ? float_to_half(value) : float_to_bfloat16(value);
+    }
+}
+
 }  // namespace
 
 bool run_race(const Race& race, const GoOn& go_on) {
@@ -237,7 +387,9 @@ bool run_cross_entropy(const CrossEntropy& call, const GoOn& go_on) {
         r.wanted = kLoss, r.loss = &call;
         r.type = call.type, r.n = call.n, r.scale = scale_of(1.0);
         for (r.first = begin; r.first < end; ++r.first)
-            if (call.masked[r.first]) {
+            if (call.masked[r.first] && call.other) {
+                rate_row(r, call, r.first);
+            } else if (call.masked[r.first]) {
                 r.x = static_cast<const char*>(call.x) + r.first * bytes;
                 kernels().race(r);
             } else {

@@ -288,6 +288,23 @@ def _cross_entropy(draw):
     return call
 
 
+def _rates(draw):
+    rows, v = _rows(draw), draw.of(*VOCABULARIES)
+    call = Call("nf.rate_loss", {"logits": _logits(draw, (*rows, v)), "ids": _ids(draw, rows, v)}, {})
+    call.required |= {"x_t": _ids(draw, rows, v), "p": "None"}
+    if draw.once_in(2):
+        call.required["p"] = _numbers(draw, rows, 1.0, "0.5", "2.0**-32", "1", "0.3")
+    _may(draw, call, "where", _bools(draw, rows), once_in=2)
+    _may(draw, call, "weight", _numbers(draw, rows, 2.0, "2.0", "0", "0.1", "float('inf')"), once_in=2)
+    _may(draw, call, "reduction", "'none'", "'mean'")
+    if draw.once_in(2):
+        return call
+    call.function += "_and_grad"
+    if "'float32'" in call.required["logits"]:
+        _write_to(draw, call, "out", (*rows, v), "float32", "logits")
+    return call
+
+
 def _masks(draw):
     """Makes calls of q_mask and q_uniform."""
     shape, dtype, v = _tokens_shape(draw), draw.of(*TOKEN_DTYPES), draw.of(*VOCABULARIES, 2**31)
@@ -483,8 +500,8 @@ def _with_rows_raced(draw):
 
 
 OPERATIONS = (
-    *arguments.CALLS, _categorical, _categorical, _combined, _cross_entropy, _masks, _masks, _transition, _interpolate,
-    _noised, _token_step, _token_step, _token_run,
+    *arguments.CALLS, _categorical, _categorical, _combined, _cross_entropy, _rates, _masks, _masks, _transition,
+    _interpolate, _noised, _token_step, _token_step, _token_run,
 )  # fmt: skip
 CALLS = (*OPERATIONS, _raced)
 

@@ -245,8 +245,13 @@ LOSSES = {
     "one row": lambda a: both(a(LOGITS[0, 0]), a(CLEAN[0, 0:1].reshape(())), reduction="none"),
     "a NaN": lambda a: both(a(np.where(LOGITS > 2, np.nan, LOGITS).astype("f4")), a(CLEAN)),
     "every other": lambda a: both(a(LOGITS)[..., ::2], a(CLEAN // 2)),
+    **{f"rates, p {p}": lambda a, p=p: rates(a(LOGITS), a(CLEAN), a(CLEAN[::-1].copy()), p, 2.0, where=a(CHOSEN))
+       for p in (None, 0.5, [0.5, 0.25], np.array([[0.5], [0.25]]), 2.0**-32, 1)},
+    "rates, an x_t that does not count": lambda a: rates(
+        a(LOGITS), a(CLEAN), a(np.where(CHOSEN, CLEAN, 99)), None, where=a(CHOSEN), reduction="none"
+    ),
 }  # fmt: skip
-xent, both = nf.masked_cross_entropy, nf.masked_cross_entropy_and_grad
+xent, both, rates = nf.masked_cross_entropy, nf.masked_cross_entropy_and_grad, nf.rate_loss_and_grad
 
 
 def where_they_lie(logits, ids):

@@ -197,7 +197,7 @@ def test_autograds_gradient_has_numpys_bits(torch, kind):
         expected = both_of(logits, ids, x_t, p, weight, reduction=reduction, upstream=upstream)
         assert np.array_equal(loss.detach().numpy(), np.float32(expected[0]))
         assert np.array_equal(gradient.numpy(), expected[1])
-    with pytest.raises(NotImplementedError, match="p: .*gradient"):
+    with pytest.raises(NotImplementedError, match=r"p: .*gradient"):
         loss_of(x, given[0], given[1], torch.full((2, 1), 0.5, requires_grad=True))
 
 

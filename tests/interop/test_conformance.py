@@ -107,7 +107,7 @@ REFUSED = {
     "dask": {
         NOT_OFFERED + "dask": {
             *OF_SUMS, "Sampler.step, log_prob", "masked_cross_entropy_and_grad", "DiscreteSampler.step, log_prob",
-            "DiscreteSampler.log_prob",
+            "DiscreteSampler.log_prob", "rate_loss", "rate_loss_and_grad",
         },
         "x: expected an array in memory, got dask's": {operation(call) for call in FIELDS} - {"fields.perturbed"},
     },

@@ -195,56 +195,57 @@ def cross_entropy_in_row(call: CrossEntropy, row: int, of: Arithmetic) -> None:
     ids = [token if call.other is None else int(call.other[row]), token]
     surprise = [softmax.ln - (np.float64(x[one]) - softmax.most) for one in ids]
     p = [of.exp(-one) for one in surprise]
-    of_row, shares = RowLoss(surprise[1]), np.float32(0)
-    if call.p is not None:
+    same, shares = ids[0] == token, np.float32(0)
+    if call.other is None:
+        found = Divergence(surprise[1])
+    elif call.p is None:
+        found = Divergence(
+            (1.0 if same else surprise[1]) - p[0], p[0] + (0.0 if same else 1.0), (-p[0], 0.0 if same else -1.0)
+        )
+    else:
         b, n = call.p[row if len(call.p) > 1 else 0], np.float64(len(x))
-        rate = n * (1 - b) / b / total
-        logs, mean, shares = _odds(terms, rate, of)
-        of_row = _of_uniform(n, b, p, ids[0] == token, logs, mean, of)
-    elif call.other is not None:
-        rest = 0.0 if ids[0] == token else 1.0
-        of_row = RowLoss((surprise[1] if rest else 1.0) - p[0], p[0] + rest, -rest, -p[0])
-    call.loss[row] = of_row.loss[0]
+        logs, mean, shares = _odds(terms, n * (1 - b) / b / total, of)
+        found = _of_uniform(n, b, p, same, logs, mean, of)
+    call.loss[row] = found.loss[0]
     if gradient is None:
         return
     weight, upstream = (a[row if len(a) > 1 else 0] for a in (call.weight, call.upstream))
     scale = weight * upstream / call.mean_of
-    of_term = np.float32(scale * of_row.of_term / total)
-    if call.p is None:
-        gradient[...] = of_term * terms
-    else:
-        gradient[...] = shares * np.float32(scale * of_row.of_share) + of_term * terms
+    of_term = np.float32(scale * found.of_term / total)
+    gradient[...] = of_term * terms if call.p is None else shares * np.float32(scale * found.of_share) + of_term * terms
     for i, one in enumerate(ids):
-        more = of_row.more_other if i and ids[0] == token else 0.0
-        odds = of_row.rate * p[i]
-        others = of_row.of_share * (odds / (1 + odds)) + of_row.of_term * p[i]
-        gradient[one] = np.float32(scale * (others + (more + (of_row.more_id if i else of_row.more_other))))[0]
+        more = found.more[0] + found.more[1] if same and call.other is not None else found.more[i]
+        gradient[one] = np.float32(scale * (found.of_share * found.share[i] + found.of_term * p[i] + more))[0]
 
 
-class RowLoss(NamedTuple):
+class Divergence(NamedTuple):
     """The loss of a row, and its derivatives by the logits: of_share share + of_term p of a token with the probability
-    p and share = rate p / (1 + rate p), and of the tokens id and other so much more."""
+    p and share = odds / (1 + odds); of the tokens x_t and id, in this order, so much more."""
 
     loss: Any
     of_term: Any = 1.0
-    more_id: Any = -1.0
-    more_other: Any = 0.0
-    rate: Any = 0.0
+    more: Any = (-1.0, -1.0)
     of_share: Any = 0.0
+    share: Any = (0.0, 0.0)
 
 
 def _odds(terms: Array, rate: Array, of: Arithmetic) -> tuple[Array, Array, Array]:
-    """Returns the sums of ln(1 + rate t) and of rate t / (1 + rate t) of a row's terms t, and the latter, float32."""
-    odds = np.float32(rate) * terms
+    """Returns the sums of ln(1 + odds) and of the shares of a row's terms, and the shares, float32. Odds are a rate
+    times a term. Products take the place of sums of logarithms: the exponents of 16 factors are set apart."""
+    odds = terms * np.float32(rate)
     shares = odds / (np.float32(1) + odds)
     logs, mean = np.zeros(1), np.zeros(1)
     for at in range(0, len(terms), LOSS_CHUNK):
         chunk = slice(at, at + LOSS_CHUNK)
-        grown = _in_blocks(of.fma(terms[chunk].astype(np.float64), rate, np.ones(1)), 1.0)
-        ln = np.zeros(ACCUMULATORS)
+        grown = _in_blocks(1.0 + rate * terms[chunk].astype(np.float64), 1.0)
+        product, exponent = np.ones(ACCUMULATORS), 0
         for first in range(0, len(grown), 16):
-            ln = ln - 0.5 * of.minus_two_ln(np.multiply.reduce(grown[first : first + 16], axis=0))
-        logs = logs + _halved(ln)
+            bits = np.multiply.reduce(np.vstack([product[None], grown[first : first + 16]]), axis=0).view(np.int64)
+            exponent += int(((bits >> 52) - 1023).sum())
+            product = ((bits & ((1 << 52) - 1)) | (1023 << 52)).view(np.float64)
+        while len(product) > 1:
+            product = product[: len(product) // 2] * product[len(product) // 2 :]
+        logs = logs + (of.minus_two_ln(product) * -0.5 + exponent * float.fromhex("0x1.62e42fefa39efp-1"))
         mean = mean + _halved(np.add.reduce(_in_blocks(shares[chunk].astype(np.float64), 0.0), axis=0))
     return logs, mean, shares
 
@@ -261,18 +262,17 @@ def _halved(sums: Array) -> Array:
     return sums
 
 
-def _of_uniform(n: Any, b: Any, p: list[Any], same: bool, logs: Array, shares: Array, of: Arithmetic) -> RowLoss:
-    """Returns the loss of the rates (1 + rate p(y)) / (1 + rate p(x_t)) / n; p: those of x_t and of the clean token.
-    logs and shares are sums over all tokens."""
+def _of_uniform(n: Any, b: Any, p: list[Any], same: bool, logs: Array, shares: Array, of: Arithmetic) -> Divergence:
+    """Returns that of the rates (1 + rate p(y)) / (1 + rate p(x_t)) / n; p: those of x_t and of the clean token. logs
+    and shares are sums over all tokens."""
     rate = np.array([n * (1 - b) / b])
-    whole = 1 + rate
-    share = 1 / whole if same else np.ones(1)
-    grown, grown_id = of.fma(rate, p[0], np.ones(1)), of.fma(rate, p[1], np.ones(1))
-    ln_other, ln_id, ln_whole = (of.minus_two_ln(x) * -0.5 for x in (grown, grown_id, whole))
-    past = n / b
-    found = past * (share - 1 / grown) + share * (logs - n * ln_other)
-    found = found + ((n - 1) * share * ln_whole if same else rate * (ln_id - ln_other) - whole * ln_whole)
-    by_id = np.zeros(1) if same else rate * rate / grown_id
-    by_other = rate * ((past / grown - share * n - (0.0 if same else rate)) / grown)
-    mean = share * shares + by_other * p[0] + by_id * p[1]
-    return RowLoss(-found / n, mean / n, -(by_id * p[1]) / n, -(by_other * p[0]) / n, rate, -share / n)
+    whole, past, rest = 1 + rate, n / b, 0.0 if same else rate
+    grown = [1 + rate * each for each in p]
+    ln_other, ln_id, ln_whole = (of.minus_two_ln(x) * -0.5 for x in (*grown, whole))
+    part = 1 / whole if same else np.ones(1)
+    found = past * (part - 1 / grown[0]) + part * (logs - n * ln_other)
+    found = found + ((n - 1) * part * ln_whole if same else rate * (ln_id - ln_other) - whole * ln_whole)
+    by = rate * ((past / grown[0] - part * n - rest) / grown[0]) * p[0], rest * rate * p[1] / grown[1]
+    share = [rate * each / one for each, one in zip(p, grown, strict=True)]
+    of_term = (part * shares + (by[0] + by[1])) / n
+    return Divergence(-found / n, of_term, [-one / n for one in by], -part / n, share)

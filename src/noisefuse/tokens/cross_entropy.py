@@ -173,7 +173,8 @@ def checked(
     mean_of = size if reduction == "mean" else 1
     call = CrossEntropy(
         size, n, source, tokens, others, share, counts, weights, above, share is not None and len(share) > 1,
-        len(weights) > 1, len(above) > 1, losses, None if gradient is None else gradient.reshape(size, n), float(mean_of), x.dtype,
+        len(weights) > 1, len(above) > 1, losses, None if gradient is None else gradient.reshape(size, n),
+        float(mean_of), x.dtype,
     )  # fmt: skip
     if size:
         backends.current().run(call)

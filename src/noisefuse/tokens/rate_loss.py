@@ -29,7 +29,7 @@ def rate_loss(
     logits: Array, ids: Array, x_t: Array, p: Array | None, weight: Array | None = None, *, where: Array | None = None,
     reduction: Reduction = "mean",
 ) -> Any:  # fmt: skip
-    """Returns the mean of w D over all rows, where D is the divergence of the rates r at which tokens jump from x_t: the
+    """Returns the mean of w D over all rows, where D is the divergence of the rates at which tokens jump from x_t: the
     sum over y other than x_t of r'(y) - r(y) + r(y) ln(r(y) / r'(y)), of the network's rates r' and the right ones r.
 
     With p, tokens are drawn anew, and rates are those of the reverse process, q_y / (V q_(x_t)) with q_y = V (1 - p)

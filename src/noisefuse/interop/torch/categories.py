@@ -191,7 +191,9 @@ def _given(named: dict[str, Any], make: Any = torch.as_tensor) -> dict[str, Tens
         if isinstance(x, Tensor):
             given[name] = x
         elif x is not None:  # torch would round Python's floats to float32
-            given[name] = make(x, dtype=torch.float64 if name in numbers and isinstance(x, float | list | tuple) else None)
+            given[name] = make(
+                x, dtype=torch.float64 if name in numbers and isinstance(x, float | list | tuple) else None
+            )
     return given
 
 
