@@ -31,7 +31,7 @@ FLOORS = (
     "backends*",
     "arguments*",
     "operations*",
-    "augment density fields legacy numba",
+    "augment density fields legacy numba triton",
     "sampling*",
     "tokens*",
     f"discrete samplers* {PAGES}",
@@ -58,9 +58,10 @@ LESS = {
 # Only these may import them: two independent statements of one thing stay two.
 BY_THOSE_ALONE = {
     "_native": "ground.layouts backends* interop.jax* commands.selftest",
-    "backends.spec": "backends.reference backends.numba.* interop.jax*",
+    "backends.spec": "backends.reference backends.numba.* backends.triton.* interop.jax*",
     "backends.reference": "legacy interop.jax*",
     "backends.numba.*": "backends.numba.* numba",
+    "backends.triton.*": "backends.triton.* triton",
 }
 # Libraries that are imported only on use. Modules of `interop` and `commands` need the extras' libraries.
 OPTIONAL = {
@@ -74,6 +75,8 @@ OPTIONAL = {
 STANDS_ON = {
     "numba": {"numba", "llvmlite"},
     "backends.numba.*": {"numba", "llvmlite"},
+    "triton": {"triton"},
+    "backends.triton.*": {"triton"},
     "interop*": {"*"},
     "commands*": {"*"},
 }
