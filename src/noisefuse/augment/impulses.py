@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
-from ..arguments.arrays import as_array, batch_shape, check_overlap, contiguous, count, host_floats, is_array, output
+from ..arguments.arrays import as_array, batch_shape, check_overlap, contiguous, host_floats, is_array, output
 from ..arguments.calls import is_batch, names_or_array
 from ..arguments.types import Array, ArrayT, Like
 from ..call.description import FLOAT32, Impulses
@@ -76,7 +77,7 @@ def impulse(
     check_overlap([("out", result)], [image])
     if not image.size:
         return result
-    size = count(shape) if chances.size == 1 else count(places)
+    size = math.prod(shape) if chances.size == 1 else math.prod(places)
     drawn = drawing(shape, names, result.view(np.uint8))
     call = Impulses(
         drawn, image, result, chances, size, channels, salt, low, high, image.dtype, bool(random), planes

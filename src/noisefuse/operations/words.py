@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import backends
-from ..arguments.arrays import count
 from ..arguments.types import Array
 from ..call.description import FLOAT32, Step
 from ..language.noise import Noise
@@ -30,11 +30,11 @@ def drawing(shape: tuple[int, ...], names: Sequence[Noise], out: Array) -> Step:
     batch, sample = shape[0], shape[1:]
     return Step(
         batch=batch,
-        size=count(sample),
+        size=math.prod(sample),
         sample_shape=sample,
         rows=UNIT,
         index=_FIRST_ROW,
-        segment=max(1, count(shape)),
+        segment=max(1, math.prod(shape)),
         inputs=(None,) * 9,
         outputs=(out, None, None),
         draw="words",
