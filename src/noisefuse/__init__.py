@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from . import legacy as legacy
     from . import numba as numba
     from . import samplers as samplers
+    from . import triton as triton
     from . import views as views
     from . import weights as weights
     from .discrete_sampler import DiscreteSampler
@@ -65,6 +66,6 @@ _HOMES = {
     "rate_loss": "tokens.rate_loss",
     "rate_loss_and_grad": "tokens.rate_loss",
 }
-_MODULES = ("augment", "density", "discrete", "fields", "legacy", "numba", "samplers", "weights")
+_MODULES = ("augment", "density", "discrete", "fields", "legacy", "numba", "samplers", "triton", "weights")
 lazy(__name__, _MODULES, [*__all__, "__version__", "interop"], _HOMES)
 import_module(".interop", __name__)  # stands above, and registers the libraries of arrays that it knows
