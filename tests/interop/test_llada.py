@@ -47,6 +47,33 @@ def test_a_mask_that_the_network_draws_stays():
     assert (done == MASK).tolist() == [[at == 7 for at in range(13)]] * 2
 
 
+@pytest.mark.parametrize(("steps", "block_length"), [(8, 4), (6, 4), (8, 8)])
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.5])
+def test_masks_in_the_prompt(steps, block_length, cfg_scale):
+    """LLaDA's loop: a step reveals as many masks as the block has for it, of the block and of the prompt, so the text
+    keeps as many masks as the prompt had. Seen to fail: all masks were revealed; prompts that had been revealed were
+    hidden from the second call."""
+    prompt = np.array([[MASK, 2, MASK, 7, 1], [3, 4, 5, 6, MASK]])
+    x = np.concatenate([prompt, np.full((2, 8), MASK)], axis=1)
+    given, each = x != MASK, steps * block_length // 8
+    for i in range(steps):
+        end = 5 + (1 + i // each) * block_length
+        logits = model(x)
+        if cfg_scale:
+            u = model(np.where(given, MASK, x))
+            logits = u + (cfg_scale + 1) * (logits - u)
+        p = np.exp(logits.astype(float) - logits.max(-1, keepdims=True))
+        sure = np.where(x == MASK, p.max(-1) / p.sum(-1), -1)
+        sure[:, end:] = -1
+        for row, order in enumerate(np.argsort(-sure, axis=1, kind="stable")):
+            taken = order[: block_length // each + (i % each < block_length % each)]
+            x[row, taken] = logits[row, taken].argmax(-1)
+    options = OPTIONS | {"steps": steps, "block_length": block_length, "cfg_scale": cfg_scale}
+    found = generate(model, prompt, **options)
+    assert np.array_equal(found, x)
+    assert (found == MASK).sum(1).tolist() == [2, 1]
+
+
 def test_tensors_and_objects_with_logits(torch):
     class Answer:
         def __init__(self, logits):

@@ -29,8 +29,8 @@ def generate(
 
     At temperature 0 the tokens are LLaDA's, wherever no two confidences lie within some 1e-6: it computes them in
     float64 from all logits at once, and of equal ones takes any. At other temperatures the distribution is LLaDA's and
-    the draws are the noise's. As in its code, a network that draws the mask leaves it. Masks in the prompt are filled,
-    too; its code leaves as many masks as there were.
+    the draws are the noise's. As in its code, a network that draws the mask leaves it; and masks in the prompt may be
+    revealed in place of the block's, so that as many masks are left at the end as the prompt had.
 
     Args:
         model: ids (B, L) -> logits (B, L, V), or an object with such `logits`; it takes ``attention_mask=`` if that is
@@ -77,6 +77,8 @@ def generate(
     ids = np.asarray(library.to_numpy(prompt))
     if ids.ndim != 2:
         raise ValueError(f"prompt: expected ids (B, L), got shape {ids.shape}")
+    if threshold is None and factor is None and (ids == mask_id).any():
+        sampler = nf.DiscreteSampler(replace(sampler.table, rows=_counted(sampler.table.rows, block_length)))
     masks = sampler.start((len(ids), gen_length), dtype=ids.dtype.name)
     x = np.concatenate([ids, masks], axis=1)
     given = ids.shape[1]
@@ -97,7 +99,17 @@ def generate(
         if not cfg_scale:
             return logits(x)
         hidden = library.to_numpy(x).copy()
-        hidden[:, :given] = mask_id
+        hidden[:, :given][ids != mask_id] = mask_id  # a mask of the prompt may have been revealed
         return logits(library.moved(hidden, prompt)), logits(x)
 
     return sampler.sample(guided, library.moved(x, prompt), noise, state=state, progress=progress)
+
+
+def _counted(rows: Sequence[nf.TokenRow], block_length: int) -> tuple[nf.TokenRow, ...]:
+    """Returns the rows with the numbers of masks that they reveal of blocks alone, whose masks all are new."""
+    made: list[nf.TokenRow] = []
+    for row in rows:
+        assert row.left is not None
+        left = block_length - sum(one.count or 0 for one in made if one.end == row.end)
+        made.append(replace(row, left=None, count=-(-left // row.left)))
+    return tuple(made)

@@ -490,8 +490,8 @@ class DiscreteSampler:
 def _fast_row(table: TokenTable, row: TokenRow) -> tuple[Any, ...] | None:
     """Returns the numbers of FastTokenRow (csrc/python/fast_step.h), or None if the row needs more than it does."""
     mask = -1 if table.mask_id is None else int(table.mask_id)
-    others = row.rate, row.bound, row.factor, row.share
-    plain = others == (None,) * 4 and not (row.own or table.guidance or table.left_out or table.unsure)
+    others = row.rate, row.bound, row.factor, row.share, row.count
+    plain = others == (None,) * 5 and not (row.own or table.guidance or table.left_out or table.unsure)
     if table.order not in ("confidence", "random") or table.order_temperature:
         return None
     if not plain or (table.top_p < 1 and not table.crossing) or not -(1 << 63) <= mask < 1 << 63:

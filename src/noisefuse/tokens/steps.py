@@ -121,6 +121,8 @@ def _counts(row: TokenRow, keys: Array, may: NDArray[np.bool_]) -> NDArray[np.in
     masks = may.sum(axis=1)
     if row.left is not None:
         return np.asarray(-(-masks // row.left))
+    if row.count is not None:
+        return np.asarray(np.minimum(masks, row.count))
     if row.share is not None:  # in float32, as Dream's code has it
         return np.asarray(np.floor(masks.astype(np.float32) * np.float32(row.share)).astype(np.int64))
     if row.threshold is not None:

@@ -24,9 +24,10 @@ _RANGES = {
     "left": (1.0, 2.0**34, "a whole number of at least 1"), "bound": (0.0, math.inf, "a number of at least 0"),
     "end": (0.0, 2.0**34, "a whole number of at least 0"), "temperature": (0.0, 2.0**64, "a number from 0 to 2^64"),
     "own": _NUMBER, "threshold": _PROBABILITY, "factor": _NUMBER, "share": _PROBABILITY,
+    "count": (0.0, 2.0**34, "a whole number of at least 0"),
 }  # fmt: skip
-_BY_RANK = ("left", "bound", "threshold", "factor", "share")
-_OPTIONAL, _WHOLE = ("rate", *_BY_RANK), ("left", "end")
+_BY_RANK = ("left", "bound", "threshold", "factor", "share", "count")
+_OPTIONAL, _WHOLE = ("rate", *_BY_RANK), ("left", "end", "count")
 
 
 class CutOptions(TypedDict, total=False):
@@ -75,6 +76,7 @@ class TokenRow:
         factor: of a sample's n masks the k most certain ones become c, as long as their confidences p_1 >= p_2 >= ..
             have (j + 1) (1 - p_j) <= factor for all j from 2 to k. If k = n - 1, the last one does too.
         share: this share of a sample's masks becomes c, rounded down: first those that the table's order puts first.
+        count: so many of a sample's masks become c, or all if it has fewer.
         end: how many positions at the sample's end are not revealed yet.
         temperature: the logits are divided by this number times the sampler's own temperature.
 
@@ -100,6 +102,7 @@ class TokenRow:
     threshold: float | None = None
     factor: float | None = None
     share: float | None = None
+    count: int | None = None
 
     def __post_init__(self) -> None:
         if type(self.renoise) is not tuple or len(self.renoise) != 2:
@@ -131,6 +134,8 @@ class TokenRow:
             said.append(f"masks -> c while (k + 1) (1 - confidence) <= {self.factor:.6g}{end}")
         elif self.share is not None:
             said.append(f"{self.share:.6g} of the masks -> c{end}")
+        elif self.count is not None:
+            said.append(f"{self.count} masks -> c{end}")
         elif self.bound is not None:
             said.append(f"x -> c where entropies add up to {self.bound:.6g}, else anew")
         else:
@@ -177,7 +182,7 @@ class TokenTable:
         mask_id: the token that stands for the mask, or None.
         vocabulary: the number of tokens from which one is drawn anew, or None.
         source: what a run begins with: masks, or tokens drawn from the whole vocabulary.
-        order: what ranks the positions in rows with `left` or `share`. "confidence": the probability of c in the
+        order: what ranks the positions in rows with `left`, `share` or `count`. "confidence": the probability of c in the
             softmax of the logits; "log_prob": in the distribution that c was drawn from, at temperature 0 the
             confidence; "margin": the difference of this distribution's two largest probabilities; "entropy": the least
             entropy; "random": words of stream 16. Rows with `threshold` or `factor` need "confidence".
