@@ -83,7 +83,7 @@ class FastNoise {
             field.run = call.size;
             return named(field, name, rows, stream, call.n_rows) && window(field, name, ndim, shape);
         };
-        if (call.size > int64_t{1} << 34) return false;
+        if (call.size > kElements) return false;
         if (is_noise(noise)) return plain(take(one_, noise, call.batch));
         if (!(names_ = as_tuple(noise)) || PyTuple_GET_SIZE(names_) != call.batch) return false;
         several_.reset(new (std::nothrow) Field[static_cast<size_t>(call.batch)]());
@@ -112,7 +112,8 @@ class FastNoise {
     }
 
   private:
-    static constexpr uint32_t kUniformStream = 7;  // as in noise.py
+    static constexpr uint32_t kUniformStream = 7;           // as in noise.py
+    static constexpr int64_t kElements = int64_t{1} << 34;  // of a sample
     Field one_{};
     std::unique_ptr<Field[]> several_;
     PyObject* names_ = nullptr;  // a tuple
@@ -145,7 +146,7 @@ class FastNoise {
     }
 
     // Finds the sample's place in the window's full one, if there is a window: see `window_runs` of
-    // call/description.py. Noise has checked that 0 <= start <= full, and that the full sample has at most 2^34
+    // call/description.py. Noise has checked that 0 <= start <= full, and that the full sample has at most 2^51
     // elements.
     bool window(Field& field, PyObject* noise, int ndim, const int64_t* shape) {
         PyObject *const full = part(noise, at_window_shape), *const start = part(noise, at_window_start);
@@ -170,7 +171,7 @@ class FastNoise {
         }
         std::reverse(field.shape, field.shape + field.axes);
         std::reverse(field.stride, field.stride + field.axes);
-        return true;
+        return stride <= kElements;
     }
 
     // Adds an axis over runs, from the last to the first; contiguous axes are merged.

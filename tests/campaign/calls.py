@@ -249,7 +249,7 @@ def _categorical(draw):
     call.required["noise"] = _noise(draw, (*rows, v), bool(rows), stream=draw.once_in(9), windows=draw.once_in(9))
     _settings(draw, call, rows, v)
     _may(draw, call, "where", _bools(draw, rows))
-    _may(draw, call, "positions", f"times({_prefix(draw, rows)}, {2**14}, {draw(99)})", str(draw.edge(2**14)))
+    _may(draw, call, "positions", f"times({_prefix(draw, rows)}, {2**31}, {draw(99)})", str(draw.edge(2**31)))
     if draw.once_in(2):
         call.options["info"] = draw.of(_info(draw), *map(repr, INFO))
     dtype = draw.of("int64", "int32")

@@ -2,7 +2,8 @@
 """Plain steps of token samplers: the fast path takes each, with the tokens of the checked way, and declines all others.
 
 Seen to fail: every step drawn at the noise's own step, an event's words compared with one probability for both cases,
-the mask's logit drawn, a masked position beyond `end` revealed, equal confidences in the order of the last position.
+the mask's logit drawn, a masked position beyond `end` revealed, equal confidences in the order of the last position,
+the greatest entropies first, a share rounded up, the last mask of a factor left alone.
 """
 
 from dataclasses import replace
@@ -42,6 +43,13 @@ PLAIN = {
     "llada, at random": S.llada(4, mask_id=5, remask="random"),
     "llada, by confidence": S.llada(4, mask_id=5, threshold=0.3, temperature=0.4),
     "dream, by chance": S.dream(4, mask_id=5, temperature=0.6),
+    "llada, by a factor": S.llada(4, mask_id=5, factor=1.6),
+    "llada, by a small factor": S.llada(4, mask_id=5, factor=0.4, temperature=0.7, length=8, block_length=4),
+    "dream, by log_prob": S.dream(4, mask_id=5, alg="maskgit_plus", temperature=0.6, top_p=0.9),
+    "dream, by log_prob at 0": S.dream(4, mask_id=5, alg="maskgit_plus"),
+    "dream, by margin": S.dream(4, mask_id=5, alg="topk_margin", temperature=0.4, top_k=5),
+    "dream, by entropy": S.dream(4, mask_id=5, alg="entropy", temperature=0.6),
+    "dream, by entropy at 0": S.dream(4, mask_id=5, alg="entropy"),
     "a greedy last step": S.mdlm(4, mask_id=5, final="argmax"),
     "own": nf.DiscreteSampler(OWN),
 }
@@ -50,8 +58,6 @@ OTHERS = {
     "entropy_bound": S.entropy_bound(4, mask_id=5),
     "entropy_bound of tokens": S.entropy_bound(4, vocabulary=V),
     "guided": S.llada(4, mask_id=5, cfg_scale=1.0),
-    "a factor": S.llada(4, mask_id=5, factor=1.0),
-    "dream": S.dream(4, mask_id=5, alg="entropy"),
     "dream, in an order that is drawn": S.dream(4, mask_id=5, alg="maskgit_plus", alg_temp=0.3),
     "tokens that are left out": nf.DiscreteSampler(replace(OWN, left_out=(2,))),
     "tokens that are unsure": nf.DiscreteSampler(replace(S.llada(4, mask_id=5).table, unsure=(2,))),
@@ -94,12 +100,27 @@ def test_steps(monkeypatch, of, name, i):
         same_as_checked(monkeypatch, lambda options=options: step(sampler, a, i, **options), True)
 
 
-@pytest.mark.parametrize("name", ["remdm", "own", "llada, warm", "llada, by confidence"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "remdm",
+        "own",
+        "llada, warm",
+        "llada, by confidence",
+        "llada, by a factor",
+        "llada, by a small factor",
+        "dream, by log_prob",
+        "dream, by margin",
+        "dream, by entropy",
+        "dream, by entropy at 0",
+    ],
+)
 @pytest.mark.parametrize("seed", range(20))
 def test_drawn_steps(monkeypatch, name, seed):
     drawn, sampler = np.random.default_rng(seed), PLAIN[name]
     shape = int(drawn.integers(1, 4)), int(drawn.integers(1, 40))
     x, logits = drawn.integers(0, V, shape), drawn.standard_normal((*shape, V)).astype(drawn.choice(["f4", "f2"]))
+    logits *= drawn.choice([1, 8])  # certain ones, too
     x = np.where(drawn.random(shape) < drawn.random(), sampler.table.mask_id, x)
     noise = nf.Noise(seed, step=2**32 - 4)
     options = {"where": drawn.random(shape) < 0.7} if seed % 3 else {}
@@ -175,6 +196,14 @@ def test_a_token_beyond_the_dtype(monkeypatch):
     sampler = S.mdlm(steps=1, mask_id=255)
     x = np.full((1, 2), 255, np.uint8)
     same_as_checked(monkeypatch, lambda: step(sampler, np.asarray, 0, x, logits), False)
+
+
+@pytest.mark.parametrize("masks", [256, 257])
+def test_many_masks_of_a_factor(monkeypatch, masks):
+    sampler, x = PLAIN["llada, by a factor"], np.full((2, 300), 5)
+    x[:, masks:] = 0
+    logits = np.resize(8 * LOGITS, (2, 300, V))
+    same_as_checked(monkeypatch, lambda: step(sampler, np.asarray, 1, x, logits), masks == 256)
 
 
 @pytest.mark.parametrize("name", OTHERS)

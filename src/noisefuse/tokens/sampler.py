@@ -23,7 +23,18 @@ from .categorical import TokenInfo, log_softmax_at, settings_of
 from .cross_entropy import masked_cross_entropy_and_grad
 from .draws import draw, of_clean
 from .forward import DTYPES, allowed_of, check_within, names_for, scaled_words, token_of, tokens_of, vocabulary_of
-from .steps import Drawn, Law, certain, law, next_tokens, positions, surprise, wanted_info
+from .steps import (
+    Drawn,
+    Law,
+    certain,
+    law,
+    next_tokens,
+    positions,
+    surprise,
+    surprises,
+    told_by,
+    wanted_info,
+)
 from .table import TokenRow, TokenTable
 
 __all__ = ["DiscreteSampler", "TokenState"]
@@ -490,18 +501,23 @@ class DiscreteSampler:
 def _fast_row(table: TokenTable, row: TokenRow) -> tuple[Any, ...] | None:
     """Returns the numbers of FastTokenRow (csrc/python/fast_step.h), or None if the row needs more than it does."""
     mask = -1 if table.mask_id is None else int(table.mask_id)
-    others = row.rate, row.bound, row.factor, row.share
-    plain = others == (None,) * 4 and not (row.own or table.guidance or table.left_out or table.unsure)
-    if table.order not in ("confidence", "random") or table.order_temperature:
+    more = row.rate is not None or row.bound is not None or row.own or table.guidance or table.order_temperature
+    if more or table.left_out or table.unsure or (table.top_p < 1 and not table.crossing):
         return None
-    if not plain or (table.top_p < 1 and not table.crossing) or not -(1 << 63) <= mask < 1 << 63:
+    if not -(1 << 63) <= mask < 1 << 63:
         return None
-    hides, by_words = mask >= 0 and table.mask_logit == "ignore", table.order != "confidence"
+    hides, told = mask >= 0 and table.mask_logit == "ignore", _TOLD.index(told_by(table, row))
     whole = mask, int(table.vocabulary or 0), int(row.end), int(row.left or 0)
     settings = float(table.temperature * row.temperature), int(table.top_k), float(table.top_p)
-    chances = row.reveal, row.change, *row.renoise, row.remask, -1 if row.threshold is None else surprise(row.threshold)
-    flags = table.mask_id is not None, hides, row.touches_tokens, by_words
-    return *flags, *whole, *settings, *map(float, chances)
+    ranks = (-1 if row.threshold is None else surprise(row.threshold)), -1 if row.share is None else row.share
+    chances = row.reveal, row.change, *row.renoise, row.remask, *ranks
+    least = b"" if row.factor is None else surprises(row.factor, _MASKS).tobytes()
+    flags = table.mask_id is not None, hides, row.touches_tokens
+    return *flags, told, *whole, *settings, *map(float, chances), least
+
+
+_TOLD = ("random", "log_prob", "log_prob_raw", "entropy", "margin")  # as FastTokenRow numbers them
+_MASKS = 256  # of a sample: steps of a factor with more have no fast path
 
 
 def _check_room(drawn: NDArray[np.int64], dtype: np.dtype[Any]) -> None:

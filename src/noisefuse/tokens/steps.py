@@ -34,7 +34,7 @@ def wanted_info(table: TokenTable, row: TokenRow, log_prob: bool, asked: tuple[s
     if row.rate is not None:
         names.append("log_prob_raw")
     if row.by_confidence and table.order != "random":
-        names.append(_told(table, row))
+        names.append(told_by(table, row))
     if row.bound is not None:
         names.append("entropy")
     return tuple(dict.fromkeys(names))
@@ -125,9 +125,7 @@ def _counts(row: TokenRow, keys: Array, may: NDArray[np.bool_]) -> NDArray[np.in
     if row.threshold is not None:
         return np.asarray(np.minimum(masks, np.maximum(1, (keys <= surprise(row.threshold)).sum(axis=1))))
     assert row.factor is not None
-    least = surprise(1 - row.factor / np.arange(2, keys.shape[1] + 2))
-    least[:1] = np.inf  # one is always revealed
-    found = (np.sort(keys, axis=1) <= least).cumprod(axis=1).sum(axis=1)
+    found = (np.sort(keys, axis=1) <= surprises(row.factor, keys.shape[1])).cumprod(axis=1).sum(axis=1)
     return np.asarray(np.where(found >= masks - 1, masks, found))  # Fast-dLLM's code leaves no last one alone
 
 
@@ -137,8 +135,15 @@ def surprise(p: Any) -> Any:
         return np.float32(2.0**-54 - np.log(np.maximum(p, 0.0)))
 
 
-def _told(table: TokenTable, row: TokenRow) -> str:
-    """Returns the info of `categorical` that ranks the positions."""
+def surprises(factor: float, n: int) -> NDArray[np.float32]:
+    """Returns the greatest surprises of the first n positions of a sample that a factor reveals."""
+    greatest: NDArray[np.float32] = surprise(1 - factor / np.arange(2, n + 2))
+    greatest[:1] = np.inf  # one is always revealed
+    return greatest
+
+
+def told_by(table: TokenTable, row: TokenRow) -> str:
+    """Returns the info of `categorical` that ranks the positions, or "random"."""
     at_zero = table.temperature * row.temperature == 0 and table.order == "log_prob"
     return "log_prob_raw" if at_zero or table.order == "confidence" else table.order
 
@@ -150,7 +155,7 @@ def _order(table: TokenTable, row: TokenRow, drawn: Drawn, noise: Any, may: NDAr
         w = words(may.shape, names_for(noise, may.shape, PLACES)).astype(np.float64)
     if random:
         return w
-    value = getattr(drawn.info, _told(table, row)).astype(np.float64) if drawn.confidence is None else drawn.confidence
+    value = getattr(drawn.info, told_by(table, row)).astype(np.float64) if drawn.confidence is None else drawn.confidence
     value = -value if table.order == "entropy" else value
     if not table.order_temperature:
         return -value
