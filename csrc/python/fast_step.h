@@ -54,11 +54,10 @@ struct FastTokenRow {
 // One step: its arrays are int64 or bytes, one for each position.
 class FastTokenStep {
   public:
-    // Takes the tokens x and the positions that may take a drawn one. False: declined.
-    bool read(const FastTokenRow& row, PyObject* tokens, PyObject* where) {
-        FastArray allowed;
+    // Takes the tokens x. False: declined.
+    bool read(const FastTokenRow& row, PyObject* tokens) {
         const View& ids = x.v;
-        if (!x.read(tokens) || !is_token(ids.kind) || ids.ndim < 2 || !take_bools(where, ids, allowed) ||
+        if (!x.read(tokens) || !is_token(ids.kind) || ids.ndim < 2 ||
             (row.has_mask ? !is_of(ids, row.mask)
                           : row.vocabulary && !all_below(ids, static_cast<uint64_t>(row.vocabulary))))
             return false;
@@ -66,9 +65,29 @@ class FastTokenStep {
         batch = ids.shape[0], length = ids.count / batch;
         old.resize(n), drawn.resize(n), may.resize(n), taken.resize(n);
         of_tokens(ids, [&](auto* first) { std::copy_n(first, n, old.begin()); });
-        for (size_t i = 0; i < n; ++i) {
+        return true;
+    }
+
+    // Takes the names of what step i draws. False: declined.
+    bool name(PyObject* noise, int64_t i) {
+        words_.batch = batch, words_.size = length, words_.n_rows = i + 1;
+        if (!names_.parse(noise, kMasks, words_, 1, &length) || names_.whole > kPositions || names_.whole < 0)
+            return false;
+        names_.later(words_, static_cast<uint32_t>(i));
+        words_.step_by_index = 0, words_.n_rows = 1, words_.index = &first_row_, words_.segment = batch * length;
+        words_.type = words_.out_type = DType::f32, words_.draw = Draw::words;
+        return true;
+    }
+
+    // Finds the positions that may take a drawn token. False: declined.
+    bool allow(const FastTokenRow& row, PyObject* where) {
+        FastArray allowed;
+        if (!take_bools(where, x.v, allowed)) return false;
+        const int64_t end = (names_.whole ? names_.whole : length) - row.end;
+        for (size_t i = 0; i < may.size(); ++i) {
+            const auto sample = static_cast<int64_t>(i) / length, place = static_cast<int64_t>(i) % length;
             const bool masked = row.has_mask && old[i] == row.mask;
-            may[i] = (row.touches || !row.has_mask || masked) && static_cast<int64_t>(i) % length < length - row.end &&
+            may[i] = (row.touches || !row.has_mask || masked) && field_of(words_, sample).start + place < end &&
                      (!allowed.v.data || allowed.v.data[i]);
         }
         for (auto first = may.begin(); row.most_masks() && first < may.end(); first += length)
@@ -76,24 +95,11 @@ class FastTokenStep {
         return true;
     }
 
-    // Draws of these streams at step i of the noise. False: declined.
-    bool name(PyObject* noise, int64_t i, const View& logits) {
-        const auto keys = [&](Call& call, FastNoise& names, int stream, int64_t size, const View& of) {
-            call.batch = batch, call.size = size, call.n_rows = i + 1;
-            if (!names.parse(noise, stream, call, of.ndim - 1, of.shape + 1) || names.has_window) return false;
-            names.later(call, static_cast<uint32_t>(i));
-            call.step_by_index = 0, call.n_rows = 1, call.index = &first_row_, call.segment = batch * size;
-            call.type = call.out_type = DType::f32, call.draw = Draw::words;
-            return true;
-        };
-        return keys(race_, race_names_, kRace, logits.count / batch, logits) &&
-               keys(words_, names_, kMasks, length, x.v);
-    }
-
     // Draws a token at each position that may take one. 1; 0: declined; -1: a Python error is set.
     int draw(const FastTokenRow& row, const FastLogits& logits, const FastSettings& settings) {
         const View& given = logits.array.v;
-        FastRace fast(logits, settings, race_);
+        names_.use(words_, kRace);
+        FastRace fast(logits, settings, words_);
         fast.race.where = may.data(), fast.race.token = drawn.data();
         Scratch hidden;
         const bool hides = row.hides && row.mask < logits.n;
@@ -158,8 +164,8 @@ class FastTokenStep {
     std::vector<float> told;
 
   private:
-    FastNoise race_names_, names_;
-    Call race_{}, words_{};
+    FastNoise names_;
+    Call words_{};
     const int64_t first_row_ = 0;
 
     // Copies the logits of the rows that are read, with -inf for the mask.
@@ -249,10 +255,10 @@ PyObject* fast_token_step(PyObject*, PyObject* const* args, Py_ssize_t n) {
         int64_t i;
         if (!row.parse(args[0])) return nullptr;
         const View &x = step.x.v, &given = logits.array.v;
-        if (!take_integer(args[1], i) || !step.read(row, args[2], args[5]) || !logits.read(args[3]) ||
+        if (!take_integer(args[1], i) || !step.read(row, args[2]) || !logits.read(args[3]) ||
             !logits.shape.same_shape(x) || given.is_tensor != x.is_tensor || logits.of_sample > kPositions ||
             logits.n < row.vocabulary || !settings.parse(row.temperature, row.top_k, row.top_p, logits) ||
-            !step.name(args[4], i, given))
+            !step.name(args[4], i) || !step.allow(row, args[5]))
             return declined();
         outputs.first = {x.kind, x.is_tensor, x.ndim, x.shape, x.count, nullptr};
         if (!x.is_tensor) outputs.first.descriptor = PyArray_DESCR(array(x.object));

@@ -3,7 +3,8 @@
 
 Seen to fail: every step drawn at the noise's own step, an event's words compared with one probability for both cases,
 the mask's logit drawn, a masked position beyond `end` revealed, equal confidences in the order of the last position,
-the greatest entropies first, a share rounded up, the last mask of a factor left alone.
+the greatest entropies first, a share rounded up, the last mask of a factor left alone, positions of a window counted
+from 0 in the race, and in `end`.
 """
 
 from dataclasses import replace
@@ -98,6 +99,9 @@ def test_steps(monkeypatch, of, name, i):
     a, sampler = library(of), PLAIN[name]
     for options in ({}, {"where": WHERE}, {"dtype": "uint8"}, {"noise": [N, N.at(sample=4), nf.Noise(3)]}):
         same_as_checked(monkeypatch, lambda options=options: step(sampler, a, i, **options), True)
+    wide = [one.window((2**31,), (start,)) for one, start in zip((N, N.at(sample=4), nf.Noise(3)), (0, 7, 2**31 - 9))]
+    for noise in (N.window((9,), (1,)), N.window((2**14 + 7,), (2**14 - 2,)), wide):
+        same_as_checked(monkeypatch, lambda noise=noise: step(sampler, a, i, noise=noise), True)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +174,11 @@ WRONG = {
     "logits of float64": lambda s, a: step(s, a, 1, logits=LOGITS.astype("f8")),
     "x of floats": lambda s, a: step(s, a, 1, dtype="float32"),
     "x without a batch": lambda s, a: step(s, a, 1, X[0], LOGITS[0]),
-    "a window": lambda s, a: step(s, a, 1, noise=N.window((8,), (0,))),
+    "a window that is too small": lambda s, a: step(s, a, 1, noise=N.window((9,), (2,))),
+    "a window of two axes": lambda s, a: step(s, a, 1, noise=N.window((2, 4), (0, 0))),
+    "windows of samples of two lengths": lambda s, a: step(s, a, 1, noise=[N.window((n,), (1,)) for n in (9, 9, 10)]),
+    "a window and none": lambda s, a: step(s, a, 1, noise=[N.window((8,), (0,)), N, N]),
+    "too many positions": lambda s, a: step(s, a, 1, noise=N.window((2**31 + 1,), (2**31 - 7,))),
     "another stream": lambda s, a: step(s, a, 1, noise=N.at(stream=64)),
     "a step beyond the last": lambda s, a: step(s, a, 1, noise=N.at(step=2**32 - 1)),
     "no noise": lambda s, a: step(s, a, 1, noise=None),
