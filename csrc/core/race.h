@@ -16,7 +16,7 @@ constexpr int64_t kTokens = int64_t{1} << kTokenBits;  // of a vocabulary, at mo
 constexpr int64_t kPositions = int64_t{1} << 31;       // of a sample, as in call/description.py
 constexpr int64_t kMostChunks = kTokens / kLossChunk;
 
-// The block of token 0 of a position.
+// The block of token 0 of a position; from 2^14 on the upper bits fall off.
 constexpr uint32_t race_block(int64_t position) { return static_cast<uint32_t>(position) << (kTokenBits - 2); }
 // The seed of a position's race: the noise's, or from position 2^14 on one that its stream 18 draws.
 template <class Lane>

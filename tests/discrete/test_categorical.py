@@ -195,8 +195,8 @@ def seed_of(noise, h):
 
 @pytest.mark.parametrize("seed", [5, 2**64 - 3])
 def test_positions_to_2_to_the_31(anywhere, seed):
-    """Position 2^14 h + q is position q of another seed. Seen to fail: the noise's step in the counter of that seed, its
-    words swapped, h without its upper bits, one seed for all rows of a sample."""
+    """Position 2^14 h + q is position q of another seed. Seen to fail: a 1 as the step in the counter of that
+    seed, its words swapped, h without its upper bits."""
     logits, noise = logits_of((3, 6, 90)), nf.Noise(seed, sample=2**40 + 1, step=2**32 - 1)
     places = np.array([2**14 - 1, 2**14, 3 * 2**14 + 77, 2**30 + 9, 2**31 - 1, 0])
     tokens, info = nf.categorical(logits, noise, positions=places, info=INFO)

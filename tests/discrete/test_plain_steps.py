@@ -17,6 +17,7 @@ from fast import checked, counted, library
 from fast import native as native
 
 N, V = nf.Noise(5, sample=9, step=2), 12
+KEYS = [N, N.at(sample=4), nf.Noise(3)]
 S = nf.samplers
 OWN = nf.TokenTable(
     "own",
@@ -97,9 +98,9 @@ LIBRARIES = pytest.mark.parametrize("of", ["NumPy", "torch"])
 @pytest.mark.parametrize("name", PLAIN)
 def test_steps(monkeypatch, of, name, i):
     a, sampler = library(of), PLAIN[name]
-    for options in ({}, {"where": WHERE}, {"dtype": "uint8"}, {"noise": [N, N.at(sample=4), nf.Noise(3)]}):
+    for options in ({}, {"where": WHERE}, {"dtype": "uint8"}, {"noise": KEYS}):
         same_as_checked(monkeypatch, lambda options=options: step(sampler, a, i, **options), True)
-    wide = [one.window((2**31,), (start,)) for one, start in zip((N, N.at(sample=4), nf.Noise(3)), (0, 7, 2**31 - 9))]
+    wide = [one.window((2**31,), (start,)) for one, start in zip(KEYS, (0, 7, 2**31 - 9), strict=True)]
     for noise in (N.window((9,), (1,)), N.window((2**14 + 7,), (2**14 - 2,)), wide):
         same_as_checked(monkeypatch, lambda noise=noise: step(sampler, a, i, noise=noise), True)
 

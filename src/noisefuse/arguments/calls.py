@@ -186,7 +186,9 @@ def names_or_array(
     else:
         raise TypeError(f"noise: expected a Noise, a list of them, or else {wanted(noise)}, got {got(noise)}")
     for name in names if drawn else ():
-        _check_name(name, batch if len(names) == 1 else 1, sample_shape, last_step, LOGITS if stream == RACE else ELEMENTS)
+        _check_name(
+            name, batch if len(names) == 1 else 1, sample_shape, last_step, LOGITS if stream == RACE else ELEMENTS
+        )
     if drawn and not any_stream:
         check_stream_0(noise)
     return tuple(n if n.stream == stream or (any_stream and n.stream) else n.at(stream=stream) for n in names), None

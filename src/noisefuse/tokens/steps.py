@@ -155,7 +155,9 @@ def _order(table: TokenTable, row: TokenRow, drawn: Drawn, noise: Any, may: NDAr
         w = words(may.shape, names_for(noise, may.shape, PLACES)).astype(np.float64)
     if random:
         return w
-    value = getattr(drawn.info, told_by(table, row)).astype(np.float64) if drawn.confidence is None else drawn.confidence
+    value = (
+        getattr(drawn.info, told_by(table, row)).astype(np.float64) if drawn.confidence is None else drawn.confidence
+    )
     value = -value if table.order == "entropy" else value
     if not table.order_temperature:
         return -value
