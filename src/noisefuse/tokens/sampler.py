@@ -23,18 +23,8 @@ from .categorical import TokenInfo, log_softmax_at, settings_of
 from .cross_entropy import masked_cross_entropy_and_grad
 from .draws import draw, of_clean
 from .forward import DTYPES, allowed_of, check_within, names_for, scaled_words, token_of, tokens_of, vocabulary_of
-from .steps import (
-    Drawn,
-    Law,
-    certain,
-    law,
-    next_tokens,
-    positions,
-    surprise,
-    surprises,
-    told_by,
-    wanted_info,
-)
+from .partial_steps import PartialStep
+from .steps import Drawn, Law, certain, fast_row, law, next_tokens, positions, wanted_info
 from .table import TokenRow, TokenTable
 
 __all__ = ["DiscreteSampler", "TokenState"]
@@ -100,7 +90,7 @@ class DiscreteSampler:
         heat = [temperature, *{temperature * row.temperature for row in table.rows}]
         settings_of(len(heat), heat, check_integer("top_k", table.top_k), top_p)
         object.__setattr__(self, "table", table)
-        object.__setattr__(self, "_plain", tuple(_fast_row(table, row) for row in table.rows))
+        object.__setattr__(self, "_plain", tuple(fast_row(table, row) for row in table.rows))
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("a DiscreteSampler is frozen: make another one")
@@ -156,7 +146,7 @@ class DiscreteSampler:
 
     def step(
         self, i: int, x: Array, logits: Array | tuple[Array, Array], noise: Noises, state: TokenState | None = None, *,
-        where: Any = None, lengths: Any = None, log_prob: bool = False, out: Array | None = None,
+        where: Any = None, lengths: Any = None, log_prob: bool = False, partial: bool = False, out: Array | None = None,
     ) -> Any:  # fmt: skip
         """Returns the next x, from row i, the tokens x and the network's logits for them.
 
@@ -170,15 +160,18 @@ class DiscreteSampler:
                 ``noise.window((L,), (start,))`` x and the logits are a part of each sample, such as a block, and the
                 draws are those of that part of the whole. Rows by rank rank the part's positions alone: that is the
                 whole's step if all masks that the row may reveal lie in the part, as those of a block of
-                `samplers.llada` do.
+                `samplers.llada` do. Other parts, such as a rank's shard of a sequence, need `partial`.
             state: keeps what the step drew.
             where: bool, of a shape that broadcasts to x's: the tokens that may change. None: all.
             lengths: integers (B,): only the first tokens of a sample may change, so many.
             log_prob: also return log p(x' | x), (B,), in float64; see `log_prob`.
+            partial: True if other parts of the samples have masks that the row may reveal, too. The result is then a
+                `discrete.PartialStep`, for `discrete.combine_steps`.
             out: an array of x's shape and dtype to write to; it may be x itself.
 
         Returns:
-            The next x, of x's kind, shape and dtype, or with log_prob the pair of it and (B,).
+            The next x, of x's kind, shape and dtype, or with log_prob the pair of it and (B,); or a
+            `discrete.PartialStep`.
 
         Raises:
             TypeError, ValueError, IndexError: the message says what was given and what was expected.
@@ -194,7 +187,12 @@ class DiscreteSampler:
         other = None if type(x) is np.ndarray else library_of(x)
         fast = backends.fast_token_step if other is None else fast_path(other, "fast_token_step")
         plain = self._plain[i] if type(i) is int and 0 <= i < len(self._plain) and fast is not None else None
-        if plain is not None and not log_prob and (state is None or (type(state) is TokenState and not state.asked)):
+        if (
+            plain is not None
+            and not log_prob
+            and not partial
+            and (state is None or (type(state) is TokenState and not state.asked))
+        ):
             done = fast(plain, i, x, logits, noise, where, out)
             if done is not NotImplemented:
                 x_next, *memory = done
@@ -204,8 +202,10 @@ class DiscreteSampler:
         row = self._row(i)
         self._check_state(state)
         if other is not None:
-            options: dict[str, Any] = {"where": where, "log_prob": log_prob, "out": out}
+            options: dict[str, Any] = {"where": where, "log_prob": log_prob, "partial": partial, "out": out}
             return other.through(self.step, i, x, logits, noise, state, **options)
+        if partial and (state is not None or log_prob or out is not None):
+            raise ValueError("state, log_prob, out: expected none with partial=True: they are of the whole step")
         tokens = tokens_of("x", x)
         result = output("out", out, tokens.shape, tokens.dtype)
         check_overlap([("out", result)], [tokens])
@@ -215,6 +215,8 @@ class DiscreteSampler:
         info = wanted_info(self.table, row, log_prob, () if state is None else state.asked)
         drawn = draw(self.table, row, given, name, may, info)
         _check_room(drawn.token, tokens.dtype)
+        if partial:
+            return PartialStep.of(self.table, row, flat, drawn, name, may)
         made, taken = next_tokens(self.table, row, flat, drawn, name, may)
         likely = self._likely(row, flat, made, given, may, drawn, taken) if log_prob else None
         result[...] = made.reshape(tokens.shape)
@@ -496,28 +498,6 @@ class DiscreteSampler:
         if row.bound is not None and self.table.mask_id is None:  # as step finds them, from the same bits
             taken = certain(row.bound, draw(self.table, row, logits, Noise(0), may, ("entropy",)).info.entropy, may)
         return law(self.table, row, x, to, may, of_next, of_own, total, taken)
-
-
-def _fast_row(table: TokenTable, row: TokenRow) -> tuple[Any, ...] | None:
-    """Returns the numbers of FastTokenRow (csrc/python/fast_step.h), or None if the row needs more than it does."""
-    mask = -1 if table.mask_id is None else int(table.mask_id)
-    more = row.rate is not None or row.bound is not None or row.own or table.guidance or table.order_temperature
-    if more or table.left_out or table.unsure or (table.top_p < 1 and not table.crossing):
-        return None
-    if not -(1 << 63) <= mask < 1 << 63:
-        return None
-    hides, told = mask >= 0 and table.mask_logit == "ignore", _TOLD.index(told_by(table, row))
-    whole = mask, int(table.vocabulary or 0), int(row.end), int(row.left or 0)
-    settings = float(table.temperature * row.temperature), int(table.top_k), float(table.top_p)
-    ranks = (-1 if row.threshold is None else surprise(row.threshold)), -1 if row.share is None else row.share
-    chances = row.reveal, row.change, *row.renoise, row.remask, *ranks
-    least = b"" if row.factor is None else surprises(row.factor, _MASKS).tobytes()
-    flags = table.mask_id is not None, hides, row.touches_tokens
-    return *flags, told, *whole, *settings, *map(float, chances), least
-
-
-_TOLD = ("random", "log_prob", "log_prob_raw", "entropy", "margin")  # as FastTokenRow numbers them
-_MASKS = 256  # of a sample: steps of a factor with more have no fast path
 
 
 def _check_room(drawn: NDArray[np.int64], dtype: np.dtype[Any]) -> None:

@@ -58,13 +58,9 @@ def next_tokens(
     table: TokenTable, row: TokenRow, x: Array, drawn: Drawn, noise: Any, may: NDArray[np.bool_]
 ) -> tuple[Array, NDArray[np.bool_]]:
     """Returns the tokens (B, L) of the next step, and which of them are the drawn ones."""
-    if row.by_confidence:
-        keys = np.where(may, _order(table, row, drawn, noise, may), np.inf)
-        taken = _first(_counts(row, keys, may), keys, may)
-        return np.where(taken, drawn.token, x), taken
-    if row.bound is not None:
-        taken = certain(row.bound, drawn.info.entropy, may)
-        others = x if table.mask_id is not None else np.where(may, uniform_tokens(x.shape, noise, _size(table)), x)
+    if row.by_rank:
+        keys, others = ranked(table, row, x, drawn, noise, may)
+        taken = first_ones(row, keys, may)
         return np.where(taken, drawn.token, others), taken
     w = words(x.shape, names_for(noise, x.shape, MASKS))
     masked = np.zeros(x.shape, np.bool_) if table.mask_id is None else x == table.mask_id
@@ -113,6 +109,25 @@ def _size(table: TokenTable) -> int:
 
 
 # ---- ranks -------------------------------------------------------------------------------------------------
+
+
+def ranked(
+    table: TokenTable, row: TokenRow, x: Array, drawn: Drawn, noise: Any, may: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], Array]:
+    """Returns the keys of the positions (B, L), the least of which take their drawn tokens, and what the others
+    become."""
+    order = drawn.info.entropy if row.bound is not None else _order(table, row, drawn, noise, may)
+    keys = np.where(may, order.astype(np.float64), np.inf)
+    if row.bound is None or table.mask_id is not None:
+        return keys, x
+    return keys, np.where(may, uniform_tokens(x.shape, noise, _size(table)), x)
+
+
+def first_ones(row: TokenRow, keys: NDArray[np.float64], may: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Returns the positions that take their drawn tokens, from the keys of whole samples."""
+    if row.bound is not None:
+        return certain(row.bound, keys, may)
+    return _first(_counts(row, keys, may), keys, may)
 
 
 def _counts(row: TokenRow, keys: Array, may: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -174,7 +189,7 @@ def _first(counts: NDArray[np.int64], keys: Array, may: NDArray[np.bool_]) -> ND
     return found & may
 
 
-def certain(bound: float, entropy: NDArray[np.float32], may: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def certain(bound: float, entropy: NDArray[Any], may: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Returns the positions of least entropy whose entropies, without the largest, add up to at most the bound."""
     keys = np.where(may, entropy.astype(np.float64), np.inf)
     order = np.argsort(keys, axis=1, kind="stable")
@@ -235,3 +250,28 @@ def law(
     with np.errstate(divide="ignore", invalid="ignore"):
         inverse = np.where(whole > 0, 1 / whole, 0.0)
         return Law(np.log(whole), by_p * p * inverse, by_own * own * inverse)
+
+
+# ---- the fast path -----------------------------------------------------------------------------------------
+
+
+def fast_row(table: TokenTable, row: TokenRow) -> tuple[Any, ...] | None:
+    """Returns the numbers of FastTokenRow (csrc/python/fast_step.h), or None if the row needs more than it does."""
+    mask = -1 if table.mask_id is None else int(table.mask_id)
+    more = row.rate is not None or row.bound is not None or row.own or table.guidance or table.order_temperature
+    if more or table.left_out or table.unsure or (table.top_p < 1 and not table.crossing):
+        return None
+    if not -(1 << 63) <= mask < 1 << 63:
+        return None
+    hides, told = mask >= 0 and table.mask_logit == "ignore", _TOLD.index(told_by(table, row))
+    whole = mask, int(table.vocabulary or 0), int(row.end), int(row.left or 0)
+    settings = float(table.temperature * row.temperature), int(table.top_k), float(table.top_p)
+    ranks = (-1 if row.threshold is None else surprise(row.threshold)), -1 if row.share is None else row.share
+    chances = row.reveal, row.change, *row.renoise, row.remask, *ranks
+    least = b"" if row.factor is None else surprises(row.factor, _MASKS).tobytes()
+    flags = table.mask_id is not None, hides, row.touches_tokens
+    return *flags, told, *whole, *settings, *map(float, chances), least
+
+
+_TOLD = ("random", "log_prob", "log_prob_raw", "entropy", "margin")  # as FastTokenRow numbers them
+_MASKS = 256  # of a sample: steps of a factor with more have no fast path
