@@ -67,10 +67,10 @@ class MaskSchedule:
 
 
 def _times(t: ArrayLike) -> NDArray[np.float64]:
-    given = np.asarray(t)
-    if given.dtype.kind not in "biuf":
-        raise TypeError(f"t: expected times, got {given.dtype if given.dtype != object else repr(t)}")
-    times = given.astype(np.float64)
+    array = np.asarray(t)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"t: expected times, got {array.dtype if array.dtype != object else repr(t)}")
+    times = array.astype(np.float64)
     if not lie_within(times, 0.0, 1.0):
         first = first_of("t", ~((times >= 0) & (times <= 1)), times)
         raise ValueError(f"{first}: expected times from 0, clean, to 1")

@@ -25,7 +25,8 @@ Words: TypeAlias = Any  # arrays of integers
 Bools: TypeAlias = Any
 
 
-@jax.tree_util.register_pytree_node_class
+@jax.tree_util.register_dataclass
+@dataclass
 class Wide:
     """Integers of 128 bits, as two words of 64, with the operations that are needed here.
 
@@ -34,16 +35,6 @@ class Wide:
 
     high: Words
     low: Words
-
-    def __init__(self, high: Words, low: Words) -> None:
-        self.high, self.low = high, low
-
-    def tree_flatten(self) -> Any:
-        return (self.high, self.low), None
-
-    @classmethod
-    def tree_unflatten(cls, _: Any, words: Any) -> Wide:
-        return cls(*words)
 
     def __lshift__(self, n: Words) -> Any:
         within = n & 63
@@ -147,16 +138,14 @@ FLOAT32: Format = Format(32, 23)
 FLOAT64: Format = Format(64, 52)
 
 
+@dataclass(eq=False)
 class Float:
     """An array of numbers as their bits. Operators also take numbers of NumPy and Python."""
-
-    __array_ufunc__ = None  # so NumPy's scalars leave operators to this class
 
     bits: Words
     format: Format
 
-    def __init__(self, bits: Words, format: Format) -> None:
-        self.bits, self.format = bits, format
+    __array_ufunc__: ClassVar[None] = None  # so NumPy's scalars leave operators to this class
 
     def to(self, format: Format) -> Float:
         """Converts to another format, rounded once if needed."""
