@@ -111,15 +111,15 @@ class Axis:
 
     # ---- times ---------------------------------------------------------------------------------------------
 
-    def kind(self, given: ModelTime | None) -> ModelTime:
+    def kind(self, model_time: ModelTime | None) -> ModelTime:
         """Returns the kind of time that was chosen, or the default."""
-        if given not in (None, "index", "sigma", "schedule") and not callable(given):
-            raise ValueError(f'model_time = {given!r}: expected "index", "sigma", "schedule" or a function')
-        return given or ("index" if self.timed_by_index else "sigma")
+        if model_time not in (None, "index", "sigma", "schedule") and not callable(model_time):
+            raise ValueError(f'model_time = {model_time!r}: expected "index", "sigma", "schedule" or a function')
+        return model_time or ("index" if self.timed_by_index else "sigma")
 
-    def times(self, place: Place, given: ModelTime | None = None) -> Array:
+    def times(self, place: Place, model_time: ModelTime | None = None) -> Array:
         """Returns the time that a network is given at these places. An index may lie below 0: no network has that."""
-        kind = self.kind(given)
+        kind = self.kind(model_time)
         if kind == "sigma":
             return place.sigma
         if kind == "index":

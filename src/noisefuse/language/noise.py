@@ -403,8 +403,8 @@ class Increment:
 
 
 @lru_cache(maxsize=64)
-def _times(name: str, *given: float) -> Any:
-    times = tuple(map(float, given))
+def _times(name: str, *numbers: float) -> Any:
+    times = tuple(map(float, numbers))
     if not 2 <= len(times) <= (2 if name == "span" else CELLS + 1):
         raise ValueError(f"{name}: expected {'a pair (low, high)' if name == 'span' else 'at least 2 times'}")
     if not all(later > t for t, later in pairwise(times)) or not math.isfinite(times[-1] - times[0]):
@@ -505,11 +505,11 @@ def _splits_of(tensor: Any) -> tuple[tuple[int, int, int], ...]:
     return tuple(splits)
 
 
-def _split(given: Sequence[SupportsIndex]) -> tuple[int, int, int]:
+def _split(split: Sequence[SupportsIndex]) -> tuple[int, int, int]:
     try:
-        rank, world, axis = map(operator.index, given)
+        rank, world, axis = map(operator.index, split)
     except (TypeError, ValueError):
-        raise TypeError(f"local: expected (rank, world, axis), three integers, got {given!r}") from None
+        raise TypeError(f"local: expected (rank, world, axis), three integers, got {split!r}") from None
     return rank, world, axis
 
 

@@ -444,7 +444,7 @@ def _transposed(cotangents: Sequence[Any], *operands: Any, what: Described) -> l
         if type(ct) is ad.Zero:
             cotangents_of.append(ad.Zero(x.aval))
             continue
-        known = {other: y for other, y in by_role.items() if not ad.is_undefined_primal(y)}
+        known = {n: y for n, y in by_role.items() if not ad.is_undefined_primal(y)}
         several = bool(what.several) and what.several[what.roles.index(role)]
         shape, dtype = x.aval.shape[several:], x.aval.dtype.name
         upstream = ct

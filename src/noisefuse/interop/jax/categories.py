@@ -153,8 +153,8 @@ def _differentiable(fixed: dict[str, Any], wanted: bool) -> Any:
         loss, *early = _called(fixed, fixed["reduction"] == "mean", values)
         return [loss], (values, early)
 
-    def backward(kept: Any, above: Any) -> Any:
-        values, early = kept
+    def backward(residuals: Any, above: Any) -> Any:
+        values, early = residuals
 
         def again() -> Any:
             return _called(fixed, True, values | {"upstream": above[0]})[1]

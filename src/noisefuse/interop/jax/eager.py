@@ -279,5 +279,5 @@ def _rows_of(rows: Rows, wide: bool) -> Any:
 
 def _fields_like(like: bytes) -> Callable[[tuple[int, int, int]], Any]:
     """Returns a function of (seed, sample, step) that makes the bytes of a field of this shape and stream."""
-    rest = like[_NAME.size :]
-    return lambda name: np.frombuffer(_NAME.pack(name[0], name[1], 0, 0, name[2]) + rest, np.uint8)
+    after_name = like[_NAME.size :]
+    return lambda name: np.frombuffer(_NAME.pack(name[0], name[1], 0, 0, name[2]) + after_name, np.uint8)

@@ -167,8 +167,8 @@ def _in_order(terms: Any, weights: Any = None) -> Any:
     def add(total: Any, term: Any) -> Any:
         return of_one(Float(total, FLOAT64), *(Float(x, FLOAT64) for x in term)).bits, None
 
-    given = [jnp.moveaxis(x, -1, 0) for x in (weights, terms)]
-    return jax.lax.scan(add, jnp.zeros_like(given[1][0]), given)[0]
+    pairs = [jnp.moveaxis(x, -1, 0) for x in (weights, terms)]
+    return jax.lax.scan(add, jnp.zeros_like(pairs[1][0]), pairs)[0]
 
 
 def _doubles(numbers: Any) -> Float:

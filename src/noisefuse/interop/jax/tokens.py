@@ -18,20 +18,20 @@ from ...tokens.forward import drawing, names_for
 from .traced import NO_TIME, Named, check_none, refusing, run, stand_in_for, tracers_of
 
 
-def on_host(function: Any, given: Any, shape: tuple[int, ...], n: int | None = None) -> Any:
+def on_host(function: Any, argument: Any, shape: tuple[int, ...], n: int | None = None) -> Any:
     """Calls Python when the program runs. It computes in float64, which is rounded once where JAX has none."""
     kind = jax.dtypes.canonicalize_dtype(np.float64)
     of_one = jax.ShapeDtypeStruct(shape, kind)
 
-    def call(given: Any) -> Any:
-        values = function(given if isinstance(given, nf.Noise) else np.asarray(given))
+    def call(argument: Any) -> Any:
+        values = function(argument if isinstance(argument, nf.Noise) else np.asarray(argument))
         return jax.tree.map(lambda x: np.asarray(x, kind), values)
 
-    if not isinstance(given, nf.Noise) and given.dtype.itemsize < 4:
-        given = given.astype(jnp.float32 if jnp.issubdtype(given.dtype, jnp.floating) else jnp.int32)
-    if not isinstance(given, nf.Noise):
-        given = refusing(given, NO_TIME)
-    values = jax.pure_callback(call, of_one if n is None else (of_one,) * n, given, vmap_method="sequential")
+    if not isinstance(argument, nf.Noise) and argument.dtype.itemsize < 4:
+        argument = argument.astype(jnp.float32 if jnp.issubdtype(argument.dtype, jnp.floating) else jnp.int32)
+    if not isinstance(argument, nf.Noise):
+        argument = refusing(argument, NO_TIME)
+    values = jax.pure_callback(call, of_one if n is None else (of_one,) * n, argument, vmap_method="sequential")
     return jax.lax.optimization_barrier(values)  # see `traced.rows_at_times`
 
 
