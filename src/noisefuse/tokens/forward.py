@@ -15,17 +15,16 @@ from ..arguments import arrays
 from ..arguments.calls import names_or_array
 from ..arguments.options import fast_path
 from ..arguments.types import Array, ArrayT, Like
-from ..call.description import FLOAT32, Masks, Step
+from ..call.description import FLOAT32, Masks
 from ..ground import layouts
 from ..ground.checks import check_integer, first_of, lie_within
 from ..ground.libraries import library_of
 from ..language.noise import MASKS, TOKENS, Noise, lower
-from ..language.rows import Rows
+from ..operations.words import drawing, words
 from .transitions import Transition
 
 DTYPES = ("int64", "int32", "uint8", "uint16")  # of tokens
 MOST = 1 << 31  # tokens of a vocabulary
-_WORDS = Rows.of({"out.z": 1.0})
 
 
 def q_mask(
@@ -251,15 +250,6 @@ def chosen_by(counts: NDArray[np.uint64], row: NDArray[np.int64], drawn: NDArray
 # ---- words -------------------------------------------------------------------------------------------------
 
 
-def words(shape: tuple[int, ...], names: Sequence[Noise]) -> NDArray[np.uint32]:
-    """Returns the words w of checked keys, an element for each position of each sample."""
-    drawn = backends.empty(shape, FLOAT32)
-    if drawn.size:
-        backends.current().run(drawing(shape, names, drawn))
-    bits: NDArray[np.uint32] = drawn.view(np.uint32)
-    return bits
-
-
 def below(shape: tuple[int, ...], names: Sequence[Noise], p: NDArray[np.float64], segment: int) -> NDArray[np.bool_]:
     """Returns where a word lies below rint(2^32 p), p that of its segment."""
     drawn, chosen = words(shape, names).reshape(-1), backends.empty(shape, np.dtype(np.bool_))
@@ -307,11 +297,6 @@ def names_for(noise: Any, shape: tuple[int, ...], stream: int) -> tuple[Noise, .
         raise TypeError("noise: expected a Noise or a list of them, as its words choose the tokens, got an array")
     names, _ = names_or_array(noise, shape, FLOAT32, True, stream)
     return names
-
-
-def drawing(shape: tuple[int, ...], names: Sequence[Noise], out: Array) -> Step:
-    """Returns the call that draws the words of tokens."""
-    return Step.of_one_row(shape[0], shape[1:], _WORDS, None, out, "words", names)
 
 
 # ---- arguments ---------------------------------------------------------------------------------------------
