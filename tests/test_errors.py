@@ -419,8 +419,8 @@ NUMBERS = {
     "gamma = nan: expected a number above 0": lambda: nf.weights.min_snr(S, "v", gamma=np.nan),
     "eps = 1: expected a finite number of at least 0 and below 1": lambda: nf.discrete.llada(1),
     f"mu = 1{'0' * 59}: expected a finite number": lambda: nf.Schedule.laplace(mu=10**400),
-    "kind = 'x': expected 'inverse' or 'elbo'": lambda: nf.discrete.linear().weight(0.5, "x"),
-    "kind = array([0, 1]): expected 'inverse' or 'elbo'": lambda: nf.discrete.linear().weight(0.5, np.arange(2)),
+    "kind = 'x': expected 'inverse', 'elbo' or 'uniform'": lambda: nf.discrete.linear().weight(0.5, "x"),
+    "kind = array([0, 1]): expected 'inverse', 'elbo' or 'uniform'": lambda: nf.discrete.linear().weight(0.5, np.arange(2)),
 }
 
 
