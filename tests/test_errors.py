@@ -420,7 +420,9 @@ NUMBERS = {
     "eps = 1: expected a finite number of at least 0 and below 1": lambda: nf.discrete.llada(1),
     f"mu = 1{'0' * 59}: expected a finite number": lambda: nf.Schedule.laplace(mu=10**400),
     "kind = 'x': expected 'inverse', 'elbo' or 'uniform'": lambda: nf.discrete.linear().weight(0.5, "x"),
-    "kind = array([0, 1]): expected 'inverse', 'elbo' or 'uniform'": lambda: nf.discrete.linear().weight(0.5, np.arange(2)),
+    "kind = array([0, 1]): expected 'inverse', 'elbo' or 'uniform'": lambda: nf.discrete.linear().weight(
+        0.5, np.arange(2)
+    ),
 }
 
 

@@ -194,7 +194,7 @@ def cross_entropy_in_row(call: CrossEntropy, row: int, of: Arithmetic) -> None:
     ids = [token if call.other is None else int(call.other[row]), token]
     surprise = [softmax.ln - (np.float64(x[one]) - softmax.most) for one in ids]
     p = [of.exp(-one) for one in surprise]
-    same, shares = ids[0] == token, np.float32(0)
+    same, shares = ids[0] == token, np.zeros(1, np.float32)
     if call.other is None:
         found = Divergence(surprise[1])
     elif call.p is None:
@@ -214,7 +214,7 @@ def cross_entropy_in_row(call: CrossEntropy, row: int, of: Arithmetic) -> None:
     gradient[...] = of_term * terms if call.p is None else shares * np.float32(scale * found.of_share) + of_term * terms
     for i, one in enumerate(ids):
         more = found.more[0] + found.more[1] if same and call.other is not None else found.more[i]
-        gradient[one] = np.float32(scale * (found.of_share * found.share[i] + found.of_term * p[i] + more))[0]
+        gradient[one] = np.float32((scale * (found.of_share * found.share[i] + found.of_term * p[i] + more))[0])
 
 
 class Divergence(NamedTuple):

@@ -65,7 +65,7 @@ def rate_loss(
     >>> nf.rate_loss(logits, ids, x_t, None, reduction="none").round(4).tolist()  # 1 - 1/4, ln 4 - 1/4
     [[0.75, 1.1363]]
     >>> nf.rate_loss(logits, ids, x_t, 0.5, reduction="none").round(4).tolist()
-    [[0.3105, 0.5118]]
+    [[0.3586, 1.0118]]
     """
     return _of_rates(logits, ids, x_t, p, weight, where, reduction, None, {})
 
