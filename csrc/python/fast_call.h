@@ -72,6 +72,7 @@ class FastCall {
     bool adds_up = false;  // whether elements are added up, which is done in C's order
     int leads = kX;        // the slot of the input whose order in memory new tensors have
     bool mixes = false;    // whether model outputs may have another dtype than x
+    PyObject* watched = nullptr;  // the input that autograd may watch
     Turned turned;
 
     FastCall() = default;
@@ -89,7 +90,7 @@ class FastCall {
         input(kX, x);
         return index(a.index) && (!times_ || timed()) && model_output(a.model_output) && past(a.past) &&
                noise(a.noise, a.stream) && outputs.take(0, a.out, call) && outputs.take_auxiliary(a.auxiliary, call) &&
-               apart() && complete() && follow(a) && settle();
+               apart() && complete() && !(watched && reads_watched()) && follow(a) && settle();
     }
 
     // Whether numbers (n_rows,) are one for each row: those of float times have the shape of the times.
@@ -185,7 +186,7 @@ class FastCall {
 
     // Views the array, or a copy that is kept for this slot. False, perhaps with a Python error: it is not plain.
     bool read(PyObject* o, View& v, int slot) {
-        if (view(o, v)) return true;
+        if (view(o, v, watched)) return true;
         if (PyArray_CheckExact(o) && PyArray_ISBYTESWAPPED(array(o))) {
             if (!can_copy()) return false;
             PyObject*& native = copies_->native[slot];
@@ -194,7 +195,7 @@ class FastCall {
         }
         Copy copy;
         constexpr int64_t kMost = int64_t{1} << 34;  // elements: beyond are errors, which should not wait for a copy
-        if (!view_any(o, v, copy) || v.count > kMost) return false;
+        if (!view_any(o, v, copy, watched) || v.count > kMost) return false;
         const bool is_aligned = reinterpret_cast<uintptr_t>(v.data) % static_cast<size_t>(copy.item) == 0;
         Turned found;
         if (slot != kD && is_aligned && is_turned(copy.shape, copy.axes, copy.item, copy.from_strides, found) &&
@@ -215,6 +216,14 @@ class FastCall {
         outputs.channels_last = copied && x.is_tensor && torch.is_channels_last(leads == kM1 ? m : a.x);
         outputs.written_last = outputs.channels_last && lies_turned(leads);
         return true;
+    }
+
+    // Whether others than the prediction are the input that autograd watches.
+    bool reads_watched() const {
+        bool any = index_.object == watched;
+        for (int slot = 0; slot < kSlots; ++slot)
+            any |= slot != kM1 && call.in[slot] && inputs_[slot].object == watched;
+        return any;
     }
 
     // Copies an array for this slot, if it was not copied yet. False, perhaps with a Python error: there is no memory.
@@ -260,7 +269,7 @@ class FastCall {
     bool copy_turned(int slot) {
         View& v = inputs_[slot];
         Copy copy;
-        if (!view_any(v.object, v, copy) || !copied(copy, v, slot)) return false;
+        if (!view_any(v.object, v, copy, watched) || !copied(copy, v, slot)) return false;
         call.in[slot] = v.data;
         return true;
     }

@@ -110,14 +110,20 @@ class Torch {
         return api_->borrow(o, &t) == 0 && view_tensor(o, t, v) && holds(o, t);
     }
 
-    // Whether this is the memory that the exchange API shows, and autograd does not watch; the API does not tell.
-    bool is_plain(PyObject* o) const {
+    // Whether this is the memory that the exchange API shows, and autograd does not watch it, unless it is `watched`.
+    // The API does not tell.
+    bool can_see(PyObject* o, PyObject* watched) const {
+        const Reference negated(is_neg_->ml_meth(o, nullptr));
+        return negated.object == Py_False && (o == watched || !is_watched(o));
+    }
+
+    // Whether autograd watches it.
+    bool is_watched(PyObject* o) const {
         const Reference grad(requires_grad_->get(o, requires_grad_->closure));
-        const Reference negated(grad.object ? is_neg_->ml_meth(o, nullptr) : nullptr);
-        if (negated.object != Py_False) return false;
-        if (grad.object == Py_False) return true;
-        const Reference enabled(PyObject_CallNoArgs(is_grad_enabled_));
-        return enabled.object == Py_False;
+        if (grad.object == Py_False) return false;
+        const Reference enabled(grad.object ? PyObject_CallNoArgs(is_grad_enabled_) : nullptr);
+        PyErr_Clear();
+        return enabled.object != Py_False;
     }
 
     // Whether tangents of forward-mode differentiation exist.
@@ -275,18 +281,18 @@ class Torch {
 inline Torch torch;
 
 // Describes what `view` does not take for its strides alone. False, without a Python error, for everything else.
-inline bool view_any(PyObject* o, View& v, Copy& copy) {
+inline bool view_any(PyObject* o, View& v, Copy& copy, PyObject* watched = nullptr) {
     const bool seen = PyArray_CheckExact(o) ? view_strided(o, v, copy)
-                      : torch.is_tensor(o)  ? torch.is_plain(o) && torch.view_strided(o, v, copy)
+                      : torch.is_tensor(o)  ? torch.can_see(o, watched) && torch.view_strided(o, v, copy)
                                             : false;
     return seen && v.count > 0 && v.data;
 }
 
-// False, without a Python error, for null and everything that is not plain. The shape is read last: earlier queries of
-// a tensor may run a torch mode of the user's.
-inline bool view(PyObject* o, View& v) {
+// False, without a Python error, for null and everything that is not plain, but `watched` may be watched by autograd.
+// The shape is read last: earlier queries of a tensor may run a torch mode of the user's.
+inline bool view(PyObject* o, View& v, PyObject* watched = nullptr) {
     const bool seen = PyArray_CheckExact(o) ? view_array(o, v)
-                      : torch.is_tensor(o)  ? torch.is_plain(o) && torch.view(o, v)
+                      : torch.is_tensor(o)  ? torch.can_see(o, watched) && torch.view(o, v)
                                             : false;
     if (!seen) PyErr_Clear();
     return seen && v.count > 0 && v.data;

@@ -69,6 +69,9 @@ def masked_cross_entropy(
     if fast is not None and reduction in ("mean", "none"):
         given = 1.0 if weight is None else weight
         done = fast(logits, ids, masked, given, reduction == "none", 1.0, None)
+        if type(done) is tuple:
+            rest = {"ids": ids, "masked": masked, "weight": weight}
+            return other.with_gradient("masked_cross_entropy", done, logits, {"logits": logits}, rest)
         if done is not NotImplemented:
             return done
     if other is not None:

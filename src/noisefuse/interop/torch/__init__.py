@@ -64,6 +64,7 @@ from .graph import (
     differentiable,
     fast_call,
     is_watched,
+    with_gradient,
     words_of,
 )
 from .internals import is_compiling, is_traced
@@ -380,7 +381,7 @@ library: Library = Library(
     interpolate_loss=interpolate_loss, interpolate_loss_and_grad=interpolate_loss_and_grad,
     log_prob=log_prob, log_prob_grad=log_prob_grad, kl=kl, kl_grad=kl_grad,
     augmented=augmented, update_with_log_prob=update_with_log_prob,
-    in_graph=in_graph, categorical=categorical, masked_cross_entropy=masked_cross_entropy,
+    in_graph=in_graph, with_gradient=with_gradient, categorical=categorical, masked_cross_entropy=masked_cross_entropy,
     masked_cross_entropy_and_grad=masked_cross_entropy_and_grad, view=view, from_numpy=from_numpy, written=written,
     token_log_prob=token_log_prob, on_device=on_device,
 )  # fmt: skip
