@@ -63,15 +63,17 @@ PyObject* native_copy(PyArrayObject* a) {
     return made;
 }
 
+constexpr int64_t kFewTurned = 1 << 15;  // elements, whose copies lie in the caches
+
 class FastCall {
   public:
     Call call{};
     View x;
     FastOutputs outputs;
-    int64_t indices = 1;   // the number of row numbers
-    bool adds_up = false;  // whether elements are added up, which is done in C's order
-    int leads = kX;        // the slot of the input whose order in memory new tensors have
-    bool mixes = false;    // whether model outputs may have another dtype than x
+    int64_t indices = 1;          // the number of row numbers
+    bool adds_up = false;         // whether elements are added up, which is done in C's order
+    int leads = kX;               // the slot of the input whose order in memory new tensors have
+    bool mixes = false;           // whether model outputs may have another dtype than x
     PyObject* watched = nullptr;  // the input that autograd may watch
     Turned turned;
 
@@ -137,19 +139,20 @@ class FastCall {
     // Finds the outputs' dtype: x's, or the given one; for integer levels x, the model output's or float32. A given
     // integer dtype is only the first output's.
     bool result(const RowArguments& a) {
-        Made made{};
         View like = x;
         if (is_level(x.kind) && a.model_output != Py_None && !read(a.model_output, like, kM1)) return false;
+        Made &made = outputs.others, &first = outputs.first;
         made = {like.kind, x.is_tensor, x.ndim, x.shape, x.count, nullptr};
         if (!x.is_tensor) made.descriptor = like.is_tensor ? nullptr : PyArray_DESCR(array(like.object));
-        Made asked = made;
-        if (a.dtype != Py_None && !take_dtype(a.dtype, asked)) return false;
-        if (is_float(asked.kind)) made = asked;
+        if (a.dtype != Py_None) {
+            first = made;
+            if (!take_dtype(a.dtype, first)) return false;
+            if (is_float(first.kind)) made = first;
+        }
         if (is_level(made.kind)) made.kind = Kind::f32, made.descriptor = float32;
-        outputs.first = a.dtype == Py_None ? made : asked;
-        outputs.others = made;
+        if (a.dtype == Py_None) first = made;
         call.type = dtype(made.kind);
-        call.out_type = dtype(outputs.first.kind);
+        call.out_type = dtype(first.kind);
         return is_float(made.kind) && is_readable(x.kind, made.kind);
     }
 
@@ -239,7 +242,6 @@ class FastCall {
     // as good as C's, and only outputs are turned. Otherwise many elements are turned on the way. Few are copied
     // before, and so are arrays whose memory is written to.
     bool settle() {
-        constexpr int64_t kFew = 1 << 15;  // elements, whose copies lie in the caches
         if (!lie_turned_) return true;
         unsigned read = 0;
         bool written = false;
@@ -255,7 +257,7 @@ class FastCall {
             turned = {};
             return true;
         }
-        if (x.count > kFew && !written) {
+        if (x.count > kFewTurned && !written) {
             turned.outputs = last;
             if (anywhere) turned = {turned.columns, turned.rows, 0, all & ~last};
             return true;

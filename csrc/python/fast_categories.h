@@ -19,8 +19,8 @@ struct FastLogits {
     // False: declined.
     bool read(PyObject* o, PyObject* watched = nullptr) {
         const View& x = array.v;
-        if (!array.read(o, watched) || (x.kind != Kind::f32 && x.kind != Kind::f16 && x.kind != Kind::bf16) || x.ndim < 1 ||
-            (x.is_tensor && torch.dual()))
+        if (!array.read(o, watched) || (x.kind != Kind::f32 && x.kind != Kind::f16 && x.kind != Kind::bf16) ||
+            x.ndim < 1 || (x.is_tensor && torch.dual()))
             return false;
         n = x.shape[x.ndim - 1], rows = x.count / n;
         batch = x.ndim > 1 ? x.shape[0] : 1, of_sample = rows / batch;

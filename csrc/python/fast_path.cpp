@@ -87,7 +87,8 @@ PyObject* fast_row(PyObject*, PyObject* const* args, Py_ssize_t n) {
         [&](const Call& step, const GoOn& go_on) { return run_clipped_step(step, low, high, go_on, fast.turned); });
 }
 
-// random(table, shape, noise, uniform, dtype, batched, tensor, out), or NotImplemented: noise of this shape.
+// random(table, shape, noise, uniform, dtype, batched, tensor, out), or NotImplemented: noise of this shape, or like a
+// tensor in its place: with its order in memory and, if dtype is None, its dtype.
 PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 8) return PyErr_Format(PyExc_TypeError, "random: expected 8 arguments, got %zd", n);
     Call call{};
@@ -96,11 +97,16 @@ PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n) {
     int64_t shape[NPY_MAXDIMS];
     const int64_t row = 0;
     const bool batched = args[5] == Py_True;
+    Turned turned;
     Made& made = outputs.first;
     made.is_tensor = args[6] == Py_True, made.shape = shape;
-    if (!PyBool_Check(args[5]) || !take_dtype(args[4], made) || !lengths(args[1], shape, made) ||
-        (made.is_tensor && !torch.is_known()))
+    if (!PyBool_Check(args[5]) || (made.is_tensor && !torch.is_known()) ||
+        !(torch.is_tensor(args[1]) ? torch.like(args[1], made, shape, turned) : lengths(args[1], shape, made)) ||
+        (args[4] == Py_None ? !is_float(made.kind) : !take_dtype(args[4], made)))
         Py_RETURN_NOTIMPLEMENTED;
+    outputs.channels_last = made.channels_last;
+    outputs.written_last = made.channels_last && made.count > kFewTurned;
+    if (outputs.written_last) turned.outputs = 1;
     call.type = call.out_type = dtype(made.kind);
     call.batch = batched ? shape[0] : 1;
     call.size = made.count / call.batch;
@@ -111,7 +117,9 @@ PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n) {
         Py_RETURN_NOTIMPLEMENTED;
     if (args[3] == Py_True) noise.use_uniform(call);
     if (!outputs.make(call)) return nullptr;
-    const auto run = [](const Call& step, const GoOn& go_on) { return run_step(step, go_on); };
+    const auto run = [&](const Call& step, const GoOn& go_on) {
+        return run_step(step, go_on, turned.outputs ? turned : Turned{});
+    };
     return run_plain(call, run) ? outputs.give() : nullptr;
 }
 

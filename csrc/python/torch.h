@@ -165,6 +165,17 @@ class Torch {
         return api_->to_object(&m, &made) == 0 ? static_cast<PyObject*>(made) : nullptr;
     }
 
+    // Describes a tensor like this one, and how it lies, if that is not in C's order. Its elements play no part.
+    bool like(PyObject* o, Made& made, int64_t* shape, Turned& turned) const {
+        DLTensor t;
+        if (api_->borrow(o, &t) != 0) return PyErr_Clear(), false;
+        made.kind = kind_of(t), made.ndim = t.ndim, made.count = 1;
+        for (int axis = 0; axis < t.ndim && t.ndim <= kMostAxes; ++axis) made.count *= shape[axis] = t.shape[axis];
+        made.channels_last = nf::is_channels_last(shape, t.ndim, 1, t.strides);
+        if (made.channels_last) is_turned(shape, t.ndim, 1, t.strides, turned);
+        return t.device_type == kCpu && t.ndim > 0 && t.ndim <= kMostAxes && made.count > 0 && t.data;
+    }
+
     // Describes a tensor of the CPU, of a dtype of calls and with any strides, but for where its copy goes.
     bool view_strided(PyObject* o, View& v, Copy& copy) const {
         DLTensor t;
@@ -288,13 +299,17 @@ inline bool view_any(PyObject* o, View& v, Copy& copy, PyObject* watched = nullp
     return seen && v.count > 0 && v.data;
 }
 
-// False, without a Python error, for null and everything that is not plain, but `watched` may be watched by autograd.
-// The shape is read last: earlier queries of a tensor may run a torch mode of the user's.
-inline bool view(PyObject* o, View& v, PyObject* watched = nullptr) {
-    const bool seen = PyArray_CheckExact(o) ? view_array(o, v)
-                      : torch.is_tensor(o)  ? torch.can_see(o, watched) && torch.view(o, v)
-                                            : false;
+// Not inlined: arrays of NumPy need none of its registers. The shape is read last: earlier queries of a tensor may run
+// a torch mode of the user's.
+[[gnu::noinline]] inline bool view_of_torch(PyObject* o, View& v, PyObject* watched) {
+    const bool seen = torch.is_tensor(o) && torch.can_see(o, watched) && torch.view(o, v);
     if (!seen) PyErr_Clear();
+    return seen;
+}
+
+// False, without a Python error, for null and everything that is not plain, but `watched` may be watched by autograd.
+inline bool view(PyObject* o, View& v, PyObject* watched = nullptr) {
+    const bool seen = PyArray_CheckExact(o) ? view_array(o, v) : view_of_torch(o, v, watched);
     return seen && v.count > 0 && v.data;
 }
 

@@ -199,12 +199,12 @@ def q_transition(
     >>> nf.q_transition(ids, nf.discrete.absorbing(0.5, mask_id=6), nf.Noise(7)).tolist()
     [[6, 6, 6, 3, 4, 5]]
     """
-    if type(ids) is not np.ndarray and (other := library_of(ids)) is not None:
-        options: dict[str, Any] = {"where": where, "lengths": lengths, "batched": batched, "out": out}
-        return other.through(q_transition, ids, Q, noise, **options)
     if isinstance(Q, Transition):
         draw = q_mask if Q.kind == "absorbing" else q_uniform
         return draw(ids, Q.p, noise, Q.token, where=where, lengths=lengths, batched=batched, out=out)[0]
+    if type(ids) is not np.ndarray and (other := library_of(ids)) is not None:
+        options: dict[str, Any] = {"where": where, "lengths": lengths, "batched": batched, "out": out}
+        return other.through(q_transition, ids, Q, noise, **options)
     tokens = tokens_of("ids", ids, batched)
     shape, matrix = tokens.shape, _matrix(Q, tokens.shape[0])
     v = vocabulary_of(matrix.shape[-1], tokens.dtype)
