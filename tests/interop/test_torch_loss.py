@@ -180,7 +180,7 @@ def test_a_prediction_that_is_also_something_else_is_refused():
     }.items():
         with pytest.raises(NotImplementedError, match=f"^{name}: gradients with respect to it"):
             call()
-    with pytest.raises(NotImplementedError, match="^x0: gradients"):
+    with pytest.raises(NotImplementedError, match=r"^x0: gradients"):
         nf.interpolate_loss(pred, pred, x0, 0.5, path, target="velocity")
 
 

@@ -25,7 +25,6 @@ from ..arguments.arrays import (
     spread_bools,
 )
 from ..arguments.calls import names_or_array
-from ..arguments.options import fast_path
 from ..arguments.types import Array, ArrayT, Like
 from ..call.description import FLOAT32, LOSS_CHUNK, POSITIONS, TOKENS, Parts, Race
 from ..ground.checks import check_integer, lie_within
@@ -181,9 +180,8 @@ def categorical(
     ([1], [0.25])
     """
     other = None if type(logits) is np.ndarray else library_of(logits)
-    fast = backends.fast_categorical if other is None else fast_path(other, "fast_categorical")
-    if fast is not None and positions is None and partial is False:
-        done = fast(logits, noise, temperature, top_k, top_p, where, info, dtype, out)
+    if (other is None or not other.is_traced()) and positions is None and partial is False:
+        done = backends.fast_categorical(logits, noise, temperature, top_k, top_p, where, info, dtype, out)
         if done is not NotImplemented:
             return done
     wanted = _info(info, partial)

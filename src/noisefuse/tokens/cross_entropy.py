@@ -10,7 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
 from ..arguments.arrays import as_array, as_numbers, contiguous, count, of_samples, on_device, output, spread_bools
-from ..arguments.options import fast_path
 from ..arguments.types import Array, ArrayT, Like, Reduction
 from ..call.description import TOKENS, CrossEntropy
 from ..ground.checks import check_choice, check_integer
@@ -65,10 +64,9 @@ def masked_cross_entropy(
     if ignore_index is not None:
         masked = _counted(ids, masked, ignore_index)
     other = None if type(logits) is np.ndarray else library_of(logits)
-    fast = backends.fast_cross_entropy if other is None else fast_path(other, "fast_cross_entropy")
-    if fast is not None and reduction in ("mean", "none"):
+    if (other is None or not other.is_traced()) and reduction in ("mean", "none"):
         given = 1.0 if weight is None else weight
-        done = fast(logits, ids, masked, given, reduction == "none", 1.0, None)
+        done = backends.fast_cross_entropy(logits, ids, masked, given, reduction == "none", 1.0, None)
         if type(done) is tuple:
             rest = {"ids": ids, "masked": masked, "weight": weight}
             return other.with_gradient("masked_cross_entropy", done, logits, {"logits": logits}, rest)
@@ -121,10 +119,9 @@ def masked_cross_entropy_and_grad(
     if ignore_index is not None:
         masked = _counted(ids, masked, ignore_index)
     other = None if type(logits) is np.ndarray else library_of(logits)
-    fast = backends.fast_cross_entropy if other is None else fast_path(other, "fast_cross_entropy")
-    if fast is not None and reduction in ("mean", "none"):
-        given = 1.0 if weight is None else weight
-        done = fast(logits, ids, masked, given, reduction == "none", upstream, True if out is None else out)
+    if (other is None or not other.is_traced()) and reduction in ("mean", "none"):
+        given, wanted = 1.0 if weight is None else weight, True if out is None else out
+        done = backends.fast_cross_entropy(logits, ids, masked, given, reduction == "none", upstream, wanted)
         if done is not NotImplemented:
             return done
     if other is not None:

@@ -23,7 +23,6 @@ from ..arguments.arrays import (
     wanted,
 )
 from ..arguments.calls import names_or_array
-from ..arguments.options import fast_path
 from ..arguments.types import Array, ArrayT, Like
 from ..call.description import FLOAT32, Masks, Step
 from ..ground import layouts
@@ -78,9 +77,8 @@ def q_mask(
     [4, 99, 6, 7]
     """
     other = None if type(ids) is np.ndarray else library_of(ids)
-    fast = backends.fast_tokens if other is None else fast_path(other, "fast_tokens")
-    if fast is not None and block is None and lengths is None:
-        done: tuple[Any, Any] = fast(ids, p, noise, mask_id, False, where, complement, batched, out)
+    if (other is None or not other.is_traced()) and block is None and lengths is None:
+        done: tuple[Any, Any] = backends.fast_tokens(ids, p, noise, mask_id, False, where, complement, batched, out)
         if done is not NotImplemented:
             return done
     if other is not None:
@@ -121,9 +119,8 @@ def q_uniform(
     ([[37, 28, 26, 0, 0, 0]], [[1, 1, 1, 0, 0, 0]])
     """
     other = None if type(ids) is np.ndarray else library_of(ids)
-    fast = backends.fast_tokens if other is None else fast_path(other, "fast_tokens")
-    if fast is not None and block is None and lengths is None:
-        done: tuple[Any, Any] = fast(ids, p, noise, vocabulary, True, where, False, batched, out)
+    if (other is None or not other.is_traced()) and block is None and lengths is None:
+        done: tuple[Any, Any] = backends.fast_tokens(ids, p, noise, vocabulary, True, where, False, batched, out)
         if done is not NotImplemented:
             return done
     if other is not None:

@@ -37,7 +37,6 @@ from .graph import (
     carried,
     carries,
     check_no_gradient,
-    check_once,
     check_unwatched,
     compiled,
     copied,
