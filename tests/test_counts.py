@@ -33,7 +33,7 @@ TIMES = {
     "q_walk of 5 steps": 5,
 }
 # torch's shortest code, which is one or two calls, takes fewer than these: the most that they take, in times its own.
-ABOVE_TORCH = {"categorical, temperature 0": 1.10, "interpolate": 1.28}
+ABOVE_TORCH = {"categorical, temperature 0": 1.10, "interpolate": 1.30}
 # The most instructions of a loss with autograd above those of an empty `torch.autograd.Function`: 10 microseconds.
 ABOVE_EMPTY = 45_000
 

@@ -166,9 +166,8 @@ def randn_like(x: Like[ArrayT], noise: Drawn, *, dtype: DType | None = None, bat
     if type(x) is np.ndarray and dtype is None and x.dtype.kind == "f" and x.dtype.isnative:
         return _random("randn", x.shape, noise, x.dtype, True if batched is None else batched, None)
     if (other := library_of(x)) is not None and not other.is_traced():
-        kind = None if dtype is None else arrays.fast_dtype(dtype, other)
-        given = True if batched is None else batched
-        done = backends.fast_random(UNIT.plain, x, noise, False, kind, given, True, None)
+        asked, whole = None if dtype is None else arrays.fast_dtype(dtype, other), True if batched is None else batched
+        done = backends.fast_random(UNIT.plain, x, noise, False, asked, whole, True, None)
         if done is not NotImplemented:
             return done
     batched = is_batch("x", x, batched)

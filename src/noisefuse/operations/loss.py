@@ -94,7 +94,7 @@ def mse_loss(
     if plain and not partial and (table := _fast_table(other, reduction, schedule, target, scale, offset)) is not None:
         x, each = pred if x0 is None and target == "epsilon" else x0, reduction == "none"
         found = backends.fast_mse(table, t, x, pred, noise, weight, 1.0, True, None, batched, each)
-        if type(found) is tuple:
+        if other is not None and type(found) is tuple:
             rest = {
                 "t": t, "schedule": schedule, "noise": noise, "target": target, "weight": weight, "scale": scale,
                 "offset": offset, "batched": batched,
@@ -239,7 +239,7 @@ def interpolate_loss(
     if (table := _fast_path(other, path, target, reduction)) is not None:
         each = reduction == "none"
         found = backends.fast_mse(table, t, x0, (pred, x1), noise, weight, 1.0, True, None, batched, each)
-        if type(found) is tuple:
+        if other is not None and type(found) is tuple:
             return other.with_gradient("interpolate_loss", found, pred, {"gradient": found[1]}, {})
         if found is not NotImplemented:
             return found

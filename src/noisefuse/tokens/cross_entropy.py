@@ -68,7 +68,7 @@ def masked_cross_entropy(
     if (other is None or not other.is_traced()) and reduction in ("mean", "none"):
         given = 1.0 if weight is None else weight
         done = backends.fast_cross_entropy(logits, ids, masked, given, reduction == "none", 1.0, None)
-        if type(done) is tuple:
+        if other is not None and type(done) is tuple:
             rest = {"ids": ids, "masked": masked, "weight": weight}
             return other.with_gradient("masked_cross_entropy", done, logits, {"logits": logits}, rest)
         if done is not NotImplemented:
