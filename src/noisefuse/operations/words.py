@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .. import backends
 from ..arguments.types import Array
-from ..call.description import FLOAT32, Step
+from ..call.description import FLOAT32, Draw, Step
 from ..language.noise import Noise
 from .draw import UNIT
 
@@ -25,8 +25,8 @@ def words(shape: tuple[int, ...], names: Sequence[Noise]) -> NDArray[np.uint32]:
     return found
 
 
-def drawing(shape: tuple[int, ...], names: Sequence[Noise], out: Array) -> Step:
-    """Returns the call that draws the words of checked keys to the first output."""
+def drawing(shape: tuple[int, ...], names: Sequence[Noise], out: Array, draw: Draw = "words") -> Step:
+    """Returns the call that draws the words, or other numbers, of checked keys to the first output."""
     batch, sample = shape[0], shape[1:]
     return Step(
         batch=batch,
@@ -37,7 +37,7 @@ def drawing(shape: tuple[int, ...], names: Sequence[Noise], out: Array) -> Step:
         segment=max(1, math.prod(shape)),
         inputs=(None,) * 9,
         outputs=(out, None, None),
-        draw="words",
+        draw=draw,
         step_by_index=False,
         noise=tuple(names),
     )
