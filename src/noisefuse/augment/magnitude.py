@@ -14,13 +14,12 @@ from .. import backends
 from ..arguments.arrays import as_array, batch_shape, check_overlap, contiguous, is_array, output
 from ..arguments.calls import is_batch, names_or_array
 from ..arguments.types import Array, ArrayT, Like
-from ..call.description import FLOAT32, FLOAT64, Rician
+from ..call.description import FLOAT32, FLOAT64, Rician, Step
 from ..ground.checks import check_integer
 from ..ground.libraries import library_of
 from ..language.levels import FLOATS, LEVELS
 from ..language.noise import FIELD, Noise
-from ..operations.draw import randn
-from ..operations.words import drawing
+from ..operations.draw import UNIT, randn
 from .numbers import as_numbers
 from .rows import gaussian
 
@@ -85,7 +84,7 @@ def rician(
     of_each = math.prod(shape) if strength.size == 1 else math.prod(sample)
     apart = math.prod((parts[0][0].window_shape or ())[1:])
     arithmetic = FLOAT64 if signal.dtype == FLOAT64 else FLOAT32
-    normals = drawing(shape, names, np.empty(1, arithmetic), "normal")
+    normals = Step.of_one_row(batch, sample, UNIT, None, np.empty(1, arithmetic), "normal", names)
     of_samples = contiguous(strength).reshape(-1)
     call = Rician(normals, signal, result, of_samples, of_each, draws, apart, signal.dtype)
     if backends.current().run(call) is not NotImplemented:
