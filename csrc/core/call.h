@@ -87,6 +87,9 @@ struct Call {
     constexpr bool row_for_each() const { return period || by_level; }
 };
 
+// rint(2^32 p): from 2^52 on, numbers have a last place of 1.
+constexpr double count_of(double p) { return (p * 0x1p32 + 0x1p52) - 0x1p52; }
+
 // What q_mask adds to a call, which says where the words lie in the field: a token becomes the mask where its word lies
 // below rint(2^32 p).
 struct Masks {

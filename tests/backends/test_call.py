@@ -28,7 +28,7 @@ CONSTANTS = {
     "kLossChunk": description.LOSS_CHUNK,
     "kThreads": launches.THREADS,
     "kTokens": description.TOKENS,
-    "kTokenBits": description.TOKEN_BITS,
+    "kPositions": description.POSITIONS,
 }
 
 PROGRAM = """

@@ -713,7 +713,7 @@ void add(Hash& hash, const std::vector<T>& values) {
     hash.add(bytes);
 }
 
-uint64_t hash_categorical(DType type) {
+uint64_t hash_race(DType type, bool far) {
     Hash hash;
     int64_t k = 0;
     for (Case& c : located(cases())) {
@@ -724,7 +724,7 @@ uint64_t hash_categorical(DType type) {
         const Bytes x = logits(type, 4 * samples, k, n);
         for (Field& f : c.fields) f.stream = 13;
         std::vector<int64_t> position(rows), token(rows);
-        for (size_t i = 0; i < rows; ++i) position[i] = static_cast<int64_t>(i % 4);
+        for (size_t i = 0; i < rows; ++i) position[i] = far ? word(12 * k + static_cast<int64_t>(i)) >> 1 : i % 4;
         std::vector<float> log_prob(rows), log_prob_raw(rows), entropy(rows), margin(rows);
         std::vector<int32_t> rank(rows);
         std::vector<uint8_t> bad(rows);
@@ -742,6 +742,9 @@ uint64_t hash_categorical(DType type) {
     }
     return hash.value;
 }
+
+uint64_t hash_categorical(DType type) { return hash_race(type, false); }
+uint64_t hash_positions(DType type) { return hash_race(type, true); }
 
 uint64_t hash_cross_entropy(DType type) {
     Hash hash;
@@ -815,6 +818,7 @@ int main() {
     print_tokens("q_mask uint16", hash_mask<uint16_t>());
     print_tokens("q_uniform int64", hash_mask<int64_t>(50257));
     print("categorical", hash_categorical, {DType::f32, DType::f16, DType::bf16});
+    print("positions", hash_positions, {DType::f32, DType::f16, DType::bf16});
     print("masked_cross_entropy", hash_cross_entropy, {DType::f32, DType::f16, DType::bf16});
     print("pyramid_like", hash_pyramid, full);
 }

@@ -249,8 +249,7 @@ class Loss(NamedTuple):
         return factor
 
 
-TOKEN_BITS = 20  # element = position * 2^20 + token: docs/noise.md
-TOKENS, POSITIONS = 1 << TOKEN_BITS, 1 << 34 - TOKEN_BITS
+TOKENS, POSITIONS = 1 << 20, 1 << 31  # of a vocabulary, of a sample: docs/noise.md
 
 
 @dataclass(frozen=True, slots=True)
