@@ -588,7 +588,14 @@ WIDTHS = {"": 4, ".64": 8, ".128": 16, ".U8": 1, ".U16": 2}
 GLOBAL = {f"{name}.E{width}": size for name in ("LDG", "LD", "STG") for width, size in WIDTHS.items()}
 SHARED = {f"{name}{width}": size for name in ("LDS", "STS") for width, size in WIDTHS.items() if size >= 4}
 CONSTANT = {f"{name}{width}": size for name in ("LDC", "LDCU", "ULDC") for width, size in WIDTHS.items()}
-SPECIAL = {"SR_TID.X": "thread", "SR_CTAID.X": "x", "SR_CTAID.Y": "y", "SR_CTAID.Z": "z", "SR_CgaCtaId": "cluster"}
+SPECIAL = {
+    "SR_TID.X": "thread",
+    "SR_TID.Y": "zero",
+    "SR_CTAID.X": "x",
+    "SR_CTAID.Y": "y",
+    "SR_CTAID.Z": "z",
+    "SR_CgaCtaId": "zero",
+}
 
 
 def address(text, uniform=False):
@@ -794,11 +801,23 @@ class Kernel:
                 parts = [re.sub(r"\.reuse\b", "", part) for part in parts]
                 self.code[pc] = Instruction(pc, guard, opcode, parts, found[0].split("*/")[1].strip())
                 self.code[pc].branches = re.findall(r"\.L_x_\d+", targets)
+        self.executed = set()  # addresses of the instructions that some warp has come to
         self.registers = 2 + max(map(int, re.findall(r"\bR(\d+)", body)))
 
     def run(self, grid, threads, argument, memory, begin=0):
         """Runs all blocks of a grid, or those that follow block `begin`. Returns what has been run."""
-        return Run(self, grid, threads, argument, memory, begin).run()
+        run = Run(self, grid, threads, argument, memory, begin).run()
+        self.executed.update(run.issued)
+        return run
+
+    def unexecuted(self):
+        """Returns the instructions that no run has come to, but for padding and branches to themselves."""
+        counts = [i for i in self.code.values() if i.name != "NOP" and not self._rests(i)]
+        return [i for i in counts if i.pc not in self.executed], len(counts)
+
+    def _rests(self, instruction):
+        label = re.fullmatch(r"`\((.*)\)", instruction.operands[-1]) if instruction.name == "BRA" else None
+        return bool(label) and self.labels[label[1]] == instruction.pc
 
 
 def elf_sections(image):
@@ -828,7 +847,7 @@ class Run:
             "x": (begin + self.block % grid[0]).astype(U32),
             "y": (self.block // grid[0] % grid[1]).astype(U32),
             "z": (self.block // grid[0] // grid[1]).astype(U32),
-            "cluster": np.zeros(self.n, U32),
+            "zero": np.zeros(self.n, U32),
         }
         arbitrary = np.random.default_rng(1)
         self.registers = arbitrary.integers(0, 2**32, (kernel.registers, self.n), U32)
