@@ -19,23 +19,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import augment, backends
-from .arguments.arrays import (
-    as_array,
-    batch_shape,
-    count,
-    device_of,
-    float_dtype,
-    host_numbers,
-    host_view,
-    is_lazy,
-    on_device,
-    output,
-    wanted,
-)
+from .arguments import arrays
 from .arguments.calls import Index, converted, is_batch, make_call, names_or_array, run
 from .arguments.types import Array
 from .call.description import Level, Pyramid
 from .ground.checks import check_integer, check_number
+from .ground.docstrings import Shared, documented
 from .ground.float_mode import float_mode
 from .ground.lazy import show_public
 from .ground.libraries import library_of
@@ -69,6 +58,12 @@ __all__ = [
 
 show_public(__name__)
 
+_SHARED = Shared(
+    args={"dtype": "    dtype: the result's dtype, if it is not x's."},
+    returns="    An array of x's shape, kind and device.",
+    raises="    TypeError, ValueError: the message says what was given and what was expected.",
+)
+
 
 # ---- keys --------------------------------------------------------------------------------------------------
 
@@ -99,7 +94,7 @@ def nearest_of(k: SupportsIndex, x0: Array, noise: Noises, *, batched: bool | No
     [Noise(7, sample=40, step=62, stream=9), Noise(7, sample=41, step=61, stream=9)]
     """
     k, batched = check_integer("k", k, 1), is_batch("x0", x0, batched)
-    batch, _ = batch_shape(_shape("x0", x0), batched)
+    batch, _ = arrays.batch_shape(_shape("x0", x0), batched)
     names = _one_each(noise, batch)
     check_stream_0(noise)
     for name in names:
@@ -114,7 +109,7 @@ def nearest_of(k: SupportsIndex, x0: Array, noise: Noises, *, batched: bool | No
 
 def _nearest(x: Array, names: list[Noise], *, k: int, batched: bool) -> NDArray[np.int64]:
     x = _as_q_sample("x0", x)
-    batch, _ = batch_shape(x.shape, batched)
+    batch, _ = arrays.batch_shape(x.shape, batched)
     best, chosen = np.full(batch, math.inf), np.zeros(batch, np.int64)
     for first in range(0, k, _CANDIDATES):
         begin = [name.at(step=name.step * k + first, stream=NEAREST) for name in names]
@@ -152,7 +147,7 @@ def assigned(x0: Array, noise: Noises) -> list[Noise]:
     >>> nf.fields.assigned(x0, nf.Noise(7))
     [Noise(7, sample=1), Noise(7)]
     """
-    batch, _ = batch_shape(_shape("x0", x0), batched=True)
+    batch, _ = arrays.batch_shape(_shape("x0", x0), batched=True)
     names = _one_each(noise, batch)
     return [names[j] for j in _asked(_assigned, x0, names).tolist()]
 
@@ -179,6 +174,7 @@ def _assigned(x: Array, names: list[Noise]) -> NDArray[np.int64]:
 # ---- arrays ------------------------------------------------------------------------------------------------
 
 
+@documented(_SHARED)
 def offset_like(x: Array, strength: float, noise: Noises, *, dtype: Any = None) -> Array:
     """Offset noise: z + strength c, with one normal c for each channel of each sample. A model then learns to change
     the mean of a whole image (Guttenberg 2023, "Diffusion with offset noise").
@@ -187,15 +183,8 @@ def offset_like(x: Array, strength: float, noise: Noises, *, dtype: Any = None) 
         x: (B, C, ..), floats. The result has its shape, kind, dtype and device; its values are not read.
         strength: the strength of the offset: trainers use 0.05 to 0.1.
         noise: a Noise, or a list of one for each sample. z is its field; c is drawn from stream 5.
-        dtype: the result's dtype, if it is not x's.
 
     It takes one pass. The variance is 1 + strength^2, as in all trainers.
-
-    Returns:
-        An array of x's shape, kind and device.
-
-    Raises:
-        TypeError, ValueError: the message says what was given and what was expected.
 
     >>> z = nf.fields.offset_like(np.zeros((2, 4, 64, 64), np.float32), 0.1, nf.Noise(7))
     >>> offsets = nf.randn((2, 4), nf.Noise(7, stream=5))
@@ -214,10 +203,11 @@ def _offset(x: Array, noise: Noises, *, strength: float, dtype: Any, out: Array 
     names, _ = names_or_array(noise, x.shape, kind, True, FIELD)
     c = randn((batch, channels), _of_axes(noise, OFFSET, slice(1)), dtype="float64")
     columns = {"out.z": np.ones(max(1, c.size)), "out.k": strength * c.ravel() if c.size else np.zeros(1)}
-    index = Index(np.arange(c.size), max(1, count(tuple(place))))
+    index = Index(np.arange(c.size), max(1, math.prod(tuple(place))))
     return run(make_call(x.shape, kind, Rows.of(columns), index, names, {}, {"out": out}))[0]
 
 
+@documented(_SHARED)
 def pyramid_like(x: Array, discount: float, noise: Noises, *, levels: SupportsIndex = 6, dtype: Any = None) -> Array:
     """Pyramid noise, also called multi-resolution noise (Whitaker 2023, "Multi-resolution noise for diffusion model
     training"): white noise plus discount^i times noise at half, a quarter, .. of the lengths, enlarged bilinearly.
@@ -228,16 +218,9 @@ def pyramid_like(x: Array, discount: float, noise: Noises, *, levels: SupportsIn
         noise: a Noise, or a list of one for each sample, without a window. The first pyramid level is its field; level
             i is drawn from stream 10 at step ``noise.step * levels + i``.
         levels: the largest number of pyramid levels; no level follows the one whose lengths are both 1.
-        dtype: the result's dtype, if it is not x's.
 
     Every element has variance 1: the weights at each place are divided by the root of the sum of their squares, while
     trainers divide by the deviation of the whole array. So a sample does not depend on its batch.
-
-    Returns:
-        An array of x's shape, kind and device.
-
-    Raises:
-        TypeError, ValueError: the message says what was given and what was expected.
 
     >>> z = nf.fields.pyramid_like(np.zeros((64, 1, 16, 16), np.float32), 0.8, nf.Noise(7))
     >>> round(float(z.var()), 1), bool(z.mean(axis=(1, 2, 3)).var() > 10 / 256)
@@ -344,6 +327,7 @@ def _stretched(coarse: Array, before: NDArray[np.int32], part: Array) -> Array:
     return made
 
 
+@documented(_SHARED)
 def mixed_like(x: Array, alpha: float, noise: Noises, *, dtype: Any = None) -> Array:
     """Video noise whose frames share a part: (alpha s + z_f) / sqrt(1 + alpha^2), with the same s in each frame.
 
@@ -353,13 +337,6 @@ def mixed_like(x: Array, alpha: float, noise: Noises, *, dtype: Any = None) -> A
         x: (B, F, ..), axis 1 the frames, floats: as in `offset_like`.
         alpha: the strength of the shared part: two frames correlate by alpha^2 / (1 + alpha^2).
         noise: a Noise, or a list of one for each sample. z is its field; s, of a frame's shape, is on stream 11.
-        dtype: the result's dtype, if it is not x's.
-
-    Returns:
-        An array of x's shape, kind and device.
-
-    Raises:
-        TypeError, ValueError: the message says what was given and what was expected.
 
     >>> z = nf.fields.mixed_like(np.zeros((1, 2, 3, 64, 64), np.float32), 1.0, nf.Noise(7))
     >>> round(float(np.corrcoef(z[0, 0].ravel(), z[0, 1].ravel())[0, 1]), 1)
@@ -383,6 +360,7 @@ def _mixed(x: Array, noise: Noises, *, alpha: float, dtype: Any, out: Array | No
     return _blended_frames(x, noise, dtype, out, blend)
 
 
+@documented(_SHARED)
 def progressive_like(x: Array, alpha: float, noise: Noises, *, dtype: Any = None) -> Array:
     """Video noise in which each frame keeps a part of the one before: (alpha e_(f-1) + z_f) / sqrt(1 + alpha^2), and
     e_0 = z_0.
@@ -393,12 +371,6 @@ def progressive_like(x: Array, alpha: float, noise: Noises, *, dtype: Any = None
         x, dtype: as in `mixed_like`.
         alpha: the strength of the kept part: frames n apart correlate by (alpha^2 / (1 + alpha^2))^(n / 2).
         noise: a Noise, or a list of one for each sample; a window must begin at frame 0.
-
-    Returns:
-        An array of x's shape, kind and device.
-
-    Raises:
-        TypeError, ValueError: the message says what was given and what was expected.
 
     >>> z = nf.fields.progressive_like(np.zeros((1, 3, 3, 64, 64), np.float32), 2.0, nf.Noise(7))
     >>> [round(float(np.corrcoef(z[0, 0].ravel(), z[0, f].ravel())[0, 1]), 1) for f in (1, 2)]
@@ -426,6 +398,7 @@ def _progressive(x: Array, noise: Noises, *, alpha: float, dtype: Any, out: Arra
     return _blended_frames(x, noise, dtype, out, blend)
 
 
+@documented(_SHARED)
 def freenoise_like(
     x: Array, noise: Noises, *, context: SupportsIndex = 16, stride: SupportsIndex = 4, dtype: Any = None
 ) -> Array:
@@ -441,13 +414,6 @@ def freenoise_like(
             uniform numbers on stream 12: element f for frame f.
         context: frames that the model sees at once.
         stride: frames that are shuffled together, at most `context`; 1 repeats the first frames as they are.
-        dtype: the result's dtype, if it is not x's.
-
-    Returns:
-        An array of x's shape, kind and device.
-
-    Raises:
-        TypeError, ValueError: the message says what was given and what was expected.
 
     >>> z = nf.fields.freenoise_like(np.zeros((1, 24, 4, 8, 8), np.float32), nf.Noise(7))
     >>> [next(f for f in range(16) if np.array_equal(z[0, f], z[0, g])) for g in range(16, 24)]
@@ -467,7 +433,7 @@ def _freenoise(x: Array, noise: Noises, *, context: int, stride: int, dtype: Any
     if frames <= context:
         return _randn(x, noise, kind, out)
     first = _randn(x[:, :context], noise, kind)
-    z = output("out", out, x.shape, kind, device_of(x))
+    z = arrays.output("out", out, x.shape, kind, arrays.device_of(x))
     if z is None:
         z = np.empty_like(first, shape=x.shape)
     for b, keys in enumerate(_order_keys(noise, len(x), frames + stride)):
@@ -544,11 +510,11 @@ def perturbed(
     """
     gamma = check_number("gamma", gamma, 0, hint="; the order is perturbed(x_t, t, schedule, gamma, noise)")
     check_schedule(schedule)
-    x_t = host_view("x_t", x_t)
+    x_t = arrays.host_view("x_t", x_t)
     if levels_of(getattr(x_t, "dtype", None)):
         raise TypeError(f"x_t: expected floats, as q_sample makes them, got {x_t.dtype}")
-    t = host_numbers("t", t)
-    batch, _ = batch_shape(_shape("x_t", x_t), batched)
+    t = arrays.host_numbers("t", t)
+    batch, _ = arrays.batch_shape(_shape("x_t", x_t), batched)
     if t.shape not in ((), (batch,)):
         raise ValueError(f"t: expected a number or shape ({batch},), got shape {t.shape}")
     check_stream_0(noise)
@@ -587,9 +553,9 @@ def _one_each(noise: Noises, batch: int) -> list[Noise]:
 def _on_memory(function: Callable[..., Array], x: Array, noise: Noises, **options: Any) -> Array:
     """Calls the function on NumPy's or CuPy's view of x. Its result has x's kind."""
     names_of(noise)
-    if is_lazy(x):
+    if arrays.is_lazy(x):
         raise TypeError("x: expected an array in memory, got dask's")
-    x = host_view("x", x)
+    x = arrays.host_view("x", x)
     other = None if type(x) is np.ndarray else library_of(x)
     return function(x, noise, **options) if other is None else other.augmented(function, x, noise, **options)
 
@@ -607,7 +573,7 @@ def _asked(function: Callable[[Array, list[Noise]], NDArray[np.int64]], x: Array
 
 
 def _randn(x: Array, noise: Noises, kind: np.dtype[Any], out: Array | None = None) -> Array:
-    return randn(x.shape, noise, dtype=kind, out=output("out", out, x.shape, kind, device_of(x)))
+    return randn(x.shape, noise, dtype=kind, out=arrays.output("out", out, x.shape, kind, arrays.device_of(x)))
 
 
 def _arithmetic(kind: np.dtype[Any]) -> np.dtype[Any]:
@@ -622,21 +588,21 @@ def _stored(values: Array, kind: np.dtype[Any], out: Array | None) -> Array:
 
 
 def _kind(x: Array, dtype: Any) -> np.dtype[Any]:
-    return float_dtype(x.dtype.newbyteorder("=") if dtype is None else dtype)
+    return arrays.float_dtype(x.dtype.newbyteorder("=") if dtype is None else dtype)
 
 
 def _like(x: Array, values: NDArray[Any]) -> Array:
     """Returns the values on x's device."""
-    if not on_device(x):
+    if not arrays.on_device(x):
         return values
-    copy: Any = output("", None, values.shape, values.dtype, device_of(x))
+    copy: Any = arrays.output("", None, values.shape, values.dtype, arrays.device_of(x))
     copy.set(values)
     return copy
 
 
 def _as_q_sample(name: str, given: Array) -> Array:
     """Returns floats: integer levels are scaled as in `q_sample`."""
-    array = as_array(name, given, (*FLOATS, *DEFAULT_RANGE))
+    array = arrays.as_array(name, given, (*FLOATS, *DEFAULT_RANGE))
     name_of_levels = levels_of(array.dtype)
     if name_of_levels is None:
         return array
@@ -645,9 +611,9 @@ def _as_q_sample(name: str, given: Array) -> Array:
 
 
 def _shape(name: str, given: Any) -> tuple[int, ...]:
-    shape = getattr(host_view(name, given), "shape", None)
+    shape = getattr(arrays.host_view(name, given), "shape", None)
     if shape is None:
-        raise TypeError(f"{name}: expected {wanted(given)}, got {type(given).__name__}")
+        raise TypeError(f"{name}: expected {arrays.wanted(given)}, got {type(given).__name__}")
     return tuple(shape)
 
 

@@ -12,12 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
-from ..arguments.arrays import (
-    as_array,
-    batch_shape,
-    count,
-    is_array,
-)
+from ..arguments.arrays import as_array, batch_shape, is_array
 from ..arguments.calls import Index, is_batch, make_call, names_or_array, run
 from ..arguments.options import FAST_LEVELS
 from ..arguments.types import Array, ArrayT, DType, Like
@@ -170,7 +165,7 @@ def _become(
         raise ValueError(f"{name}: expected one for all{f', or for each of {batch} samples' if batched else ''}")
     kind = np.dtype(np.float32)
     names, _ = names_or_array(noise, x.shape, kind, batched, FIELD, any_stream=True)
-    index = Index(each, max(1, count(sample))) if given else Index(np.zeros(1, np.int64), max(1, x.size))
+    index = Index(each, max(1, math.prod(sample))) if given else Index(np.zeros(1, np.int64), max(1, x.size))
     call = make_call(
         x.shape, kind, copies, index, names, {X: x}, {"out": out}, batched, draw="words", levels="uint8",
         transitions=tables,

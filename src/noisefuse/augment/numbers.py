@@ -3,17 +3,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Literal, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..arguments.arrays import (
-    batch_shape,
-    count,
-    host_floats,
-)
+from ..arguments.arrays import batch_shape, host_floats
 from ..arguments.calls import Index
 from ..arguments.types import Array, DType
 from ..ground.checks import check_choice, first_of, lie_within
@@ -48,20 +45,20 @@ def by_place(
         if ndim and (ndim > 2 or values.shape[0] != batch):
             one = "(C,)" if not batched else f"({batch},) for the samples or ({batch}, C) for their channels"
             raise ValueError(f"{name}: expected a number, {one}, got shape {np.shape(numbers[name])}")
-    if not count(shape):
+    if not math.prod(shape):
         return {name: np.zeros(()) for name in found}, Index(np.zeros(1, np.int64), 1)
     if most == 0:
-        return found, Index(np.zeros(1, np.int64), max(1, count(shape)))
+        return found, Index(np.zeros(1, np.int64), max(1, math.prod(shape)))
     if most == 1:
-        return found, Index(np.arange(batch), max(1, count(sample)))
+        return found, Index(np.arange(batch), max(1, math.prod(sample)))
     widths = {values.shape[1] for values in found.values() if values.ndim == 2}
     channels = next(iter(widths)) if len(widths) == 1 else 0
     place = find_layout(layout, sample, channels, " and ".join(numbers))
     columns = {name: values.repeat(channels) if values.ndim == 1 else values.ravel() for name, values in found.items()}
     each = np.arange(batch * channels)
     if place == "CHW":
-        return columns, Index(each, max(1, count(sample) // channels))
-    return columns, Index(each, max(1, count(shape)), period=channels)
+        return columns, Index(each, max(1, math.prod(sample) // channels))
+    return columns, Index(each, max(1, math.prod(shape)), period=channels)
 
 
 def as_numbers(name: str, given: ArrayLike) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict, Unpack, get_args, overload
 
@@ -10,18 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
-from ..arguments.arrays import (
-    as_array,
-    as_numbers,
-    batch_shape,
-    contiguous,
-    count,
-    device_of,
-    host_numbers,
-    on_device,
-    one_place,
-    output,
-)
+from ..arguments import arrays
 from ..arguments.calls import Index, is_batch, make_call, names_or_array
 from ..arguments.options import fast_table, rows_at
 from ..arguments.types import Array, ArrayT, Like, NoiseLike, Reduction
@@ -99,18 +89,22 @@ def mse_loss(
     >>> bool(np.isclose(loss, np.mean(nf.randn((2, 3), noise) ** 2)))
     True
     """
-    other = None if type(pred) is np.ndarray else library_of(pred)
+    library = None if type(pred) is np.ndarray else library_of(pred)
     plain = noise is not None and type(pred) is not tuple  # `interpolate_loss` may do without, and brings a pair
-    if plain and not partial and (table := _fast_table(other, reduction, schedule, target, scale, offset)) is not None:
+    if (
+        plain
+        and not partial
+        and (table := _fast_table(library, reduction, schedule, target, scale, offset)) is not None
+    ):
         x, each = pred if x0 is None and target == "epsilon" else x0, reduction == "none"
         found = backends.fast_mse(table, t, x, pred, noise, weight, 1.0, True, None, batched, each)
         if found is not NotImplemented:
             return found
     batched = is_batch("x0", x0, batched)
-    if other is not None:
+    if library is not None:
         options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
         options |= {"partial": True} if partial else {}
-        return other.mse_loss(pred, x0, t, schedule, noise, batched=batched, **options)
+        return library.mse_loss(pred, x0, t, schedule, noise, batched=batched, **options)
     arguments = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
     call = mse_call(*arguments, 1.0, {}, want_loss=not partial)
     return _part(call, noise, np.ndim(t), batched, reduction) if partial else _run(call)[0]
@@ -151,18 +145,18 @@ def mse_loss_and_grad(
     >>> bool(np.allclose(gradient, -2 / 6 * nf.randn((2, 3), noise)))
     True
     """
-    other = None if type(pred) is np.ndarray else library_of(pred)
+    library = None if type(pred) is np.ndarray else library_of(pred)
     plain = noise is not None and type(pred) is not tuple  # as in `mse_loss`
-    if plain and (table := _fast_table(other, reduction, schedule, target, scale, offset)) is not None:
+    if plain and (table := _fast_table(library, reduction, schedule, target, scale, offset)) is not None:
         x, wanted = pred if x0 is None and target == "epsilon" else x0, True if out is None else out
         each = reduction == "none"
         found = backends.fast_mse(table, t, x, pred, noise, weight, 1.0, True, wanted, batched, each)
         if found is not NotImplemented:
             return found
     batched = is_batch("x0", x0, batched)
-    if other is not None:
+    if library is not None:
         options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
-        return other.mse_loss_and_grad(pred, x0, t, schedule, noise, batched=batched, out=out, **options)
+        return library.mse_loss_and_grad(pred, x0, t, schedule, noise, batched=batched, out=out, **options)
     arguments = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
     return _run(mse_call(*arguments, 1.0, {"out": out}, want_loss=True))
 
@@ -196,18 +190,20 @@ def mse_loss_grad(
     True
     """
     gradient: Array
-    other = None if type(pred) is np.ndarray else library_of(pred)
+    library = None if type(pred) is np.ndarray else library_of(pred)
     plain = noise is not None and type(pred) is not tuple  # as in `mse_loss`
-    if plain and (table := _fast_table(other, reduction, schedule, target, scale, offset)) is not None:
+    if plain and (table := _fast_table(library, reduction, schedule, target, scale, offset)) is not None:
         x, wanted = pred if x0 is None and target == "epsilon" else x0, True if out is None else out
         each = reduction == "none"
         gradient = backends.fast_mse(table, t, x, pred, noise, weight, upstream, False, wanted, batched, each)
         if gradient is not NotImplemented:
             return gradient
     batched = is_batch("x0", x0, batched)
-    if other is not None:
+    if library is not None:
         options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
-        return other.mse_loss_grad(pred, x0, t, schedule, noise, batched=batched, upstream=upstream, out=out, **options)
+        return library.mse_loss_grad(
+            pred, x0, t, schedule, noise, batched=batched, upstream=upstream, out=out, **options
+        )
     arguments = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
     gradient = _run(mse_call(*arguments, upstream, {"out": out}, want_loss=False))[1]
     return gradient
@@ -239,15 +235,15 @@ def interpolate_loss(
     >>> nf.interpolate_loss(pred, x0, x1, [0.25, 0.5], nf.paths.linear(), target="velocity")
     0.25
     """
-    other = None if type(pred) is np.ndarray else library_of(pred)
-    if (table := _fast_path(other, path, target, reduction)) is not None:
+    library = None if type(pred) is np.ndarray else library_of(pred)
+    if (table := _fast_path(library, path, target, reduction)) is not None:
         each = reduction == "none"
         found = backends.fast_mse(table, t, x0, (pred, x1), noise, weight, 1.0, True, None, batched, each)
         if found is not NotImplemented:
             return found
     options: dict[str, Any] = {"target": target, "weight": weight, "reduction": reduction, "batched": batched}
-    if other is not None:  # whose operation comes back with arrays
-        return other.interpolate_loss(pred, x0, x1, t, path, noise, **options)
+    if library is not None:  # whose operation comes back with arrays
+        return library.interpolate_loss(pred, x0, x1, t, path, noise, **options)
     return _loss_of_path(pred, x0, x1, t, path, noise, **options)
 
 
@@ -272,25 +268,25 @@ def interpolate_loss_and_grad(
     >>> nf.interpolate_loss_and_grad(pred, x0, x1, 0.25, nf.paths.linear(), target="velocity")[1].max()
     np.float64(-0.16666666666666666)
     """
-    other = None if type(pred) is np.ndarray else library_of(pred)
-    if (table := _fast_path(other, path, target, reduction)) is not None:
+    library = None if type(pred) is np.ndarray else library_of(pred)
+    if (table := _fast_path(library, path, target, reduction)) is not None:
         wanted = True if out is None else out
         each = reduction == "none"
         found = backends.fast_mse(table, t, x0, (pred, x1), noise, weight, 1.0, True, wanted, batched, each)
         if found is not NotImplemented:
             return found
     options: dict[str, Any] = {"target": target, "weight": weight, "reduction": reduction, "batched": batched}
-    if other is not None:
-        found = other.interpolate_loss_and_grad(pred, x0, x1, t, path, noise, out=out, **options)
+    if library is not None:
+        found = library.interpolate_loss_and_grad(pred, x0, x1, t, path, noise, out=out, **options)
     else:
         found = _loss_of_path(pred, x0, x1, t, path, noise, grad=True if out is None else out, **options)
     return found
 
 
-def _fast_path(other: Any, path: Path, target: PathTarget, reduction: Reduction) -> FastTable | None:
+def _fast_path(library: Any, path: Path, target: PathTarget, reduction: Reduction) -> FastTable | None:
     """Returns the residual's rows for the fast path, or None if a name, a path or a library is not plain."""
     plain = type(path) is Path and type(target) is str and reduction in ("mean", "none")
-    return path.fast_residual[target] if plain and (other is None or not other.is_traced()) else None
+    return path.fast_residual[target] if plain and (library is None or not library.is_traced()) else None
 
 
 def _loss_of_path(
@@ -312,24 +308,24 @@ def path_loss_call(
     check_path(path, target)
     check_choice("reduction", reduction, get_args(Reduction))
     batched = is_batch("pred", pred, batched)
-    m = as_array("pred", pred)
-    t = host_numbers("t", t)  # a path's functions are NumPy's
+    m = arrays.as_array("pred", pred)
+    t = arrays.host_numbers("t", t)  # a path's functions are NumPy's
     rows, index = residual_rows(path, t, m.shape, target)
     if Z in rows.reads and noise is None:
         raise TypeError(f"noise: expected a Noise, which the path {path.name} draws from, got {got(noise)}")
-    arrays = {X: _like_pred("x0", x0, m, FLOATS), M2: _like_pred("x1", x1, m, FLOATS)}
+    ends = {X: _like_pred("x0", x0, m, FLOATS), M2: _like_pred("x1", x1, m, FLOATS)}
     drawn = Noise(0) if noise is None else noise  # nothing is drawn from it
     given = (drawn, batched, weight, t, reduction, 1.0, outs)
-    return _residual_call(m, arrays, rows, index, *given, want_loss=True)
+    return _residual_call(m, ends, rows, index, *given, want_loss=True)
 
 
 def _fast_table(
-    other: Any, reduction: Reduction, schedule: Schedule, target: Target, scale: float | None, offset: float | None
+    library: Any, reduction: Reduction, schedule: Schedule, target: Target, scale: float | None, offset: float | None
 ) -> FastTable | None:
     """Returns the residual's rows for the fast path, or None if a name, a schedule or a library is not plain. (Callers
     call the fast path themselves: Dynamo would enter a function that is given tensors.)"""
     plain = type(schedule) is Schedule and type(target) is str and reduction in ("mean", "none")
-    if not plain or (other is not None and other.is_traced()):
+    if not plain or (library is not None and library.is_traced()):
         return None
     return fast_table(schedule.kept.fast_residual, target, scale, offset)
 
@@ -341,7 +337,7 @@ def _run(call: Loss) -> tuple[Any, Any]:
         backends.of(call.residual.inputs[M1]).run(call)
     elif losses is not None:
         losses[...] = np.nan  # the mean of no elements
-    on_host = losses is not None and losses.ndim == 0 and not on_device(losses)
+    on_host = losses is not None and losses.ndim == 0 and not arrays.on_device(losses)
     return float(losses) if on_host else losses, call.residual.outputs[0]  # type: ignore[arg-type]
 
 
@@ -354,7 +350,7 @@ def mse_call(
     check_schedule(schedule)
     check_target(target)
     check_choice("reduction", reduction, get_args(Reduction))
-    m = as_array("pred", pred)
+    m = arrays.as_array("pred", pred)
     x = _clean(x0, m, target)
     dtype = None if x is None else x.dtype
     rows, index = rows_at(residual, target, schedule, t, m.shape, dtype, scale, offset)
@@ -373,28 +369,20 @@ def _residual_call(
     """Returns the loss of these rows' residuals, with pred as m, as a checked call; nothing is written yet."""
     drawn = Z in rows.reads
     names, z = names_or_array(noise, m.shape, m.dtype, batched, FIELD, any_stream=True, drawn=drawn)
-    batch, sample_shape = batch_shape(m.shape, batched)
-    size = count(sample_shape)
+    batch, sample_shape = arrays.batch_shape(m.shape, batched)
+    size = math.prod(sample_shape)
     named = [("pred", m), *((_NAMES[slot], a) for slot, a in inputs.items()), ("noise", z)]
-    arrays = [(name, a) for name, a in named if a is not None]
     numbers: list[tuple[str, Any]] = [("weight", weight), ("upstream", upstream)]
-    device = one_place([*arrays, *((name, a) for name, a in numbers if on_device(a))])
+    given = [(name, a) for name, a in named if a is not None]
+    device = arrays.one_place([*given, *((name, a) for name, a in numbers if arrays.on_device(a))])
     weights = None
     if weight is not None:
         weights, rows, index = _weights(weight, t, rows, index)
     g = _upstream(upstream, reduction, batch)
-    call = make_call(
-        m.shape,
-        m.dtype,
-        rows,
-        index,
-        names if drawn else (),
-        {slot: a for slot, a in {**inputs, M1: m, Z: z}.items() if slot in rows.reads},
-        dict(outs),
-        batched,
-    )
+    read = {slot: a for slot, a in {**inputs, M1: m, Z: z}.items() if slot in rows.reads}
+    call = make_call(m.shape, m.dtype, rows, index, names if drawn else (), read, dict(outs), batched)
     each = reduction == "none"
-    losses = output("", None, (batch,) if each else (), np.dtype(np.float64), device) if want_loss else None
+    losses = arrays.output("", None, (batch,) if each else (), np.dtype(np.float64), device) if want_loss else None
     return Loss(call, min(index.segment, size), weights, g, size if each else batch * size, losses)
 
 
@@ -432,17 +420,17 @@ def distances(x: Array, batched: bool, noises: Sequence[Noise], steps: int) -> N
 
 
 def _means(rows: Rows, x: Array, batched: bool, noises: Sequence[Noise], steps: int) -> NDArray[np.float64]:
-    x = as_array("x", x)
-    batch, sample_shape = batch_shape(x.shape, batched)
-    size = count(sample_shape)
+    x = arrays.as_array("x", x)
+    batch, sample_shape = arrays.batch_shape(x.shape, batched)
+    size = math.prod(sample_shape)
     if batch * size == 0:
         return np.zeros((steps, batch))
     one = noises[0] if len(noises) == 1 else noises  # one Noise for all samples
     names = names_or_array(one, x.shape, x.dtype, batched, FIELD, any_stream=True)[0] if noises else ()
     call = make_call(x.shape, x.dtype, rows, Index(np.zeros(1, np.int64), x.size), names, {M1: x}, {}, batched)
-    losses: Any = output("", None, (steps, batch), np.dtype(np.float64), device_of(x))
+    losses: Any = arrays.output("", None, (steps, batch), np.dtype(np.float64), arrays.device_of(x))
     backends.repeated_loss(x, Loss(call, size, None, np.ones(()), size, losses))
-    return losses.get() if on_device(losses) else losses
+    return losses.get() if arrays.on_device(losses) else losses
 
 
 def _clean(x0: Array | None, pred: Array, target: Target) -> Array | None:
@@ -453,7 +441,7 @@ def _clean(x0: Array | None, pred: Array, target: Target) -> Array | None:
 
 def _like_pred(name: str, a: object, pred: Array, allowed: tuple[str, ...]) -> Array:
     """Returns data of pred's shape in their own dtype: kernels widen it, and a loss rounds no data to pred's."""
-    array = as_array(name, a, allowed)
+    array = arrays.as_array(name, a, allowed)
     if array.shape != pred.shape:
         raise ValueError(f"{name}: expected pred's shape {pred.shape}, got {array.shape}")
     return array
@@ -462,8 +450,8 @@ def _like_pred(name: str, a: object, pred: Array, allowed: tuple[str, ...]) -> A
 def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> tuple[Any, Rows, Index]:
     """Returns a weight for each row, the rows and their numbers. Float times have rows of their own, and so have
     integers with a weight for each."""
-    row: Any = as_numbers("weight", weight)
-    times: Any = as_numbers("t", t)
+    row: Any = arrays.as_numbers("weight", weight)
+    times: Any = arrays.as_numbers("t", t)
     floating = times.dtype.kind == "f"
     given, shape = row.shape, times.shape
     of_each = bool(shape) and given[: len(shape)] == shape and set(given[len(shape) :]) == {1}  # (B, 1), say
@@ -479,8 +467,9 @@ def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> tuple
         what = "t's shape" if floating else "one for each step of the schedule,"
         each = f"{(*shape, 1)} is one for each t" if shape else "one for each sample is reduction='none', multiplied"
         raise ValueError(f"weight: expected {what} {expected}, got {given}; {each}")
-    row = contiguous(row.reshape(-1).astype(np.float64, copy=False))
-    if not on_device(row) and not on_device(index.values) and not np.isfinite(picked := row[index.values]).all():
+    row = arrays.contiguous(row.reshape(-1).astype(np.float64, copy=False))
+    on_host = not arrays.on_device(row) and not arrays.on_device(index.values)
+    if on_host and not np.isfinite(picked := row[index.values]).all():
         bad = index.values[~np.isfinite(picked)][0]
         place = ", ".join(map(str, np.unravel_index(bad, expected)))
         raise ValueError(
@@ -491,9 +480,9 @@ def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> tuple
 
 
 def _upstream(upstream: ArrayLike, reduction: Reduction, batch: int) -> Any:
-    g: Any = as_numbers("upstream", upstream)
+    g: Any = arrays.as_numbers("upstream", upstream)
     g = g.astype(np.float64, copy=False)
     if g.shape != () and (reduction == "mean" or g.shape != (batch,)):
         expected = f"a number or shape {(batch,)}" if reduction == "none" else "a number"
         raise ValueError(f"upstream: expected {expected}, got shape {g.shape}")
-    return contiguous(g)
+    return arrays.contiguous(g)

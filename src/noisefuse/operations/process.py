@@ -14,28 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .. import backends
-from ..arguments.arrays import (
-    as_array,
-    batch_shape,
-    count,
-    fast_dtype,
-    float_dtype,
-    is_array,
-    one_place,
-    output,
-    overlap,
-)
-from ..arguments.calls import (
-    Index,
-    check_place,
-    is_batch,
-    kept_times,
-    make_call,
-    names_or_array,
-    readable,
-    row_index,
-    run,
-)
+from ..arguments import arrays, calls
+from ..arguments.arrays import fast_dtype
 from ..arguments.options import (
     FAST_LEVELS,
     fast_path,
@@ -115,30 +95,30 @@ def q_sample(
     >>> np.array_equal(z, nf.randn((2, 3), noise))
     True
     """
-    other = None if type(x0) is np.ndarray else library_of(x0)
+    library = None if type(x0) is np.ndarray else library_of(x0)
     levels = None
     floating = out is None or getattr(out, "dtype", None) in FLOATING
     if not (floating and dtype is None and out_scale is None and out_offset is None):
         levels = levels_asked(dtype, out, out_scale, out_offset)
     known = type(target) is str or (target is None and target_out is None)
-    row = backends.fast_row if other is None else fast_path(other, "fast_row")
+    row = backends.fast_row if library is None else fast_path(library, "fast_row")
     if known and type(schedule) is Schedule and row is not None:
         table = fast_table(schedule.kept.plain, target, scale, offset, levels)
-        kind = FAST_LEVELS[levels.dtype] if levels else None if dtype is None else fast_dtype(dtype, other)
+        kind = FAST_LEVELS[levels.dtype] if levels else None if dtype is None else fast_dtype(dtype, library)
         aux: Any = None if target is None else 1 if target_out is None else (target_out,)
         done = row(table, t, x0, None, None, noise, -1, out, aux, kind, batched)
-        if done is NotImplemented and other is not None and levels is None:
+        if done is NotImplemented and library is not None and levels is None:
             given = table, t, x0, None, None, noise, -1, out, aux, kind, batched
-            done = other.in_graph(row, given, "q_sample", schedule, (("target", target), ("scale", scale)))
+            done = library.in_graph(row, given, "q_sample", schedule, (("target", target), ("scale", scale)))
         if done is not NotImplemented:
             return done if target_out is None else (done, target_out)
-    batched = is_batch("x0", x0, batched)
-    if other is not None:
+    batched = calls.is_batch("x0", x0, batched)
+    if library is not None:
         asked = {"target": target, "scale": scale, "offset": offset, "target_out": target_out}
         asked |= level_options(levels) or {"dtype": dtype}
-        return other.q_sample(x0, t, schedule, noise, batched=batched, out=out, **asked)
+        return library.q_sample(x0, t, schedule, noise, batched=batched, out=out, **asked)
     options = target, scale, offset, dtype, levels, batched
-    results = run(q_sample_call(x0, t, schedule, noise, *options, out, target_out))
+    results = calls.run(q_sample_call(x0, t, schedule, noise, *options, out, target_out))
     return results[0] if target is None else (results[0], results[1])
 
 
@@ -173,23 +153,23 @@ def q_step(
     True
     """
     check_schedule(schedule)
-    other = None if type(x) is np.ndarray else library_of(x)
+    library = None if type(x) is np.ndarray else library_of(x)
     floating = out is None or getattr(out, "dtype", None) in FLOATING
     levels = None if floating and not options else levels_alone(out, **options)
-    if (row := backends.fast_row if other is None else fast_path(other, "fast_row")) is not None:
+    if (row := backends.fast_row if library is None else fast_path(library, "fast_row")) is not None:
         kept = schedule.kept
         plain = kept.fast_markov if levels is None else kept.fast_markov_to(levels)
         kind = None if levels is None else FAST_LEVELS[levels.dtype]
         done: Array = row(plain, t, x, None, None, noise, WALK, out, None, kind, batched)
-        if done is NotImplemented and other is not None and levels is None:
+        if done is NotImplemented and library is not None and levels is None:
             given = plain, t, x, None, None, noise, WALK, out, None, None, batched
-            done = other.in_graph(row, given, "q_step", schedule, ())
+            done = library.in_graph(row, given, "q_step", schedule, ())
         if done is not NotImplemented:
             return done
-    batched = is_batch("x", x, batched)
-    if other is not None:
-        return other.q_step(x, t, schedule, noise, batched=batched, out=out, **level_options(levels))
-    return run(q_step_call(x, t, schedule, noise, levels, batched, out))[0]
+    batched = calls.is_batch("x", x, batched)
+    if library is not None:
+        return library.q_step(x, t, schedule, noise, batched=batched, out=out, **level_options(levels))
+    return calls.run(q_step_call(x, t, schedule, noise, levels, batched, out))[0]
 
 
 def q_walk(
@@ -219,25 +199,25 @@ def q_walk(
     (3, 2, 3)
     """
     check_schedule(schedule)
-    other = None if type(x0) is np.ndarray else library_of(x0)
-    if (walk := backends.fast_walk if other is None else fast_path(other, "fast_walk")) is not None:
+    library = None if type(x0) is np.ndarray else library_of(x0)
+    if (walk := backends.fast_walk if library is None else fast_path(library, "fast_walk")) is not None:
         done: Array = walk(schedule.kept.fast_markov, x0, noise, keep, out, batched)
         if done is not NotImplemented:
             return done
-    batched = is_batch("x0", x0, batched)
-    if other is not None:
-        return other.q_walk(x0, schedule, noise, keep=keep, batched=batched, out=out)
-    x: Any = as_array("x0", x0, (*FLOATS, *LEVELS))
-    dtype, kept = result_dtype(x), kept_times(keep, len(schedule))
-    if is_array(noise):
+    batched = calls.is_batch("x0", x0, batched)
+    if library is not None:
+        return library.q_walk(x0, schedule, noise, keep=keep, batched=batched, out=out)
+    x: Any = arrays.as_array("x0", x0, (*FLOATS, *LEVELS))
+    dtype, kept = result_dtype(x), calls.kept_times(keep, len(schedule))
+    if arrays.is_array(noise):
         raise TypeError("noise: expected a Noise, as q_walk draws at every time, got an array")
-    names, _ = names_or_array(noise, x.shape, dtype, batched, WALK, last_step=int(kept[-1]) if len(kept) else 0)
-    written: Any = [("out", out)] if out is not None and is_array(out) else []
-    device = one_place([("x0", x), *written])
-    check_place(device, Index(np.zeros(1, np.int64), x.size), names)
-    result: Any = output("out", out, (len(kept), *x.shape), dtype, device)
-    x = readable(x, dtype)
-    if overlap(result, x):
+    names, _ = calls.names_or_array(noise, x.shape, dtype, batched, WALK, last_step=int(kept[-1]) if len(kept) else 0)
+    written: Any = [("out", out)] if out is not None and arrays.is_array(out) else []
+    device = arrays.one_place([("x0", x), *written])
+    calls.check_place(device, calls.Index(np.zeros(1, np.int64), x.size), names)
+    result: Any = arrays.output("out", out, (len(kept), *x.shape), dtype, device)
+    x = calls.readable(x, dtype)
+    if arrays.overlap(result, x):
         raise ValueError("out overlaps x0: the walk reads x0 and writes every kept time")
     if result.size == 0:
         return result
@@ -250,25 +230,9 @@ def q_walk(
         if len(slots) == 1:
             return result
         rows, slots, names = Rows(rows.table[1:], rows.active), slots[1:], tuple(n.at(step=n.step + 1) for n in names)
-    backends.of(result).run(Walk(_first_step(x, rows, names, result, batched), slots))
+    first = Step.of_one_row(*arrays.batch_shape(x.shape, batched), rows, x, result, "normal", names)
+    backends.of(result).run(Walk(first, slots))
     return result
-
-
-def _first_step(x0: Array, rows: Rows, names: tuple[Noise, ...], result: Array, batched: bool) -> Step:
-    batch, sample_shape = batch_shape(x0.shape, batched)
-    return Step(
-        batch=batch,
-        size=count(sample_shape),
-        sample_shape=sample_shape,
-        rows=rows,
-        index=np.zeros(1, np.int64),
-        segment=x0.size,
-        inputs=(x0, *(None,) * Z),
-        outputs=(result, None, None),
-        draw="normal",
-        step_by_index=False,
-        noise=names,
-    )
 
 
 # ---- calls -------------------------------------------------------------------------------------------------
@@ -281,8 +245,8 @@ def q_sample_call(
 ) -> Step:  # fmt: skip
     """Returns `q_sample` as a checked call; nothing is written yet."""
     check_schedule(schedule)
-    x = as_array("x0", x0, (*FLOATS, *LEVELS))
-    kind = result_dtype(x) if dtype is None or levels else float_dtype(dtype)
+    x = arrays.as_array("x0", x0, (*FLOATS, *LEVELS))
+    kind = result_dtype(x) if dtype is None or levels else arrays.float_dtype(dtype)
     if dtype is None and levels_of(x.dtype) and not levels and getattr(out, "dtype", kind) != kind:
         raise TypeError(f"out: expected float32, got {out.dtype}; for another dtype pass dtype=")  # type: ignore[union-attr]
     if target is not None:
@@ -292,10 +256,10 @@ def q_sample_call(
     rows, index = rows_at(forward, target, schedule, t, x.shape, x.dtype, scale, offset)
     if levels is not None:
         rows = rows.scaled(*levels.range)
-    names, z = names_or_array(noise, x.shape, kind, batched, FIELD, any_stream=True)
+    names, z = calls.names_or_array(noise, x.shape, kind, batched, FIELD, any_stream=True)
     outs = {"out": out} if target is None else {"out": out, "target_out": target_out}
     inputs = {X: x, Z: z}
-    return make_call(x.shape, kind, rows, index, names, inputs, outs, batched, levels=levels and levels.dtype)
+    return calls.make_call(x.shape, kind, rows, index, names, inputs, outs, batched, levels=levels and levels.dtype)
 
 
 def q_step_call(
@@ -304,12 +268,12 @@ def q_step_call(
 ) -> Step:  # fmt: skip
     """Returns `q_step` as a checked call; nothing is written yet."""
     check_schedule(schedule)
-    x = as_array("x", x, (*FLOATS, *LEVELS))
+    x = arrays.as_array("x", x, (*FLOATS, *LEVELS))
     dtype = result_dtype(x)
-    t_index = row_index("t", t, len(schedule), x.shape)
-    names, z = names_or_array(noise, x.shape, dtype, batched, WALK, last_step=t_index.last)
+    t_index = calls.row_index("t", t, len(schedule), x.shape)
+    names, z = calls.names_or_array(noise, x.shape, dtype, batched, WALK, last_step=t_index.last)
     rows, inputs = schedule.kept.markov_of[levels_of(x.dtype)], {X: x, Z: z}
     if levels is not None:
         rows = rows.scaled(*levels.range)
     flags: dict[str, Any] = {"step_by_index": True, "levels": levels and levels.dtype}
-    return make_call(x.shape, dtype, rows, t_index, names, inputs, {"out": out}, batched, **flags)
+    return calls.make_call(x.shape, dtype, rows, t_index, names, inputs, {"out": out}, batched, **flags)

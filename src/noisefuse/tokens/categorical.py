@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,18 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
-from ..arguments.arrays import (
-    allowed_dtype,
-    as_array,
-    as_numbers,
-    check_overlap,
-    contiguous,
-    count,
-    on_device,
-    output,
-    spread,
-    spread_bools,
-)
+from ..arguments import arrays
 from ..arguments.calls import names_or_array
 from ..arguments.options import fast_path
 from ..arguments.types import Array, ArrayT, Like
@@ -88,7 +78,7 @@ class Partial:
 
     def __post_init__(self) -> None:
         """Kernels trust a part, and it may come from anywhere."""
-        token = contiguous(as_array("token", self.token, ("int64",)))
+        token = arrays.contiguous(arrays.as_array("token", self.token, ("int64",)))
         first, n, whole = (check_integer(name, getattr(self, name)) for name in ("first", "n", "vocabulary"))
         if not (0 <= first < first + n <= whole <= TOKENS) or _cuts_a_chunk(first, n, whole):
             raise ValueError(
@@ -98,7 +88,7 @@ class Partial:
         if not ((token == -1) | ((token >= first) & (token < first + n))).all():
             raise ValueError(f"token: expected tokens from {first} to {first + n - 1}, or -1")
         batch = token.shape[0] if token.ndim else 1
-        heat = as_numbers("temperature", self.temperature)
+        heat = arrays.as_numbers("temperature", self.temperature)
         temperature, *_ = _settings(batch, heat.reshape(()) if heat.shape == (1,) else heat, 0, 1.0)
         noise = tuple(names_of(self.noise))
         if len(noise) not in (1, batch):
@@ -180,20 +170,20 @@ def categorical(
     >>> token.tolist(), np.exp(info.log_prob).round(3).tolist()
     ([1], [0.25])
     """
-    other = None if type(logits) is np.ndarray else library_of(logits)
-    fast = backends.fast_categorical if other is None else fast_path(other, "fast_categorical")
+    library = None if type(logits) is np.ndarray else library_of(logits)
+    fast = backends.fast_categorical if library is None else fast_path(library, "fast_categorical")
     if fast is not None and positions is None and partial is False:
-        done = fast(logits, noise, temperature, top_k, top_p, where, info, dtype, out)
-        if done is not NotImplemented:
-            return done
+        drawn = fast(logits, noise, temperature, top_k, top_p, where, info, dtype, out)
+        if drawn is not NotImplemented:
+            return drawn
     wanted = _info(info, partial)
-    if other is not None:
-        return other.categorical(
+    if library is not None:
+        return library.categorical(
             logits, noise, temperature=temperature, top_k=top_k, top_p=top_p, where=where, positions=positions,
             info=wanted, dtype=dtype, partial=partial, out=out,
         )  # fmt: skip
-    x = as_array("logits", logits, LOGITS)
-    if on_device(x):
+    x = arrays.as_array("logits", logits, LOGITS)
+    if arrays.on_device(x):
         raise NotImplementedError("logits: categorical has no kernel for CUDA devices; copy them to host memory first")
     rows = x.shape[:-1]
     settings, names, first, vocabulary, places, chosen = drawn_from(
@@ -201,18 +191,18 @@ def categorical(
     )
     if partial:
         _check_whole_chunks(first, x.shape[-1], vocabulary, settings, chosen, out)
-    token = output("out", out, rows, np.dtype(np.int64) if partial else token_dtype(dtype, out))
-    made = {name: np.zeros(rows, kind) for name, kind in INFO.items() if name in wanted}
+    token = arrays.output("out", out, rows, np.dtype(np.int64) if partial else token_dtype(dtype, out))
+    told = {name: np.zeros(rows, kind) for name, kind in INFO.items() if name in wanted}
     if out is None and chosen is not None:
         token[...] = -1
-    check_overlap([("out", token)], [x, places] if chosen is None else [x, places, chosen])
-    n, size = x.shape[-1], count(rows)
+    arrays.check_overlap([("out", token)], [x, places] if chosen is None else [x, places, chosen])
+    n, size = x.shape[-1], math.prod(rows)
     parts = _parts(size, -(-n // LOSS_CHUNK), wanted) if partial else None
-    flat = contiguous(x).reshape(size, n)
-    _run(rows, n, first, flat, places, chosen, settings, names, token, {} if partial else made, parts)
+    flat = arrays.contiguous(x).reshape(size, n)
+    _run(rows, n, first, flat, places, chosen, settings, names, token, {} if partial else told, parts)
     if parts is not None:
         return Partial(token, first, n, vocabulary, wanted, settings[0], names, parts)
-    return (token, TokenInfo(**made)) if wanted else token
+    return (token, TokenInfo(**told)) if wanted else token
 
 
 def combine_categories(partials: Sequence[Partial], *, dtype: Any = None) -> Any:
@@ -276,34 +266,37 @@ def combine_categories(partials: Sequence[Partial], *, dtype: Any = None) -> Any
         _joined([part.parts.plain for part in group]), _joined([part.parts.tempered for part in group]),
     )  # fmt: skip
     together = _checked(together, size, -(-head.vocabulary // LOSS_CHUNK), head.info)
-    made = {name: np.zeros(rows, INFO[name]) for name in head.info}
+    told = {name: np.zeros(rows, INFO[name]) for name in head.info}
     settings = head.temperature, np.zeros(len(head.temperature), np.int64), np.ones(len(head.temperature))
     places = np.zeros(size, np.int64)
-    _run(rows, head.vocabulary, 0, None, places, None, settings, (Noise(0),), None, made, together)
+    _run(rows, head.vocabulary, 0, None, places, None, settings, (Noise(0),), None, told, together)
     token = token.reshape(rows)
-    return (token, TokenInfo(**made)) if head.info else token
+    return (token, TokenInfo(**told)) if head.info else token
 
 
 def _checked(parts: Any, rows: int, chunks: int, info: tuple[str, ...]) -> Parts:
     """Returns the scores and sums of this number of rows and chunks as kernels read them."""
     if not isinstance(parts, Parts):
         raise TypeError(f"parts: expected the scores and sums of a part, got {type(parts).__name__}")
-    each = (rows, chunks)
-    expected = {"score": (rows,), "winner": (rows,), "largest": each, "plain": None, "tempered": None}
-    expected |= {sums: each for sums, name in (("plain", "log_prob_raw"), ("tempered", "log_prob")) if name in info}
-    made: dict[str, Any] = {}
+    of_chunks = (rows, chunks)
+    expected = {"score": (rows,), "winner": (rows,), "largest": of_chunks, "plain": None, "tempered": None}
+    expected |= {sums: of_chunks for sums, name in _SUMS if name in info}
+    checked: dict[str, Any] = {}
     for name, shape in expected.items():
-        given = getattr(parts, name)
-        if shape is None and given is None:
-            made[name] = None
+        value = getattr(parts, name)
+        if shape is None and value is None:
+            checked[name] = None
             continue
-        array = as_array(f"parts.{name}", given, ("float32" if name in ("winner", "largest") else "float64",))
+        array = arrays.as_array(f"parts.{name}", value, ("float32" if name in ("winner", "largest") else "float64",))
         if array.shape != shape:
             raise ValueError(f"parts.{name}: expected {f'shape {shape}' if shape else None}, got {array.shape}")
         if not lie_within(array, 0.0 if name in ("plain", "tempered") else -np.inf, np.inf):
             raise ValueError(f"parts.{name}: has a NaN, or a sum below 0")
-        made[name] = contiguous(array)
-    return Parts(**made)
+        checked[name] = arrays.contiguous(array)
+    return Parts(**checked)
+
+
+_SUMS = ("plain", "log_prob_raw"), ("tempered", "log_prob")  # of `Parts`, and the info that needs them
 
 
 def _joined(parts: list[Any]) -> Any:
@@ -321,14 +314,15 @@ def _read(
     rows: tuple[int, ...], n: int, first: int, x: Any, places: NDArray[np.int64], chosen: Any, settings: Settings,
     names: tuple[Noise, ...], token: Any, info: dict[str, Any], parts: Parts | None,
 ) -> NDArray[np.uint8]:  # fmt: skip
-    """Reads rows of logits, or of sums, and returns of each what is bad about it, or 0."""
-    size, (temperature, top_k, top_p) = count(rows), settings
+    """Runs the kernel on rows of logits, or on the sums of their parts. Returns each row's fault, as `_bad` takes it,
+    or 0."""
+    size, (temperature, top_k, top_p) = math.prod(rows), settings
     bad, token = np.zeros(size, np.uint8), None if token is None else token.reshape(-1)
     sums = (None,) * 5 if parts is None else (parts.score, parts.winner, parts.largest, parts.plain, parts.tempered)
     of_rows = [info[name].reshape(-1) if name in info else None for name in INFO]
     call = Race._make([
-        size, count(rows[1:]), n, first, x, places, chosen, temperature, top_p, top_k, names, token, *of_rows, *sums,
-        bad, -(-n // LOSS_CHUNK), FLOAT32 if x is None else x.dtype, len(temperature) > 1, len(names) > 1,
+        size, math.prod(rows[1:]), n, first, x, places, chosen, temperature, top_p, top_k, names, token, *of_rows,
+        *sums, bad, -(-n // LOSS_CHUNK), FLOAT32 if x is None else x.dtype, len(temperature) > 1, len(names) > 1,
         token is not None and token.itemsize == 4,
     ])  # fmt: skip
     if size:
@@ -346,18 +340,20 @@ def drawn_from(
     shape: tuple[int, ...], noise: Any, temperature: Any, top_k: Any, top_p: Any, where: Any, positions: Any,
     whole: bool,
 ) -> tuple[Settings, tuple[Noise, ...], int, int, NDArray[np.int64], NDArray[np.bool_] | None]:  # fmt: skip
-    """Returns what is checked of a draw from logits of this shape: settings, names without windows, the first token and
-    their number in the vocabulary, the rows' positions, and which rows are read. whole: no part of a vocabulary."""
+    """Checks the arguments of a draw from logits of this shape. Returns the settings, the names without windows, the
+    logits' first token in the vocabulary, its size, the rows' positions, and which rows are read. whole: the logits are
+    those of the whole vocabulary."""
     rows, n = _rows(shape), shape[-1]
     settings = settings_of(rows[0] if rows else 1, temperature, top_k, top_p)
     names, first, vocabulary, places = _places(noise, shape, positions)
-    chosen = None if where is None else spread_bools("where", as_numbers("where", where), rows).reshape(-1)
+    if where is not None:
+        where = arrays.spread_bools("where", arrays.as_numbers("where", where), rows).reshape(-1)
     if whole and (first, n) != (0, vocabulary):
         raise ValueError(
             f"noise: its window has tokens {first} .. {first + n - 1} of {vocabulary}: a part of the vocabulary needs "
             "partial=True"
         )
-    return settings, names, first, vocabulary, places, chosen
+    return settings, names, first, vocabulary, places, where
 
 
 def _info(info: Any, partial: bool) -> tuple[str, ...]:
@@ -412,7 +408,7 @@ def _settings(batch: int, temperature: Any, top_k: Any, top_p: Any) -> Settings:
 
 
 def _setting(name: str, value: Any, kinds: str, batch: int) -> NDArray[Any]:
-    array = as_numbers(name, value)
+    array = arrays.as_numbers(name, value)
     if array.dtype.kind not in kinds:
         what = "integers" if kinds == "iu" else "numbers"
         raise TypeError(f"{name}: expected {what}, got {array.dtype if array.dtype != object else repr(value)}")
@@ -437,15 +433,15 @@ def _places(
     vocabulary, first = parts.pop() if parts else (shape[-1], 0)
     if vocabulary > TOKENS:
         raise OverflowError(f"noise: its window has a vocabulary of {vocabulary} tokens, expected at most 2^20")
-    if positions is None and count(rows) <= _FEW and all(name.window_shape is None for name in names):
+    if positions is None and math.prod(rows) <= _FEW and all(name.window_shape is None for name in names):
         return _whole(names), first, vocabulary, _places_of_few(rows)
     if positions is not None:
-        places = as_numbers("positions", positions)
+        places = arrays.as_numbers("positions", positions)
         if places.dtype.kind not in "iu":
             raise TypeError(f"positions: expected integers, got {places.dtype}")
-        places = spread("positions", places, rows)
+        places = arrays.spread("positions", places, rows)
     else:
-        places = _counted(names, rows, count(rows[1:]))
+        places = _counted(names, rows, math.prod(rows[1:]))
     if places.size and (int(places.min()) < 0 or int(places.max()) >= POSITIONS):
         bad = places[(places < 0) | (places >= POSITIONS)].flat[0]
         raise OverflowError(f"positions: {bad} is out of range: expected 0 <= position < 2^14")
@@ -462,7 +458,7 @@ _FEW = 256  # rows
 @lru_cache(64)  # of few rows they take a quarter of a call
 def _places_of_few(rows: tuple[int, ...]) -> NDArray[np.int64]:
     """Returns the position of each row, without windows."""
-    return np.resize(np.arange(count(rows[1:]), dtype=np.int64), count(rows))
+    return np.resize(np.arange(math.prod(rows[1:]), dtype=np.int64), math.prod(rows))
 
 
 def _counted(names: tuple[Noise, ...], rows: tuple[int, ...], of_sample: int) -> NDArray[np.int64]:
@@ -481,11 +477,11 @@ def _counted(names: tuple[Noise, ...], rows: tuple[int, ...], of_sample: int) ->
 
 def token_dtype(dtype: Any, out: Any) -> np.dtype[Any]:
     if dtype is not None:
-        return allowed_dtype(dtype, TOKEN_DTYPES)
-    found = out.dtype if isinstance(out, np.ndarray) else np.dtype(np.int64)
-    if found not in TOKEN_DTYPES:
-        raise TypeError(f"out: dtype {found}: expected one of {', '.join(TOKEN_DTYPES)}")
-    return found
+        return arrays.allowed_dtype(dtype, TOKEN_DTYPES)
+    kind = out.dtype if isinstance(out, np.ndarray) else np.dtype(np.int64)
+    if kind not in TOKEN_DTYPES:
+        raise TypeError(f"out: dtype {kind}: expected one of {', '.join(TOKEN_DTYPES)}")
+    return kind
 
 
 def _check_whole_chunks(first: int, n: int, vocabulary: int, settings: Any, chosen: Any, out: Any) -> None:
@@ -506,7 +502,7 @@ def _cuts_a_chunk(first: int, n: int, vocabulary: int) -> bool:
 
 
 def _parts(size: int, chunks: int, wanted: tuple[str, ...]) -> Parts:
-    plain, tempered = (np.zeros((size, chunks)) if name in wanted else None for name in ("log_prob_raw", "log_prob"))
+    plain, tempered = (np.zeros((size, chunks)) if name in wanted else None for _, name in _SUMS)
     score, winner = np.zeros(size), np.zeros(size, np.float32)
     return Parts(score, winner, np.zeros((size, chunks), np.float32), plain, tempered)
 
@@ -516,10 +512,11 @@ def log_softmax_at(logits: Any, ids: Sequence[Any], temperature: float, read: ND
     logits' exponentials: from the kernel's sums, in one pass over the rows that are read. The others, and tokens beyond
     the logits, have -inf, and their logarithm is 0."""
     n, size = logits.shape[-1], read.size
-    flat = contiguous(as_array("logits", logits, LOGITS)).reshape(size, n)
+    flat = arrays.contiguous(arrays.as_array("logits", logits, LOGITS)).reshape(size, n)
     parts = _parts(size, -(-n // LOSS_CHUNK), OF_PARTS)
-    given = (n, 0, flat, np.zeros(size, np.int64), contiguous(read).reshape(-1), settings_of(1, temperature, 0, 1.0))
-    bad = _read((1, size), *given, (Noise(0),), None, {}, parts)
+    settings, places = settings_of(1, temperature, 0, 1.0), np.zeros(size, np.int64)
+    chosen = arrays.contiguous(read).reshape(-1)
+    bad = _read((1, size), n, 0, flat, places, chosen, settings, (Noise(0),), None, {}, parts)
     most = parts.largest.max(axis=1).astype(np.float64)
     most[bad != 0] = np.nan
 
@@ -527,10 +524,10 @@ def log_softmax_at(logits: Any, ids: Sequence[Any], temperature: float, read: ND
         return np.log((np.exp((parts.largest - most[:, None]) / heat) * sums).sum(axis=1))
 
     with np.errstate(divide="ignore", invalid="ignore"):
-        total, found = most + ln(parts.plain, 1.0), ln(parts.tempered, temperature)
-        at = [one.reshape(-1).astype(np.int64) for one in ids]
-        x = [flat[np.arange(size), one.clip(0, n - 1)].astype(np.float64) for one in at]
-        likely = [(each - most) / temperature - found for each in x]
-    kept = [read.reshape(-1) & (one >= 0) & (one < n) for one in at]
-    likely = [np.where(inside, each, -np.inf) for inside, each in zip(kept, likely, strict=True)]
-    return tuple(one.reshape(read.shape) for one in (*likely, np.where(read.reshape(-1), total, 0.0)))
+        log_sums, log_tempered = most + ln(parts.plain, 1.0), ln(parts.tempered, temperature)
+        tokens = [one.reshape(-1).astype(np.int64) for one in ids]
+        x = [flat[np.arange(size), one.clip(0, n - 1)].astype(np.float64) for one in tokens]
+        log_probs = [(each - most) / temperature - log_tempered for each in x]
+    may_be = [read.reshape(-1) & (one >= 0) & (one < n) for one in tokens]
+    log_probs = [np.where(inside, each, -np.inf) for inside, each in zip(may_be, log_probs, strict=True)]
+    return tuple(one.reshape(read.shape) for one in (*log_probs, np.where(read.reshape(-1), log_sums, 0.0)))
