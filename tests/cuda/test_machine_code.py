@@ -467,7 +467,11 @@ ERRORS = {
     "a lost sign": ("nf_normal_f32", r"FFMA R(\d+), -R", r"FFMA R\1, R"),
     "a contracted product": ("nf_normal_f32", contracted, None),
     "a rounded product": ("nf_normal_f32", r"FFMA (R\d+), (-R\d+)\S*, (R\d+)\S*, 0\.5 ;", r"FMUL \1, \2, \3 ;"),
-    "a modifier of another opcode": ("nf_normal_f32", r"SHF\.R\.U32\.HI", "SHF.R.S32.HI"),
+    "a modifier of another opcode": (  # where an angle becomes a float
+        "nf_normal_f32",
+        r"I2FP\.F32\.S32 (R\d+)(, R\d+ ;(?:.*\n){1,8}?.*FMUL R\d+, \1, 2\.328)",
+        r"I2FP.F32.U32 \1\2",
+    ),
     "a round less": ("nf_normal_f32", r"LOP3\.LUT (R\d+), (R\d+).*, 0x96, !PT", r"MOV \1, \2"),
     "a bound off by one": ("nf_any_f32", r"ISETP\.GE(\.U32\.AND.*\n.*ISETP\.GE\.AND\.EX.*\n.*\n.*EXIT)", r"ISETP.GT\1"),
     "a missing barrier": ("nf_loss_f32", r"BAR\.SYNC\.DEFER_BLOCKING 0x0", "NOP"),
