@@ -314,6 +314,11 @@ SINGLE = [  # an instruction, the words in R2, R3 and R4, and the word that it l
     ("FFMA R0, R2, R2, R3", (bits_of(1 + 2.0**-12), bits_of(-1 - 2.0**-11), 0), bits_of(2.0**-24)),  # rounded once
     ("FADD R0, R2, 1", (bits_of(-1e-45), 0, 0), bits_of(1)),
     ("FMUL R0, R2, 0.5", (2, 0, 0), 1),  # subnormal numbers are kept
+    ("FMUL.FTZ R0, R2, 0.5", (bits_of(-(2.0**-126)), 0, 0), 0x80000000),
+    ("FADD.FTZ R0, R2, R3", (1, bits_of(1), 0), bits_of(1)),
+    ("FADD.FTZ R0, R2, R3", (0x00800001, 0x80800000, 0), 0),
+    ("IMAD.HI R0, R2, R3, RZ", (2**32 - 3, 4, 0), 2**32 - 1),
+    ("I2F.U32 R0, R2", (2**32 - 1, 0, 0), bits_of(2.0**32)),
     ("FADD R0, R2, -R3", (bits_of(np.inf), bits_of(np.inf), 0), NAN),
     ("FADD R0, |R2|, R3", (bits_of(-2), bits_of(1), 0), bits_of(3)),
     ("FMNMX R0, R2, 255, PT", (NAN, 0, 0), bits_of(255)),
@@ -334,7 +339,9 @@ def test_an_instruction(line, given, expected):
     assert {*found[0].tolist()} == {expected}
 
 
-@pytest.mark.parametrize(("name", "compare"), [("GT", False), ("GEU", True), ("NEU", True), ("NE", False)])
+@pytest.mark.parametrize(
+    ("name", "compare"), [("GT", False), ("GEU", True), ("GEU.FTZ", True), ("NEU", True), ("NE", False)]
+)
 def test_comparisons_with_nan(name, compare):
     lines = [f"FSETP.{name}.AND P0, PT, R2, R3, PT", "SEL R0, R4, RZ, P0"]
     assert registers_after(lines, {2: NAN, 3: bits_of(1), 4: 1})[0].tolist() == [compare] * 32
@@ -351,8 +358,8 @@ def test_results_of_mufu_move():
     "line",
     [
         "SHFL.BFLY PT, R0, R1, 0x1, 0x1f",  # an opcode
-        "FADD.FTZ R0, R1, R2",  # modifiers
-        "IMAD.HI R0, R1, R2, R4",
+        "FFMA.FTZ R0, R1, R2, R3",  # modifiers
+        "FADD.SAT R0, R1, R2",
         "I2F.S8 R0, R1",
         "LDG.E.64.CONSTANT R2, desc[UR4][R2.64]",
         "ATOMS.ADD R0, [R1], R2",
