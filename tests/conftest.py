@@ -141,6 +141,13 @@ def native(request):
         yield request.param
 
 
+@pytest.fixture(params=[*NATIVE, *NUMBA, "reference"])
+def host(request):
+    """Yields backends in host memory, for operations that devices do not have."""
+    with using(request.param):
+        yield request.param
+
+
 @pytest.fixture(params=[*NATIVE, *NUMBA])
 def compiled(request):
     """Yields backends with threads, and a floating-point mode of their own."""
