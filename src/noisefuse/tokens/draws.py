@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..arguments.types import Array
 from ..ground.checks import first_of
-from ..language.noise import Noise, each
+from ..language.noise import each, names_of, whole
 from .categorical import TokenInfo, categorical
 from .steps import Drawn
 from .table import TokenRow, TokenTable
@@ -41,7 +41,8 @@ def draw(
     """Draws a token for each position that may take one, with the sums and confidences that the row needs."""
     options: dict[str, Any] = {"top_k": table.top_k, "top_p": 1.0 if _cuts(table) else table.top_p, "info": info}
     options["temperature"] = table.temperature * row.temperature
-    drawn: Any = categorical(logits, _of_rows(noise, logits.shape[-1]), where=None if may.all() else may, **options)
+    noise, options["positions"] = _placed(noise, may.shape[1])
+    drawn: Any = categorical(logits, noise, where=None if may.all() else may, **options)
     token, told = drawn if info else (drawn, TokenInfo())
     token = np.where(may, token, 0)
     if table.mask_id is None and table.vocabulary is not None and (beyond := token >= table.vocabulary).any():
@@ -68,14 +69,11 @@ def _without(unsure: tuple[int, ...], logits: Any, token: NDArray[np.int64], log
     return np.where(np.isin(token, some), -np.finfo(np.float64).max, without)
 
 
-def _of_rows(noise: Any, v: int) -> Any:
-    """Returns the noise with one axis more in its windows, that of v logits."""
-
-    def wider(name: Noise) -> Noise:
-        full, start = name.window_shape, name.window_start
-        return name if full is None else name.window((*full, v), (*start, 0))
-
-    return each(noise, wider)
+def _placed(noise: Any, length: int) -> tuple[Any, NDArray[np.int64] | None]:
+    """Returns the noise without its windows, and the positions that they say, or None if there is no window."""
+    starts = np.array([[name.window_start[0] if name.window_start else 0] for name in names_of(noise)])
+    places = np.arange(length) + starts if starts.any() else None
+    return each(noise, lambda name: whole(name, name.stream)), places
 
 
 def _cuts(table: TokenTable) -> bool:
