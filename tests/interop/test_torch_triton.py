@@ -16,8 +16,6 @@ import pytest
 
 import noisefuse as nf
 from conftest import first_and_slow
-from cuda_kernels.triton_door import CUDA
-from cuda_kernels.triton_door import opened as on_triton
 
 pytest.importorskip("torch")
 pytest.importorskip("triton")
@@ -25,6 +23,8 @@ pytest.importorskip("triton")
 import torch
 import triton
 
+from cuda_kernels.triton_door import CUDA
+from cuda_kernels.triton_door import opened as on_triton
 from noisefuse.backends.triton import kernels
 from noisefuse.interop.torch import arrays as torch_arrays
 from test_torch import (
