@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,17 +13,27 @@ from ..arguments.arrays import count
 from ..arguments.types import Array
 from ..ground.checks import first_of
 from ..language.noise import Noise, each
-from .categorical import TokenInfo, categorical
+from .categorical import TokenInfo, of_rows
 from .steps import Drawn
 from .table import TokenRow, TokenTable
 
 
-def of_clean(table: TokenTable, row: TokenRow, x: Array, logits: Any, read: NDArray[np.bool_]) -> Any:
+class Clean(NamedTuple):
+    """Logits from which c is drawn, and a token whose logits are taken for -inf there, or -1."""
+
+    logits: Any
+    hidden: int = -1
+
+
+def of_clean(table: TokenTable, row: TokenRow, x: Array, logits: Any, read: NDArray[np.bool_]) -> Clean:
     """Returns the logits from which c is drawn at the positions that are read: with -inf for the mask, and what the
-    row adds for x. They are a copy where they differ."""
-    made = logits
+    row adds for x. They are a copy where more than one token differs."""
+    made, heat = logits, table.temperature * row.temperature
     mask = () if table.mask_id is None or table.mask_logit == "keep" else (table.mask_id,)
     hidden = [token for token in (*mask, *table.left_out) if 0 <= token < logits.shape[-1]]
+    changes = row.own or (heat and _cuts(table))
+    if len(hidden) == 1 and not changes:
+        return Clean(made, hidden[0])
     if row.own or (logits[..., hidden] != -math.inf).any():
         made = np.zeros(logits.shape, np.float32 if row.own else logits.dtype)  # what is not written costs nothing
         for at in zip(*np.nonzero(read), strict=True):
@@ -32,17 +42,16 @@ def of_clean(table: TokenTable, row: TokenRow, x: Array, logits: Any, read: NDAr
             made[read, token] = -math.inf
         if row.own:
             made[read, x[read]] += np.float32(row.own)
-    heat = table.temperature * row.temperature
-    return _nucleus(made, heat, table.top_k, table.top_p) if heat and _cuts(table) else made
+    return Clean(_nucleus(made, heat, table.top_k, table.top_p) if heat and _cuts(table) else made)
 
 
 def draw(
-    table: TokenTable, row: TokenRow, logits: Any, noise: Any, may: NDArray[np.bool_], info: tuple[str, ...]
+    table: TokenTable, row: TokenRow, clean: Clean, noise: Any, may: NDArray[np.bool_], info: tuple[str, ...]
 ) -> Drawn:
     """Returns the drawn tokens of the positions that may take one, and what else the row needs to know of them."""
-    options: dict[str, Any] = {"top_k": table.top_k, "top_p": 1.0 if _cuts(table) else table.top_p, "info": info}
-    options["temperature"] = table.temperature * row.temperature
-    made: Any = categorical(logits, _of_rows(noise, logits.shape[-1]), where=None if may.all() else may, **options)
+    logits, heat, p = clean.logits, table.temperature * row.temperature, 1.0 if _cuts(table) else table.top_p
+    names, where = _windowed(noise, logits.shape[-1]), None if may.all() else may
+    made: Any = of_rows(logits, names, heat, table.top_k, p, where, wanted=info, hidden=clean.hidden)
     token, known = made if info else (made, TokenInfo())
     token = np.where(may, token, 0)
     if table.mask_id is None and table.vocabulary is not None and (beyond := token >= table.vocabulary).any():
@@ -54,7 +63,8 @@ def draw(
         total = own - known.log_prob_raw.astype(np.float64)
     sure = None
     if table.unsure and table.order == "confidence" and row.by_confidence:
-        sure = _without(table.unsure, logits, token, known.log_prob_raw)
+        unsure = tuple(one for one in table.unsure if one != clean.hidden)
+        sure = _without(unsure, logits, token, known.log_prob_raw)
     return Drawn(token, known, total, sure)
 
 
@@ -68,7 +78,7 @@ def _without(unsure: tuple[int, ...], logits: Any, token: NDArray[np.int64], log
     return np.where(np.isin(token, some), -np.finfo(np.float64).max, found - np.log1p(-np.minimum(taken, 1 - 2.0**-53)))
 
 
-def _of_rows(noise: Any, v: int) -> Any:
+def _windowed(noise: Any, v: int) -> Any:
     """Returns the noise with its windows as rows of v logits have them."""
 
     def wider(name: Noise) -> Noise:
