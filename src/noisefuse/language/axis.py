@@ -73,10 +73,10 @@ class Axis:
     def at_index(self, index: Array) -> Place:
         """Returns the columns at whole indices. Elsewhere levels are interpolated; those of functions of time that are
         not variance preserving are the functions'."""
-        whole = index == np.floor(index)
-        nearest = np.floor(index).astype(int)
+        below = np.floor(index)
+        whole, nearest = index == below, below.astype(int)
         alpha, sigma = self.schedule.alpha[nearest], self.schedule.sigma[nearest]
-        if not np.all(whole):
+        if not whole.all():
             if self._known is not None and self.family in ("flow", "other"):
                 between = self.schedule(self._own_at(index))
                 between = self.columns(between[1]) if self.family == "flow" else between
