@@ -140,8 +140,8 @@ class DiscreteSampler:
             raise TypeError(f"noise: {self.table.name} begins with random tokens; expected a Noise, got none")
         vocabulary = self.table.vocabulary
         assert vocabulary is not None
-        made: NDArray[Any] = scaled_words(full, names_for(noise, full, START), vocabulary).astype(kind)
-        return made
+        tokens: NDArray[Any] = scaled_words(full, names_for(noise, full, START), vocabulary).astype(kind)
+        return tokens
 
     def step(
         self, i: int, x: Array, logits: Array | tuple[Array, Array], noise: Noises, state: TokenState | None = None, *,
@@ -180,41 +180,41 @@ class DiscreteSampler:
         """
         if lengths is not None:
             where = _allowed(where, lengths, x)
-        other = None if type(x) is np.ndarray else library_of(x)
-        fast = backends.fast_token_step if other is None else fast_path(other, "fast_token_step")
+        library = None if type(x) is np.ndarray else library_of(x)
+        fast = backends.fast_token_step if library is None else fast_path(library, "fast_token_step")
         plain = self._plain[i] if type(i) is int and 0 <= i < len(self._plain) and fast is not None else None
         if plain is not None and not log_prob and (state is None or (type(state) is TokenState and not state.asked)):
-            done = fast(plain, i, x, logits, noise, where, out)
-            if done is not NotImplemented:
-                x_next, *memory = done
+            result_and_memory = fast(plain, i, x, logits, noise, where, out)
+            if result_and_memory is not NotImplemented:
+                x_next, *memory = result_and_memory
                 if state is not None:
                     (state.drawn, state.taken), state.info, state.calls = memory, TokenInfo(), state.calls + 1
                 return x_next
         row = self._row(i)
         self._check_state(state)
-        if other is not None:
+        if library is not None:
             options: dict[str, Any] = {"where": where, "log_prob": log_prob, "out": out}
-            return other.through(self.step, i, x, logits, noise, state, **options)
+            return library.through(self.step, i, x, logits, noise, state, **options)
         tokens = tokens_of("x", x)
         result = output("out", out, tokens.shape, tokens.dtype)
         check_overlap([("out", result)], [tokens])
         flat, may = self._may(row, tokens, where, noise)
-        given = of_clean(self.table, row, flat, self._logits(logits, flat.shape), may)
+        clean_logits = of_clean(self.table, row, flat, self._logits(logits, flat.shape), may)
         name = each(noise, lambda name: name.at(step=name.step + int(i)))
         info = wanted_info(self.table, row, log_prob, () if state is None else state.asked)
-        drawn = draw(self.table, row, given, name, may, info)
+        drawn = draw(self.table, row, clean_logits, name, may, info)
         _check_room(drawn.token, tokens.dtype)
-        made, taken = next_tokens(self.table, row, flat, drawn, name, may)
-        likely = self._likely(row, flat, made, given, may, drawn, taken) if log_prob else None
-        result[...] = made.reshape(tokens.shape)
+        x_next_flat, taken = next_tokens(self.table, row, flat, drawn, name, may)
+        log_probs = self._likely(row, flat, x_next_flat, clean_logits, may, drawn, taken) if log_prob else None
+        result[...] = x_next_flat.reshape(tokens.shape)
         if state is not None:
             state.drawn = np.where(may, drawn.token, flat).reshape(tokens.shape)
             state.taken, state.calls = taken.reshape(tokens.shape), state.calls + 1
             asked = {one: getattr(drawn.info, one).reshape(tokens.shape) for one in state.asked}
             state.info = TokenInfo(**asked)
-            if likely is not None:
-                state.log_prob = likely if state.log_prob is None else state.log_prob + likely
-        return result if likely is None else (result, likely)
+            if log_probs is not None:
+                state.log_prob = log_probs if state.log_prob is None else state.log_prob + log_probs
+        return result if log_probs is None else (result, log_probs)
 
     def log_prob(
         self, i: int, x: Array, logits: Array | tuple[Array, Array], x_next: Array, *, where: Any = None,
@@ -239,8 +239,8 @@ class DiscreteSampler:
         [-8.3178]
         """
         where = _allowed(where, lengths, x)
-        if type(x) is not np.ndarray and (other := library_of(x)) is not None:
-            return other.token_log_prob(self, i, x, logits, x_next, where)
+        if type(x) is not np.ndarray and (library := library_of(x)) is not None:
+            return library.token_log_prob(self, i, x, logits, x_next, where)
         return self.log_prob_parts(i, x, logits, x_next, where)[0].sum(axis=1)
 
     def log_prob_parts(
@@ -252,9 +252,8 @@ class DiscreteSampler:
         if to.shape != tokens.shape:
             raise ValueError(f"x_next: expected shape {tokens.shape}, got {to.shape}")
         (flat, may), after = self._may(row, tokens, where), _by_sample(to)
-        given = of_clean(self.table, row, flat, self._logits(logits, flat.shape), may)
-        found = self._law(row, flat, after, given, may)
-        return found.log_prob, found.by_next, found.by_own
+        clean_logits = of_clean(self.table, row, flat, self._logits(logits, flat.shape), may)
+        return tuple(self._law(row, flat, after, clean_logits, may))  # type: ignore[return-value]
 
     def log_prob_grad(
         self, i: int, x: Array, logits: Array, x_next: Array, upstream: ArrayLike = 1.0, *, where: Any = None,
@@ -302,14 +301,14 @@ class DiscreteSampler:
             values[..., hidden] = -math.inf
         if temperature != 1 or by_own.any():
             values = values.astype(np.float32) / np.float32(temperature)
-        made: Any = None
+        gradient: Any = None
         for one, by in zip(ids, (by_next, by_own) if by_own.any() else (by_next,), strict=False):
             back: dict[str, Any] = {"reduction": "none", "upstream": -by * factor}
             # of the loss, so -by
-            pull = masked_cross_entropy_and_grad(values, one.astype(np.int64), by != 0, **back)[1]
-            made = pull if made is None else np.add(made, pull, out=made)
-        result: NDArray[Any] = made.reshape(logits.shape).astype(logits.dtype, copy=False)
-        return result
+            part = masked_cross_entropy_and_grad(values, one.astype(np.int64), by != 0, **back)[1]
+            gradient = part if gradient is None else np.add(gradient, part, out=gradient)
+        typed: NDArray[Any] = gradient.reshape(logits.shape).astype(logits.dtype, copy=False)
+        return typed
 
     def sample(
         self, model: Callable[[Any, Any], Any], x_or_shape: Any, noise: Noises, *, start: int = 0, where: Any = None,
@@ -351,25 +350,25 @@ class DiscreteSampler:
         if not callable(model):
             raise TypeError(f"model: expected a function, or a network, of (x, t), got {type(model).__name__}")
         x = self._begun(x_or_shape, noise, start, dtype, device)
-        found, is_new = [], isinstance(x_or_shape, list | tuple) and device is None
+        log_probs_of_rows, is_new = [], isinstance(x_or_shape, list | tuple) and device is None
         self._check_state(state)
         where = _allowed(where, lengths, x)
         state = self.state() if state is None else state
         for i in bar(range(start, len(self)), progress):
             if self._is_done(i, x, where, noise):
                 if log_probs:
-                    found.append(library_for(x).moved(np.zeros(len(x)), x))
+                    log_probs_of_rows.append(library_for(x).moved(np.zeros(len(x)), x))
                 continue
             logits = asked(model, x, self._time(i, x), _HINT) if i == 0 and is_new else model(x, self._time(i, x))
-            made = self.step(i, x, logits, noise, state, where=where, log_prob=log_probs)
+            stepped = self.step(i, x, logits, noise, state, where=where, log_prob=log_probs)
             if log_probs:
-                x, one = made
-                found.append(one)
+                x, row_log_prob = stepped
+                log_probs_of_rows.append(row_log_prob)
             else:
-                x = made
+                x = stepped
             if callback is not None:
                 callback(i, x, state.drawn if isinstance(x, np.ndarray) else library_for(x).moved(state.drawn, x))
-        return (x, found) if log_probs else x
+        return (x, log_probs_of_rows) if log_probs else x
 
     # ---- parts of a step -----------------------------------------------------------------------------------
 
@@ -413,16 +412,16 @@ class DiscreteSampler:
 
     def _time(self, i: int, x: Any) -> Any:
         t = self.table.rows[i].time
-        own = library_for(x)
-        return own.times(x, np.float64(t), "float32") if own.time == "batch" else t
+        library = library_for(x)
+        return library.times(x, np.float64(t), "float32") if library.time == "batch" else t
 
     def _begun(self, x_or_shape: Any, noise: Any, start: int, dtype: Any, device: Any) -> Any:
         if not isinstance(x_or_shape, list | tuple):
             if device is not None:
                 raise TypeError("device: expected None where x is given, which lies somewhere already")
             if not is_array(x_or_shape) and library_of(x_or_shape) is None:
-                given = type(x_or_shape).__name__
-                raise TypeError(f"x_or_shape: expected a shape (B, L), or tokens of that shape, got {given}")
+                kind = type(x_or_shape).__name__
+                raise TypeError(f"x_or_shape: expected a shape (B, L), or tokens of that shape, got {kind}")
             return host_view("x", x_or_shape)
         if start:
             raise TypeError(f"a new sample begins at row 0; for start={start} give the tokens x of that row")
@@ -453,11 +452,11 @@ class DiscreteSampler:
     def _array(self, logits: Any, shape: tuple[int, ...]) -> Any:
         array = host_view("logits", logits)
         if not isinstance(array, np.ndarray):
-            given = type(logits).__name__
+            kind = type(logits).__name__
             if library_of(logits) is not None:
-                hint = f"for a network in torch give device= or x as a {given}"
-                raise TypeError(f"logits: expected a NumPy array, as x is one, got {given}; {hint}")
-            raise TypeError(f"logits: expected an array of x's kind, got {given}")
+                hint = f"for a network in torch give device= or x as a {kind}"
+                raise TypeError(f"logits: expected a NumPy array, as x is one, got {kind}; {hint}")
+            raise TypeError(f"logits: expected an array of x's kind, got {kind}")
         if array.dtype.name not in LOGITS:
             raise TypeError(f"logits: dtype {array.dtype} is not supported, expected one of {', '.join(LOGITS)}")
         length = math.prod(array.shape[1:-1]) if array.ndim > 1 else 0
