@@ -18,7 +18,7 @@ from ..ground.checks import got, is_tracer
 from ..ground.float_mode import float_mode
 from ..ground.libraries import check_plain, library_for
 from ..language.levels import levels_of
-from ..language.noise import ELEMENTS, SAMPLES, STEPS, Noise, check_stream_0, names_of
+from ..language.noise import ELEMENTS, LOGITS, RACE, SAMPLES, STEPS, Noise, check_stream_0, names_of
 from ..language.rows import M1, M2, PASTS, Rows, X, Z
 from ..language.tableau import ARGUMENTS
 from . import arrays
@@ -170,18 +170,20 @@ def names_or_array(
     else:
         raise TypeError(f"noise: expected a Noise, a list of them, or else {arrays.wanted(noise)}, got {got(noise)}")
     for name in names if drawn else ():
-        _check_name(name, batch if len(names) == 1 else 1, sample_shape, last_step)
+        most = LOGITS if stream == RACE else ELEMENTS
+        _check_name(name, batch if len(names) == 1 else 1, sample_shape, last_step, most)
     if drawn and not any_stream:
         check_stream_0(noise)
     return tuple(n if n.stream == stream or (any_stream and n.stream) else n.at(stream=stream) for n in names), None
 
 
-def _check_name(noise: Noise, rows: int, sample_shape: tuple[int, ...], last_step: int) -> None:
+def _check_name(noise: Noise, rows: int, sample_shape: tuple[int, ...], last_step: int, most: int) -> None:
     if type(noise.seed) is not int or any(map(is_tracer, (noise.step, noise.sample, *noise.window_start))):
         raise TypeError("noise: JAX traces one of its numbers: expected JAX arrays, jnp.asarray(x), or a dtype of jnp")
     noise.check_shape(sample_shape)
-    if math.prod(sample_shape) > ELEMENTS:
-        raise OverflowError(f"a sample of shape {sample_shape} has more than 2^34 elements")
+    whole = noise.window_shape or sample_shape
+    if math.prod(whole) > most:
+        raise OverflowError(f"a sample of shape {whole} has more than 2^{most.bit_length() - 1} elements")
     if isinstance(noise.sample, np.ndarray):
         if len(noise.sample) != rows:
             raise ValueError(f"noise: has {len(noise.sample)} sample ids, expected one for each of {rows} rows")

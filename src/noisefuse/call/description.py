@@ -140,6 +140,21 @@ class Impulses(NamedTuple):
     padding: Int32 = 0
 
 
+class Rician(NamedTuple):
+    """out = sqrt((x + std z_0)^2 + (std z_1)^2 + ..). Normal d of an element lies `apart` elements after the one
+    before."""
+
+    step: Step  # draws the normals; outputs[0] has their dtype
+    x: Array
+    out: Array  # of x's shape and dtype; it may be x
+    std: NDArray[np.float64]  # one for each segment of `segment` elements, in the flat order
+    segment: int
+    draws: int
+    apart: int
+    type: np.dtype[Any]
+    padding: Int32 = 0
+
+
 class Level(NamedTuple):
     """A coarser level of pyramid noise, and where rows and columns of the whole lie among its own."""
 
@@ -234,8 +249,7 @@ class Loss(NamedTuple):
         return factor
 
 
-TOKEN_BITS = 20  # element = position * 2^20 + token: docs/noise.md
-TOKENS, POSITIONS = 1 << TOKEN_BITS, 1 << 34 - TOKEN_BITS
+TOKENS, POSITIONS = 1 << 20, 1 << 31  # of a vocabulary, of a sample: docs/noise.md
 
 
 @dataclass(frozen=True, slots=True)

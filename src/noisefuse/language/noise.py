@@ -31,6 +31,7 @@ RACE, MASKS, TOKENS, PLACES, TIMES = 13, 14, 15, 16, 17  # the streams of discre
 
 SEEDS, SAMPLES, STEPS, STREAMS = 1 << 64, 1 << 56, 1 << 32, 128
 ELEMENTS = 1 << 34  # in one sample
+LOGITS = 1 << 51  # in one sample: 2^20 for each of 2^31 positions, which have words of their own
 
 # What the next Noise does that is made where JAX is loaded: `interop` adds the import that makes Noise a pytree.
 with_jax: list[Callable[[], None]] = []
@@ -207,8 +208,8 @@ class Noise:
             raise ValueError(f"window: shape {shape} and start {start} differ in length")
         if any(not is_tracer(s) and not 0 <= s <= n for s, n in zip(start, shape, strict=True)):
             raise ValueError(f"window: start {start} lies outside of shape {shape}")
-        if math.prod(shape) > ELEMENTS:
-            raise OverflowError(f"window: a sample of shape {shape} has more than 2^34 elements")
+        if math.prod(shape) > LOGITS:
+            raise OverflowError(f"window: a sample of shape {shape} has more than 2^51 elements")
         return made_of(self.seed, self.sample, self.step, self.stream, shape, start)
 
     def interval(
@@ -281,8 +282,8 @@ class Noise:
         shape = tuple(map(operator.index, whole))
         if any(length < 0 for length in shape):
             raise ValueError(f"local: expected lengths of at least 0, got shape {shape}")
-        if math.prod(shape[batched:]) > ELEMENTS:
-            raise OverflowError(f"local: a sample of shape {shape[batched:]} has more than 2^34 elements")
+        if math.prod(shape[batched:]) > LOGITS:
+            raise OverflowError(f"local: a sample of shape {shape[batched:]} has more than 2^51 elements")
         start, lengths = _part(shape, tuple(map(_split, splits)))
         if not shape:
             return self

@@ -135,7 +135,7 @@ def categorical(
 
     Args:
         logits: (B, .., V) float32, float16 or bfloat16, V <= 2^20; (V,) is one row. Axis 0 is the batch; a row's
-            position in its sample counts the axes between in C order, up to 2^14. -inf is never drawn; +inf is drawn
+            position in its sample counts the axes between in C order, up to 2^31. -inf is never drawn; +inf is drawn
             without a race, the lowest token first.
         noise: a Noise, or a list of one for each sample, of stream 0. A window of the sample's shape (.., V) says where
             a part of the sample stands in the whole.
@@ -453,7 +453,7 @@ def _places(
         places = _counted(names, rows, math.prod(rows[1:]))
     if places.size and (int(places.min()) < 0 or int(places.max()) >= POSITIONS):
         bad = places[(places < 0) | (places >= POSITIONS)].flat[0]
-        raise OverflowError(f"positions: {bad} is out of range: expected 0 <= position < 2^14")
+        raise OverflowError(f"positions: {bad} is out of range: expected 0 <= position < 2^31")
     return _whole(names), first, vocabulary, np.ascontiguousarray(places, np.int64).reshape(-1)
 
 

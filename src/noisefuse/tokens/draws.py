@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..arguments.types import Array
 from ..ground.checks import first_of
-from ..language.noise import Noise, each
+from ..language.noise import each, names_of, whole
 from .categorical import TokenInfo, of_rows
 from .steps import Drawn
 from .table import TokenRow, TokenTable
@@ -49,8 +49,9 @@ def draw(
 ) -> Drawn:
     """Draws a token for each position that may take one, with the sums and confidences that the row needs."""
     logits, heat, p = clean.logits, table.temperature * row.temperature, 1.0 if _cuts(table) else table.top_p
-    names, where = _windowed(noise, logits.shape[-1]), None if may.all() else may
-    drawn: Any = of_rows(logits, names, heat, table.top_k, p, where, wanted=info, hidden=clean.hidden)
+    noise, places = _placed(noise, may.shape[1])
+    where = None if may.all() else may
+    drawn: Any = of_rows(logits, noise, heat, table.top_k, p, where, places, info, hidden=clean.hidden)
     token, told = drawn if info else (drawn, TokenInfo())
     token = np.where(may, token, 0)
     if table.mask_id is None and table.vocabulary is not None and (beyond := token >= table.vocabulary).any():
@@ -78,14 +79,11 @@ def _without(unsure: tuple[int, ...], logits: Any, token: NDArray[np.int64], log
     return np.where(np.isin(token, some), -np.finfo(np.float64).max, without)
 
 
-def _windowed(noise: Any, v: int) -> Any:
-    """Returns the noise with one axis more in its windows, that of v logits."""
-
-    def wider(name: Noise) -> Noise:
-        full, start = name.window_shape, name.window_start
-        return name if full is None else name.window((*full, v), (*start, 0))
-
-    return each(noise, wider)
+def _placed(noise: Any, length: int) -> tuple[Any, NDArray[np.int64] | None]:
+    """Returns the noise without its windows, and the positions that they say, or None if there is no window."""
+    starts = np.array([[name.window_start[0] if name.window_start else 0] for name in names_of(noise)])
+    places = np.arange(length) + starts if starts.any() else None
+    return each(noise, lambda name: whole(name, name.stream)), places
 
 
 def _cuts(table: TokenTable) -> bool:

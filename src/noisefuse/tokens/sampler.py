@@ -23,7 +23,8 @@ from .categorical import TokenInfo, log_softmax_at, settings_of
 from .cross_entropy import masked_cross_entropy_and_grad
 from .draws import Clean, draw, of_clean
 from .forward import DTYPES, allowed_of, check_within, names_for, scaled_words, token_of, tokens_of, vocabulary_of
-from .steps import Drawn, Law, certain, law, next_tokens, positions, surprise, wanted_info
+from .partial_steps import PartialStep
+from .steps import Drawn, Law, certain, fast_row, law, next_tokens, positions, wanted_info
 from .table import TokenRow, TokenTable
 
 __all__ = ["DiscreteSampler", "TokenState"]
@@ -89,7 +90,7 @@ class DiscreteSampler:
         heat = [temperature, *{temperature * row.temperature for row in table.rows}]
         settings_of(len(heat), heat, check_integer("top_k", table.top_k), top_p)
         object.__setattr__(self, "table", table)
-        object.__setattr__(self, "_plain", tuple(_fast_row(table, row) for row in table.rows))
+        object.__setattr__(self, "_plain", tuple(fast_row(table, row) for row in table.rows))
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("a DiscreteSampler is frozen: make another one")
@@ -145,7 +146,7 @@ class DiscreteSampler:
 
     def step(
         self, i: int, x: Array, logits: Array | tuple[Array, Array], noise: Noises, state: TokenState | None = None, *,
-        where: Any = None, lengths: Any = None, log_prob: bool = False, out: Array | None = None,
+        where: Any = None, lengths: Any = None, log_prob: bool = False, partial: bool = False, out: Array | None = None,
     ) -> Any:  # fmt: skip
         """Returns the next x, from row i, the tokens x and the network's logits for them.
 
@@ -159,15 +160,18 @@ class DiscreteSampler:
                 ``noise.window((L,), (start,))`` x and the logits are a part of each sample, such as a block, and the
                 draws are those of that part of the whole. Rows by rank rank the part's positions alone: that is the
                 whole's step if all masks that the row may reveal lie in the part, as those of a block of
-                `samplers.llada` do.
+                `samplers.llada` do. Other parts, such as a rank's shard of a sequence, need `partial`.
             state: keeps what the step drew.
             where: bool, of a shape that broadcasts to x's: the tokens that may change. None: all.
             lengths: integers (B,): only the first tokens of a sample may change, so many.
             log_prob: also return log p(x' | x), (B,), in float64; see `log_prob`.
+            partial: True if other parts of the samples have masks that the row may reveal, too. The result is then a
+                `discrete.PartialStep`, for `discrete.combine_steps`.
             out: an array of x's shape and dtype to write to; it may be x itself.
 
         Returns:
-            The next x, of x's kind, shape and dtype, or with log_prob the pair of it and (B,).
+            The next x, of x's kind, shape and dtype, or with log_prob the pair of it and (B,); or a
+            `discrete.PartialStep`.
 
         Raises:
             TypeError, ValueError, IndexError: the message says what was given and what was expected.
@@ -183,7 +187,8 @@ class DiscreteSampler:
         library = None if type(x) is np.ndarray else library_of(x)
         fast = backends.fast_token_step if library is None else fast_path(library, "fast_token_step")
         plain = self._plain[i] if type(i) is int and 0 <= i < len(self._plain) and fast is not None else None
-        if plain is not None and not log_prob and (state is None or (type(state) is TokenState and not state.asked)):
+        in_short = not (log_prob or partial) and (state is None or (type(state) is TokenState and not state.asked))
+        if plain is not None and in_short:
             result_and_memory = fast(plain, i, x, logits, noise, where, out)
             if result_and_memory is not NotImplemented:
                 x_next, *memory = result_and_memory
@@ -193,8 +198,10 @@ class DiscreteSampler:
         row = self._row(i)
         self._check_state(state)
         if library is not None:
-            options: dict[str, Any] = {"where": where, "log_prob": log_prob, "out": out}
+            options: dict[str, Any] = {"where": where, "log_prob": log_prob, "partial": partial, "out": out}
             return library.through(self.step, i, x, logits, noise, state, **options)
+        if partial and (state is not None or log_prob or out is not None):
+            raise ValueError("state, log_prob, out: expected none with partial=True: they are of the whole step")
         tokens = tokens_of("x", x)
         result = output("out", out, tokens.shape, tokens.dtype)
         check_overlap([("out", result)], [tokens])
@@ -204,6 +211,8 @@ class DiscreteSampler:
         info = wanted_info(self.table, row, log_prob, () if state is None else state.asked)
         drawn = draw(self.table, row, clean_logits, name, may, info)
         _check_room(drawn.token, tokens.dtype)
+        if partial:
+            return PartialStep.of(self.table, row, flat, drawn, name, may)
         x_next_flat, taken = next_tokens(self.table, row, flat, drawn, name, may)
         log_probs = self._likely(row, flat, x_next_flat, clean_logits, may, drawn, taken) if log_prob else None
         result[...] = x_next_flat.reshape(tokens.shape)
@@ -487,23 +496,6 @@ class DiscreteSampler:
         if row.bound is not None and self.table.mask_id is None:  # as step finds them, from the same bits
             taken = certain(row.bound, draw(self.table, row, clean, Noise(0), may, ("entropy",)).info.entropy, may)
         return law(self.table, row, x, to, may, of_next, of_own, total, taken)
-
-
-def _fast_row(table: TokenTable, row: TokenRow) -> tuple[Any, ...] | None:
-    """Returns the numbers of FastTokenRow (csrc/python/fast_step.h), or None if the row needs more than it does."""
-    mask = -1 if table.mask_id is None else int(table.mask_id)
-    others = row.rate, row.bound, row.factor, row.share
-    plain = others == (None,) * 4 and not (row.own or table.guidance or table.left_out or table.unsure)
-    if table.order not in ("confidence", "random") or table.order_temperature:
-        return None
-    if not plain or (table.top_p < 1 and not table.crossing) or not -(1 << 63) <= mask < 1 << 63:
-        return None
-    hides, by_words = mask >= 0 and table.mask_logit == "ignore", table.order != "confidence"
-    whole = mask, int(table.vocabulary or 0), int(row.end), int(row.left or 0)
-    settings = float(table.temperature * row.temperature), int(table.top_k), float(table.top_p)
-    chances = row.reveal, row.change, *row.renoise, row.remask, -1 if row.threshold is None else surprise(row.threshold)
-    flags = table.mask_id is not None, hides, row.touches_tokens, by_words
-    return *flags, *whole, *settings, *map(float, chances)
 
 
 def _check_room(drawn: NDArray[np.int64], dtype: np.dtype[Any]) -> None:

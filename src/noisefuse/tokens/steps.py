@@ -35,7 +35,7 @@ def wanted_info(table: TokenTable, row: TokenRow, log_prob: bool, asked: tuple[s
     if row.rate is not None:
         names.append("log_prob_raw")
     if row.by_confidence and table.order != "random":
-        names.append(_ranking_info(table, row))
+        names.append(ranking_info(table, row))
     if row.bound is not None:
         names.append("entropy")
     return tuple(dict.fromkeys(names))
@@ -59,13 +59,9 @@ def next_tokens(
     table: TokenTable, row: TokenRow, x: Array, drawn: Drawn, noise: Any, may: NDArray[np.bool_]
 ) -> tuple[Array, NDArray[np.bool_]]:
     """Returns the tokens (B, L) of the next step, and which of them are the drawn ones."""
-    if row.by_confidence:
-        keys = np.where(may, _order(table, row, drawn, noise, may), np.inf)
-        taken = _first(_counts(row, keys, may), keys, may)
-        return np.where(taken, drawn.token, x), taken
-    if row.bound is not None:
-        taken = certain(row.bound, drawn.info.entropy, may)
-        others = x if table.mask_id is not None else np.where(may, uniform_tokens(x.shape, noise, _size(table)), x)
+    if row.by_rank:
+        keys, others = ranked(table, row, x, drawn, noise, may)
+        taken = first_ones(row, keys, may)
         return np.where(taken, drawn.token, others), taken
     w = words(x.shape, names_for(noise, x.shape, MASKS))
     masked = np.zeros(x.shape, np.bool_) if table.mask_id is None else x == table.mask_id
@@ -117,6 +113,25 @@ def _size(table: TokenTable) -> int:
 # ---- ranks -------------------------------------------------------------------------------------------------
 
 
+def ranked(
+    table: TokenTable, row: TokenRow, x: Array, drawn: Drawn, noise: Any, may: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], Array]:
+    """Returns the keys of the positions (B, L), the least of which take their drawn tokens, and what the others
+    become."""
+    order = drawn.info.entropy if row.bound is not None else _order(table, row, drawn, noise, may)
+    keys = np.where(may, order.astype(np.float64), np.inf)
+    if row.bound is None or table.mask_id is not None:
+        return keys, x
+    return keys, np.where(may, uniform_tokens(x.shape, noise, _size(table)), x)
+
+
+def first_ones(row: TokenRow, keys: NDArray[np.float64], may: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Returns the positions that take their drawn tokens, from the keys of whole samples."""
+    if row.bound is not None:
+        return certain(row.bound, keys, may)
+    return _first(_counts(row, keys, may), keys, may)
+
+
 def _counts(row: TokenRow, keys: Array, may: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Returns how many masks of each sample a step reveals; keys are the negative logarithms of their confidences."""
     masks = may.sum(axis=1)
@@ -127,9 +142,7 @@ def _counts(row: TokenRow, keys: Array, may: NDArray[np.bool_]) -> NDArray[np.in
     if row.threshold is not None:
         return np.asarray(np.minimum(masks, np.maximum(1, (keys <= surprise(row.threshold)).sum(axis=1))))
     assert row.factor is not None
-    least = surprise(1 - row.factor / np.arange(2, keys.shape[1] + 2))
-    least[:1] = np.inf  # one is always revealed
-    n_sure = (np.sort(keys, axis=1) <= least).cumprod(axis=1).sum(axis=1)
+    n_sure = (np.sort(keys, axis=1) <= surprises(row.factor, keys.shape[1])).cumprod(axis=1).sum(axis=1)
     return np.asarray(np.where(n_sure >= masks - 1, masks, n_sure))  # Fast-dLLM's code leaves no last one alone
 
 
@@ -139,8 +152,15 @@ def surprise(p: Any) -> Any:
         return np.float32(2.0**-54 - np.log(np.maximum(p, 0.0)))
 
 
-def _ranking_info(table: TokenTable, row: TokenRow) -> str:
-    """Returns the info of `categorical` that ranks the positions."""
+def surprises(factor: float, n: int) -> NDArray[np.float32]:
+    """Returns the greatest surprises of the first n positions of a sample that a factor reveals."""
+    greatest: NDArray[np.float32] = surprise(1 - factor / np.arange(2, n + 2))
+    greatest[:1] = np.inf  # one is always revealed
+    return greatest
+
+
+def ranking_info(table: TokenTable, row: TokenRow) -> str:
+    """Returns the info of `categorical` that ranks the positions, or "random"."""
     at_zero = table.temperature * row.temperature == 0 and table.order == "log_prob"
     return "log_prob_raw" if at_zero or table.order == "confidence" else table.order
 
@@ -153,7 +173,7 @@ def _order(table: TokenTable, row: TokenRow, drawn: Drawn, noise: Any, may: NDAr
     if random:
         return w
     value = (
-        getattr(drawn.info, _ranking_info(table, row)).astype(np.float64)
+        getattr(drawn.info, ranking_info(table, row)).astype(np.float64)
         if drawn.confidence is None
         else drawn.confidence
     )
@@ -173,7 +193,7 @@ def _first(counts: NDArray[np.int64], keys: Array, may: NDArray[np.bool_]) -> ND
     return first & may
 
 
-def certain(bound: float, entropy: NDArray[np.float32], may: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def certain(bound: float, entropy: NDArray[Any], may: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Returns the positions of least entropy whose entropies, without the largest, add up to at most the bound."""
     keys = np.where(may, entropy.astype(np.float64), np.inf)
     order = np.argsort(keys, axis=1, kind="stable")
@@ -234,3 +254,28 @@ def law(
     with np.errstate(divide="ignore", invalid="ignore"):
         inverse = np.where(whole > 0, 1 / whole, 0.0)
         return Law(np.log(whole), by_p * p * inverse, by_own * own * inverse)
+
+
+# ---- the fast path -----------------------------------------------------------------------------------------
+
+
+def fast_row(table: TokenTable, row: TokenRow) -> tuple[Any, ...] | None:
+    """Returns the numbers of FastTokenRow (csrc/python/fast_step.h), or None if the row needs more than it does."""
+    mask = -1 if table.mask_id is None else int(table.mask_id)
+    more = row.rate is not None or row.bound is not None or row.own or table.guidance or table.order_temperature
+    if more or table.left_out or table.unsure or (table.top_p < 1 and not table.crossing):
+        return None
+    if not -(1 << 63) <= mask < 1 << 63:
+        return None
+    hides, told = mask >= 0 and table.mask_logit == "ignore", _TOLD.index(ranking_info(table, row))
+    whole = mask, int(table.vocabulary or 0), int(row.end), int(row.left or 0)
+    settings = float(table.temperature * row.temperature), int(table.top_k), float(table.top_p)
+    ranks = (-1 if row.threshold is None else surprise(row.threshold)), -1 if row.share is None else row.share
+    chances = row.reveal, row.change, *row.renoise, row.remask, *ranks
+    least = b"" if row.factor is None else surprises(row.factor, _MASKS).tobytes()
+    flags = table.mask_id is not None, hides, row.touches_tokens
+    return *flags, told, *whole, *settings, *map(float, chances), least
+
+
+_TOLD = ("random", "log_prob", "log_prob_raw", "entropy", "margin")  # as FastTokenRow numbers them
+_MASKS = 256  # of a sample: steps of a factor with more have no fast path
