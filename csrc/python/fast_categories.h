@@ -48,10 +48,8 @@ struct FastSettings {
         if (!temperature.parse(heat) || !top_p.parse(p) || !take_integer(k, most) || most < 0 || !fits(temperature) ||
             !fits(top_p) || !top_p.within(std::numeric_limits<double>::denorm_min(), 1))
             return false;
-        for (int64_t s = 0; s < temperature.count; ++s) {
-            const double t = temperature.values[static_cast<size_t>(s)];
-            if (t != 0 && !(t >= 0x1p-64 && t <= 0x1p64)) return false;
-        }
+        for (int64_t s = 0; s < temperature.count; ++s)
+            if (!is_temperature(temperature.values[static_cast<size_t>(s)])) return false;
         const int64_t settings = std::max(temperature.count, top_p.count);
         each = settings > 1;
         top_k.assign(static_cast<size_t>(settings), most);
