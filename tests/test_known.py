@@ -158,6 +158,11 @@ def impulse(dtype):
             yield nf.augment.impulse(data(shape, dtype), 0.375, noise, **options)
 
 
+def rician(dtype):
+    for shape, _, noise, batched in cases(any_stream=True):
+        yield nf.augment.rician(data(shape, dtype), 0.5, noise, coils=2, batched=batched)
+
+
 def interval(dtype):
     grid = np.cumsum(np.arange(6)) / 16
     for k, (shape, _, noise, batched) in enumerate(cases(any_stream=False)):
@@ -243,6 +248,7 @@ OPERATIONS = {
     "levels": (levels, DTYPES | {"uint8": np.dtype(np.uint8)}),
     "transition": (transition, {"uint8": np.dtype(np.uint8)}),
     "impulse": (impulse, ALL),
+    "rician": (rician, ALL),
     "density": (density, DTYPES),
     "interval": (interval, DTYPES),
     "q_mask": (q_mask, TOKENS),

@@ -120,6 +120,18 @@ struct Impulses {
     int32_t padding;
 };
 
+// What augment.rician adds to a call, which says where the normals lie in the field: out = sqrt((x + std z_0)^2 +
+// (std z_1)^2 + ..). Normal d of an element lies `apart` elements after normal d - 1.
+struct Rician {
+    const void* x;
+    void* out;
+    const double* std;  // one for each segment of `segment` elements
+    int64_t segment;
+    int64_t draws, apart;
+    DType type;
+    int32_t padding;
+};
+
 // The generator's raw words: of each block four words of a counter, and two of a key.
 struct Philox {
     const uint32_t *counter, *key;

@@ -23,11 +23,11 @@ class FastArray {
   public:
     View v{};
 
-    // False, perhaps with a Python error: it is not plain.
-    bool read(PyObject* o) {
+    // False, perhaps with a Python error: it is not plain, but `watched` may be watched by autograd.
+    bool read(PyObject* o, PyObject* watched = nullptr) {
         constexpr int64_t kMost = int64_t{1} << 34;  // elements: beyond are errors, which should not wait for a copy
         Copy copy;
-        return view(o, v) || (view_any(o, v, copy) && v.count <= kMost && copy_to(scratch_, copy, v));
+        return view(o, v, watched) || (view_any(o, v, copy, watched) && v.count <= kMost && copy_to(scratch_, copy, v));
     }
 
   private:

@@ -10,9 +10,9 @@ import doctest
 import inspect
 import os
 import re
+import struct
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ import triton
 import triton.language as tl
 
 import noisefuse.triton as nft
+from cuda_kernels import sass
 from cuda_kernels import triton_kernels as kernels
 
 interpreted = pytest.mark.skipif(
@@ -180,15 +181,6 @@ def fused(text):
     return sum(2 if found["two"] or found["width"] == "32x2" else 1 for found in FUSED.finditer(text.decode()))
 
 
-def machine_code(cubin, tmp_path):
-    """Returns how often each instruction stands in the machine code, by its name."""
-    file = tmp_path / "code.cubin"
-    file.write_bytes(cubin)
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
-    text = subprocess.run([tool, "-c", file], check=True, capture_output=True, text=True).stdout
-    return Counter(re.findall(r"/\*[0-9a-f]{4}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]+)", text))
-
-
 @pytest.mark.parametrize("arch", ALL)
 @pytest.mark.parametrize("kind", ["", "64"])
 def test_a_users_sum_is_not_fused_with_our_product(code, arch, kind):
@@ -203,8 +195,8 @@ def test_a_users_sum_is_not_fused_with_our_product(code, arch, kind):
 
 
 @pytest.mark.parametrize("arch", CUDA)
-def test_machine_code_has_no_other_fused_products(code, arch, tmp_path):
-    counts = [machine_code(code(name, arch, "cubin"), tmp_path) for name in ("alone", "added", "scaled")]
+def test_machine_code_has_no_other_fused_products(code, arch):
+    counts = [kernels.machine_code(code(name, arch, "cubin")) for name in ("alone", "added", "scaled")]
     of_ours, added, scaled = (count["FFMA"] + 2 * count["FFMA2"] for count in counts)
     assert added == of_ours > 0
     assert scaled == of_ours + 4
@@ -212,9 +204,9 @@ def test_machine_code_has_no_other_fused_products(code, arch, tmp_path):
 
 @pytest.mark.parametrize("arch", CUDA)
 @pytest.mark.parametrize("name", ["fours", "ones"])
-def test_a_normal_takes_49_instructions_at_most(code, arch, name, tmp_path):
+def test_a_normal_takes_49_instructions_at_most(code, arch, name):
     """Those of a thread with 16 normals; the infinite loop and the NOPs at the end are not executed."""
-    count = machine_code(code(name, arch, "cubin"), tmp_path)
+    count = kernels.machine_code(code(name, arch, "cubin"))
     assert not {"LDL", "STL"} & {*count}, "spilled"
     total = count.total() - count["NOP"] - count["BRA"]
     assert total <= 49 * 4 * 512 / kernels.THREADS
@@ -229,3 +221,16 @@ def test_stores_are_wide_small_numbers_stay_and_halves_are_rounded(code, arch):
     assert ".ftz" not in text.replace("sqrt.rn.ftz.f32", "sqrt.rn.f32")  # so in Triton 3.2: of normal numbers alone
     assert text.count("sqrt.rn.") == 8
     assert code("half", arch, "ptx").decode().count("cvt.rn.bf16") in (2, 4)  # two at a time, or one
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", CUDA)
+@pytest.mark.parametrize("key", KEYS, ids=str)
+def test_machine_code_gives_the_bits_of_native(code, arch, key):
+    """What ptxas made of a kernel of 2,048 normals, on an interpreter."""
+    seed, sample, step, stream = key
+    cubin, out = code("fours", arch, "cubin"), np.zeros((1, 2048), np.float32)
+    program = sass.Program(sass.elf_sections(cubin), kernels.disassembled(cubin), int(arch))
+    given = struct.pack("<QQqqii16x", out.ctypes.data, seed, sample, step, stream, 2048)
+    program.execute(lambda: [out])("fours", (1, 1, 1), kernels.THREADS, np.frombuffer(given, np.uint8))
+    assert bits(out) == bits(nf.randn((1, 2048), nf.Noise(seed, sample=sample, step=step, stream=stream)))

@@ -678,6 +678,22 @@ uint64_t hash_impulse(DType type) {
     return hash.value;
 }
 
+// sqrt((x + z / 2)^2 + ..) of two coils.
+uint64_t hash_rician(DType type) {
+    const double std = 0.5;
+    Hash hash;
+    for (Case& c : located(cases())) {
+        c.t.assign(1, 0);
+        Filled call(c, {}, result_of(type));
+        const Bytes x = data(type, c.elements());
+        Bytes out(x.size());
+        const Rician rician{x.data(), out.data(), &std, c.elements(), 4, c.elements() / c.batch, type, 0};
+        NF_KERNELS.rician(call, rician, 0, c.elements());
+        hash.add(out);
+    }
+    return hash.value;
+}
+
 // Logits 8 x0[i + 7 k] of 12 rows; case 5 of `cases` has a sample more, with the logits of the first.
 Bytes logits(DType type, int64_t rows, int64_t k, int64_t n) {
     Bytes x(static_cast<size_t>(rows * n * width(type)));
@@ -790,6 +806,7 @@ int main() {
     print("levels", hash_levels, bytes);
     print("transition", hash_transition, {DType::u8});
     print("impulse", hash_impulse, all);
+    print("rician", hash_rician, all);
     print("density", hash_density, floats);
     print("interval", hash_interval, floats);
     const auto print_tokens = [](const char* line, uint64_t value) {

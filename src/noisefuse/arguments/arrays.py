@@ -21,18 +21,20 @@ Array: TypeAlias = NDArray[Any]
 
 
 def on_device(x: object) -> bool:
-    """Tells whether x is a CuPy array. CuPy's arrays exist only once CuPy is loaded, so nothing here loads it. An array
-    that was checked is NumPy's or CuPy's, so `isinstance` tells."""
+    """Tells whether x is an array on a device: CuPy's, or a tensor's for Triton. These exist only once their library is
+    loaded, so nothing here loads it. An array that was checked is NumPy's or one of these, so `isinstance` tells."""
     kind = type(x)
-    if kind is np.ndarray or kind in _CUPY:
+    if kind is np.ndarray or kind in _ON_DEVICE:
         return kind is not np.ndarray
-    is_cupy = not isinstance(x, np.ndarray) and kind.__module__.partition(".")[0] == "cupy"
-    if is_cupy:  # the number of unknown types is not bounded
-        _CUPY.add(kind)
-    return is_cupy
+    module = kind.__module__
+    is_there = not isinstance(x, np.ndarray) and (module.partition(".")[0] == "cupy" or module == _TRITON)
+    if is_there:  # the number of unknown types is not bounded
+        _ON_DEVICE.add(kind)
+    return is_there
 
 
-_CUPY: set[type] = set()
+_ON_DEVICE: set[type] = set()
+_TRITON = f"{backends.__name__}.triton.arrays"
 
 
 def is_array(x: object) -> bool:
@@ -230,7 +232,8 @@ def output(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], de
 
 
 def _empty_on(device: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    cupy: Any = sys.modules["cupy"]
+    if (cupy := sys.modules.get("cupy")) is None:
+        raise NotImplementedError(backends.NEEDS_CUPY)
     with cupy.cuda.Device(device):
         new: Array = cupy.empty(shape, dtype)
     return new

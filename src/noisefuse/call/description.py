@@ -140,6 +140,21 @@ class Impulses(NamedTuple):
     padding: Int32 = 0
 
 
+class Rician(NamedTuple):
+    """out = sqrt((x + std z_0)^2 + (std z_1)^2 + ..). Normal d of an element lies `apart` elements after the one
+    before."""
+
+    step: Step  # draws the normals; outputs[0] has their dtype
+    x: Array
+    out: Array  # of x's shape and dtype; it may be x
+    std: NDArray[np.float64]  # one for each segment of `segment` elements, in the flat order
+    segment: int
+    draws: int
+    apart: int
+    type: np.dtype[Any]
+    padding: Int32 = 0
+
+
 class Level(NamedTuple):
     """A coarser level of pyramid noise, and where rows and columns of the whole lie among its own."""
 
@@ -281,6 +296,7 @@ class Race(NamedTuple):
     each: bool  # whether there are settings for each sample
     field_per_sample: bool
     token_is_32: bool
+    hidden: int  # a token whose logit is -inf, whatever x holds; or -1
 
 
 class CrossEntropy(NamedTuple):

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -142,18 +141,13 @@ def _loss(name: str, named: dict[str, Any], options: dict[str, Any]) -> Any:
     given = _given(named, make)
     if watched:
         check_memory("logits", logits)
-        return graph.differentiable_once(name, given, options, partial(_gradient, name))
+        return graph.differentiable_once(name, given, options)
     fields, tensors = _cross_entropy(name, given, options)
     return (
         graph.compiled(CrossEntropy, fields, 0, tensors, None)[0]
         if is_compiling()
         else CrossEntropy(*fields).value(tensors)[0]
     )
-
-
-def _gradient(name: str, **given: Any) -> Tensor:
-    gradient: Tensor = getattr(nf, f"{name}_and_grad")(**given)[1]
-    return gradient
 
 
 def _loss_and_grad(name: str, named: dict[str, Any], *, upstream: Any, out: Any, **options: Any) -> Any:
