@@ -213,6 +213,7 @@ def _scaled(gradient: Tensor, upstream: Any, out: Any) -> Tensor:
 _AGAIN: dict[str, Callable[..., Any]] = {
     "interpolate_loss": _scaled,
     "masked_cross_entropy": lambda **given: nf.masked_cross_entropy_and_grad(**given)[1],
+    "rate_loss": lambda **given: nf.rate_loss_and_grad(**given)[1],
     "mse_loss": lambda **given: nf.mse_loss_grad(**given),
 }
 
