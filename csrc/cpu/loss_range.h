@@ -39,6 +39,19 @@ class Residuals {
         }
     }
 
+    void store_gradient(const Real* r, int64_t at, int n) {
+        const bool direct = arrays_->direct[0], nontemporal = arrays_->nontemporal(0, at);
+        Real* gradient = direct ? static_cast<Real*>(s.out[0]) + at : staged_;
+        int64_t piece = at / s.piece, left = s.piece - at % s.piece;
+        for (int done = 0; done < n; ++piece, left = s.piece) {
+            const int size = static_cast<int>(least(n - done, left));
+            multiply(gradient + done, r + done, size, static_cast<Real>(factor_of(s, piece)),
+                     direct && nontemporal && done == 0);
+            done += size;
+        }
+        if (!direct) store_as(s.out[0], s.type, at, gradient, n, nontemporal);
+    }
+
     int64_t left() const { return left_; }  // of the chunk
 
     // Takes the residuals of a chunk's whole groups of 64, without a gradient. vector_at(i) returns those from element
@@ -93,19 +106,6 @@ class Residuals {
         in_piece_ += length_;
         if (in_piece_ == s.piece) in_piece_ = 0;
         begin_chunk();
-    }
-
-    void store_gradient(const Real* r, int64_t at, int n) {
-        const bool direct = arrays_->direct[0], nontemporal = arrays_->nontemporal(0, at);
-        Real* gradient = direct ? static_cast<Real*>(s.out[0]) + at : staged_;
-        int64_t piece = at / s.piece, left = s.piece - at % s.piece;
-        for (int done = 0; done < n; ++piece, left = s.piece) {
-            const int size = static_cast<int>(least(n - done, left));
-            multiply(gradient + done, r + done, size, static_cast<Real>(factor_of(s, piece)),
-                     direct && nontemporal && done == 0);
-            done += size;
-        }
-        if (!direct) store_as(s.out[0], s.type, at, gradient, n, nontemporal);
     }
 
     // `nontemporal`: `to` is aligned to a vector and written past the caches.
@@ -320,37 +320,37 @@ void loss_range(const Call& s, int64_t begin_chunk, int64_t end_chunk, bool stay
     });
 }
 
-// Computes chunks of arrays that lie turned, where no chunk has elements of two rows. Element m of a plane, as it lies
+// Computes elements of arrays that lie turned, where no chunk has elements of two rows. Element m of a plane, as it lies
 // in memory, is added to accumulator m mod (64 rows): to the one that C's order gives it, of its row's chunk, and after
 // the same elements. So nothing is turned.
 template <class Real>
 void turned_loss_range(const Call& s, int64_t rows, int64_t columns, int64_t begin, int64_t end, Real* sums) {
     constexpr int W = kWidth<Real>;
     Rows<Real> table(s);
-    Arrays<Real> arrays(s);
+    Arrays<Real> arrays(s, true);
+    Residuals<Real> residuals(s, 0, &arrays);
     alignas(64) Real r[kTile];
-    const int64_t across = chunks_of(columns), n_sums = kAccumulators * rows;
-    for (int64_t unit = begin; unit < end; ++unit) {
-        const int64_t row = unit / across * rows, column = unit % across * kLossChunk;
-        const int64_t first = row * columns + column * rows, stop = first + least(kLossChunk, columns - column) * rows;
-        for (int64_t i = 0; i < n_sums; i += W) Lane::store(sums + i, Lane::splat(Real{0}));
-        for (int64_t at = first, to = 0, n; at < stop; at += n, to += n) {
-            if (to == n_sums) to = 0;
-            n = least(least(kTile, n_sums - to), stop - at);
-            table.select(at, at / s.segment, s.segment - at % s.segment, static_cast<int>(n));
-            arrays.load(at, static_cast<int>(n));
-            table.apply(r, static_cast<int>(n), table.out[0], arrays.value, false);
-            for (int64_t i = n; i % W; ++i) r[i] = 0;
-            for (int64_t i = 0; i < n; i += W) {
-                const auto x = Lane::load(r + i);
-                Lane::store(sums + to + i, Lane::fma(x, x, Lane::load(sums + to + i)));
-            }
+    const int64_t n_sums = kAccumulators * rows, plane = begin / (rows * columns), first = begin / rows % columns,
+                  stop = first + (end - begin) / rows;
+    for (int64_t i = 0; i < n_sums && first % kLossChunk == 0; i += W) Lane::store(sums + i, Lane::splat(Real{0}));
+    for (int64_t at = begin, to = 0, n; at < end; at += n, to += n) {
+        if (to == n_sums) to = 0;
+        n = least(least(kTile, n_sums - to), end - at);
+        table.select(at, at / s.segment, s.segment - at % s.segment, static_cast<int>(n));
+        arrays.load(at, static_cast<int>(n));
+        table.apply(r, static_cast<int>(n), table.out[0], arrays.value, false);
+        if (s.out[0]) residuals.store_gradient(r, at, static_cast<int>(n));
+        for (int64_t i = n; i % W; ++i) r[i] = 0;
+        for (int64_t i = 0; i < n; i += W) {
+            const auto x = Lane::load(r + i);
+            Lane::store(sums + to + i, Lane::fma(x, x, Lane::load(sums + to + i)));
         }
-        for (int64_t half = n_sums / 2; half >= rows; half /= 2)
-            for (int64_t i = 0; i < half; ++i) sums[i] = sums[i] + sums[i + half];
-        for (int64_t i = 0; i < rows; ++i)
-            s.chunk_sums[chunk_at(s.piece, (row + i) * columns + column)] = static_cast<double>(sums[i]);
     }
+    if (stop % kLossChunk && stop < columns) return;
+    for (int64_t half = n_sums / 2; half >= rows; half /= 2)
+        for (int64_t i = 0; i < half; ++i) sums[i] = sums[i] + sums[i + half];
+    for (int64_t i = 0; i < rows; ++i)
+        s.chunk_sums[chunk_at(s.piece, (plane * rows + i) * columns + stop - 1)] = static_cast<double>(sums[i]);
 }
 
 }  // namespace

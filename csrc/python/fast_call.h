@@ -2,6 +2,7 @@
 // A plain call of the fast path: its rows or times, its arrays, its noise and its outputs.
 #pragma once
 #include <algorithm>
+#include <bit>
 #include <memory>
 #include <new>
 #include <numeric>
@@ -227,8 +228,8 @@ class FastCall {
     }
 
     // Decides how arrays that lie turned are read. If all arrays do, and no element asks for its place, their order is
-    // as good as C's, and only outputs are turned. Otherwise many elements are turned on the way. Few are copied
-    // before, and so are arrays whose memory is written to.
+    // as good as C's, and only outputs are turned, and noise. Otherwise many elements are turned on the way. Few are
+    // copied before, and so are arrays whose memory is written to.
     bool settle() {
         constexpr int64_t kFew = 1 << 15;  // elements, whose copies lie in the caches
         if (!lie_turned_) return true;
@@ -240,21 +241,30 @@ class FastCall {
         }
         const unsigned all = (1u << outputs.wanted) - 1, last = outputs.written_last ? outputs.new_ones() : 0;
         const int64_t plane = turned.rows * turned.columns;
-        const bool anywhere = call.draw == Draw::none && read == turned.inputs && call.segment % plane == 0 &&
-                              call.size % plane == 0 && !call.period && !adds_up;
-        if (anywhere && last == all) {
+        const bool draws = call.draw != Draw::none;
+        turned.alike = read == turned.inputs && call.segment % plane == 0 && call.size % plane == 0 && !call.period &&
+                       (!draws || turns_noise(last));
+        const bool anywhere = turned.alike && !adds_up;
+        if (anywhere && !draws && last == all) {
             turned = {};
             return true;
         }
         if (x.count > kFew && !written) {
             turned.outputs = last;
-            if (anywhere) turned = {turned.columns, turned.rows, 0, all & ~last};
+            if (anywhere) turned = {turned.columns, turned.rows, draws ? 1u << kZ : 0, all & ~last};
             return true;
         }
         for (int slot = 0; slot < kSlots; ++slot)
             if (turned.inputs >> slot & 1 && !copy_turned(slot)) return false;
         turned = {}, outputs.written_last = false;
         return true;
+    }
+
+    // Whether to turn the noise costs less than to turn the arrays: those that are read, and these outputs.
+    bool turns_noise(unsigned written) const {
+        constexpr int64_t kMostRows = 1 << 7;  // longer runs of noise lie in the second-level cache
+        return call.draw == Draw::normal && !call.by_level && turned.rows <= kMostRows &&
+               std::popcount(turned.inputs) + std::popcount(written) > 1;
     }
 
     bool copy_turned(int slot) {
