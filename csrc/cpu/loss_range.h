@@ -320,9 +320,9 @@ void loss_range(const Call& s, int64_t begin_chunk, int64_t end_chunk, bool stay
     });
 }
 
-// Computes elements of arrays that lie turned, where no chunk has elements of two rows. Element m of a plane, as it lies
-// in memory, is added to accumulator m mod (64 rows): to the one that C's order gives it, of its row's chunk, and after
-// the same elements. So nothing is turned.
+// Computes elements of arrays that lie turned, where no chunk has elements of two rows. Element m of a plane, as it
+// lies in memory, is added to accumulator m mod (64 rows): to the one that C's order gives it, of its row's chunk, and
+// after the same elements. So nothing is turned.
 template <class Real>
 void turned_loss_range(const Call& s, int64_t rows, int64_t columns, int64_t begin, int64_t end, Real* sums) {
     constexpr int W = kWidth<Real>;

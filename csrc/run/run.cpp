@@ -44,7 +44,8 @@ bool add_up(const Call& call, const GoOn& go_on) {
 // The columns of arrays that all lie turned, if their chunks can be added up as they lie: none has elements of two
 // rows, and there are enough for all threads. 0: they cannot.
 int64_t columns_at_once(const Call& call, const Call& first, const Turned& turned) {
-    const int64_t most_rows = first.draw == Draw::none ? 1 << 10 : 1 << 7;  // their arrays lie in the second-level cache
+    const int64_t most_rows =
+        first.draw == Draw::none ? 1 << 10 : 1 << 7;  // their arrays lie in the second-level cache
     const int64_t plane = turned.rows * turned.columns,
                   count = call.batch * call.size / plane * chunks_of(turned.columns);
     const bool own_row = call.piece == turned.columns && !call.out[0];

@@ -73,8 +73,8 @@ constexpr auto kOnes = [] {
 template <int slot>
 void take_itself(Call& call) {
     call.active = uint64_t{1} << (kAffine[0] + 1 + slot);
-    call.rows = call.type == DType::f64 ? static_cast<const void*>(kOnes<double, slot>.data())
-                                        : kOnes<float, slot>.data();
+    call.rows =
+        call.type == DType::f64 ? static_cast<const void*>(kOnes<double, slot>.data()) : kOnes<float, slot>.data();
     call.n_rows = 1;
     for (const void*& in : call.in) in = nullptr;
 }
@@ -195,6 +195,7 @@ class Block {
 
     void take(const Place& place) {
         place_ = place;
+        to_fetch_ = place.row * turned_.columns;
         if (computes_) {
             const int64_t rows = turned_.rows, plane = rows * turned_.columns, begin = place.row / rows * plane,
                           end = (place.row + place.rows + rows - 1) / rows * plane;
@@ -222,12 +223,26 @@ class Block {
         int64_t first, count, apart, length;
     };
 
+    // Prefetches as many elements of the arrays as noise is drawn: of the inputs as they lie, of the outputs in C's order.
+    void fetch(int64_t begin, int64_t n) {
+        const auto lines = [n](const void* array, int64_t size, int64_t first, auto write) {
+            for (int64_t byte = 0; byte < n * size; byte += kLine)
+                __builtin_prefetch(static_cast<const char*>(array) + size * first + byte, write.value, 2);
+        };
+        for (int s = 0; s < kSlots; ++s)
+            if (whole_.in[s]) lines(whole_.in[s], bytes_of(whole_.in_type[s]), to_fetch_, std::false_type());
+        for (const Array& a : out_)
+            if (a.size) lines(a.whole, a.size, begin, std::true_type());
+        to_fetch_ += n;
+    }
+
     // Draws runs, and turns them: the first element of each one comes first.
     void draw(const Runs& runs, char* to) {
         const bool whole = runs.length == runs.apart;
         const int64_t size = bytes_of(noise_.type), apart = whole ? runs.length : runs.length + kGap;
         char* const drawn = scratch_.data + drawn_;
         const auto step = [&](int64_t from, int64_t begin, int64_t n) {
+            if (!whole) fetch(begin, n);
             noise_.out[0] = drawn + size * (from - begin);
             kernels().step(noise_, begin, begin + n, true);
         };
@@ -310,6 +325,7 @@ class Block {
     bool draws_ = false;
     int64_t residuals_, drawn_;  // their first bytes in the block's memory
     Place place_;
+    int64_t to_fetch_;  // the next element to prefetch while noise is drawn
     Array in_[kSlots], out_[3];
     Scratch scratch_;
 };
