@@ -65,10 +65,14 @@ class SquareSum {
         for (int v = 0; v < vectors; ++v) sum[v] = Lane::splat(Real{0});
         int i = 0;
         for (; i + kAccumulators <= n; i += kAccumulators) add(r + i);
-        if (i < n) {
-            alignas(64) Real last[kAccumulators] = {};
-            __builtin_memcpy(last, r + i, sizeof(Real) * static_cast<uint64_t>(n - i));
-            add(last);
+        for (int v = 0; v < vectors; ++v, i += W) {
+            if (i + W > n) {
+                alignas(64) Real last[W] = {};
+                for (int j = 0; i + j < n; ++j) last[j] = r[i + j];
+                if (i < n) sum[v] = Lane::fma(Lane::load(last), Lane::load(last), sum[v]);
+                break;
+            }
+            sum[v] = Lane::fma(Lane::load(r + i), Lane::load(r + i), sum[v]);
         }
         for (int half = vectors / 2; half > 0; half /= 2)
             for (int v = 0; v < half; ++v) sum[v] = Lane::add(sum[v], sum[v + half]);

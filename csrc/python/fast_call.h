@@ -53,17 +53,6 @@ void take_rows(PyObject* table, DType type, Call& call) {
     call.active = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(table, 2));
 }
 
-// A new reference to a C-contiguous, aligned copy of an array with swapped bytes. Null, without a Python error: there
-// is none, or the array is large. NumPy swaps bytes, and does not listen to Ctrl-C meanwhile.
-PyObject* native_copy(PyArrayObject* a) {
-    constexpr npy_intp kMost = 1 << 16;
-    if (kind_of(a) == Kind::other || PyArray_SIZE(a) > kMost) return nullptr;
-    PyArray_Descr* const native = PyArray_DescrFromType(PyArray_TYPE(a));
-    PyObject* const made = native ? PyArray_FromArray(a, native, NPY_ARRAY_CARRAY_RO) : nullptr;
-    if (!made) PyErr_Clear();
-    return made;
-}
-
 class FastCall {
   public:
     Call call{};
@@ -196,9 +185,8 @@ class FastCall {
         Copy copy;
         constexpr int64_t kMost = int64_t{1} << 34;  // elements: beyond are errors, which should not wait for a copy
         if (!view_any(o, v, copy) || v.count > kMost) return false;
-        const bool is_aligned = reinterpret_cast<uintptr_t>(v.data) % static_cast<size_t>(copy.item) == 0;
         Turned found;
-        if (slot != kD && is_aligned && is_turned(copy.shape, copy.axes, copy.item, copy.from_strides, found) &&
+        if (slot != kD && is_turned(v, copy, found) &&
             (!lie_turned_ || (found.rows == turned.rows && found.columns == turned.columns))) {
             lie_turned_ |= 1u << slot;
             turned.rows = found.rows, turned.columns = found.columns;

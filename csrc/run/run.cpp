@@ -120,8 +120,14 @@ bool run_walk(const Call& call, const GoOn& go_on) {
         call.batch * call.size, chunk, [&](int64_t begin, int64_t end) { k.walk(call, begin, end); }, go_on);
 }
 
-bool run_masks(const Call& call, const Masks& masks, const GoOn& go_on) {
+bool run_masks(const Call& call, const Masks& masks, const GoOn& go_on, const Turned& turned) {
     const Kernels& k = kernels();
+    const auto range = [&](const Call& part, int64_t begin, int64_t end) {
+        Masks of_part = masks;
+        of_part.tokens = part.in[kX];
+        k.mask(part, of_part, begin, end);
+    };
+    if (turned.any()) return run_turned(call, turned, 0, range, go_on);
     return parallel_for(
         call.batch * call.size, kChunk, [&](int64_t begin, int64_t end) { k.mask(call, masks, begin, end); }, go_on);
 }
@@ -192,6 +198,7 @@ void torch_normals64(const uint64_t* words, double* out, int64_t n) {
 }
 
 bool run_plain_step(const Call& call, const GoOn& go_on) { return run_step(call, go_on); }
+bool run_plain_masks(const Call& call, const Masks& masks, const GoOn& go_on) { return run_masks(call, masks, go_on); }
 bool run_plain_loss(const Call& call, const GoOn& go_on) { return run_loss(call, go_on); }
 bool run_copied_loss(const Call& call, const GoOn& go_on) { return run_repeated_loss(call, go_on); }
 bool run_plain_pair(const Call& step, const Call& loss, const GoOn& go_on) {
@@ -242,7 +249,7 @@ const Operation* find_operation(std::string_view name) {
         on<Call, run_plain_loss>("Loss"),
         on<Call, run_copied_loss>("RepeatedLoss"),
         on<Call, Call, run_plain_pair>("StepAndLoss"),
-        on<Call, Masks, run_masks>("Masks"),
+        on<Call, Masks, run_plain_masks>("Masks"),
         on<Race, run_race>("Race"),
         on<CrossEntropy, run_cross_entropy>("CrossEntropy"),
         on<Pyramid, run_pyramid>("Pyramid"),

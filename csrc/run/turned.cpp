@@ -223,7 +223,8 @@ class Block {
         int64_t first, count, apart, length;
     };
 
-    // Prefetches as many elements of the arrays as noise is drawn: of the inputs as they lie, of the outputs in C's order.
+    // Prefetches as many elements of the arrays as noise is drawn: of the inputs as they lie, of the outputs in C's
+    // order.
     void fetch(int64_t begin, int64_t n) {
         const auto lines = [n](const void* array, int64_t size, int64_t first, auto write) {
             for (int64_t byte = 0; byte < n * size; byte += kLine)
