@@ -118,10 +118,22 @@ class Residuals {
     int add_whole(const Real* r, int n) {
         const int piece = static_cast<int>(s.piece);
         int done = 0;
+        const auto few = [end = r + n](const Real* p, int count) { return first_few(p, count, end); };
         for (; done + piece <= n; done += piece)
             s.chunk_sums[chunk_++] =
-                static_cast<double>(SquareSum<Lane, kWidth<Real>, Real>::of_chunk(r + done, piece));
+                static_cast<double>(SquareSum<Lane, kWidth<Real>, Real>::of_chunk(r + done, piece, few));
         return done;
+    }
+
+    // The first elements at p, fewer than a vector has, and zeros. end: of the memory that may be read.
+    static Vector<Real> first_few(const Real* p, int count, const Real* end) {
+        if constexpr (sizeof(Real) == sizeof(float))
+            if (end - p >= kWidth<Real>)
+                return Lane::as_float(Lane::from(Lane::load(kLanes.lane), static_cast<uint32_t>(count), Lane::splat(0u),
+                                                 Lane::as_bits(Lane::load(p))));
+        alignas(64) Real few[kWidth<Real>] = {};
+        for (int i = 0; i < count; ++i) few[i] = p[i];
+        return Lane::load(few);
     }
 
     [[gnu::noinline]] void end_squares() { end_chunk(squares_.finish()); }
