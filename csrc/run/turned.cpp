@@ -98,9 +98,11 @@ class Block {
           row_(blocks.whole_rows ? blocks.width : blocks.width + kGap),
           first_(call),
           noise_(call) {
-        computes_ = piece && call.losses && turned.alike && is_small(turned);
+        const bool weighted = call.weights && call.out[0];  // a gradient's weights are those of the call's rows
+        computes_ = piece && call.losses && turned.alike && is_small(turned) && !weighted;
         draws_ = turns_noise(call, turned) || (computes_ && call.draw != Draw::none);
         noise_.type = noise_.out_type = arithmetic_of(call);
+        noise_.out[1] = noise_.out[2] = nullptr;
         take_itself<kZ>(noise_);
         if (draws_) first_.draw = call_.draw = Draw::none, first_.in_type[kZ] = call_.in_type[kZ] = noise_.type;
         if (!computes_) return;
