@@ -141,6 +141,26 @@ void turn_few(const char* from, char* to, const Axis& row, const Axis& column) {
     rest(0, columns, rows, column.length - columns);
 }
 
+// The same of eight bytes, two by two: four would fill two registers of some processors.
+void turn_pairs(const char* from, char* to, const Axis& row, const Axis& column) {
+    using Two [[gnu::vector_size(16)]] = uint64_t;
+    constexpr int64_t size = sizeof(uint64_t);
+    const int64_t rows = row.length / 2 * 2, columns = column.length / 2 * 2;
+    for (int64_t c = 0; c < columns; c += 2)
+        for (int64_t r = 0; r < rows; r += 2) {
+            const char* const f = from + r * size + c * column.from;
+            char* const t = to + r * row.to + c * size;
+            const auto a = load<Two>(f), b = load<Two>(f + column.from);
+            const Two first = __builtin_shufflevector(a, b, 0, 2), second = __builtin_shufflevector(a, b, 1, 3);
+            std::memcpy(t, &first, sizeof first);
+            std::memcpy(t + row.to, &second, sizeof second);
+        }
+    copy_plane<uint64_t>(from + rows * size, to + rows * row.to, {row.length - rows, size, row.to},
+                         {column.length, column.from, size});
+    copy_plane<uint64_t>(from + columns * column.from, to + columns * size, {rows, size, row.to},
+                         {column.length - columns, column.from, size});
+}
+
 // The same, of four bytes eight columns at a time, where the processor has such vectors.
 template <class T>
 void turn_plane(const char* from, char* to, const Axis& row, const Axis& column) {
@@ -173,8 +193,8 @@ void copy_turned(const Tiles& t, const char* from, char* to, int64_t rows, int64
     const bool turns = row.from == size && column.to == size && rows > 2 && columns > 2;
     if constexpr (size < 8)
         turns ? turn_plane<T>(from, near, row, column) : copy_plane<T>(from, near, row, column);
-    else  // four elements fill two registers of some processors
-        copy_plane<T>(from, near, row, column);
+    else
+        turns ? turn_pairs(from, near, row, column) : copy_plane<T>(from, near, row, column);
     if (direct) return;
     for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * t.row.to, near + r * row.to, static_cast<size_t>(row.to));
 }

@@ -20,7 +20,7 @@ constexpr int64_t kRun = 512;        // kernels take fewer elements at once more
 constexpr int64_t kFewRows = 8;      // of them turning reads half lines at least
 constexpr int64_t kSlice = 1024;     // elements that kernels take between two prefetches
 constexpr int64_t kLine = 64;        // bytes of a line of the caches
-constexpr int64_t kGap = 64;         // elements after each row, so that rows are no power of two apart
+constexpr int64_t kGap = 16;         // elements after each row, so that rows are no power of two apart
 constexpr int64_t kConflict = 2048;  // bytes: rows so far apart take each other's place in the nearest cache
 
 bool is_small(const Turned& t) { return t.rows * t.columns <= (1 << 13); }  // its planes
