@@ -27,6 +27,7 @@ struct Tiles {
     int n_others = 0;
     int64_t rows = 1, columns = 1, row_tiles = 1, column_tiles = 1, count = 1;
     bool is_turned = false;
+    bool asks = false;     // whether lines of `to` are asked for a tile before: they lie in memory
     bool is_near = false;  // whether `to` lies in the caches, and its lines do not take each other's place there
 
     // from_near: `from` lies in the caches, so any part of its lines may be read, and long runs of `to` be written.
@@ -219,6 +220,12 @@ void copy_tiles(const Copy& copy, const Tiles& t, int64_t begin, int64_t end) {
             to += rest % t.others[i].length * t.others[i].to;
         }
         const int64_t rows = std::min(t.rows, t.row.length - r), columns = std::min(t.columns, t.column.length - c);
+        // The next tile has the columns that follow, or these ones of the rows that follow.
+        const bool across = c + t.columns < t.column.length;
+        const char* const next = to + (across ? t.columns * t.column.to : t.rows * t.row.to - c * t.column.to);
+        for (int64_t i = 0; t.asks && i < (across ? rows : std::min(t.rows, t.row.length - r - t.rows)); ++i)
+            for (int64_t byte = 0; byte < columns * copy.item; byte += kLine)
+                __builtin_prefetch(next + i * t.row.to + byte, 1, 2);
         (t.is_turned ? copy_turned<T> : copy_straight<T>)(t, from, to, rows, columns);
     }
 }
@@ -244,6 +251,7 @@ bool run_copy(const Copy& copy, const GoOn& go_on) {
 void copy_here(const Copy& copy, bool near, bool from_near) {
     Tiles tiles(copy, from_near && !near);
     tiles.is_near = near;
+    tiles.asks = from_near && tiles.is_turned;
     copy_tiles_of(copy.item)(copy, tiles, 0, tiles.count);
 }
 
