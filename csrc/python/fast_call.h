@@ -231,7 +231,7 @@ class FastCall {
         const int64_t plane = turned.rows * turned.columns;
         const bool draws = call.draw != Draw::none;
         turned.alike = read == turned.inputs && call.segment % plane == 0 && call.size % plane == 0 && !call.period &&
-                       (!draws || turns_noise(last));
+                       (!draws || turns_noise(all, last));
         const bool anywhere = turned.alike && !adds_up;
         if (anywhere && !draws && last == all) {
             turned = {};
@@ -248,11 +248,13 @@ class FastCall {
         return true;
     }
 
-    // Whether to turn the noise costs less than to turn the arrays: those that are read, and these outputs.
-    bool turns_noise(unsigned written) const {
-        constexpr int64_t kMostRows = 1 << 7;  // longer runs of noise lie in the second-level cache
-        return call.draw == Draw::normal && !call.by_level && turned.rows <= kMostRows &&
-               std::popcount(turned.inputs) + std::popcount(written) > 1;
+    // Whether to turn the noise, and outputs in C's order, costs less than to turn the inputs, and outputs in theirs. A
+    // loss takes long parts of rows, which turn slowly.
+    bool turns_noise(unsigned outputs, unsigned in_theirs) const {
+        constexpr int64_t kMostRows = 1 << 7;  // so many runs of noise lie in the second-level cache
+        const bool is_loss = adds_up || leads == kM1;
+        const int saved = std::popcount(turned.inputs) + std::popcount(in_theirs) - std::popcount(outputs & ~in_theirs);
+        return call.draw == Draw::normal && !call.by_level && turned.rows <= kMostRows && saved > (is_loss ? 0 : 1);
     }
 
     bool copy_turned(int slot) {

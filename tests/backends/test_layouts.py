@@ -209,6 +209,8 @@ def test_tensors_in_one_format_keep_it(channels):
         lambda x: (nf.interpolate(x, x / 2, 0.3, BRIDGE, N),),
         lambda x: nf.mse_loss_and_grad(x, x / 2, 5, S, N, target="v")[1:],
         lambda x: nf.density.update_with_log_prob(FLOW, 3, x, x / 2, N)[:1],
+        lambda x: (nf.augment.gaussian((255 * x).to(torch.uint8), 10.0, N, clip=(20, 90)),),
+        lambda x: (nf.interpolate(x.half(), x.half() / 2, 0.3, BRIDGE, N),),
     ):
         for one, other in zip(call(last), call(x), strict=True):
             assert torch.equal(one, other)
