@@ -152,7 +152,12 @@ class Block {
             const int64_t begin = first_of(b), end = first_of(b + 1);
             take({begin / columns, 0, (end + columns - 1) / columns - begin / columns, columns});
             point(-place_.row * columns);
-            range(call_, begin, end);
+            // Whole planes follow one another in memory. The kernel of one output without noise is too quick to wait
+            // for.
+            const int64_t plane = turned_.rows * columns;
+            const bool takes_long = call_.draw != Draw::none || std::popcount(turned_.outputs) > 1;
+            const bool prefetches = !piece_ && takes_long && begin % plane == 0 && end % plane == 0;
+            run_slices(begin, end, prefetches, begin, end - begin, range);
             give(begin, end);
         } else {
             const int64_t plane = b / (blocks_.down * blocks_.across), of_plane = b % (blocks_.down * blocks_.across);
@@ -165,11 +170,8 @@ class Block {
             for (int64_t row = 0; row < place_.rows; ++row) {
                 const int64_t begin = (place_.row + row) * columns + c, end = begin + place_.columns;
                 point(row * row_ - begin);
-                for (int64_t at = begin, n; at < end; at += n, to_fetch += n) {
-                    n = prefetches ? std::min(kSlice, end - at) : end - at;
-                    if (prefetches) prefetch(to_fetch, n, place_.rows * place_.columns);
-                    range(call_, at, at + n);
-                }
+                run_slices(begin, end, prefetches, to_fetch, place_.rows * place_.columns, range);
+                to_fetch += place_.columns;
             }
             give(place_);
         }
@@ -281,6 +283,15 @@ class Block {
             if (in_[s].size) call_.in[s] = scratch_.data + in_[s].at + in_[s].size * shift;
         for (int o = 0; o < 3; ++o)
             if (out_[o].size) call_.out[o] = scratch_.data + out_[o].at + out_[o].size * shift;
+    }
+
+    // Runs elements of the block in slices, and prefetches as many, from this one on.
+    void run_slices(int64_t begin, int64_t end, bool prefetches, int64_t to_fetch, int64_t ahead, const Range& range) {
+        for (int64_t at = begin, n; at < end; at += n, to_fetch += n) {
+            n = prefetches ? std::min(kSlice, end - at) : end - at;
+            if (prefetches) prefetch(to_fetch, n, ahead);
+            range(call_, at, at + n);
+        }
     }
 
     // Prefetches n elements of the outputs, and the inputs' elements that lie `ahead` further, in the next block. They
