@@ -84,6 +84,7 @@ ARGUMENTS: dict[str, Make] = {
     "alpha": lambda shape: 0.8,
     "sigma": lambda shape: 0.6,
     "std": lambda shape: 0.25,
+    "amount": lambda shape: 0.05,
     "snr": lambda shape: 20.0,
     "a": lambda shape: 0.01,
     "b": lambda shape: 0.1,

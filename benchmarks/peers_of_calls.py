@@ -108,6 +108,10 @@ def peers(torch: Any) -> dict[str, Callable[..., Any]]:
     def transition(x: Any, **_: Any) -> Any:
         return torch.multinomial(changes[x.flatten().long()], 1).to(torch.uint8).view(x.shape)
 
+    def salt_and_pepper(x: Any, amount: float, **_: Any) -> Any:
+        u = torch.rand(x.shape)
+        return torch.where(u < amount / 2, 1.0, torch.where(u < amount, 0.0, x))
+
     def as_bytes(x: Any) -> Any:
         return x.round().clamp(0, 255).to(torch.uint8)
 
@@ -156,6 +160,7 @@ def peers(torch: Any) -> dict[str, Callable[..., Any]]:
         "augment.rms": lambda x, **_: x.square().flatten(1).mean(1).sqrt(),
         "augment.poisson": lambda x, peak, **_: as_bytes(torch.poisson(x * (peak / 255)) * (255 / peak)),
         "augment.transition": transition,
+        "augment.impulse": salt_and_pepper,
         "augment.by_level": lambda x, **_: as_bytes(levels[0][x.long()] + levels[1][x.long()] * torch.randn(x.shape)),
         "augment.prepare": lambda images, **_: images.permute(0, 3, 1, 2).float().div(255).contiguous(),
         "augment.strengths": lambda n, low, high, **_: torch.empty(n, dtype=torch.float64).uniform_(low, high),

@@ -105,6 +105,10 @@ AUGMENTED = {
     ),
     "augment.transition": lambda f: nf.augment.transition(f(images()), np.full((256, 256), 1 / 256), N, batched=True),
     "augment.poisson": lambda f: nf.augment.poisson(f(images()), 50.0, N, batched=True),
+    "augment.impulse": lambda f: nf.augment.impulse(
+        f(images()), f(np.linspace(0, 1, 4)), N, layout="HWC", shared=True, batched=True
+    ),
+    "augment.impulse of floats": lambda f: nf.augment.impulse(f(data()), 0.5, N, random=True),
     "augment.prepare": lambda f: nf.augment.prepare(f(images()), noise=N, noise_std=0.1),
     "augment.rms": lambda f: nf.augment.rms(f(data())),
 }

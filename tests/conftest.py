@@ -3,6 +3,7 @@
 
 import faulthandler
 import importlib.util
+import os
 import platform
 import re
 import subprocess
@@ -11,6 +12,7 @@ import tempfile
 import tomllib
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +29,9 @@ from noisefuse.backends.cuda import launches
 from noisefuse.call.description import Loss, Step, Walk
 from noisefuse.commands import selftest
 
+# Triton's kernels run in its interpreter, on a CPU, which has to be said before they are defined.
+if importlib.util.find_spec("triton") and version("triton") != "3.2.0":  # the oldest that is tested: its bits are wrong
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 pytest.register_assert_rewrite("diffusers_loops", "sampler_cases")  # their failures show values, as tests' do
 # In the extra "test", but not among the few packages of tests/sanitize.sh.
 NUMBA = ["numba"] if importlib.util.find_spec("numba") else []
@@ -132,6 +137,13 @@ def backend(request):
 
 @pytest.fixture(params=NATIVE)
 def native(request):
+    with using(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=[*NATIVE, *NUMBA, "reference"])
+def host(request):
+    """Yields backends in host memory, for operations that devices do not have."""
     with using(request.param):
         yield request.param
 

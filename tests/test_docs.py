@@ -237,13 +237,14 @@ TRANSFORMS = [f".interop.{library}" for library in NEEDS["docs/transforms.md"]]
         ".samplers.interpolants",
         ".weights",
         ".numba",
+        ".triton",
         ".interop.diffusers",
         ".interop.k_diffusion",
         *TRANSFORMS,
     ],
 )
 def test_every_public_name_has_an_entry_in_the_reference(name):
-    library = name.rpartition(".")[2] if name[:2] in (".n", ".i") else "numpy"
+    library = name.rpartition(".")[2] if name[:2] in (".n", ".i", ".t") else "numpy"
     pytest.importorskip("torch" if library == "k_diffusion" else library)
     reference = set().union(*(entries(page.read_text()) for page in (DOCS / "reference").glob("*.md")))
     assert documented(importlib.import_module(f"noisefuse{name}")) - reference == set()

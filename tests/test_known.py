@@ -150,6 +150,14 @@ def transition(dtype):
         yield nf.augment.transition(data(shape, dtype), matrix, noise, batched=batched)
 
 
+def impulse(dtype):
+    values = (3, 250) if dtype.kind == "u" else (-0.25, 1.75)
+    for shape, _, noise, batched in cases(any_stream=True):
+        for random in (False, True):
+            options = {"salt": 0.25, "values": values, "random": random, "batched": batched}
+            yield nf.augment.impulse(data(shape, dtype), 0.375, noise, **options)
+
+
 def interval(dtype):
     grid = np.cumsum(np.arange(6)) / 16
     for k, (shape, _, noise, batched) in enumerate(cases(any_stream=False)):
@@ -233,6 +241,7 @@ OPERATIONS = {
     "augment": (augment, ALL),
     "levels": (levels, DTYPES | {"uint8": np.dtype(np.uint8)}),
     "transition": (transition, {"uint8": np.dtype(np.uint8)}),
+    "impulse": (impulse, ALL),
     "density": (density, DTYPES),
     "interval": (interval, DTYPES),
     "q_mask": (q_mask, TOKENS),

@@ -5,8 +5,8 @@ python tools/bounds.py lowest|highest|next SET            lines for `pip install
 python tools/bounds.py lowest|highest|next SET --check    whether that is what is installed here
 
 Each set has its own environment. torch: torch, diffusers, Numba and NumPy. jax: JAX, dask, zarr and Pillow, which need
-a newer NumPy. transforms: the libraries whose classes ours derive from, which need a newer torch. build: the build
-tools.
+a newer NumPy. transforms: the libraries whose classes ours derive from, and Triton, which need a newer torch. build:
+the build tools.
 
 highest is the newest version published below the declared bound, so its lines give a range, and so do those of next,
 which takes what is published before a release, too (`pip install --pre`).
@@ -22,7 +22,7 @@ PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 GROUPS = {
     "torch": ("numpy", "torch", "numba", "diffusers", "ml_dtypes"),
     "jax": ("jax", "dask", "distributed", "zarr", "pillow"),
-    "transforms": ("albumentations", "audiomentations", "grain", "kornia", "monai", "torchvision"),
+    "transforms": ("albumentations", "audiomentations", "grain", "kornia", "monai", "torchvision", "triton"),
     "build": ("cmake", "hatch-fancy-pypi-readme", "ninja", "scikit-build-core"),
 }
 

@@ -20,6 +20,7 @@ FLOORS = {
     "backends": 93,
     "backends/cuda": 93,
     "backends/numba": 95,
+    "backends/triton": 93,
     "call": 97,
     "commands": 92,
     "commands/bench": 87,

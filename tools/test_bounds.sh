@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Tests the oldest and the newest versions that pyproject.toml declares of NumPy, torch, Numba and diffusers; of JAX, dask,
-# zarr and Pillow; and of the libraries whose transforms ours derive from. The wheel is built with the oldest or newest
+# zarr and Pillow; and of Triton and the libraries whose transforms ours derive from. The wheel is built with the oldest or newest
 # CMake, Ninja and scikit-build-core:
 #     tools/test_bounds.sh [lowest|highest|next]...    the first two, if none is named
 # next are the newest, those before a release included. At the end stands which calls of noisefuse's broke.
@@ -33,12 +33,13 @@ declare -A tests=(
     [jax]="tests/interop/test_jax.py tests/interop/test_jax_pure.py tests/interop/test_dask.py
         tests/interop/test_dask_cluster.py tests/cli/test_noise_command.py"
     [transforms]="tests/interop/test_albumentations.py tests/interop/test_audiomentations.py tests/interop/test_grain.py
-        tests/interop/test_kornia.py tests/interop/test_monai.py tests/interop/test_torchvision.py"
+        tests/interop/test_kornia.py tests/interop/test_monai.py tests/interop/test_torchvision.py
+        tests/backends/test_triton.py"
 )
 declare -A extras=(
     [torch]=torch,numba,diffusers
     [jax]=jax,dask,noise
-    [transforms]=albumentations,audiomentations,grain,kornia,monai,torchvision
+    [transforms]=albumentations,audiomentations,grain,kornia,monai,torchvision,triton
 )
 
 status=0

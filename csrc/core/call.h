@@ -102,6 +102,21 @@ struct Masks {
     int32_t complement;   // whether the others become it
 };
 
+// What augment.impulse adds to a call, which says where the words lie in the field: with its word w a place becomes
+// `high` where w < rint(2^32 amount salt), else `low` where w < rint(2^32 amount).
+struct Impulses {
+    const void* x;
+    void* out;
+    const double* amount;  // one for each segment of `segment` places
+    int64_t segment;
+    int64_t channels;  // of a place, which share its word
+    double salt, low, high;
+    DType type;
+    int32_t random;  // whether all such places become values from `low` to `high`, by their words
+    int32_t planes;  // whether the places of a channel follow one another, not the channels of a place
+    int32_t padding;
+};
+
 // The generator's raw words: of each block four words of a counter, and two of a key.
 struct Philox {
     const uint32_t *counter, *key;

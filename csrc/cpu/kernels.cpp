@@ -8,8 +8,8 @@
 
 #include "drawing.h"
 #include "float_mode.h"
+#include "impulses.h"
 #include "loss_range.h"
-#include "masks.h"
 #include "mersenne_normals.h"
 #include "pyramid_levels.h"
 #include "tile_registers.h"
@@ -241,7 +241,7 @@ void clip(const Call& call, int64_t begin, int64_t end, double low, double high)
 
 extern RaceKernel NF_RACE;  // race.cpp
 extern const Kernels NF_KERNELS;
-const Kernels NF_KERNELS{NF_NAME, step,       walk,     loss,          turned_loss, step_and_loss,
-                         clip,    mask_range, enlarged, torch_normals, kTurn,       NF_RACE};
+const Kernels NF_KERNELS{NF_NAME,    step,          walk,     loss,          turned_loss, step_and_loss, clip,
+                         mask_range, impulse_range, enlarged, torch_normals, kTurn,       NF_RACE};
 
 }  // namespace nf

@@ -70,13 +70,13 @@ void scale_words(uint32_t* high, const uint32_t* low, int n, uint64_t vocabulary
         high[i] = static_cast<uint32_t>((high[i] * vocabulary + (low[i] * vocabulary >> 32)) >> 32);
 }
 
-void mask_range(const Call& s, const Masks& m, int64_t begin, int64_t end) {
+// Calls take(first place, counters, noise, keys) for each tile of a range.
+template <class Take>
+void for_each_tile_of_words(const Call& s, int64_t begin, int64_t end, const Take& take) {
     const FloatMode mode;
     Cursor cursor(s, begin);
     Noise<float> noise;
     Counters counters;
-    alignas(64) uint32_t words[kTile], drawn[kTile];
-    alignas(64) uint8_t changed[kTile];
     while (cursor.at < end) {
         const int64_t at = cursor.at, left = least(cursor.uniform_left(), end - at);
         const RoundKeys keys(cursor.field().seed);
@@ -87,18 +87,27 @@ void mask_range(const Call& s, const Masks& m, int64_t begin, int64_t end) {
             counters.take(cursor.element, left);
             cursor.advance(counters.size);
         }
-        const int n = counters.size;
-        copy_words(words, noise.fill(counters, keys, Draw::words, 0, Nothing{}), n);
-        choose(m, at, n, words, changed);
-        if (m.vocabulary) {
-            counters.switch_stream(1);  // from 14 to 15
-            copy_words(drawn, noise.fill(counters, keys, Draw::words, 0, Nothing{}), n);
-            copy_words(words, noise.fill(counters, keys, Draw::words, 0, Nothing{}, 1), n);
-            counters.switch_stream(1);
-            scale_words(drawn, words, n, m.vocabulary);
-        }
-        put_tokens(m, at, n, changed, {m.mask, m.vocabulary ? drawn : nullptr});
+        take(at, counters, noise, keys);
     }
+}
+
+void mask_range(const Call& s, const Masks& m, int64_t begin, int64_t end) {
+    alignas(64) uint32_t words[kTile], drawn[kTile];
+    alignas(64) uint8_t changed[kTile];
+    for_each_tile_of_words(s, begin, end,
+                           [&](int64_t at, Counters& counters, Noise<float>& noise, const RoundKeys& keys) {
+                               const int n = counters.size;
+                               copy_words(words, noise.fill(counters, keys, Draw::words, 0, Nothing{}), n);
+                               choose(m, at, n, words, changed);
+                               if (m.vocabulary) {
+                                   counters.switch_stream(1);  // from 14 to 15
+                                   copy_words(drawn, noise.fill(counters, keys, Draw::words, 0, Nothing{}), n);
+                                   copy_words(words, noise.fill(counters, keys, Draw::words, 0, Nothing{}, 1), n);
+                                   counters.switch_stream(1);
+                                   scale_words(drawn, words, n, m.vocabulary);
+                               }
+                               put_tokens(m, at, n, changed, {m.mask, m.vocabulary ? drawn : nullptr});
+                           });
 }
 
 }  // namespace

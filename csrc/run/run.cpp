@@ -132,6 +132,12 @@ bool run_masks(const Call& call, const Masks& masks, const GoOn& go_on, const Tu
         call.batch * call.size, kChunk, [&](int64_t begin, int64_t end) { k.mask(call, masks, begin, end); }, go_on);
 }
 
+bool run_impulses(const Call& call, const Impulses& impulses, const GoOn& go_on) {
+    const Kernels& k = kernels();
+    const auto body = [&](int64_t begin, int64_t end) { k.impulse(call, impulses, begin, end); };
+    return parallel_for(call.batch * call.size, kChunk, body, go_on);
+}
+
 bool run_pyramid(const Pyramid& call, const GoOn& go_on) {
     const Kernels& k = kernels();
     const int64_t rows = std::max<int64_t>(1, kChunk / std::max<int64_t>(1, call.width));
@@ -250,6 +256,7 @@ const Operation* find_operation(std::string_view name) {
         on<Call, run_copied_loss>("RepeatedLoss"),
         on<Call, Call, run_plain_pair>("StepAndLoss"),
         on<Call, Masks, run_plain_masks>("Masks"),
+        on<Call, Impulses, run_impulses>("Impulses"),
         on<Race, run_race>("Race"),
         on<CrossEntropy, run_cross_entropy>("CrossEntropy"),
         on<Pyramid, run_pyramid>("Pyramid"),

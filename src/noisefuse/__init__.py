@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from . import legacy as legacy
     from . import numba as numba
     from . import samplers as samplers
+    from . import triton as triton
     from . import views as views
     from . import weights as weights
     from .discrete_sampler import DiscreteSampler
@@ -62,6 +63,6 @@ _HOMES = {
     "q_transition": "tokens.forward",
     "q_uniform": "tokens.forward",
 }
-_MODULES = ("augment", "density", "discrete", "fields", "legacy", "numba", "samplers", "weights")
+_MODULES = ("augment", "density", "discrete", "fields", "legacy", "numba", "samplers", "triton", "weights")
 lazy(__name__, _MODULES, [*__all__, "__version__", "interop"], _HOMES)
 import_module(".interop", __name__)  # stands above, and registers the libraries of arrays that it knows

@@ -19,19 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import augment, backends
-from .arguments.arrays import (
-    as_array,
-    batch_shape,
-    count,
-    device_of,
-    float_dtype,
-    host_numbers,
-    host_view,
-    is_lazy,
-    on_device,
-    output,
-    wanted,
-)
+from .arguments import arrays
 from .arguments.calls import Index, converted, is_batch, make_call, names_or_array, run
 from .arguments.types import Array
 from .call.description import Level, Pyramid
@@ -99,7 +87,7 @@ def nearest_of(k: SupportsIndex, x0: Array, noise: Noises, *, batched: bool | No
     [Noise(7, sample=40, step=62, stream=9), Noise(7, sample=41, step=61, stream=9)]
     """
     k, batched = check_integer("k", k, 1), is_batch("x0", x0, batched)
-    batch, _ = batch_shape(_shape("x0", x0), batched)
+    batch, _ = arrays.batch_shape(_shape("x0", x0), batched)
     names = _one_each(noise, batch)
     check_stream_0(noise)
     for name in names:
@@ -114,7 +102,7 @@ def nearest_of(k: SupportsIndex, x0: Array, noise: Noises, *, batched: bool | No
 
 def _nearest(x: Array, names: list[Noise], *, k: int, batched: bool) -> NDArray[np.int64]:
     x = _as_q_sample("x0", x)
-    batch, _ = batch_shape(x.shape, batched)
+    batch, _ = arrays.batch_shape(x.shape, batched)
     best, chosen = np.full(batch, math.inf), np.zeros(batch, np.int64)
     for first in range(0, k, _CANDIDATES):
         begin = [name.at(step=name.step * k + first, stream=NEAREST) for name in names]
@@ -152,7 +140,7 @@ def assigned(x0: Array, noise: Noises) -> list[Noise]:
     >>> nf.fields.assigned(x0, nf.Noise(7))
     [Noise(7, sample=1), Noise(7)]
     """
-    batch, _ = batch_shape(_shape("x0", x0), batched=True)
+    batch, _ = arrays.batch_shape(_shape("x0", x0), batched=True)
     names = _one_each(noise, batch)
     return [names[j] for j in _asked(_assigned, x0, names).tolist()]
 
@@ -214,7 +202,7 @@ def _offset(x: Array, noise: Noises, *, strength: float, dtype: Any, out: Array 
     names, _ = names_or_array(noise, x.shape, kind, True, FIELD)
     c = randn((batch, channels), _of_axes(noise, OFFSET, slice(1)), dtype="float64")
     columns = {"out.z": np.ones(max(1, c.size)), "out.k": strength * c.ravel() if c.size else np.zeros(1)}
-    index = Index(np.arange(c.size), max(1, count(tuple(place))))
+    index = Index(np.arange(c.size), max(1, math.prod(tuple(place))))
     return run(make_call(x.shape, kind, Rows.of(columns), index, names, {}, {"out": out}))[0]
 
 
@@ -467,7 +455,7 @@ def _freenoise(x: Array, noise: Noises, *, context: int, stride: int, dtype: Any
     if frames <= context:
         return _randn(x, noise, kind, out)
     first = _randn(x[:, :context], noise, kind)
-    z = output("out", out, x.shape, kind, device_of(x))
+    z = arrays.output("out", out, x.shape, kind, arrays.device_of(x))
     if z is None:
         z = np.empty_like(first, shape=x.shape)
     for b, keys in enumerate(_order_keys(noise, len(x), frames + stride)):
@@ -544,11 +532,11 @@ def perturbed(
     """
     gamma = check_number("gamma", gamma, 0, hint="; the order is perturbed(x_t, t, schedule, gamma, noise)")
     check_schedule(schedule)
-    x_t = host_view("x_t", x_t)
+    x_t = arrays.host_view("x_t", x_t)
     if levels_of(getattr(x_t, "dtype", None)):
         raise TypeError(f"x_t: expected floats, as q_sample makes them, got {x_t.dtype}")
-    t = host_numbers("t", t)
-    batch, _ = batch_shape(_shape("x_t", x_t), batched)
+    t = arrays.host_numbers("t", t)
+    batch, _ = arrays.batch_shape(_shape("x_t", x_t), batched)
     if t.shape not in ((), (batch,)):
         raise ValueError(f"t: expected a number or shape ({batch},), got shape {t.shape}")
     check_stream_0(noise)
@@ -587,9 +575,9 @@ def _one_each(noise: Noises, batch: int) -> list[Noise]:
 def _on_memory(function: Callable[..., Array], x: Array, noise: Noises, **options: Any) -> Array:
     """Calls the function on NumPy's or CuPy's view of x. Its result has x's kind."""
     names_of(noise)
-    if is_lazy(x):
+    if arrays.is_lazy(x):
         raise TypeError("x: expected an array in memory, got dask's")
-    x = host_view("x", x)
+    x = arrays.host_view("x", x)
     other = None if type(x) is np.ndarray else library_of(x)
     return function(x, noise, **options) if other is None else other.augmented(function, x, noise, **options)
 
@@ -607,7 +595,7 @@ def _asked(function: Callable[[Array, list[Noise]], NDArray[np.int64]], x: Array
 
 
 def _randn(x: Array, noise: Noises, kind: np.dtype[Any], out: Array | None = None) -> Array:
-    return randn(x.shape, noise, dtype=kind, out=output("out", out, x.shape, kind, device_of(x)))
+    return randn(x.shape, noise, dtype=kind, out=arrays.output("out", out, x.shape, kind, arrays.device_of(x)))
 
 
 def _arithmetic(kind: np.dtype[Any]) -> np.dtype[Any]:
@@ -622,21 +610,21 @@ def _stored(values: Array, kind: np.dtype[Any], out: Array | None) -> Array:
 
 
 def _kind(x: Array, dtype: Any) -> np.dtype[Any]:
-    return float_dtype(x.dtype.newbyteorder("=") if dtype is None else dtype)
+    return arrays.float_dtype(x.dtype.newbyteorder("=") if dtype is None else dtype)
 
 
 def _like(x: Array, values: NDArray[Any]) -> Array:
     """Returns the values on x's device."""
-    if not on_device(x):
+    if not arrays.on_device(x):
         return values
-    copy: Any = output("", None, values.shape, values.dtype, device_of(x))
+    copy: Any = arrays.output("", None, values.shape, values.dtype, arrays.device_of(x))
     copy.set(values)
     return copy
 
 
 def _as_q_sample(name: str, given: Array) -> Array:
     """Returns floats: integer levels are scaled as in `q_sample`."""
-    array = as_array(name, given, (*FLOATS, *DEFAULT_RANGE))
+    array = arrays.as_array(name, given, (*FLOATS, *DEFAULT_RANGE))
     name_of_levels = levels_of(array.dtype)
     if name_of_levels is None:
         return array
@@ -645,9 +633,9 @@ def _as_q_sample(name: str, given: Array) -> Array:
 
 
 def _shape(name: str, given: Any) -> tuple[int, ...]:
-    shape = getattr(host_view(name, given), "shape", None)
+    shape = getattr(arrays.host_view(name, given), "shape", None)
     if shape is None:
-        raise TypeError(f"{name}: expected {wanted(given)}, got {type(given).__name__}")
+        raise TypeError(f"{name}: expected {arrays.wanted(given)}, got {type(given).__name__}")
     return tuple(shape)
 
 

@@ -35,7 +35,19 @@ from .ground.lazy import show_public
 from .language.rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, M1, M2, PAST1, D, X, Z
 from .language.tableau import Tableau
 
-__all__ = ["apply_row", "fma", "mul", "normal", "normal4", "normal64", "philox4x32", "rows", "uniform", "uniform64"]
+__all__ = [
+    "apply_row",
+    "fma",
+    "mul",
+    "normal",
+    "normal4",
+    "normal64",
+    "philox4x32",
+    "rows",
+    "uniform",
+    "uniform64",
+    "words",
+]
 
 show_public(__name__)
 
@@ -78,6 +90,21 @@ def _words(seed: Any, sample: Any, step: Any, element: Any, stream: Any, low: An
     key = uint64(seed)
     c0, c1, c2, c3 = _counter(element, step, sample, stream, low)
     return _philox(c0, c1, c2, c3, uint32(key), uint32(key >> uint64(32)))
+
+
+@pasted
+@documented(_SHARED)
+def words(seed: Any, sample: Any, step: Any, element: Any, stream: Any = 0) -> Any:
+    """The four words of the generator's block that has this element, for draws of your own.
+
+    Returns:
+        Four uint32, those of `noisefuse.philox4x32`. The element's own word is the one of number element & 3.
+
+    >>> import noisefuse.numba as nfn
+    >>> [hex(word) for word in nfn.words(0, 0, 0, 3)]
+    ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
+    """
+    return _words(seed, sample, step, element, stream, 0)
 
 
 @pasted

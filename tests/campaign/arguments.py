@@ -525,6 +525,7 @@ def _augment(draw: Draw) -> Call:
         shape = (1 + draw(4), 1 + draw(150), 1 + draw(5))  # few channels, many pixels
     names = {"gaussian": ("std", "mean"), "multiplicative": ("std",), "sensor": ("a", "b"), "at_snr": ("snr",)}
     names |= {"by_level": ("mean_table", "std_table"), "poisson": ("peak",), "transition": ("matrix",)}
+    names |= {"impulse": ("amount",)}
     kind = draw.of(*names)
     if kind in ("by_level", "poisson", "transition"):
         dtype = "uint8"
@@ -543,15 +544,26 @@ def _augment(draw: Draw) -> Call:
         number = f"times({rows}, 20.0, {draw(99)}, 'float64')" if rows else one
         if name == "matrix":
             number = draw.of("np.eye(256)", "np.full((256, 256), 1 / 256)", "np.tri(256) / np.arange(1, 257)[:, None]")
+        if name == "amount":
+            number = (
+                f"times({rows}, 1.0, {draw(99)}, 'float64')" if rows else draw.of("0.05", "0.0", "1.0", "0.5", "1.5")
+            )
         (call.options if name == "mean" else call.required)[name] = number
     call.required["noise"] = _noise(draw, shape, batched, "float32" if dtype in LEVELS else dtype)
-    chosen = kind in ("poisson", "transition")
+    chosen = kind in ("poisson", "transition", "impulse")
     result = draw.of(*KINDS, *LEVELS) if draw.once_in(4) and not chosen else dtype
     if result != dtype:
         call.options["dtype"] = repr(result)
     _write_to(draw, call, "out", shape, result, "x")
     if kind == "poisson":
         _may(draw, call, "gamma", "2.2", "0.5")
+    if kind == "impulse":
+        _may(draw, call, "salt", "0.25", "1", "2")
+        _may(draw, call, "random", "True")
+        _may(draw, call, "values", "(3, 250)", "(-0.5, 1.5)", "(9, 2)", once_in=4)
+        _may(draw, call, "shared", "True")
+        if "layout" not in call.options:
+            _may(draw, call, "layout", "'CHW'", "'HWC'")
     if kind == "by_level" or chosen:
         return call
     _may(draw, call, "clip", "(0, 1)", "(16.5, 235)", "(2, 1)", once_in=5)

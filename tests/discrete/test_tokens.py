@@ -9,19 +9,13 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from conftest import NATIVE, NUMBA, bits, using
+from conftest import bits, using
 from noisefuse.tokens import forward as tokens
 from noisefuse.tokens.forward import words
 
 NOISE = nf.Noise(0x0123456789ABCDEF, sample=2**32 - 2, step=7)
 DTYPES = ("int64", "int32", "uint16", "uint8")
 V = 200
-
-
-@pytest.fixture(params=[*NATIVE, *NUMBA, "reference"])
-def host(request):
-    with using(request.param):
-        yield
 
 
 def ids_of(*shape, dtype="int64"):

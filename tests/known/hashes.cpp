@@ -657,6 +657,27 @@ uint64_t hash_mask(uint64_t vocabulary = 0) {
     return hash.value;
 }
 
+// Salt and pepper, and random values.
+uint64_t hash_impulse(DType type) {
+    const bool levels = is_level(type);
+    const double amount = 0.375;
+    Hash hash;
+    for (Case& c : located(cases()))
+        for (const int32_t random : {0, 1}) {
+            c.t.assign(1, 0);
+            Filled call(c, {}, DType::f32);
+            call.draw = Draw::words;
+            const Bytes x = data(type, c.elements());
+            Bytes out(x.size());
+            const Impulses impulses{
+                x.data(), out.data(), &amount, c.elements(), 1, 0.25, levels ? 3.0 : -0.25, levels ? 250.0 : 1.75, type,
+                random,   0,          0};
+            NF_KERNELS.impulse(call, impulses, 0, c.elements());
+            hash.add(out);
+        }
+    return hash.value;
+}
+
 // Logits 8 x0[i + 7 k] of 12 rows; case 5 of `cases` has a sample more, with the logits of the first.
 Bytes logits(DType type, int64_t rows, int64_t k, int64_t n) {
     Bytes x(static_cast<size_t>(rows * n * width(type)));
@@ -765,6 +786,7 @@ int main() {
     print("augment", hash_augment, all);
     print("levels", hash_levels, bytes);
     print("transition", hash_transition, {DType::u8});
+    print("impulse", hash_impulse, all);
     print("density", hash_density, floats);
     print("interval", hash_interval, floats);
     const auto print_tokens = [](const char* line, uint64_t value) {

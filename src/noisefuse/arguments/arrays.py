@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterable
 from functools import lru_cache
@@ -314,10 +313,6 @@ def _same(a: Array, b: Array) -> bool:
 def batch_shape(shape: tuple[int, ...], batched: bool) -> tuple[int, tuple[int, ...]]:
     """Returns (samples, shape of one sample). Axis 0 is the batch, unless batched is false or there is no axis."""
     return (shape[0], shape[1:]) if batched and shape else (1, shape)
-
-
-def count(shape: tuple[int, ...]) -> int:
-    return math.prod(shape)
 
 
 def _kind(x: object) -> str:

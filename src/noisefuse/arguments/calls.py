@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -20,25 +21,8 @@ from ..language.levels import levels_of
 from ..language.noise import ELEMENTS, SAMPLES, STEPS, Noise, check_stream_0, names_of
 from ..language.rows import M1, M2, PASTS, Rows, X, Z
 from ..language.tableau import ARGUMENTS
-from .arrays import (
-    Array,
-    as_array,
-    as_numbers,
-    batch_shape,
-    check_overlap,
-    contiguous,
-    copy,
-    count,
-    device_of,
-    dtype_name,
-    host_view,
-    is_array,
-    one_place,
-    output,
-    overlap,
-    wanted,
-    where,
-)
+from . import arrays
+from .arrays import Array
 
 
 class Index(NamedTuple):
@@ -63,7 +47,7 @@ def is_batch(name: str, x: Any, batched: bool | None) -> bool:
         ValueError: x may be one image with its channels last, whose rows would each be a sample.
     """
     if batched is None and (layout := image_layout(name, x)) is not None:
-        x = host_view(name, x)
+        x = arrays.host_view(name, x)
         what = f"{name}: {x.dtype} of shape {tuple(x.shape)}"
         if layout == "HWC":
             raise ValueError(
@@ -79,7 +63,7 @@ def is_batch(name: str, x: Any, batched: bool | None) -> bool:
 def image_layout(name: str, x: Any) -> Literal["HWC", "CHW"] | None:
     """Returns the place of the channels if x may be one image: three axes of integers. (1, H, W) passes, because a
     batch of one image has the noise of that image. (fast_call.h repeats this rule, and declines both layouts.)"""
-    seen = x if hasattr(x, "dtype") else host_view(name, x)
+    seen = x if hasattr(x, "dtype") else arrays.host_view(name, x)
     if levels_of(getattr(seen, "dtype", None)) is None or len(seen.shape) != 3:
         return None
     first, middle, last = seen.shape
@@ -109,16 +93,16 @@ def segments(name: str, t: ArrayLike, shape: tuple[int, ...]) -> tuple[Array, in
     """Returns t as a flat array, and how many elements of x each of its entries covers."""
     if is_tracer(t):
         raise TypeError(f"{name}: JAX traces it; expected JAX's arrays beside it, jnp.asarray(x)")
-    times = as_numbers(name, t)
+    times = arrays.as_numbers(name, t)
     if times.size == 0:
         times = times.astype(np.int64)  # NumPy makes an empty list float
     if times.dtype.kind not in "iuf" and not _beyond_int64(times):
         raise TypeError(f"{name}: expected integers or floats, got {times.dtype if times.dtype != object else repr(t)}")
     if times.size == 1:
-        return times.reshape(1), max(1, count(shape))
+        return times.reshape(1), max(1, math.prod(shape))
     if shape[: times.ndim] != times.shape:
         raise ValueError(f"{name}: expected a scalar or a prefix of x's shape {shape}, got {times.shape}")
-    return contiguous(times).reshape(-1), max(1, count(shape[times.ndim :]))
+    return arrays.contiguous(times).reshape(-1), max(1, math.prod(shape[times.ndim :]))
 
 
 def _beyond_int64(times: Array) -> bool:
@@ -171,12 +155,12 @@ def names_or_array(
 ) -> tuple[tuple[Noise, ...], Array | None]:  # fmt: skip
     """Returns the Noise or Noises on the operation's stream, or the caller's array, checked for x of this shape. If
     nothing is drawn, the keys are not checked."""
-    if is_array(noise):
-        z = as_array("noise", noise, tuple(dict.fromkeys(("float32", dtype_name(dtype)))))
+    if arrays.is_array(noise):
+        z = arrays.as_array("noise", noise, tuple(dict.fromkeys(("float32", arrays.dtype_name(dtype)))))
         if z.shape != shape:
             raise ValueError(f"noise: expected shape {shape}, got {z.shape}")
         return (), z
-    batch, sample_shape = batch_shape(shape, batched)
+    batch, sample_shape = arrays.batch_shape(shape, batched)
     if isinstance(noise, Noise):
         names: tuple[Noise, ...] = (noise,)
     elif isinstance(noise, list | tuple):
@@ -184,7 +168,7 @@ def names_or_array(
         if len(names) != batch:
             raise ValueError(f"noise: expected one Noise for each of {batch} samples, got {len(names)}")
     else:
-        raise TypeError(f"noise: expected a Noise, a list of them, or else {wanted(noise)}, got {got(noise)}")
+        raise TypeError(f"noise: expected a Noise, a list of them, or else {arrays.wanted(noise)}, got {got(noise)}")
     for name in names if drawn else ():
         _check_name(name, batch if len(names) == 1 else 1, sample_shape, last_step)
     if drawn and not any_stream:
@@ -196,7 +180,7 @@ def _check_name(noise: Noise, rows: int, sample_shape: tuple[int, ...], last_ste
     if type(noise.seed) is not int or any(map(is_tracer, (noise.step, noise.sample, *noise.window_start))):
         raise TypeError("noise: JAX traces one of its numbers: expected JAX arrays, jnp.asarray(x), or a dtype of jnp")
     noise.check_shape(sample_shape)
-    if count(sample_shape) > ELEMENTS:
+    if math.prod(sample_shape) > ELEMENTS:
         raise OverflowError(f"a sample of shape {sample_shape} has more than 2^34 elements")
     if isinstance(noise.sample, np.ndarray):
         if len(noise.sample) != rows:
@@ -213,7 +197,7 @@ def _check_name(noise: Noise, rows: int, sample_shape: tuple[int, ...], last_ste
 def like(name: str, a: object, x: Array, allowed: tuple[str, ...]) -> Array:
     """a as an array of x's shape whose numbers are those of x's dtype. Kernels on hosts widen narrower floats as they
     read them; others are converted."""
-    array = as_array(name, a, allowed)
+    array = arrays.as_array(name, a, allowed)
     if array.shape != x.shape:
         raise ValueError(f"{name}: expected shape {x.shape}, got {array.shape}")
     if array.dtype.itemsize < x.dtype.itemsize and isinstance(array, np.ndarray):
@@ -226,7 +210,7 @@ def readable(x: Array, dtype: np.dtype[Any]) -> Array:
     levels; float32 arithmetic reads all but float64; other dtypes go through float32."""
     if x.dtype != dtype and levels_of(x.dtype) is None and np.float64 in (x.dtype, dtype):
         x = converted(x, np.dtype(np.float32))
-    return contiguous(x)
+    return arrays.contiguous(x)
 
 
 def converted(x: Array, dtype: np.dtype[Any]) -> Array:
@@ -234,7 +218,7 @@ def converted(x: Array, dtype: np.dtype[Any]) -> Array:
     if x.dtype == dtype:
         return x
     with float_mode(), np.errstate(over="ignore", under="ignore"):
-        return copy(x, dtype)
+        return arrays.copy(x, dtype)
 
 
 SLOTS = dict(zip((X, M1, M2, *PASTS, Z), ARGUMENTS.values(), strict=True))
@@ -242,11 +226,11 @@ SLOTS = dict(zip((X, M1, M2, *PASTS, Z), ARGUMENTS.values(), strict=True))
 
 def check_place(device: int | None, index: Index, names: tuple[Noise, ...]) -> None:
     """Raises ValueError if row numbers or step counters lie on another device than the arrays."""
-    if device_of(index.values) not in (None, device):
-        raise ValueError(f"t: lies {where(index.values)}, and the arrays do not: pass t.get()")
+    if arrays.device_of(index.values) not in (None, device):
+        raise ValueError(f"t: lies {arrays.where(index.values)}, and the arrays do not: pass t.get()")
     for name in names:
-        if type(name.step) is not int and device_of(name.step) != device:
-            raise ValueError(f"noise.step: lies {where(name.step)}, and the arrays do not")
+        if type(name.step) is not int and arrays.device_of(name.step) != device:
+            raise ValueError(f"noise.step: lies {arrays.where(name.step)}, and the arrays do not")
 
 
 def make_call(
@@ -257,24 +241,25 @@ def make_call(
     """Returns the checked call. Missing outputs are allocated; with `levels` the first has that integer dtype. Nothing
     is drawn if there are no keys."""
     given = {slot: a for slot, a in inputs.items() if a is not None}
-    written = [(name, out) for name, out in outs.items() if out is not None and is_array(out)]
-    device = one_place([*((SLOTS[slot], a) for slot, a in given.items()), *written])
+    written = [(name, out) for name, out in outs.items() if out is not None and arrays.is_array(out)]
+    device = arrays.one_place([*((SLOTS[slot], a) for slot, a in given.items()), *written])
     check_place(device, index, names)
     kinds = [np.dtype(levels) if levels else dtype, *(dtype,) * len(outs)]
     results = {
-        name: output(name, out, shape, kind, device) for (name, out), kind in zip(outs.items(), kinds, strict=False)
+        name: arrays.output(name, out, shape, kind, device)
+        for (name, out), kind in zip(outs.items(), kinds, strict=False)
     }
     given = {slot: readable(a, dtype) for slot, a in given.items()}
     values = index.values
     if written:  # new memory overlaps nothing
-        check_overlap(results.items(), given.values())
-        if device is not None and any(overlap(values, out) for out in results.values()):  # on hosts they are a copy
-            values = values.copy()
-    batch, sample_shape = batch_shape(shape, batched)
+        arrays.check_overlap(results.items(), given.values())
+        if device is not None and any(arrays.overlap(values, out) for out in results.values()):
+            values = values.copy()  # on hosts they are a copy already
+    batch, sample_shape = arrays.batch_shape(shape, batched)
     three: list[Array | None] = [*results.values(), None, None, None]
     return Step(
         batch=batch,
-        size=count(sample_shape),
+        size=math.prod(sample_shape),
         sample_shape=sample_shape,
         rows=rows,
         index=values,

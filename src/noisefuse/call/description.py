@@ -110,6 +110,25 @@ class Masks(NamedTuple):
     complement: bool
 
 
+class Impulses(NamedTuple):
+    """Places of images that become salt, pepper or random values. With its word w a place becomes `high` where
+    w < rint(2^32 amount salt), else `low` where w < rint(2^32 amount); or, with `random`, a value between them."""
+
+    step: Step  # draws the words of places; outputs[0] is `out`, as bytes
+    x: Array
+    out: Array  # of x's shape and dtype; it may be x
+    amount: NDArray[np.float64]  # one for each segment of `segment` places, in the flat order
+    segment: int
+    channels: int  # of a place, which share its word
+    salt: float
+    low: float
+    high: float
+    type: np.dtype[Any]
+    random: bool
+    planes: bool  # whether the places of a channel follow one another, not the channels of a place
+    padding: Int32 = 0
+
+
 class Level(NamedTuple):
     """A coarser level of pyramid noise, and where rows and columns of the whole lie among its own."""
 

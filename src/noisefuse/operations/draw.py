@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Concatenate, Protocol, TypeAlias, TypeGuard, TypeVar, overload
@@ -11,18 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from .. import backends
-from ..arguments.arrays import (
-    contiguous,
-    copy,
-    count,
-    device_of,
-    fast_dtype,
-    float_dtype,
-    host_view,
-    is_array,
-    output,
-    wanted,
-)
+from ..arguments import arrays
 from ..arguments.calls import Index, is_batch, make_call, names_or_array, run
 from ..arguments.options import fast_path, lengths
 from ..arguments.types import Array, ArrayT, Device, Drawn, DType, Like, NumPyDType, Shape
@@ -61,8 +51,8 @@ def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
     """
     c, k = _words("counter", counter, 4), _words("key", key, 2)
     shape = np.broadcast_shapes(c.shape[:-1], k.shape[:-1])
-    c = contiguous(np.broadcast_to(c, (*shape, 4))).reshape(-1, 4)
-    k = contiguous(np.broadcast_to(k, (*shape, 2))).reshape(-1, 2)
+    c = arrays.contiguous(np.broadcast_to(c, (*shape, 4))).reshape(-1, 4)
+    k = arrays.contiguous(np.broadcast_to(k, (*shape, 2))).reshape(-1, 2)
     words = np.empty_like(c)
     for part in pieces(c.shape):
         backends.current().run(Philox(c[part], k[part], words[part], len(c[part])))
@@ -181,11 +171,11 @@ def randn_like(x: Like[ArrayT], noise: Drawn, *, dtype: DType | None = None, bat
         if hasattr(x, "shape"):  # a dtype has none
             _check_adding(noise, other)
             return other.randn_like(x, noise, dtype=dtype, batched=batched)
-    if not is_array(x):
-        raise TypeError(f"x: expected {wanted(x)}, got {type(x).__name__}")
-    x = host_view("x", x)
-    kind = float_dtype(dtype or (np.float32 if x.dtype.kind in "biu" else x.dtype.newbyteorder("=")))
-    out = output("out", None, x.shape, kind, device_of(x))
+    if not arrays.is_array(x):
+        raise TypeError(f"x: expected {arrays.wanted(x)}, got {type(x).__name__}")
+    x = arrays.host_view("x", x)
+    kind = arrays.float_dtype(dtype or (np.float32 if x.dtype.kind in "biu" else x.dtype.newbyteorder("=")))
+    out = arrays.output("out", None, x.shape, kind, arrays.device_of(x))
     return _random("randn", tuple(x.shape), noise, kind, batched, out)
 
 
@@ -229,7 +219,7 @@ def _words(name: str, words: ArrayLike, n: int) -> NDArray[np.uint32]:
         piece = values[part]
         if piece.size and (int(piece.min()) < 0 or int(piece.max()) >= 1 << 32):
             raise OverflowError(f"{name}: expected words in [0, 2^32), got {piece.min()} to {piece.max()}")
-    return copy(values, np.dtype(np.uint32))
+    return arrays.copy(values, np.dtype(np.uint32))
 
 
 _SEVERAL = list, tuple  # a union would be made anew at each call
@@ -243,7 +233,7 @@ def _random(name: str, shape: Shape, noise: Drawn, dtype: Any, batched: bool, ou
     if type(noise) is not Noise and not is_uniform and are_increments(noise):
         return _increment(shape, noise, dtype, batched, out)
     if (draw := backends.fast_random if other is None else fast_path(other, "fast_random")) is not None:
-        kind = fast_dtype(dtype, other, allowed)
+        kind = arrays.fast_dtype(dtype, other, allowed)
         done = draw(UNIT.plain, shape, noise, is_uniform, kind, batched, other is not None, out)
         if done is not NotImplemented:
             return done
@@ -276,8 +266,8 @@ def _increment(shape: Any, noise: Increments, dtype: Any, batched: bool, out: An
         return _random("randn", shape, field, dtype, batched, out)
     if other is not None:
         return other.randn(shape, noise, dtype=dtype, batched=batched, out=out)
-    full, kind = lengths(shape), float_dtype(dtype)
-    result = output("out", out, full, kind, None if out is None else device_of(out))
+    full, kind = lengths(shape), arrays.float_dtype(dtype)
+    result = arrays.output("out", out, full, kind, None if out is None else arrays.device_of(out))
     if isinstance(noise, Increment):
         _sum_draws(noise, result, batched)
         return result
@@ -293,11 +283,11 @@ def _sum_draws(increment: Increment, out: Array, batched: bool) -> None:
     terms = increment.terms()
     first, sums = rows_of_sum(terms)
     wide = out.dtype in (np.float32, np.float64)
-    total = out if wide else output("out", None, out.shape, np.dtype(np.float32), device_of(out))
+    total = out if wide else arrays.output("out", None, out.shape, np.dtype(np.float32), arrays.device_of(out))
     plain, row, last = first.plain, backends.fast_row, len(terms) - 1
     for n, (word, _) in enumerate(terms):
         z, to = increment.draw(word), out if n == last else total
-        kind = None if wide or n < last else fast_dtype(out.dtype, None)
+        kind = None if wide or n < last else arrays.fast_dtype(out.dtype, None)
         if row(plain, n, total, None, None, z, -1, to, None, kind, batched) is NotImplemented:
             names, _ = names_or_array(z, out.shape, to.dtype, batched, FIELD, any_stream=True)
             index = Index(np.array([n]), max(1, out.size))
@@ -331,11 +321,11 @@ def random_call(
     """Returns `randn` or `uniform` as a checked call; nothing is written yet."""
     is_uniform = name == "uniform"
     full = lengths(shape)
-    dtype = float_dtype(dtype, ("float32", "float64") if is_uniform else FLOATS)
+    dtype = arrays.float_dtype(dtype, ("float32", "float64") if is_uniform else FLOATS)
     if not isinstance(noise, Noise | list | tuple):
         raise TypeError(f"noise: expected a Noise or a list of them, got {got(noise)}")
     names, _ = names_or_array(noise, full, dtype, batched, UNIFORM if is_uniform else FIELD, any_stream=True)
-    one_row, outs = Index(np.zeros(1, np.int64), max(1, count(full))), {"out": out}
+    one_row, outs = Index(np.zeros(1, np.int64), max(1, math.prod(full))), {"out": out}
     draw: Draw = "uniform" if is_uniform else "normal"
     return make_call(full, dtype, UNIT, one_row, names, {}, outs, batched, draw=draw)
 

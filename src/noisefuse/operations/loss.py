@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict, Unpack, get_args, overload
 
@@ -10,18 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
-from ..arguments.arrays import (
-    as_array,
-    as_numbers,
-    batch_shape,
-    contiguous,
-    count,
-    device_of,
-    host_numbers,
-    on_device,
-    one_place,
-    output,
-)
+from ..arguments import arrays
 from ..arguments.calls import Index, is_batch, make_call, names_or_array
 from ..arguments.options import fast_table, rows_at
 from ..arguments.types import Array, ArrayT, Like, NoiseLike, Reduction
@@ -312,15 +302,15 @@ def path_loss_call(
     check_path(path, target)
     check_choice("reduction", reduction, get_args(Reduction))
     batched = is_batch("pred", pred, batched)
-    m = as_array("pred", pred)
-    t = host_numbers("t", t)  # a path's functions are NumPy's
+    m = arrays.as_array("pred", pred)
+    t = arrays.host_numbers("t", t)  # a path's functions are NumPy's
     rows, index = residual_rows(path, t, m.shape, target)
     if Z in rows.reads and noise is None:
         raise TypeError(f"noise: expected a Noise, which the path {path.name} draws from, got {got(noise)}")
-    arrays = {X: _like_pred("x0", x0, m, FLOATS), M2: _like_pred("x1", x1, m, FLOATS)}
+    ends = {X: _like_pred("x0", x0, m, FLOATS), M2: _like_pred("x1", x1, m, FLOATS)}
     drawn = Noise(0) if noise is None else noise  # nothing is drawn from it
     given = (drawn, batched, weight, t, reduction, 1.0, outs)
-    return _residual_call(m, arrays, rows, index, *given, want_loss=True)
+    return _residual_call(m, ends, rows, index, *given, want_loss=True)
 
 
 def _fast_table(
@@ -341,7 +331,7 @@ def _run(call: Loss) -> tuple[Any, Any]:
         backends.of(call.residual.inputs[M1]).run(call)
     elif losses is not None:
         losses[...] = np.nan  # the mean of no elements
-    on_host = losses is not None and losses.ndim == 0 and not on_device(losses)
+    on_host = losses is not None and losses.ndim == 0 and not arrays.on_device(losses)
     return float(losses) if on_host else losses, call.residual.outputs[0]  # type: ignore[arg-type]
 
 
@@ -354,7 +344,7 @@ def mse_call(
     check_schedule(schedule)
     check_target(target)
     check_choice("reduction", reduction, get_args(Reduction))
-    m = as_array("pred", pred)
+    m = arrays.as_array("pred", pred)
     x = _clean(x0, m, target)
     dtype = None if x is None else x.dtype
     rows, index = rows_at(residual, target, schedule, t, m.shape, dtype, scale, offset)
@@ -373,28 +363,20 @@ def _residual_call(
     """Returns the loss of these rows' residuals, with pred as m, as a checked call; nothing is written yet."""
     drawn = Z in rows.reads
     names, z = names_or_array(noise, m.shape, m.dtype, batched, FIELD, any_stream=True, drawn=drawn)
-    batch, sample_shape = batch_shape(m.shape, batched)
-    size = count(sample_shape)
+    batch, sample_shape = arrays.batch_shape(m.shape, batched)
+    size = math.prod(sample_shape)
     named = [("pred", m), *((_NAMES[slot], a) for slot, a in inputs.items()), ("noise", z)]
-    arrays = [(name, a) for name, a in named if a is not None]
     numbers: list[tuple[str, Any]] = [("weight", weight), ("upstream", upstream)]
-    device = one_place([*arrays, *((name, a) for name, a in numbers if on_device(a))])
+    given = [(name, a) for name, a in named if a is not None]
+    device = arrays.one_place([*given, *((name, a) for name, a in numbers if arrays.on_device(a))])
     weights = None
     if weight is not None:
         weights, rows, index = _weights(weight, t, rows, index)
     g = _upstream(upstream, reduction, batch)
-    call = make_call(
-        m.shape,
-        m.dtype,
-        rows,
-        index,
-        names if drawn else (),
-        {slot: a for slot, a in {**inputs, M1: m, Z: z}.items() if slot in rows.reads},
-        dict(outs),
-        batched,
-    )
+    read = {slot: a for slot, a in {**inputs, M1: m, Z: z}.items() if slot in rows.reads}
+    call = make_call(m.shape, m.dtype, rows, index, names if drawn else (), read, dict(outs), batched)
     each = reduction == "none"
-    losses = output("", None, (batch,) if each else (), np.dtype(np.float64), device) if want_loss else None
+    losses = arrays.output("", None, (batch,) if each else (), np.dtype(np.float64), device) if want_loss else None
     return Loss(call, min(index.segment, size), weights, g, size if each else batch * size, losses)
 
 
@@ -432,17 +414,17 @@ def distances(x: Array, batched: bool, noises: Sequence[Noise], steps: int) -> N
 
 
 def _means(rows: Rows, x: Array, batched: bool, noises: Sequence[Noise], steps: int) -> NDArray[np.float64]:
-    x = as_array("x", x)
-    batch, sample_shape = batch_shape(x.shape, batched)
-    size = count(sample_shape)
+    x = arrays.as_array("x", x)
+    batch, sample_shape = arrays.batch_shape(x.shape, batched)
+    size = math.prod(sample_shape)
     if batch * size == 0:
         return np.zeros((steps, batch))
     one = noises[0] if len(noises) == 1 else noises  # one Noise for all samples
     names = names_or_array(one, x.shape, x.dtype, batched, FIELD, any_stream=True)[0] if noises else ()
     call = make_call(x.shape, x.dtype, rows, Index(np.zeros(1, np.int64), x.size), names, {M1: x}, {}, batched)
-    losses: Any = output("", None, (steps, batch), np.dtype(np.float64), device_of(x))
+    losses: Any = arrays.output("", None, (steps, batch), np.dtype(np.float64), arrays.device_of(x))
     backends.repeated_loss(x, Loss(call, size, None, np.ones(()), size, losses))
-    return losses.get() if on_device(losses) else losses
+    return losses.get() if arrays.on_device(losses) else losses
 
 
 def _clean(x0: Array | None, pred: Array, target: Target) -> Array | None:
@@ -453,7 +435,7 @@ def _clean(x0: Array | None, pred: Array, target: Target) -> Array | None:
 
 def _like_pred(name: str, a: object, pred: Array, allowed: tuple[str, ...]) -> Array:
     """Returns data of pred's shape in their own dtype: kernels widen it, and a loss rounds no data to pred's."""
-    array = as_array(name, a, allowed)
+    array = arrays.as_array(name, a, allowed)
     if array.shape != pred.shape:
         raise ValueError(f"{name}: expected pred's shape {pred.shape}, got {array.shape}")
     return array
@@ -462,8 +444,8 @@ def _like_pred(name: str, a: object, pred: Array, allowed: tuple[str, ...]) -> A
 def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> tuple[Any, Rows, Index]:
     """Returns a weight for each row, the rows and their numbers. Float times have rows of their own, and so have
     integers with a weight for each."""
-    row: Any = as_numbers("weight", weight)
-    times: Any = as_numbers("t", t)
+    row: Any = arrays.as_numbers("weight", weight)
+    times: Any = arrays.as_numbers("t", t)
     floating = times.dtype.kind == "f"
     given, shape = row.shape, times.shape
     of_each = bool(shape) and given[: len(shape)] == shape and set(given[len(shape) :]) == {1}  # (B, 1), say
@@ -479,8 +461,9 @@ def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> tuple
         what = "t's shape" if floating else "one for each step of the schedule,"
         each = f"{(*shape, 1)} is one for each t" if shape else "one for each sample is reduction='none', multiplied"
         raise ValueError(f"weight: expected {what} {expected}, got {given}; {each}")
-    row = contiguous(row.reshape(-1).astype(np.float64, copy=False))
-    if not on_device(row) and not on_device(index.values) and not np.isfinite(picked := row[index.values]).all():
+    row = arrays.contiguous(row.reshape(-1).astype(np.float64, copy=False))
+    on_host = not arrays.on_device(row) and not arrays.on_device(index.values)
+    if on_host and not np.isfinite(picked := row[index.values]).all():
         bad = index.values[~np.isfinite(picked)][0]
         place = ", ".join(map(str, np.unravel_index(bad, expected)))
         raise ValueError(
@@ -491,9 +474,9 @@ def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> tuple
 
 
 def _upstream(upstream: ArrayLike, reduction: Reduction, batch: int) -> Any:
-    g: Any = as_numbers("upstream", upstream)
+    g: Any = arrays.as_numbers("upstream", upstream)
     g = g.astype(np.float64, copy=False)
     if g.shape != () and (reduction == "mean" or g.shape != (batch,)):
         expected = f"a number or shape {(batch,)}" if reduction == "none" else "a number"
         raise ValueError(f"upstream: expected {expected}, got shape {g.shape}")
-    return contiguous(g)
+    return arrays.contiguous(g)

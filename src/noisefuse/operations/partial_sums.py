@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import backends
-from ..arguments.arrays import Array, contiguous, count, device_of, on_device, output
+from ..arguments.arrays import Array, contiguous, device_of, on_device, output
 from ..arguments.calls import Index, make_call
 from ..arguments.types import Reduction
 from ..call.description import LOSS_CHUNK, Loss, Step, window_runs
@@ -128,10 +128,10 @@ def place_of(names: tuple[Noise, ...], shape: tuple[int, ...], tokens: int | Non
     """Returns where a part of a sample begins, and how many elements the whole sample has. ValueError: the part cuts a
     chunk or, if t has entries for `tokens` axes of a sample, a piece."""
     places = {(*window_runs(noise, shape)[::2], noise.window_shape) for noise in names} or {(0, (), None)}
-    size, ((start, lengths, full), *others) = count(shape), places
-    whole = size if full is None else count(full)
+    size, ((start, lengths, full), *others) = math.prod(shape), places
+    whole = size if full is None else math.prod(full)
     of_token = None if tokens is None or full is None else full[tokens:]
-    unit = LOSS_CHUNK if tokens is None else count(shape[tokens:])
+    unit = LOSS_CHUNK if tokens is None else math.prod(shape[tokens:])
     cut = unit and (start % unit or (size % unit and start + size != whole))
     if size and (others or lengths or cut or (of_token is not None and of_token != shape[tokens:])):
         pieces = "" if tokens is None else ", or with pieces of one t,"

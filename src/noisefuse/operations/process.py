@@ -7,6 +7,7 @@ results have x's kind.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Unpack, overload
 
@@ -14,28 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .. import backends
-from ..arguments.arrays import (
-    as_array,
-    batch_shape,
-    count,
-    fast_dtype,
-    float_dtype,
-    is_array,
-    one_place,
-    output,
-    overlap,
-)
-from ..arguments.calls import (
-    Index,
-    check_place,
-    is_batch,
-    kept_times,
-    make_call,
-    names_or_array,
-    readable,
-    row_index,
-    run,
-)
+from ..arguments import arrays, calls
+from ..arguments.arrays import fast_dtype
 from ..arguments.options import (
     FAST_LEVELS,
     fast_path,
@@ -132,13 +113,13 @@ def q_sample(
             done = other.in_graph(row, given, "q_sample", schedule, (("target", target), ("scale", scale)))
         if done is not NotImplemented:
             return done if target_out is None else (done, target_out)
-    batched = is_batch("x0", x0, batched)
+    batched = calls.is_batch("x0", x0, batched)
     if other is not None:
         asked = {"target": target, "scale": scale, "offset": offset, "target_out": target_out}
         asked |= level_options(levels) or {"dtype": dtype}
         return other.q_sample(x0, t, schedule, noise, batched=batched, out=out, **asked)
     options = target, scale, offset, dtype, levels, batched
-    results = run(q_sample_call(x0, t, schedule, noise, *options, out, target_out))
+    results = calls.run(q_sample_call(x0, t, schedule, noise, *options, out, target_out))
     return results[0] if target is None else (results[0], results[1])
 
 
@@ -186,10 +167,10 @@ def q_step(
             done = other.in_graph(row, given, "q_step", schedule, ())
         if done is not NotImplemented:
             return done
-    batched = is_batch("x", x, batched)
+    batched = calls.is_batch("x", x, batched)
     if other is not None:
         return other.q_step(x, t, schedule, noise, batched=batched, out=out, **level_options(levels))
-    return run(q_step_call(x, t, schedule, noise, levels, batched, out))[0]
+    return calls.run(q_step_call(x, t, schedule, noise, levels, batched, out))[0]
 
 
 def q_walk(
@@ -224,20 +205,20 @@ def q_walk(
         done: Array = walk(schedule.kept.fast_markov, x0, noise, keep, out, batched)
         if done is not NotImplemented:
             return done
-    batched = is_batch("x0", x0, batched)
+    batched = calls.is_batch("x0", x0, batched)
     if other is not None:
         return other.q_walk(x0, schedule, noise, keep=keep, batched=batched, out=out)
-    x: Any = as_array("x0", x0, (*FLOATS, *LEVELS))
-    dtype, kept = result_dtype(x), kept_times(keep, len(schedule))
-    if is_array(noise):
+    x: Any = arrays.as_array("x0", x0, (*FLOATS, *LEVELS))
+    dtype, kept = result_dtype(x), calls.kept_times(keep, len(schedule))
+    if arrays.is_array(noise):
         raise TypeError("noise: expected a Noise, as q_walk draws at every time, got an array")
-    names, _ = names_or_array(noise, x.shape, dtype, batched, WALK, last_step=int(kept[-1]) if len(kept) else 0)
-    written: Any = [("out", out)] if out is not None and is_array(out) else []
-    device = one_place([("x0", x), *written])
-    check_place(device, Index(np.zeros(1, np.int64), x.size), names)
-    result: Any = output("out", out, (len(kept), *x.shape), dtype, device)
-    x = readable(x, dtype)
-    if overlap(result, x):
+    names, _ = calls.names_or_array(noise, x.shape, dtype, batched, WALK, last_step=int(kept[-1]) if len(kept) else 0)
+    written: Any = [("out", out)] if out is not None and arrays.is_array(out) else []
+    device = arrays.one_place([("x0", x), *written])
+    calls.check_place(device, calls.Index(np.zeros(1, np.int64), x.size), names)
+    result: Any = arrays.output("out", out, (len(kept), *x.shape), dtype, device)
+    x = calls.readable(x, dtype)
+    if arrays.overlap(result, x):
         raise ValueError("out overlaps x0: the walk reads x0 and writes every kept time")
     if result.size == 0:
         return result
@@ -255,10 +236,10 @@ def q_walk(
 
 
 def _first_step(x0: Array, rows: Rows, names: tuple[Noise, ...], result: Array, batched: bool) -> Step:
-    batch, sample_shape = batch_shape(x0.shape, batched)
+    batch, sample_shape = arrays.batch_shape(x0.shape, batched)
     return Step(
         batch=batch,
-        size=count(sample_shape),
+        size=math.prod(sample_shape),
         sample_shape=sample_shape,
         rows=rows,
         index=np.zeros(1, np.int64),
@@ -281,8 +262,8 @@ def q_sample_call(
 ) -> Step:  # fmt: skip
     """Returns `q_sample` as a checked call; nothing is written yet."""
     check_schedule(schedule)
-    x = as_array("x0", x0, (*FLOATS, *LEVELS))
-    kind = result_dtype(x) if dtype is None or levels else float_dtype(dtype)
+    x = arrays.as_array("x0", x0, (*FLOATS, *LEVELS))
+    kind = result_dtype(x) if dtype is None or levels else arrays.float_dtype(dtype)
     if dtype is None and levels_of(x.dtype) and not levels and getattr(out, "dtype", kind) != kind:
         raise TypeError(f"out: expected float32, got {out.dtype}; for another dtype pass dtype=")  # type: ignore[union-attr]
     if target is not None:
@@ -292,10 +273,10 @@ def q_sample_call(
     rows, index = rows_at(forward, target, schedule, t, x.shape, x.dtype, scale, offset)
     if levels is not None:
         rows = rows.scaled(*levels.range)
-    names, z = names_or_array(noise, x.shape, kind, batched, FIELD, any_stream=True)
+    names, z = calls.names_or_array(noise, x.shape, kind, batched, FIELD, any_stream=True)
     outs = {"out": out} if target is None else {"out": out, "target_out": target_out}
     inputs = {X: x, Z: z}
-    return make_call(x.shape, kind, rows, index, names, inputs, outs, batched, levels=levels and levels.dtype)
+    return calls.make_call(x.shape, kind, rows, index, names, inputs, outs, batched, levels=levels and levels.dtype)
 
 
 def q_step_call(
@@ -304,12 +285,12 @@ def q_step_call(
 ) -> Step:  # fmt: skip
     """Returns `q_step` as a checked call; nothing is written yet."""
     check_schedule(schedule)
-    x = as_array("x", x, (*FLOATS, *LEVELS))
+    x = arrays.as_array("x", x, (*FLOATS, *LEVELS))
     dtype = result_dtype(x)
-    t_index = row_index("t", t, len(schedule), x.shape)
-    names, z = names_or_array(noise, x.shape, dtype, batched, WALK, last_step=t_index.last)
+    t_index = calls.row_index("t", t, len(schedule), x.shape)
+    names, z = calls.names_or_array(noise, x.shape, dtype, batched, WALK, last_step=t_index.last)
     rows, inputs = schedule.kept.markov_of[levels_of(x.dtype)], {X: x, Z: z}
     if levels is not None:
         rows = rows.scaled(*levels.range)
     flags: dict[str, Any] = {"step_by_index": True, "levels": levels and levels.dtype}
-    return make_call(x.shape, dtype, rows, t_index, names, inputs, {"out": out}, batched, **flags)
+    return calls.make_call(x.shape, dtype, rows, t_index, names, inputs, {"out": out}, batched, **flags)

@@ -22,10 +22,9 @@ from ..language.tableau import Tableau
 from ..operations.draw import randn
 from ..operations.update import update
 from .arrays import arrays_of_rows, at, bar, check_answer, check_output, drawn_for, first_answer, zeros_like
-from .checked import check_log_prob
 from .inpainting import keeper
 from .rows import first_without_past, times_of
-from .steps import Steps
+from .steps import Steps, check_log_prob
 from .types import LikelyRunOptions, Model, RunOptions, Time
 
 if TYPE_CHECKING:

@@ -13,20 +13,20 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import backends, density
-from ..arguments.arrays import host_view, is_traced
+from ..arguments.arrays import host_view, is_traced, is_written
 from ..arguments.options import check_tableau, fast_path
 from ..arguments.types import Array, ArrayT, Like
 from ..ground.checks import is_tracer
 from ..ground.kept import kept_property
 from ..ground.libraries import library_for, library_of
-from ..language.noise import SAMPLER, Noises
+from ..language.noise import SAMPLER, Noise, Noises
 from ..language.rows import FastTable
 from ..language.tableau import Tableau
+from ..operations.draw import are_increments, randn_like
 from ..operations.update import update
-from .arrays import several_zeros_like, times_like
-from .checked import check_log_prob, check_past, check_state, checked_step, guided_rows
-from .rows import SAME, first_without_past, level_rows, mixed, oldest_past, scaling
-from .state import State
+from .arrays import drawn_for, in_words_of_a_step, several_zeros_like, times_like
+from .rows import SAME, first_without_past, guided, level_rows, mixed, oldest_past, scaling, thresholded
+from .state import NEW, State
 from .types import LikelyStepOptions, Models, StepOptions, Time
 
 _NOTHING: tuple[Sequence[Array], Sequence[Array], int] = (), (), 0  # of a state, where none is needed
@@ -241,7 +241,7 @@ class Steps:
                 if slots:
                     state.at = after  # type: ignore[union-attr]
                 return made
-        return checked_step(
+        return _checked_step(
             self, i, x, model_output, noise, state, guidance_scale, out, denoised_out, law if log_prob else None
         )
 
@@ -307,9 +307,9 @@ class Steps:
         >>> bool((sampler.log_prob(4, x, m, x_next) == made).all())
         True
         """
-        check_state(self, state)
-        check_past(self, state, i)
-        table, rows, model_output = guided_rows(self, i, x, model_output, guidance_scale)
+        _check_state(self, state)
+        _check_past(self, state, i)
+        table, rows, model_output = _guided_rows(self, i, x, model_output, guidance_scale)
         past = [] if state is None else state.past[: table.slots]
         return density.log_prob(table, rows, x, model_output, x_next, past=past, **law)
 
@@ -325,3 +325,110 @@ class Steps:
         [0.0, 0.0]
         """
         return density.kl(self.tableau, i, model_output, reference, reduction=reduction)
+
+
+# ---- a step in full, and errors in a user's words ----------------------------------------------------------
+
+
+def _checked_step(
+    steps: Steps, i: int, x: Array, model_output: Array | tuple[Array, Array], noise: Noises | Array | None,
+    state: State | None, guidance_scale: float | npt.ArrayLike | None, out: Array | None,
+    denoised_out: Array | list[Array] | None, law: density.Options | None = None,
+) -> Any:  # fmt: skip
+    """Does ``step`` without the fast path: all unusual arguments, and errors in a user's words."""
+    if law:  # the fast path did not take it, perhaps because of wrong names
+        check_log_prob(True, law)
+    i, table, x = steps._row(i), steps.tableau, host_view("x", x)
+    _check_state(steps, state)
+    written = is_written(x)
+    if denoised_out is not None and not written and (not isinstance(denoised_out, list) or is_tracer(i)):
+        why = "None, as the row is traced" if is_tracer(i) else "a list, as arrays of this kind are not written to"
+        raise TypeError(f"denoised_out: expected {why}, got {type(denoised_out).__name__}")
+    if denoised_out is not None and not steps._denoised[i]:
+        raise ValueError(f"{table.name} does not say which output estimates the clean sample")
+    table, rows, model_output = _guided_rows(steps, i, x, model_output, guidance_scale)
+    if table.threshold is not None:
+        table, rows = thresholded(table, rows, x, model_output)
+    if are_increments(noise):
+        noise = randn_like(x, noise, dtype="float64" if "float64" in str(x.dtype) else "float32")
+    elif rows is not i and isinstance(noise, Noise | list | tuple):
+        noise = drawn_for(noise, i, SAMPLER, x)
+    past, aux, after = ([], [], 0) if state is None else _moved(steps, state, i)
+    own: list[Array] = []
+    at = 0 if denoised_out is None else steps._denoised[i] - 1
+    if denoised_out is not None and written:  # if the state has this array, it is filled afterwards
+        own, aux = aux[at : at + 1], [*aux[:at], denoised_out, *aux[at + 1 :]]
+    aux_out: Any = aux if written else len(aux) if denoised_out is None else max(len(aux), at + 1)
+    try:
+        options: dict[str, Any] = {"past": past, "noise": noise, "out": out, "aux_out": aux_out}
+        if law is None:
+            result, log_prob = update(table, rows, x, model_output, **options), None
+        else:
+            result, log_prob = density.update_with_log_prob(table, rows, x, model_output, **options, **law)
+    except (TypeError, ValueError) as error:
+        denoised = None if denoised_out is None else f"aux_out[{at}]"
+        raise in_words_of_a_step(error, denoised, [*past, *aux], x) from None
+    for array in own:
+        array[...] = denoised_out
+    if not written:
+        result, *aux_results = result
+        if denoised_out is not None:  # there may be more outputs than the row keeps
+            denoised_out.append(aux_results[at])
+            del aux_results[len(aux) :]
+        if state is not None:
+            state.keep(aux_results if not is_tracer(i) else _past_after(steps, i, aux_results, past))
+    elif state is not None:
+        state.at = after
+    return result if law is None else (result, log_prob)
+
+
+def _check_state(steps: Steps, state: State | None) -> None:
+    if state is None and steps._slots:
+        raise TypeError(f"{steps.tableau.name} remembers earlier steps: pass state=sampler.state(x), one per run")
+
+
+def _guided_rows(steps: Steps, i: Any, x: Array, model_output: Any, scale: float | npt.ArrayLike | None) -> Any:
+    """Returns the table and its rows, with guidance folded in, and the model output or the pair."""
+    if isinstance(model_output, list) and len(model_output) == 2:  # a model may return (uncond, cond) as a list
+        model_output = tuple(model_output)
+    if scale is None and not isinstance(model_output, tuple):
+        return steps.tableau, i, model_output
+    return *library_for(x).untraced(guided, steps.tableau, steps._mixed, i, x, model_output, scale), model_output
+
+
+def _moved(steps: Steps, state: State, i: int) -> tuple[list[Array], list[Array], int]:
+    """Returns row i's arrays in the state: see ``State.moves``. TypeError: the state is not this sampler's."""
+    if not isinstance(state, State) or state.size != steps._state_size:
+        what = "another's" if isinstance(state, State) else type(state).__name__
+        raise TypeError(f"state: expected {steps.tableau.name}'s own, sampler.state(x), one per run, got {what}")
+    if is_tracer(i):
+        return state.moves[steps._state_size[1]][state.at]
+    _check_past(steps, state, i)
+    return state.moves[steps._move[i]][state.at]
+
+
+def _check_past(steps: Steps, state: State | None, i: Any) -> None:
+    """Raises ValueError if row i reads what earlier rows kept, and the state is new."""
+    if state is not None and state.at == NEW and type(i) is int and steps._reads[i]:
+        raise ValueError(
+            f"state: row {i} of {steps.tableau.name} reads what earlier rows kept, and the state is new; to start "
+            "later, build a sampler of the times that are left, steps=[..]"
+        )
+
+
+def _past_after(steps: Steps, i: Any, aux: list[Array], past: list[Array]) -> list[Array]:
+    """Returns the state's arrays after a row whose number is traced, if rows differ in what they keep."""
+    if len({*steps._push}) == 1:
+        return aux
+    choices = [[*aux[:n], *past][: steps._slots] for n in range(len(aux) + 1)]
+    return library_of(aux[0]).chosen(steps._push, i, choices)
+
+
+def check_log_prob(asked: bool, law: density.Options) -> None:
+    for name in law:
+        if name not in density.Options.__annotations__:
+            there = "of a whole run it is log_probs=True" if name == "log_prob" else "with log_prob there are "
+            there += "" if name == "log_prob" else ", ".join(density.Options.__annotations__)
+            raise TypeError(f"{name}: no such argument; {there}")
+    if law and not asked:
+        raise TypeError(f"{', '.join(law)}: given without log_prob=True (of a whole run log_probs=True)")

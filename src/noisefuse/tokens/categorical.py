@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,18 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
-from ..arguments.arrays import (
-    allowed_dtype,
-    as_array,
-    as_numbers,
-    check_overlap,
-    contiguous,
-    count,
-    on_device,
-    output,
-    spread,
-    spread_bools,
-)
+from ..arguments import arrays
 from ..arguments.calls import names_or_array
 from ..arguments.options import fast_path
 from ..arguments.types import Array, ArrayT, Like
@@ -88,7 +78,7 @@ class Partial:
 
     def __post_init__(self) -> None:
         """Kernels trust a part, and it may come from anywhere."""
-        token = contiguous(as_array("token", self.token, ("int64",)))
+        token = arrays.contiguous(arrays.as_array("token", self.token, ("int64",)))
         first, n, whole = (check_integer(name, getattr(self, name)) for name in ("first", "n", "vocabulary"))
         if not (0 <= first < first + n <= whole <= TOKENS) or _cuts_a_chunk(first, n, whole):
             raise ValueError(
@@ -98,7 +88,7 @@ class Partial:
         if not ((token == -1) | ((token >= first) & (token < first + n))).all():
             raise ValueError(f"token: expected tokens from {first} to {first + n - 1}, or -1")
         batch = token.shape[0] if token.ndim else 1
-        heat = as_numbers("temperature", self.temperature)
+        heat = arrays.as_numbers("temperature", self.temperature)
         temperature, *_ = _settings(batch, heat.reshape(()) if heat.shape == (1,) else heat, 0, 1.0)
         noise = tuple(names_of(self.noise))
         if len(noise) not in (1, batch):
@@ -192,8 +182,8 @@ def categorical(
             logits, noise, temperature=temperature, top_k=top_k, top_p=top_p, where=where, positions=positions,
             info=wanted, dtype=dtype, partial=partial, out=out,
         )  # fmt: skip
-    x = as_array("logits", logits, LOGITS)
-    if on_device(x):
+    x = arrays.as_array("logits", logits, LOGITS)
+    if arrays.on_device(x):
         raise NotImplementedError("logits: categorical has no kernel for CUDA devices; copy them to host memory first")
     rows = x.shape[:-1]
     settings, names, first, vocabulary, places, chosen = drawn_from(
@@ -201,14 +191,14 @@ def categorical(
     )
     if partial:
         _check_whole_chunks(first, x.shape[-1], vocabulary, settings, chosen, out)
-    token = output("out", out, rows, np.dtype(np.int64) if partial else token_dtype(dtype, out))
+    token = arrays.output("out", out, rows, np.dtype(np.int64) if partial else token_dtype(dtype, out))
     made = {name: np.zeros(rows, kind) for name, kind in INFO.items() if name in wanted}
     if out is None and chosen is not None:
         token[...] = -1
-    check_overlap([("out", token)], [x, places] if chosen is None else [x, places, chosen])
-    n, size = x.shape[-1], count(rows)
+    arrays.check_overlap([("out", token)], [x, places] if chosen is None else [x, places, chosen])
+    n, size = x.shape[-1], math.prod(rows)
     parts = _parts(size, -(-n // LOSS_CHUNK), wanted) if partial else None
-    flat = contiguous(x).reshape(size, n)
+    flat = arrays.contiguous(x).reshape(size, n)
     _run(rows, n, first, flat, places, chosen, settings, names, token, {} if partial else made, parts)
     if parts is not None:
         return Partial(token, first, n, vocabulary, wanted, settings[0], names, parts)
@@ -297,12 +287,12 @@ def _checked(parts: Any, rows: int, chunks: int, info: tuple[str, ...]) -> Parts
         if shape is None and given is None:
             made[name] = None
             continue
-        array = as_array(f"parts.{name}", given, ("float32" if name in ("winner", "largest") else "float64",))
+        array = arrays.as_array(f"parts.{name}", given, ("float32" if name in ("winner", "largest") else "float64",))
         if array.shape != shape:
             raise ValueError(f"parts.{name}: expected {f'shape {shape}' if shape else None}, got {array.shape}")
         if not lie_within(array, 0.0 if name in ("plain", "tempered") else -np.inf, np.inf):
             raise ValueError(f"parts.{name}: has a NaN, or a sum below 0")
-        made[name] = contiguous(array)
+        made[name] = arrays.contiguous(array)
     return Parts(**made)
 
 
@@ -322,13 +312,13 @@ def _read(
     names: tuple[Noise, ...], token: Any, info: dict[str, Any], parts: Parts | None,
 ) -> NDArray[np.uint8]:  # fmt: skip
     """Reads rows of logits, or of sums, and returns of each what is bad about it, or 0."""
-    size, (temperature, top_k, top_p) = count(rows), settings
+    size, (temperature, top_k, top_p) = math.prod(rows), settings
     bad, token = np.zeros(size, np.uint8), None if token is None else token.reshape(-1)
     sums = (None,) * 5 if parts is None else (parts.score, parts.winner, parts.largest, parts.plain, parts.tempered)
     of_rows = [info[name].reshape(-1) if name in info else None for name in INFO]
     call = Race._make([
-        size, count(rows[1:]), n, first, x, places, chosen, temperature, top_p, top_k, names, token, *of_rows, *sums,
-        bad, -(-n // LOSS_CHUNK), FLOAT32 if x is None else x.dtype, len(temperature) > 1, len(names) > 1,
+        size, math.prod(rows[1:]), n, first, x, places, chosen, temperature, top_p, top_k, names, token, *of_rows,
+        *sums, bad, -(-n // LOSS_CHUNK), FLOAT32 if x is None else x.dtype, len(temperature) > 1, len(names) > 1,
         token is not None and token.itemsize == 4,
     ])  # fmt: skip
     if size:
@@ -351,13 +341,14 @@ def drawn_from(
     rows, n = _rows(shape), shape[-1]
     settings = settings_of(rows[0] if rows else 1, temperature, top_k, top_p)
     names, first, vocabulary, places = _places(noise, shape, positions)
-    chosen = None if where is None else spread_bools("where", as_numbers("where", where), rows).reshape(-1)
+    if where is not None:
+        where = arrays.spread_bools("where", arrays.as_numbers("where", where), rows).reshape(-1)
     if whole and (first, n) != (0, vocabulary):
         raise ValueError(
             f"noise: its window has tokens {first} .. {first + n - 1} of {vocabulary}: a part of the vocabulary needs "
             "partial=True"
         )
-    return settings, names, first, vocabulary, places, chosen
+    return settings, names, first, vocabulary, places, where
 
 
 def _info(info: Any, partial: bool) -> tuple[str, ...]:
@@ -412,7 +403,7 @@ def _settings(batch: int, temperature: Any, top_k: Any, top_p: Any) -> Settings:
 
 
 def _setting(name: str, value: Any, kinds: str, batch: int) -> NDArray[Any]:
-    array = as_numbers(name, value)
+    array = arrays.as_numbers(name, value)
     if array.dtype.kind not in kinds:
         what = "integers" if kinds == "iu" else "numbers"
         raise TypeError(f"{name}: expected {what}, got {array.dtype if array.dtype != object else repr(value)}")
@@ -437,15 +428,15 @@ def _places(
     vocabulary, first = parts.pop() if parts else (shape[-1], 0)
     if vocabulary > TOKENS:
         raise OverflowError(f"noise: its window has a vocabulary of {vocabulary} tokens, expected at most 2^20")
-    if positions is None and count(rows) <= _FEW and all(name.window_shape is None for name in names):
+    if positions is None and math.prod(rows) <= _FEW and all(name.window_shape is None for name in names):
         return _whole(names), first, vocabulary, _places_of_few(rows)
     if positions is not None:
-        places = as_numbers("positions", positions)
+        places = arrays.as_numbers("positions", positions)
         if places.dtype.kind not in "iu":
             raise TypeError(f"positions: expected integers, got {places.dtype}")
-        places = spread("positions", places, rows)
+        places = arrays.spread("positions", places, rows)
     else:
-        places = _counted(names, rows, count(rows[1:]))
+        places = _counted(names, rows, math.prod(rows[1:]))
     if places.size and (int(places.min()) < 0 or int(places.max()) >= POSITIONS):
         bad = places[(places < 0) | (places >= POSITIONS)].flat[0]
         raise OverflowError(f"positions: {bad} is out of range: expected 0 <= position < 2^14")
@@ -462,7 +453,7 @@ _FEW = 256  # rows
 @lru_cache(64)  # of few rows they take a quarter of a call
 def _places_of_few(rows: tuple[int, ...]) -> NDArray[np.int64]:
     """Returns the position of each row, without windows."""
-    return np.resize(np.arange(count(rows[1:]), dtype=np.int64), count(rows))
+    return np.resize(np.arange(math.prod(rows[1:]), dtype=np.int64), math.prod(rows))
 
 
 def _counted(names: tuple[Noise, ...], rows: tuple[int, ...], of_sample: int) -> NDArray[np.int64]:
@@ -481,7 +472,7 @@ def _counted(names: tuple[Noise, ...], rows: tuple[int, ...], of_sample: int) ->
 
 def token_dtype(dtype: Any, out: Any) -> np.dtype[Any]:
     if dtype is not None:
-        return allowed_dtype(dtype, TOKEN_DTYPES)
+        return arrays.allowed_dtype(dtype, TOKEN_DTYPES)
     found = out.dtype if isinstance(out, np.ndarray) else np.dtype(np.int64)
     if found not in TOKEN_DTYPES:
         raise TypeError(f"out: dtype {found}: expected one of {', '.join(TOKEN_DTYPES)}")
@@ -516,10 +507,11 @@ def log_softmax_at(logits: Any, ids: Sequence[Any], temperature: float, read: ND
     logits' exponentials: from the kernel's sums, in one pass over the rows that are read. The others, and tokens beyond
     the logits, have -inf, and their logarithm is 0."""
     n, size = logits.shape[-1], read.size
-    flat = contiguous(as_array("logits", logits, LOGITS)).reshape(size, n)
+    flat = arrays.contiguous(arrays.as_array("logits", logits, LOGITS)).reshape(size, n)
     parts = _parts(size, -(-n // LOSS_CHUNK), OF_PARTS)
-    given = (n, 0, flat, np.zeros(size, np.int64), contiguous(read).reshape(-1), settings_of(1, temperature, 0, 1.0))
-    bad = _read((1, size), *given, (Noise(0),), None, {}, parts)
+    settings, places = settings_of(1, temperature, 0, 1.0), np.zeros(size, np.int64)
+    chosen = arrays.contiguous(read).reshape(-1)
+    bad = _read((1, size), n, 0, flat, places, chosen, settings, (Noise(0),), None, {}, parts)
     most = parts.largest.max(axis=1).astype(np.float64)
     most[bad != 0] = np.nan
 

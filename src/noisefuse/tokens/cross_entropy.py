@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
-from ..arguments.arrays import as_array, as_numbers, contiguous, count, of_samples, on_device, output, spread_bools
+from ..arguments.arrays import as_array, as_numbers, contiguous, of_samples, on_device, output, spread_bools
 from ..arguments.options import fast_path
 from ..arguments.types import Array, ArrayT, Like, Reduction
 from ..call.description import TOKENS, CrossEntropy
@@ -150,7 +151,7 @@ def _checked(
     if not x.ndim or not 1 <= x.shape[-1] <= TOKENS:
         raise ValueError(f"logits: expected 1 to 2^20 tokens in the last axis, got shape {x.shape}")
     rows, n = x.shape[:-1], x.shape[-1]
-    size = count(rows)
+    size = math.prod(rows)
     counts = np.ones(size, np.bool_) if masked is None else _bools("masked", masked, rows)
     tokens = _ids(ids, rows, counts, n)
     weights = _numbers("weight", 1.0 if weight is None else weight, rows)

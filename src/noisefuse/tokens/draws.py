@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arguments.arrays import count
 from ..arguments.types import Array
 from ..ground.checks import first_of
 from ..language.noise import Noise, each
@@ -88,7 +87,7 @@ _ROWS = 1 << 18  # logits at a time
 
 def _parts(shape: tuple[int, ...]) -> Any:
     n = max(1, _ROWS // shape[-1])
-    rows = count(shape[:-1])
+    rows = math.prod(shape[:-1])
     return (slice(at, at + n) for at in range(0, rows, n))
 
 

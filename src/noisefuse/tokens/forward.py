@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, SupportsIndex
 
@@ -10,32 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import backends
-from ..arguments.arrays import (
-    as_array,
-    check_overlap,
-    contiguous,
-    count,
-    host_floats,
-    host_numbers,
-    is_array,
-    output,
-    spread_bools,
-    wanted,
-)
+from ..arguments import arrays
 from ..arguments.calls import names_or_array
 from ..arguments.options import fast_path
 from ..arguments.types import Array, ArrayT, Like
-from ..call.description import FLOAT32, Masks, Step
+from ..call.description import FLOAT32, Masks
 from ..ground import layouts
 from ..ground.checks import check_integer, first_of, lie_within
 from ..ground.libraries import library_of
 from ..language.noise import MASKS, TOKENS, Noise, lower
-from ..language.rows import Rows
+from ..operations.words import drawing, words
 from .transitions import Transition
 
 DTYPES = ("int64", "int32", "uint8", "uint16")  # of tokens
 MOST = 1 << 31  # tokens of a vocabulary
-_WORDS = Rows.of({"out.z": 1.0})
 
 
 def q_mask(
@@ -165,8 +154,8 @@ def _changed(
 
 def _result(out: Any, tokens: Array, allowed: NDArray[np.bool_] | None, batched: bool) -> Array:
     """Returns where to write the new tokens; it may be where the old ones lie."""
-    result = output("out", out, tokens.shape if batched else tokens.shape[1:], tokens.dtype)
-    check_overlap([("out", result)], [tokens] if allowed is None else [tokens, allowed])
+    result = arrays.output("out", out, tokens.shape if batched else tokens.shape[1:], tokens.dtype)
+    arrays.check_overlap([("out", result)], [tokens] if allowed is None else [tokens, allowed])
     return result
 
 
@@ -212,7 +201,7 @@ def q_transition(
     allowed = allowed_of(where, lengths, shape, batched)
     names = names_for(noise, shape, TOKENS)
     result = _result(out, tokens, allowed, batched)
-    counts, size = cumulated(matrix.reshape(-1, v)), count(shape[1:])
+    counts, size = cumulated(matrix.reshape(-1, v)), math.prod(shape[1:])
     drawn, old, to = words(shape, names).reshape(-1), tokens.reshape(-1), result.reshape(-1)
     for at in range(0, old.size, _NEAR):  # pieces of it are quicker, and Ctrl-C is heard between two
         part = slice(at, at + _NEAR)
@@ -261,15 +250,6 @@ def chosen_by(counts: NDArray[np.uint64], row: NDArray[np.int64], drawn: NDArray
 # ---- words -------------------------------------------------------------------------------------------------
 
 
-def words(shape: tuple[int, ...], names: Sequence[Noise]) -> NDArray[np.uint32]:
-    """Returns the words w of checked keys, an element for each position of each sample."""
-    made = backends.empty(shape, FLOAT32)
-    if made.size:
-        backends.current().run(drawing(shape, names, made))
-    found: NDArray[np.uint32] = made.view(np.uint32)
-    return found
-
-
 def below(shape: tuple[int, ...], names: Sequence[Noise], p: NDArray[np.float64], segment: int) -> NDArray[np.bool_]:
     """Returns where a word lies below rint(2^32 p), p that of its segment."""
     drawn, chosen = words(shape, names).reshape(-1), backends.empty(shape, np.dtype(np.bool_))
@@ -313,31 +293,10 @@ _NEAR = 1 << 14  # tokens whose numbers stay in the near caches
 
 def names_for(noise: Any, shape: tuple[int, ...], stream: int) -> tuple[Noise, ...]:
     """Returns the Noise or Noises on this stream, checked for tokens of this shape."""
-    if is_array(noise):
+    if arrays.is_array(noise):
         raise TypeError("noise: expected a Noise or a list of them, as its words choose the tokens, got an array")
     names, _ = names_or_array(noise, shape, FLOAT32, True, stream)
     return names
-
-
-def drawing(shape: tuple[int, ...], names: Sequence[Noise], out: Array) -> Step:
-    """Returns the call that draws the words of tokens."""
-    batch, sample = shape[0], shape[1:]
-    return Step(
-        batch=batch,
-        size=count(sample),
-        sample_shape=sample,
-        rows=_WORDS,
-        index=_FIRST_ROW,
-        segment=max(1, count(shape)),
-        inputs=(None,) * 9,
-        outputs=(out, None, None),
-        draw="words",
-        step_by_index=False,
-        noise=tuple(names),
-    )
-
-
-_FIRST_ROW = np.zeros(1, np.int64)
 
 
 # ---- arguments ---------------------------------------------------------------------------------------------
@@ -345,16 +304,16 @@ _FIRST_ROW = np.zeros(1, np.int64)
 
 def tokens_of(name: str, ids: Any, batched: bool = True) -> Array:
     """Returns tokens (B, ..) that a kernel can read; with B = 1 where they are one sample."""
-    if not is_array(ids):
-        raise TypeError(f"{name}: expected {wanted(ids, 'NumPy or torch')}, got {type(ids).__name__}")
-    tokens = as_array(name, ids, DTYPES)
+    if not arrays.is_array(ids):
+        raise TypeError(f"{name}: expected {arrays.wanted(ids, 'NumPy or torch')}, got {type(ids).__name__}")
+    tokens = arrays.as_array(name, ids, DTYPES)
     if not isinstance(tokens, np.ndarray):
         raise NotImplementedError(f"{name}: expected tokens in host memory, got an array on a device; copy it first")
     if tokens.ndim < 1 + bool(batched):
         expected = "(B, L), axis 0 the batch" if batched else "(L,), one sample"
         hint = f"; for one sequence pass {name}[None], or batched=False to operations that have it" if batched else ""
         raise ValueError(f"{name}: expected tokens {expected}, got shape {tokens.shape}{hint}")
-    return contiguous(tokens if batched else tokens[None])
+    return arrays.contiguous(tokens if batched else tokens[None])
 
 
 def token_of(name: str, given: Any, dtype: np.dtype[Any]) -> int:
@@ -382,7 +341,7 @@ def check_within(name: str, tokens: Array, v: int) -> None:
 
 def probabilities(name: str, given: Any) -> NDArray[np.float64]:
     """Returns probabilities as float64."""
-    values = host_floats(name, given)
+    values = arrays.host_floats(name, given)
     if not all(lie_within(values[part], 0.0, 1.0) for part in layouts.pieces(values.shape)):
         first = first_of(name, ~((values >= 0) & (values <= 1)), values)
         raise ValueError(f"{first}: expected a probability from 0 to 1")
@@ -393,21 +352,21 @@ def segments(
     name: str, p: Any, shape: tuple[int, ...], block: int | None, batched: bool
 ) -> tuple[NDArray[np.float64], int]:
     """Returns p of each segment of the tokens (B, ..), and the number of tokens in a segment."""
-    values, length = probabilities(name, p), count(shape[1:])
+    values, length = probabilities(name, p), math.prod(shape[1:])
     given, shape_of_ids = values.shape, shape if batched else shape[1:]
     if block is None:
         while values.ndim and values.shape[-1] == 1:  # (B, 1) is a number for each sample
             values = values[..., 0]
         if shape_of_ids[: values.ndim] != values.shape:
             raise ValueError(f"{name}: expected a number or a prefix of ids' shape {shape_of_ids}, got {given}")
-        return contiguous(values).reshape(-1), max(1, count(shape_of_ids[values.ndim :]))
+        return arrays.contiguous(values).reshape(-1), max(1, math.prod(shape_of_ids[values.ndim :]))
     size = check_integer("block", block, 1)
     size = min(size, max(length, 1))
     blocks = -(-length // size)
     if given != (expected := (*shape_of_ids[: int(batched)], blocks)):
         raise ValueError(f"{name}: expected shape {expected}, one for each block of {size} tokens, got {given}")
     if length % size == 0:
-        return contiguous(values).reshape(-1), size
+        return arrays.contiguous(values).reshape(-1), size
     return np.repeat(values.reshape(-1, blocks), size, axis=1)[:, :length].reshape(-1), 1
 
 
@@ -415,10 +374,11 @@ def allowed_of(where: Any, lengths: Any, shape: tuple[int, ...], batched: bool =
     """Returns the tokens (B, ..) that may change, or None for all."""
     allowed: NDArray[np.bool_] | None = None
     if where is not None:
-        allowed = spread_bools("where", host_numbers("where", where), shape if batched else shape[1:]).reshape(shape)
+        own_shape = shape if batched else shape[1:]
+        allowed = arrays.spread_bools("where", arrays.host_numbers("where", where), own_shape).reshape(shape)
     if lengths is None:
         return allowed
-    ends, length, expected = host_numbers("lengths", lengths), count(shape[1:]), shape[: int(batched)]
+    ends, length, expected = arrays.host_numbers("lengths", lengths), math.prod(shape[1:]), shape[: int(batched)]
     if ends.dtype.kind not in "iu" or ends.shape != expected:
         raise TypeError(f"lengths: expected integers of shape {expected}, got {ends.dtype} of shape {ends.shape}")
     ends = ends.reshape(shape[:1])

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
-from ..arguments.arrays import allowed_dtype, as_numbers, check_overlap, count, host_view, is_array, output
+from ..arguments.arrays import allowed_dtype, as_numbers, check_overlap, host_view, is_array, output
 from ..arguments.options import fast_path, lengths
 from ..ground import notebook
 from ..ground.checks import check_integer, check_number, first_of
@@ -457,7 +457,7 @@ class DiscreteSampler:
             raise TypeError(f"logits: expected an array of x's kind, got {given}")
         if array.dtype.name not in LOGITS:
             raise TypeError(f"logits: dtype {array.dtype} is not supported, expected one of {', '.join(LOGITS)}")
-        length = count(array.shape[1:-1]) if array.ndim > 1 else 0
+        length = math.prod(array.shape[1:-1]) if array.ndim > 1 else 0
         if array.ndim < 3 or (len(array), length) != shape:
             raise ValueError(f"logits: expected x's shape {shape} and an axis of V, got {array.shape}")
         if self.table.vocabulary is not None and array.shape[-1] < self.table.vocabulary:
@@ -513,7 +513,7 @@ def _check_room(drawn: NDArray[np.int64], dtype: np.dtype[Any]) -> None:
 
 
 def _by_sample(tokens: Any) -> Any:
-    return tokens.reshape(len(tokens), count(tokens.shape[1:]))
+    return tokens.reshape(len(tokens), math.prod(tokens.shape[1:]))
 
 
 _HINT = 'as no device= was given; for a network in torch give device="cpu"'

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from ..arguments.types import Array
 from ..language.noise import MASKS, PLACES, Noise
+from ..operations.words import words
 from .categorical import TokenInfo
-from .forward import names_for, uniform_tokens, words
+from .forward import names_for, uniform_tokens
 from .table import TokenRow, TokenTable
 
 

@@ -24,8 +24,9 @@ def augmented(function: Callable[..., Any], x: Any, noise: Any, *, out: Any = No
     elif name == "snr":
         check_whole("at_snr: samples", x, 1 if batched else 0)
         numbers = {"snr": options.pop("snr")}
-    elif name == "poisson":
-        numbers = {"peak": options.pop("peak")}
+    elif name in ("poisson", "impulse"):
+        of_samples = "peak" if name == "poisson" else "amount"
+        numbers = {of_samples: options.pop(of_samples)}
     elif name in ("levels", "transition"):
         numbers = {}
     else:

@@ -17,8 +17,8 @@ from ...arguments.arrays import as_array
 from ...ground.checks import is_tracer
 from ...language.levels import INFO, LOGITS
 from ...language.rows import X
+from ...operations.words import drawing
 from ...tokens.categorical import drawn_from, token_dtype
-from ...tokens.forward import drawing
 from .description import POSITIONS, RACES, TEMPERATURE, TOP_K, TOP_P, WHERE
 from .traced import Named, refusing, run, small, stand_in_for, tracers_of
 

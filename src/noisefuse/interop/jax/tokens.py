@@ -14,7 +14,8 @@ import noisefuse as nf
 
 from ...ground.checks import is_tracer
 from ...language.noise import MASKS
-from ...tokens.forward import drawing, names_for
+from ...operations.words import drawing
+from ...tokens.forward import names_for
 from .traced import NO_TIME, Named, check_none, refusing, run, stand_in_for, tracers_of
 
 

@@ -32,45 +32,14 @@ with needs(__name__, "torch"):
     import torch
     from torch import Tensor
 
-from . import internals
-from .arrays import (
-    CPU,
-    DTYPES,
-    EXPECTED,
-    NAMED,
-    array_dtype,
-    as_tensor,
-    check_memory,
-    check_plain,
-    checked,
-    dtype_name,
-    in_format,
-    on,
-    place_of,
-    read,
-    read_index,
-    read_noise,
-    to_numpy,
-    write,
-)
+from . import arrays, graph, internals
 from .categories import categorical, masked_cross_entropy, masked_cross_entropy_and_grad
 from .density import as_given, inputs_of, kl, kl_grad, log_prob, log_prob_grad, update_with_log_prob
-from .graph import (
-    Operation,
-    carries,
-    check_no_gradient,
-    compiled,
-    copied,
-    differentiable,
-    fast_call,
-    is_watched,
-    words_of,
-)
 from .internals import is_compiling, is_traced
 from .loss import interpolate_loss, interpolate_loss_and_grad, mse_loss, mse_loss_and_grad, mse_loss_grad
 from .tokens import from_numpy, on_device, token_log_prob, view, written
 
-FLOATING.update(dtype for dtype in DTYPES if dtype.is_floating_point)
+FLOATING.update(dtype for dtype in arrays.DTYPES if dtype.is_floating_point)
 
 
 # ---- operations --------------------------------------------------------------------------------------------
@@ -92,13 +61,13 @@ def randn_like(x: Any, noise: Any, *, dtype: Any, batched: bool) -> Any:
     kind = _float(dtype)
     # On a CPU `randn` allocates: within torch.func a new tensor has no memory.
     out = None if x.is_cpu and not is_traced() else torch.empty(x.shape, dtype=kind, device=x.device)
-    return in_format(nf.randn(tuple(x.shape), noise, dtype=kind, batched=batched, out=out), x)
+    return arrays.in_format(nf.randn(tuple(x.shape), noise, dtype=kind, batched=batched, out=out), x)
 
 
 def _float(dtype: Any) -> torch.dtype:
-    kind = NAMED.get(name) if (name := dtype_name(dtype)) not in LEVELS else None
+    kind = arrays.NAMED.get(name) if (name := arrays.dtype_name(dtype)) not in LEVELS else None
     if kind is None:
-        raise TypeError(f"dtype {dtype!r}: expected one of {EXPECTED}")
+        raise TypeError(f"dtype {dtype!r}: expected one of {arrays.EXPECTED}")
     return kind
 
 
@@ -110,7 +79,7 @@ def moved(x: Any, to: Any) -> Any:
 def following(result: Any, *products: tuple[Any, Any, int]) -> Any:
     """Adds products of 0, whose gradients are those of the numbers: result itself where none requires grad."""
     for number, derivative, sign in products:
-        if is_watched((number,)):
+        if graph.is_watched((number,)):
             zero = (number - number.detach()).reshape(number.shape + (1,) * (derivative.ndim - number.ndim))
             result = result + (sign * zero.to(derivative.dtype) * derivative).to(result.dtype)
     return result
@@ -145,9 +114,9 @@ def uniform(shape: Any, noise: Any, **options: Any) -> Any:
 
 
 def q_sample(x0: Any, t: Any, schedule: Any, noise: Any, *, out: Any, target_out: Any, **options: Any) -> Any:
-    options["dtype"] = dtype_name(options["dtype"], or_levels=True)
+    options["dtype"] = arrays.dtype_name(options["dtype"], or_levels=True)
     if options["dtype"] in LEVELS:  # rounded to integer levels
-        check_no_gradient(x0=x0)
+        graph.check_no_gradient(x0=x0)
     if options["target"] is None and target_out is None:
         return _call("q_sample", schedule, options, t, {"x": x0}, noise, (out,))[0]
     return _call("q_sample", schedule, options, t, {"x": x0}, noise, (out, target_out))
@@ -155,7 +124,7 @@ def q_sample(x0: Any, t: Any, schedule: Any, noise: Any, *, out: Any, target_out
 
 def q_step(x: Any, t: Any, schedule: Any, noise: Any, *, out: Any, **options: Any) -> Any:
     if "dtype" in options:  # rounded to integer levels
-        check_no_gradient(x=x)
+        graph.check_no_gradient(x=x)
     return _call("q_step", schedule, options, t, {"x": x}, noise, (out,))[0]
 
 
@@ -169,7 +138,7 @@ def update(
 ) -> Any:  # fmt: skip
     tensors = inputs_of(x, model_output, past)
     if options:  # rounded to integer levels
-        check_no_gradient(**{nf.tableau.ARGUMENTS[slot]: tensor for slot, tensor in tensors.items()})
+        graph.check_no_gradient(**{nf.tableau.ARGUMENTS[slot]: tensor for slot, tensor in tensors.items()})
     anew = isinstance(aux_out, int)
     results = _call("update", table, options, i, tensors, noise, (out, *((None,) * aux_out if anew else aux_out)))
     return results if anew else results[0]
@@ -179,20 +148,20 @@ def augmented(function: Any, x: Any, noise: Any, *, dtype: Any = None, out: Any 
     """Runs a function of `augment` or `fields` on the memory of tensors. A compiler's graph breaks there."""
     if is_compiling():
         return internals.untraced(augmented, function, x, noise, dtype=dtype, out=out, **options)
-    check_no_gradient(x=x, noise=noise)
-    place, name, into = place_of("x", checked("x", x)), dtype_name(dtype, or_levels=True), out
-    kind = NAMED.get(name, x.dtype)
+    graph.check_no_gradient(x=x, noise=noise)
+    place, name, into = arrays.place_of("x", arrays.checked("x", x)), arrays.dtype_name(dtype, or_levels=True), out
+    kind = arrays.NAMED.get(name, x.dtype)
     if out is None and place.type != "cpu":  # torch allocates all results on a device
         into = torch.empty(x.shape, dtype=kind, device=x.device)
-    with on(place):
-        noise = read("noise", noise, place) if isinstance(noise, Tensor) else read_noise(noise, "x")
-        written = write("out", into, place, kind)
-        result = function(read("x", x, place), noise, dtype=array_dtype(name), out=written, **options)
-        result = as_tensor(result, into, kind)
-    return in_format(result, x) if out is None else result
+    with arrays.on(place):
+        noise = arrays.read("noise", noise, place) if isinstance(noise, Tensor) else arrays.read_noise(noise, "x")
+        written = arrays.write("out", into, place, kind)
+        result = function(arrays.read("x", x, place), noise, dtype=arrays.array_dtype(name), out=written, **options)
+        result = arrays.as_tensor(result, into, kind)
+    return arrays.in_format(result, x) if out is None else result
 
 
-class RowCall(Operation):
+class RowCall(graph.Operation):
     """q_sample, q_step, q_walk or update: rows. Slots are x, m1, m2, past1 .. past4, z."""
 
     def label(self, slot: str) -> str:
@@ -209,9 +178,9 @@ class RowCall(Operation):
         if self.name == "q_walk":
             kept = options["keep"]
             return [((len(self.table) if kept is None else np.size(kept), *x.shape), x.dtype)]
-        like_x = torch.float32 if DTYPES.get(x.dtype) in LEVELS else x.dtype  # and that beside integer levels
-        first = NAMED.get(options.get("dtype") or "", like_x)
-        others = like_x if DTYPES[first] in LEVELS else first
+        like_x = torch.float32 if arrays.DTYPES.get(x.dtype) in LEVELS else x.dtype  # and that beside integer levels
+        first = arrays.NAMED.get(options.get("dtype") or "", like_x)
+        others = like_x if arrays.DTYPES[first] in LEVELS else first
         return [(tuple(x.shape), others if n else first) for n in range(self.outputs)]
 
     def run(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> tuple[Any, ...]:
@@ -237,7 +206,7 @@ class RowCall(Operation):
         """Returns the options. A dtype in them is that of arrays."""
         options = dict(self.options)
         if options.get("dtype") is not None:
-            options["dtype"] = array_dtype(options["dtype"])
+            options["dtype"] = arrays.array_dtype(options["dtype"])
         return options
 
     def kept(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -288,27 +257,27 @@ def _call(
 ) -> tuple[Any, ...]:
     """Returns the outputs: the caller's, or new ones."""
     time = "i" if name == "update" else "t"
-    check_no_gradient(**{"noise": noise, time: index})
+    graph.check_no_gradient(**{"noise": noise, time: index})
     if isinstance(noise, Tensor):
         tensors, noise = {**tensors, "z": noise}, None
     fields, values = (table, name, tuple(options.items()), tuple(tensors), len(outs)), tuple(tensors.values())
     if is_compiling():
-        if not carries(noise):
+        if not graph.carries(noise):
             return internals.untraced(_call, name, table, options, index, tensors, noise, outs)
-        outputs = compiled(RowCall, fields, index, values, noise)
-        return tuple(copied(result, out) for result, out in zip(outputs, outs, strict=True))
+        outputs = graph.compiled(RowCall, fields, index, values, noise)
+        return tuple(graph.copied(result, out) for result, out in zip(outputs, outs, strict=True))
     call = RowCall(*fields)
     # Remembered tensors are overwritten, as by an in-place operation that autograd knows.
     remembered = tuple(out for out in outs[1:] if out is not None) if name == "update" else ()
-    if is_watched((*values, *remembered)):
+    if graph.is_watched((*values, *remembered)):
         for slot, x in zip(call.slots, values, strict=True):
-            check_memory(call.label(slot), x)
+            arrays.check_memory(call.label(slot), x)
         for label, out in zip(call.out_labels(), outs[: len(outs) - len(remembered)], strict=False):
             if out is not None:
                 raise ValueError(f"{label}: expected None, as an input requires grad and autograd needs a new tensor")
-        return differentiable(call, index, noise, values, remembered)
+        return graph.differentiable(call, index, noise, values, remembered)
     labels, out_labels = [call.label(slot) for slot in call.slots], call.out_labels()
-    noise, place = read_noise(noise, "x"), place_of(labels[0], checked(labels[0], values[0]))
+    noise, place = arrays.read_noise(noise, "x"), arrays.place_of(labels[0], arrays.checked(labels[0], values[0]))
     kinds = call.results(values)
     if place.type != "cpu":  # torch allocates all results on a device
         memory = [
@@ -317,14 +286,17 @@ def _call(
         ]
     else:
         memory = [*outs]
-    with on(place):
-        arrays = [read(label, x, place) for label, x in zip(labels, values, strict=True)]
+    with arrays.on(place):
+        inputs = [arrays.read(label, x, place) for label, x in zip(labels, values, strict=True)]
         written = [
-            write(label, out, place, kind) for label, out, (_, kind) in zip(out_labels, memory, kinds, strict=True)
+            arrays.write(label, out, place, kind)
+            for label, out, (_, kind) in zip(out_labels, memory, kinds, strict=True)
         ]
-        results = call.run(read_index(time, index, place), arrays, noise, written)
-    outputs = [as_tensor(result, out, kind) for result, out, (_, kind) in zip(results, memory, kinds, strict=True)]
-    return tuple(in_format(x, values[0]) if out is None else x for x, out in zip(outputs, outs, strict=True))
+        results = call.run(arrays.read_index(time, index, place), inputs, noise, written)
+    outputs = [
+        arrays.as_tensor(result, out, kind) for result, out, (_, kind) in zip(results, memory, kinds, strict=True)
+    ]
+    return tuple(arrays.in_format(x, values[0]) if out is None else x for x, out in zip(outputs, outs, strict=True))
 
 
 _SEVERAL = tuple, list
@@ -340,7 +312,7 @@ def in_graph(row: Any, arguments: tuple[Any, ...], name: str, table: Any, option
         return NotImplemented
     tensors = {"x": x} if models is None and not past else inputs_of(x, models, past or ())
     values = tuple(tensors.values())
-    if not is_watched(values) or is_watched((index,)):
+    if not graph.is_watched(values) or graph.is_watched((index,)):
         return NotImplemented
     try:
         for one in values:
@@ -348,23 +320,24 @@ def in_graph(row: Any, arguments: tuple[Any, ...], name: str, table: Any, option
     except (AttributeError, RuntimeError):  # no tensor, or one of torch.func: see `check_memory`
         return NotImplemented
     outputs = 1 + aux if is_number else 1
-    return fast_call(RowCall(table, name, options, tuple(tensors), outputs), row, arguments, values)
+    return graph.fast_call(RowCall(table, name, options, tuple(tensors), outputs), row, arguments, values)
 
 
 def _random(name: str, shape: Any, noise: Any, *, dtype: Any, batched: bool, out: Any) -> Any:
-    dtype = "float32" if dtype is None else dtype_name(dtype)
+    dtype = "float32" if dtype is None else arrays.dtype_name(dtype)
     if is_compiling():
         lengths = [shape] if isinstance(shape, int) else list(shape)
-        if not carries(noise):
+        if not graph.carries(noise):
             return internals.untraced(_random, name, lengths, noise, dtype=dtype, batched=batched, out=out)
-        words = words_of(noise)
-        device = CPU if out is None else out.device
-        return copied(torch.ops.noisefuse.random(name, lengths, dtype, words, batched, device), out)
-    place, kind = CPU if out is None else place_of("out", checked("out", out)), NAMED.get(dtype, torch.float32)
-    with on(place):
-        array, given = write("out", out, place, kind), array_dtype(dtype) if name == "randn" else dtype
+        words = graph.words_of(noise)
+        device = arrays.CPU if out is None else out.device
+        return graph.copied(torch.ops.noisefuse.random(name, lengths, dtype, words, batched, device), out)
+    place = arrays.CPU if out is None else arrays.place_of("out", arrays.checked("out", out))
+    kind = arrays.NAMED.get(dtype, torch.float32)
+    with arrays.on(place):
+        array, given = arrays.write("out", out, place, kind), arrays.array_dtype(dtype) if name == "randn" else dtype
         drawn = getattr(nf, name)(shape, noise, dtype=given, batched=batched, out=array)
-    return as_tensor(drawn, out, kind)
+    return arrays.as_tensor(drawn, out, kind)
 
 
 def untraced(function: Any, *arguments: Any) -> Any:
@@ -373,7 +346,7 @@ def untraced(function: Any, *arguments: Any) -> Any:
 
 library: Library = Library(
     "torch", time="batch", is_traced=is_traced, can_warn=lambda: not is_traced(), untraced=untraced,
-    check_plain=check_plain, to_numpy=to_numpy, moved=moved, following=following, of_arrays=of_arrays,
+    check_plain=arrays.check_plain, to_numpy=arrays.to_numpy, moved=moved, following=following, of_arrays=of_arrays,
     zeros_like=zeros_like, where=torch.where, times=times, empty=empty, randn=randn, randn_like=randn_like,
     uniform=uniform, q_sample=q_sample, q_step=q_step, q_walk=q_walk, update=update,
     mse_loss=mse_loss, mse_loss_and_grad=mse_loss_and_grad, mse_loss_grad=mse_loss_grad,

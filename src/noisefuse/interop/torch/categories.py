@@ -13,20 +13,8 @@ from torch import Tensor
 import noisefuse as nf
 
 from ...language.levels import INFO
-from . import internals
+from . import graph, internals
 from .arrays import CPU, as_tensor, check_memory, check_plain, checked, memory, place_of, read, to_numpy, write
-from .graph import (
-    Operation,
-    carries,
-    check_no_gradient,
-    check_unwatched,
-    compiled,
-    copied,
-    differentiable_once,
-    is_watched,
-    noise_of,
-    words_of,
-)
 from .internals import is_compiling, operator, written
 
 TOKENS: dict[torch.dtype, type[np.signedinteger[Any]]] = {torch.int64: np.int64, torch.int32: np.int32}
@@ -40,13 +28,13 @@ NAMED: dict[Any, torch.dtype] = {
 
 def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, partial: bool, **options: Any) -> Any:
     if info:
-        check_no_gradient(logits=logits)
+        graph.check_no_gradient(logits=logits)
     if is_compiling():
         plain = all(isinstance(options[name], int | float) for name in ("temperature", "top_k", "top_p"))
         if (
             partial
             or not plain
-            or not carries(noise)
+            or not graph.carries(noise)
             or options["where"] is not None
             or options["positions"] is not None
         ):
@@ -54,8 +42,8 @@ def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, par
             return internals.untraced(categorical, logits, noise, **options)
         settings = float(options["temperature"]), options["top_k"], float(options["top_p"])
         kind = _kind(dtype if out is None else out.dtype)
-        token, *known = torch.ops.noisefuse.categorical(logits, words_of(noise), *settings, ",".join(info), kind)
-        token = copied(token, out)
+        token, *known = torch.ops.noisefuse.categorical(logits, graph.words_of(noise), *settings, ",".join(info), kind)
+        token = graph.copied(token, out)
         return (token, nf.discrete.TokenInfo(**dict(zip(info, known, strict=True)))) if info else token
     place = _place(logits, "categorical")
     arrays = {name: _read(name, value) for name, value in options.items()}
@@ -92,7 +80,7 @@ def _read(name: str, value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     check_plain(name, value)
-    check_no_gradient(**{name: value})
+    graph.check_no_gradient(**{name: value})
     place_of(name, value)
     return to_numpy(value)
 
@@ -113,7 +101,7 @@ def _categorical(
     logits: Tensor, words: Sequence[int], temperature: float, top_k: int, top_p: float, info: str, dtype: torch.dtype
 ) -> list[Tensor]:
     names: Any = tuple(filter(None, info.split(",")))
-    noise: Any = noise_of(words)
+    noise: Any = graph.noise_of(words)
     options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "dtype": dtype}
     found: Any = nf.categorical(logits.detach(), noise, info=names, **options)
     token, known = found if names else (found, None)
@@ -132,15 +120,15 @@ def _(
 
 
 def masked_cross_entropy(logits: Any, ids: Any, masked: Any, weight: Any, *, reduction: Any) -> Any:
-    watched = is_watched((logits,)) and not is_compiling()
+    watched = graph.is_watched((logits,)) and not is_compiling()
     make = torch.tensor if watched else torch.as_tensor  # the caller may overwrite an array before the backward pass
     given = _given(logits, ids, masked, weight, make)
     if watched:
         check_memory("logits", logits)
-        return differentiable_once("masked_cross_entropy", given, {"reduction": reduction}, _gradient)
+        return graph.differentiable_once("masked_cross_entropy", given, {"reduction": reduction}, _gradient)
     fields, tensors = _cross_entropy(given, reduction)
     return (
-        compiled(CrossEntropy, fields, 0, tensors, None)[0]
+        graph.compiled(CrossEntropy, fields, 0, tensors, None)[0]
         if is_compiling()
         else CrossEntropy(*fields).value(tensors)[0]
     )
@@ -157,15 +145,15 @@ def masked_cross_entropy_and_grad(
     if is_compiling():
         options = {"reduction": reduction, "upstream": upstream, "out": out}
         return internals.untraced(masked_cross_entropy_and_grad, logits, ids, masked, weight, **options)
-    check_no_gradient(upstream=upstream)
-    check_unwatched("logits", logits)
+    graph.check_no_gradient(upstream=upstream)
+    graph.check_unwatched("logits", logits)
     fields, tensors = _cross_entropy(_given(logits, ids, masked, weight), reduction)
     return CrossEntropy(*fields).value(tensors, upstream, True if out is None else out)
 
 
 def _given(logits: Any, ids: Any, masked: Any, weight: Any, make: Any = torch.as_tensor) -> dict[str, Tensor]:
     """Returns the arguments that are given, as tensors."""
-    check_no_gradient(weight=weight)
+    graph.check_no_gradient(weight=weight)
     given = {"logits": logits}
     for name, x in (("ids", ids), ("masked", masked), ("weight", weight)):
         if isinstance(x, Tensor):
@@ -182,7 +170,7 @@ def _cross_entropy(given: dict[str, Tensor], reduction: Any) -> tuple[tuple[Any,
     return (None, "masked_cross_entropy", (("reduction", reduction),), tuple(given), 1), tuple(given.values())
 
 
-class CrossEntropy(Operation):
+class CrossEntropy(graph.Operation):
     """masked_cross_entropy. Slots are logits, ids, and masked and weight, if they are present."""
 
     def results(self, tensors: Sequence[Tensor]) -> list[tuple[tuple[int, ...], torch.dtype]]:

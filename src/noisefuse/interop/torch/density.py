@@ -14,22 +14,7 @@ from torch import Tensor
 
 import noisefuse as nf
 
-from .arrays import (
-    as_tensor,
-    check_memory,
-    checked,
-    empty_like,
-    in_format,
-    is_copied,
-    like_x,
-    memory,
-    on,
-    place_of,
-    read,
-    read_noise,
-    read_numbers,
-    write,
-)
+from . import arrays
 from .graph import Operation, check_no_gradient, compiled, differentiable, is_watched
 from .internals import is_compiling
 
@@ -42,8 +27,8 @@ def log_prob(
     if not partial:
         return _call("log_prob", table, options, i, tensors)
     check_no_gradient(**tensors)
-    place = place_of("x", checked("x", x))
-    with on(place):
+    place = arrays.place_of("x", arrays.checked("x", x))
+    with arrays.on(place):
         part = nf.density.log_prob(**_arguments(table, i, tensors, place), **options, partial=True)
         return replace(part, sums=_in_torch(part.sums, x))
 
@@ -75,29 +60,32 @@ def update_with_log_prob(
     check_no_gradient(noise=noise)
     tensors = inputs_of(x, model_output, past)
     watched = is_watched(tensors.values())
-    if watched or is_compiling() or is_copied(x):
+    if watched or is_compiling() or arrays.is_copied(x):
         models = {name: a.detach() for name, a in tensors.items()}
         step = functools.partial(nf.update, table, i, models["x"], as_given(models)[0], past=past, noise=noise)
         x_next = step()
         log_density = log_prob(table, i, x, model_output, x_next, past=past, partial=partial, **options)
         # The caller's arrays come last: the density is checked by then, and they may replace the inputs that it reads.
         return (step(out=out, aux_out=aux_out) if out is not None or len(aux_out) else x_next), log_density
-    place = place_of("x", checked("x", x))
+    place = arrays.place_of("x", arrays.checked("x", x))
     into = out
     if out is None and place.type != "cpu":
-        into = empty_like(x)
-    with on(place):
-        noise = read("noise", noise, place) if isinstance(noise, Tensor) else read_noise(noise, "x")
-        aux = [write(f"aux_out[{n}]", a, place, x.dtype) for n, a in enumerate(aux_out)]
-        arguments = _arguments(table, i, tensors, place) | {"noise": noise, "out": write("out", into, place, x.dtype)}
+        into = arrays.empty_like(x)
+    with arrays.on(place):
+        noise = arrays.read("noise", noise, place) if isinstance(noise, Tensor) else arrays.read_noise(noise, "x")
+        aux = [arrays.write(f"aux_out[{n}]", a, place, x.dtype) for n, a in enumerate(aux_out)]
+        arguments = _arguments(table, i, tensors, place) | {
+            "noise": noise,
+            "out": arrays.write("out", into, place, x.dtype),
+        }
         x_next, log_density = nf.density.update_with_log_prob(**arguments, aux_out=aux, partial=partial, **options)
         log_density = (
             replace(log_density, sums=_in_torch(log_density.sums, x)) if partial else _in_torch(log_density, x)
         )
     for tensor in aux_out:
-        as_tensor(None, tensor, x.dtype)
-    x_next = as_tensor(x_next, into, x.dtype)
-    return in_format(x_next, x) if out is None else x_next, log_density
+        arrays.as_tensor(None, tensor, x.dtype)
+    x_next = arrays.as_tensor(x_next, into, x.dtype)
+    return arrays.in_format(x_next, x) if out is None else x_next, log_density
 
 
 class Density(Operation):
@@ -113,8 +101,8 @@ class Density(Operation):
             done = nf.density.fast(self.table, True, index, inputs["x"], models, past, inputs["x_next"], None, (), law)
             if done is not NotImplemented:
                 return (done,)
-        place = place_of(self.slots[0], checked(self.slots[0], tensors[0]))
-        with on(place):
+        place = arrays.place_of(self.slots[0], arrays.checked(self.slots[0], tensors[0]))
+        with arrays.on(place):
             arguments = _arguments(self.table, index, dict(zip(self.slots, tensors, strict=True)), place)
             numbers = getattr(nf.density, self.name)(**arguments, **dict(self.options))
             return (_in_torch(numbers, tensors[0]),)
@@ -132,7 +120,7 @@ class Density(Operation):
         gradient = _gradient(
             function, self.table, index, dict(zip(self.slots, kept, strict=True)), grads[0], None, options
         )
-        return in_format(gradient, kept[0])
+        return arrays.in_format(gradient, kept[0])
 
 
 def _call(name: str, table: Any, options: dict[str, Any], i: Any, tensors: dict[str, Any]) -> Tensor:
@@ -141,7 +129,7 @@ def _call(name: str, table: Any, options: dict[str, Any], i: Any, tensors: dict[
         return compiled(Density, fields, i, values, None)[0]
     if is_watched(values):
         for label, a in tensors.items():
-            check_memory(label, a)
+            arrays.check_memory(label, a)
         return differentiable(Density(*fields), i, None, values)[0]
     return Density(*fields).run(i, values, None, ())[0]
 
@@ -150,18 +138,20 @@ def _gradient(
     function: Any, table: Any, i: Any, tensors: dict[str, Any], upstream: Any, out: Any, options: dict[str, Any]
 ) -> Tensor:
     x = next(iter(tensors.values()))
-    place, into = place_of("x", checked("x", x)), out
+    place, into = arrays.place_of("x", arrays.checked("x", x)), out
     if out is None and place.type != "cpu":  # torch allocates all results on a device
-        into = empty_like(x)
-    with on(place):
-        arguments = _arguments(table, i, tensors, place) | {"upstream": read_numbers("upstream", upstream, place)}
-        gradient = function(**arguments, out=write("out", into, place, x.dtype), **options)
-    return as_tensor(gradient, into, x.dtype)
+        into = arrays.empty_like(x)
+    with arrays.on(place):
+        arguments = _arguments(table, i, tensors, place) | {
+            "upstream": arrays.read_numbers("upstream", upstream, place)
+        }
+        gradient = function(**arguments, out=arrays.write("out", into, place, x.dtype), **options)
+    return arrays.as_tensor(gradient, into, x.dtype)
 
 
 def inputs_of(x: Any, model_output: Any, past: Sequence[Any]) -> dict[str, Any]:
     models = model_output if isinstance(model_output, tuple) else (model_output,)
-    return like_x({"x": x} | {f"m{n + 1}": m for n, m in enumerate(models) if m is not None} | _remembered(past))
+    return arrays.like_x({"x": x} | {f"m{n + 1}": m for n, m in enumerate(models) if m is not None} | _remembered(past))
 
 
 def as_given(tensors: dict[str, Any]) -> tuple[Any, list[Any]]:
@@ -175,11 +165,11 @@ def _remembered(past: Sequence[Any]) -> dict[str, Any]:
 
 
 def _arguments(table: Any, i: Any, tensors: dict[str, Any], place: torch.device) -> dict[str, Any]:
-    """Returns the arguments of the functions of `density`: memory by argument."""
-    memory = {name: read(nf.tableau.ARGUMENTS.get(name, name), a, place) for name, a in tensors.items()}
-    models, past = as_given(memory)
+    """Returns the arguments of the functions of `density`, read on this device."""
+    inputs = {name: arrays.read(nf.tableau.ARGUMENTS.get(name, name), a, place) for name, a in tensors.items()}
+    models, past = as_given(inputs)
     arguments = {"table": table, "i": i.cpu().numpy() if isinstance(i, Tensor) else i, "model_output": models}
-    arguments |= {name: memory[name] for name in ("x", "x_next", "reference") if name in memory}
+    arguments |= {name: inputs[name] for name in ("x", "x_next", "reference") if name in inputs}
     return arguments | ({"past": past} if past else {})
 
 
@@ -188,5 +178,5 @@ def _in_torch(sums: Any, x: Tensor) -> Tensor:
     if isinstance(sums, np.ndarray):
         return torch.from_numpy(sums)
     tensor = torch.empty(sums.shape, dtype=torch.float64, device=x.device)
-    memory("sums", tensor, x.device)[...] = sums
+    arrays.memory("sums", tensor, x.device)[...] = sums
     return tensor

@@ -16,60 +16,31 @@ from torch import Tensor
 
 import noisefuse as nf
 
-from . import internals
-from .arrays import (
-    as_tensor,
-    check_memory,
-    checked,
-    empty_like,
-    in_format,
-    memory,
-    on,
-    place_of,
-    read,
-    read_index,
-    read_noise,
-    read_numbers,
-    write,
-)
-from .graph import (
-    Operation,
-    carried,
-    carries,
-    check_no_gradient,
-    check_once,
-    check_unwatched,
-    compiled,
-    copied,
-    differentiable_once,
-    frozen,
-    is_watched,
-    words_of,
-)
+from . import arrays, graph, internals
 from .internals import is_compiling
 
 
 def mse_loss(
     pred: Any, x0: Any, t: Any, schedule: Any, noise: Any, *, weight: Any, partial: bool = False, **options: Any
 ) -> Any:
-    if is_watched((pred,)) and not partial and not is_compiling():
+    if graph.is_watched((pred,)) and not partial and not is_compiling():
         if weight is not None and not isinstance(weight, Tensor):
             weight = torch.from_numpy(np.array(weight))  # the caller may overwrite it before the backward pass
-        check_memory("pred", pred)
-        t, noise = frozen(t, noise)
+        arrays.check_memory("pred", pred)
+        t, noise = graph.frozen(t, noise)
         rest, others = {"schedule": schedule, **options}, {"x0": x0, "t": t, "noise": noise, "weight": weight}
-        return differentiable_once("mse_loss", {"pred": pred}, rest, nf.mse_loss_grad, **others)
-    check_no_gradient(x0=x0, t=t, noise=noise, weight=weight)
+        return graph.differentiable_once("mse_loss", {"pred": pred}, rest, nf.mse_loss_grad, **others)
+    graph.check_no_gradient(x0=x0, t=t, noise=noise, weight=weight)
     if partial:
-        check_no_gradient(pred=pred)
+        graph.check_no_gradient(pred=pred)
         fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
         return Loss(*fields).part(t, tensors, noise)
     fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
     if not is_compiling():
         return Loss(*fields).value(t, tensors, noise)[0]
-    if not carries(noise):
+    if not graph.carries(noise):
         return internals.untraced(mse_loss, pred, x0, t, schedule, noise, weight=weight, **options)
-    return compiled(Loss, fields, t, tensors, noise)[0]
+    return graph.compiled(Loss, fields, t, tensors, noise)[0]
 
 
 def mse_loss_and_grad(
@@ -77,36 +48,36 @@ def mse_loss_and_grad(
 ) -> Any:
     if is_compiling():
         return internals.untraced(mse_loss_and_grad, pred, x0, t, schedule, noise, weight=weight, out=out, **options)
-    check_no_gradient(x0=x0, t=t, noise=noise, weight=weight)
-    check_unwatched("pred", pred)
+    graph.check_no_gradient(x0=x0, t=t, noise=noise, weight=weight)
+    graph.check_unwatched("pred", pred)
     fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
     value, gradient = Loss(*fields).value(t, tensors, noise, True if out is None else out)
-    return value, in_format(gradient, pred) if out is None else gradient
+    return value, arrays.in_format(gradient, pred) if out is None else gradient
 
 
 def mse_loss_grad(
     pred: Any, x0: Any, t: Any, schedule: Any, noise: Any, *, weight: Any, upstream: Any, out: Any, **options: Any
 ) -> Any:
-    check_no_gradient(pred=pred, x0=x0, t=t, noise=noise, weight=weight, upstream=upstream)
+    graph.check_no_gradient(pred=pred, x0=x0, t=t, noise=noise, weight=weight, upstream=upstream)
     fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
     if not is_compiling():
         return Loss(*fields).gradient("pred", t, tensors, noise, (upstream,), out)
-    if not carries(noise):
+    if not graph.carries(noise):
         more = {"weight": weight, "upstream": upstream, "out": out, **options}
         return internals.untraced(mse_loss_grad, pred, x0, t, schedule, noise, **more)
-    number, row, times = carried(Loss, fields, t)
-    rest = row, times, tensors, words_of(noise), [torch.as_tensor(upstream, dtype=torch.float64)]
+    number, row, times = graph.carried(Loss, fields, t)
+    rest = row, times, tensors, graph.words_of(noise), [torch.as_tensor(upstream, dtype=torch.float64)]
     gradient = torch.ops.noisefuse.gradient(number, "pred", pred.shape, pred.dtype, *rest)
-    return copied(in_format(gradient, pred), out)
+    return graph.copied(arrays.in_format(gradient, pred), out)
 
 
 def interpolate_loss(pred: Any, x0: Any, x1: Any, t: Any, path: Any, noise: Any, *, weight: Any, **options: Any) -> Any:
-    check_no_gradient(x0=x0, x1=x1, t=t, noise=noise, weight=weight)
+    graph.check_no_gradient(x0=x0, x1=x1, t=t, noise=noise, weight=weight)
     if is_compiling():
         return internals.untraced(interpolate_loss, pred, x0, x1, t, path, noise, weight=weight, **options)
-    if not is_watched((pred,)):
+    if not graph.is_watched((pred,)):
         return _of_path(pred, x0, x1, t, path, noise, weight, None, options)[0]
-    check_memory("pred", pred)
+    arrays.check_memory("pred", pred)
     return _OfPath.apply(pred, (x0, x1, t, path, noise, weight), options)
 
 
@@ -117,10 +88,10 @@ def interpolate_loss_and_grad(
         return internals.untraced(
             interpolate_loss_and_grad, pred, x0, x1, t, path, noise, weight=weight, out=out, **options
         )
-    check_no_gradient(x0=x0, x1=x1, t=t, noise=noise, weight=weight)
-    check_unwatched("pred", pred)
+    graph.check_no_gradient(x0=x0, x1=x1, t=t, noise=noise, weight=weight)
+    graph.check_unwatched("pred", pred)
     value, gradient = _of_path(pred, x0, x1, t, path, noise, weight, True if out is None else out, options)
-    return value, in_format(gradient, pred) if out is None else gradient
+    return value, arrays.in_format(gradient, pred) if out is None else gradient
 
 
 class _OfPath(torch.autograd.Function):
@@ -136,7 +107,7 @@ class _OfPath(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        check_once("interpolate_loss")
+        graph.check_once("interpolate_loss")
         (gradient,) = ctx.saved_tensors
         if not upstream.ndim and upstream.item() == 1:
             return gradient, None, None
@@ -148,30 +119,31 @@ def _of_path(
 ) -> tuple[Tensor, Any]:
     """Returns the loss, and its gradient if it is wanted, as `_value` does."""
 
-    def arrays(place: torch.device) -> dict[str, Any]:
-        arguments: dict[str, Any] = {name: read(name, x, place) for name, x in (("pred", pred), ("x0", x0), ("x1", x1))}
-        drawn = read("noise", noise, place) if isinstance(noise, Tensor) else read_noise(noise, "pred")
-        numbers = None if weight is None else read_numbers("weight", weight, place)
+    def arguments_on(place: torch.device) -> dict[str, Any]:
+        named = ("pred", pred), ("x0", x0), ("x1", x1)
+        arguments: dict[str, Any] = {name: arrays.read(name, x, place) for name, x in named}
+        drawn = arrays.read("noise", noise, place) if isinstance(noise, Tensor) else arrays.read_noise(noise, "pred")
+        numbers = None if weight is None else arrays.read_numbers("weight", weight, place)
         return arguments | {"t": t, "path": path, "noise": drawn, "weight": numbers, **options}
 
-    return _value("interpolate_loss", pred, arrays, grad)
+    return _value("interpolate_loss", pred, arguments_on, grad)
 
 
-def _value(name: str, pred: Any, arrays: Callable[[torch.device], dict[str, Any]], grad: Any) -> tuple[Tensor, Any]:
+def _value(name: str, pred: Any, arguments_on: Callable[..., dict[str, Any]], grad: Any) -> tuple[Tensor, Any]:
     """Returns the loss of this name, and its gradient if it is wanted: grad is its tensor, or True for a new one.
-    arrays: returns the arguments on a device."""
-    place = place_of("pred", checked("pred", pred))
+    `arguments_on(place)` returns the arguments on a device."""
+    place = arrays.place_of("pred", arrays.checked("pred", pred))
     if grad is True and place.type == "cuda":
-        grad = empty_like(pred)
+        grad = arrays.empty_like(pred)
     anew = grad is True
-    with on(place):
-        arguments = arrays(place)
+    with arrays.on(place):
+        arguments = arguments_on(place)
         if grad is None:
             return _as_loss(getattr(nf, name)(**arguments), pred, place), None
-        out = None if anew else write("out", grad, place, pred.dtype)
+        out = None if anew else arrays.write("out", grad, place, pred.dtype)
         loss, gradient = getattr(nf, f"{name}_and_grad")(**arguments, out=out)
         result = _as_loss(loss, pred, place)
-    return result, as_tensor(gradient, None if anew else grad, pred.dtype)
+    return result, arrays.as_tensor(gradient, None if anew else grad, pred.dtype)
 
 
 def _as_loss(loss: Any, pred: Tensor, place: torch.device) -> Tensor:
@@ -179,7 +151,7 @@ def _as_loss(loss: Any, pred: Tensor, place: torch.device) -> Tensor:
     if place.type == "cpu":
         return torch.as_tensor(loss, dtype=_dtype(pred))
     double = torch.empty(loss.shape, dtype=torch.float64, device=pred.device)  # torch's memory, and a copy
-    memory("loss", double, place)[...] = loss
+    arrays.memory("loss", double, place)[...] = loss
     return double.to(_dtype(pred))
 
 
@@ -198,7 +170,7 @@ def _parts(pred: Any, x0: Any, schedule: Any, noise: Any, weight: Any, options: 
     return fields, tuple(tensors.values()), noise
 
 
-class Loss(Operation):
+class Loss(graph.Operation):
     """mse_loss, with mse_loss_grad as its gradient. Slots are pred, x0, noise and weight, if they are present."""
 
     def results(self, tensors: Sequence[Tensor]) -> list[tuple[tuple[int, ...], torch.dtype]]:
@@ -220,7 +192,7 @@ class Loss(Operation):
 
     def part(self, index: Any, tensors: Sequence[Any], noise: Any) -> Any:
         place = self.place(tensors)
-        with on(place):
+        with arrays.on(place):
             return nf.mse_loss(**self._arrays(index, tensors, noise, place), partial=True)
 
     def gradient(
@@ -229,22 +201,22 @@ class Loss(Operation):
         pred, given_out = kept[0], out
         place = self.place(kept)
         if out is None and place.type == "cuda":
-            out = empty_like(pred)
-        with on(place):
-            arguments, g = self._arrays(index, kept, noise, place), read_numbers("upstream", grads[0], place)
-            gradient = nf.mse_loss_grad(**arguments, upstream=g, out=write("out", out, place, pred.dtype))
-        result: Tensor = as_tensor(gradient, out, pred.dtype)
-        return in_format(result, pred) if given_out is None else result
+            out = arrays.empty_like(pred)
+        with arrays.on(place):
+            arguments, g = self._arrays(index, kept, noise, place), arrays.read_numbers("upstream", grads[0], place)
+            gradient = nf.mse_loss_grad(**arguments, upstream=g, out=arrays.write("out", out, place, pred.dtype))
+        result: Tensor = arrays.as_tensor(gradient, out, pred.dtype)
+        return arrays.in_format(result, pred) if given_out is None else result
 
     def place(self, tensors: Sequence[Any]) -> torch.device:
-        return place_of("pred", checked("pred", tensors[0]))
+        return arrays.place_of("pred", arrays.checked("pred", tensors[0]))
 
     def _arrays(self, index: Any, tensors: Sequence[Any], noise: Any, place: torch.device) -> dict[str, Any]:
         """Returns the arguments, as the library takes them on this device."""
-        arguments: dict[str, Any] = {"x0": None, "noise": read_noise(noise, "pred")}
+        arguments: dict[str, Any] = {"x0": None, "noise": arrays.read_noise(noise, "pred")}
         for name, x in zip(self.slots, tensors, strict=True):
-            arguments[name] = (read_numbers if name == "weight" else read)(name, x, place)
-        return arguments | {"t": read_index("t", index, place), "schedule": self.table, **dict(self.options)}
+            arguments[name] = (arrays.read_numbers if name == "weight" else arrays.read)(name, x, place)
+        return arguments | {"t": arrays.read_index("t", index, place), "schedule": self.table, **dict(self.options)}
 
 
 def _dtype(pred: Tensor) -> torch.dtype:

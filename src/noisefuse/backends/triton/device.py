@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The noise contract in Triton: what spec.py states, for blocks and scalars of a kernel.
+
+Triton compiles the text of functions, so they stand here once more. The coefficients are spec.py's, and tests compare
+all bits. Functions call each other by plain names, and constants are tuples and numbers, because torch.compile copies
+both into the programs that it writes.
+
+A compiler that fuses products and sums must not reach the last product of a normal: its sign is set afterwards, by an
+exclusive or of its bits, and no product is fused with a sum across that. All other inexact products that meet a sum are
+`tl.fma`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from .. import spec
+
+
+def _constants(*values: Any) -> Any:
+    """Returns Triton's constant of numbers of spec.py, as Python's."""
+    return tl.constexpr(tuple(value.item() for value in values))
+
+
+LOG1P32, COS32, SIN32 = _constants(*spec.LOG1P32), _constants(*spec.COS32), _constants(*spec.SIN32)
+LOG1P64, COS64, SIN64 = _constants(*spec.LOG1P64), _constants(*spec.COS64), _constants(*spec.SIN64)
+ROUNDS = _constants(spec.M0, spec.M1, spec.W0, spec.W1)
+OF32 = _constants(spec.LN4_32, spec.TWO_THIRDS32, spec.SCALE32, spec.TAIL, spec.ALL_BUT_TAIL)
+OF64 = _constants(spec.LN4_64, spec.TWO_THIRDS64)
+
+
+@triton.jit
+def u32(x, like):
+    """Returns a constant as uint32, of the shape of a block or scalar."""
+    return tl.full(like.shape, x, tl.uint32)
+
+
+@triton.jit
+def u64(x):
+    """Returns an integer as uint64: a constant, a scalar or a block of any type."""
+    wide = tl.full((), 0, tl.uint64) + x
+    tl.static_assert(wide.dtype == tl.uint64, "seed, sample, step and stream: expected integers")
+    return wide
+
+
+@triton.jit
+def philox4x32(c0, c1, c2, c3, k0, k1):
+    """Returns Philox4x32-10 of a counter and a key, all uint32: Salmon et al. (SC11), section 3.3."""
+    for _ in tl.static_range(10):
+        m0, m1 = u32(ROUNDS.value[0], c0), u32(ROUNDS.value[1], c2)
+        h0, h1 = tl.umulhi(c0, m0), tl.umulhi(c2, m1)
+        c0, c1, c2, c3 = h1 ^ c1 ^ k0, c2 * m1, h0 ^ c3 ^ k1, c0 * m0
+        k0, k1 = k0 + u32(ROUNDS.value[2], k0), k1 + u32(ROUNDS.value[3], k1)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def block_words(seed, sample, step, block, stream, low: tl.constexpr):
+    """Returns the four words of a block of the generator; low = 1: the further digits for float64."""
+    key, number = u64(seed), u64(sample)
+    tag = (number >> 32 | u64(stream) << 24 | low << 31).to(tl.uint32)
+    c0, k0, k1 = u64(block).to(tl.uint32), key.to(tl.uint32), (key >> 32).to(tl.uint32)
+    return philox4x32(c0, u64(step).to(tl.uint32), number.to(tl.uint32), tag, k0, k1)
+
+
+@triton.jit
+def place(element):
+    """Returns the element's block, and whether its word is one of the upper two, and an odd one. 32 bits are read as
+    unsigned, so that counts in int32 reach 2^32."""
+    unsigned = tl.full((), 0, tl.uint32) + element
+    tl.static_assert(unsigned.dtype.is_int(), "element: expected an integer")
+    return (unsigned >> 2).to(tl.uint32), unsigned & 2 != 0, unsigned & 1 != 0
+
+
+@triton.jit
+def polynomial(x, c: tl.constexpr):
+    """Returns c[0] + x (c[1] + x (c[2] + ...)), with one fma for each term (Horner)."""
+    total = tl.full(x.shape, c.value[-1], x.dtype)
+    for i in tl.static_range(1, len(c.value)):
+        total = tl.fma(total, x, tl.full(x.shape, c.value[-1 - i], x.dtype))
+    return total
+
+
+@triton.jit
+def on_circle(radius, t, negative):
+    """Returns radius cos pi t and radius sin pi t; negative: the bits to flip, its sign or none."""
+    y = t * t
+    if radius.dtype == tl.float64:
+        z0, z1 = radius * polynomial(y, COS64), radius * (t * polynomial(y, SIN64))
+    else:
+        z0, z1 = radius * polynomial(y, COS32), radius * (t * polynomial(y, SIN32))
+    z0, z1 = z0.to(negative.dtype, bitcast=True) ^ negative, z1.to(negative.dtype, bitcast=True) ^ negative
+    return z0.to(radius.dtype, bitcast=True), z1.to(radius.dtype, bitcast=True)
+
+
+@triton.jit
+def normal_pair32(w0, w1):
+    """Returns two standard normals from two words, after Box and Muller (1958)."""
+    high = (w0 >> 8).to(tl.float32)
+    low = (w0 & 0xFF | OF32.value[3]).to(tl.float32, bitcast=True) - OF32.value[4]
+    e23 = ((high + low).to(tl.int32, bitcast=True) - OF32.value[1]) & -8388608  # 2^23 e
+    scale = (OF32.value[2] - e23).to(tl.float32, bitcast=True)  # 2^-(24 + e)
+    r = tl.fma(low, scale, tl.fma(high, scale, tl.full(high.shape, -1.0, tl.float32)))
+    ln4 = tl.full(r.shape, -OF32.value[0], tl.float32)
+    radius = tl.sqrt_rn(tl.fma(e23.to(tl.float32), ln4, r * polynomial(r, LOG1P32)))
+    t = (w1 + w1 | 1).to(tl.int32, bitcast=True).to(tl.float32) * 2.0**-32
+    return on_circle(radius, t, (w1 ^ w1 + w1) & u32(1 << 31, w1))
+
+
+@triton.jit
+def normal_pair64(w0, v0, w1, v1):
+    """Returns the same pair with more digits: v0 and v1 are the lower halves of 64-bit words."""
+    high, low = w0.to(tl.float64), v0.to(tl.float64) + 0.5
+    u = tl.fma(high, tl.full(high.shape, 2.0**32, tl.float64), low)
+    e = (u.to(tl.int64, bitcast=True) - OF64.value[1]) >> 52
+    scale_high = ((991 - e) << 52).to(tl.float64, bitcast=True)  # 2^-(32 + e)
+    scale = ((959 - e) << 52).to(tl.float64, bitcast=True)  # 2^-(64 + e)
+    r = tl.fma(low, scale, tl.fma(high, scale_high, tl.full(high.shape, -1.0, tl.float64)))
+    ln4 = tl.full(r.shape, -OF64.value[0], tl.float64)
+    radius = tl.sqrt(tl.fma(e.to(tl.float64), ln4, r * polynomial(r, LOG1P64)))
+    v = w1.to(tl.uint64) << 32 | v1
+    t = (v + v | 1).to(tl.int64, bitcast=True).to(tl.float64) * 2.0**-64
+    return on_circle(radius, t, (v ^ v + v) >> 63 << 63)
+
+
+@triton.jit
+def uniform32(w):
+    """Returns the middle of one of 2^23 cells of (0, 1); exact, so no compiler changes it."""
+    return ((w >> 9).to(tl.float32) + 0.5) * 2.0**-23
+
+
+@triton.jit
+def uniform_pair64(w, v):
+    """Returns the middle of one of 2^52 cells of (0, 1); exact."""
+    return ((w.to(tl.uint64) << 20 | v >> 12).to(tl.float64) + 0.5) * 2.0**-52
