@@ -115,20 +115,20 @@ class Block {
         // Chunks may begin and end within a row, and short pieces' chunks differ in length.
         const int64_t rows = blocks_.chunks ? most_rows() : blocks_.height;
         int64_t bytes = 0;
+        const auto room = [&](int64_t size) {
+            const int64_t at = bytes;
+            bytes += (size + kLine - 1) / kLine * kLine;
+            return at;
+        };
         const auto place = [&](Array& a, int bit, unsigned bits, DType type, const void* whole) {
             if (!(bits >> bit & 1)) return;
-            a = {bytes_of(type), const_cast<char*>(static_cast<const char*>(whole)), bytes};
-            bytes += (a.size * row_ * rows + kLine - 1) / kLine * kLine;
+            const int64_t size = bytes_of(type);
+            a = {size, const_cast<char*>(static_cast<const char*>(whole)), room(size * row_ * rows)};
         };
         const unsigned inputs = computes_ ? 1u << kM1 : turned_.inputs;
-        if (computes_) {
-            residuals_ = bytes;
-            bytes += bytes_of(noise_.type) * (rows / turned_.rows + 2) * turned_.rows * turned_.columns;
-        }
-        if (draws_) {
-            drawn_ = bytes;
-            bytes += bytes_of(noise_.type) * turned_.columns * (std::min(turned_.rows, blocks_.height) + kGap);
-        }
+        const int64_t own = bytes_of(noise_.type), height = std::min(turned_.rows, blocks_.height);
+        if (computes_) residuals_ = room(own * (rows / turned_.rows + 2) * turned_.rows * turned_.columns);
+        if (draws_) drawn_ = room(own * turned_.columns * ((computes_ ? turned_.rows : height) + kGap));
         for (int s = 0; s < kSlots; ++s) place(in_[s], s, inputs, call_.in_type[s], call_.in[s]);
         for (int o = 0; o < 3; ++o)
             if (call_.out[o]) place(out_[o], o, turned_.outputs, call_.type_of(o), call_.out[o]);
@@ -366,7 +366,8 @@ bool run_bands(const Call& call, const Turned& turned, int64_t count, const Band
     const Turned t{turned.columns, turned.rows, call.draw == Draw::none ? 0 : 1u << kZ, outputs};
     Blocks blocks(call, t, 0);
     blocks.whole_rows = true, blocks.width = t.columns;
-    blocks.height = t.any() ? std::max(kRun, kBlock / t.columns / kAccumulators * kAccumulators) : kLossChunk;
+    const int64_t least = turns_noise(call, t) ? kRun : kAccumulators;
+    blocks.height = t.any() ? std::max(least, kBlock / t.columns / kAccumulators * kAccumulators) : kLossChunk;
     const int64_t across = chunks_of(t.rows);
     std::atomic<bool> failed{false};
     const auto body = [&](int64_t begin, int64_t end) {
