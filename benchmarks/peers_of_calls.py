@@ -160,6 +160,7 @@ def peers(torch: Any) -> dict[str, Callable[..., Any]]:
         "augment.rms": lambda x, **_: x.square().flatten(1).mean(1).sqrt(),
         "augment.poisson": lambda x, peak, **_: as_bytes(torch.poisson(x * (peak / 255)) * (255 / peak)),
         "augment.transition": transition,
+        "augment.rician": lambda x, std, **_: torch.hypot(x + std * normal(x), std * normal(x)),
         "augment.impulse": salt_and_pepper,
         "augment.by_level": lambda x, **_: as_bytes(levels[0][x.long()] + levels[1][x.long()] * torch.randn(x.shape)),
         "augment.prepare": lambda images, **_: images.permute(0, 3, 1, 2).float().div(255).contiguous(),

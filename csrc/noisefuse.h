@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The noise of noisefuse for programs of your own, header only: an element of the field of a key, with the bits of
-// nf.randn and nf.uniform (docs/embed.md). Compile it with -std=c++20 -ffp-contract=off, and on x86-64 with -mfma for
-// speed; without -ffast-math.
+// nf.randn and nf.uniform, and the draws of nf.q_mask and nf.categorical (docs/embed.md). Compile it with -std=c++20
+// -ffp-contract=off, and on x86-64 with -mfma for speed; without -ffast-math.
 #pragma once
 #include <array>
 #include <cstdint>
 
 #include "core/normal.h"
+#include "core/race.h"
 #include "cpu/lane_scalar.h"
 
 namespace noisefuse {
@@ -52,6 +53,38 @@ inline double uniform64(uint64_t seed, uint64_t sample, uint32_t step, uint64_t 
     const auto [w] = words(seed, sample, step, element, stream);
     const auto [v] = words(seed, sample, step, element, stream, 1);
     return nf::uniform<Lane, 0>(w[element & 3], v[element & 3]);
+}
+
+// Whether nf.q_mask masks the token at this position, with probability p.
+inline bool masked(uint64_t seed, uint64_t sample, uint32_t step, uint64_t position, double p) {
+    const auto [w] = words(seed, sample, step, position, 14);
+    return w[position & 3] < nf::count_of(p);
+}
+
+// The score of a token in the race of nf.categorical: of a position the token of the greatest score is drawn, of equals
+// the lowest. With temperature 0 it is the logit.
+inline double category_score(uint64_t seed, uint64_t sample, uint32_t step, uint32_t position, uint32_t token,
+                             float logit, double temperature = 1) {
+    if (temperature == 0) return logit;
+    const auto own = nf::race_seed<Lane>(seed, position);
+    const auto element = uint64_t{nf::race_block(position)} << 2 | token;
+    const auto [w] = words(own, sample, step, element, 13);
+    const auto [v] = words(own, sample, step, element, 13, 1);
+    return nf::score_of<Lane>(logit, 1 / temperature, w[token & 3], v[token & 3]);
+}
+
+// The token that nf.categorical draws from a row of n logits; -1 if all are -inf.
+inline int64_t categorical(uint64_t seed, uint64_t sample, uint32_t step, uint32_t position, const float* logits,
+                           uint32_t n, double temperature = 1) {
+    const auto own = nf::race_seed<Lane>(seed, position);
+    const auto place = position % (uint32_t{1} << nf::kPlaceBits);
+    int64_t winner = -1;
+    double best = -INFINITY;
+    for (uint32_t token = 0; token < n; ++token) {
+        const auto score = category_score(own, sample, step, place, token, logits[token], temperature);
+        if (score > best) winner = token, best = score;
+    }
+    return winner;
 }
 
 }  // namespace noisefuse

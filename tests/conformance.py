@@ -109,6 +109,8 @@ AUGMENTED = {
         f(images()), f(np.linspace(0, 1, 4)), N, layout="HWC", shared=True, batched=True
     ),
     "augment.impulse of floats": lambda f: nf.augment.impulse(f(data()), 0.5, N, random=True),
+    "augment.rician": lambda f: nf.augment.rician(f(images()), f(np.linspace(0, 9, 4)), N, batched=True),
+    "augment.rician of floats": lambda f: nf.augment.rician(f(data()), 0.5, N, coils=2),
     "augment.prepare": lambda f: nf.augment.prepare(f(images()), noise=N, noise_std=0.1),
     "augment.rms": lambda f: nf.augment.rms(f(data())),
 }
@@ -172,8 +174,8 @@ def operation(call):
 
 def public_operations():
     """Returns the names of all operations: what is public, and has to be given an array."""
-    places = {"": vars(nf), "augment.": vars(nf.augment), "density.": vars(nf.density), "fields.": vars(nf.fields)}
-    listed = {prefix + name: place[name] for prefix, place in places.items() for name in place["__all__"]}
+    places = {"": nf, "augment.": nf.augment, "density.": nf.density, "fields.": nf.fields}
+    listed = {prefix + name: getattr(place, name) for prefix, place in places.items() for name in place.__all__}
     for kind in (nf.Sampler, nf.DiscreteSampler):
         listed |= {f"{kind.__name__}.{name}": getattr(kind, name) for name in dir(kind) if name[0] != "_"}
     parts = {"DiscreteSampler.log_prob_parts", "DiscreteSampler.pulled"}  # of log_prob's gradient, for autograd

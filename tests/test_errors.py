@@ -85,7 +85,11 @@ ROWS = {
     "window of too few starts": (ValueError, r"window.*\(4, 4\).*\(0,\).*length", lambda o: N.window((4, 4), (0,))),
     "window outside": (ValueError, r"window.*\(5,\).*\(4,\)", lambda o: N.window((4,), (5,))),
     "window start negative": (ValueError, r"window.*\(-1,\).*\(4,\)", lambda o: N.window((4,), (-1,))),
-    "window too large": (OverflowError, r"window.*2\^34", lambda o: N.window((2**17, 2**17 + 1), (0, 0))),
+    "window too large": (OverflowError, r"window.*2\^51", lambda o: N.window((2**25, 2**26 + 1), (0, 0))),
+    "window too large for normals": (
+        OverflowError, r"\(131072, 131073\) has more than 2\^34",
+        lambda o: randn((4, 1, 2), N.window((2**17, 2**17 + 1), (0, 0)), **o),
+    ),
     # ---- schedules
     "NaN in alpha": (ValueError, r"alpha.*\[1\] = nan", lambda o: Schedule([0.9, NAN], [0.1, 0.2])),
     "NaN in sigma": (ValueError, r"sigma.*\[0\] = nan", lambda o: Schedule([0.9, 0.5], [NAN, 0.2])),

@@ -2,7 +2,7 @@
 """Known answers: Random123's for the generator, and hashes that freeze the contract (known/README.md)."""
 
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +158,11 @@ def impulse(dtype):
             yield nf.augment.impulse(data(shape, dtype), 0.375, noise, **options)
 
 
+def rician(dtype):
+    for shape, _, noise, batched in cases(any_stream=True):
+        yield nf.augment.rician(data(shape, dtype), 0.5, noise, coils=2, batched=batched)
+
+
 def interval(dtype):
     grid = np.cumsum(np.arange(6)) / 16
     for k, (shape, _, noise, batched) in enumerate(cases(any_stream=False)):
@@ -176,15 +181,16 @@ def density(dtype):
         yield from (x_next, -minus_sums)
 
 
-def categorical(dtype):
-    """Logits are dyadic numbers; rows of 61, 4,099 and 13 tokens, all kinds of settings."""
+def categorical(dtype, far=False):
+    """Logits are dyadic numbers; rows of 61, 4,099 and 13 tokens, all kinds of settings. far: at positions to 2^31."""
     info = ("log_prob", "log_prob_raw", "entropy", "margin", "rank")
     for k, (_, _, noise, _) in enumerate(cases(any_stream=False)):
         logits = 8 * data((3, 4, (61, 4099, 13)[k % 3]), np.dtype(np.float32), 7 * k)
         rows = len(noise) if isinstance(noise, list) else 3
         logits = np.resize(logits, (rows, *logits.shape[1:])).astype(dtype)
         settings = {"temperature": (1.0, 0.75, 0.0)[k // 2], "top_k": (0, 9)[k % 2], "top_p": (1.0, 0.875)[k // 3]}
-        token, known = nf.categorical(logits, noise, info=info, **settings)
+        places = (word(12 * k + np.arange(4 * rows)) >> 1).reshape(rows, 4) if far else None
+        token, known = nf.categorical(logits, noise, positions=places, info=info, **settings)
         yield from (token, *known)
 
 
@@ -242,11 +248,13 @@ OPERATIONS = {
     "levels": (levels, DTYPES | {"uint8": np.dtype(np.uint8)}),
     "transition": (transition, {"uint8": np.dtype(np.uint8)}),
     "impulse": (impulse, ALL),
+    "rician": (rician, ALL),
     "density": (density, DTYPES),
     "interval": (interval, DTYPES),
     "q_mask": (q_mask, TOKENS),
     "q_uniform": (q_uniform, {"int64": TOKENS["int64"]}),
     "categorical": (categorical, SINGLE),
+    "positions": (partial(categorical, far=True), SINGLE),
     "masked_cross_entropy": (masked_cross_entropy, SINGLE),
     "pyramid_like": (pyramid_like, {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}),
 }

@@ -50,6 +50,7 @@ LESS = {
     "samplers*": "ground.checks language.axis language.schedule language.tableau samplers* views",  # rules
     "interop.audits": "backends call.description language.noise interop.torch.internals",
     "interop.jax*": "*",  # while JAX traces, the code for NumPy builds and checks the call
+    "interop.torch.arrays": "@ ground* language.levels interop.torch.internals backends.triton.arrays",
     "interop*": "@ ground* language.axis language.levels language.noise language.schedule language.tableau interop* "
     "augment views",
     "commands*": "@ ground* language.levels language.noise language.rows language.tableau commands* interop.dask "
@@ -61,7 +62,7 @@ BY_THOSE_ALONE = {
     "backends.spec": "backends.reference backends.numba.* backends.triton.* interop.jax*",
     "backends.reference": "legacy interop.jax*",
     "backends.numba.*": "backends.numba.* numba",
-    "backends.triton.*": "backends.triton.* triton",
+    "backends.triton.*": "backends backends.triton.* triton interop.torch.arrays",
 }
 # Libraries that are imported only on use. Modules of `interop` and `commands` need the extras' libraries.
 OPTIONAL = {
@@ -76,7 +77,7 @@ STANDS_ON = {
     "numba": {"numba", "llvmlite"},
     "backends.numba.*": {"numba", "llvmlite"},
     "triton": {"triton"},
-    "backends.triton.*": {"triton"},
+    "backends.triton.*": {"triton", "torch"},
     "interop*": {"*"},
     "commands*": {"*"},
 }

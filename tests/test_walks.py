@@ -18,7 +18,8 @@ IDS, P = np.full((2, 16), 3), np.array([0.2, 0.5])
 PATH, BRIDGE = nf.paths.linear(), nf.paths.brownian_bridge()
 MDLM, MASKS = nf.samplers.mdlm(steps=4, mask_id=50), np.full((2, 16), 50)
 DREAM = nf.samplers.dream(steps=4, mask_id=50)
-LOGITS = np.zeros((2, 16, 50), np.float32)
+BY_ENTROPY, BY_FACTOR = nf.samplers.dream(4, mask_id=50, alg="entropy"), nf.samplers.llada(4, mask_id=50, factor=1.0)
+LOGITS, BLOCK = np.zeros((2, 16, 50), np.float32), N.window((99,), (64,))
 
 
 def walk(call):
@@ -70,6 +71,9 @@ WALKS = {
     "q_uniform of tensors": (lambda: of_ids(lambda ids, p: nf.q_uniform(ids, p, N, 50)), (3, 3, 2)),
     "a step of tokens": (lambda: lambda: MDLM.step(0, MASKS, LOGITS, N, MDLM.state()), (3, 1, 0)),
     "a step of dream, by chance": (lambda: lambda: DREAM.step(0, MASKS, LOGITS, N, DREAM.state()), (3, 1, 0)),
+    "a step of dream, by rank": (lambda: lambda: BY_ENTROPY.step(0, MASKS, LOGITS, N, BY_ENTROPY.state()), (3, 1, 0)),
+    "a step of a factor": (lambda: lambda: BY_FACTOR.step(0, MASKS, LOGITS, N, BY_FACTOR.state()), (3, 1, 0)),
+    "a step of a block": (lambda: lambda: MDLM.step(0, MASKS, LOGITS, BLOCK, MDLM.state()), (3, 1, 0)),
     "a step of tokens, tensors": (
         lambda: of_logits(lambda x: MDLM.step(0, x[..., 0].long() + 50, x, N, MDLM.state())),
         (5, 3, 2),

@@ -87,6 +87,9 @@ struct Call {
     constexpr bool row_for_each() const { return period || by_level; }
 };
 
+// rint(2^32 p): from 2^52 on, numbers have a last place of 1.
+constexpr double count_of(double p) { return (p * 0x1p32 + 0x1p52) - 0x1p52; }
+
 // What q_mask adds to a call, which says where the words lie in the field: a token becomes the mask where its word lies
 // below rint(2^32 p).
 struct Masks {
@@ -114,6 +117,18 @@ struct Impulses {
     DType type;
     int32_t random;  // whether all such places become values from `low` to `high`, by their words
     int32_t planes;  // whether the places of a channel follow one another, not the channels of a place
+    int32_t padding;
+};
+
+// What augment.rician adds to a call, which says where the normals lie in the field: out = sqrt((x + std z_0)^2 +
+// (std z_1)^2 + ..). Normal d of an element lies `apart` elements after normal d - 1.
+struct Rician {
+    const void* x;
+    void* out;
+    const double* std;  // one for each segment of `segment` elements
+    int64_t segment;
+    int64_t draws, apart;
+    DType type;
     int32_t padding;
 };
 

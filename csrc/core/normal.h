@@ -90,26 +90,44 @@ constexpr Pair<Vector> on_circle(Vector radius, Vector t) {
 
 constexpr float kMinusLn4OfBits = -0x1.62e430p-23f;  // times 2^23 e
 
+// 2^24 U as an exact sum: the upper 24 bits, and the rest. A lane may part it elsewhere, as long as no bit is lost
+// below.
+template <class Lane>
+constexpr Pair<typename Lane::f32> parts_of(typename Lane::u32 w0) {
+    if constexpr (requires { Lane::parts(w0); })
+        return Lane::parts(w0);
+    else
+        return {Lane::to_float(Lane::template shift_right<8>(w0)),
+                Lane::sub(Lane::as_float(Lane::and_or(w0, 0xFFu, 0x47000000u)), Lane::splat(0x1p15f - 0x1p-9f))};
+}
+
 // float32. U comes in two exact parts, its upper 24 bits and the rest, so that r is rounded once also near U = 1, where
 // ln U vanishes. The angle pi (2 w1 + 1) / 2^32 is wrapped into (-pi/2, pi/2): an odd number of half turns negates both
 // cos and sin. The number is odd if the two top bits of w1 differ. The radius carries that sign.
 template <class Lane>
 constexpr typename Lane::f32 minus_two_ln_of(typename Lane::u32 w0) {
-    const auto high = Lane::to_float(Lane::template shift_right<8>(w0));
-    const auto low = Lane::sub(Lane::as_float(Lane::and_or(w0, 0xFFu, 0x47000000u)), Lane::splat(0x1p15f - 0x1p-9f));
+    const auto [high, low] = parts_of<Lane>(w0);
     const auto u = Lane::add(high, low);                                                  // 2^24 U
     const auto k = Lane::bit_and(Lane::sub(Lane::as_bits(u), 0x4B2AAAABu), 0xFF800000u);  // 2^23 e; U >= 2/3: e = 0
     const auto scale = Lane::as_float(Lane::sub(0x33800000u, k));                         // 2^-(24 + e)
     const auto r = Lane::fma(low, scale, Lane::fma(high, scale, Lane::splat(-1.0f)));
     return minus_two_ln<Lane>(Lane::to_float(k), kMinusLn4OfBits, r);
 }
+// The integer 2^32 t of a word w1: its upper bit is the next one of w1, its sign in a radius is that of w1 ^ this.
+template <class Lane>
+constexpr typename Lane::u32 twice_and_one(typename Lane::u32 w1) {
+    if constexpr (requires { Lane::twice_and_one(w1); })
+        return Lane::twice_and_one(w1);
+    else
+        return Lane::bit_or(Lane::add(w1, w1), 1u);
+}
 template <class Lane>
 constexpr typename Lane::f32 normal_radius(typename Lane::u32 w0, typename Lane::u32 w1) {
-    return radius_of<Lane>(minus_two_ln_of<Lane>(w0), Lane::bit_xor(w1, Lane::add(w1, w1)));
+    return radius_of<Lane>(minus_two_ln_of<Lane>(w0), Lane::bit_xor(w1, twice_and_one<Lane>(w1)));
 }
 template <class Lane>
 constexpr Pair<typename Lane::f32> normals_at(typename Lane::f32 radius, typename Lane::u32 w1) {
-    const auto t = Lane::mul(Lane::to_float(Lane::bit_or(Lane::add(w1, w1), 1u)), Lane::splat(0x1p-32f));
+    const auto t = Lane::mul(Lane::to_float(twice_and_one<Lane>(w1)), Lane::splat(0x1p-32f));
     return on_circle<Lane, float>(radius, t);
 }
 template <class Lane>

@@ -6,14 +6,26 @@
 #include "call.h"
 #include "exponential.h"
 #include "loss.h"
+#include "philox.h"
 
 namespace nf {
 namespace {  // see philox.h
 
-constexpr int kTokenBits = 20;                                   // element = position * 2^20 + token
-constexpr int64_t kTokens = int64_t{1} << kTokenBits;            // of a vocabulary, at most
-constexpr int64_t kPositions = int64_t{1} << (34 - kTokenBits);  // of a sample, as in call/description.py
+constexpr int kTokenBits = 20, kPlaceBits = 14;        // element = (position mod 2^14) 2^20 + token
+constexpr int64_t kTokens = int64_t{1} << kTokenBits;  // of a vocabulary, at most
+constexpr int64_t kPositions = int64_t{1} << 31;       // of a sample, as in call/description.py
 constexpr int64_t kMostChunks = kTokens / kLossChunk;
+
+// The block of token 0 of a position; from 2^14 on the upper bits fall off.
+constexpr uint32_t race_block(int64_t position) { return static_cast<uint32_t>(position) << (kTokenBits - 2); }
+// The seed of a position's race: the noise's, or from position 2^14 on one that its stream 18 draws.
+template <class Lane>
+uint64_t race_seed(uint64_t seed, int64_t position) {
+    const auto h = static_cast<uint32_t>(position >> kPlaceBits);
+    if (h == 0) return seed;
+    const auto [w] = philox_rounds<Lane>({{h, 0, 0, uint32_t{18} << 24}}, RoundKeys(seed), 0);
+    return uint64_t{w[1]} << 32 | w[0];
+}
 
 // Of one lane. -2 ln x = -e ln 4 - 2 ln(1 + r), x = 2^e (1 + r), 2/3 <= 1 + r < 4/3.
 template <class Lane>

@@ -10,6 +10,7 @@
 #include "float_mode.h"
 #include "impulses.h"
 #include "loss_range.h"
+#include "magnitude.h"
 #include "mersenne_normals.h"
 #include "pyramid_levels.h"
 #include "tile_registers.h"
@@ -241,7 +242,7 @@ void clip(const Call& call, int64_t begin, int64_t end, double low, double high)
 
 extern RaceKernel NF_RACE;  // race.cpp
 extern const Kernels NF_KERNELS;
-const Kernels NF_KERNELS{NF_NAME,    step,          walk,     loss,          turned_loss, step_and_loss, clip,
-                         mask_range, impulse_range, enlarged, torch_normals, kTurn,       NF_RACE};
+const Kernels NF_KERNELS{NF_NAME,    step,          walk,         loss,     turned_loss,   step_and_loss, clip,
+                         mask_range, impulse_range, rician_range, enlarged, torch_normals, kTurn,         NF_RACE};
 
 }  // namespace nf

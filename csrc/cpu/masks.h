@@ -7,9 +7,6 @@
 namespace nf {
 namespace {
 
-// rint(2^32 p): from 2^52 on, numbers have a last place of 1.
-inline double count_of(double p) { return (p * 0x1p32 + 0x1p52) - 0x1p52; }
-
 // Whether each token of a tile is masked, as bytes of 0 and 1.
 void choose(const Masks& m, int64_t at, int n, const uint32_t* words, uint8_t* masked) {
     if (m.segment == 1) {

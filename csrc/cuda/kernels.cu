@@ -245,7 +245,7 @@ struct Place {
         left = static_cast<int>(launch.span) - offset;
         sample = launch.first + blockIdx.y;
         span = sample * gridDim.z + blockIdx.z;
-        block = static_cast<uint32_t>(launch.field.start / 4) + blockIdx.z * launch.blocks + offset / 4;
+        block = static_cast<uint32_t>(launch.field.start >> 2) + blockIdx.z * launch.blocks + offset / 4;
         at = span * static_cast<uint64_t>(launch.span) + offset;
     }
 };
@@ -308,6 +308,7 @@ __device__ inline Spot spot_of(const Field& field, int64_t in_sample) {
     int64_t rest = quotient(in_sample, field.run);
     const int64_t in_run = in_sample - rest * field.run;
     Spot spot{field.start + in_run, field.run - in_run};
+#pragma unroll 1
     for (int64_t axis = field.axes - 1; axis >= 0; --axis) {
         const int64_t above = quotient(rest, field.shape[axis]);
         spot.element += (rest - above * field.shape[axis]) * field.stride[axis];
@@ -325,16 +326,19 @@ struct Elements {
     int64_t at;       // the block's first element, which may lie before the span
     int first, last;  // the block's elements in the span
     Real (*staged)[4][threads];
+    static constexpr int kStaged = kSlots - 1;  // all but D, which is no input
 
+    static __device__ int place(int slot) { return slot - (slot > kD); }
     __device__ bool ours(int i) const { return first <= i && i < last; }
     __device__ void stage() const {
 #pragma unroll 1
         for (int slot = 0; slot < kSlots; ++slot)
             for (int i = 0; i < 4 && call.in[slot]; ++i)
-                if (ours(i)) staged[slot][i][threadIdx.x] = load_one<Real>(call.in_type[slot], call.in[slot], at + i);
+                if (ours(i))
+                    staged[place(slot)][i][threadIdx.x] = load_one<Real>(call.in_type[slot], call.in[slot], at + i);
     }
     __device__ void load(int slot, Real (&values)[4]) const {
-        for (int i = 0; i < 4; ++i) values[i] = ours(i) ? staged[slot][i][threadIdx.x] : Real{0};
+        for (int i = 0; i < 4; ++i) values[i] = ours(i) ? staged[place(slot)][i][threadIdx.x] : Real{0};
     }
     __device__ void store(int output, const Real (&values)[4], int64_t further = 0) const {
         for (int i = 0; i < 4; ++i)
@@ -353,7 +357,7 @@ struct Elements {
 
 template <class Real, bool Walks>
 __device__ inline void any(const Launch& launch) {
-    __shared__ Real staged[kSlots][4][Elements<Real>::threads];
+    __shared__ Real staged[Elements<Real>::kStaged][4][Elements<Real>::threads];
     const Call& call = launch.call;
     const int64_t number = int64_t{blockIdx.x} * Elements<Real>::threads + threadIdx.x,
                   span = quotient(number, launch.blocks);

@@ -3,6 +3,7 @@
 // so no compiler flag can fuse or flush. Instructions that C++ has no name for are in instructions.h.
 #pragma once
 #include "../core/narrow.h"
+#include "../core/normal.h"
 #include "instructions.h"
 
 namespace nf {
@@ -30,10 +31,6 @@ struct Cuda {
     static __device__ u32 bit_or(u32 a, u32 b) { return a | b; }
     static __device__ u32 bit_xor(u32 a, u32 b) { return a ^ b; }
     static __device__ u32 bit_xor(u32 a, u32 b, uint32_t c) { return a ^ b ^ c; }
-    // For its one use: the lowest byte of a, the other three of `bits`. (LOP3 takes only one immediate.)
-    static __device__ u32 and_or(u32 a, uint32_t mask, uint32_t bits) {
-        return mask == 0xFFu ? __byte_perm(a, bits, 0x7650) : (a & mask) | bits;
-    }
     template <int N>
     static __device__ u32 shift_right(u32 a) {
         return a >> N;
@@ -52,6 +49,9 @@ struct Cuda {
     }
 
     static __device__ f32 to_float(u32 a) { return __int2float_rn(static_cast<int>(a)); }
+    // 128 moves from the upper part to the other, whose mantissa is then the lowest byte and a half.
+    static __device__ Pair<f32> parts(u32 w) { return {to_float((w >> 8) - 128u), byte_and_half(w)}; }
+    static __device__ u32 twice_and_one(u32 w) { return nf::twice_and_one(w); }
     static __device__ f32 as_float(u32 a) { return bits_to_float(a); }
     static __device__ u32 as_bits(f32 a) { return float_to_bits(a); }
     template <int Half>

@@ -72,7 +72,7 @@ struct Level {
     static __device__ Raw raw(float x) { return static_cast<Raw>(round_to_level<Raw, Cuda>(x)); }
     static __device__ Raw raw(double x) { return round_to_level<Raw>(x); }
     static __device__ float get(const uint32_t* w, int i) {
-        return value(static_cast<Raw>(w[i / in_word] >> 8 * bytes * (i % in_word)));
+        return static_cast<float>(bits_of(w[i / in_word], 8 * bytes * (i % in_word), 8 * bytes));
     }
 };
 using U8 = Level<uint8_t>;

@@ -80,7 +80,9 @@ class FastRace {
 
     FastRace(const FastLogits& logits, const FastSettings& settings, const Call& keys)
         : positions_(static_cast<size_t>(logits.rows)), bad_(positions_.size()) {
-        for (int64_t row = 0; row < logits.rows; ++row) positions_[static_cast<size_t>(row)] = row % logits.of_sample;
+        for (int64_t row = 0; row < logits.rows; ++row)
+            positions_[static_cast<size_t>(row)] =
+                row % logits.of_sample + field_of(keys, row / logits.of_sample).start;
         race.rows = logits.rows, race.of_sample = logits.of_sample, race.n = logits.n;
         race.x = logits.array.v.data, race.type = dtype(logits.array.v.kind);
         race.position = positions_.data(), race.bad = bad_.data();

@@ -66,6 +66,8 @@ bool has_inputs(const Call& call) {
 // Exact type only: a subclass may hold unchecked numbers.
 bool is_noise(PyObject* o) { return reinterpret_cast<PyObject*>(Py_TYPE(o)) == noise_type; }
 
+const Field& field_of(const Call& call, int64_t sample) { return call.fields[call.field_per_sample ? sample : 0]; }
+
 // A Noise for the samples of a call, or a list or tuple with one for each.
 class FastNoise {
   public:
@@ -83,7 +85,7 @@ class FastNoise {
             field.run = call.size;
             return named(field, name, rows, stream, call.n_rows) && window(field, name, ndim, shape);
         };
-        if (call.size > int64_t{1} << 34) return false;
+        if (call.size > kElements) return false;
         if (is_noise(noise)) return plain(take(one_, noise, call.batch));
         if (!(names_ = as_tuple(noise)) || PyTuple_GET_SIZE(names_) != call.batch) return false;
         several_.reset(new (std::nothrow) Field[static_cast<size_t>(call.batch)]());
@@ -95,7 +97,8 @@ class FastNoise {
         return true;
     }
 
-    bool has_window = false;
+    // The elements of the windows' full samples: 0, there is no window; -1, they differ.
+    int64_t whole = kUnseen;
 
     // Draws from another stream, or from a later step.
     void use(Call& call, uint32_t stream) {
@@ -112,7 +115,9 @@ class FastNoise {
     }
 
   private:
-    static constexpr uint32_t kUniformStream = 7;  // as in noise.py
+    static constexpr uint32_t kUniformStream = 7;           // as in noise.py
+    static constexpr int64_t kElements = int64_t{1} << 34;  // of a sample
+    static constexpr int64_t kUnseen = -2;
     Field one_{};
     std::unique_ptr<Field[]> several_;
     PyObject* names_ = nullptr;  // a tuple
@@ -145,12 +150,11 @@ class FastNoise {
     }
 
     // Finds the sample's place in the window's full one, if there is a window: see `window_runs` of
-    // call/description.py. Noise has checked that 0 <= start <= full, and that the full sample has at most 2^34
+    // call/description.py. Noise has checked that 0 <= start <= full, and that the full sample has at most 2^51
     // elements.
     bool window(Field& field, PyObject* noise, int ndim, const int64_t* shape) {
         PyObject *const full = part(noise, at_window_shape), *const start = part(noise, at_window_start);
-        if (full == Py_None) return true;
-        has_window = true;
+        if (full == Py_None) return note(0);
         for (PyObject* given : {full, start})
             if (!given || !PyTuple_CheckExact(given) || PyTuple_GET_SIZE(given) != ndim) return false;
         int64_t stride = 1;
@@ -170,6 +174,11 @@ class FastNoise {
         }
         std::reverse(field.shape, field.shape + field.axes);
         std::reverse(field.stride, field.stride + field.axes);
+        return note(stride) && stride <= kElements;
+    }
+
+    bool note(int64_t of) {
+        whole = whole == kUnseen || whole == of ? of : -1;
         return true;
     }
 

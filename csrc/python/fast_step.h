@@ -10,30 +10,54 @@ namespace {
 
 // A row of a TokenTable, and what the table adds.
 struct FastTokenRow {
-    int has_mask, hides, touches, by_words;  // by_words: the order of positions by rank
-    long long mask, vocabulary, end, left;   // vocabulary, left: or 0
-    PyObject *temperature, *top_k, *top_p;   // borrowed
-    double reveal, change, differ, same, remask;
-    double surprise;  // of the threshold, -ln p; or -1
+    enum Told { kWords, kLogProb, kLogProbRaw, kEntropy, kMargin };
 
-    bool by_rank() const { return left || surprise >= 0; }
+    int has_mask, hides, touches;
+    int told;                               // what the order of positions by rank is by
+    long long mask, vocabulary, end, left;  // vocabulary, left: or 0
+    PyObject *temperature, *top_k, *top_p;  // borrowed
+    double reveal, change, differ, same, remask;
+    double surprise;      // of the threshold, -ln p; or -1
+    float share;          // or -1
+    PyObject* surprises;  // borrowed: the greatest ones by a factor, bytes of float32; or none
+
+    bool by_rank() const { return left || surprise >= 0 || share >= 0 || most_masks(); }
+    // How many masks of a sample a factor's surprises are known for; or 0.
+    int64_t most_masks() const { return PyBytes_GET_SIZE(surprises) / 4; }
 
     // False: a Python error is set.
     bool parse(PyObject* row) {
-        return PyArg_ParseTuple(row, "ppppLLLLOOOdddddd", &has_mask, &hides, &touches, &by_words, &mask, &vocabulary,
+        return PyArg_ParseTuple(row, "pppiLLLLOOOddddddfS", &has_mask, &hides, &touches, &told, &mask, &vocabulary,
                                 &end, &left, &temperature, &top_k, &top_p, &reveal, &change, &differ, &same, &remask,
-                                &surprise);
+                                &surprise, &share, &surprises);
+    }
+
+    // The greatest surprise with which a sample's mask takes its token after k others.
+    double greatest(int64_t k) const {
+        float by_factor;
+        if (!most_masks()) return surprise;
+        std::memcpy(&by_factor, PyBytes_AS_STRING(surprises) + 4 * k, 4);
+        return by_factor;
+    }
+
+    // How many of a sample's masks take their token, of those with these keys, which rise.
+    int64_t count(const std::vector<std::pair<double, size_t>>& order) const {
+        const auto masks = static_cast<int64_t>(order.size());
+        if (left) return (masks + left - 1) / left;
+        if (share >= 0) return static_cast<int64_t>(std::floor(static_cast<float>(masks) * share));
+        int64_t certain = masks ? 1 : 0;  // one always does
+        while (certain < masks && order[static_cast<size_t>(certain)].first <= greatest(certain)) ++certain;
+        return most_masks() && certain == masks - 1 ? masks : certain;  // a factor leaves no last one alone
     }
 };
 
 // One step: its arrays are int64 or bytes, one for each position.
 class FastTokenStep {
   public:
-    // Takes the tokens x and the positions that may take a drawn one. False: declined.
-    bool read(const FastTokenRow& row, PyObject* tokens, PyObject* where) {
-        FastArray allowed;
+    // Takes the tokens x. False: declined.
+    bool read(const FastTokenRow& row, PyObject* tokens) {
         const View& ids = x.v;
-        if (!x.read(tokens) || !is_token(ids.kind) || ids.ndim < 2 || !take_bools(where, ids, allowed) ||
+        if (!x.read(tokens) || !is_token(ids.kind) || ids.ndim < 2 ||
             (row.has_mask ? !is_of(ids, row.mask)
                           : row.vocabulary && !all_below(ids, static_cast<uint64_t>(row.vocabulary))))
             return false;
@@ -41,37 +65,50 @@ class FastTokenStep {
         batch = ids.shape[0], length = ids.count / batch;
         old.resize(n), drawn.resize(n), may.resize(n), taken.resize(n);
         of_tokens(ids, [&](auto* first) { std::copy_n(first, n, old.begin()); });
-        for (size_t i = 0; i < n; ++i) {
-            const bool masked = row.has_mask && old[i] == row.mask;
-            may[i] = (row.touches || !row.has_mask || masked) && static_cast<int64_t>(i) % length < length - row.end &&
-                     (!allowed.v.data || allowed.v.data[i]);
-        }
         return true;
     }
 
-    // Draws of these streams at step i of the noise. False: declined.
-    bool name(PyObject* noise, int64_t i, const View& logits) {
-        const auto keys = [&](Call& call, FastNoise& names, int stream, int64_t size, const View& of) {
-            call.batch = batch, call.size = size, call.n_rows = i + 1;
-            if (!names.parse(noise, stream, call, of.ndim - 1, of.shape + 1) || names.has_window) return false;
-            names.later(call, static_cast<uint32_t>(i));
-            call.step_by_index = 0, call.n_rows = 1, call.index = &first_row_, call.segment = batch * size;
-            call.type = call.out_type = DType::f32, call.draw = Draw::words;
-            return true;
-        };
-        return keys(race_, race_names_, kRace, logits.count / batch, logits) &&
-               keys(words_, names_, kMasks, length, x.v);
+    // Takes the names of what step i draws. False: declined.
+    bool name(PyObject* noise, int64_t i) {
+        words_.batch = batch, words_.size = length, words_.n_rows = i + 1;
+        if (!names_.parse(noise, kMasks, words_, 1, &length) || names_.whole > kPositions || names_.whole < 0)
+            return false;
+        names_.later(words_, static_cast<uint32_t>(i));
+        words_.step_by_index = 0, words_.n_rows = 1, words_.index = &first_row_, words_.segment = batch * length;
+        words_.type = words_.out_type = DType::f32, words_.draw = Draw::words;
+        return true;
+    }
+
+    // Finds the positions that may take a drawn token. False: declined.
+    bool allow(const FastTokenRow& row, PyObject* where) {
+        FastArray allowed;
+        if (!take_bools(where, x.v, allowed)) return false;
+        const int64_t end = (names_.whole ? names_.whole : length) - row.end;
+        for (size_t i = 0; i < may.size(); ++i) {
+            const auto sample = static_cast<int64_t>(i) / length, place = static_cast<int64_t>(i) % length;
+            const bool masked = row.has_mask && old[i] == row.mask;
+            may[i] = (row.touches || !row.has_mask || masked) && field_of(words_, sample).start + place < end &&
+                     (!allowed.v.data || allowed.v.data[i]);
+        }
+        for (auto first = may.begin(); row.most_masks() && first < may.end(); first += length)
+            if (std::count(first, first + length, 1) > row.most_masks()) return false;
+        return true;
     }
 
     // Draws a token at each position that may take one. 1; 0: declined; -1: a Python error is set.
-    int draw(const FastTokenRow& row, const FastLogits& logits, const FastSettings& settings, bool by_confidence) {
+    int draw(const FastTokenRow& row, const FastLogits& logits, const FastSettings& settings) {
         const View& given = logits.array.v;
-        FastRace fast(logits, settings, race_);
+        names_.use(words_, kRace);
+        FastRace fast(logits, settings, words_);
         fast.race.where = may.data(), fast.race.token = drawn.data();
         Scratch hidden;
         const bool hides = row.hides && row.mask < logits.n;
         if (hides && !hidden.take(static_cast<size_t>(given.bytes))) return PyErr_NoMemory(), -1;
-        if (by_confidence) confidence.resize(old.size()), fast.race.log_prob_raw = confidence.data();
+        if (row.by_rank() && row.told != row.kWords) {
+            told.resize(old.size());
+            float** const to[] = {&fast.race.log_prob, &fast.race.log_prob_raw, &fast.race.entropy, &fast.race.margin};
+            *to[row.told - 1] = told.data();
+        }
         if (hides) fast.race.x = hidden.data;
         const auto run = [&](const GoOn& go_on) {
             if (hides) hide(given, logits.n, row.mask, hidden.data);
@@ -124,11 +161,11 @@ class FastTokenStep {
     int64_t batch, length;
     std::vector<int64_t> old, drawn, made;
     std::vector<uint8_t> may, taken;
-    std::vector<float> confidence;
+    std::vector<float> told;
 
   private:
-    FastNoise race_names_, names_;
-    Call race_{}, words_{};
+    FastNoise names_;
+    Call words_{};
     const int64_t first_row_ = 0;
 
     // Copies the logits of the rows that are read, with -inf for the mask.
@@ -166,31 +203,27 @@ class FastTokenStep {
         return run_plain(words_, [&](const Call& call, const GoOn& go_on) { return run_masks(call, masks, go_on); });
     }
 
-    // The first of a sample's positions take their token: so many that the others are left for the later steps, or
-    // those of the threshold, but at least one.
+    // The first of a sample's positions take their token.
     bool by_rank(const FastTokenRow& row) {
         constexpr int kPlaces = 16;  // a stream, as in noise.py
-        std::vector<float> words(row.by_words ? old.size() : 0);
-        if (row.by_words && !draw_words(words, kPlaces)) return false;
-        const auto key = [&](size_t i) {
-            return !may[i]        ? INFINITY
-                   : row.by_words ? static_cast<double>(__builtin_bit_cast(uint32_t, words[i]))
-                                  : -static_cast<double>(confidence[i]);
-        };
-        std::vector<std::pair<double, size_t>> order(static_cast<size_t>(length));
-        for (size_t first = 0; first < old.size(); first += order.size()) {
-            int64_t masks = 0, certain = 0;
-            for (size_t i = 0; i < order.size(); ++i) {
-                order[i] = {key(first + i), first + i};
-                masks += may[first + i], certain += may[first + i] && order[i].first <= row.surprise;
-            }
-            const int64_t count =
-                row.left ? (masks + row.left - 1) / row.left : std::min(masks, std::max<int64_t>(certain, 1));
-            std::partial_sort(order.begin(), order.begin() + count, order.end());
+        const bool by_words = row.told == row.kWords;
+        std::vector<float> words(by_words ? old.size() : 0);
+        if (by_words && !draw_words(words, kPlaces)) return false;
+        const double sign = row.told == row.kEntropy ? 1 : -1;
+        std::vector<std::pair<double, size_t>> order;
+        order.reserve(static_cast<size_t>(length));
+        for (size_t first = 0; first < old.size(); first += static_cast<size_t>(length)) {
+            order.clear();
+            for (size_t i = first; i < first + static_cast<size_t>(length); ++i)
+                if (may[i])
+                    order.emplace_back(by_words ? static_cast<double>(__builtin_bit_cast(uint32_t, words[i]))
+                                                : sign * static_cast<double>(told[i]),
+                                       i);
+            std::sort(order.begin(), order.end());
+            const int64_t count = row.count(order);
             for (int64_t k = 0; k < count; ++k) {
                 const size_t i = order[static_cast<size_t>(k)].second;
-                taken[i] = may[i];
-                if (taken[i]) made[i] = drawn[i];
+                taken[i] = 1, made[i] = drawn[i];
             }
         }
         return true;
@@ -222,15 +255,15 @@ PyObject* fast_token_step(PyObject*, PyObject* const* args, Py_ssize_t n) {
         int64_t i;
         if (!row.parse(args[0])) return nullptr;
         const View &x = step.x.v, &given = logits.array.v;
-        if (!take_integer(args[1], i) || !step.read(row, args[2], args[5]) || !logits.read(args[3]) ||
+        if (!take_integer(args[1], i) || !step.read(row, args[2]) || !logits.read(args[3]) ||
             !logits.shape.same_shape(x) || given.is_tensor != x.is_tensor || logits.of_sample > kPositions ||
             logits.n < row.vocabulary || !settings.parse(row.temperature, row.top_k, row.top_p, logits) ||
-            !step.name(args[4], i, given))
+            !step.name(args[4], i) || !step.allow(row, args[5]))
             return declined();
         outputs.first = {x.kind, x.is_tensor, x.ndim, x.shape, x.count, nullptr};
         if (!x.is_tensor) outputs.first.descriptor = PyArray_DESCR(array(x.object));
         if (!outputs.take(0, args[6], written) || outputs.spoil(x, true)) Py_RETURN_NOTIMPLEMENTED;
-        const int good = step.draw(row, logits, settings, row.by_rank() && !row.by_words);
+        const int good = step.draw(row, logits, settings);
         if (good <= 0) return good ? nullptr : Py_NewRef(Py_NotImplemented);
         if (!step.change(row) || !outputs.make(written)) return nullptr;
         View out = x;

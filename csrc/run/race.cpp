@@ -151,11 +151,11 @@ class Rows {
         const Field& f = c.fields[c.field_per_sample ? sample : 0];
         const int64_t entry = c.field_per_sample ? 0 : sample;
         const uint64_t id = f.samples ? f.samples[entry] : f.sample + static_cast<uint64_t>(entry);
-        r.seed = f.seed;
+        r.seed = race_seed<Scalar>(f.seed, c.position[row]);
         r.step = f.step;
         r.sample = static_cast<uint32_t>(id);
         r.tag = f.stream << 24 | static_cast<uint32_t>(id >> 32);
-        r.block = static_cast<uint32_t>(c.position[row]) << (kTokenBits - 2);
+        r.block = race_block(c.position[row]);
     }
 
     // Only a part of a vocabulary may have no token that can win. (Another thread may take all of them away.)

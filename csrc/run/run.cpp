@@ -138,6 +138,12 @@ bool run_impulses(const Call& call, const Impulses& impulses, const GoOn& go_on)
     return parallel_for(call.batch * call.size, kChunk, body, go_on);
 }
 
+bool run_rician(const Call& call, const Rician& rician, const GoOn& go_on) {
+    const Kernels& k = kernels();
+    const auto body = [&](int64_t begin, int64_t end) { k.rician(call, rician, begin, end); };
+    return parallel_for(call.batch * call.size, std::max<int64_t>(256, kChunk / rician.draws), body, go_on);
+}
+
 bool run_pyramid(const Pyramid& call, const GoOn& go_on) {
     const Kernels& k = kernels();
     const int64_t rows = std::max<int64_t>(1, kChunk / std::max<int64_t>(1, call.width));
@@ -257,6 +263,7 @@ const Operation* find_operation(std::string_view name) {
         on<Call, Call, run_plain_pair>("StepAndLoss"),
         on<Call, Masks, run_plain_masks>("Masks"),
         on<Call, Impulses, run_impulses>("Impulses"),
+        on<Call, Rician, run_rician>("Rician"),
         on<Race, run_race>("Race"),
         on<CrossEntropy, run_cross_entropy>("CrossEntropy"),
         on<Pyramid, run_pyramid>("Pyramid"),

@@ -251,7 +251,7 @@ class Bound {
         if (!good) return fail("temperature, top_k or top_p is out of range");
         for (int64_t row = 0; row < race.rows; ++row)
             good &= race.position[row] >= 0 && race.position[row] < kPositions;
-        if (!good) return fail("positions: expected 0 <= position < 2^14");
+        if (!good) return fail("positions: expected 0 <= position < 2^31");
         const auto result = [&](int64_t i, int64_t bytes, int fill) {
             char* to = static_cast<char*>(frame.results.buffers[i]->data) + element * race.rows * bytes;
             if (race.where) std::memset(to, fill, static_cast<size_t>(race.rows * bytes));

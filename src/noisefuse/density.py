@@ -91,14 +91,14 @@ def log_prob(
     >>> bool((nf.density.log_prob(table, 4, x, m, x_next) == made).all())
     True
     """
-    other = None if type(x) is np.ndarray else library_of(x)
+    library = None if type(x) is np.ndarray else library_of(x)
     law = {"reduction": reduction, "density": density, "partial": partial}
-    if other is None or not other.is_traced():
+    if library is None or not library.is_traced():
         done = fast(table, True, i, x, model_output, past, x_next, None, (), law)
         if done is not NotImplemented:
             return done
-    if other is not None:
-        return other.log_prob(table, i, x, model_output, x_next, past=past, **law)
+    if library is not None:
+        return library.log_prob(table, i, x, model_output, x_next, past=past, **law)
     call, found = stored_call(table, i, x, model_output, x_next, past, reduction, density, {})
     return Part(_chunk_sums(call), found) if partial else found.of(_sums(call))
 
@@ -128,15 +128,15 @@ def log_prob_grad(
     >>> nf.density.log_prob_grad(table, 4, x, m, x).shape
     (2, 3, 8)
     """
-    other = None if type(x) is np.ndarray else library_of(x)
+    library = None if type(x) is np.ndarray else library_of(x)
     law: dict[str, Any] = {"reduction": reduction, "density": density}
-    if other is None or not other.is_traced():
+    if library is None or not library.is_traced():
         made: Array = fast_gradient(table, wrt, i, x, model_output, past, x_next, upstream, out, law)
         if made is not NotImplemented:
             return made
-    if other is not None:
+    if library is not None:
         given: dict[str, Any] = {"wrt": wrt, "upstream": upstream, "past": past, "out": out}
-        return other.log_prob_grad(table, i, x, model_output, x_next, **given, **law)
+        return library.log_prob_grad(table, i, x, model_output, x_next, **given, **law)
     check_choice("wrt", wrt, ("m1", "m2", "x"))
     call, found = stored_call(table, i, x, model_output, x_next, past, reduction, density, {"out": out})
     return _gradient(call, found.factor * _each(_deviation(table).rows["out"][wrt][call.index]), upstream)
@@ -164,13 +164,13 @@ def kl(
     >>> nf.density.kl(table, 4, m, m).tolist()
     [0.0, 0.0]
     """
-    other = None if type(model_output) is np.ndarray else library_of(model_output)
-    if other is None or not other.is_traced():
+    library = None if type(model_output) is np.ndarray else library_of(model_output)
+    if library is None or not library.is_traced():
         done = fast_kl(table, i, model_output, reference, None, None, {"reduction": reduction})
         if done is not NotImplemented:
             return done
-    if other is not None:
-        return other.kl(table, i, model_output, reference, reduction=reduction)
+    if library is not None:
+        return library.kl(table, i, model_output, reference, reduction=reduction)
     call, factor = pair_call(table, i, model_output, reference, reduction, {})
     return _scaled(_sums(call), factor, 0.0)
 
@@ -196,14 +196,14 @@ def kl_grad(
     >>> float(nf.density.kl_grad(table, 4, m, m).max())
     0.0
     """
-    other = None if type(model_output) is np.ndarray else library_of(model_output)
-    if (other is None or not other.is_traced()) and upstream is not None:
+    library = None if type(model_output) is np.ndarray else library_of(model_output)
+    if (library is None or not library.is_traced()) and upstream is not None:
         made: Array = fast_kl(table, i, model_output, reference, upstream, out, {"reduction": reduction})
         if made is not NotImplemented:
             return made
-    if other is not None:
+    if library is not None:
         given: dict[str, Any] = {"reduction": reduction, "upstream": upstream, "out": out}
-        return other.kl_grad(table, i, model_output, reference, **given)
+        return library.kl_grad(table, i, model_output, reference, **given)
     call, factor = pair_call(table, i, model_output, reference, reduction, {"out": out})
     return _gradient(call, factor, upstream)
 
@@ -232,17 +232,17 @@ def update_with_log_prob(
     >>> x_next.shape, log_prob.shape
     ((2, 3, 8), (2,))
     """
-    other = None if type(x) is np.ndarray else library_of(x)
+    library = None if type(x) is np.ndarray else library_of(x)
     options: dict[str, Any] = {"reduction": reduction, "density": density, "partial": partial}
     if isinstance(aux_out, int) and is_written(x):
         raise TypeError(f"aux_out: expected a sequence of arrays, got {type(aux_out).__name__}")
-    if other is None or not other.is_traced():
+    if library is None or not library.is_traced():
         pair: tuple[Array, Any] = fast(table, False, i, x, model_output, past, noise, out, aux_out, options)
         if pair is not NotImplemented:
             return pair
-    if other is not None:
+    if library is not None:
         options |= {"past": past, "out": out, "aux_out": aux_out}
-        return other.update_with_log_prob(table, i, x, model_output, noise, **options)
+        return library.update_with_log_prob(table, i, x, model_output, noise, **options)
     if levels_of(getattr(out, "dtype", None)):
         raise TypeError("out: expected x's dtype, as a result that is rounded to integers has no density")
     step = update_call(table, i, x, model_output, past, noise, out, aux_out)
@@ -413,9 +413,9 @@ def combine(parts: Any) -> Any:
             raise TypeError(f"parts[{n}]: expected what partial=True gives, got {type(part).__name__}")
     if kind is LossPart:
         return combined(parts)
-    if (other := library_of(parts[0].sums)) is not None:
-        found = combine([replace(part, sums=other.to_numpy(part.sums)) for part in parts])
-        return other.moved(found, parts[0].sums)
+    if (library := library_of(parts[0].sums)) is not None:
+        whole = combine([replace(part, sums=library.to_numpy(part.sums)) for part in parts])
+        return library.moved(whole, parts[0].sums)
     first = parts[0].law
     for n, part in enumerate(parts):
         same = replace(part.law, elements=first.elements, std=first.std) == first

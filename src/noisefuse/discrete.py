@@ -16,16 +16,17 @@ from .language.noise import TIMES, Noise, check_stream_0
 from .operations.draw import uniform as uniform_numbers
 from .tokens.categorical import Partial, TokenInfo, combine_categories
 from .tokens.forward import probabilities
+from .tokens.partial_steps import PartialStep, combine_steps
 from .tokens.schedule import MaskSchedule, cosine, geometric, linear, llada, log_linear, mdlm
 from .tokens.transitions import Transition
 
 __all__ = [
-    "MaskSchedule", "Partial", "TokenInfo", "Transition", "absorbing", "combine_categories", "cosine", "gaussian",
-    "geometric", "linear", "llada", "log_linear", "mdlm", "times", "uniform",
+    "MaskSchedule", "Partial", "PartialStep", "TokenInfo", "Transition", "absorbing", "combine_categories",
+    "combine_steps", "cosine", "gaussian", "geometric", "linear", "llada", "log_linear", "mdlm", "times", "uniform",
 ]  # fmt: skip
 
 show_public(__name__)
-show_as(__name__, MaskSchedule, Partial, TokenInfo, Transition)
+show_as(__name__, MaskSchedule, Partial, PartialStep, TokenInfo, Transition)
 _KINDS = ("stratified", "shared", "independent")
 
 

@@ -24,6 +24,7 @@ from .arguments.calls import Index, converted, is_batch, make_call, names_or_arr
 from .arguments.types import Array
 from .call.description import Level, Pyramid
 from .ground.checks import check_integer, check_number
+from .ground.docstrings import Shared, documented
 from .ground.float_mode import float_mode
 from .ground.lazy import show_public
 from .ground.libraries import library_of
@@ -56,6 +57,12 @@ __all__ = [
 ]  # fmt: skip
 
 show_public(__name__)
+
+_SHARED = Shared(
+    args={"dtype": "    dtype: the result's dtype, if it is not x's."},
+    returns="    An array of x's shape, kind and device.",
+    raises="    TypeError, ValueError: the message says what was given and what was expected.",
+)
 
 
 # ---- keys --------------------------------------------------------------------------------------------------
@@ -167,6 +174,7 @@ def _assigned(x: Array, names: list[Noise]) -> NDArray[np.int64]:
 # ---- arrays ------------------------------------------------------------------------------------------------
 
 
+@documented(_SHARED)
 def offset_like(x: Array, strength: float, noise: Noises, *, dtype: Any = None) -> Array:
     """Offset noise: z + strength c, with one normal c for each channel of each sample. A model then learns to change
     the mean of a whole image (Guttenberg 2023, "Diffusion with offset noise").
@@ -175,15 +183,8 @@ def offset_like(x: Array, strength: float, noise: Noises, *, dtype: Any = None) 
         x: (B, C, ..), floats. The result has its shape, kind, dtype and device; its values are not read.
         strength: the strength of the offset: trainers use 0.05 to 0.1.
         noise: a Noise, or a list of one for each sample. z is its field; c is drawn from stream 5.
-        dtype: the result's dtype, if it is not x's.
 
     It takes one pass. The variance is 1 + strength^2, as in all trainers.
-
-    Returns:
-        An array of x's shape, kind and device.
-
-    Raises:
-        TypeError, ValueError: the message says what was given and what was expected.
 
     >>> z = nf.fields.offset_like(np.zeros((2, 4, 64, 64), np.float32), 0.1, nf.Noise(7))
     >>> offsets = nf.randn((2, 4), nf.Noise(7, stream=5))
@@ -206,6 +207,7 @@ def _offset(x: Array, noise: Noises, *, strength: float, dtype: Any, out: Array 
     return run(make_call(x.shape, kind, Rows.of(columns), index, names, {}, {"out": out}))[0]
 
 
+@documented(_SHARED)
 def pyramid_like(x: Array, discount: float, noise: Noises, *, levels: SupportsIndex = 6, dtype: Any = None) -> Array:
     """Pyramid noise, also called multi-resolution noise (Whitaker 2023, "Multi-resolution noise for diffusion model
     training"): white noise plus discount^i times noise at half, a quarter, .. of the lengths, enlarged bilinearly.
@@ -216,16 +218,9 @@ def pyramid_like(x: Array, discount: float, noise: Noises, *, levels: SupportsIn
         noise: a Noise, or a list of one for each sample, without a window. The first pyramid level is its field; level
             i is drawn from stream 10 at step ``noise.step * levels + i``.
         levels: the largest number of pyramid levels; no level follows the one whose lengths are both 1.
-        dtype: the result's dtype, if it is not x's.
 
     Every element has variance 1: the weights at each place are divided by the root of the sum of their squares, while
     trainers divide by the deviation of the whole array. So a sample does not depend on its batch.
-
-    Returns:
-        An array of x's shape, kind and device.
-
-    Raises:
-        TypeError, ValueError: the message says what was given and what was expected.
 
     >>> z = nf.fields.pyramid_like(np.zeros((64, 1, 16, 16), np.float32), 0.8, nf.Noise(7))
     >>> round(float(z.var()), 1), bool(z.mean(axis=(1, 2, 3)).var() > 10 / 256)
@@ -332,6 +327,7 @@ def _stretched(coarse: Array, before: NDArray[np.int32], part: Array) -> Array:
     return made
 
 
+@documented(_SHARED)
 def mixed_like(x: Array, alpha: float, noise: Noises, *, dtype: Any = None) -> Array:
     """Video noise whose frames share a part: (alpha s + z_f) / sqrt(1 + alpha^2), with the same s in each frame.
 
@@ -341,13 +337,6 @@ def mixed_like(x: Array, alpha: float, noise: Noises, *, dtype: Any = None) -> A
         x: (B, F, ..), axis 1 the frames, floats: as in `offset_like`.
         alpha: the strength of the shared part: two frames correlate by alpha^2 / (1 + alpha^2).
         noise: a Noise, or a list of one for each sample. z is its field; s, of a frame's shape, is on stream 11.
-        dtype: the result's dtype, if it is not x's.
-
-    Returns:
-        An array of x's shape, kind and device.
-
-    Raises:
-        TypeError, ValueError: the message says what was given and what was expected.
 
     >>> z = nf.fields.mixed_like(np.zeros((1, 2, 3, 64, 64), np.float32), 1.0, nf.Noise(7))
     >>> round(float(np.corrcoef(z[0, 0].ravel(), z[0, 1].ravel())[0, 1]), 1)
@@ -371,6 +360,7 @@ def _mixed(x: Array, noise: Noises, *, alpha: float, dtype: Any, out: Array | No
     return _blended_frames(x, noise, dtype, out, blend)
 
 
+@documented(_SHARED)
 def progressive_like(x: Array, alpha: float, noise: Noises, *, dtype: Any = None) -> Array:
     """Video noise in which each frame keeps a part of the one before: (alpha e_(f-1) + z_f) / sqrt(1 + alpha^2), and
     e_0 = z_0.
@@ -381,12 +371,6 @@ def progressive_like(x: Array, alpha: float, noise: Noises, *, dtype: Any = None
         x, dtype: as in `mixed_like`.
         alpha: the strength of the kept part: frames n apart correlate by (alpha^2 / (1 + alpha^2))^(n / 2).
         noise: a Noise, or a list of one for each sample; a window must begin at frame 0.
-
-    Returns:
-        An array of x's shape, kind and device.
-
-    Raises:
-        TypeError, ValueError: the message says what was given and what was expected.
 
     >>> z = nf.fields.progressive_like(np.zeros((1, 3, 3, 64, 64), np.float32), 2.0, nf.Noise(7))
     >>> [round(float(np.corrcoef(z[0, 0].ravel(), z[0, f].ravel())[0, 1]), 1) for f in (1, 2)]
@@ -414,6 +398,7 @@ def _progressive(x: Array, noise: Noises, *, alpha: float, dtype: Any, out: Arra
     return _blended_frames(x, noise, dtype, out, blend)
 
 
+@documented(_SHARED)
 def freenoise_like(
     x: Array, noise: Noises, *, context: SupportsIndex = 16, stride: SupportsIndex = 4, dtype: Any = None
 ) -> Array:
@@ -429,13 +414,6 @@ def freenoise_like(
             uniform numbers on stream 12: element f for frame f.
         context: frames that the model sees at once.
         stride: frames that are shuffled together, at most `context`; 1 repeats the first frames as they are.
-        dtype: the result's dtype, if it is not x's.
-
-    Returns:
-        An array of x's shape, kind and device.
-
-    Raises:
-        TypeError, ValueError: the message says what was given and what was expected.
 
     >>> z = nf.fields.freenoise_like(np.zeros((1, 24, 4, 8, 8), np.float32), nf.Noise(7))
     >>> [next(f for f in range(16) if np.array_equal(z[0, f], z[0, g])) for g in range(16, 24)]

@@ -22,7 +22,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
-from numpy import float32, uint32, uint64
+from numpy import float32, float64, inf, int64, uint32, uint64
 from numpy.typing import DTypeLike, NDArray
 
 if find_spec("numba") is None:
@@ -37,7 +37,10 @@ from .language.tableau import Tableau
 
 __all__ = [
     "apply_row",
+    "categorical",
+    "category_score",
     "fma",
+    "masked",
     "mul",
     "normal",
     "normal4",
@@ -54,6 +57,7 @@ show_public(__name__)
 _philox, _counter, _clamp = USER.philox4x32, USER.counter, USER.clamp
 _normal_pair32, _normal_pair64 = USER.normal_pair32, USER.normal_pair64
 _uniform32, _uniform64 = USER.uniform32, USER.uniform64
+_race_key, _race_element, _race_score = USER.race_key, USER.race_element, USER.race_score
 _SHARED = Shared(
     args={
         "seed": "    seed: in [0, 2^64).",
@@ -61,6 +65,8 @@ _SHARED = Shared(
         "step": "    step: in [0, 2^32).",
         "element": "    element: in [0, 2^34), counted in the sample.",
         "stream": "    stream: in [0, 128).",
+        "position": "    position: in [0, 2^31), of the token in its sample.",
+        "temperature": "    temperature: 0, or from 2^-64 to 2^64.",
     }
 )
 
@@ -206,6 +212,85 @@ def uniform64(seed: Any, sample: Any, step: Any, element: Any, stream: Any = 7) 
     w0, w1, w2, w3 = _words(seed, sample, step, element, stream, 0)
     v0, v1, v2, v3 = _words(seed, sample, step, element, stream, 1)
     return _uniform64(_chosen(element, w0, w1, w2, w3), _chosen(element, v0, v1, v2, v3))
+
+
+# ---- tokens ------------------------------------------------------------------------------------------------
+
+
+@pasted
+@documented(_SHARED)
+def masked(seed: Any, sample: Any, step: Any, position: Any, p: Any) -> Any:
+    """Tells whether `noisefuse.q_mask` masks the token at this position: with probability p, by its word of stream 14.
+
+    Args:
+        p: the probability, rounded to a multiple of 2^-32.
+
+    Returns:
+        A bool.
+
+    >>> import noisefuse.numba as nfn
+    >>> _, masked = nf.q_mask(np.ones((1, 4), int), 0.5, nf.Noise(7), mask_id=0)
+    >>> [nfn.masked(7, 0, 0, i, 0.5) for i in range(4)] == masked[0].tolist()
+    True
+    """
+    w0, w1, w2, w3 = _words(seed, sample, step, position, 14, 0)
+    return float64(_chosen(position, w0, w1, w2, w3)) < (mul(float64(p), 2.0**32) + 2.0**52) - 2.0**52
+
+
+@pasted
+@documented(_SHARED)
+def category_score(
+    seed: Any, sample: Any, step: Any, position: Any, token: Any, logit: Any, temperature: Any = 1.0
+) -> Any:  # fmt: skip
+    """The score of a token in the race of `noisefuse.categorical`, logit / temperature - ln(-2 ln U), and at
+    temperature 0 the logit: the token of a position's greatest score is drawn, of equals the lowest (Gumbel 1954).
+
+    Args:
+        token: in [0, 2^20).
+        logit: float32. With -inf the token is not drawn.
+
+    Returns:
+        A float64.
+
+    >>> import noisefuse.numba as nfn
+    >>> logits = np.float32([0.5, 2.0, 1.0])
+    >>> scores = [nfn.category_score(7, 0, 0, 0, token, logits[token]) for token in range(3)]
+    >>> int(np.argmax(scores)) == int(nf.categorical(logits, nf.Noise(7)))
+    True
+    """
+    key, heat = uint64(seed), float64(temperature)
+    k0, k1 = _race_key(position, uint32(key), uint32(key >> uint64(32)))
+    element = _race_element(position, token)
+    c0, c1, c2, c3 = _counter(element, step, sample, 13, 0)
+    w0, w1, w2, w3 = _philox(c0, c1, c2, c3, k0, k1)
+    v0, v1, v2, v3 = _philox(c0, c1, c2, uint32(c3 | uint32(1 << 31)), k0, k1)
+    beta = 1.0 / select(heat > 0.0, heat, 1.0)
+    score = _race_score(float32(logit), beta, _chosen(element, w0, w1, w2, w3), _chosen(element, v0, v1, v2, v3))
+    return select(heat > 0.0, score, float64(logit))
+
+
+@pasted
+@documented(_SHARED)
+def categorical(seed: Any, sample: Any, step: Any, position: Any, logits: Any, temperature: Any = 1.0) -> Any:
+    """The token that `noisefuse.categorical` draws from one row of logits.
+
+    Args:
+        logits: an array of float32 (V,), V <= 2^20, without NaN.
+
+    Returns:
+        The token, or -1 if all logits are -inf.
+
+    >>> import noisefuse.numba as nfn
+    >>> logits = np.float32([0.5, 2.0, 1.0])
+    >>> nfn.categorical(7, 0, 0, 0, logits) == int(nf.categorical(logits, nf.Noise(7)))
+    True
+    """
+    winner, best = int64(-1), -float64(inf)
+    for token in range(len(logits)):
+        score = category_score(seed, sample, step, position, token, logits[token], temperature)
+        if score > best:
+            winner, best = int64(token), score
+    return winner
 
 
 # ---- rows --------------------------------------------------------------------------------------------------

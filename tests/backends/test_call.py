@@ -17,7 +17,7 @@ from noisefuse.language.rows import COLUMNS, Z
 ROOT = Path(__file__).parents[2]
 SHORT = launches.SHORT | {"uint8": "u8", "uint16": "u16"}
 RECORDS = {"Field": packed.FIELD, "Call": packed.CALL, "RoundKeys": launches.KEYS, "Launch": launches.LAUNCH}
-OWN = ("Masks", "Impulses", "Race", "CrossEntropy", "Level", "Pyramid", "Philox", "TorchNormals")
+OWN = ("Masks", "Impulses", "Rician", "Race", "CrossEntropy", "Level", "Pyramid", "Philox", "TorchNormals")
 RECORDS |= {name: packed.layout_of(getattr(description, name)) for name in OWN}
 RECORDS = {name: layout.dtype for name, layout in RECORDS.items()}
 ENUMS = {"DType": {SHORT[name]: code for name, code in packed.DTYPES.items()}, "Draw": packed.DRAWS}
@@ -28,7 +28,7 @@ CONSTANTS = {
     "kLossChunk": description.LOSS_CHUNK,
     "kThreads": launches.THREADS,
     "kTokens": description.TOKENS,
-    "kTokenBits": description.TOKEN_BITS,
+    "kPositions": description.POSITIONS,
 }
 
 PROGRAM = """

@@ -12,7 +12,6 @@ import os
 import re
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -180,15 +179,6 @@ def fused(text):
     return sum(2 if found["two"] or found["width"] == "32x2" else 1 for found in FUSED.finditer(text.decode()))
 
 
-def machine_code(cubin, tmp_path):
-    """Returns how often each instruction stands in the machine code, by its name."""
-    file = tmp_path / "code.cubin"
-    file.write_bytes(cubin)
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
-    text = subprocess.run([tool, "-c", file], check=True, capture_output=True, text=True).stdout
-    return Counter(re.findall(r"/\*[0-9a-f]{4}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]+)", text))
-
-
 @pytest.mark.parametrize("arch", ALL)
 @pytest.mark.parametrize("kind", ["", "64"])
 def test_a_users_sum_is_not_fused_with_our_product(code, arch, kind):
@@ -203,8 +193,8 @@ def test_a_users_sum_is_not_fused_with_our_product(code, arch, kind):
 
 
 @pytest.mark.parametrize("arch", CUDA)
-def test_machine_code_has_no_other_fused_products(code, arch, tmp_path):
-    counts = [machine_code(code(name, arch, "cubin"), tmp_path) for name in ("alone", "added", "scaled")]
+def test_machine_code_has_no_other_fused_products(code, arch):
+    counts = [kernels.machine_code(code(name, arch, "cubin")) for name in ("alone", "added", "scaled")]
     of_ours, added, scaled = (count["FFMA"] + 2 * count["FFMA2"] for count in counts)
     assert added == of_ours > 0
     assert scaled == of_ours + 4
@@ -212,9 +202,9 @@ def test_machine_code_has_no_other_fused_products(code, arch, tmp_path):
 
 @pytest.mark.parametrize("arch", CUDA)
 @pytest.mark.parametrize("name", ["fours", "ones"])
-def test_a_normal_takes_49_instructions_at_most(code, arch, name, tmp_path):
+def test_a_normal_takes_49_instructions_at_most(code, arch, name):
     """Those of a thread with 16 normals; the infinite loop and the NOPs at the end are not executed."""
-    count = machine_code(code(name, arch, "cubin"), tmp_path)
+    count = kernels.machine_code(code(name, arch, "cubin"))
     assert not {"LDL", "STL"} & {*count}, "spilled"
     total = count.total() - count["NOP"] - count["BRA"]
     assert total <= 49 * 4 * 512 / kernels.THREADS

@@ -525,7 +525,7 @@ def _augment(draw: Draw) -> Call:
         shape = (1 + draw(4), 1 + draw(150), 1 + draw(5))  # few channels, many pixels
     names = {"gaussian": ("std", "mean"), "multiplicative": ("std",), "sensor": ("a", "b"), "at_snr": ("snr",)}
     names |= {"by_level": ("mean_table", "std_table"), "poisson": ("peak",), "transition": ("matrix",)}
-    names |= {"impulse": ("amount",)}
+    names |= {"impulse": ("amount",), "rician": ("std",)}
     kind = draw.of(*names)
     if kind in ("by_level", "poisson", "transition"):
         dtype = "uint8"
@@ -550,13 +550,15 @@ def _augment(draw: Draw) -> Call:
             )
         (call.options if name == "mean" else call.required)[name] = number
     call.required["noise"] = _noise(draw, shape, batched, "float32" if dtype in LEVELS else dtype)
-    chosen = kind in ("poisson", "transition", "impulse")
+    chosen = kind in ("poisson", "transition", "impulse", "rician")
     result = draw.of(*KINDS, *LEVELS) if draw.once_in(4) and not chosen else dtype
     if result != dtype:
         call.options["dtype"] = repr(result)
     _write_to(draw, call, "out", shape, result, "x")
     if kind == "poisson":
         _may(draw, call, "gamma", "2.2", "0.5")
+    if kind == "rician":
+        _may(draw, call, "coils", "2", "33")
     if kind == "impulse":
         _may(draw, call, "salt", "0.25", "1", "2")
         _may(draw, call, "random", "True")

@@ -116,6 +116,18 @@ def token_step(sampler, i, x, logits, noise, info=(), **options):
     return made, state.drawn, state.taken, state.info, () if state.log_prob is None else state.log_prob
 
 
+def combined_step(sampler, i, x, logits, noise, parts, where=None):
+    """Returns row i of a sampler of tokens from so many parts of the positions, and what the parts tell."""
+    length, made = x.shape[1], []
+    size = max(1, -(-length // parts))
+    for first in range(0, length, size):
+        at, window = slice(first, first + size), ((length,), (first,))
+        part = [each.window(*window) for each in noise] if isinstance(noise, list) else noise.window(*window)
+        own = {} if where is None else {"where": where[:, at]}
+        made.append(sampler.step(i, x[:, at], logits[:, at], part, partial=True, **own))
+    return nf.discrete.combine_steps(made), tuple((each.token, each.other, each.key) for each in made)
+
+
 def token_run(sampler, x_or_shape, vocabulary, noise, **options):
     """Runs a whole run with a network that looks at its tokens."""
 
@@ -249,7 +261,7 @@ def _categorical(draw):
     call.required["noise"] = _noise(draw, (*rows, v), bool(rows), stream=draw.once_in(9), windows=draw.once_in(9))
     _settings(draw, call, rows, v)
     _may(draw, call, "where", _bools(draw, rows))
-    _may(draw, call, "positions", f"times({_prefix(draw, rows)}, {2**14}, {draw(99)})", str(draw.edge(2**14)))
+    _may(draw, call, "positions", f"times({_prefix(draw, rows)}, {2**31}, {draw(99)})", str(draw.edge(2**31)))
     if draw.once_in(2):
         call.options["info"] = draw.of(_info(draw), *map(repr, INFO))
     dtype = draw.of("int64", "int32")
@@ -435,6 +447,19 @@ def _token_step(draw):
     return call
 
 
+def _combined_step(draw):
+    v, shape = draw.of(5, 2, 64, 200), draw.of((2, 8), (1, 30), (3, 1), (0, 8))
+    made, mask = _token_sampler(draw, v)
+    call = Call("combined_step", {"sampler": made, "i": str(draw(4))}, {})
+    call.required["x"] = _ids(draw, shape, v, draw.of(*TOKEN_DTYPES), mask)
+    call.required["logits"] = _logits(draw, (*shape, v))
+    call.required["noise"] = _noise(draw, shape, True, stream=draw.once_in(9))
+    call.required["parts"] = str(draw.of(1, 2, 3, 8))
+    if draw.once_in(2):
+        call.options["where"] = f"np.broadcast_to({_bools(draw, shape)}, {shape})"
+    return call
+
+
 def _token_run(draw):
     v, shape = draw.of(5, 2, 64, 200), draw.of((2, 8), (1, 8), (3, 2, 4))
     made, mask = _token_sampler(draw, v)
@@ -484,7 +509,7 @@ def _with_rows_raced(draw):
 
 OPERATIONS = (
     *arguments.CALLS, _categorical, _categorical, _combined, _cross_entropy, _masks, _masks, _transition, _interpolate,
-    _noised, _token_step, _token_step, _token_run,
+    _noised, _token_step, _token_step, _combined_step, _token_run,
 )  # fmt: skip
 CALLS = (*OPERATIONS, _raced)
 

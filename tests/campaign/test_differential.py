@@ -79,7 +79,7 @@ def test_a_frequent_defect_shrinks_to_a_small_call(monkeypatch):
     """One element in 16 is wrong: the call left has few elements and options, and the line reports it when pasted."""
     spoil(monkeypatch, 16)
     monkeypatch.setattr(differential, "SHOWN", 1)
-    line = next(line for result in differential.run(30, 4, numba=False, makers=CALLS) for line in result.lines)
+    line = next(line for result in differential.run(60, 4, numba=False, makers=CALLS) for line in result.lines)
     shape = re.search(r"\(([\d, ]*)\)", line)  # () is one element
     assert np.prod([int(n) for n in re.findall(r"\d+", shape[1])]) <= 32
     scope = {}

@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -535,27 +535,45 @@ def test_every_kernel_is_reached_on_the_stand_in(cupy):
         assert launches.UNITS[kind][size] == (int(units[1]) * int(units[2]) if units else 1)
 
 
-@pytest.mark.parametrize("function", ["execute", "asarray", "empty"])
-def test_a_failure_of_the_driver_leaves_nothing_behind_on_the_stand_in(cupy, monkeypatch, function):
-    """A launch fails, or there is no memory for a table or for sums. The next call is right, on the same device.
-    Seen to fail: a table that was said to be there before it was."""
+@pytest.mark.parametrize(
+    ("function", "times"), [*(("execute", n) for n in range(3)), ("asarray", 0), ("empty", 0), ("empty", 1)]
+)
+def test_a_failure_of_the_driver_leaves_nothing_behind_on_the_stand_in(cupy, monkeypatch, function, times):
+    """A launch fails, of the three of a loss, or there is no memory for a table or for sums. The next call is right, on
+    the same device, in the stream that was current. Seen to fail: a table that was said to be there before it was."""
     pred, schedule, noise = normals((2, 1536)), own(nf.Schedule.linear(10)), nf.Noise(5)
 
     def loss(pred):
         return nf.mse_loss(pred, None, 7, schedule, noise, target="epsilon")
 
-    def fail(*args, **kwargs):
-        raise MemoryError("out of memory")
+    works, before = getattr(cupy, function), []
 
-    there = stand_in.ndarray(pred, 1)
+    def fail(*args, **kwargs):
+        if len(before) == times:
+            raise MemoryError("out of memory")
+        before.append(args)
+        return works(*args, **kwargs)
+
+    there, stream = stand_in.ndarray(pred, 1), SimpleNamespace(__cuda_stream__=lambda: (0, 77))
     nf.randn((4,), noise, out=stand_in.ndarray(np.empty(4, "f4"), 1))  # the self-test
-    with monkeypatch.context() as patch:
+    cupy.streams.clear()
+    with cupy.cuda.Device(1), cupy.cuda.Stream.from_external(stream), monkeypatch.context() as patch:
         patch.setattr(cupy, function, fail)
         with pytest.raises(MemoryError, match="out of memory"):
             loss(there)
+        assert (cupy.current, cupy.stream) == (1, (1, 77))
+        assert {*cupy.streams} <= {(1, 77)}
     assert cupy.current == 0
     assert loss(there).get() == loss(pred)
     assert {device for *_, device in cupy.launches} == {1}
+
+
+def test_memory_of_another_device_is_seen_on_the_stand_in(cupy, monkeypatch):
+    """Tests what every launch here is tested for. Seen to fail: without `check_places`."""
+    monkeypatch.setattr(launches, "_on", lambda cupy, device: nullcontext())
+    monkeypatch.setattr(nf.backends, "_tested_devices", {0, 1})
+    with pytest.raises(AssertionError, match=r"in of a launch on device 0 lies on \{1\}"):
+        nf.q_step(stand_in.ndarray(normals((4, 8)), 1), 3, own(LINEAR), nf.Noise(1))
 
 
 def test_a_table_that_other_threads_find_is_there_on_the_stand_in(cupy):

@@ -44,9 +44,9 @@ def check(code, registers=64):
 
 
 # A pair of normals takes, as in core/normal.h: 2 for r, 8 + 1 for the logarithm, 5 for the square root, 4 + 4 for sine
-# and cosine; products with r, in the square root (2), with t, y, and with the radius; sums for low and u. Each element
+# and cosine; products with r, in the square root (2), with t, y, and with the radius; a sum for u. Each element
 # takes fma(sigma, z, -0), which is a product, and fma(alpha, x, ..).
-FMA, PRODUCTS, SUMS = 2 + 9 + 5 + 8, 1 + 2 + 1 + 1 + 1 + 2, 2
+FMA, PRODUCTS, SUMS = 2 + 9 + 5 + 8, 1 + 2 + 1 + 1 + 1 + 2, 1
 
 
 def floating_point(c):
@@ -60,7 +60,13 @@ def test_budget_on_sm_90(compiler):
     code = machine_code(compiler, "90")
     print(compilers.budget_table(code, f"sm_90, {compiler}"))
     check(code)
-    for name, most in (("forward_f32", 42), ("forward_bf16", 42), ("two_f32", 14), ("two_bf16", 14)):
+    for name, most in (
+        ("forward_f32", 40),
+        ("forward_bf16", 40),
+        ("forward_u8_bf16", 40),
+        ("two_f32", 14),
+        ("two_bf16", 14),
+    ):
         c, n = code[f"nf_{name}"], compilers.ELEMENTS[name.rpartition("_")[0]]
         assert c.total <= most * n, name
         assert c.count("BRA") == 0, name  # so instructions that occur once are executed once
@@ -141,11 +147,12 @@ def interpreting(text, counts):
     return execute
 
 
-# Each compiler is run, and each of two architectures far apart. The budget above shows that the compilers make the same
-# instructions of one text.
+# Each compiler is run, and each of three architectures: the oldest, and both ways in which types are written. The
+# budget above shows that the compilers make the same instructions of one text.
 SOURCES = [
     pytest.param("nvrtc", "90", marks=needs_nvrtc),
     pytest.param("nvcc", "75", marks=needs_nvcc),
+    pytest.param("nvcc", "120", marks=needs_nvcc),
 ]
 
 
@@ -160,6 +167,18 @@ def test_interpreted_ptx_has_the_bits_of_native_on_the_stand_in(compiler, arch):
         for dtype in DTYPES.values():
             for shape in ((4, 3, 16, 32), (4, 3, 5, 7)):
                 every_kernel.compare(cupy, shape, dtype)
+    assert [name for name, count in counts.items() if not count] == []
+
+
+@pytest.mark.release
+@needs_nvcc
+@pytest.mark.parametrize("arch", compilers.ARCHITECTURES)
+def test_two_to_the_16_values_of_interpreted_ptx(arch):
+    counts = {name: Counter() for name in KERNELS}
+    with stand_in.installed() as cupy:
+        cupy.execute = interpreting(compilers.compiled("nvcc", arch)["ptx"].decode(), counts)
+        for dtype in DTYPES.values():
+            assert every_kernel.compare_at_ends(cupy, dtype) >= 1 << 16
     assert [name for name, count in counts.items() if not count] == []
 
 
@@ -196,7 +215,9 @@ TINY = """.visible .entry nf_tiny(
         (8, 8, "st.global.v2.u32", (IndexError, "access of 8 bytes outside of all arrays")),
         (8, -8, "st.global.v2.u32", (IndexError, "outside")),
         (4, 0, "st.global.v2.u32", (ValueError, "access of 8 bytes misaligned")),
-        (8, 0, "red.global.v2.u32", (AttributeError, "op_red")),
+        (8, 0, "red.global.v2.u32", (ptx.Unknown, r"table: red\.global\.v2\.u32 \[")),
+        (8, 0, "st.volatile.global.v2.u32", (ptx.Unknown, r"st\.volatile")),
+        (8, 0, "st.global.v2.u32.x", (ptx.Unknown, r"u32\.x")),
     ],
 )
 def test_the_interpreter_checks_every_access(stride, offset, opcode, error):
@@ -214,3 +235,51 @@ def test_the_interpreter_checks_every_access(stride, offset, opcode, error):
     else:
         with pytest.raises(error[0], match=error[1]):
             run()
+
+
+ARITHMETIC = """.visible .entry one(
+    .param .u64 .ptr .global .align 1 one_param_0,
+    .param .u32 one_param_1
+)
+{
+    ld.param.b64 %rd1, [one_param_0];
+    ld.param.b32 %r9, [one_param_1];
+    ld.global.v2.b64 {%rd2, %rd3}, [ %rd1 + 0 ];
+    mov.b64 {%r1, %r2}, %rd2;
+    setp.ne.b32 %p1, %r9, 0;
+    LINE
+    @%p1 st.global.b64 [%rd1], %rd4;
+    ret;
+}
+"""
+
+
+def halves(a, b):
+    return int(np.array([a, b], np.float32).view(np.uint64)[0])
+
+
+@pytest.mark.parametrize(
+    ("line", "a", "b", "expected"),
+    [
+        (
+            "fma.rn.f32x2 %rd4, %rd2, %rd3, %rd2;",
+            halves(3, 1 + 2**-12),
+            halves(2, 1 + 2**-12),
+            halves(9, 2 + 3 * 2**-12),
+        ),
+        ("add.rn.f32x2 %rd4, %rd2, %rd3;", halves(1e-45, 1), halves(1e-45, 2**-24), halves(3e-45, 1)),
+        ("mul.rn.f32x2 %rd4, %rd2, %rd3;", halves(-3, 0.1), halves(2, 0.1), halves(-6, np.float32(0.1) ** 2)),
+        ("shf.l.wrap.b32 %r3, %r1, %r2, 33; mov.b64 %rd4, {%r3, %r3};", 0xC0000001_80000000, 0, 0x80000003_80000003),
+        ("shf.r.clamp.b32 %r3, %r1, %r2, 33; mov.b64 %rd4, {%r3, %r3};", 0x12345678_9ABCDEF0, 0, 0x12345678_12345678),
+        ("mul.hi.s32 %r3, %r1, %r2; mov.b64 %rd4, {%r3, %r3};", 0x7FFFFFFF_FFFFFFFE, 0, 0xFFFFFFFF_FFFFFFFF),
+        ("min.f32 %r3, %r1, %r2; mov.b64 %rd4, {%r3, %r1};", halves(np.nan, 2), 0, halves(2, np.nan)),
+        ("bfe.u32 %r3, %r1, 8, 16; mov.b64 %rd4, {%r3, %r1};", 0x12345678, 0, 0x12345678_00003456),
+    ],
+)
+def test_an_instruction_of_ptx(line, a, b, expected):
+    """Their results follow from the vendor's description. Seen to fail: min with NaN, which is a number."""
+    memory = np.array([a, b], np.uint64)
+    for stores in (0, 1):
+        argument = np.array([memory.ctypes.data, stores], np.uint64)
+        ptx.Kernel(ARITHMETIC.replace("LINE", line), "one").run((1, 1, 1), 1, argument, ptx.Memory([memory]))
+        assert int(memory[0]) == (expected if stores else a)

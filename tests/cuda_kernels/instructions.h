@@ -17,6 +17,10 @@ inline float rsqrt_seed(float a) {
     return bits_to_float(float_to_bits(1.0f / std::sqrt(a)) + static_cast<uint32_t>(error));
 }
 
+inline float byte_and_half(uint32_t w) { return 128 + ((w & 0xFF) + 0.5f) / 256; }
+inline uint32_t twice_and_one(uint32_t w) { return 2 * w + 1; }
+inline uint32_t bits_of(uint32_t w, int begin, int bits) { return w >> begin & ((1u << bits) - 1); }
+
 inline float from_float16(uint16_t h) { return half_to_float(h); }
 inline uint32_t to_float16_pair(float low, float high) {
     return float_to_half(low) | uint32_t{float_to_half(high)} << 16;

@@ -39,13 +39,6 @@ inline double __dsqrt_rn(double a) { return std::sqrt(a); }
 inline double __int2double_rn(int a) { return a; }
 inline double __uint2double_rn(unsigned a) { return a; }
 
-inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
-    const uint64_t bytes = uint64_t{b} << 32 | a;
-    unsigned result = 0;
-    for (int i = 0; i < 4; ++i) result |= static_cast<unsigned>(bytes >> 8 * (selector >> 4 * i & 7) & 0xFF) << 8 * i;
-    return result;
-}
-
 #include "kernels.cu"
 
 namespace {

@@ -4,7 +4,8 @@
 All threads of a launch step together; if they diverge, those furthest behind go first. Every access is checked: it has
 to lie within one allocation and to be aligned to its size, and for shared memory a barrier has to separate one thread's
 store from another's access. Registers are 64 bits wide and hold raw bits; arithmetic is that of NumPy, and of the
-reference backend for fma. An unknown opcode is an error. ptxas makes machine code of PTX: sass.py runs that.
+reference backend for fma. An instruction that OPCODES does not have, with all its modifiers, stops with its text when a
+kernel is read, executed or not. ptxas makes machine code of PTX: sass.py runs that.
 """
 
 import ctypes
@@ -18,8 +19,8 @@ from noisefuse.backends.reference import fma
 
 TYPES = {
     "b16": np.uint16, "u16": np.uint16, "s16": np.int16, "b32": np.uint32, "u32": np.uint32, "s32": np.int32,
-    "b64": np.uint64, "u64": np.uint64, "s64": np.int64, "u8": np.uint8, "f16": np.float16, "f32": np.float32,
-    "f64": np.float64,
+    "b64": np.uint64, "u64": np.uint64, "s64": np.int64, "u8": np.uint8, "b8": np.uint8, "s8": np.int8,
+    "f16": np.float16, "f32": np.float32, "f64": np.float64,
 }  # fmt: skip
 COMPARE = {
     "eq": np.equal,
@@ -29,7 +30,50 @@ COMPARE = {
     "gt": np.greater,
     "ge": np.greater_equal,
 }
+# All modifiers of each opcode, as regular expressions. (Floats name their rounding, and subnormal numbers are kept.)
+_INT, _BITS, _FLOAT = r"[us](16|32|64)", r"b(16|32|64)", r"f(32|64)"
+OPCODES = {
+    "ld": r"((param|global|shared)\.)?(v[24]\.)?([bus](8|16|32|64)|f(32|64))",
+    "st": r"(global|shared)\.(v[24]\.)?([bus](8|16|32|64)|f(32|64))",
+    "cvta": r"(param|to\.global)\.u64",
+    "mov": rf"pred|{_INT}|{_BITS}|{_FLOAT}",
+    "add": rf"{_INT}|rn\.(f32|f64|f32x2)",
+    "sub": rf"{_INT}|rn\.(f32|f64|f32x2)",
+    "mul": rf"lo\.{_INT}|hi\.[us]32|wide\.[us](16|32)|rn\.(f32|f64|f32x2)",
+    "mad": rf"lo\.{_INT}|wide\.[us]32",
+    "fma": r"rn\.(f32|f64|f32x2)",
+    "sqrt": r"rn\.f(32|64)",
+    "rsqrt": r"approx\.ftz\.f32",
+    "neg": rf"s(16|32|64)|{_FLOAT}",
+    "div": r"[us](32|64)|rn\.f64",
+    "rem": r"[us](32|64)",
+    "min": rf"{_INT}|{_FLOAT}",
+    "max": rf"{_INT}|{_FLOAT}",
+    "and": rf"pred|{_BITS}",
+    "or": rf"pred|{_BITS}",
+    "xor": rf"pred|{_BITS}",
+    "not": rf"pred|{_BITS}",
+    "lop3": r"b32",
+    "shl": _BITS,
+    "shr": rf"{_INT}|{_BITS}",
+    "shf": r"[lr]\.(wrap|clamp)\.b32",
+    "bfe": r"u32",
+    "bfi": r"b(32|64)",
+    "prmt": r"b32",
+    "setp": rf"(eq|ne|lt|le|gt|ge)(\.(and|or|xor))?\.({_INT}|{_BITS}|{_FLOAT})"
+    rf"|((eq|ne|lt|le|gt|ge)u|num|nan)(\.(and|or|xor))?\.{_FLOAT}",
+    "selp": rf"{_INT}|{_BITS}|{_FLOAT}",
+    "cvt": r"[us](8|16|32|64)\.[us](8|16|32|64)|rn\.f(32|64)\.[us](8|16|32|64)"
+    r"|f(32|64)\.f16|f64\.f32|rn\.f32\.f64|rn\.f16\.f32|rn\.bf16x2\.f32",
+    "bar": r"sync",
+    "bra": r"(uni)?",
+    "ret": r"",
+}
 RAW = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+
+
+class Unknown(Exception):
+    """An instruction that is not in the table, by its text."""
 
 
 class Memory:
@@ -86,7 +130,7 @@ class Kernel:
         assert rest, f"no entry {name}"
         parameters, _, rest = rest.partition("{")
         body = re.sub(r"//.*", "", rest[: rest.index("\n}")])
-        self.name, self.parameter = name, re.search(r"(\w+)\[\d+\]", parameters)[1]
+        self.name, self.parameters = name, _offsets(parameters[: parameters.index(")") + 1])
         self.code, self.labels, self.shared = [], {}, {}
         for line in re.split(r"[;\n]|(?<=:)\s", body):
             line = line.strip()
@@ -104,10 +148,24 @@ class Kernel:
         return _Run(self, grid, threads, argument, memory).run()
 
 
+def _offsets(parameters):
+    """Returns the place of each parameter among the bytes of all."""
+    found, end = {}, 0
+    for kind, name, count in re.findall(r"\.([bus]\d+|f\d+)\s(?:[^,]*\s)?(\w+)(?:\[(\d+)\])?\s*[,)]", parameters):
+        size = int(kind[1:]) // 8
+        align = 8 if count else size
+        found[name] = -(-end // align) * align
+        end = found[name] + size * int(count or 1)
+    return found
+
+
 def _instruction(line):
     predicate, opcode, operands = re.match(r"(@!?%\w+)?\s*([\w.]+)\s*(.*)", line).groups()
+    name, _, modifiers = opcode.partition(".")
+    if name not in OPCODES or not re.fullmatch(OPCODES[name], modifiers):
+        raise Unknown(f"no instruction of the table: {line}")
     parts = [part.strip() for part in re.findall(r"\s*(\{[^}]*\}|\[[^\]]*\]|[^,]+)", operands)]
-    parts = [re.findall(r"[^\s,{}]+", part) if part.startswith("{") else part for part in parts]
+    parts = [re.findall(r"[^\s,{}]+", part) if part.startswith("{") else part.replace(" ", "") for part in parts]
     return predicate, opcode.split("."), parts
 
 
@@ -118,6 +176,7 @@ class _Run:
         block, thread = np.divmod(np.arange(self.n), threads)
         self.special = {
             "%tid.x": thread,
+            "%tid.y": np.zeros(self.n, np.int64),
             "%ctaid.x": block % grid[0],
             "%ctaid.y": block // grid[0] % grid[1],
             "%ctaid.z": block // grid[0] // grid[1],
@@ -128,8 +187,10 @@ class _Run:
         size = sum(kernel.shared.values())
         self.own = argument, np.zeros(size * count, np.uint8)  # each block has its own
         self.block, self.threads, self.barriers = block, threads, np.zeros(self.n, np.int64)  # barriers passed
+        self.waiting = np.zeros(self.n, bool)
         self.sharing = Sharing(size * count)
-        self.symbols = {kernel.parameter: np.full(self.n, memory.place(argument))}
+        place = memory.place(argument)
+        self.symbols = {name: np.full(self.n, place + offset) for name, offset in kernel.parameters.items()}
         self.symbols |= dict.fromkeys(kernel.shared, block * size)  # 32-bit addresses of their own
         self.shared = np.uint64(memory.place(self.own[1]))
         self.registers, self.counts = {}, Counter()
@@ -138,9 +199,12 @@ class _Run:
         pc = np.zeros(self.n, np.int64)
         end = len(self.kernel.code)
         while (pc < end).any():
-            here = int(pc[pc < end].min())
-            self.at = np.flatnonzero(pc == here)
-            later = pc[(pc > here) & (pc < end)]
+            if not (ready := (pc < end) & ~self.waiting).any():
+                self._pass_barriers()
+                continue
+            here = int(pc[ready].min())
+            self.at = np.flatnonzero(ready & (pc == here))
+            later = pc[ready & (pc > here)]
             stop = int(later.min()) if later.size else end
             while here < stop:
                 predicate, opcode, operands = self.kernel.code[here]
@@ -150,8 +214,16 @@ class _Run:
                     pc[self.at] = here + 1
                     pc[self.at[taken]] = end if opcode[0] == "ret" else self.kernel.labels[operands[0]]
                     break
-                assert predicate is None, "only branches are predicated in PTX as compilers emit it"
-                getattr(self, "op_" + opcode[0])(opcode[1:], *operands)
+                if opcode[0] == "bar":
+                    assert (predicate, operands) == (None, ["0"])
+                    pc[self.at], self.waiting[self.at] = here + 1, True
+                    break
+                if predicate is None or (taken := self._taken(predicate)).all():
+                    getattr(self, "op_" + opcode[0])(opcode[1:], *operands)
+                elif taken.any():
+                    at, self.at = self.at, self.at[taken]
+                    getattr(self, "op_" + opcode[0])(opcode[1:], *operands)
+                    self.at = at
                 here += 1
             else:
                 pc[self.at] = here
@@ -215,11 +287,12 @@ class _Run:
             begin = (self.address("shared", address) - self.shared).astype(np.int64)
             access(begin[:, None] + np.arange(size), self.at, self.barriers[self.at])
 
-    def op_bar(self, parts, *operands):
-        assert (parts, operands) == (["sync"], ("0",))
-        present = np.bincount(self.block[self.at])
-        assert {*present.tolist()} <= {0, self.threads}, "a barrier that not all threads of a block have come to"
-        self.barriers[self.at] += 1
+    def _pass_barriers(self):
+        """Blocks whose threads all wait go on."""
+        complete = (np.bincount(self.block[self.waiting], minlength=self.block[-1] + 1) == self.threads)[self.block]
+        assert complete.any(), "a barrier that not all threads of a block have come to"
+        self.barriers[complete] += 1
+        self.waiting &= ~complete
 
     def op_cvta(self, parts, to, value):
         self.set(to, self.get(value, "u64"))
@@ -239,26 +312,29 @@ class _Run:
 
     # ---- integers and floats
 
-    def _binary(self, parts, to, a, b, function):
+    def _compute(self, parts, to, function, *operands):
+        kind, two = parts[-1], parts[-1] == "f32x2"
+        values = [self.get(v, "u64").view(np.float32) if two else self.get(v, kind) for v in operands]
         with np.errstate(all="ignore"):
-            self.set(to, function(self.get(a, parts[-1]), self.get(b, parts[-1])))
+            found = function(*values)
+        self.set(to, found.view(np.uint64) if two else found)
 
     def op_add(self, parts, to, a, b):
-        self._exact(parts)
-        self._binary(parts, to, a, b, np.add)
+        self._compute(parts, to, np.add, a, b)
 
     def op_sub(self, parts, to, a, b):
-        self._exact(parts)
-        self._binary(parts, to, a, b, np.subtract)
+        self._compute(parts, to, np.subtract, a, b)
 
     def op_mul(self, parts, to, a, b):
         if parts[0] == "wide":
             wide = {"u32": np.uint64, "s32": np.int64, "u16": np.uint32, "s16": np.int32}[parts[-1]]
             self.set(to, self.get(a, parts[-1]).astype(wide) * self.get(b, parts[-1]).astype(wide))
-            return
-        if parts[0] != "lo":
-            self._exact(parts)
-        self._binary(parts, to, a, b, np.multiply)
+        elif parts[0] == "hi":
+            wide = {"u32": np.uint64, "s32": np.int64}[parts[-1]]
+            product = self.get(a, parts[-1]).astype(wide) * self.get(b, parts[-1]).astype(wide)
+            self.set(to, (product >> wide(32)).astype(TYPES[parts[-1]]))
+        else:
+            self._compute(parts, to, np.multiply, a, b)
 
     def op_mad(self, parts, to, a, b, c):
         kind = parts[-1]
@@ -267,27 +343,18 @@ class _Run:
             product = self.get(a, kind).astype(wide) * self.get(b, kind).astype(wide)
             self.set(to, product + self.get(c, kind[0] + "64"))
             return
-        assert parts[0] == "lo"
         with np.errstate(over="ignore"):
             self.set(to, self.get(a, kind) * self.get(b, kind) + self.get(c, kind))
 
     def op_fma(self, parts, to, a, b, c):
-        self._exact(parts)
-        self.set(to, fma(*(self.get(v, parts[-1]) for v in (a, b, c))))
-
-    @staticmethod
-    def _exact(parts):
-        """Floats name their rounding, and subnormal numbers are kept."""
-        assert parts[-1][0] != "f" or parts[:-1] == ["rn"], parts
+        self._compute(parts, to, fma, a, b, c)
 
     def op_sqrt(self, parts, to, a):
-        self._exact(parts)
         self.set(to, np.sqrt(self.get(a, parts[-1])))
 
     def op_rsqrt(self, parts, to, a):
         """The instruction is approximate on a device. Here it is 4 units off, this way and that, which must not
         matter."""
-        assert parts == ["approx", "ftz", "f32"]
         root = (1 / np.sqrt(self.get(a, "f32"))).astype(np.float32)
         self.set(to, (root.view(np.int32) + np.arange(len(root), dtype=np.int32) % 9 - 4).view(np.float32))
 
@@ -296,8 +363,7 @@ class _Run:
 
     def op_div(self, parts, to, a, b):
         if parts[-1] == "f64":
-            self._exact(parts)
-            self._binary(parts, to, a, b, np.divide)
+            self._compute(parts, to, np.divide, a, b)
             return
         a, b = self.get(a, parts[-1]), self.get(b, parts[-1])
         assert (b > 0).all()
@@ -311,21 +377,21 @@ class _Run:
         self.set(to, a % b)
 
     def op_min(self, parts, to, a, b):
-        self._binary(parts, to, a, b, np.minimum)
+        self._compute(parts, to, np.fmin, a, b)  # a number rather than NaN
 
     def op_max(self, parts, to, a, b):
-        self._binary(parts, to, a, b, np.maximum)
+        self._compute(parts, to, np.fmax, a, b)
 
     # ---- bits
 
     def op_and(self, parts, to, a, b):
-        self._binary(parts, to, a, b, np.bitwise_and)
+        self._compute(parts, to, np.bitwise_and, a, b)
 
     def op_or(self, parts, to, a, b):
-        self._binary(parts, to, a, b, np.bitwise_or)
+        self._compute(parts, to, np.bitwise_or, a, b)
 
     def op_xor(self, parts, to, a, b):
-        self._binary(parts, to, a, b, np.bitwise_xor)
+        self._compute(parts, to, np.bitwise_xor, a, b)
 
     def op_not(self, parts, to, a):
         self.set(to, ~self.get(a, parts[-1]))
@@ -351,11 +417,23 @@ class _Run:
     def op_shr(self, parts, to, a, b):
         self._shift(parts, to, a, b, np.right_shift)
 
+    def op_shf(self, parts, to, a, b, by):
+        both = self.get(a, "b32").astype(np.uint64) | self.get(b, "b32").astype(np.uint64) << np.uint64(32)
+        by = self.get(by, "u32").astype(np.uint64)
+        by = by & np.uint64(31) if parts[1] == "wrap" else np.minimum(by, np.uint64(32))
+        self.set(to, (both << by >> np.uint64(32) if parts[0] == "l" else both >> by).astype(np.uint32))
+
     def op_bfi(self, parts, to, a, b, start, length):
         a, b = self.get(a, parts[-1]), self.get(b, parts[-1])
         start, length = int(start), int(length)
         mask = a.dtype.type(((1 << length) - 1) << start)
         self.set(to, (b & ~mask) | (a << a.dtype.type(start)) & mask)
+
+    def op_bfe(self, parts, to, a, start, length):
+        start, length = self.get(start, "u32"), self.get(length, "u32")
+        assert (start < 32).all()
+        assert (length < 32).all()
+        self.set(to, self.get(a, "u32") >> start & (np.uint32(1) << length) - np.uint32(1))
 
     def op_prmt(self, parts, to, a, b, selector):
         both = self.get(a, "b32").astype(np.uint64) | self.get(b, "b32").astype(np.uint64) << np.uint64(32)
@@ -389,13 +467,11 @@ class _Run:
         self.set(to, np.where(self.get(predicate, "pred"), self.get(a, parts[-1]), self.get(b, parts[-1])))
 
     def op_cvt(self, parts, to, *values):
-        *rounding, kind, source = parts
+        kind, source = parts[-2:]
         if kind == "bf16x2":
-            assert rounding == ["rn"]
             high, low = (self.get(v, source).astype(ml_dtypes.bfloat16).view(np.uint16) for v in values)
             self.set(to, low.astype(np.uint32) | high.astype(np.uint32) << np.uint32(16))
             return
-        assert rounding == ["rn"] or (rounding == [] and not (kind[0] == "f" and source[0] != "f")), parts
         with np.errstate(all="ignore"):
             self.set(to, self.get(values[0], source).astype(TYPES[kind]))
 

@@ -81,6 +81,11 @@ def canonical(x):
     return np.where(np.isnan(x), NAN, x) if np.isnan(x).any() else x
 
 
+def flushed(x):
+    """With .FTZ subnormal numbers are 0, of their sign."""
+    return np.where(abs(x) < np.finfo(F32).smallest_normal, x * 0, x)
+
+
 def one_carry(total):
     """The low word and the carry of a sum, which is a single bit."""
     assert (total >> WORD <= 1).all(), "a sum of three words with a carry of 2"
@@ -237,6 +242,7 @@ opcodes(
     ("i = i i l", lambda a, b, c: high(wide(a) * wide(b) + c)),
     ("i p = i i l", lambda a, b, c: (high(product_carry(a, b, c)[0]), product_carry(a, b, c)[1])),
 )
+opcodes("IMAD.HI", ("i = i i l", lambda a, b, c: high(extended(a) * extended(b) + c)))
 opcodes("IADD VIADD", ("i = -i -i", lambda a, b: a + b), ("i p = w w", lambda a, b: one_carry(a + b)))
 opcodes("IADD.X", ("i = w w p", lambda a, b, p: low(a + b + p)))
 opcodes("IADD.64", ("l = -l -l", lambda a, b: a + b))
@@ -301,6 +307,8 @@ opcodes("VIADDMNMX.U32", ("i = i -i i p", lambda a, b, c, p: smaller(a + b, c, p
 
 opcodes("FADD", ("f = f f", lambda a, b: canonical(a + b)))
 opcodes("FMUL", ("f = f f", lambda a, b: canonical(a * b)))
+opcodes("FADD.FTZ", ("f = f f", lambda a, b: flushed(canonical(flushed(a) + flushed(b)))))
+opcodes("FMUL.FTZ", ("f = f f", lambda a, b: flushed(canonical(flushed(a) * flushed(b)))))
 opcodes("FFMA", ("f = f f f", lambda a, b, c: canonical(fma(a, b, c))))
 opcodes("FSEL", ("f = f f p", lambda a, b, p: np.where(p, a, b)))
 opcodes("FMNMX", ("f = f f p", lambda a, b, p: canonical(smaller(a, b, p))))
@@ -320,7 +328,7 @@ opcodes("MUFU.RCP64H", ("i = i", lambda a: approximate("RCP64H", reciprocal)(upp
 opcodes("MUFU.RSQ64H", ("i = i", lambda a: approximate("RSQ64H", reciprocal_root)(upper_half(a))))
 
 opcodes("I2F I2FP.F32.S32", ("f = i", lambda a: signed(a).astype(F32)))
-opcodes("I2FP.F32.U32", ("f = i", lambda a: a.astype(F32)))
+opcodes("I2FP.F32.U32 I2F.U32", ("f = i", lambda a: a.astype(F32)))
 opcodes("I2F.U8", ("f = b", lambda a: a.astype(F32)))
 opcodes("I2F.U16", ("f = s", lambda a: a.astype(F32)))
 opcodes("I2F.U32.RP", ("f = i", rounded_up))
@@ -385,6 +393,9 @@ for (name, compare), (also, logic) in itertools.product(COMPARE.items(), LOGIC.i
         for suffix, unordered in (("", False), ("U", True)):
             function = of_floats(compare, logic, unordered)
             opcodes(f"{precision}SETP.{name}{suffix}.{also}", (f"p T = {form} {form} p", function))
+            if form == "f":
+                ftz = lambda a, b, p, function=function: function(flushed(a), flushed(b), p)  # noqa: E731
+                opcodes(f"FSETP.{name}{suffix}.FTZ.{also}", ("p T = f f p", ftz))
 opcodes("DSETP.NAN.AND", ("p T = d d p", lambda a, b, p: (np.isnan(a) | np.isnan(b)) & p))
 
 
@@ -588,7 +599,14 @@ WIDTHS = {"": 4, ".64": 8, ".128": 16, ".U8": 1, ".U16": 2}
 GLOBAL = {f"{name}.E{width}": size for name in ("LDG", "LD", "STG") for width, size in WIDTHS.items()}
 SHARED = {f"{name}{width}": size for name in ("LDS", "STS") for width, size in WIDTHS.items() if size >= 4}
 CONSTANT = {f"{name}{width}": size for name in ("LDC", "LDCU", "ULDC") for width, size in WIDTHS.items()}
-SPECIAL = {"SR_TID.X": "thread", "SR_CTAID.X": "x", "SR_CTAID.Y": "y", "SR_CTAID.Z": "z", "SR_CgaCtaId": "cluster"}
+SPECIAL = {
+    "SR_TID.X": "thread",
+    "SR_TID.Y": "zero",
+    "SR_CTAID.X": "x",
+    "SR_CTAID.Y": "y",
+    "SR_CTAID.Z": "z",
+    "SR_CgaCtaId": "zero",
+}
 
 
 def address(text, uniform=False):
@@ -753,11 +771,12 @@ class Instruction:
 
 
 class Program:
-    """The kernels of a cubin, by the sections of its file and nvdisasm's text of it."""
+    """The kernels of a cubin, by the sections of its file and nvdisasm's text of it. (Some versions do not write for
+    which architecture.)"""
 
-    def __init__(self, sections, text):
+    def __init__(self, sections, text, architecture=None):
         self.sections = sections
-        self.architecture = int(re.search(r"\.target\s+sm_(\d+)", text)[1])
+        self.architecture = architecture or int(re.search(r"\.target\s+sm_(\d+)", text)[1])
         parts = re.split(r"^//-+ \.text\.(\w+)\s+-+$", text, flags=re.MULTILINE)
         self.texts = dict(zip(parts[1::2], parts[2::2], strict=True))
         self.kernel = cache(lambda name: Kernel(self, name))
@@ -794,11 +813,23 @@ class Kernel:
                 parts = [re.sub(r"\.reuse\b", "", part) for part in parts]
                 self.code[pc] = Instruction(pc, guard, opcode, parts, found[0].split("*/")[1].strip())
                 self.code[pc].branches = re.findall(r"\.L_x_\d+", targets)
+        self.executed = set()  # addresses of the instructions that some warp has come to
         self.registers = 2 + max(map(int, re.findall(r"\bR(\d+)", body)))
 
     def run(self, grid, threads, argument, memory, begin=0):
         """Runs all blocks of a grid, or those that follow block `begin`. Returns what has been run."""
-        return Run(self, grid, threads, argument, memory, begin).run()
+        run = Run(self, grid, threads, argument, memory, begin).run()
+        self.executed.update(run.issued)
+        return run
+
+    def unexecuted(self):
+        """Returns the instructions that no run has come to, but for padding and branches to themselves."""
+        counts = [i for i in self.code.values() if i.name != "NOP" and not self._rests(i)]
+        return [i for i in counts if i.pc not in self.executed], len(counts)
+
+    def _rests(self, instruction):
+        label = re.fullmatch(r"`\((.*)\)", instruction.operands[-1]) if instruction.name == "BRA" else None
+        return bool(label) and self.labels[label[1]] == instruction.pc
 
 
 def elf_sections(image):
@@ -828,7 +859,7 @@ class Run:
             "x": (begin + self.block % grid[0]).astype(U32),
             "y": (self.block // grid[0] % grid[1]).astype(U32),
             "z": (self.block // grid[0] // grid[1]).astype(U32),
-            "cluster": np.zeros(self.n, U32),
+            "zero": np.zeros(self.n, U32),
         }
         arbitrary = np.random.default_rng(1)
         self.registers = arbitrary.integers(0, 2**32, (kernel.registers, self.n), U32)

@@ -69,9 +69,23 @@ class Kernel:
         assert (launch.size, launch.nbytes) == (1, LAUNCH.size)
         assert 1 <= grid[0] < 1 << 31
         assert all(1 <= n <= 65535 for n in grid[1:])
-        self.cupy.launches.append((self.name, grid, block, self.cupy.cuda.runtime.getDevice()))
+        device = self.cupy.cuda.runtime.getDevice()
+        check_places(launch.view(LAUNCH.dtype)[0], device)
+        self.cupy.launches.append((self.name, grid, block, device))
         self.cupy.streams.append(self.cupy.stream)
         self.cupy.execute(self.name, grid, block[0], launch)
+
+
+POINTERS = "rows", "index", "in", "out", "fields", "transitions", "keep", "weights", "upstream", "losses", "chunk_sums"
+
+
+def check_places(launch, device):
+    """Asserts that all memory that a launch reads or writes lies on its device."""
+    places = [(name, launch["call"][name]) for name in POINTERS]
+    places += [(name, launch["field"][name]) for name in ("samples", "counter")]
+    for name, at in [(name, at) for name, several in places for at in np.ravel(several).tolist() if at]:
+        owners = {a.device.id for a in alive if a.data.ptr <= at < a.data.ptr + a.nbytes}
+        assert device in owners, f"{name} of a launch on device {device} lies on {owners or 'no device'}"
 
 
 def run_on_cpu(name, grid, threads, launch):
@@ -142,6 +156,9 @@ class ndarray:
 
     def __add__(self, other):
         return self._same(np.asarray(self.host + (other.host if isinstance(other, ndarray) else other)))
+
+    def __mul__(self, other):
+        return self._same(np.asarray(self.host * (other.host if isinstance(other, ndarray) else other)))
 
     def __len__(self):
         return len(self.host)

@@ -7,7 +7,11 @@ Tests run the kernels in Triton's interpreter (conftest.py chooses it). Whether 
 decided when they are defined, so a process of its own compiles.
 """
 
+import re
+import subprocess
 import sys
+import tempfile
+from collections import Counter
 from pathlib import Path
 
 import triton
@@ -108,6 +112,16 @@ def code(kernel, types, constants, target):
         source = ASTSource(kernel, types | dict.fromkeys(constants, "constexpr"), given, hints)
     options = {"num_warps": THREADS // 32, "enable_fp_fusion": True}
     return triton.compile(source, target=compiler.GPUTarget(*target), options=options).asm
+
+
+def machine_code(cubin):
+    """Returns how often each instruction stands in the machine code, by its name."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-c", file.name], check=True, capture_output=True, text=True).stdout
+    return Counter(re.findall(r"/\*[0-9a-f]{4}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]+)", text))
 
 
 def main():

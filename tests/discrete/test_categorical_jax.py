@@ -67,7 +67,8 @@ def test_all_options_have_numpys_bits(kind, shape, way):
         {"temperature": 0.7, "top_k": 9, "top_p": 0.9},
         {"temperature": 0, "top_p": 0.5},
         each | {"top_p": 0.8, "where": where},
-        {"positions": 2**14 - 1 - np.arange(shape[-2] if len(shape) > 1 else 1)[-1], "where": True},
+        {"positions": 2**14 - np.arange(shape[-2] if len(shape) > 1 else 1)[-1], "where": True},
+        {"positions": 2**31 - 1},
     )
     noises = [NOISE.at(step=9), NOISE.at(sample=np.arange(batch) * 2**40 + 3)]
     if len(shape) > 1:
@@ -210,7 +211,7 @@ def test_bad_input():
 
 
 def test_what_only_the_program_can_see():
-    """Seen to fail, with no check of it: a temperature of -1 drew like 0, and a position beyond 2^14 like another."""
+    """Seen to fail, with no check of it: a temperature of -1 drew like 0, and a position beyond 2^31 like another."""
     logits = logits_of(1, 2, 5)
     run = jax.jit(lambda x, **options: nf.categorical(x, NOISE, **options))
     for match, bad, options in (
@@ -219,7 +220,7 @@ def test_what_only_the_program_can_see():
         ("temperature, top_k or top_p is out of range", 0, {"temperature": -1.0}),
         ("temperature, top_k or top_p is out of range", 0, {"top_k": -1}),
         ("temperature, top_k or top_p is out of range", 0, {"top_p": 0.0}),
-        (r"positions: expected 0 <= position < 2\^14", 0, {"positions": np.array([0, 2**14])}),
+        (r"positions: expected 0 <= position < 2\^31", 0, {"positions": np.array([0, 2**31], np.uint32)}),
     ):
         given = logits.copy()
         given[0, 1] += bad

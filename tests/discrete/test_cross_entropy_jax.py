@@ -74,7 +74,7 @@ def test_a_program_keeps_what_it_was_given():
 
 def test_bad_input():
     logits = jnp.asarray(LOGITS)
-    with pytest.raises(TypeError, match="out: expected None, as arrays of JAX are not written to"):
+    with pytest.raises(TypeError, match="out: expected None, as JAX arrays are not written to"):
         both_of(logits, IDS, out=LOGITS.copy())
     with pytest.raises(IndexError, match="ids: 300 is out of range"):
         loss_of(logits, IDS * 0 + 300)

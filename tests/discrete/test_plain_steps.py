@@ -2,7 +2,9 @@
 """Plain steps of token samplers: the fast path takes each, with the tokens of the checked way, and declines all others.
 
 Seen to fail: every step drawn at the noise's own step, an event's words compared with one probability for both cases,
-the mask's logit drawn, a masked position beyond `end` revealed, equal confidences in the order of the last position.
+the mask's logit drawn, a masked position beyond `end` revealed, equal confidences in the order of the last position,
+the greatest entropies first, a share rounded up, the last mask of a factor left alone, positions of a window counted
+from 0 in the race, and in `end`.
 """
 
 from dataclasses import replace
@@ -15,6 +17,7 @@ from fast import checked, counted, library
 from fast import native as native
 
 N, V = nf.Noise(5, sample=9, step=2), 12
+KEYS = [N, N.at(sample=4), nf.Noise(3)]
 S = nf.samplers
 OWN = nf.TokenTable(
     "own",
@@ -42,6 +45,13 @@ PLAIN = {
     "llada, at random": S.llada(4, mask_id=5, remask="random"),
     "llada, by confidence": S.llada(4, mask_id=5, threshold=0.3, temperature=0.4),
     "dream, by chance": S.dream(4, mask_id=5, temperature=0.6),
+    "llada, by a factor": S.llada(4, mask_id=5, factor=1.6),
+    "llada, by a small factor": S.llada(4, mask_id=5, factor=0.4, temperature=0.7, length=8, block_length=4),
+    "dream, by log_prob": S.dream(4, mask_id=5, alg="maskgit_plus", temperature=0.6, top_p=0.9),
+    "dream, by log_prob at 0": S.dream(4, mask_id=5, alg="maskgit_plus"),
+    "dream, by margin": S.dream(4, mask_id=5, alg="topk_margin", temperature=0.4, top_k=5),
+    "dream, by entropy": S.dream(4, mask_id=5, alg="entropy", temperature=0.6),
+    "dream, by entropy at 0": S.dream(4, mask_id=5, alg="entropy"),
     "a greedy last step": S.mdlm(4, mask_id=5, final="argmax"),
     "own": nf.DiscreteSampler(OWN),
 }
@@ -50,8 +60,6 @@ OTHERS = {
     "entropy_bound": S.entropy_bound(4, mask_id=5),
     "entropy_bound of tokens": S.entropy_bound(4, vocabulary=V),
     "guided": S.llada(4, mask_id=5, cfg_scale=1.0),
-    "a factor": S.llada(4, mask_id=5, factor=1.0),
-    "dream": S.dream(4, mask_id=5, alg="entropy"),
     "dream, in an order that is drawn": S.dream(4, mask_id=5, alg="maskgit_plus", alg_temp=0.3),
     "tokens that are left out": nf.DiscreteSampler(replace(OWN, left_out=(2,))),
     "tokens that are unsure": nf.DiscreteSampler(replace(S.llada(4, mask_id=5).table, unsure=(2,))),
@@ -90,16 +98,34 @@ LIBRARIES = pytest.mark.parametrize("of", ["NumPy", "torch"])
 @pytest.mark.parametrize("name", PLAIN)
 def test_steps(monkeypatch, of, name, i):
     a, sampler = library(of), PLAIN[name]
-    for options in ({}, {"where": WHERE}, {"dtype": "uint8"}, {"noise": [N, N.at(sample=4), nf.Noise(3)]}):
+    for options in ({}, {"where": WHERE}, {"dtype": "uint8"}, {"noise": KEYS}):
         same_as_checked(monkeypatch, lambda options=options: step(sampler, a, i, **options), True)
+    wide = [one.window((2**31,), (start,)) for one, start in zip(KEYS, (0, 7, 2**31 - 9), strict=True)]
+    for noise in (N.window((9,), (1,)), N.window((2**14 + 7,), (2**14 - 2,)), wide):
+        same_as_checked(monkeypatch, lambda noise=noise: step(sampler, a, i, noise=noise), True)
 
 
-@pytest.mark.parametrize("name", ["remdm", "own", "llada, warm", "llada, by confidence"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "remdm",
+        "own",
+        "llada, warm",
+        "llada, by confidence",
+        "llada, by a factor",
+        "llada, by a small factor",
+        "dream, by log_prob",
+        "dream, by margin",
+        "dream, by entropy",
+        "dream, by entropy at 0",
+    ],
+)
 @pytest.mark.parametrize("seed", range(20))
 def test_drawn_steps(monkeypatch, name, seed):
     drawn, sampler = np.random.default_rng(seed), PLAIN[name]
     shape = int(drawn.integers(1, 4)), int(drawn.integers(1, 40))
     x, logits = drawn.integers(0, V, shape), drawn.standard_normal((*shape, V)).astype(drawn.choice(["f4", "f2"]))
+    logits *= drawn.choice([1, 8])  # certain ones, too
     x = np.where(drawn.random(shape) < drawn.random(), sampler.table.mask_id, x)
     noise = nf.Noise(seed, step=2**32 - 4)
     options = {"where": drawn.random(shape) < 0.7} if seed % 3 else {}
@@ -149,7 +175,11 @@ WRONG = {
     "logits of float64": lambda s, a: step(s, a, 1, logits=LOGITS.astype("f8")),
     "x of floats": lambda s, a: step(s, a, 1, dtype="float32"),
     "x without a batch": lambda s, a: step(s, a, 1, X[0], LOGITS[0]),
-    "a window": lambda s, a: step(s, a, 1, noise=N.window((8,), (0,))),
+    "a window that is too small": lambda s, a: step(s, a, 1, noise=N.window((9,), (2,))),
+    "a window of two axes": lambda s, a: step(s, a, 1, noise=N.window((2, 4), (0, 0))),
+    "windows of samples of two lengths": lambda s, a: step(s, a, 1, noise=[N.window((n,), (1,)) for n in (9, 9, 10)]),
+    "a window and none": lambda s, a: step(s, a, 1, noise=[N.window((8,), (0,)), N, N]),
+    "too many positions": lambda s, a: step(s, a, 1, noise=N.window((2**31 + 1,), (2**31 - 7,))),
     "another stream": lambda s, a: step(s, a, 1, noise=N.at(stream=64)),
     "a step beyond the last": lambda s, a: step(s, a, 1, noise=N.at(step=2**32 - 1)),
     "no noise": lambda s, a: step(s, a, 1, noise=None),
@@ -175,6 +205,14 @@ def test_a_token_beyond_the_dtype(monkeypatch):
     sampler = S.mdlm(steps=1, mask_id=255)
     x = np.full((1, 2), 255, np.uint8)
     same_as_checked(monkeypatch, lambda: step(sampler, np.asarray, 0, x, logits), False)
+
+
+@pytest.mark.parametrize("masks", [256, 257])
+def test_many_masks_of_a_factor(monkeypatch, masks):
+    sampler, x = PLAIN["llada, by a factor"], np.full((2, 300), 5)
+    x[:, masks:] = 0
+    logits = np.resize(8 * LOGITS, (2, 300, V))
+    same_as_checked(monkeypatch, lambda: step(sampler, np.asarray, 1, x, logits), masks == 256)
 
 
 @pytest.mark.parametrize("name", OTHERS)

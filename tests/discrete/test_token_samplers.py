@@ -1092,6 +1092,76 @@ def test_a_run_of_blocks_is_the_whole_run(torch):
             assert of_whole == state.calls
 
 
+def parts_of(sampler, i, x, logits, noise, cuts, of=np.asarray, where=None):
+    """Returns the partial steps of the positions between these."""
+    made = []
+    for first, end in itertools.pairwise(cuts):
+        window = (cuts[-1],), (first,)
+        part = [one.window(*window) for one in noise] if isinstance(noise, list) else noise.window(*window)
+        own = {} if where is None else {"where": where[:, first:end]}
+        at = of(x[:, first:end].copy()), of(logits[:, first:end].copy())
+        made.append(sampler.step(i, *at, part, partial=True, **own))
+    return made
+
+
+def wider(sampler, v):
+    """Returns the sampler for v tokens, and a mask beyond them."""
+    mask, vocabulary = (v, None) if sampler.table.mask_id is not None else (None, v)
+    return nf.DiscreteSampler(dataclasses.replace(sampler.table, mask_id=mask, vocabulary=vocabulary))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_steps_of_shards_make_the_whole_step(name, torch):
+    """Masks to be ranked lie in all parts. Seen to fail: each part ranked alone, tokens of the vocabulary drawn as if
+    each part were the first."""
+    sampler, rng = wider(ALL[name], 5), np.random.default_rng(3)
+    b, length, cuts = 3, 24, [0, 7, 8, 19, 24]
+    x = rng.integers(0, 5, (b, length)).astype(np.int32)
+    if sampler.table.mask_id is not None:
+        x = np.where(rng.random(x.shape) < 0.7, 5, x).astype(np.int32)
+    logits = rng.normal(size=(b, length, 5)).astype(np.float32)
+    logits[0] = logits[0, 0]  # equally certain
+    for noise in (NOISE, [NOISE, nf.Noise(1), NOISE.at(sample=3)]):
+        for where in (None, rng.random(x.shape) < 0.6):
+            for i in range(len(sampler)):
+                whole = sampler.step(i, x, logits, noise, where=where)
+                for of in (np.asarray, torch.from_numpy):
+                    parts = parts_of(sampler, i, x, logits, noise, cuts, of, where)
+                    found = nf.discrete.combine_steps(pickle.loads(pickle.dumps(parts[::-1])))
+                    assert np.array_equal(found, whole)
+                    assert found.dtype == np.int32
+    alone = sampler.step(0, x, logits, NOISE, partial=True)
+    assert np.array_equal(nf.discrete.combine_steps([alone]), sampler.step(0, x, logits, NOISE))
+
+
+def test_shards_that_do_not_fit():
+    sampler, x, logits = nf.samplers.llada(2, mask_id=5), np.full((2, 8), 5), np.zeros((2, 8, 5), np.float32)
+    first, last = parts_of(sampler, 0, x, logits, NOISE, [0, 3, 8])
+    of = dataclasses.replace
+    for parts, error, match in (
+        (3, TypeError, "partials: expected results of .*, got int"),
+        ([], ValueError, "at least one part, got none"),
+        ([last], ValueError, "expected positions from 0 on of 8, got those from 3 on of 8; noise.window"),
+        ([first, first], ValueError, "expected positions from 3 on of 8, got those from 0"),
+        ([first], ValueError, "expected 8 positions, got those before 3"),
+        ([first, of(last, length=9)], ValueError, "from 3 on of 8, got those from 3 on of 9"),
+        ([first, of(last, row=sampler.table.rows[1])], ValueError, "differ in their row, their noise"),
+        ([first, of(last, noise=(NOISE.at(step=9),))], ValueError, "differ in their row, their noise"),
+        ([first, of(last, other=last.other.astype("u1"))], ValueError, "their batch or their dtype"),
+    ):
+        with pytest.raises(error, match=match):
+            nf.discrete.combine_steps(parts)
+    with pytest.raises(ValueError, match=r"expected arrays of one shape \(B, L\), got .*'may': \(2, 4\)"):
+        of(last, may=last.may[:, 1:])
+    out = x.copy()
+    for options in ({"state": sampler.state()}, {"log_prob": True}, {"out": out}):
+        with pytest.raises(ValueError, match="state, log_prob, out: expected none with partial=True"):
+            sampler.step(0, x, logits, NOISE, partial=True, **options)
+    assert np.array_equal(out, x)
+    with pytest.raises(ValueError, match="windows of the same part of each sample with partial=True, got several"):
+        sampler.step(0, x, logits, [NOISE.window((9,), (k,)) for k in (0, 1)], partial=True)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_lengths(name, torch):
     sampler, rng = ALL[name], np.random.default_rng(0)

@@ -988,6 +988,7 @@ BY_PYTHON = {
     "poisson": lambda x, n: nf.augment.poisson(x, EACH[1], n),
     "transition": lambda x, n: nf.augment.transition(x, PEPPER, n),
     "impulse": lambda x, n: nf.augment.impulse(x, EACH[1] / 255, n, layout="HWC", shared=True),
+    "rician": lambda x, n: nf.augment.rician(x, EACH[1], n),
     "at_snr": lambda x, n: nf.augment.at_snr(x.astype(np.float32), 9.0, n),
     "shared": lambda x, n: nf.augment.gaussian(x, 9.0, n, shared=True, layout="HWC"),
     "order": lambda x, n: nf.augment.gaussian(x, 9.0, n, layout="HWC", order="CHW", dtype="float32"),

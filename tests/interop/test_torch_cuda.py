@@ -67,8 +67,7 @@ def on_the_stand_in(*host):
         return SimpleNamespace(cuda_stream=STREAM)
 
     with stand_in.installed() as cupy, pytest.MonkeyPatch.context() as patch:
-        for module in (torch_arrays, interop, torch_loss):
-            patch.setattr(module, "place_of", place)
+        patch.setattr(torch_arrays, "place_of", place)
         patch.setattr(torch.cuda, "current_stream", current_stream)
         for name in backends.FAST_PATH:  # it sees where the memory really is: see below
             patch.setattr(backends, name, backends.declined)
@@ -370,7 +369,7 @@ def test_a_compiled_draw_is_made_where_out_lies(monkeypatch):
     def function(x, out, noise):
         return nf.q_sample(x, 3, S, noise), nf.uniform((3, 4), noise, out=out)
 
-    monkeypatch.setattr(interop, "copied", lambda result, out: result)
+    monkeypatch.setattr(torch_graph, "copied", lambda result, out: result)
     with private("torch._subclasses.fake_tensor", "FakeTensorMode")():
         x = torch.empty(3, 4, device="cuda:1")
         found = compiled(function, backend)(x, torch.empty(3, 4, device="cuda:1"), N)
@@ -432,11 +431,13 @@ def test_tensors_of_two_devices_on_the_stand_in():
     assert torch.equal(X, tensor(3, 4))
 
 
-def test_without_cupy():
+def test_without_cupy_and_triton():
     with on_the_stand_in(), pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "cupy", None)
+        patch.setattr(torch_arrays, "_HAS_CUPY", False)
+        patch.setattr(torch_arrays, "_HAS_TRITON", False)
         for call in (lambda: nf.q_sample(X, 3, S, N), lambda: nf.randn((3, 4), N, out=X.clone())):
-            with pytest.raises(ImportError, match=r"need CuPy: pip install 'noisefuse\[cuda13\]' or .*\[cuda12\]'"):
+            with pytest.raises(ImportError, match=r"need Triton or CuPy: pip install '.*\[triton\]'.*\[cuda12\]'"):
                 call()
 
 

@@ -678,6 +678,22 @@ uint64_t hash_impulse(DType type) {
     return hash.value;
 }
 
+// sqrt((x + z / 2)^2 + ..) of two coils.
+uint64_t hash_rician(DType type) {
+    const double std = 0.5;
+    Hash hash;
+    for (Case& c : located(cases())) {
+        c.t.assign(1, 0);
+        Filled call(c, {}, result_of(type));
+        const Bytes x = data(type, c.elements());
+        Bytes out(x.size());
+        const Rician rician{x.data(), out.data(), &std, c.elements(), 4, c.elements() / c.batch, type, 0};
+        NF_KERNELS.rician(call, rician, 0, c.elements());
+        hash.add(out);
+    }
+    return hash.value;
+}
+
 // Logits 8 x0[i + 7 k] of 12 rows; case 5 of `cases` has a sample more, with the logits of the first.
 Bytes logits(DType type, int64_t rows, int64_t k, int64_t n) {
     Bytes x(static_cast<size_t>(rows * n * width(type)));
@@ -697,7 +713,7 @@ void add(Hash& hash, const std::vector<T>& values) {
     hash.add(bytes);
 }
 
-uint64_t hash_categorical(DType type) {
+uint64_t hash_race(DType type, bool far) {
     Hash hash;
     int64_t k = 0;
     for (Case& c : located(cases())) {
@@ -708,7 +724,7 @@ uint64_t hash_categorical(DType type) {
         const Bytes x = logits(type, 4 * samples, k, n);
         for (Field& f : c.fields) f.stream = 13;
         std::vector<int64_t> position(rows), token(rows);
-        for (size_t i = 0; i < rows; ++i) position[i] = static_cast<int64_t>(i % 4);
+        for (size_t i = 0; i < rows; ++i) position[i] = far ? word(12 * k + static_cast<int64_t>(i)) >> 1 : i % 4;
         std::vector<float> log_prob(rows), log_prob_raw(rows), entropy(rows), margin(rows);
         std::vector<int32_t> rank(rows);
         std::vector<uint8_t> bad(rows);
@@ -726,6 +742,9 @@ uint64_t hash_categorical(DType type) {
     }
     return hash.value;
 }
+
+uint64_t hash_categorical(DType type) { return hash_race(type, false); }
+uint64_t hash_positions(DType type) { return hash_race(type, true); }
 
 uint64_t hash_cross_entropy(DType type) {
     Hash hash;
@@ -787,6 +806,7 @@ int main() {
     print("levels", hash_levels, bytes);
     print("transition", hash_transition, {DType::u8});
     print("impulse", hash_impulse, all);
+    print("rician", hash_rician, all);
     print("density", hash_density, floats);
     print("interval", hash_interval, floats);
     const auto print_tokens = [](const char* line, uint64_t value) {
@@ -798,6 +818,7 @@ int main() {
     print_tokens("q_mask uint16", hash_mask<uint16_t>());
     print_tokens("q_uniform int64", hash_mask<int64_t>(50257));
     print("categorical", hash_categorical, {DType::f32, DType::f16, DType::bf16});
+    print("positions", hash_positions, {DType::f32, DType::f16, DType::bf16});
     print("masked_cross_entropy", hash_cross_entropy, {DType::f32, DType::f16, DType::bf16});
     print("pyramid_like", hash_pyramid, full);
 }

@@ -21,18 +21,20 @@ Array: TypeAlias = NDArray[Any]
 
 
 def on_device(x: object) -> bool:
-    """Tells whether x is a CuPy array. CuPy's arrays exist only once CuPy is loaded, so nothing here loads it. An array
-    that was checked is NumPy's or CuPy's, so `isinstance` tells."""
+    """Tells whether x is an array on a device: CuPy's, or a tensor's for Triton. These exist only once their library is
+    loaded, so nothing here loads it. An array that was checked is NumPy's or one of these, so `isinstance` tells."""
     kind = type(x)
-    if kind is np.ndarray or kind in _CUPY:
+    if kind is np.ndarray or kind in _ON_DEVICE:
         return kind is not np.ndarray
-    found = not isinstance(x, np.ndarray) and kind.__module__.partition(".")[0] == "cupy"
-    if found:  # the number of unknown types is not bounded
-        _CUPY.add(kind)
-    return found
+    module = kind.__module__
+    is_there = not isinstance(x, np.ndarray) and (module.partition(".")[0] == "cupy" or module == _TRITON)
+    if is_there:  # the number of unknown types is not bounded
+        _ON_DEVICE.add(kind)
+    return is_there
 
 
-_CUPY: set[type] = set()
+_ON_DEVICE: set[type] = set()
+_TRITON = f"{backends.__name__}.triton.arrays"
 
 
 def is_array(x: object) -> bool:
@@ -84,8 +86,8 @@ def one_place(arrays: Iterable[tuple[str, Array]]) -> int | None:
     arrays = [*arrays]
     if all(type(array) is np.ndarray for _, array in arrays):
         return None
-    (name, first), *others = arrays
-    for other_name, other in others:
+    (name, first), *rest = arrays
+    for other_name, other in rest:
         if device_of(other) != device_of(first):
             raise ValueError(
                 f"{other_name} lies {where(other)}, {name} {where(first)}: expected all arrays in one place"
@@ -125,15 +127,15 @@ def float_dtype(dtype: Any, allowed: tuple[str, ...] = FLOATS) -> np.dtype[Any]:
 
 
 def allowed_dtype(dtype: Any, allowed: tuple[str, ...]) -> np.dtype[Any]:
-    """Returns the dtype, if it is one of these."""
+    """Returns the dtype, if it is one of those allowed."""
     try:
-        found: np.dtype[Any] = np.dtype(dtype)
+        known: np.dtype[Any] = np.dtype(dtype)
     except TypeError:
         what = f"{dtype!r} is torch's, and the arrays are not" if library_of(dtype) is not None else repr(dtype)
         raise TypeError(f"dtype {what}: expected one of {', '.join(allowed)}") from None
-    if dtype_name(found) not in allowed or not found.isnative:
-        raise TypeError(f"dtype {found}: expected one of {', '.join(allowed)}")
-    return found
+    if dtype_name(known) not in allowed or not known.isnative:
+        raise TypeError(f"dtype {known}: expected one of {', '.join(allowed)}")
+    return known
 
 
 @lru_cache(64)
@@ -145,9 +147,9 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
 _DTYPES = str, type, np.dtype  # a union would be made anew at each call
 
 
-def fast_dtype(dtype: Any, other: Any, allowed: tuple[str, ...] = FLOATS) -> tuple[Any, ...]:
+def fast_dtype(dtype: Any, library: Any, allowed: tuple[str, ...] = FLOATS) -> tuple[Any, ...]:
     """Returns a result dtype for the fast path, (code, dtype), or (), which the fast path declines."""
-    if other is None and not isinstance(dtype, _DTYPES):
+    if library is None and not isinstance(dtype, _DTYPES):
         return ()
     try:
         return _fast_dtype(dtype, allowed)
@@ -159,8 +161,8 @@ def fast_dtype(dtype: Any, other: Any, allowed: tuple[str, ...] = FLOATS) -> tup
 def _fast_dtype(dtype: Any, allowed: tuple[str, ...]) -> tuple[Any, ...]:
     dtype = "float32" if dtype is None else dtype
     name = str(dtype)
-    found = np.dtype(name.removeprefix("torch.") if name.startswith("torch.") else dtype)
-    return (dtype_code(found), found) if found.name in allowed and found.isnative else ()
+    known = np.dtype(name.removeprefix("torch.") if name.startswith("torch.") else dtype)
+    return (dtype_code(known), known) if known.name in allowed and known.isnative else ()
 
 
 def as_array(name: str, x: object, allowed: tuple[str, ...] = FLOATS) -> Array:
@@ -194,14 +196,14 @@ def host_numbers(name: str, x: Any) -> NDArray[Any]:
 def host_floats(name: str, x: Any) -> NDArray[np.float64]:
     """Returns a copy of x in float64, in host memory. TypeError: x is masked, or has no numbers."""
     check_plain(name, x)
-    given = host_view(name, x)
+    viewed = host_view(name, x)
     try:
-        values = np.asarray(library_for(given).to_numpy(given))
+        values = np.asarray(library_for(viewed).to_numpy(viewed))
         if values.dtype.kind in "cSUO":
             raise TypeError
         return values.astype(np.float64) if values.size <= layouts.PIECE else copy(values, np.dtype(np.float64))
     except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected numbers, got {type(given).__name__}") from None
+        raise TypeError(f"{name}: expected numbers, got {type(viewed).__name__}") from None
 
 
 def wanted(x: object, of: str = "NumPy, CuPy, torch, JAX or dask, or one that speaks DLPack") -> str:
@@ -211,7 +213,7 @@ def wanted(x: object, of: str = "NumPy, CuPy, torch, JAX or dask, or one that sp
 
 
 def output(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], device: int | None = None) -> Array:
-    """Returns a new array in that place, or the caller's `out` if a kernel may write to it."""
+    """Returns a new array on that device, or the caller's `out` if a kernel may write to it."""
     if out is None:
         return backends.empty(shape, dtype) if device is None else _empty_on(device, shape, dtype)
     if not isinstance(out, np.ndarray) and not on_device(out):
@@ -230,7 +232,8 @@ def output(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], de
 
 
 def _empty_on(device: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    cupy: Any = sys.modules["cupy"]
+    if (cupy := sys.modules.get("cupy")) is None:
+        raise NotImplementedError(backends.NEEDS_CUPY)
     with cupy.cuda.Device(device):
         new: Array = cupy.empty(shape, dtype)
     return new
@@ -256,8 +259,8 @@ def copy(x: Array, dtype: np.dtype[Any]) -> Array:
     with np.errstate(invalid="ignore", over="ignore"):
         if not isinstance(x, np.ndarray) or (x.dtype != dtype and x.size <= layouts.PIECE):
             return x.astype(dtype, order="C")
-        made: Array = layouts.copy(x, dtype, range(x.ndim))
-        return made
+        copied: Array = layouts.copy(x, dtype, range(x.ndim))
+        return copied
 
 
 def spread(name: str, x: Array, shape: tuple[int, ...]) -> Array:

@@ -18,7 +18,7 @@ from ..ground.checks import got, is_tracer
 from ..ground.float_mode import float_mode
 from ..ground.libraries import check_plain, library_for
 from ..language.levels import levels_of
-from ..language.noise import ELEMENTS, SAMPLES, STEPS, Noise, check_stream_0, names_of
+from ..language.noise import ELEMENTS, LOGITS, RACE, SAMPLES, STEPS, Noise, check_stream_0, names_of
 from ..language.rows import M1, M2, PASTS, Rows, X, Z
 from ..language.tableau import ARGUMENTS
 from . import arrays
@@ -134,16 +134,16 @@ def checked_rows(name: str, times: Array, segment: int, n: int) -> Index:
 
 def kept_times(keep: Sequence[int] | None, n: int) -> NDArray[np.int64]:
     check_plain("keep", keep)
-    kept = np.arange(n) if keep is None else np.array(keep)
-    if kept.ndim != 1 or (kept.dtype.kind not in "iu" and kept.size):
+    times = np.arange(n) if keep is None else np.array(keep)
+    if times.ndim != 1 or (times.dtype.kind not in "iu" and times.size):
         raise TypeError(f"keep: expected a sequence of integers, got {keep!r}")
-    bad = (kept < 0) | (kept >= n)
+    bad = (times < 0) | (times >= n)
     if bad.any():
-        raise IndexError(f"keep: t = {kept[bad][0]} is out of range: there are {n} steps, 0 <= t < {n}")
-    kept = kept.astype(np.int64)
-    if (np.diff(kept) <= 0).any():
+        raise IndexError(f"keep: t = {times[bad][0]} is out of range: there are {n} steps, 0 <= t < {n}")
+    times = times.astype(np.int64)
+    if (np.diff(times) <= 0).any():
         raise ValueError(f"keep: expected strictly increasing times, got {keep!r}")
-    return kept
+    return times
 
 
 # ---------------------------------------------------------------------------------------------------------- noise
@@ -170,18 +170,20 @@ def names_or_array(
     else:
         raise TypeError(f"noise: expected a Noise, a list of them, or else {arrays.wanted(noise)}, got {got(noise)}")
     for name in names if drawn else ():
-        _check_name(name, batch if len(names) == 1 else 1, sample_shape, last_step)
+        most = LOGITS if stream == RACE else ELEMENTS
+        _check_name(name, batch if len(names) == 1 else 1, sample_shape, last_step, most)
     if drawn and not any_stream:
         check_stream_0(noise)
     return tuple(n if n.stream == stream or (any_stream and n.stream) else n.at(stream=stream) for n in names), None
 
 
-def _check_name(noise: Noise, rows: int, sample_shape: tuple[int, ...], last_step: int) -> None:
+def _check_name(noise: Noise, rows: int, sample_shape: tuple[int, ...], last_step: int, most: int) -> None:
     if type(noise.seed) is not int or any(map(is_tracer, (noise.step, noise.sample, *noise.window_start))):
         raise TypeError("noise: JAX traces one of its numbers: expected JAX arrays, jnp.asarray(x), or a dtype of jnp")
     noise.check_shape(sample_shape)
-    if math.prod(sample_shape) > ELEMENTS:
-        raise OverflowError(f"a sample of shape {sample_shape} has more than 2^34 elements")
+    whole = noise.window_shape or sample_shape
+    if math.prod(whole) > most:
+        raise OverflowError(f"a sample of shape {whole} has more than 2^{most.bit_length() - 1} elements")
     if isinstance(noise.sample, np.ndarray):
         if len(noise.sample) != rows:
             raise ValueError(f"noise: has {len(noise.sample)} sample ids, expected one for each of {rows} rows")
@@ -195,8 +197,8 @@ def _check_name(noise: Noise, rows: int, sample_shape: tuple[int, ...], last_ste
 
 
 def like(name: str, a: object, x: Array, allowed: tuple[str, ...]) -> Array:
-    """a as an array of x's shape whose numbers are those of x's dtype. Kernels on hosts widen narrower floats as they
-    read them; others are converted."""
+    """Returns an array of x's shape. Kernels on hosts widen narrower floats as they read them; other dtypes are
+    converted to x's."""
     array = arrays.as_array(name, a, allowed)
     if array.shape != x.shape:
         raise ValueError(f"{name}: expected shape {x.shape}, got {array.shape}")
@@ -240,19 +242,19 @@ def make_call(
 ) -> Step:  # fmt: skip
     """Returns the checked call. Missing outputs are allocated; with `levels` the first has that integer dtype. Nothing
     is drawn if there are no keys."""
-    given = {slot: a for slot, a in inputs.items() if a is not None}
+    read = {slot: a for slot, a in inputs.items() if a is not None}
     written = [(name, out) for name, out in outs.items() if out is not None and arrays.is_array(out)]
-    device = arrays.one_place([*((SLOTS[slot], a) for slot, a in given.items()), *written])
+    device = arrays.one_place([*((SLOTS[slot], a) for slot, a in read.items()), *written])
     check_place(device, index, names)
     kinds = [np.dtype(levels) if levels else dtype, *(dtype,) * len(outs)]
     results = {
         name: arrays.output(name, out, shape, kind, device)
         for (name, out), kind in zip(outs.items(), kinds, strict=False)
     }
-    given = {slot: readable(a, dtype) for slot, a in given.items()}
+    read = {slot: readable(a, dtype) for slot, a in read.items()}
     values = index.values
     if written:  # new memory overlaps nothing
-        arrays.check_overlap(results.items(), given.values())
+        arrays.check_overlap(results.items(), read.values())
         if device is not None and any(arrays.overlap(values, out) for out in results.values()):
             values = values.copy()  # on hosts they are a copy already
     batch, sample_shape = arrays.batch_shape(shape, batched)
@@ -264,7 +266,7 @@ def make_call(
         rows=rows,
         index=values,
         segment=index.segment,
-        inputs=tuple(map(given.get, range(Z + 1))),
+        inputs=tuple(map(read.get, range(Z + 1))),
         outputs=tuple(three[:3]),
         draw=draw if names else "none",
         step_by_index=step_by_index,

@@ -24,10 +24,10 @@ from .calls import SLOTS, Index, checked_rows, like, segments, warn_once
 from .types import Array, DType, Inputs, Shape
 
 
-def fast_path(other: Any, name: str) -> Any:
+def fast_path(library: Any, name: str) -> Any:
     """Returns the function of `backends` for plain arguments, or this library's replacement. It is None while a
     compiler traces the call, which it cannot do here."""
-    return getattr(other, name, None) if other.is_traced() else getattr(backends, name)
+    return getattr(library, name, None) if library.is_traced() else getattr(backends, name)
 
 
 def row_numbers(index: Index, shape: tuple[int, ...]) -> Any:
@@ -47,22 +47,22 @@ def rows_at(
     default = 1.0, 0.0
     if scale is None and offset is None:  # a pair: one number alone means another range
         default = DEFAULT_RANGE.get(levels_of(dtype) or "", default)
-    given = _finite("scale", scale, default[0]), _finite("offset", offset, default[1])
+    x0_range = _finite("scale", scale, default[0]), _finite("offset", offset, default[1])
     if times.dtype.kind == "f":
         on_host: Any = times.get() if on_device(times) else times  # type: ignore[attr-defined]
-        rows = make(*at_times(schedule, on_host), target, *given, lambda: schedule.derivatives(on_host))
+        rows = make(*at_times(schedule, on_host), target, *x0_range, lambda: schedule.derivatives(on_host))
         return rows, Index(np.arange(times.size), segment)
-    return schedule.kept.of(make, target, *given), checked_rows("t", times, segment, len(schedule))
+    return schedule.kept.of(make, target, *x0_range), checked_rows("t", times, segment, len(schedule))
 
 
 def at_times(schedule: Schedule, t: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Returns schedule(t) at the samples' times. It warns if floats look like the steps 0 and 1."""
-    found = schedule(t)
+    levels = schedule(t)
     unit = t.size > 1 and t.dtype.kind == "f" and schedule.times == (0, 1)
     if unit and t.item(t.argmin()) == 0 and t.item(t.argmax()) == 1 and np.isin(t, (0, 1)).all():
         said = f"0.0 and 1.0 are the cleanest and the noisiest time of a {schedule.kind} schedule"
         warn_once("times", f"t: as floats {said}; for the steps 0 and 1 pass integers")
-    return found
+    return levels
 
 
 def result_dtype(x: Array) -> np.dtype[Any]:
@@ -105,10 +105,10 @@ def levels_alone(
     out: Array | None, dtype: DType | None = None, out_scale: float | None = None, out_offset: float | None = None
 ) -> Levels | None:
     """Like `levels_asked`, but a float dtype is refused: results have x's dtype or an integer one."""
-    found = levels_asked(dtype, out, out_scale, out_offset)
-    if dtype is not None and found is None:
+    levels = levels_asked(dtype, out, out_scale, out_offset)
+    if dtype is not None and levels is None:
         raise TypeError(f"dtype {dtype}: expected 'uint8' or 'uint16', or None for x's dtype")
-    return found
+    return levels
 
 
 def level_options(levels: Levels | None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from .byte_noise import poisson, transition
 from .impulses import impulse
 from .keys import sample_id, strengths
 from .keys import strength as strength
+from .magnitude import rician
 from .numbers import find_layout as find_layout
 from .prepared import prepare
 from .rows import at_snr, by_level, gaussian, multiplicative, rms, sensor
@@ -22,12 +23,12 @@ from .rows import call_inside as call_inside
 from .rows import row_inside as row_inside
 
 __all__ = [
-    "at_snr", "by_level", "gaussian", "impulse", "multiplicative", "poisson", "prepare", "rms", "sample_id", "sensor",
-    "strengths", "transition",
+    "at_snr", "by_level", "gaussian", "impulse", "multiplicative", "poisson", "prepare", "rician", "rms", "sample_id",
+    "sensor", "strengths", "transition",
 ]  # fmt: skip
 
 show_public(__name__)
 show_as(
-    __name__, at_snr, by_level, gaussian, impulse, multiplicative, poisson, prepare, rms, sample_id, sensor, strengths,
-    transition,
+    __name__, at_snr, by_level, gaussian, impulse, multiplicative, poisson, prepare, rician, rms, sample_id, sensor,
+    strengths, transition,
 )  # fmt: skip

@@ -12,11 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
-from ..arguments.arrays import (
-    as_array,
-    batch_shape,
-    is_array,
-)
+from ..arguments.arrays import as_array, batch_shape, is_array
 from ..arguments.calls import Index, is_batch, make_call, names_or_array, run
 from ..arguments.options import FAST_LEVELS
 from ..arguments.types import Array, ArrayT, DType, Like

@@ -10,10 +10,7 @@ from typing import Literal, TypeAlias, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..arguments.arrays import (
-    batch_shape,
-    host_floats,
-)
+from ..arguments.arrays import batch_shape, host_floats
 from ..arguments.calls import Index
 from ..arguments.types import Array, DType
 from ..ground.checks import check_choice, first_of, lie_within

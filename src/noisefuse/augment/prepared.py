@@ -8,10 +8,7 @@ from typing import Any, TypedDict, Unpack, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..arguments.arrays import (
-    host_view,
-    is_lazy,
-)
+from ..arguments.arrays import host_view, is_lazy
 from ..arguments.calls import warn_once
 from ..arguments.options import at_times
 from ..arguments.types import Array, ArrayT, DType, Like, NoiseLike

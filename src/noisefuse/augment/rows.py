@@ -12,20 +12,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
-from ..arguments.arrays import (
-    as_array,
-    batch_shape,
-    device_of,
-    fast_dtype,
-    float_dtype,
-    is_array,
-    is_lazy,
-    output,
-)
+from ..arguments.arrays import as_array, batch_shape, device_of, fast_dtype, float_dtype, is_array, is_lazy, output
 from ..arguments.calls import Index, is_batch, make_call, names_or_array, run, warn_once
 from ..arguments.options import FAST_LEVELS
 from ..arguments.types import Array, ArrayT, DType, Like, NoiseLike
 from ..call.description import Step
+from ..ground.docstrings import Shared, documented
 from ..ground.libraries import library_of
 from ..language.levels import FLOATS, LEVELS, level_bounds, levels_of
 from ..language.noise import FIELD
@@ -34,7 +26,13 @@ from ..operations.draw import randn
 from ..operations.loss import mean_squares
 from .numbers import NOT_NEGATIVE, Clip, Layout, Options, as_bounds, as_numbers, by_place
 
+_SHARED = Shared(
+    returns="    An array of x's shape and kind.",
+    raises="    TypeError, ValueError: the message says what was given and what was expected; nothing is written then.",
+)
 
+
+@documented(_SHARED)
 def gaussian(
     x: Like[ArrayT], std: ArrayLike, noise: NoiseLike, *, mean: ArrayLike = 0.0, layout: Layout | None = None,
     shared: bool = False, order: Layout | None = None, clip: Clip = None, dtype: DType | None = None,
@@ -63,12 +61,6 @@ def gaussian(
             False; (C, H, W) gives a warning, once.
         out: an array to write to; C-contiguous, of x's shape; it may be x itself.
 
-    Returns:
-        An array of x's shape and kind.
-
-    Raises:
-        TypeError, ValueError: the message says what was given and what was expected; nothing is written then.
-
     >>> image = np.full((1, 64, 64, 3), 128, np.uint8)
     >>> noisy = nf.augment.gaussian(image, 10.0, nf.Noise(7))
     >>> noisy.dtype, round(float(noisy.std()))
@@ -80,18 +72,13 @@ def gaussian(
     )  # fmt: skip
 
 
+@documented(_SHARED)
 def multiplicative(x: Like[ArrayT], std: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT:
     """Multiplies by noise around 1, as speckle does: x (1 + std z).
 
     Args:
         x, noise, **options: as in `gaussian`.
         std: the standard deviation of the factor: a number, (B,), or (B, C), as in `gaussian`.
-
-    Returns:
-        An array of x's shape and kind.
-
-    Raises:
-        TypeError, ValueError: the message says what was given and what was expected; nothing is written then.
 
     >>> image = np.full((1, 64, 64, 3), 200, np.uint8)
     >>> round(float(nf.augment.multiplicative(image, 0.05, nf.Noise(7)).std()))
@@ -100,6 +87,7 @@ def multiplicative(x: Like[ArrayT], std: ArrayLike, noise: NoiseLike, **options:
     return _apply(x, noise, _MULTIPLICATIVE, {"std": std}, **options)
 
 
+@documented(_SHARED)
 def sensor(x: Like[ArrayT], a: ArrayLike, b: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT:
     """The noise of a camera, whose variance is linear in the signal: x + sqrt(max(a x + b, 0)) z.
 
@@ -111,12 +99,6 @@ def sensor(x: Like[ArrayT], a: ArrayLike, b: ArrayLike, noise: NoiseLike, **opti
         a, b: a is in x's units, b in their square. Each is a number, (B,), or (B, C), as in `gaussian`. b may be
             negative (a pedestal).
 
-    Returns:
-        An array of x's shape and kind.
-
-    Raises:
-        TypeError, ValueError: the message says what was given and what was expected; nothing is written then.
-
     >>> image = np.full((1, 64, 64, 3), 200, np.uint8)
     >>> round(float(nf.augment.sensor(image, 0.5, 0.0, nf.Noise(7)).std()))
     10
@@ -124,6 +106,7 @@ def sensor(x: Like[ArrayT], a: ArrayLike, b: ArrayLike, noise: NoiseLike, **opti
     return _apply(x, noise, _SENSOR, {"a": a, "b": b}, **options)
 
 
+@documented(_SHARED)
 def by_level(
     x: Like[ArrayT], mean_table: ArrayLike, std_table: ArrayLike, noise: NoiseLike, *, dtype: DType | None = None,
     batched: bool | None = None, out: Like[ArrayT] | None = None,
@@ -138,12 +121,6 @@ def by_level(
         mean_table, std_table: the values at each grey level, (256,), in units of the result.
         noise, batched, out: as in `gaussian`.
         dtype: the result's dtype: uint8 by default, uint16 or a float.
-
-    Returns:
-        An array of x's shape and kind.
-
-    Raises:
-        TypeError, ValueError: the message says what was given and what was expected; nothing is written then.
 
     >>> levels = np.arange(256)
     >>> image = np.full((1, 64, 64, 3), 200, np.uint8)
@@ -184,6 +161,7 @@ def rms(x: Array, *, batched: bool = True) -> NDArray[np.float64]:
     return np.sqrt(mean_squares(x, batched))
 
 
+@documented(_SHARED)
 def at_snr(x: Like[ArrayT], snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT:
     """Adds Gaussian noise at a signal-to-noise ratio in decibels: x + rms(x) 10^(-snr / 20) z.
 
@@ -195,12 +173,6 @@ def at_snr(x: Like[ArrayT], snr: ArrayLike, noise: NoiseLike, **options: Unpack[
             stereo, (2, n), needs batched=False; without it there is a warning, once.
         snr: the ratio in dB, finite: a number, or (B,) for each sample.
         noise, **options: as in `gaussian`.
-
-    Returns:
-        An array of x's shape and kind.
-
-    Raises:
-        TypeError, ValueError: the message says what was given and what was expected; nothing is written then.
 
     >>> clips = np.sin(np.linspace(0, 100, 44100, dtype=np.float32))[None]
     >>> noisy = nf.augment.at_snr(clips, 20.0, nf.Noise(7))

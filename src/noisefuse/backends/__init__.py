@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backends run checked calls: `native` (C++ with SIMD), `numba`, `reference` (NumPy); `cuda` for arrays on a device.
+"""Backends run checked calls: `native` (C++ with SIMD), `numba`, `reference` (NumPy); `cuda` for CuPy's arrays, and
+`triton` for torch's tensors on a device where CuPy is not installed.
 
 All give the same bits.
 """
@@ -72,6 +73,9 @@ def runner(operations: dict[Any, Callable[[Any], None]]) -> Callable[[Any], Any]
 NAMES = ("native", "numba", "reference")
 _MODULES = {"numba": "numba.jit"}
 
+# The Triton backend has rows alone.
+NEEDS_CUPY = "this needs CuPy on a CUDA device: pip install 'noisefuse[cuda13]' or 'noisefuse[cuda12]'"
+
 _current: tuple[str, Any] | None = None
 _cuda: Any = None
 _tested_devices: set[int] = set()
@@ -142,9 +146,11 @@ def repeated_loss(array: Any, call: Loss) -> None:
 
 
 def of(array: Any) -> Any:
-    """Returns the backend module for arrays on this array's device: on a GPU always `cuda`."""
+    """Returns the backend module for arrays on this array's device: on a GPU `cuda` for CuPy's, and `triton`."""
     if isinstance(array, np.ndarray):
         return current()
+    if type(array).__module__.startswith(__name__):
+        return importlib.import_module(".triton.launches", __name__)
     global _cuda
     if _cuda is None:
         _cuda = importlib.import_module(".cuda.launches", __name__)

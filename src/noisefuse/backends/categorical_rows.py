@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..call.description import ACCUMULATORS, LOSS_CHUNK, TOKEN_BITS, Array, CrossEntropy, Race
+from ..call.description import ACCUMULATORS, LOSS_CHUNK, Array, CrossEntropy, Race
 from ..language.levels import INFO
 
 NONE, ALL = np.float32(-np.inf), np.float32(np.inf)
@@ -37,7 +37,7 @@ class Scale:
 class Arithmetic:
     """The functions that a backend computes. reference.py describes each."""
 
-    scores: Callable[[Array, NDArray[np.int64], float, tuple[int, int, int], int], Array]
+    scores: Callable[[Array, NDArray[np.int64], int, float, tuple[int, int, int], int], Array]
     chunk_sums: Callable[[Array, Scale, Array], tuple[Array, Array]]
     terms: Callable[[Array, Scale, Any], tuple[Array, Any]]
     exp: Callable[[Array], Array]  # of float64 (n,)
@@ -131,9 +131,8 @@ def winner_of(call: Race, row: int, x: Array, temperature: float, of: Arithmetic
     noise, entry = (call.fields[sample], 0) if len(call.fields) > 1 else (call.fields[0], sample)
     ids = noise.sample
     can = np.flatnonzero(x > NONE)
-    element = (int(call.position[row]) << TOKEN_BITS) + call.first + can
     counter = noise.step, ids + entry if isinstance(ids, int) else int(ids[entry]), noise.stream
-    score = of.scores(x[can], element, 1 / temperature, counter, noise.seed)
+    score = of.scores(x[can], call.first + can, int(call.position[row]), 1 / temperature, counter, noise.seed)
     winner = int(np.argmax(score))
     return float(score[winner]), call.first + int(can[winner])
 

@@ -367,13 +367,16 @@ def race(call: Race) -> None:
             categorical_rows.race_in_row(call, row, CATEGORIES)
 
 
-def scores(x: Array, element: NDArray[np.int64], beta: float, counter: tuple[int, int, int], seed: int) -> Array:
+def scores(
+    x: Array, token: NDArray[np.int64], position: int, beta: float, counter: tuple[int, int, int], seed: int
+) -> Array:
     """Returns the scores of a row's tokens; counter: step, sample, stream."""
-    words = []
+    words, element = [], SPEC.race_element(position, token)
+    key = SPEC.race_key(position, np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32))
     for low in (0, 1):
         blocks = np.broadcast_arrays(*SPEC.counter(element, *counter, low))
-        found = SPEC.philox4x32(*blocks, np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32))
-        words.append(np.stack(found, axis=-1)[np.arange(len(x)), element & 3])
+        found = SPEC.philox4x32(*blocks, *key)
+        words.append(np.stack(found, axis=-1)[np.arange(len(x)), token & 3])
     return np.asarray(SPEC.race_score(x, np.float64(beta), *words))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..call.description import Step
 from ..language.noise import Noise
-from ..language.rows import Rows, Z
+from ..language.rows import Rows
 
 # The first block of Noise(0), in float32 and float64: Random123's answer is 6627e8d5 e169c58d bc57ac4c 9b00dbd8.
 _FIRST_BLOCK = {
@@ -24,8 +24,6 @@ def self_test(
 ) -> None:
     """Raises ImportError for a wrongly built kernel before it is used. Arrays are of `empty`'s kind."""
     out = empty(4, dtype)
-    zero = np.zeros(1, np.int64)
-    nothing, outputs = (None,) * (Z + 1), (out, None, None)
-    run(Step(1, 4, (4,), Rows.of({"out.z": 1.0}), zero, 4, nothing, outputs, "normal", False, (Noise(0),)))
+    run(Step.of_one_row(1, (4,), Rows.of({"out.z": 1.0}), None, out, "normal", (Noise(0),)))
     if (found := asnumpy(out).tolist()) != (expected := _FIRST_BLOCK[dtype]):
         raise ImportError(f"the {name} backend is built wrongly: Noise(0) begins {found}, not {expected}")

@@ -79,6 +79,20 @@ def counter(
     return uint32(uint64(element) >> uint64(2)), uint32(step), uint32(uint64(sample)), uint32(tag)
 
 
+def race_element(position: Integers, token: Integers) -> Integers:
+    """Returns a token's element in the race of a position."""
+    return (uint64(position) & uint64(0x3FFF)) << uint64(20) | uint64(token)
+
+
+def race_key(position: Integers, k0: Words, k1: Words) -> tuple[Words, Words]:
+    """Returns the key of a position's race: that of the noise, or from position 2^14 on one that stream 18 draws."""
+    h = uint32(uint64(position) >> uint64(14))
+    if not some(h > uint32(0)):
+        return k0, k1
+    w0, w1, _, _ = philox4x32(h, uint32(0), uint32(0), uint32(18 << 24), k0, k1)
+    return w0, w1
+
+
 # ---- words to normals --------------------------------------------------------------------------------------
 # z = sqrt(-2 ln U) (cos 2 pi V, sin 2 pi V); U and V are words + 1/2, over 2^32 (float32) or 2^64 (float64).
 
@@ -420,6 +434,8 @@ _FUNCTIONS: tuple[Any, ...] = (
     *(
         philox4x32,
         counter,
+        race_element,
+        race_key,
         join,
         polynomial,
         continued,

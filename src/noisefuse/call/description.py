@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..language.levels import levels_of
 from ..language.noise import Noise
-from ..language.rows import M1, Rows
+from ..language.rows import M1, Rows, Z
 
 # The annotation of a record's field tells its type in C (call/packed.py): int is int64_t, bool and np.dtype int32_t, an
 # array is its address.
@@ -58,6 +59,16 @@ class Step(NamedTuple):
     # The words serve nothing else. Rows choose the table, and their numbers are not used.
     # Without tables they are the result: `words` with one output, a float32 whose bits they are.
     transitions: Array | None = None
+
+    @classmethod
+    def of_one_row(
+        cls, batch: int, sample: tuple[int, ...], rows: Rows, x: Array | None, out: Array, draw: Draw,
+        noise: Sequence[Noise],
+    ) -> Step:  # fmt: skip
+        """Returns a pass with one row for all elements, which reads x alone and has one output."""
+        size, index = math.prod(sample), np.zeros(1, np.int64)
+        inputs, outputs = (x, *(None,) * Z), (out, None, None)
+        return cls(batch, size, sample, rows, index, max(1, batch * size), inputs, outputs, draw, False, tuple(noise))
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -126,6 +137,21 @@ class Impulses(NamedTuple):
     type: np.dtype[Any]
     random: bool
     planes: bool  # whether the places of a channel follow one another, not the channels of a place
+    padding: Int32 = 0
+
+
+class Rician(NamedTuple):
+    """out = sqrt((x + std z_0)^2 + (std z_1)^2 + ..). Normal d of an element lies `apart` elements after the one
+    before."""
+
+    step: Step  # draws the normals; outputs[0] has their dtype
+    x: Array
+    out: Array  # of x's shape and dtype; it may be x
+    std: NDArray[np.float64]  # one for each segment of `segment` elements, in the flat order
+    segment: int
+    draws: int
+    apart: int
+    type: np.dtype[Any]
     padding: Int32 = 0
 
 
@@ -223,8 +249,7 @@ class Loss(NamedTuple):
         return factor
 
 
-TOKEN_BITS = 20  # element = position * 2^20 + token: docs/noise.md
-TOKENS, POSITIONS = 1 << TOKEN_BITS, 1 << 34 - TOKEN_BITS
+TOKENS, POSITIONS = 1 << 20, 1 << 31  # of a vocabulary, of a sample: docs/noise.md
 
 
 @dataclass(frozen=True, slots=True)

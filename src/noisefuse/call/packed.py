@@ -87,8 +87,8 @@ def pack_field(noise: Noise, shape: tuple[int, ...], place: Place) -> bytes:
     sample, samples = (ids, 0) if isinstance(ids, int) else (0, place(ids))
     step, counter = (step, 0) if isinstance(step, int) else (0, place(step))
     start, run, lengths, strides = window_runs(noise, shape)
-    rest = (0,) * (AXES - len(lengths))
-    axes = _pack_axes(*lengths, *rest, *strides, *rest) if lengths else _NO_AXES
+    unused = (0,) * (AXES - len(lengths))
+    axes = _pack_axes(*lengths, *unused, *strides, *unused) if lengths else _NO_AXES
     return _pack_head(noise.seed, sample, samples, counter, step, noise.stream, start, run, len(lengths)) + axes
 
 
@@ -164,7 +164,7 @@ def records(call: Any, kept: list[object]) -> list[bytes]:
         numbers, fields = pack_on_host(call)
         kept.append(fields)
         return [numbers]
-    made: list[bytes] = []
+    packed: list[bytes] = []
     own: list[Any] = []
     for value in call:
         kind = type(value)
@@ -179,11 +179,11 @@ def records(call: Any, kept: list[object]) -> list[bytes]:
             kept.append(array := np.frombuffer(bytearray().join(parts), np.uint8))
             own.append(address(array))
         elif kind in _CALLS:
-            made += records(value, kept)
+            packed += records(value, kept)
         else:
             own.append(dtype_code(value) if isinstance(value, np.dtype) else address(value))
     record: Any = type(call)
-    return [*made, layout_of(record).pack(*own)] if own else made
+    return [*packed, layout_of(record).pack(*own)] if own else packed
 
 
 _CALLS, _NUMBERS = (Step, Walk, Loss), (int, float, bool)

@@ -26,8 +26,8 @@ class Shared:
     returns: str
     raises: str
 
-    def __init__(self, args: Mapping[str, str], returns: str = "", raises: str = "") -> None:
-        self.args, self.returns, self.raises = args, returns, raises  # a NamedTuple takes longer to import
+    def __init__(self, args: Mapping[str, str] | None = None, returns: str = "", raises: str = "") -> None:
+        self.args, self.returns, self.raises = args or {}, returns, raises  # a NamedTuple takes longer to import
 
 
 def completed(doc: str, parameters: Iterable[str], shared: Shared, example: str) -> str:
@@ -104,4 +104,4 @@ def _entries(sections: list[str]) -> list[str]:
 
 
 def _names(entry: str) -> list[str]:
-    return entry.partition(":")[0].strip().split(", ")
+    return [name.lstrip("*") for name in entry.partition(":")[0].strip().split(", ")]

@@ -71,18 +71,18 @@ class Axis:
     # ---- places --------------------------------------------------------------------------------------------
 
     def at_index(self, index: Array) -> Place:
-        """Returns the columns at whole indices. Elsewhere levels are interpolated; those of functions of time that are
-        not variance preserving are the functions'."""
-        whole = index == np.floor(index)
+        """Returns the columns at whole indices. Between them the levels are interpolated; but if the schedule is a
+        function of time and not variance preserving, they are its own."""
+        is_whole = index == np.floor(index)
         nearest = np.floor(index).astype(int)
         alpha, sigma = self.schedule.alpha[nearest], self.schedule.sigma[nearest]
-        if not np.all(whole):
+        if not np.all(is_whole):
             if self._known is not None and self.family in ("flow", "other"):
                 between = self.schedule(self._own_at(index))
                 between = self.columns(between[1]) if self.family == "flow" else between
             else:
                 between = self.columns(np.interp(index, np.arange(len(self.levels)), self.levels))
-            alpha, sigma = np.where(whole, alpha, between[0]), np.where(whole, sigma, between[1])
+            alpha, sigma = np.where(is_whole, alpha, between[0]), np.where(is_whole, sigma, between[1])
         return Place(alpha, sigma, at=index)
 
     def at_time(self, t: Array) -> Place:
@@ -111,15 +111,15 @@ class Axis:
 
     # ---- times ---------------------------------------------------------------------------------------------
 
-    def kind(self, given: ModelTime | None) -> ModelTime:
+    def kind(self, model_time: ModelTime | None) -> ModelTime:
         """Returns the kind of time that was chosen, or the default."""
-        if given not in (None, "index", "sigma", "schedule") and not callable(given):
-            raise ValueError(f'model_time = {given!r}: expected "index", "sigma", "schedule" or a function')
-        return given or ("index" if self.timed_by_index else "sigma")
+        if model_time not in (None, "index", "sigma", "schedule") and not callable(model_time):
+            raise ValueError(f'model_time = {model_time!r}: expected "index", "sigma", "schedule" or a function')
+        return model_time or ("index" if self.timed_by_index else "sigma")
 
-    def times(self, place: Place, given: ModelTime | None = None) -> Array:
+    def times(self, place: Place, model_time: ModelTime | None = None) -> Array:
         """Returns the time that a network is given at these places. An index may lie below 0: no network has that."""
-        kind = self.kind(given)
+        kind = self.kind(model_time)
         if kind == "sigma":
             return place.sigma
         if kind == "index":
@@ -127,10 +127,10 @@ class Axis:
         if kind == "schedule":
             return self._own(place)
         t = self._index(place) if self._known is None else self._own(place)
-        made = np.asarray(kind(place.alpha, place.sigma, t), np.float64)
-        if made.shape != t.shape:
-            raise ValueError(f"model_time: expected a function that returns shape {t.shape}, got {made.shape}")
-        return made
+        times = np.asarray(kind(place.alpha, place.sigma, t), np.float64)
+        if times.shape != t.shape:
+            raise ValueError(f"model_time: expected a function that returns shape {t.shape}, got {times.shape}")
+        return times
 
     def _index(self, place: Place) -> Array:
         if place.at is not None:

@@ -66,7 +66,7 @@ class Curve:
         self.__dict__["kept"] = KeptRows(self, self._own_time())
 
     def _own_time(self) -> OwnTime | None:
-        """Returns what the fast path makes rows of float times of. It takes times from 0 on."""
+        """Returns the functions by which the fast path makes rows of float times, which are at least 0; or None."""
         if self._family is None or self._family.first != 0:
             return None
         at, known = partial(self._family.at, **self._parameters), self._family
@@ -138,8 +138,8 @@ class Curve:
         """Returns (alpha, sigma) as JAX's arrays. An index that lies outside is the first or the last one."""
         index = t.dtype.kind in "iu"
         at = (lambda t: self(np.clip(t, 0, len(self) - 1))) if index else self
-        made: AlphaSigma = library_of(t).on_host(at, t, t.shape, 2)
-        return made
+        levels: AlphaSigma = library_of(t).on_host(at, t, t.shape, 2)
+        return levels
 
     def derivatives(self, t: npt.ArrayLike) -> AlphaSigma:
         """The derivatives of alpha and sigma by the schedule's own time, at t: those of the target "velocity".
@@ -216,27 +216,29 @@ class Curve:
         """
         check_plain("t", t)
         library = library_for(t)
-        given = np.asarray(library.to_numpy(t))
-        levels = self(given)
-        own, is_index = view(prediction or "epsilon", self), given.dtype.kind in "iu"
+        times = np.asarray(library.to_numpy(t))
+        levels = self(times)
+        own, is_index = view(prediction or "epsilon", self), times.dtype.kind in "iu"
         if own.time is not own_time:
             if kind is not None:
                 raise ValueError(f'kind: expected none, as a prediction of "{own.name}" has a time of its own')
             alpha, sigma = (column.ravel().tolist() for column in levels)
-            made = np.array([own.time(a, s, math.nan) for a, s in zip(alpha, sigma, strict=True)]).reshape(given.shape)
+            network_times = np.array([own.time(a, s, math.nan) for a, s in zip(alpha, sigma, strict=True)]).reshape(
+                times.shape
+            )
         elif is_index and self.axis.kind(kind) == "index":
-            made = given
+            network_times = times
         else:
             axis = self.axis
-            numbers = given.astype(np.float64)
-            made = axis.times(Place(*levels, at=numbers) if is_index else Place(*levels, own=numbers), kind)
-            if axis.kind(kind) == "index" and np.any(made < 0):
-                raise ValueError(f"t = {given[made < 0][0]:g}: expected a time from the first index on")
+            numbers = times.astype(np.float64)
+            network_times = axis.times(Place(*levels, at=numbers) if is_index else Place(*levels, own=numbers), kind)
+            if axis.kind(kind) == "index" and np.any(network_times < 0):
+                raise ValueError(f"t = {times[network_times < 0][0]:g}: expected a time from the first index on")
         if library is NUMPY:
-            return made if made.ndim else made.item()
-        if made is given:
+            return network_times if network_times.ndim else network_times.item()
+        if network_times is times:
             return t
-        return library.moved(made.astype(np.float64 if given.dtype == np.float64 else np.float32), t)
+        return library.moved(network_times.astype(np.float64 if times.dtype == np.float64 else np.float32), t)
 
     def forward(
         self, target: Target | None = None, *, scale: float = 1.0, offset: float = 0.0, t: npt.ArrayLike | None = None
@@ -253,8 +255,8 @@ class Curve:
         if t is None:
             return of_rows(self.kept.of(forward, target, scale, offset), f"q_sample, {self.name}")
         times = np.ravel(t)
-        made = forward(*self(times), target, scale, offset, lambda: self.derivatives(times))
-        return of_rows(made, f"q_sample, {self.name}")
+        rows = forward(*self(times), target, scale, offset, lambda: self.derivatives(times))
+        return of_rows(rows, f"q_sample, {self.name}")
 
     def markov(self) -> Tableau:
         """The Markov steps as a table: row t is x_t = a_t x_(t-1) + s_t z, with a and s of ``step_coefficients``."""

@@ -74,7 +74,7 @@ def _of_betas(config: Mapping[str, Any], steps: dict[str, Any]) -> Family:
     name = config.get("beta_schedule")
     if name not in _BETAS:
         raise ValueError(f"scheduler: beta_schedule={name!r} is not supported, expected one of {', '.join(_BETAS)}")
-    found, keys = _BETAS[name]
+    kind, keys = _BETAS[name]
     if missing := [key for key in keys if key not in config]:
         raise ValueError(f"scheduler: beta_schedule={name!r} needs {' and '.join(missing)}")
-    return found, steps | {key: config[key] for key in keys}, rescaled
+    return kind, steps | {key: config[key] for key in keys}, rescaled

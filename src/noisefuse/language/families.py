@@ -137,7 +137,7 @@ OURS = frozenset(FAMILIES)
 
 @dataclass(frozen=True, slots=True)
 class Formula:
-    """A module's function of these numbers and of t. It is pickled, and equal to another of the same numbers."""
+    """A module's function of numbers and t, with these numbers. It can be pickled, and compared by value."""
 
     function: Callable[..., Any]
     numbers: tuple[float, ...]
@@ -212,7 +212,7 @@ _FLOAT64 = np.dtype(np.float64)
 
 
 def _good(values: Any, t: Array, most: float) -> bool:
-    """Tells in a microsecond whether a function's result can be taken as it is."""
+    """Tells whether a function's result can be taken as it is: a check of a microsecond."""
     if type(values) is not np.ndarray or values.dtype is not _FLOAT64 or values.shape != t.shape:
         return False
     return values.flags.c_contiguous and lie_within(values, 0, most)
@@ -220,25 +220,25 @@ def _good(values: Any, t: Array, most: float) -> bool:
 
 def _mended(name: str, values: Any, t: Array, most: float) -> Array:
     """Returns a function's result as float64 of t's shape, or raises what is wrong with it."""
-    found = as_shaped(name, values, t)
-    if not lie_within(found, 0, most):
-        k = np.flatnonzero(~((found >= 0) & (found <= most)))[0]
+    array = as_shaped(name, values, t)
+    if not lie_within(array, 0, most):
+        k = np.flatnonzero(~((array >= 0) & (array <= most)))[0]
         expected = "in [0, 1]" if most == 1 else "of at least 0, and finite"
-        raise ValueError(f"{name}: expected values {expected}, got {found.item(k)} at t = {t.item(k)}")
-    return found
+        raise ValueError(f"{name}: expected values {expected}, got {array.item(k)} at t = {t.item(k)}")
+    return array
 
 
 def as_shaped(name: str, values: Any, t: Array) -> Array:
     """Returns a function's result in float64, contiguous. ValueError: it has not t's shape, or holds no floats."""
-    found = np.asarray(values)
-    if found.shape != t.shape or found.dtype.kind != "f":
+    array = np.asarray(values)
+    if array.shape != t.shape or array.dtype.kind != "f":
         expected = f"float64 of shape {t.shape}, as t has"
-        raise ValueError(f"{name}: expected a function that returns {expected}, got {found.dtype} {found.shape}")
-    return np.ascontiguousarray(found, np.float64)
+        raise ValueError(f"{name}: expected a function that returns {expected}, got {array.dtype} {array.shape}")
+    return np.ascontiguousarray(array, np.float64)
 
 
 def check_finite(what: str, values: Array, t: Array) -> Array:
-    """Returns coefficients. ValueError: one is none, as kernels round them to float32, but for float64 data."""
+    """Returns the values. ValueError: one does not fit float32, to which kernels round coefficients."""
     if not lie_within(values, -_MOST, _MOST):
         k = np.flatnonzero(~(np.abs(values) <= _MOST))[0]
         expected = "expected a finite number of float32's range; leave that time out"
@@ -268,34 +268,34 @@ def checked(family: Family, parameters: dict[str, float]) -> None:
         return
     levels, slopes = np.split(np.array(with_slopes(family, parameters, t[1:])), 2)  # at clean data they may be infinite
     for name, level, slope in zip(("alpha", "sigma"), levels, slopes, strict=True):
-        rise, found = level[-1] - level[0], np.diff(t[1:]) @ (slope[1:] + slope[:-1]) / 2
-        if abs(rise - found) > 0.01 * np.abs(np.diff(level)).sum() + 1e-9:
+        rise, integral = level[-1] - level[0], np.diff(t[1:]) @ (slope[1:] + slope[:-1]) / 2
+        if abs(rise - integral) > 0.01 * np.abs(np.diff(level)).sum() + 1e-9:
             raise ValueError(
-                f"derivatives: expected those of alpha and sigma; the one of {name} makes it rise by {found:.6g} from "
-                f"t = {t[1]:.6g} to {t[-1]:.6g}, and it rises by {rise:.6g}"
+                f"derivatives: expected those of alpha and sigma; the one of {name} makes it rise by {integral:.6g} "
+                f"from t = {t[1]:.6g} to {t[-1]:.6g}, and it rises by {rise:.6g}"
             )
 
 
-def time_at(family: Family, parameters: dict[str, float], wanted: Array) -> Array:
+def time_at(family: Family, parameters: dict[str, float], log_snrs: Array) -> Array:
     """The times at which log(alpha^2 / sigma^2) has these values, by bisection: to the last bit but two of t."""
-    if wanted.ndim == 0:
-        return np.asarray(_time_at_one(family, parameters, wanted.item()))
-    low, high = np.full(wanted.shape, family.first), np.full(wanted.shape, family.last)
+    if log_snrs.ndim == 0:
+        return np.asarray(_time_at_one(family, parameters, log_snrs.item()))
+    low, high = np.full(log_snrs.shape, family.first), np.full(log_snrs.shape, family.last)
     for _ in range(60):
         t = 0.5 * (low + high)
-        cleaner = log_snr(*family.at(t, **parameters)) > wanted
+        cleaner = log_snr(*family.at(t, **parameters)) > log_snrs
         low, high = np.where(cleaner, t, low), np.where(cleaner, high, t)
     middle: Array = 0.5 * (low + high)
     return middle
 
 
-def _time_at_one(family: Family, parameters: dict[str, float], wanted: float) -> float:
-    """Returns the same time of one value, in a tenth of the time."""
+def _time_at_one(family: Family, parameters: dict[str, float], log_snr: float) -> float:
+    """Does `time_at` for one value, in a tenth of its time."""
     low, high = family.first, family.last
     for _ in range(60):
         t = 0.5 * (low + high)
         alpha, sigma = family.at(t, **parameters)
-        cleaner = sigma == 0 or (alpha > 0 and 2 * (math.log(alpha) - math.log(sigma)) > wanted)
+        cleaner = sigma == 0 or (alpha > 0 and 2 * (math.log(alpha) - math.log(sigma)) > log_snr)
         low, high = (t, high) if cleaner else (low, t)
     return 0.5 * (low + high)
 

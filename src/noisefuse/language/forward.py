@@ -93,8 +93,8 @@ class _FastTables(dict[Any, FastTable]):
         if len(self) >= KeptRows.MOST:
             self.clear()
         of = self._kept.of
-        target, given, levels = key if isinstance(key, tuple) else (key, None, None)
-        ranges = [given or default for default in ((), *DEFAULT_RANGE.values())]
+        target, x0_range, levels = key if isinstance(key, tuple) else (key, None, None)
+        ranges = [x0_range or default for default in ((), *DEFAULT_RANGE.values())]
         times = [self._kept.times(self._make, target, levels, *each) for each in ranges]
         plain = self[key] = fast_rows([of(self._make, target, *each) for each in ranges], times, levels)
         return plain
@@ -117,10 +117,10 @@ class KeptRows:
         """Returns make(alpha, sigma, target, scale, offset), with a row for each step."""
         key = make, target, scale, offset
         if key not in self._rows:
-            made = make(self._alpha, self._sigma, target, scale, offset, lambda: self._rates)
+            rows = make(self._alpha, self._sigma, target, scale, offset, lambda: self._rates)
             if len(self._rows) >= self.MOST:
                 self._rows.clear()
-            self._rows[key] = made
+            self._rows[key] = rows
         return self._rows[key]
 
     def times(
@@ -147,8 +147,8 @@ class KeptRows:
     @kept_property
     def markov_of(self) -> dict[str | None, Rows]:
         """Returns q_step's rows for x of integer levels, or None."""
-        made: dict[str | None, Rows] = {None: self.markov}
-        return made | {name: forward(*self._steps(), None, *default) for name, default in DEFAULT_RANGE.items()}
+        rows: dict[str | None, Rows] = {None: self.markov}
+        return rows | {name: forward(*self._steps(), None, *default) for name, default in DEFAULT_RANGE.items()}
 
     @kept_property
     def fast_markov(self) -> FastTable:

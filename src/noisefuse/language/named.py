@@ -62,8 +62,8 @@ class Named(Curve):
         return self._rebuilt(name)(self.alpha, self.sigma)
 
     def _rebuilt(self, name: str) -> Callable[..., Self]:
-        made = partial(type(self), name=name, _kind=self.kind, _parameters=self._parameters, _betas=self._betas)
-        return partial(made, _family=self._family) if self._has_functions else made
+        rebuild = partial(type(self), name=name, _kind=self.kind, _parameters=self._parameters, _betas=self._betas)
+        return partial(rebuild, _family=self._family) if self._has_functions else rebuild
 
     def __eq__(self, other: object) -> bool:
         return self._key == other._key if isinstance(other, Named) else NotImplemented
@@ -121,10 +121,10 @@ class Named(Curve):
         >>> [float(column) for column in mine(0.5)]
         [0.75, 0.5]
         """
-        known = _family_of(cls, name, alpha, sigma, times, derivatives)
+        family = _family_of(cls, name, alpha, sigma, times, derivatives)
         numbers = {key: stored.number(key, value) for key, value in parameters.items()}
-        families.checked(known, numbers)
-        return cls._of_family(name, steps, known, **numbers)
+        families.checked(family, numbers)
+        return cls._of_family(name, steps, family, **numbers)
 
     @classmethod
     def register(
@@ -153,11 +153,11 @@ class Named(Curve):
         FAMILIES[name] = _family_of(cls, name, alpha, sigma, times, derivatives)
 
     @classmethod
-    def _of_family(cls, kind: str, steps: int, given: Family | None = None, **parameters: float) -> Self:
-        known = given or FAMILIES[kind]
-        t = known.first + grid(steps)[1:] * (known.last - known.first)
-        alpha, sigma = known.at(t, **parameters)
-        return cls(alpha, sigma, _kind=kind, _parameters=parameters, _family=given)
+    def _of_family(cls, kind: str, steps: int, own: Family | None = None, **parameters: float) -> Self:
+        family = own or FAMILIES[kind]
+        t = family.first + grid(steps)[1:] * (family.last - family.first)
+        alpha, sigma = family.at(t, **parameters)
+        return cls(alpha, sigma, _kind=kind, _parameters=parameters, _family=own)
 
     @property
     def _has_functions(self) -> bool:
@@ -222,16 +222,16 @@ class Named(Curve):
         parameters = {name: stored.number(name, value) for name, value in parameters.items()}
         for name in {"alpha", "sigma"} & {*fields}:
             fields[name] = stored.numbers(name, fields[name])
-        given = None if betas is None else frozen(betas_of(stored.numbers("betas", betas)))
-        made = cls(**fields, _kind=kind, _parameters=parameters, _betas=given)
-        if made.continuous:
+        frozen_betas = None if betas is None else frozen(betas_of(stored.numbers("betas", betas)))
+        schedule = cls(**fields, _kind=kind, _parameters=parameters, _betas=frozen_betas)
+        if schedule.continuous:
             with np.errstate(all="ignore"):
-                level = made(0.5)  # TypeError: a parameter of its family is missing
+                level = schedule(0.5)  # TypeError: a parameter of its family is missing
             if not np.all(np.isfinite(level)):
                 raise ValueError(f"parameters: expected those of a {kind} schedule, got {parameters}")
-        if made._has_functions:
-            _check_same_functions(made)
-        return made
+        if schedule._has_functions:
+            _check_same_functions(schedule)
+        return schedule
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         if self._has_functions:
@@ -271,19 +271,19 @@ def _of_registered(
     cls: type[Named], name: str, kind: str, parameters: dict[str, float], alpha: Array, sigma: Array
 ) -> Named:
     _check_family(kind)
-    made = cls(alpha, sigma, name=name, _kind=kind, _parameters=parameters)
-    _check_same_functions(made)
-    return made
+    schedule = cls(alpha, sigma, name=name, _kind=kind, _parameters=parameters)
+    _check_same_functions(schedule)
+    return schedule
 
 
-def _check_same_functions(made: Named) -> None:
+def _check_same_functions(schedule: Named) -> None:
     """Raises ValueError if the registered functions are not those of the stored columns."""
-    functions = type(made)._of_family(made.kind, len(made), None, **made._parameters)
+    functions = type(schedule)._of_family(schedule.kind, len(schedule), None, **schedule._parameters)
     for name in ("alpha", "sigma"):
-        stored_one, found = getattr(made, name), getattr(functions, name)
-        if (far := ~np.isclose(found, stored_one, rtol=1e-6, atol=1e-12)).any():  # machines round differently
+        stored_column, column = getattr(schedule, name), getattr(functions, name)
+        if (far := ~np.isclose(column, stored_column, rtol=1e-6, atol=1e-12)).any():  # machines round differently
             t = int(np.argmax(far))
             raise ValueError(
-                f"{made.kind!r} is registered for other functions here than those that were stored: {name} is "
-                f"{found[t]} at index {t}, expected {stored_one[t]}"
+                f"{schedule.kind!r} is registered for other functions here than those that were stored: {name} is "
+                f"{column[t]} at index {t}, expected {stored_column[t]}"
             )

@@ -31,6 +31,7 @@ RACE, MASKS, TOKENS, PLACES, TIMES = 13, 14, 15, 16, 17  # the streams of discre
 
 SEEDS, SAMPLES, STEPS, STREAMS = 1 << 64, 1 << 56, 1 << 32, 128
 ELEMENTS = 1 << 34  # in one sample
+LOGITS = 1 << 51  # in one sample: 2^20 for each of 2^31 positions, which have words of their own
 
 # What the next Noise does that is made where JAX is loaded: `interop` adds the import that makes Noise a pytree.
 with_jax: list[Callable[[], None]] = []
@@ -137,8 +138,8 @@ class Noise:
         >>> nf.Noise.from_key(jax.random.key(7))
         Noise(7)
         """
-        made: Noise = library("jax").from_key(key)
-        return made
+        noise: Noise = library("jax").from_key(key)
+        return noise
 
     def at(self, *, sample: int | ArrayLike | None = None, step: Any = None, stream: int | None = None) -> Noise:
         """Returns the field of the same seed (and window) at another sample, step or stream.
@@ -151,14 +152,10 @@ class Noise:
         >>> np.array_equal(x[1:2], nf.randn((1, 4), nf.Noise(7, sample=4)))
         True
         """
-        return made_of(
-            self.seed,
-            self.sample if sample is None else _ids(sample),
-            self.step if step is None else _step(step),
-            self.stream if stream is None else _checked("stream", stream, STREAMS),
-            self.window_shape,
-            self.window_start,
-        )
+        new_sample = self.sample if sample is None else _ids(sample)
+        new_step = self.step if step is None else _step(step)
+        new_stream = self.stream if stream is None else _checked("stream", stream, STREAMS)
+        return made_of(self.seed, new_sample, new_step, new_stream, self.window_shape, self.window_start)
 
     @overload
     def of(self, name: str) -> Noise: ...  # type: ignore[overload-overlap]  # a str is one name
@@ -211,8 +208,8 @@ class Noise:
             raise ValueError(f"window: shape {shape} and start {start} differ in length")
         if any(not is_tracer(s) and not 0 <= s <= n for s, n in zip(start, shape, strict=True)):
             raise ValueError(f"window: start {start} lies outside of shape {shape}")
-        if math.prod(shape) > ELEMENTS:
-            raise OverflowError(f"window: a sample of shape {shape} has more than 2^34 elements")
+        if math.prod(shape) > LOGITS:
+            raise OverflowError(f"window: a sample of shape {shape} has more than 2^51 elements")
         return made_of(self.seed, self.sample, self.step, self.stream, shape, start)
 
     def interval(
@@ -244,11 +241,11 @@ class Noise:
         >>> bool(np.allclose(0.3**0.5 * a + 0.7**0.5 * b, whole, atol=1e-5))
         True
         """
-        for name, given in (("span", span), ("grid", grid)):
-            if type(given) is tuple or (given is None and name == "grid"):
+        for name, times in (("span", span), ("grid", grid)):
+            if type(times) is tuple or (times is None and name == "grid"):
                 continue
-            if not isinstance(given, Sequence | np.ndarray):
-                raise TypeError(f"interval: {name}: expected times, got {given!r}")
+            if not isinstance(times, Sequence | np.ndarray):
+                raise TypeError(f"interval: {name}: expected times, got {times!r}")
         if grid is not None and tuple(span) != (0.0, 1.0):
             raise TypeError("interval: expected a span or a grid, which has a span of its own")
         span = _times("span", *span)
@@ -285,8 +282,8 @@ class Noise:
         shape = tuple(map(operator.index, whole))
         if any(length < 0 for length in shape):
             raise ValueError(f"local: expected lengths of at least 0, got shape {shape}")
-        if math.prod(shape[batched:]) > ELEMENTS:
-            raise OverflowError(f"local: a sample of shape {shape[batched:]} has more than 2^34 elements")
+        if math.prod(shape[batched:]) > LOGITS:
+            raise OverflowError(f"local: a sample of shape {shape[batched:]} has more than 2^51 elements")
         start, lengths = _part(shape, tuple(map(_split, splits)))
         if not shape:
             return self
@@ -407,8 +404,8 @@ class Increment:
 
 
 @lru_cache(maxsize=64)
-def _times(name: str, *given: float) -> Any:
-    times = tuple(map(float, given))
+def _times(name: str, *numbers: float) -> Any:
+    times = tuple(map(float, numbers))
     if not 2 <= len(times) <= (2 if name == "span" else CELLS + 1):
         raise ValueError(f"{name}: expected {'a pair (low, high)' if name == 'span' else 'at least 2 times'}")
     if not all(later > t for t, later in pairwise(times)) or not math.isfinite(times[-1] - times[0]):
@@ -470,7 +467,7 @@ def lower(noise: Noise) -> Noise:
 
 
 def _known(number: Any) -> Any:
-    """Returns the values by which a number that is an array is compared."""
+    """Returns what a number is compared by: an array on a device, or a traced one, by its identity."""
     return number if isinstance(number, int) else ("the array", id(number))
 
 
@@ -509,11 +506,11 @@ def _splits_of(tensor: Any) -> tuple[tuple[int, int, int], ...]:
     return tuple(splits)
 
 
-def _split(given: Sequence[SupportsIndex]) -> tuple[int, int, int]:
+def _split(split: Sequence[SupportsIndex]) -> tuple[int, int, int]:
     try:
-        rank, world, axis = map(operator.index, given)
+        rank, world, axis = map(operator.index, split)
     except (TypeError, ValueError):
-        raise TypeError(f"local: expected (rank, world, axis), three integers, got {given!r}") from None
+        raise TypeError(f"local: expected (rank, world, axis), three integers, got {split!r}") from None
     return rank, world, axis
 
 

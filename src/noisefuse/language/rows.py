@@ -96,15 +96,15 @@ class Rows:
 
     def scaled(self, scale: float, offset: float) -> Rows:
         """Returns the same rows with scale * out + offset in place of out. A few of them are kept."""
-        if (found := self._scaled.get((scale, offset))) is not None:
-            return found
+        if (kept := self._scaled.get((scale, offset))) is not None:
+            return kept
         table, first = self.table.copy(), AFFINE[0]
         table[:, first : first + len(SYMBOLS)] *= scale
         table[:, first] += offset
         if len(self._scaled) >= 8:
             self._scaled.clear()
-        made = self._scaled[scale, offset] = Rows(table, self.active | 1 << first)
-        return made
+        rows = self._scaled[scale, offset] = Rows(table, self.active | 1 << first)
+        return rows
 
     @kept_property
     def plain(self) -> FastTable:

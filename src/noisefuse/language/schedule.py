@@ -273,8 +273,8 @@ class Schedule(Named):
         True
         """
         kind, arguments, rescaled = family(scheduler)
-        made: Self = getattr(cls, kind)(**arguments)
-        return made.rescale_zero_terminal_snr() if rescaled else made
+        schedule: Self = getattr(cls, kind)(**arguments)
+        return schedule.rescale_zero_terminal_snr() if rescaled else schedule
 
     @classmethod
     def _of_betas(cls, betas: npt.ArrayLike, kind: str, **parameters: float) -> Self:

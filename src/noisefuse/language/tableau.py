@@ -87,9 +87,9 @@ class Affine:
         self._columns = np.array([np.atleast_1d(c) for c in state[1]["coefficients"]], np.float64)
 
     def _of(self, columns: Array) -> Affine:
-        made = object.__new__(Affine)
-        made._columns = columns
-        return made
+        affine = object.__new__(Affine)
+        affine._columns = columns
+        return affine
 
     def at(self, rows: Any) -> Affine:
         """Returns the sums of these of its rows, an index of arrays."""
@@ -178,8 +178,8 @@ class Row:
 
     def __post_init__(self) -> None:
         for name in ("out", "clean", "aux1", "aux2"):
-            if not isinstance(given := getattr(self, name), Affine):
-                raise TypeError(f"{name}: expected an expression of x, m1, z, .., got {type(given).__name__}")
+            if not isinstance(expression := getattr(self, name), Affine):
+                raise TypeError(f"{name}: expected an expression of x, m1, z, .., got {type(expression).__name__}")
         if self.clean._columns[4:].any():
             raise ValueError(f"clean may only use k, x, m1 and m2, got {self.clean}")
 
@@ -188,22 +188,22 @@ class Row:
     def numbers(self) -> Array:
         """Returns the row, or rows, (n, 36), in the layout of ``ROW``."""
         parts = [self.clean._columns[:4], self.out._columns, self.aux1._columns, self.aux2._columns]
-        made = np.empty((max(part.shape[1] for part in parts), COLUMNS))
-        made[:, : AFFINE[0]] = (0.0, 0.0, 0.0, 0.0, self.lo, self.hi)
+        table = np.empty((max(part.shape[1] for part in parts), COLUMNS))
+        table[:, : AFFINE[0]] = (0.0, 0.0, 0.0, 0.0, self.lo, self.hi)
         for first, part in zip((0, *AFFINE), parts, strict=True):
-            made[:, first : first + len(part)] = part.T
-        return made
+            table[:, first : first + len(part)] = part.T
+        return table
 
 
 def _stacked(rows: Iterable[Row]) -> npt.NDArray[np.void]:
     """Returns rows as (n,) of dtype ROW. An array may have no rows, for an empty batch; a table in code needs some."""
-    found = [*rows] if isinstance(rows, Iterable) else [rows]
-    for row in found:
+    listed = [*rows] if isinstance(rows, Iterable) else [rows]
+    for row in listed:
         if not isinstance(row, Row):
             raise TypeError(f"rows: expected Row objects, or an array of dtype ROW, got {type(row).__name__}")
-    if not found:
+    if not listed:
         raise ValueError("rows: expected at least one Row")
-    return np.concatenate([row.numbers() for row in found]).view(ROW)[:, 0]
+    return np.concatenate([row.numbers() for row in listed]).view(ROW)[:, 0]
 
 
 class Tableau:
@@ -642,13 +642,13 @@ def _probed(
     drawn = np.random.default_rng(0).normal(scale=np.geomspace(0.1, 100, 16), size=probes.shape)
 
     def answers(i: int, values: Array) -> list[Array]:
-        given = step(i, **dict(zip(inputs, values.copy(), strict=True)))
-        found = [np.asarray(a, np.float64) for a in (given if isinstance(given, tuple) else (given,))]
-        shapes = [a.shape for a in found]
-        if len(found) > len(OUTPUTS) or any(shape != (16,) for shape in shapes):
+        answer = step(i, **dict(zip(inputs, values.copy(), strict=True)))
+        outputs = [np.asarray(a, np.float64) for a in (answer if isinstance(answer, tuple) else (answer,))]
+        shapes = [a.shape for a in outputs]
+        if len(outputs) > len(OUTPUTS) or any(shape != (16,) for shape in shapes):
             expected = "out, or a tuple of up to three outputs, each of shape (16,) as the inputs"
             raise ValueError(f"row {i} of {name!r}: expected {expected}, got {shapes}")
-        return found
+        return outputs
 
     for i in range(len(rows)):
         for output, answer, check in zip(OUTPUTS, answers(i, probes), answers(i, drawn), strict=False):

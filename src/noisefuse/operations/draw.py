@@ -166,11 +166,11 @@ def randn_like(x: Like[ArrayT], noise: Drawn, *, dtype: DType | None = None, bat
     if type(x) is np.ndarray and dtype is None and x.dtype.kind == "f" and x.dtype.isnative:
         return _random("randn", x.shape, noise, x.dtype, True if batched is None else batched, None)
     batched = is_batch("x", x, batched)
-    if (other := library_of(x)) is not None:
-        other.check_plain("x", x)
+    if (library := library_of(x)) is not None:
+        library.check_plain("x", x)
         if hasattr(x, "shape"):  # a dtype has none
-            _check_adding(noise, other)
-            return other.randn_like(x, noise, dtype=dtype, batched=batched)
+            _check_adding(noise, library)
+            return library.randn_like(x, noise, dtype=dtype, batched=batched)
     if not arrays.is_array(x):
         raise TypeError(f"x: expected {arrays.wanted(x)}, got {type(x).__name__}")
     x = arrays.host_view("x", x)
@@ -228,17 +228,17 @@ _SEVERAL = list, tuple  # a union would be made anew at each call
 def _random(name: str, shape: Shape, noise: Drawn, dtype: Any, batched: bool, out: Array | None) -> Array:
     is_uniform = name == "uniform"
     # (The frame names np so that Dynamo resumes here after a graph break; else it would enter fast_dtype's frame.)
-    other = None if type(out) is np.ndarray else library_of(dtype if out is None else out)
+    library = None if type(out) is np.ndarray else library_of(dtype if out is None else out)
     allowed = ("float32", "float64") if is_uniform else FLOATS
     if type(noise) is not Noise and not is_uniform and are_increments(noise):
         return _increment(shape, noise, dtype, batched, out)
-    if (draw := backends.fast_random if other is None else fast_path(other, "fast_random")) is not None:
-        kind = arrays.fast_dtype(dtype, other, allowed)
-        done = draw(UNIT.plain, shape, noise, is_uniform, kind, batched, other is not None, out)
-        if done is not NotImplemented:
-            return done
-    if other is not None:
-        return getattr(other, name)(shape, noise, dtype=dtype, batched=batched, out=out)
+    if (draw := backends.fast_random if library is None else fast_path(library, "fast_random")) is not None:
+        kind = arrays.fast_dtype(dtype, library, allowed)
+        drawn = draw(UNIT.plain, shape, noise, is_uniform, kind, batched, library is not None, out)
+        if drawn is not NotImplemented:
+            return drawn
+    if library is not None:
+        return getattr(library, name)(shape, noise, dtype=dtype, batched=batched, out=out)
     return run(random_call(name, shape, noise, dtype, batched, out))[0]
 
 
@@ -252,20 +252,20 @@ def are_increments(noise: object) -> TypeGuard[Increments]:
     return type(noise) is Increment
 
 
-def _check_adding(noise: object, other: Any) -> None:
+def _check_adding(noise: object, library: Any) -> None:
     """Raises NotImplementedError for increments if the library does not add draws, or does not while it is traced."""
-    if are_increments(noise) and not other.adds_draws():
+    if are_increments(noise) and not library.adds_draws():
         raise NotImplementedError("noise: an increment is not drawn by dask or under torch.compile")
 
 
 def _increment(shape: Any, noise: Increments, dtype: Any, batched: bool, out: Any) -> Array:
-    other = library_of(dtype if out is None else out)
-    if other is not None:
-        _check_adding(noise, other)
+    library = library_of(dtype if out is None else out)
+    if library is not None:
+        _check_adding(noise, library)
     if type(noise) is Increment and (field := noise.only()) is not None:
         return _random("randn", shape, field, dtype, batched, out)
-    if other is not None:
-        return other.randn(shape, noise, dtype=dtype, batched=batched, out=out)
+    if library is not None:
+        return library.randn(shape, noise, dtype=dtype, batched=batched, out=out)
     full, kind = lengths(shape), arrays.float_dtype(dtype)
     result = arrays.output("out", out, full, kind, None if out is None else arrays.device_of(out))
     if isinstance(noise, Increment):
@@ -334,6 +334,6 @@ def _made_on(device: Any, shape: Shape, dtype: Any, out: Array | None) -> Array:
     """Returns an empty tensor on the device."""
     if out is not None:
         raise ValueError("device: given with out=, which lies somewhere already")
-    if library_of(dtype) not in (None, other := library("torch")):
+    if library_of(dtype) not in (None, torch := library("torch")):
         raise TypeError(f"device: expected a dtype of torch with it, such as dtype=torch.float32, got {dtype!r}")
-    return other.empty(shape if other.is_traced() else lengths(shape), dtype, device)
+    return torch.empty(shape if torch.is_traced() else lengths(shape), dtype, device)

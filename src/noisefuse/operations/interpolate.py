@@ -62,9 +62,9 @@ def interpolate(
     ([0.25, 0.5], [1.0, 1.0])
     >>> x_t = nf.interpolate(x0, x1, 0.5, nf.paths.brownian_bridge(0.1), nf.Noise(7))
     """
-    other = None if type(x0) is np.ndarray else library_of(x0)
+    library = None if type(x0) is np.ndarray else library_of(x0)
     known = type(path) is Path and (target_out is None if target is None else type(target) is str)
-    if known and (other is None or not other.is_traced()) and (table := path.plain[target]) is not None:
+    if known and (library is None or not library.is_traced()) and (table := path.plain[target]) is not None:
         aux: Any = None if target is None else 1 if target_out is None else (target_out,)
         z = noise if path.g is not None else None
         done = backends.fast_row(table, t, x0, x1, None, z, -1, out, aux, None, batched)
@@ -84,8 +84,8 @@ def _interpolate(
     x0: Any, x1: Any, t: Any, path: Path, noise: Any, target: PathTarget | None, batched: bool, out: Any,
     target_out: Any,
 ) -> Any:  # fmt: skip
-    if (other := library_of(x0)) is not None:
-        return (other.interpolate or _of_library)(x0, x1, t, path, noise, target, batched, out, target_out)
+    if (library := library_of(x0)) is not None:
+        return (library.interpolate or _of_library)(x0, x1, t, path, noise, target, batched, out, target_out)
     call = interpolate_call(x0, x1, t, path, noise, target, batched, out, target_out)
     results = run(call)
     return results[0] if target is None else (results[0], results[1])

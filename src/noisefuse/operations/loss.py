@@ -89,18 +89,22 @@ def mse_loss(
     >>> bool(np.isclose(loss, np.mean(nf.randn((2, 3), noise) ** 2)))
     True
     """
-    other = None if type(pred) is np.ndarray else library_of(pred)
+    library = None if type(pred) is np.ndarray else library_of(pred)
     plain = noise is not None and type(pred) is not tuple  # `interpolate_loss` may do without, and brings a pair
-    if plain and not partial and (table := _fast_table(other, reduction, schedule, target, scale, offset)) is not None:
+    if (
+        plain
+        and not partial
+        and (table := _fast_table(library, reduction, schedule, target, scale, offset)) is not None
+    ):
         x, each = pred if x0 is None and target == "epsilon" else x0, reduction == "none"
         found = backends.fast_mse(table, t, x, pred, noise, weight, 1.0, True, None, batched, each)
         if found is not NotImplemented:
             return found
     batched = is_batch("x0", x0, batched)
-    if other is not None:
+    if library is not None:
         options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
         options |= {"partial": True} if partial else {}
-        return other.mse_loss(pred, x0, t, schedule, noise, batched=batched, **options)
+        return library.mse_loss(pred, x0, t, schedule, noise, batched=batched, **options)
     arguments = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
     call = mse_call(*arguments, 1.0, {}, want_loss=not partial)
     return _part(call, noise, np.ndim(t), batched, reduction) if partial else _run(call)[0]
@@ -141,18 +145,18 @@ def mse_loss_and_grad(
     >>> bool(np.allclose(gradient, -2 / 6 * nf.randn((2, 3), noise)))
     True
     """
-    other = None if type(pred) is np.ndarray else library_of(pred)
+    library = None if type(pred) is np.ndarray else library_of(pred)
     plain = noise is not None and type(pred) is not tuple  # as in `mse_loss`
-    if plain and (table := _fast_table(other, reduction, schedule, target, scale, offset)) is not None:
+    if plain and (table := _fast_table(library, reduction, schedule, target, scale, offset)) is not None:
         x, wanted = pred if x0 is None and target == "epsilon" else x0, True if out is None else out
         each = reduction == "none"
         found = backends.fast_mse(table, t, x, pred, noise, weight, 1.0, True, wanted, batched, each)
         if found is not NotImplemented:
             return found
     batched = is_batch("x0", x0, batched)
-    if other is not None:
+    if library is not None:
         options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
-        return other.mse_loss_and_grad(pred, x0, t, schedule, noise, batched=batched, out=out, **options)
+        return library.mse_loss_and_grad(pred, x0, t, schedule, noise, batched=batched, out=out, **options)
     arguments = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
     return _run(mse_call(*arguments, 1.0, {"out": out}, want_loss=True))
 
@@ -186,18 +190,20 @@ def mse_loss_grad(
     True
     """
     gradient: Array
-    other = None if type(pred) is np.ndarray else library_of(pred)
+    library = None if type(pred) is np.ndarray else library_of(pred)
     plain = noise is not None and type(pred) is not tuple  # as in `mse_loss`
-    if plain and (table := _fast_table(other, reduction, schedule, target, scale, offset)) is not None:
+    if plain and (table := _fast_table(library, reduction, schedule, target, scale, offset)) is not None:
         x, wanted = pred if x0 is None and target == "epsilon" else x0, True if out is None else out
         each = reduction == "none"
         gradient = backends.fast_mse(table, t, x, pred, noise, weight, upstream, False, wanted, batched, each)
         if gradient is not NotImplemented:
             return gradient
     batched = is_batch("x0", x0, batched)
-    if other is not None:
+    if library is not None:
         options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
-        return other.mse_loss_grad(pred, x0, t, schedule, noise, batched=batched, upstream=upstream, out=out, **options)
+        return library.mse_loss_grad(
+            pred, x0, t, schedule, noise, batched=batched, upstream=upstream, out=out, **options
+        )
     arguments = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
     gradient = _run(mse_call(*arguments, upstream, {"out": out}, want_loss=False))[1]
     return gradient
@@ -229,15 +235,15 @@ def interpolate_loss(
     >>> nf.interpolate_loss(pred, x0, x1, [0.25, 0.5], nf.paths.linear(), target="velocity")
     0.25
     """
-    other = None if type(pred) is np.ndarray else library_of(pred)
-    if (table := _fast_path(other, path, target, reduction)) is not None:
+    library = None if type(pred) is np.ndarray else library_of(pred)
+    if (table := _fast_path(library, path, target, reduction)) is not None:
         each = reduction == "none"
         found = backends.fast_mse(table, t, x0, (pred, x1), noise, weight, 1.0, True, None, batched, each)
         if found is not NotImplemented:
             return found
     options: dict[str, Any] = {"target": target, "weight": weight, "reduction": reduction, "batched": batched}
-    if other is not None:  # whose operation comes back with arrays
-        return other.interpolate_loss(pred, x0, x1, t, path, noise, **options)
+    if library is not None:  # whose operation comes back with arrays
+        return library.interpolate_loss(pred, x0, x1, t, path, noise, **options)
     return _loss_of_path(pred, x0, x1, t, path, noise, **options)
 
 
@@ -262,25 +268,25 @@ def interpolate_loss_and_grad(
     >>> nf.interpolate_loss_and_grad(pred, x0, x1, 0.25, nf.paths.linear(), target="velocity")[1].max()
     np.float64(-0.16666666666666666)
     """
-    other = None if type(pred) is np.ndarray else library_of(pred)
-    if (table := _fast_path(other, path, target, reduction)) is not None:
+    library = None if type(pred) is np.ndarray else library_of(pred)
+    if (table := _fast_path(library, path, target, reduction)) is not None:
         wanted = True if out is None else out
         each = reduction == "none"
         found = backends.fast_mse(table, t, x0, (pred, x1), noise, weight, 1.0, True, wanted, batched, each)
         if found is not NotImplemented:
             return found
     options: dict[str, Any] = {"target": target, "weight": weight, "reduction": reduction, "batched": batched}
-    if other is not None:
-        found = other.interpolate_loss_and_grad(pred, x0, x1, t, path, noise, out=out, **options)
+    if library is not None:
+        found = library.interpolate_loss_and_grad(pred, x0, x1, t, path, noise, out=out, **options)
     else:
         found = _loss_of_path(pred, x0, x1, t, path, noise, grad=True if out is None else out, **options)
     return found
 
 
-def _fast_path(other: Any, path: Path, target: PathTarget, reduction: Reduction) -> FastTable | None:
+def _fast_path(library: Any, path: Path, target: PathTarget, reduction: Reduction) -> FastTable | None:
     """Returns the residual's rows for the fast path, or None if a name, a path or a library is not plain."""
     plain = type(path) is Path and type(target) is str and reduction in ("mean", "none")
-    return path.fast_residual[target] if plain and (other is None or not other.is_traced()) else None
+    return path.fast_residual[target] if plain and (library is None or not library.is_traced()) else None
 
 
 def _loss_of_path(
@@ -314,12 +320,12 @@ def path_loss_call(
 
 
 def _fast_table(
-    other: Any, reduction: Reduction, schedule: Schedule, target: Target, scale: float | None, offset: float | None
+    library: Any, reduction: Reduction, schedule: Schedule, target: Target, scale: float | None, offset: float | None
 ) -> FastTable | None:
     """Returns the residual's rows for the fast path, or None if a name, a schedule or a library is not plain. (Callers
     call the fast path themselves: Dynamo would enter a function that is given tensors.)"""
     plain = type(schedule) is Schedule and type(target) is str and reduction in ("mean", "none")
-    if not plain or (other is not None and other.is_traced()):
+    if not plain or (library is not None and library.is_traced()):
         return None
     return fast_table(schedule.kept.fast_residual, target, scale, offset)
 

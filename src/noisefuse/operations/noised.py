@@ -58,9 +58,9 @@ def noised(
     >>> np.array_equal(x_t, nf.q_sample(x0, [0.25, 0.5], schedule, nf.Noise(7)))
     True
     """
-    other = None if type(x0) is np.ndarray else library_of(x0)
+    library = None if type(x0) is np.ndarray else library_of(x0)
     known = (target_out is None) if target is None else type(target) is str
-    if known and (other is None or not other.is_traced()) and (table := _TABLES[target]) is not None:
+    if known and (library is None or not library.is_traced()) and (table := _TABLES[target]) is not None:
         aux: Any = None if target is None else 1 if target_out is None else (target_out,)
         done = backends.fast_row(table, (alpha, sigma), x0, None, None, noise, -1, out, aux, None, batched)
         if done is not NotImplemented:
@@ -76,8 +76,8 @@ def noised(
 def _noised(
     x0: Any, alpha: Any, sigma: Any, noise: Any, target: Target | None, batched: bool, out: Any, target_out: Any
 ) -> Any:
-    if (other := library_of(x0)) is not None:
-        return (other.noised or _of_library)(x0, alpha, sigma, noise, target, batched, out, target_out)
+    if (library := library_of(x0)) is not None:
+        return (library.noised or _of_library)(x0, alpha, sigma, noise, target, batched, out, target_out)
     results = run(noised_call(x0, alpha, sigma, noise, target, batched, out, target_out))
     return results[0] if target is None else (results[0], results[1])
 

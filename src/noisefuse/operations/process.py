@@ -7,7 +7,6 @@ results have x's kind.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Unpack, overload
 
@@ -96,28 +95,28 @@ def q_sample(
     >>> np.array_equal(z, nf.randn((2, 3), noise))
     True
     """
-    other = None if type(x0) is np.ndarray else library_of(x0)
+    library = None if type(x0) is np.ndarray else library_of(x0)
     levels = None
     floating = out is None or getattr(out, "dtype", None) in FLOATING
     if not (floating and dtype is None and out_scale is None and out_offset is None):
         levels = levels_asked(dtype, out, out_scale, out_offset)
     known = type(target) is str or (target is None and target_out is None)
-    row = backends.fast_row if other is None else fast_path(other, "fast_row")
+    row = backends.fast_row if library is None else fast_path(library, "fast_row")
     if known and type(schedule) is Schedule and row is not None:
         table = fast_table(schedule.kept.plain, target, scale, offset, levels)
-        kind = FAST_LEVELS[levels.dtype] if levels else None if dtype is None else fast_dtype(dtype, other)
+        kind = FAST_LEVELS[levels.dtype] if levels else None if dtype is None else fast_dtype(dtype, library)
         aux: Any = None if target is None else 1 if target_out is None else (target_out,)
         done = row(table, t, x0, None, None, noise, -1, out, aux, kind, batched)
-        if done is NotImplemented and other is not None and levels is None:
+        if done is NotImplemented and library is not None and levels is None:
             given = table, t, x0, None, None, noise, -1, out, aux, kind, batched
-            done = other.in_graph(row, given, "q_sample", schedule, (("target", target), ("scale", scale)))
+            done = library.in_graph(row, given, "q_sample", schedule, (("target", target), ("scale", scale)))
         if done is not NotImplemented:
             return done if target_out is None else (done, target_out)
     batched = calls.is_batch("x0", x0, batched)
-    if other is not None:
+    if library is not None:
         asked = {"target": target, "scale": scale, "offset": offset, "target_out": target_out}
         asked |= level_options(levels) or {"dtype": dtype}
-        return other.q_sample(x0, t, schedule, noise, batched=batched, out=out, **asked)
+        return library.q_sample(x0, t, schedule, noise, batched=batched, out=out, **asked)
     options = target, scale, offset, dtype, levels, batched
     results = calls.run(q_sample_call(x0, t, schedule, noise, *options, out, target_out))
     return results[0] if target is None else (results[0], results[1])
@@ -154,22 +153,22 @@ def q_step(
     True
     """
     check_schedule(schedule)
-    other = None if type(x) is np.ndarray else library_of(x)
+    library = None if type(x) is np.ndarray else library_of(x)
     floating = out is None or getattr(out, "dtype", None) in FLOATING
     levels = None if floating and not options else levels_alone(out, **options)
-    if (row := backends.fast_row if other is None else fast_path(other, "fast_row")) is not None:
+    if (row := backends.fast_row if library is None else fast_path(library, "fast_row")) is not None:
         kept = schedule.kept
         plain = kept.fast_markov if levels is None else kept.fast_markov_to(levels)
         kind = None if levels is None else FAST_LEVELS[levels.dtype]
         done: Array = row(plain, t, x, None, None, noise, WALK, out, None, kind, batched)
-        if done is NotImplemented and other is not None and levels is None:
+        if done is NotImplemented and library is not None and levels is None:
             given = plain, t, x, None, None, noise, WALK, out, None, None, batched
-            done = other.in_graph(row, given, "q_step", schedule, ())
+            done = library.in_graph(row, given, "q_step", schedule, ())
         if done is not NotImplemented:
             return done
     batched = calls.is_batch("x", x, batched)
-    if other is not None:
-        return other.q_step(x, t, schedule, noise, batched=batched, out=out, **level_options(levels))
+    if library is not None:
+        return library.q_step(x, t, schedule, noise, batched=batched, out=out, **level_options(levels))
     return calls.run(q_step_call(x, t, schedule, noise, levels, batched, out))[0]
 
 
@@ -200,14 +199,14 @@ def q_walk(
     (3, 2, 3)
     """
     check_schedule(schedule)
-    other = None if type(x0) is np.ndarray else library_of(x0)
-    if (walk := backends.fast_walk if other is None else fast_path(other, "fast_walk")) is not None:
+    library = None if type(x0) is np.ndarray else library_of(x0)
+    if (walk := backends.fast_walk if library is None else fast_path(library, "fast_walk")) is not None:
         done: Array = walk(schedule.kept.fast_markov, x0, noise, keep, out, batched)
         if done is not NotImplemented:
             return done
     batched = calls.is_batch("x0", x0, batched)
-    if other is not None:
-        return other.q_walk(x0, schedule, noise, keep=keep, batched=batched, out=out)
+    if library is not None:
+        return library.q_walk(x0, schedule, noise, keep=keep, batched=batched, out=out)
     x: Any = arrays.as_array("x0", x0, (*FLOATS, *LEVELS))
     dtype, kept = result_dtype(x), calls.kept_times(keep, len(schedule))
     if arrays.is_array(noise):
@@ -231,25 +230,9 @@ def q_walk(
         if len(slots) == 1:
             return result
         rows, slots, names = Rows(rows.table[1:], rows.active), slots[1:], tuple(n.at(step=n.step + 1) for n in names)
-    backends.of(result).run(Walk(_first_step(x, rows, names, result, batched), slots))
+    first = Step.of_one_row(*arrays.batch_shape(x.shape, batched), rows, x, result, "normal", names)
+    backends.of(result).run(Walk(first, slots))
     return result
-
-
-def _first_step(x0: Array, rows: Rows, names: tuple[Noise, ...], result: Array, batched: bool) -> Step:
-    batch, sample_shape = arrays.batch_shape(x0.shape, batched)
-    return Step(
-        batch=batch,
-        size=math.prod(sample_shape),
-        sample_shape=sample_shape,
-        rows=rows,
-        index=np.zeros(1, np.int64),
-        segment=x0.size,
-        inputs=(x0, *(None,) * Z),
-        outputs=(result, None, None),
-        draw="normal",
-        step_by_index=False,
-        noise=names,
-    )
 
 
 # ---- calls -------------------------------------------------------------------------------------------------

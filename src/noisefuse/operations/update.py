@@ -75,23 +75,23 @@ def update(
     >>> nf.update(table, 0, x, m, out=x) is x  # in place
     True
     """
-    other = None if type(x) is np.ndarray else library_of(x)
+    library = None if type(x) is np.ndarray else library_of(x)
     floating = out is None or out is x or getattr(out, "dtype", None) in FLOATING
     levels = None if floating and not options else levels_alone(out, **options)
-    row = backends.fast_row if other is None else fast_path(other, "fast_row")
+    row = backends.fast_row if library is None else fast_path(library, "fast_row")
     if type(table) is Tableau and not table.masked and row is not None:
         rows = table.as_rows if levels is None else table.as_rows.scaled(*levels.range)
         kind = None if levels is None else FAST_LEVELS[levels.dtype]
         done: Array = row(rows.plain, i, x, model_output, past, noise, SAMPLER, out, aux_out, kind, True)
-        if done is NotImplemented and other is not None and levels is None:
+        if done is NotImplemented and library is not None and levels is None:
             plain = rows.plain, i, x, model_output, past, noise, SAMPLER, out, aux_out, None, True
-            done = other.in_graph(row, plain, "update", table, ())
+            done = library.in_graph(row, plain, "update", table, ())
         if done is not NotImplemented:
             return done
     _check_several(model_output, past, aux_out)
-    if other is not None:
+    if library is not None:
         given = {"past": past, "noise": noise, "out": out, "aux_out": aux_out}
-        return other.update(table, i, x, model_output, **given, **level_options(levels))
+        return library.update(table, i, x, model_output, **given, **level_options(levels))
     results = run(update_call(table, i, x, model_output, past, noise, out, aux_out, levels))
     return results if isinstance(aux_out, int) else results[0]
 

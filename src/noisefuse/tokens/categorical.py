@@ -135,7 +135,7 @@ def categorical(
 
     Args:
         logits: (B, .., V) float32, float16 or bfloat16, V <= 2^20; (V,) is one row. Axis 0 is the batch; a row's
-            position in its sample counts the axes between in C order, up to 2^14. -inf is never drawn; +inf is drawn
+            position in its sample counts the axes between in C order, up to 2^31. -inf is never drawn; +inf is drawn
             without a race, the lowest token first.
         noise: a Noise, or a list of one for each sample, of stream 0. A window of the sample's shape (.., V) says where
             a part of the sample stands in the whole.
@@ -170,15 +170,15 @@ def categorical(
     >>> token.tolist(), np.exp(info.log_prob).round(3).tolist()
     ([1], [0.25])
     """
-    other = None if type(logits) is np.ndarray else library_of(logits)
-    fast = backends.fast_categorical if other is None else fast_path(other, "fast_categorical")
+    library = None if type(logits) is np.ndarray else library_of(logits)
+    fast = backends.fast_categorical if library is None else fast_path(library, "fast_categorical")
     if fast is not None and positions is None and partial is False:
-        done = fast(logits, noise, temperature, top_k, top_p, where, info, dtype, out)
-        if done is not NotImplemented:
-            return done
+        drawn = fast(logits, noise, temperature, top_k, top_p, where, info, dtype, out)
+        if drawn is not NotImplemented:
+            return drawn
     wanted = _info(info, partial)
-    if other is not None:
-        return other.categorical(
+    if library is not None:
+        return library.categorical(
             logits, noise, temperature=temperature, top_k=top_k, top_p=top_p, where=where, positions=positions,
             info=wanted, dtype=dtype, partial=partial, out=out,
         )  # fmt: skip
@@ -192,17 +192,17 @@ def categorical(
     if partial:
         _check_whole_chunks(first, x.shape[-1], vocabulary, settings, chosen, out)
     token = arrays.output("out", out, rows, np.dtype(np.int64) if partial else token_dtype(dtype, out))
-    made = {name: np.zeros(rows, kind) for name, kind in INFO.items() if name in wanted}
+    told = {name: np.zeros(rows, kind) for name, kind in INFO.items() if name in wanted}
     if out is None and chosen is not None:
         token[...] = -1
     arrays.check_overlap([("out", token)], [x, places] if chosen is None else [x, places, chosen])
     n, size = x.shape[-1], math.prod(rows)
     parts = _parts(size, -(-n // LOSS_CHUNK), wanted) if partial else None
     flat = arrays.contiguous(x).reshape(size, n)
-    _run(rows, n, first, flat, places, chosen, settings, names, token, {} if partial else made, parts)
+    _run(rows, n, first, flat, places, chosen, settings, names, token, {} if partial else told, parts)
     if parts is not None:
         return Partial(token, first, n, vocabulary, wanted, settings[0], names, parts)
-    return (token, TokenInfo(**made)) if wanted else token
+    return (token, TokenInfo(**told)) if wanted else token
 
 
 def combine_categories(partials: Sequence[Partial], *, dtype: Any = None) -> Any:
@@ -266,34 +266,37 @@ def combine_categories(partials: Sequence[Partial], *, dtype: Any = None) -> Any
         _joined([part.parts.plain for part in group]), _joined([part.parts.tempered for part in group]),
     )  # fmt: skip
     together = _checked(together, size, -(-head.vocabulary // LOSS_CHUNK), head.info)
-    made = {name: np.zeros(rows, INFO[name]) for name in head.info}
+    told = {name: np.zeros(rows, INFO[name]) for name in head.info}
     settings = head.temperature, np.zeros(len(head.temperature), np.int64), np.ones(len(head.temperature))
     places = np.zeros(size, np.int64)
-    _run(rows, head.vocabulary, 0, None, places, None, settings, (Noise(0),), None, made, together)
+    _run(rows, head.vocabulary, 0, None, places, None, settings, (Noise(0),), None, told, together)
     token = token.reshape(rows)
-    return (token, TokenInfo(**made)) if head.info else token
+    return (token, TokenInfo(**told)) if head.info else token
 
 
 def _checked(parts: Any, rows: int, chunks: int, info: tuple[str, ...]) -> Parts:
     """Returns the scores and sums of this number of rows and chunks as kernels read them."""
     if not isinstance(parts, Parts):
         raise TypeError(f"parts: expected the scores and sums of a part, got {type(parts).__name__}")
-    each = (rows, chunks)
-    expected = {"score": (rows,), "winner": (rows,), "largest": each, "plain": None, "tempered": None}
-    expected |= {sums: each for sums, name in (("plain", "log_prob_raw"), ("tempered", "log_prob")) if name in info}
-    made: dict[str, Any] = {}
+    of_chunks = (rows, chunks)
+    expected = {"score": (rows,), "winner": (rows,), "largest": of_chunks, "plain": None, "tempered": None}
+    expected |= {sums: of_chunks for sums, name in _SUMS if name in info}
+    checked: dict[str, Any] = {}
     for name, shape in expected.items():
-        given = getattr(parts, name)
-        if shape is None and given is None:
-            made[name] = None
+        value = getattr(parts, name)
+        if shape is None and value is None:
+            checked[name] = None
             continue
-        array = arrays.as_array(f"parts.{name}", given, ("float32" if name in ("winner", "largest") else "float64",))
+        array = arrays.as_array(f"parts.{name}", value, ("float32" if name in ("winner", "largest") else "float64",))
         if array.shape != shape:
             raise ValueError(f"parts.{name}: expected {f'shape {shape}' if shape else None}, got {array.shape}")
         if not lie_within(array, 0.0 if name in ("plain", "tempered") else -np.inf, np.inf):
             raise ValueError(f"parts.{name}: has a NaN, or a sum below 0")
-        made[name] = arrays.contiguous(array)
-    return Parts(**made)
+        checked[name] = arrays.contiguous(array)
+    return Parts(**checked)
+
+
+_SUMS = ("plain", "log_prob_raw"), ("tempered", "log_prob")  # of `Parts`, and the info that needs them
 
 
 def _joined(parts: list[Any]) -> Any:
@@ -311,7 +314,8 @@ def _read(
     rows: tuple[int, ...], n: int, first: int, x: Any, places: NDArray[np.int64], chosen: Any, settings: Settings,
     names: tuple[Noise, ...], token: Any, info: dict[str, Any], parts: Parts | None,
 ) -> NDArray[np.uint8]:  # fmt: skip
-    """Reads rows of logits, or of sums, and returns of each what is bad about it, or 0."""
+    """Runs the kernel on rows of logits, or on the sums of their parts. Returns each row's fault, as `_bad` takes it,
+    or 0."""
     size, (temperature, top_k, top_p) = math.prod(rows), settings
     bad, token = np.zeros(size, np.uint8), None if token is None else token.reshape(-1)
     sums = (None,) * 5 if parts is None else (parts.score, parts.winner, parts.largest, parts.plain, parts.tempered)
@@ -336,8 +340,9 @@ def drawn_from(
     shape: tuple[int, ...], noise: Any, temperature: Any, top_k: Any, top_p: Any, where: Any, positions: Any,
     whole: bool,
 ) -> tuple[Settings, tuple[Noise, ...], int, int, NDArray[np.int64], NDArray[np.bool_] | None]:  # fmt: skip
-    """Returns what is checked of a draw from logits of this shape: settings, names without windows, the first token and
-    their number in the vocabulary, the rows' positions, and which rows are read. whole: no part of a vocabulary."""
+    """Checks the arguments of a draw from logits of this shape. Returns the settings, the names without windows, the
+    logits' first token in the vocabulary, its size, the rows' positions, and which rows are read. whole: the logits are
+    those of the whole vocabulary."""
     rows, n = _rows(shape), shape[-1]
     settings = settings_of(rows[0] if rows else 1, temperature, top_k, top_p)
     names, first, vocabulary, places = _places(noise, shape, positions)
@@ -439,7 +444,7 @@ def _places(
         places = _counted(names, rows, math.prod(rows[1:]))
     if places.size and (int(places.min()) < 0 or int(places.max()) >= POSITIONS):
         bad = places[(places < 0) | (places >= POSITIONS)].flat[0]
-        raise OverflowError(f"positions: {bad} is out of range: expected 0 <= position < 2^14")
+        raise OverflowError(f"positions: {bad} is out of range: expected 0 <= position < 2^31")
     return _whole(names), first, vocabulary, np.ascontiguousarray(places, np.int64).reshape(-1)
 
 
@@ -473,10 +478,10 @@ def _counted(names: tuple[Noise, ...], rows: tuple[int, ...], of_sample: int) ->
 def token_dtype(dtype: Any, out: Any) -> np.dtype[Any]:
     if dtype is not None:
         return arrays.allowed_dtype(dtype, TOKEN_DTYPES)
-    found = out.dtype if isinstance(out, np.ndarray) else np.dtype(np.int64)
-    if found not in TOKEN_DTYPES:
-        raise TypeError(f"out: dtype {found}: expected one of {', '.join(TOKEN_DTYPES)}")
-    return found
+    kind = out.dtype if isinstance(out, np.ndarray) else np.dtype(np.int64)
+    if kind not in TOKEN_DTYPES:
+        raise TypeError(f"out: dtype {kind}: expected one of {', '.join(TOKEN_DTYPES)}")
+    return kind
 
 
 def _check_whole_chunks(first: int, n: int, vocabulary: int, settings: Any, chosen: Any, out: Any) -> None:
@@ -497,7 +502,7 @@ def _cuts_a_chunk(first: int, n: int, vocabulary: int) -> bool:
 
 
 def _parts(size: int, chunks: int, wanted: tuple[str, ...]) -> Parts:
-    plain, tempered = (np.zeros((size, chunks)) if name in wanted else None for name in ("log_prob_raw", "log_prob"))
+    plain, tempered = (np.zeros((size, chunks)) if name in wanted else None for _, name in _SUMS)
     score, winner = np.zeros(size), np.zeros(size, np.float32)
     return Parts(score, winner, np.zeros((size, chunks), np.float32), plain, tempered)
 
@@ -519,10 +524,10 @@ def log_softmax_at(logits: Any, ids: Sequence[Any], temperature: float, read: ND
         return np.log((np.exp((parts.largest - most[:, None]) / heat) * sums).sum(axis=1))
 
     with np.errstate(divide="ignore", invalid="ignore"):
-        total, found = most + ln(parts.plain, 1.0), ln(parts.tempered, temperature)
-        at = [one.reshape(-1).astype(np.int64) for one in ids]
-        x = [flat[np.arange(size), one.clip(0, n - 1)].astype(np.float64) for one in at]
-        likely = [(each - most) / temperature - found for each in x]
-    kept = [read.reshape(-1) & (one >= 0) & (one < n) for one in at]
-    likely = [np.where(inside, each, -np.inf) for inside, each in zip(kept, likely, strict=True)]
-    return tuple(one.reshape(read.shape) for one in (*likely, np.where(read.reshape(-1), total, 0.0)))
+        log_sums, log_tempered = most + ln(parts.plain, 1.0), ln(parts.tempered, temperature)
+        tokens = [one.reshape(-1).astype(np.int64) for one in ids]
+        x = [flat[np.arange(size), one.clip(0, n - 1)].astype(np.float64) for one in tokens]
+        log_probs = [(each - most) / temperature - log_tempered for each in x]
+    may_be = [read.reshape(-1) & (one >= 0) & (one < n) for one in tokens]
+    log_probs = [np.where(inside, each, -np.inf) for inside, each in zip(may_be, log_probs, strict=True)]
+    return tuple(one.reshape(read.shape) for one in (*log_probs, np.where(read.reshape(-1), log_sums, 0.0)))

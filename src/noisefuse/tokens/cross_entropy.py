@@ -65,15 +65,15 @@ def masked_cross_entropy(
     """
     if ignore_index is not None:
         masked = _counted(ids, masked, ignore_index)
-    other = None if type(logits) is np.ndarray else library_of(logits)
-    fast = backends.fast_cross_entropy if other is None else fast_path(other, "fast_cross_entropy")
+    library = None if type(logits) is np.ndarray else library_of(logits)
+    fast = backends.fast_cross_entropy if library is None else fast_path(library, "fast_cross_entropy")
     if fast is not None and reduction in ("mean", "none"):
-        given = 1.0 if weight is None else weight
-        done = fast(logits, ids, masked, given, reduction == "none", 1.0, None)
-        if done is not NotImplemented:
-            return done
-    if other is not None:
-        return other.masked_cross_entropy(logits, ids, masked, weight, reduction=reduction)
+        weights = 1.0 if weight is None else weight
+        loss = fast(logits, ids, masked, weights, reduction == "none", 1.0, None)
+        if loss is not NotImplemented:
+            return loss
+    if library is not None:
+        return library.masked_cross_entropy(logits, ids, masked, weight, reduction=reduction)
     return _checked(logits, ids, masked, weight, reduction)[0]
 
 
@@ -118,24 +118,24 @@ def masked_cross_entropy_and_grad(
     """
     if ignore_index is not None:
         masked = _counted(ids, masked, ignore_index)
-    other = None if type(logits) is np.ndarray else library_of(logits)
-    fast = backends.fast_cross_entropy if other is None else fast_path(other, "fast_cross_entropy")
+    library = None if type(logits) is np.ndarray else library_of(logits)
+    fast = backends.fast_cross_entropy if library is None else fast_path(library, "fast_cross_entropy")
     if fast is not None and reduction in ("mean", "none"):
-        given = 1.0 if weight is None else weight
-        done = fast(logits, ids, masked, given, reduction == "none", upstream, True if out is None else out)
-        if done is not NotImplemented:
-            return done
-    if other is not None:
+        weights = 1.0 if weight is None else weight
+        loss = fast(logits, ids, masked, weights, reduction == "none", upstream, True if out is None else out)
+        if loss is not NotImplemented:
+            return loss
+    if library is not None:
         options: dict[str, Any] = {"reduction": reduction, "upstream": upstream, "out": out}
-        return other.masked_cross_entropy_and_grad(logits, ids, masked, weight, **options)
+        return library.masked_cross_entropy_and_grad(logits, ids, masked, weight, **options)
     return _checked(logits, ids, masked, weight, reduction, upstream, True if out is None else out)
 
 
 def _counted(ids: Any, masked: Any, ignore_index: Any) -> Any:
     """Returns the rows that count, with those out that have the id to ignore."""
     ids, masked = (np.asarray(one) if isinstance(one, list | tuple) else one for one in (ids, masked))
-    kept = ids != check_integer("ignore_index", ignore_index)
-    return kept if masked is None else kept & masked
+    counts = ids != check_integer("ignore_index", ignore_index)
+    return counts if masked is None else counts & masked
 
 
 def _checked(
@@ -152,7 +152,9 @@ def _checked(
         raise ValueError(f"logits: expected 1 to 2^20 tokens in the last axis, got shape {x.shape}")
     rows, n = x.shape[:-1], x.shape[-1]
     size = math.prod(rows)
-    counts = np.ones(size, np.bool_) if masked is None else _bools("masked", masked, rows)
+    counts = np.ones(size, np.bool_)
+    if masked is not None:  # a copy, as the gradient may be written there
+        counts = spread_bools("masked", as_numbers("masked", masked).copy(), rows).reshape(-1)
     tokens = _ids(ids, rows, counts, n)
     weights = _numbers("weight", 1.0 if weight is None else weight, rows)
     if not (weights >= 0).all():
@@ -180,10 +182,6 @@ def _reduced(losses: Any, weights: Any, counts: Any, reduction: str, rows: tuple
         if reduction == "none":
             return weighted.reshape(rows)
         return float(np.cumsum(weighted)[-1] / len(weighted)) if len(weighted) else float("nan")  # cumsum adds in order
-
-
-def _bools(name: str, value: Any, rows: tuple[int, ...]) -> NDArray[np.bool_]:
-    return spread_bools(name, as_numbers(name, value).copy(), rows).reshape(-1)  # the gradient may be written there
 
 
 def _numbers(name: str, value: Any, rows: tuple[int, ...]) -> NDArray[np.float64]:

@@ -11,74 +11,73 @@ from numpy.typing import NDArray
 
 from ..arguments.types import Array
 from ..ground.checks import first_of
-from ..language.noise import Noise, each
+from ..language.noise import each, names_of, whole
 from .categorical import TokenInfo, categorical
 from .steps import Drawn
 from .table import TokenRow, TokenTable
 
 
 def of_clean(table: TokenTable, row: TokenRow, x: Array, logits: Any, read: NDArray[np.bool_]) -> Any:
-    """Returns the logits from which c is drawn at the positions that are read: with -inf for the mask, and what the
-    row adds for x. They are a copy where they differ."""
-    made = logits
+    """Returns the logits of the clean token c at the positions that are read: -inf for the mask and for tokens left
+    out, and the row's addend for x. They are a copy where they differ."""
+    masked = logits
     mask = () if table.mask_id is None or table.mask_logit == "keep" else (table.mask_id,)
     hidden = [token for token in (*mask, *table.left_out) if 0 <= token < logits.shape[-1]]
     if row.own or (logits[..., hidden] != -math.inf).any():
-        made = np.zeros(logits.shape, np.float32 if row.own else logits.dtype)  # what is not written costs nothing
+        masked = np.zeros(logits.shape, np.float32 if row.own else logits.dtype)  # what is not written costs nothing
         for at in zip(*np.nonzero(read), strict=True):
-            made[at] = logits[at]
+            masked[at] = logits[at]
         for token in hidden:
-            made[read, token] = -math.inf
+            masked[read, token] = -math.inf
         if row.own:
-            made[read, x[read]] += np.float32(row.own)
+            masked[read, x[read]] += np.float32(row.own)
     heat = table.temperature * row.temperature
-    return _nucleus(made, heat, table.top_k, table.top_p) if heat and _cuts(table) else made
+    return _nucleus(masked, heat, table.top_k, table.top_p) if heat and _cuts(table) else masked
 
 
 def draw(
     table: TokenTable, row: TokenRow, logits: Any, noise: Any, may: NDArray[np.bool_], info: tuple[str, ...]
 ) -> Drawn:
-    """Returns the drawn tokens of the positions that may take one, and what else the row needs to know of them."""
+    """Draws a token for each position that may take one, with the sums and confidences that the row needs."""
     options: dict[str, Any] = {"top_k": table.top_k, "top_p": 1.0 if _cuts(table) else table.top_p, "info": info}
     options["temperature"] = table.temperature * row.temperature
-    made: Any = categorical(logits, _of_rows(noise, logits.shape[-1]), where=None if may.all() else may, **options)
-    token, known = made if info else (made, TokenInfo())
+    noise, options["positions"] = _placed(noise, may.shape[1])
+    drawn: Any = categorical(logits, noise, where=None if may.all() else may, **options)
+    token, told = drawn if info else (drawn, TokenInfo())
     token = np.where(may, token, 0)
     if table.mask_id is None and table.vocabulary is not None and (beyond := token >= table.vocabulary).any():
         first = first_of("drawn", beyond, token)
         raise ValueError(f"logits: {first}, beyond the {table.vocabulary} tokens of the vocabulary")
     total = None
     if row.rate is not None:
-        own = np.take_along_axis(logits, token[..., None], axis=-1)[..., 0].astype(np.float64)
-        total = own - known.log_prob_raw.astype(np.float64)
+        own_logit = np.take_along_axis(logits, token[..., None], axis=-1)[..., 0].astype(np.float64)
+        total = own_logit - told.log_prob_raw.astype(np.float64)
     sure = None
     if table.unsure and table.order == "confidence" and row.by_confidence:
-        sure = _without(table.unsure, logits, token, known.log_prob_raw)
-    return Drawn(token, known, total, sure)
+        sure = _without(table.unsure, logits, token, told.log_prob_raw)
+    return Drawn(token, told, total, sure)
 
 
 def _without(unsure: tuple[int, ...], logits: Any, token: NDArray[np.int64], log_prob: Any) -> NDArray[np.float64]:
     """Returns the log-probabilities of drawn tokens in the softmax without those that are unsure, which come last."""
-    found = log_prob.astype(np.float64)
+    log_p = log_prob.astype(np.float64)
     some = [one for one in unsure if one < logits.shape[-1]]
-    own = np.take_along_axis(logits, token[..., None], axis=-1).astype(np.float64)
+    own_logit = np.take_along_axis(logits, token[..., None], axis=-1).astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):  # at positions that are not read
-        taken = np.exp(logits[..., some].astype(np.float64) - own + found[..., None]).sum(axis=-1)
-    return np.where(np.isin(token, some), -np.finfo(np.float64).max, found - np.log1p(-np.minimum(taken, 1 - 2.0**-53)))
+        taken = np.exp(logits[..., some].astype(np.float64) - own_logit + log_p[..., None]).sum(axis=-1)
+    without = log_p - np.log1p(-np.minimum(taken, 1 - 2.0**-53))
+    return np.where(np.isin(token, some), -np.finfo(np.float64).max, without)
 
 
-def _of_rows(noise: Any, v: int) -> Any:
-    """Returns the noise with its windows as rows of v logits have them."""
-
-    def wider(name: Noise) -> Noise:
-        full, start = name.window_shape, name.window_start
-        return name if full is None else name.window((*full, v), (*start, 0))
-
-    return each(noise, wider)
+def _placed(noise: Any, length: int) -> tuple[Any, NDArray[np.int64] | None]:
+    """Returns the noise without its windows, and the positions that they say, or None if there is no window."""
+    starts = np.array([[name.window_start[0] if name.window_start else 0] for name in names_of(noise)])
+    places = np.arange(length) + starts if starts.any() else None
+    return each(noise, lambda name: whole(name, name.stream)), places
 
 
 def _cuts(table: TokenTable) -> bool:
-    """Tells whether top_p is not that of `categorical`."""
+    """Tells whether top_p leaves out the token that crosses it, which `categorical` keeps."""
     return table.top_p < 1 and not table.crossing
 
 
@@ -94,9 +93,9 @@ def _parts(shape: tuple[int, ...]) -> Any:
 def _nucleus(logits: Any, temperature: float, k: int, p: float) -> Any:
     """Returns a copy of the logits with -inf for all but the most probable tokens that together have at most p of the k
     largest's probability (0: of all); one token is always left."""
-    made = logits.reshape(-1, logits.shape[-1]).copy()
-    for part in _parts(made.shape):
-        values = made[part].astype(np.float64) / temperature
+    cut = logits.reshape(-1, logits.shape[-1]).copy()
+    for part in _parts(cut.shape):
+        values = cut[part].astype(np.float64) / temperature
         order = np.argsort(-values, axis=-1, kind="stable")
         falling = np.take_along_axis(values, order[:, : k or None], axis=-1)
         with np.errstate(invalid="ignore"):
@@ -104,5 +103,5 @@ def _nucleus(logits: Any, temperature: float, k: int, p: float) -> Any:
         n = np.maximum(1, (reached <= p * reached[:, -1:]).sum(axis=-1, keepdims=True))
         ranks = np.empty_like(order)
         np.put_along_axis(ranks, order, np.arange(order.shape[1])[None], axis=-1)
-        made[part][(ranks >= n) & ~np.isnan(values)] = -math.inf  # a NaN is an error of the draw
-    return made.reshape(logits.shape)
+        cut[part][(ranks >= n) & ~np.isnan(values)] = -math.inf  # a NaN is an error of the draw
+    return cut.reshape(logits.shape)

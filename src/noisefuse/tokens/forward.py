@@ -66,15 +66,15 @@ def q_mask(
     >>> nf.q_mask(np.arange(4, 8), 0.5, nf.Noise(7, sample=1), mask_id=99, batched=False)[0].tolist()
     [4, 99, 6, 7]
     """
-    other = None if type(ids) is np.ndarray else library_of(ids)
-    fast = backends.fast_tokens if other is None else fast_path(other, "fast_tokens")
+    library = None if type(ids) is np.ndarray else library_of(ids)
+    fast = backends.fast_tokens if library is None else fast_path(library, "fast_tokens")
     if fast is not None and block is None and lengths is None:
-        done: tuple[Any, Any] = fast(ids, p, noise, mask_id, False, where, complement, batched, out)
-        if done is not NotImplemented:
-            return done
-    if other is not None:
+        pair: tuple[Any, Any] = fast(ids, p, noise, mask_id, False, where, complement, batched, out)
+        if pair is not NotImplemented:
+            return pair
+    if library is not None:
         options: dict[str, Any] = {"where": where, "block": block, "lengths": lengths, "complement": complement}
-        return other.q_mask(ids, p, noise, mask_id, batched=batched, out=out, **options)
+        return library.q_mask(ids, p, noise, mask_id, batched=batched, out=out, **options)
     tokens = tokens_of("ids", ids, batched)
     mask = token_of("mask_id", mask_id, tokens.dtype)
     drawn = segments("p", p, tokens.shape, block, batched)
@@ -109,15 +109,15 @@ def q_uniform(
     >>> x_t.tolist(), changed.astype(int).tolist()
     ([[37, 28, 26, 0, 0, 0]], [[1, 1, 1, 0, 0, 0]])
     """
-    other = None if type(ids) is np.ndarray else library_of(ids)
-    fast = backends.fast_tokens if other is None else fast_path(other, "fast_tokens")
+    library = None if type(ids) is np.ndarray else library_of(ids)
+    fast = backends.fast_tokens if library is None else fast_path(library, "fast_tokens")
     if fast is not None and block is None and lengths is None:
-        done: tuple[Any, Any] = fast(ids, p, noise, vocabulary, True, where, False, batched, out)
-        if done is not NotImplemented:
-            return done
-    if other is not None:
+        pair: tuple[Any, Any] = fast(ids, p, noise, vocabulary, True, where, False, batched, out)
+        if pair is not NotImplemented:
+            return pair
+    if library is not None:
         options: dict[str, Any] = {"where": where, "block": block, "lengths": lengths, "batched": batched, "out": out}
-        return other.through(q_uniform, ids, p, noise, vocabulary, **options)
+        return library.through(q_uniform, ids, p, noise, vocabulary, **options)
     tokens = tokens_of("ids", ids, batched)
     v = vocabulary_of(vocabulary, tokens.dtype)
     check_within("ids", tokens if batched else tokens[0], v)
@@ -130,26 +130,26 @@ def _changed(
     tokens: Array, drawn: tuple[NDArray[np.float64], int], noise: Any, allowed: NDArray[np.bool_] | None, batched: bool,
     out: Any, *, mask: int = 0, complement: bool = False, vocabulary: int = 0,
 ) -> tuple[Any, Any]:  # fmt: skip
-    """Returns the tokens, of which some became the mask or, of a vocabulary, others; and whether each of them did."""
+    """Returns x_t, in which some tokens are the mask or, with a vocabulary, drawn anew; and a bool for each that is."""
     (chances, segment), shape = drawn, tokens.shape
     names = names_for(noise, shape, MASKS)
-    made = _result(out, tokens, allowed, batched)
-    result, changed = made.reshape(shape), backends.empty(shape, np.dtype(np.bool_))
-    told = made, changed if batched else changed[0]
+    written = _result(out, tokens, allowed, batched)
+    result, changed = written.reshape(shape), backends.empty(shape, np.dtype(np.bool_))
+    pair = written, changed if batched else changed[0]
     if not tokens.size:
-        return told
+        return pair
     flags, bits = changed.view(np.uint8), mask % (1 << 64)
     call = Masks(
         drawing(shape, names, flags), tokens, result, flags, allowed, chances, segment, bits, vocabulary,
         tokens.itemsize, complement,
     )  # fmt: skip
     if backends.current().run(call) is not NotImplemented:
-        return told
+        return pair
     chosen = below(shape, names, chances, segment)
     np.logical_and(chosen != complement, True if allowed is None else allowed, out=changed)
     new = uniform_tokens(shape, noise, vocabulary) if vocabulary else np.full(shape, mask)
     replace(result, tokens, changed, new)
-    return told
+    return pair
 
 
 def _result(out: Any, tokens: Array, allowed: NDArray[np.bool_] | None, batched: bool) -> Array:
@@ -213,8 +213,8 @@ def q_transition(
     return result
 
 
-def _matrix(given: Any, batch: int) -> NDArray[np.float64]:
-    matrix = probabilities("Q", given)
+def _matrix(Q: Any, batch: int) -> NDArray[np.float64]:
+    matrix = probabilities("Q", Q)
     if matrix.ndim not in (2, 3) or matrix.shape[-1] != matrix.shape[-2] or (matrix.ndim == 3 and len(matrix) != batch):
         expected = f"(V, V), or ({batch}, V, V) with a matrix for each sample"
         raise ValueError(f"Q: expected shape {expected}, got {matrix.shape}")
@@ -270,19 +270,19 @@ def scaled_words(shape: tuple[int, ...], names: Sequence[Noise], v: int) -> NDAr
     """Returns floor(u V / 2^64) of the 64 bits u of checked keys."""
     high, low = words(shape, names).reshape(-1), words(shape, [lower(name) for name in names]).reshape(-1)
     n, shift = np.uint64(v), np.uint64(32)
-    found = backends.empty(shape, np.dtype(np.int64))
+    scaled = backends.empty(shape, np.dtype(np.int64))
     for at in range(0, high.size, _NEAR):
         part = slice(at, at + _NEAR)
-        found.reshape(-1)[part] = (high[part] * n + (low[part] * n >> shift)) >> shift
-    return found
+        scaled.reshape(-1)[part] = (high[part] * n + (low[part] * n >> shift)) >> shift
+    return scaled
 
 
 def replace(result: Array, tokens: Array, changed: Any, new: NDArray[np.int64]) -> None:
     """Writes the new tokens where they changed, and the old ones elsewhere, without branches that are often wrong."""
-    to, old, given, chosen = result.reshape(-1), tokens.reshape(-1), new.reshape(-1), np.reshape(changed, -1)
+    to, old, new_flat, chosen = result.reshape(-1), tokens.reshape(-1), new.reshape(-1), np.reshape(changed, -1)
     for at in range(0, old.size, _NEAR):
         part = slice(at, at + _NEAR)
-        other = given[part].astype(old.dtype)
+        other = new_flat[part].astype(old.dtype)
         other ^= old[part]
         other *= chosen[part] if chosen.size > 1 else chosen
         np.bitwise_xor(old[part], other, out=to[part])
@@ -316,16 +316,16 @@ def tokens_of(name: str, ids: Any, batched: bool = True) -> Array:
     return arrays.contiguous(tokens if batched else tokens[None])
 
 
-def token_of(name: str, given: Any, dtype: np.dtype[Any]) -> int:
+def token_of(name: str, token_id: Any, dtype: np.dtype[Any]) -> int:
     """Returns a token that fits the dtype."""
-    token, range_ = check_integer(name, given), np.iinfo(dtype)
+    token, range_ = check_integer(name, token_id), np.iinfo(dtype)
     if not range_.min <= token <= range_.max:
         raise OverflowError(f"{name} = {token}: does not fit ids of {dtype}, {range_.min} .. {range_.max}")
     return token
 
 
-def vocabulary_of(given: Any, dtype: np.dtype[Any]) -> int:
-    v = check_integer("vocabulary", given)
+def vocabulary_of(vocabulary: Any, dtype: np.dtype[Any]) -> int:
+    v = check_integer("vocabulary", vocabulary)
     if not 1 <= v <= min(MOST, np.iinfo(dtype).max + 1):
         most = "2^31" if np.iinfo(dtype).max >= MOST - 1 else str(np.iinfo(dtype).max + 1)
         raise ValueError(f"vocabulary = {v}: expected from 1 to {most} tokens for ids of {dtype}")
@@ -339,9 +339,9 @@ def check_within(name: str, tokens: Array, v: int) -> None:
         raise ValueError(f"{first}: expected tokens of the vocabulary, 0 .. {v - 1}")
 
 
-def probabilities(name: str, given: Any) -> NDArray[np.float64]:
+def probabilities(name: str, p: Any) -> NDArray[np.float64]:
     """Returns probabilities as float64."""
-    values = arrays.host_floats(name, given)
+    values = arrays.host_floats(name, p)
     if not all(lie_within(values[part], 0.0, 1.0) for part in layouts.pieces(values.shape)):
         first = first_of(name, ~((values >= 0) & (values <= 1)), values)
         raise ValueError(f"{first}: expected a probability from 0 to 1")
@@ -353,18 +353,18 @@ def segments(
 ) -> tuple[NDArray[np.float64], int]:
     """Returns p of each segment of the tokens (B, ..), and the number of tokens in a segment."""
     values, length = probabilities(name, p), math.prod(shape[1:])
-    given, shape_of_ids = values.shape, shape if batched else shape[1:]
+    p_shape, shape_of_ids = values.shape, shape if batched else shape[1:]
     if block is None:
         while values.ndim and values.shape[-1] == 1:  # (B, 1) is a number for each sample
             values = values[..., 0]
         if shape_of_ids[: values.ndim] != values.shape:
-            raise ValueError(f"{name}: expected a number or a prefix of ids' shape {shape_of_ids}, got {given}")
+            raise ValueError(f"{name}: expected a number or a prefix of ids' shape {shape_of_ids}, got {p_shape}")
         return arrays.contiguous(values).reshape(-1), max(1, math.prod(shape_of_ids[values.ndim :]))
     size = check_integer("block", block, 1)
     size = min(size, max(length, 1))
     blocks = -(-length // size)
-    if given != (expected := (*shape_of_ids[: int(batched)], blocks)):
-        raise ValueError(f"{name}: expected shape {expected}, one for each block of {size} tokens, got {given}")
+    if p_shape != (expected := (*shape_of_ids[: int(batched)], blocks)):
+        raise ValueError(f"{name}: expected shape {expected}, one for each block of {size} tokens, got {p_shape}")
     if length % size == 0:
         return arrays.contiguous(values).reshape(-1), size
     return np.repeat(values.reshape(-1, blocks), size, axis=1)[:, :length].reshape(-1), 1

@@ -23,7 +23,8 @@ from .categorical import TokenInfo, log_softmax_at, settings_of
 from .cross_entropy import masked_cross_entropy_and_grad
 from .draws import draw, of_clean
 from .forward import DTYPES, allowed_of, check_within, names_for, scaled_words, token_of, tokens_of, vocabulary_of
-from .steps import Drawn, Law, certain, law, next_tokens, positions, surprise, wanted_info
+from .partial_steps import PartialStep
+from .steps import Drawn, Law, certain, fast_row, law, next_tokens, positions, wanted_info
 from .table import TokenRow, TokenTable
 
 __all__ = ["DiscreteSampler", "TokenState"]
@@ -89,7 +90,7 @@ class DiscreteSampler:
         heat = [temperature, *{temperature * row.temperature for row in table.rows}]
         settings_of(len(heat), heat, check_integer("top_k", table.top_k), top_p)
         object.__setattr__(self, "table", table)
-        object.__setattr__(self, "_plain", tuple(_fast_row(table, row) for row in table.rows))
+        object.__setattr__(self, "_plain", tuple(fast_row(table, row) for row in table.rows))
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("a DiscreteSampler is frozen: make another one")
@@ -140,12 +141,12 @@ class DiscreteSampler:
             raise TypeError(f"noise: {self.table.name} begins with random tokens; expected a Noise, got none")
         vocabulary = self.table.vocabulary
         assert vocabulary is not None
-        made: NDArray[Any] = scaled_words(full, names_for(noise, full, START), vocabulary).astype(kind)
-        return made
+        tokens: NDArray[Any] = scaled_words(full, names_for(noise, full, START), vocabulary).astype(kind)
+        return tokens
 
     def step(
         self, i: int, x: Array, logits: Array | tuple[Array, Array], noise: Noises, state: TokenState | None = None, *,
-        where: Any = None, lengths: Any = None, log_prob: bool = False, out: Array | None = None,
+        where: Any = None, lengths: Any = None, log_prob: bool = False, partial: bool = False, out: Array | None = None,
     ) -> Any:  # fmt: skip
         """Returns the next x, from row i, the tokens x and the network's logits for them.
 
@@ -159,15 +160,18 @@ class DiscreteSampler:
                 ``noise.window((L,), (start,))`` x and the logits are a part of each sample, such as a block, and the
                 draws are those of that part of the whole. Rows by rank rank the part's positions alone: that is the
                 whole's step if all masks that the row may reveal lie in the part, as those of a block of
-                `samplers.llada` do.
+                `samplers.llada` do. Other parts, such as a rank's shard of a sequence, need `partial`.
             state: keeps what the step drew.
             where: bool, of a shape that broadcasts to x's: the tokens that may change. None: all.
             lengths: integers (B,): only the first tokens of a sample may change, so many.
             log_prob: also return log p(x' | x), (B,), in float64; see `log_prob`.
+            partial: True if other parts of the samples have masks that the row may reveal, too. The result is then a
+                `discrete.PartialStep`, for `discrete.combine_steps`.
             out: an array of x's shape and dtype to write to; it may be x itself.
 
         Returns:
-            The next x, of x's kind, shape and dtype, or with log_prob the pair of it and (B,).
+            The next x, of x's kind, shape and dtype, or with log_prob the pair of it and (B,); or a
+            `discrete.PartialStep`.
 
         Raises:
             TypeError, ValueError, IndexError: the message says what was given and what was expected.
@@ -180,41 +184,46 @@ class DiscreteSampler:
         """
         if lengths is not None:
             where = _allowed(where, lengths, x)
-        other = None if type(x) is np.ndarray else library_of(x)
-        fast = backends.fast_token_step if other is None else fast_path(other, "fast_token_step")
+        library = None if type(x) is np.ndarray else library_of(x)
+        fast = backends.fast_token_step if library is None else fast_path(library, "fast_token_step")
         plain = self._plain[i] if type(i) is int and 0 <= i < len(self._plain) and fast is not None else None
-        if plain is not None and not log_prob and (state is None or (type(state) is TokenState and not state.asked)):
-            done = fast(plain, i, x, logits, noise, where, out)
-            if done is not NotImplemented:
-                x_next, *memory = done
+        in_short = not (log_prob or partial) and (state is None or (type(state) is TokenState and not state.asked))
+        if plain is not None and in_short:
+            result_and_memory = fast(plain, i, x, logits, noise, where, out)
+            if result_and_memory is not NotImplemented:
+                x_next, *memory = result_and_memory
                 if state is not None:
                     (state.drawn, state.taken), state.info, state.calls = memory, TokenInfo(), state.calls + 1
                 return x_next
         row = self._row(i)
         self._check_state(state)
-        if other is not None:
-            options: dict[str, Any] = {"where": where, "log_prob": log_prob, "out": out}
-            return other.through(self.step, i, x, logits, noise, state, **options)
+        if library is not None:
+            options: dict[str, Any] = {"where": where, "log_prob": log_prob, "partial": partial, "out": out}
+            return library.through(self.step, i, x, logits, noise, state, **options)
+        if partial and (state is not None or log_prob or out is not None):
+            raise ValueError("state, log_prob, out: expected none with partial=True: they are of the whole step")
         tokens = tokens_of("x", x)
         result = output("out", out, tokens.shape, tokens.dtype)
         check_overlap([("out", result)], [tokens])
         flat, may = self._may(row, tokens, where, noise)
-        given = of_clean(self.table, row, flat, self._logits(logits, flat.shape), may)
+        clean_logits = of_clean(self.table, row, flat, self._logits(logits, flat.shape), may)
         name = each(noise, lambda name: name.at(step=name.step + int(i)))
         info = wanted_info(self.table, row, log_prob, () if state is None else state.asked)
-        drawn = draw(self.table, row, given, name, may, info)
+        drawn = draw(self.table, row, clean_logits, name, may, info)
         _check_room(drawn.token, tokens.dtype)
-        made, taken = next_tokens(self.table, row, flat, drawn, name, may)
-        likely = self._likely(row, flat, made, given, may, drawn, taken) if log_prob else None
-        result[...] = made.reshape(tokens.shape)
+        if partial:
+            return PartialStep.of(self.table, row, flat, drawn, name, may)
+        x_next_flat, taken = next_tokens(self.table, row, flat, drawn, name, may)
+        log_probs = self._likely(row, flat, x_next_flat, clean_logits, may, drawn, taken) if log_prob else None
+        result[...] = x_next_flat.reshape(tokens.shape)
         if state is not None:
             state.drawn = np.where(may, drawn.token, flat).reshape(tokens.shape)
             state.taken, state.calls = taken.reshape(tokens.shape), state.calls + 1
             asked = {one: getattr(drawn.info, one).reshape(tokens.shape) for one in state.asked}
             state.info = TokenInfo(**asked)
-            if likely is not None:
-                state.log_prob = likely if state.log_prob is None else state.log_prob + likely
-        return result if likely is None else (result, likely)
+            if log_probs is not None:
+                state.log_prob = log_probs if state.log_prob is None else state.log_prob + log_probs
+        return result if log_probs is None else (result, log_probs)
 
     def log_prob(
         self, i: int, x: Array, logits: Array | tuple[Array, Array], x_next: Array, *, where: Any = None,
@@ -239,8 +248,8 @@ class DiscreteSampler:
         [-8.3178]
         """
         where = _allowed(where, lengths, x)
-        if type(x) is not np.ndarray and (other := library_of(x)) is not None:
-            return other.token_log_prob(self, i, x, logits, x_next, where)
+        if type(x) is not np.ndarray and (library := library_of(x)) is not None:
+            return library.token_log_prob(self, i, x, logits, x_next, where)
         return self.log_prob_parts(i, x, logits, x_next, where)[0].sum(axis=1)
 
     def log_prob_parts(
@@ -252,9 +261,8 @@ class DiscreteSampler:
         if to.shape != tokens.shape:
             raise ValueError(f"x_next: expected shape {tokens.shape}, got {to.shape}")
         (flat, may), after = self._may(row, tokens, where), _by_sample(to)
-        given = of_clean(self.table, row, flat, self._logits(logits, flat.shape), may)
-        found = self._law(row, flat, after, given, may)
-        return found.log_prob, found.by_next, found.by_own
+        clean_logits = of_clean(self.table, row, flat, self._logits(logits, flat.shape), may)
+        return tuple(self._law(row, flat, after, clean_logits, may))  # type: ignore[return-value]
 
     def log_prob_grad(
         self, i: int, x: Array, logits: Array, x_next: Array, upstream: ArrayLike = 1.0, *, where: Any = None,
@@ -299,14 +307,14 @@ class DiscreteSampler:
         )
         if temperature != 1 or by_own.any():
             values = values.astype(np.float32) / np.float32(temperature)
-        made: Any = None
+        gradient: Any = None
         for one, by in zip(ids, (by_next, by_own) if by_own.any() else (by_next,), strict=False):
             back: dict[str, Any] = {"reduction": "none", "upstream": -by * factor}
             # of the loss, so -by
-            pull = masked_cross_entropy_and_grad(values, one.astype(np.int64), by != 0, **back)[1]
-            made = pull if made is None else np.add(made, pull, out=made)
-        result: NDArray[Any] = made.reshape(logits.shape).astype(logits.dtype, copy=False)
-        return result
+            part = masked_cross_entropy_and_grad(values, one.astype(np.int64), by != 0, **back)[1]
+            gradient = part if gradient is None else np.add(gradient, part, out=gradient)
+        typed: NDArray[Any] = gradient.reshape(logits.shape).astype(logits.dtype, copy=False)
+        return typed
 
     def sample(
         self, model: Callable[[Any, Any], Any], x_or_shape: Any, noise: Noises, *, start: int = 0, where: Any = None,
@@ -348,25 +356,25 @@ class DiscreteSampler:
         if not callable(model):
             raise TypeError(f"model: expected a function, or a network, of (x, t), got {type(model).__name__}")
         x = self._begun(x_or_shape, noise, start, dtype, device)
-        found, is_new = [], isinstance(x_or_shape, list | tuple) and device is None
+        log_probs_of_rows, is_new = [], isinstance(x_or_shape, list | tuple) and device is None
         self._check_state(state)
         where = _allowed(where, lengths, x)
         state = self.state() if state is None else state
         for i in bar(range(start, len(self)), progress):
             if self._is_done(i, x, where, noise):
                 if log_probs:
-                    found.append(library_for(x).moved(np.zeros(len(x)), x))
+                    log_probs_of_rows.append(library_for(x).moved(np.zeros(len(x)), x))
                 continue
             logits = asked(model, x, self._time(i, x), _HINT) if i == 0 and is_new else model(x, self._time(i, x))
-            made = self.step(i, x, logits, noise, state, where=where, log_prob=log_probs)
+            stepped = self.step(i, x, logits, noise, state, where=where, log_prob=log_probs)
             if log_probs:
-                x, one = made
-                found.append(one)
+                x, row_log_prob = stepped
+                log_probs_of_rows.append(row_log_prob)
             else:
-                x = made
+                x = stepped
             if callback is not None:
                 callback(i, x, state.drawn if isinstance(x, np.ndarray) else library_for(x).moved(state.drawn, x))
-        return (x, found) if log_probs else x
+        return (x, log_probs_of_rows) if log_probs else x
 
     # ---- parts of a step -----------------------------------------------------------------------------------
 
@@ -410,16 +418,16 @@ class DiscreteSampler:
 
     def _time(self, i: int, x: Any) -> Any:
         t = self.table.rows[i].time
-        own = library_for(x)
-        return own.times(x, np.float64(t), "float32") if own.time == "batch" else t
+        library = library_for(x)
+        return library.times(x, np.float64(t), "float32") if library.time == "batch" else t
 
     def _begun(self, x_or_shape: Any, noise: Any, start: int, dtype: Any, device: Any) -> Any:
         if not isinstance(x_or_shape, list | tuple):
             if device is not None:
                 raise TypeError("device: expected None where x is given, which lies somewhere already")
             if not is_array(x_or_shape) and library_of(x_or_shape) is None:
-                given = type(x_or_shape).__name__
-                raise TypeError(f"x_or_shape: expected a shape (B, L), or tokens of that shape, got {given}")
+                kind = type(x_or_shape).__name__
+                raise TypeError(f"x_or_shape: expected a shape (B, L), or tokens of that shape, got {kind}")
             return host_view("x", x_or_shape)
         if start:
             raise TypeError(f"a new sample begins at row 0; for start={start} give the tokens x of that row")
@@ -450,11 +458,11 @@ class DiscreteSampler:
     def _array(self, logits: Any, shape: tuple[int, ...]) -> Any:
         array = host_view("logits", logits)
         if not isinstance(array, np.ndarray):
-            given = type(logits).__name__
+            kind = type(logits).__name__
             if library_of(logits) is not None:
-                hint = f"for a network in torch give device= or x as a {given}"
-                raise TypeError(f"logits: expected a NumPy array, as x is one, got {given}; {hint}")
-            raise TypeError(f"logits: expected an array of x's kind, got {given}")
+                hint = f"for a network in torch give device= or x as a {kind}"
+                raise TypeError(f"logits: expected a NumPy array, as x is one, got {kind}; {hint}")
+            raise TypeError(f"logits: expected an array of x's kind, got {kind}")
         if array.dtype.name not in LOGITS:
             raise TypeError(f"logits: dtype {array.dtype} is not supported, expected one of {', '.join(LOGITS)}")
         length = math.prod(array.shape[1:-1]) if array.ndim > 1 else 0
@@ -485,23 +493,6 @@ class DiscreteSampler:
         if row.bound is not None and self.table.mask_id is None:  # as step finds them, from the same bits
             taken = certain(row.bound, draw(self.table, row, logits, Noise(0), may, ("entropy",)).info.entropy, may)
         return law(self.table, row, x, to, may, of_next, of_own, total, taken)
-
-
-def _fast_row(table: TokenTable, row: TokenRow) -> tuple[Any, ...] | None:
-    """Returns the numbers of FastTokenRow (csrc/python/fast_step.h), or None if the row needs more than it does."""
-    mask = -1 if table.mask_id is None else int(table.mask_id)
-    others = row.rate, row.bound, row.factor, row.share
-    plain = others == (None,) * 4 and not (row.own or table.guidance or table.left_out or table.unsure)
-    if table.order not in ("confidence", "random") or table.order_temperature:
-        return None
-    if not plain or (table.top_p < 1 and not table.crossing) or not -(1 << 63) <= mask < 1 << 63:
-        return None
-    hides, by_words = mask >= 0 and table.mask_logit == "ignore", table.order != "confidence"
-    whole = mask, int(table.vocabulary or 0), int(row.end), int(row.left or 0)
-    settings = float(table.temperature * row.temperature), int(table.top_k), float(table.top_p)
-    chances = row.reveal, row.change, *row.renoise, row.remask, -1 if row.threshold is None else surprise(row.threshold)
-    flags = table.mask_id is not None, hides, row.touches_tokens, by_words
-    return *flags, *whole, *settings, *map(float, chances)
 
 
 def _check_room(drawn: NDArray[np.int64], dtype: np.dtype[Any]) -> None:

@@ -13,10 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..ground.checks import check_choice, check_number, first_of, is_tracer, lie_within
+from ..ground.docstrings import Shared, documented
 from ..ground.libraries import library_of
 from ..language.families import Formula
 
 __all__ = ["MaskSchedule", "cosine", "geometric", "linear", "llada", "log_linear", "mdlm"]
+
+_SHARED = Shared(returns="    A `MaskSchedule`.")
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,10 @@ class MaskSchedule:
 
 
 def _times(t: ArrayLike) -> NDArray[np.float64]:
-    given = np.asarray(t)
-    if given.dtype.kind not in "biuf":
-        raise TypeError(f"t: expected times, got {given.dtype if given.dtype != object else repr(t)}")
-    times = given.astype(np.float64)
+    array = np.asarray(t)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"t: expected times, got {array.dtype if array.dtype != object else repr(t)}")
+    times = array.astype(np.float64)
     if not lie_within(times, 0.0, 1.0):
         first = first_of("t", ~((times >= 0) & (times <= 1)), times)
         raise ValueError(f"{first}: expected times from 0, clean, to 1")
@@ -89,11 +92,9 @@ def _slope_of_line(slope: float, t: Any) -> Any:
     return np.full_like(t, slope)
 
 
+@documented(_SHARED)
 def linear() -> MaskSchedule:
     """p = t: alpha = 1 - t, which Sahoo et al. 2024, equation 90, call log-linear: sigma = -ln(1 - t) is the noise.
-
-    Returns:
-        A `MaskSchedule`.
 
     >>> nf.discrete.linear()([0.25, 1.0]).tolist()
     [0.25, 1.0]
@@ -101,14 +102,12 @@ def linear() -> MaskSchedule:
     return _straight("linear", 1.0, 0.0)
 
 
+@documented(_SHARED)
 def llada(eps: float = 1e-3) -> MaskSchedule:
     """p = (1 - eps) t + eps: LLaDA's ``forward_process``, whose weight 1 / p is never infinite (Nie et al. 2025).
 
     Args:
         eps: the least probability, at time 0.
-
-    Returns:
-        A `MaskSchedule`.
 
     >>> round(float(nf.discrete.llada()(0.5)), 6)
     0.5005
@@ -117,14 +116,12 @@ def llada(eps: float = 1e-3) -> MaskSchedule:
     return _straight(f"llada, eps={eps:g}", 1 - eps, eps)
 
 
+@documented(_SHARED)
 def cosine() -> MaskSchedule:
     """p = cos(pi / 2 (1 - t)): MaskGIT's share of masked tokens (Chang et al. 2022), and the cosine schedule of MD4
     (Shi et al. 2024). It masks more than `linear` at all times.
 
     (MDLM's ``CosineNoise`` is another one, ``mdlm("cosine")``, which masks less.)
-
-    Returns:
-        A `MaskSchedule`.
 
     >>> round(float(nf.discrete.cosine()(0.5)), 4)
     0.7071
@@ -140,15 +137,13 @@ def _cosine_slope(t: Any) -> Any:
     return math.pi / 2 * np.sin(math.pi / 2 * (1 - t))
 
 
+@documented(_SHARED)
 def log_linear(eps: float = 1e-3) -> MaskSchedule:
     """p = (1 - eps) t, of the noise sigma = -ln(1 - (1 - eps) t): SEDD's and MDLM's ``LogLinearNoise`` (Lou et al.
     2024, appendix C.1). A share eps of the tokens is never masked.
 
     Args:
         eps: the share of tokens that is never masked, not even at time 1.
-
-    Returns:
-        A `MaskSchedule`.
 
     >>> round(float(nf.discrete.log_linear()(1.0)), 4)
     0.999
@@ -157,15 +152,13 @@ def log_linear(eps: float = 1e-3) -> MaskSchedule:
     return _straight(f"log_linear, eps={eps:g}", 1 - eps, 0.0)
 
 
+@documented(_SHARED)
 def geometric(sigma_min: float = 1e-4, sigma_max: float = 20.0) -> MaskSchedule:
     """p = 1 - exp(-sigma), sigma = sigma_min^(1 - t) sigma_max^t: SEDD's geometric noise (Lou et al. 2024, appendix
     C.1).
 
     Args:
         sigma_min, sigma_max: the noise at time 0 and at time 1.
-
-    Returns:
-        A `MaskSchedule`.
 
     >>> nf.discrete.geometric()([0.0, 1.0]).round(4).tolist()
     [0.0001, 1.0]
@@ -187,6 +180,7 @@ def _geometric_slope(low: float, ratio: float, t: Any) -> Any:
     return ratio * sigma * np.exp(-sigma)
 
 
+@documented(_SHARED)
 def mdlm(kind: Literal["loglinear", "cosine", "cosinesqr", "linear", "geometric"], eps: float = 1e-3) -> MaskSchedule:
     """MDLM's schedules by the names of its ``get_noise`` (Sahoo et al. 2024, "Simple and effective masked diffusion
     language models", appendix E.1): "cosine", p = (1 - eps) (1 - cos(pi / 2 t)); "cosinesqr", p = (1 - eps) sin^2(pi /
@@ -195,9 +189,6 @@ def mdlm(kind: Literal["loglinear", "cosine", "cosinesqr", "linear", "geometric"
     Args:
         kind: the name.
         eps: of the first, second and fourth, the share of tokens that is never masked.
-
-    Returns:
-        A `MaskSchedule`.
 
     >>> nf.discrete.mdlm("cosine")([0.5, 1.0]).round(4).tolist()
     [0.2926, 0.999]

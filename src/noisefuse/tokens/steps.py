@@ -35,7 +35,7 @@ def wanted_info(table: TokenTable, row: TokenRow, log_prob: bool, asked: tuple[s
     if row.rate is not None:
         names.append("log_prob_raw")
     if row.by_confidence and table.order != "random":
-        names.append(_told(table, row))
+        names.append(ranking_info(table, row))
     if row.bound is not None:
         names.append("entropy")
     return tuple(dict.fromkeys(names))
@@ -59,13 +59,9 @@ def next_tokens(
     table: TokenTable, row: TokenRow, x: Array, drawn: Drawn, noise: Any, may: NDArray[np.bool_]
 ) -> tuple[Array, NDArray[np.bool_]]:
     """Returns the tokens (B, L) of the next step, and which of them are the drawn ones."""
-    if row.by_confidence:
-        keys = np.where(may, _order(table, row, drawn, noise, may), np.inf)
-        taken = _first(_counts(row, keys, may), keys, may)
-        return np.where(taken, drawn.token, x), taken
-    if row.bound is not None:
-        taken = certain(row.bound, drawn.info.entropy, may)
-        others = x if table.mask_id is not None else np.where(may, uniform_tokens(x.shape, noise, _size(table)), x)
+    if row.by_rank:
+        keys, others = ranked(table, row, x, drawn, noise, may)
+        taken = first_ones(row, keys, may)
         return np.where(taken, drawn.token, others), taken
     w = words(x.shape, names_for(noise, x.shape, MASKS))
     masked = np.zeros(x.shape, np.bool_) if table.mask_id is None else x == table.mask_id
@@ -73,24 +69,25 @@ def next_tokens(
     result = np.where(taken, drawn.token, x)
     if not row.touches_tokens:
         return result, taken
-    other, done = may & ~masked, np.zeros(x.shape, np.bool_)
+    may_change, done = may & ~masked, np.zeros(x.shape, np.bool_)
     same = drawn.token == x
     for n, ((differ, equal), new) in enumerate(zip(_events(row), _news(table, row, drawn, x, noise), strict=True)):
-        event = other & ~done & np.where(same, _below(w, equal), _below(w, differ))
+        event = may_change & ~done & np.where(same, _below(w, equal), _below(w, differ))
         result, done = np.where(event, new, result), done | event
         taken = taken | event if n == 0 else taken
     return result, taken
 
 
 def _events(row: TokenRow) -> list[tuple[float, float]]:
-    """Returns the probability of an event or one before it, where c is another token, and where it is x."""
+    """Returns the cumulated probabilities of the events, a pair for each: if c is another token than x, and if it is
+    x."""
     differ, same = row.renoise
     reached = row.change + differ
     return [(row.change, 0.0), (reached, same), (reached + row.remask, same + row.remask)]
 
 
 def _news(table: TokenTable, row: TokenRow, drawn: Drawn, x: Array, noise: Any) -> list[Any]:
-    """Returns what a token becomes by each event."""
+    """Returns the token that each event sets."""
     new = uniform_tokens(x.shape, noise, _size(table)) if any(row.renoise) else x
     return [drawn.token, new, x if table.mask_id is None else np.int64(table.mask_id)]
 
@@ -116,6 +113,25 @@ def _size(table: TokenTable) -> int:
 # ---- ranks -------------------------------------------------------------------------------------------------
 
 
+def ranked(
+    table: TokenTable, row: TokenRow, x: Array, drawn: Drawn, noise: Any, may: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], Array]:
+    """Returns the keys of the positions (B, L), the least of which take their drawn tokens, and what the others
+    become."""
+    order = drawn.info.entropy if row.bound is not None else _order(table, row, drawn, noise, may)
+    keys = np.where(may, order.astype(np.float64), np.inf)
+    if row.bound is None or table.mask_id is not None:
+        return keys, x
+    return keys, np.where(may, uniform_tokens(x.shape, noise, _size(table)), x)
+
+
+def first_ones(row: TokenRow, keys: NDArray[np.float64], may: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Returns the positions that take their drawn tokens, from the keys of whole samples."""
+    if row.bound is not None:
+        return certain(row.bound, keys, may)
+    return _first(_counts(row, keys, may), keys, may)
+
+
 def _counts(row: TokenRow, keys: Array, may: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Returns how many masks of each sample a step reveals; keys are the negative logarithms of their confidences."""
     masks = may.sum(axis=1)
@@ -126,10 +142,8 @@ def _counts(row: TokenRow, keys: Array, may: NDArray[np.bool_]) -> NDArray[np.in
     if row.threshold is not None:
         return np.asarray(np.minimum(masks, np.maximum(1, (keys <= surprise(row.threshold)).sum(axis=1))))
     assert row.factor is not None
-    least = surprise(1 - row.factor / np.arange(2, keys.shape[1] + 2))
-    least[:1] = np.inf  # one is always revealed
-    found = (np.sort(keys, axis=1) <= least).cumprod(axis=1).sum(axis=1)
-    return np.asarray(np.where(found >= masks - 1, masks, found))  # Fast-dLLM's code leaves no last one alone
+    n_sure = (np.sort(keys, axis=1) <= surprises(row.factor, keys.shape[1])).cumprod(axis=1).sum(axis=1)
+    return np.asarray(np.where(n_sure >= masks - 1, masks, n_sure))  # Fast-dLLM's code leaves no last one alone
 
 
 def surprise(p: Any) -> Any:
@@ -138,8 +152,15 @@ def surprise(p: Any) -> Any:
         return np.float32(2.0**-54 - np.log(np.maximum(p, 0.0)))
 
 
-def _told(table: TokenTable, row: TokenRow) -> str:
-    """Returns the info of `categorical` that ranks the positions."""
+def surprises(factor: float, n: int) -> NDArray[np.float32]:
+    """Returns the greatest surprises of the first n positions of a sample that a factor reveals."""
+    greatest: NDArray[np.float32] = surprise(1 - factor / np.arange(2, n + 2))
+    greatest[:1] = np.inf  # one is always revealed
+    return greatest
+
+
+def ranking_info(table: TokenTable, row: TokenRow) -> str:
+    """Returns the info of `categorical` that ranks the positions, or "random"."""
     at_zero = table.temperature * row.temperature == 0 and table.order == "log_prob"
     return "log_prob_raw" if at_zero or table.order == "confidence" else table.order
 
@@ -151,7 +172,11 @@ def _order(table: TokenTable, row: TokenRow, drawn: Drawn, noise: Any, may: NDAr
         w = words(may.shape, names_for(noise, may.shape, PLACES)).astype(np.float64)
     if random:
         return w
-    value = getattr(drawn.info, _told(table, row)).astype(np.float64) if drawn.confidence is None else drawn.confidence
+    value = (
+        getattr(drawn.info, ranking_info(table, row)).astype(np.float64)
+        if drawn.confidence is None
+        else drawn.confidence
+    )
     value = -value if table.order == "entropy" else value
     if not table.order_temperature:
         return -value
@@ -163,20 +188,20 @@ def _order(table: TokenTable, row: TokenRow, drawn: Drawn, noise: Any, may: NDAr
 def _first(counts: NDArray[np.int64], keys: Array, may: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Returns the positions of the least keys, so many of each sample; of equal keys the lower position."""
     order = np.argsort(keys, axis=1, kind="stable")
-    found = np.zeros(may.shape, np.bool_)
-    np.put_along_axis(found, order, np.arange(may.shape[1]) < counts[:, None], axis=1)
-    return found & may
+    first = np.zeros(may.shape, np.bool_)
+    np.put_along_axis(first, order, np.arange(may.shape[1]) < counts[:, None], axis=1)
+    return first & may
 
 
-def certain(bound: float, entropy: NDArray[np.float32], may: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def certain(bound: float, entropy: NDArray[Any], may: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Returns the positions of least entropy whose entropies, without the largest, add up to at most the bound."""
     keys = np.where(may, entropy.astype(np.float64), np.inf)
     order = np.argsort(keys, axis=1, kind="stable")
     rising = np.take_along_axis(np.where(may, keys, 0.0), order, axis=1)
-    found = np.zeros(may.shape, np.bool_)
+    taken = np.zeros(may.shape, np.bool_)
     before = np.cumsum(rising, axis=1) - rising
-    np.put_along_axis(found, order, before <= bound, axis=1)
-    return found & may
+    np.put_along_axis(taken, order, before <= bound, axis=1)
+    return taken & may
 
 
 # ---- probabilities -----------------------------------------------------------------------------------------
@@ -194,7 +219,7 @@ def law(
     table: TokenTable, row: TokenRow, x: Array, to: Array, may: NDArray[np.bool_], of_next: Array, of_own: Array,
     total: Array | None = None, taken: NDArray[np.bool_] | None = None,
 ) -> Law:  # fmt: skip
-    """Returns how likely x' is after x, from the network's log-probabilities of both, with the drawn token summed out.
+    """Returns log p(x' | x) from the network's log-probabilities of x' and x; the drawn token is summed out.
 
     Rows by rank: the probability of the tokens, given which positions take them; without `taken` those that change.
     """
@@ -206,9 +231,9 @@ def law(
     if row.by_rank:
         taken = may & (to != x) if taken is None or table.mask_id is not None else taken
         left = 0.0 if table.mask_id is not None else np.where(may, -math.log(_size(table)), 0.0)
-        found = np.where(taken, of_next.astype(np.float64), np.where(~may & (to != x), -np.inf, left))
-        found = np.where(possible, found, -np.inf)
-        return Law(found, taken.astype(np.float64), zero)
+        log_prob = np.where(taken, of_next.astype(np.float64), np.where(~may & (to != x), -np.inf, left))
+        log_prob = np.where(possible, log_prob, -np.inf)
+        return Law(log_prob, taken.astype(np.float64), zero)
     reveal = _reveal(row, Drawn(to, TokenInfo(), total))
     (change, _), (reached, same), _ = _events(row)
     v = table.vocabulary or 1
@@ -229,3 +254,28 @@ def law(
     with np.errstate(divide="ignore", invalid="ignore"):
         inverse = np.where(whole > 0, 1 / whole, 0.0)
         return Law(np.log(whole), by_p * p * inverse, by_own * own * inverse)
+
+
+# ---- the fast path -----------------------------------------------------------------------------------------
+
+
+def fast_row(table: TokenTable, row: TokenRow) -> tuple[Any, ...] | None:
+    """Returns the numbers of FastTokenRow (csrc/python/fast_step.h), or None if the row needs more than it does."""
+    mask = -1 if table.mask_id is None else int(table.mask_id)
+    more = row.rate is not None or row.bound is not None or row.own or table.guidance or table.order_temperature
+    if more or table.left_out or table.unsure or (table.top_p < 1 and not table.crossing):
+        return None
+    if not -(1 << 63) <= mask < 1 << 63:
+        return None
+    hides, told = mask >= 0 and table.mask_logit == "ignore", _TOLD.index(ranking_info(table, row))
+    whole = mask, int(table.vocabulary or 0), int(row.end), int(row.left or 0)
+    settings = float(table.temperature * row.temperature), int(table.top_k), float(table.top_p)
+    ranks = (-1 if row.threshold is None else surprise(row.threshold)), -1 if row.share is None else row.share
+    chances = row.reveal, row.change, *row.renoise, row.remask, *ranks
+    least = b"" if row.factor is None else surprises(row.factor, _MASKS).tobytes()
+    flags = table.mask_id is not None, hides, row.touches_tokens
+    return *flags, told, *whole, *settings, *map(float, chances), least
+
+
+_TOLD = ("random", "log_prob", "log_prob_raw", "entropy", "margin")  # as FastTokenRow numbers them
+_MASKS = 256  # of a sample: steps of a factor with more have no fast path

@@ -104,8 +104,8 @@ class TokenRow:
     def __post_init__(self) -> None:
         if type(self.renoise) is not tuple or len(self.renoise) != 2:
             raise TypeError(f"renoise = {self.renoise!r}: expected a pair of probabilities")
-        given = [(name, getattr(self, name), range_) for name, range_ in _RANGES.items()]
-        for name, number, (least, most, expected) in [*given, *(("renoise", p, _PROBABILITY) for p in self.renoise)]:
+        numbers = [(name, getattr(self, name), range_) for name, range_ in _RANGES.items()]
+        for name, number, (least, most, expected) in [*numbers, *(("renoise", p, _PROBABILITY) for p in self.renoise)]:
             if number is None and name in _OPTIONAL:
                 continue
             if not least <= check_number(name, number, finite=False) <= most or (name in _WHOLE and number % 1):
@@ -220,14 +220,8 @@ class TokenTable:
         object.__setattr__(self, "rows", tuple(self.rows))
         if not self.rows or not all(isinstance(row, TokenRow) for row in self.rows):
             raise TypeError("rows: expected at least one TokenRow")
-        choices = (
-            ("source", self.source, Source),
-            ("order", self.order, Order),
-            ("mask_logit", self.mask_logit, MaskLogit),
-            ("final", self.final, Final),
-        )
-        for name, given, allowed in choices:
-            check_choice(name, given, get_args(allowed))
+        for name, allowed in ("source", Source), ("order", Order), ("mask_logit", MaskLogit), ("final", Final):
+            check_choice(name, getattr(self, name), get_args(allowed))
         for name in ("left_out", "unsure"):
             object.__setattr__(self, name, tuple(check_integer(name, token, 0) for token in getattr(self, name)))
         if self.final == "argmax":

@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from numpy import float32, uint8, uint16
 
+from ..spec import Integers
 from .device import SPEC, inlined
 from .internals import each
 from .pointers import part, pointer, prefetch
 from .program import *
-
-if TYPE_CHECKING:
-    from ..spec import Integers
 
 half_to_float: Any = SPEC.half_to_float
 float_to_half: Any = SPEC.float_to_half

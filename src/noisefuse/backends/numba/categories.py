@@ -16,6 +16,8 @@ from .pointers import pointer
 
 philox4x32: Any = SPEC.philox4x32
 counter_of: Any = SPEC.counter
+race_element: Any = SPEC.race_element
+race_key: Any = SPEC.race_key
 race_score: Any = SPEC.race_score
 chunk_term32: Any = SPEC.chunk_term32
 exp64: Any = SPEC.exp64
@@ -25,16 +27,16 @@ sum_accumulators: Any = SPEC.sum_accumulators
 
 @pasted
 def score_tokens(
-    x: NDArray[np.float32], element: NDArray[np.int64], beta: float, step: int, sample: int, stream: int, seed: Any,
-    out: NDArray[np.float64],
+    x: NDArray[np.float32], token: NDArray[np.int64], position: int, beta: float, step: int, sample: int, stream: int,
+    seed: Any, out: NDArray[np.float64],
 ) -> None:  # fmt: skip
     """Writes the scores of a row's tokens."""
-    k0, k1 = uint32(seed & uint64(0xFFFFFFFF)), uint32(seed >> uint64(32))
+    k0, k1 = race_key(position, uint32(seed & uint64(0xFFFFFFFF)), uint32(seed >> uint64(32)))
     for i in range(len(x)):
-        word = element[i] & int64(3)
-        c = counter_of(element[i], step, sample, stream, 0)
+        word, element = token[i] & int64(3), race_element(position, token[i])
+        c = counter_of(element, step, sample, stream, 0)
         w = philox4x32(c[0], c[1], c[2], c[3], k0, k1)
-        c = counter_of(element[i], step, sample, stream, 1)
+        c = counter_of(element, step, sample, stream, 1)
         v = philox4x32(c[0], c[1], c[2], c[3], k0, k1)
         out[i] = race_score(x[i], beta, of_four(w, word), of_four(v, word))
 

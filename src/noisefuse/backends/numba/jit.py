@@ -104,10 +104,12 @@ def _in_rows(one: Callable[[Any, int, Arithmetic], None], call: Any, n: int) -> 
     threads.together(work, stop, min(threads.count(), n))
 
 
-def _scores(x: Array, element: NDArray[np.int64], beta: float, counter: tuple[int, int, int], seed: int) -> Array:
+def _scores(
+    x: Array, token: NDArray[np.int64], position: int, beta: float, counter: tuple[int, int, int], seed: int
+) -> Array:
     step, sample, stream = counter
     out = np.empty(len(x))
-    kernels.scores(x, element, beta, step, sample, stream, np.uint64(seed), out)
+    kernels.scores(x, token, position, beta, step, sample, stream, np.uint64(seed), out)
     return out
 
 

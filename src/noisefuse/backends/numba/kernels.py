@@ -218,11 +218,11 @@ def philox(n: int, counter: int, key: int, out: int) -> None:
 
 @compiled
 def scores(
-    x: NDArray[np.float32], element: NDArray[np.int64], beta: float, step: int, sample: int, stream: int, seed: Any,
-    out: NDArray[np.float64],
+    x: NDArray[np.float32], token: NDArray[np.int64], position: int, beta: float, step: int, sample: int, stream: int,
+    seed: Any, out: NDArray[np.float64],
 ) -> None:  # fmt: skip
     before = float_mode(NEAREST)
-    score_tokens(x, element, beta, step, sample, stream, seed, out)
+    score_tokens(x, token, position, beta, step, sample, stream, seed, out)
     float_mode(before)
 
 

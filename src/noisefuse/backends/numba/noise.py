@@ -3,21 +3,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from numba import types
 from numba.extending import overload
 from numpy import int32, int64, uint32, uint64
 
 from ...language.rows import Z
+from ..spec import Integers
 from .arrays import copy
 from .device import OPTIONS, SPEC, fma, inlined
 from .internals import each
 from .pointers import least, part, pointer
 from .program import *
-
-if TYPE_CHECKING:
-    from ..spec import Integers
 
 philox4x32: Any = SPEC.philox4x32
 join: Any = SPEC.join

@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from numpy import int32, int64, uint8, uint32
 
 from ...language.rows import COLUMNS, HIGH, LOW, TIMES_CLEAN, TIMES_ROOT, D, Z
+from ..spec import Integers
 from .device import SPEC, fma, inlined, mul
 from .internals import each
 from .pointers import address, least, part, pointer
 from .program import *
-
-if TYPE_CHECKING:
-    from ..spec import Integers
 
 clamp: Any = SPEC.clamp
 within: Any = SPEC.within

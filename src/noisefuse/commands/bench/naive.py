@@ -24,19 +24,17 @@ def naive_randn(rng: Rng, shape: tuple[int, ...], dtype: npt.DTypeLike = np.floa
 
 
 def naive_q_sample(x0: Array, t: Times, alpha: Array, sigma: Array, rng: Rng) -> Array:
-    """Returns x_t = alpha_t x_0 + sigma_t z; t is a scalar or of a shape that x0's begins with, such as (B,)."""
-    return _blend(x0, alpha[t], sigma[t], rng)
+    """Returns x_t = alpha_t x_0 + sigma_t z; t is a scalar or of a shape that x0's begins with, such as (B,).
 
-
-def _blend(x: Array, a: Array, s: Array, rng: Rng) -> Array:
-    """Returns a x + s z. Half types go through float32 and are rounded once; uint8 images are [-1, 1] in float32."""
-    dtype = np.dtype(np.float32) if x.dtype == np.uint8 else x.dtype
-    image = x.dtype == np.uint8
-    x = x.astype(_arithmetic(dtype), copy=False)
+    Half types go through float32 and are rounded once; uint8 images are [-1, 1] in float32.
+    """
+    image = x0.dtype == np.uint8
+    dtype = np.dtype(np.float32) if image else x0.dtype
+    x: Array = x0.astype(_arithmetic(dtype), copy=False)
     if image:
         x = x / 127.5 - 1
     z = rng.standard_normal(x.shape, dtype=x.dtype.type)
-    return (against(x, a) * x + against(x, s) * z).astype(dtype, copy=False)
+    return (against(x, alpha[t]) * x + against(x, sigma[t]) * z).astype(dtype, copy=False)
 
 
 def _arithmetic(dtype: npt.DTypeLike) -> type[np.float32] | type[np.float64]:

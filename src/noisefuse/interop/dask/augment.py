@@ -24,8 +24,7 @@ def augmented(function: Callable[..., Any], x: Any, noise: Any, *, out: Any = No
     elif name == "snr":
         check_whole("at_snr: samples", x, 1 if batched else 0)
         numbers = {"snr": options.pop("snr")}
-    elif name in ("poisson", "impulse"):
-        of_samples = "peak" if name == "poisson" else "amount"
+    elif of_samples := {"poisson": "peak", "impulse": "amount", "rician": "std"}.get(name):
         numbers = {of_samples: options.pop(of_samples)}
     elif name in ("levels", "transition"):
         numbers = {}

@@ -86,7 +86,7 @@ def zeros_like(x: Any) -> Any:
 
 
 def from_key(key: Any) -> nf.Noise:
-    """Does `Noise.from_key`."""
+    """Makes a Noise of a key: see `Noise.from_key`."""
     if not isinstance(key, jax.Array) or not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
         hint = "; jax.random.wrap_key_data makes one of a PRNGKey" if isinstance(key, jax.Array) else ""
         raise TypeError(f"key: expected one of jax.random.key(seed), got {type(key).__name__}{hint}")
@@ -179,8 +179,8 @@ def _sum_of_draws(increment: Any, shape: tuple[int, ...], like: Step, batched: b
 
     def add(total: Any, at: Any) -> Any:
         named = Named(increment.draw(at[1]))
-        given = call(sums, named, {X: np.zeros(shape, real)}, real)
-        return run(given, {X: total}, named, index=at[0], in_place=True)[0], None
+        step = call(sums, named, {X: np.zeros(shape, real)}, real)
+        return run(step, {X: total}, named, index=at[0], in_place=True)[0], None
 
     named = Named(increment.draw(int(words[0])))
     total = run(call(first, named, {}, real), {}, named)[0]
@@ -210,14 +210,14 @@ def q_sample(
         plain = fast_table(schedule.kept.plain, target, scale, offset, levels) if common is None else common
         return plain, -1, 0, aux, _kind(dtype, levels), batched
 
-    found = NotImplemented
+    outputs = NotImplemented
     if common is not None and out is None:
         table, stream, *more = like()
-        found = eager.again(eager.signature(table, stream, 0, noise, (x0,), *more), 0, noise, (x0,), rows)
-    if found is NotImplemented:
+        outputs = eager.again(eager.signature(table, stream, 0, noise, (x0,), *more), 0, noise, (x0,), rows)
+    if outputs is NotImplemented:
         make = lambda x, t, noise: q_sample_call(x, t, schedule, noise, *options)  # noqa: E731
-        found = at_times(make, "x0", x0, t, noise, out, like, schedule=schedule)
-    return found[0] if target is None else tuple(found)
+        outputs = at_times(make, "x0", x0, t, noise, out, like, schedule=schedule)
+    return outputs[0] if target is None else tuple(outputs)
 
 
 def q_step(
@@ -243,25 +243,25 @@ def q_walk(x0: Any, schedule: Any, noise: Any, *, keep: Any, batched: bool, out:
     check_none(out=out)
     if hasattr(noise, "shape"):
         raise TypeError("noise: expected a Noise, as q_walk draws at every time, got an array")
-    kept, rows = kept_times(keep, len(schedule)), schedule.kept.markov
+    times, rows = kept_times(keep, len(schedule)), schedule.kept.markov
     begun = []
-    if x0.dtype.name in LEVELS and len(kept):  # a walk's row has no constant: another step scales the levels
+    if x0.dtype.name in LEVELS and len(times):  # a walk's row has no constant: another step scales the levels
         x0 = q_step(x0, 0, schedule, noise, batched=batched, out=None)
-        begun, kept = [x0[None]] * int(kept[0] == 0), kept[kept > 0] - 1
+        begun, times = [x0[None]] * int(times[0] == 0), times[times > 0] - 1
         rows = Rows(rows.table[1:], rows.active)
         noise = each(noise, lambda name: name.at(step=name.step + 1) if isinstance(name, nf.Noise) else name)
     named = Named(noise)
     call = q_step_call(stand_in_for("x0", x0), 0, schedule, named.known, None, batched)
-    slots = np.full(int(kept[-1]) + 1 if len(kept) else 0, -1, np.int64)
-    slots[kept] = np.arange(len(kept))
-    outputs = [((len(kept), *x0.shape), call.dtype.name)]
+    slots = np.full(int(times[-1]) + 1 if len(times) else 0, -1, np.int64)
+    slots[times] = np.arange(len(times))
+    outputs = [((len(times), *x0.shape), call.dtype.name)]
     walked = {
         "keep": tuple(slots.tolist()),
-        "alpha": tuple(np.cumprod(rows.table[:, AFFINE[0] + 1 + X])[kept].tolist()),
+        "alpha": tuple(np.cumprod(rows.table[:, AFFINE[0] + 1 + X])[times].tolist()),
     }
     call = call._replace(rows=rows, step_by_index=False)
-    made = run(call, {X: x0}, named, kind=WALKS, outputs=outputs, kept=slots, **walked)[0]
-    return jnp.concatenate([*begun, made]) if begun else made
+    walk = run(call, {X: x0}, named, kind=WALKS, outputs=outputs, kept=slots, **walked)[0]
+    return jnp.concatenate([*begun, walk]) if begun else walk
 
 
 def update(
@@ -279,15 +279,15 @@ def update(
     def make(x: Any, i: Any, noise: Any) -> Step:
         return update_call(table, i, x, models, remembered, noise, None, number, levels)
 
-    given = 0 if model_output is None else len(model_output) if isinstance(model_output, tuple) else 1
+    models_given = 0 if model_output is None else len(model_output) if isinstance(model_output, tuple) else 1
 
     def like() -> Any:
         rows = table.as_rows if levels is None else table.as_rows.scaled(*levels.range)
-        return rows.plain, SAMPLER, given, number, _kind(None, levels), True
+        return rows.plain, SAMPLER, models_given, number, _kind(None, levels), True
 
     unsure = noise is None and table.as_rows.draws.any()
-    found = at_times(make, "x", x, i, noise, out, None if unsure else like, arrays)
-    return tuple(found) if isinstance(aux_out, int) else found[0]
+    outputs = at_times(make, "x", x, i, noise, out, None if unsure else like, arrays)
+    return tuple(outputs) if isinstance(aux_out, int) else outputs[0]
 
 
 # ---- samplers ----------------------------------------------------------------------------------------------

@@ -23,29 +23,30 @@ def augmented(function: Any, x: Any, noise: Any, *, out: Any = None, **options: 
     """Runs a function of `augment`: in host memory, or as one operation of a traced program."""
     check_none(out=out)
     if eager.is_concrete(x) and (row := nf.augment.row_inside(function, options)) is not None:
-        made = _by_row(function, row, x, noise, options)
-        if made is not NotImplemented:
-            return made
+        result = _by_row(function, row, x, noise, options)
+        if result is not NotImplemented:
+            return result
     named = Named(noise)
     if named.start is None and not any(map(is_tracer, (x, *jax.tree.leaves(noise)))):
         return jax.tree.map(jnp.asarray, function(np.asarray(x), noise, **options))
-    found = nf.augment.call_inside(function, stand_in_for("x", x), named.known, **options)
-    if found is None:
+    inside = nf.augment.call_inside(function, stand_in_for("x", x), named.known, **options)
+    if inside is None:
         return _called_back(partial(function, **options), x, noise, named)
-    call, bounds = found
-    made = run(call, {X: x, Z: named.array}, named, whole=True)[0]
-    return made if bounds is None else _clipped(made, *bounds)
+    call, bounds = inside
+    result = run(call, {X: x, Z: named.array}, named, whole=True)[0]
+    return result if bounds is None else _clipped(result, *bounds)
 
 
 def _by_row(function: Any, row: Rows, x: Any, noise: Any, options: dict[str, Any]) -> Any:
-    """Without leaving JAX, where calls like this one are often made: to compile takes as long as a thousand of them."""
+    """Runs the function as a program of one row, if such calls are often made: its compilation takes as long as a
+    thousand."""
     common = eager.Given(row.active, 0, 1)
     like = lambda: (common, -1, options["dtype"], options["layout"], options["batched"])  # noqa: E731
     table, stream, *more = like()
     signature = eager.signature(table, stream, 0, noise, (x,), *more)
-    found = eager.again(signature, 0, noise, (x,), row)
-    if found is not NotImplemented or not eager.is_often(signature):
-        return found if found is NotImplemented else found[0]
+    outputs = eager.again(signature, 0, noise, (x,), row)
+    if outputs is not NotImplemented or not eager.is_often(signature):
+        return outputs if outputs is NotImplemented else outputs[0]
     named = Named(noise)
     inside = nf.augment.call_inside(function, stand_in_for("x", x), named.known, **options)
     assert inside is not None

@@ -65,7 +65,7 @@ call_p.multiple_results = True
 
 
 def bind(what: Described, operands: Sequence[Any]) -> list[Any]:
-    """Returns the outputs."""
+    """Binds the operation, and returns its outputs."""
     axes = frozenset[Any]().union(*map(varying_axes, operands))
     if axes:  # inside shard_map, numbers that are the same for all devices stand beside parts of arrays
         operands = [varying(x, axes) for x in operands]
@@ -96,21 +96,21 @@ def _on_host(what: Described, *operands: Any) -> list[Any]:
     results = [np.empty(shape, jnp.dtype(dtype)) for shape, dtype in what.output_shapes()]
     several = what.several or (False,) * len(arrays)
     for k in range(what.repeat) if what.repeat else [None]:
-        of_role = {
+        by_role = {
             role: a[k] if each and k is not None else a
             for role, a, each in zip(what.roles, arrays, several, strict=True)
         }
-        (_draw if what.kind == RACES else _run)(what, of_role, [r if k is None else r[k, ...] for r in results])
+        (_draw if what.kind == RACES else _run)(what, by_role, [r if k is None else r[k, ...] for r in results])
     return results
 
 
-def _run(what: Described, given: dict[int, Any], outs: list[Any]) -> None:
+def _run(what: Described, operands: dict[int, Any], outs: list[Any]) -> None:
     record, backend = what.record, current()
     losses = outs.pop(0) if what.kind == LOSSES else None
-    rows = Rows(given[ROWS].astype(np.float64), int(record["active"]))
-    index = np.clip(given.get(INDEX, np.zeros(1)).astype(np.int64), 0, len(rows.table) - 1).reshape(-1)
+    rows = Rows(operands[ROWS].astype(np.float64), int(record["active"]))
+    index = np.clip(operands.get(INDEX, np.zeros(1)).astype(np.int64), 0, len(rows.table) - 1).reshape(-1)
     batch, size = int(record["batch"]), int(record["size"])
-    noise = _names(what, given)
+    noise = _names(what, operands)
     step = Step(
         batch=batch,
         size=size,
@@ -118,7 +118,7 @@ def _run(what: Described, given: dict[int, Any], outs: list[Any]) -> None:
         rows=rows,
         index=index,
         segment=int(record["segment"]),
-        inputs=tuple(None if slot not in given else np.ascontiguousarray(given[slot]) for slot in range(Z + 1)),
+        inputs=tuple(None if slot not in operands else np.ascontiguousarray(operands[slot]) for slot in range(Z + 1)),
         outputs=tuple([*outs, None, None, None][:3]),
         draw={code: draw for draw, code in DRAWS.items()}[int(record["draw"])],
         step_by_index=bool(record["step_by_index"]),
@@ -133,28 +133,28 @@ def _run(what: Described, given: dict[int, Any], outs: list[Any]) -> None:
         backend.run(Walk(step, np.array(what.keep, np.int64)))
     else:
         assert losses is not None
-        weights = _raw(given[WEIGHTS], np.float64) if WEIGHTS in given else None
+        weights = _raw(operands[WEIGHTS], np.float64) if WEIGHTS in operands else None
         sums = np.empty(losses.shape)
         backend.run(Loss(step, int(record["piece"]), weights, np.ones(()), int(record["n"]), sums))
-        if LAW in given:
-            factor, constant = _raw(given[LAW], np.float64).reshape(-1, 2)[index].T
+        if LAW in operands:
+            factor, constant = _raw(operands[LAW], np.float64).reshape(-1, 2)[index].T
             sums = sums * factor + constant
         losses[...] = sums
 
 
-def _draw(what: Described, given: dict[int, Any], outs: list[Any]) -> None:
+def _draw(what: Described, operands: dict[int, Any], outs: list[Any]) -> None:
     """Draws tokens."""
-    kinds, names = {"temperature": np.float64, "top_k": np.int64, "top_p": np.float64}, _names(what, given)
+    kinds, names = {"temperature": np.float64, "top_k": np.int64, "top_p": np.float64}, _names(what, operands)
     roles = dict(zip(kinds, (TEMPERATURE, TOP_K, TOP_P), strict=True))
-    settings: Any = {name: _raw(given[role], kinds[name]) for name, role in roles.items()}
+    settings: Any = {name: _raw(operands[role], kinds[name]) for name, role in roles.items()}
     if not outs[0].ndim:
         settings = {name: number[0] for name, number in settings.items()}
     info: Any = tuple(INFO)
     token, told = categorical(
-        given[X].reshape(*outs[0].shape, -1),
+        operands[X].reshape(*outs[0].shape, -1),
         [name.at(stream=0) for name in names] if len(names) > 1 else names[0].at(stream=0),
-        where=given[WHERE].astype(bool) if WHERE in given else None,
-        positions=given[POSITIONS],
+        where=operands[WHERE].astype(bool) if WHERE in operands else None,
+        positions=operands[POSITIONS],
         info=info,
         dtype=outs[0].dtype,
         **settings,
@@ -164,22 +164,22 @@ def _draw(what: Described, given: dict[int, Any], outs: list[Any]) -> None:
         out[...] = getattr(told, info[n])
 
 
-def _names(what: Described, given: dict[int, Any]) -> tuple[Noise, ...]:
+def _names(what: Described, operands: dict[int, Any]) -> tuple[Noise, ...]:
     """Returns the Noises from the bytes of fields and from traced operands."""
-    if FIELDS not in given:
+    if FIELDS not in operands:
         return ()
-    fields = given[FIELDS].view(FIELD.dtype)
-    steps, ids = given.get(STEP, np.zeros((), np.uint32)), _raw(given.get(IDS, np.zeros(0, np.uint64)), np.uint64)
+    fields = operands[FIELDS].view(FIELD.dtype)
+    steps, ids = operands.get(STEP, np.zeros((), np.uint32)), _raw(operands.get(IDS, np.zeros(0, np.uint64)), np.uint64)
     ids = ids % SAMPLES
     names = []
     for i, field in enumerate(fields):
         sample: Any = int(field["sample"])
-        if IDS in given:
+        if IDS in operands:
             sample = ids if ids.ndim and len(fields) == 1 else int(ids.reshape(-1)[i])
         step = int(field["step"]) + int(steps.reshape(-1)[i if steps.size > 1 else 0])
         name = Noise(int(field["seed"]), sample=sample, step=step % (1 << 32), stream=int(field["stream"]))
         if what.window:
-            start = given[START] if START in given else np.unravel_index(int(field["start"]), what.window)
+            start = operands[START] if START in operands else np.unravel_index(int(field["start"]), what.window)
             name = name.window(what.window, [int(first) for first in start])
         names.append(name)
     return tuple(names)
@@ -269,9 +269,9 @@ def _in_parts(what: Described, ranks: tuple[int, ...]) -> Any:
 
         return mesh, of_device, (cut,) * len(outputs), tuple(cut if role <= Z else same for role in what.roles)
 
-    made = custom_partitioning(all_of_it)
-    made.def_partition(part, infer_sharding_from_operands=_as_arrays(what), **_rule(what, ranks))
-    return made
+    partitioned = custom_partitioning(all_of_it)
+    partitioned.def_partition(part, infer_sharding_from_operands=_as_arrays(what), **_rule(what, ranks))
+    return partitioned
 
 
 def _axes_of_batch(mesh: Any, spec: Any, batch: int) -> tuple[Any, int]:
@@ -294,7 +294,7 @@ def _as_arrays(what: Described) -> Any:
 
 
 def _rule(what: Described, ranks: tuple[int, ...]) -> dict[str, Any]:
-    """Returns the same rule for Shardy: b is the batch, and everything else stays whole."""
+    """Returns Shardy's rule for the partition: b is the batch, and everything else stays whole."""
     inner = [f"s{axis}" for axis in range(len(what.sample))]
     settings = (TEMPERATURE, TOP_K, TOP_P) if what.kind == RACES else ()  # (b,), or pairs of words
     factors = [
@@ -346,7 +346,7 @@ batching.primitive_batchers[call_p] = _batched
 
 
 def _tangents(primals: Sequence[Any], tangents: Sequence[Any], *, what: Described) -> tuple[Any, Any]:
-    given = dict(zip(what.roles, primals, strict=True))
+    operands = dict(zip(what.roles, primals, strict=True))
     changes = {
         role: dx for role, dx in zip(what.roles, tangents, strict=True) if role <= WEIGHTS and type(dx) is not ad.Zero
     }
@@ -355,27 +355,27 @@ def _tangents(primals: Sequence[Any], tangents: Sequence[Any], *, what: Describe
     if changes and int(what.record["active"]) & (TIMES_CLEAN | TIMES_ROOT):
         raise NotImplementedError("x: noise that is multiplied by x has no derivative: use lax.stop_gradient")
     outs = bind(what, primals)
-    found = []
+    out_changes = []
     for k, (out, (_, dtype)) in enumerate(zip(outs, what.outputs, strict=True)):
         of_floats = {slot: dx for slot, dx in changes.items() if slot <= Z and dtype not in LEVELS}
         if what.kind == WALKS and of_floats:
             ahead = (1,) * (out.ndim - 1 - bool(what.repeat))
             alpha = jnp.array(what.alpha, out.dtype).reshape(-1, *ahead)
             dx = of_floats[X]
-            found.append(alpha * (dx[:, None] if what.several and what.several[what.roles.index(X)] else dx))
+            out_changes.append(alpha * (dx[:, None] if what.several and what.several[what.roles.index(X)] else dx))
         else:
-            found.append(_change(what, given, of_floats, k))
-        if found[-1] is None:
-            found[-1] = ad.Zero(jax.typeof(out).to_tangent_aval())
-    return outs, found
+            out_changes.append(_change(what, operands, of_floats, k))
+        if out_changes[-1] is None:
+            out_changes[-1] = ad.Zero(jax.typeof(out).to_tangent_aval())
+    return outs, out_changes
 
 
 ad.primitive_jvps[call_p] = _tangents
 
 
-def _change(what: Described, given: dict[int, Any], changes: dict[int, Any], k: int) -> Any:
+def _change(what: Described, operands: dict[int, Any], changes: dict[int, Any], k: int) -> Any:
     """Returns the change of output k, or None if there is none."""
-    total, active, rows = None, int(what.record["active"]), given[ROWS]
+    total, active, rows = None, int(what.record["active"]), operands[ROWS]
     first = AFFINE[k]
     for some in range(0, len(changes), 4):
         pairs, arrays = [], []
@@ -390,72 +390,72 @@ def _change(what: Described, given: dict[int, Any], changes: dict[int, Any], k: 
             pairs.append(pair)
             arrays.append((dx, what.several[what.roles.index(slot)] if what.several else False))
         if pairs:
-            part = _linear(what, given, pairs, arrays, what.outputs[k], active)
+            part = _linear(what, operands, pairs, arrays, what.outputs[k], active)
             total = part if total is None else total + part
     return total
 
 
-def _linear(what: Described, given: dict[int, Any], pairs: Any, arrays: Any, output: Any, active: int) -> Any:
+def _linear(what: Described, operands: dict[int, Any], pairs: Any, arrays: Any, output: Any, active: int) -> Any:
     """Returns the sum of arrays, each times its pair of coefficients: directly, and through D if its clamp lets it
     pass."""
-    record, rows = np.frombuffer(what.call, CALL.dtype).copy(), given[ROWS]
+    record, rows = np.frombuffer(what.call, CALL.dtype).copy(), operands[ROWS]
     several = dict(zip(what.roles, what.several or (False,) * len(what.roles), strict=True))
     masked = bool(record["masked"][0]) or bool(active & BOUNDS)
-    made, bits = jnp.zeros_like(rows), 0
+    coefficients, bits = jnp.zeros_like(rows), 0
     if masked:
-        made, bits = made.at[..., CLEAN:OUT].set(rows[..., CLEAN:OUT]), active & ((1 << OUT) - 1)
+        coefficients, bits = coefficients.at[..., CLEAN:OUT].set(rows[..., CLEAN:OUT]), active & ((1 << OUT) - 1)
     for n, (direct, through) in enumerate(pairs):
         column = 1 + PAST1 + n
         if through is not None and not masked:
             direct = direct + through
-        made, bits = made.at[..., OUT + column].set(direct), bits | 1 << OUT + column
+        coefficients, bits = coefficients.at[..., OUT + column].set(direct), bits | 1 << OUT + column
         if through is not None and masked:
-            made, bits = made.at[..., AUX1 + column].set(through), bits | 1 << AUX1 + column
-    operands = {ROWS: (made, several[ROWS])}
-    if INDEX in given:
-        operands[INDEX] = given[INDEX], several[INDEX]
+            coefficients, bits = coefficients.at[..., AUX1 + column].set(through), bits | 1 << AUX1 + column
+    by_role = {ROWS: (coefficients, several[ROWS])}
+    if INDEX in operands:
+        by_role[INDEX] = operands[INDEX], several[INDEX]
     if masked:
-        operands |= {slot: (given[slot], several[slot]) for slot in (X, M1, M2) if slot in given}
-    operands |= {PAST1 + n: pair for n, pair in enumerate(arrays)}
-    operands = {
-        slot: pair for slot, pair in operands.items() if slot not in (X, M1, M2) or bits >> CLEAN + 1 + slot & 1
-    }
-    for slot, (x, _) in operands.items():
+        by_role |= {slot: (operands[slot], several[slot]) for slot in (X, M1, M2) if slot in operands}
+    by_role |= {PAST1 + n: pair for n, pair in enumerate(arrays)}
+    by_role = {slot: pair for slot, pair in by_role.items() if slot not in (X, M1, M2) or bits >> CLEAN + 1 + slot & 1}
+    for slot, (x, _) in by_role.items():
         if slot <= Z:
             record["in_type"][0, slot] = dtype_code(np.dtype(x.dtype))
     code = DTYPES[output[1]]
     record["active"], record["masked"], record["draw"], record["step_by_index"] = bits, masked, 0, 0
     record["type"], record["out_type"] = code, code
-    each = tuple(flag for _, flag in operands.values())
+    each = tuple(flag for _, flag in by_role.values())
     call = replace(
-        what, call=record.tobytes(), roles=tuple(operands), outputs=(output,), several=each if what.repeat else (),
+        what, call=record.tobytes(), roles=tuple(by_role), outputs=(output,), several=each if what.repeat else (),
         window=(), in_place=False,
     )  # fmt: skip
-    return bind(call, [x for x, _ in operands.values()])[0]
+    return bind(call, [x for x, _ in by_role.values()])[0]
 
 
 def _transposed(cotangents: Sequence[Any], *operands: Any, what: Described) -> list[Any]:
     """Transposes a call from `_linear`, which has one output."""
     (ct,) = cotangents
-    given = dict(zip(what.roles, operands, strict=True))
-    found: list[Any] = []
-    for role, x in given.items():
+    by_role = dict(zip(what.roles, operands, strict=True))
+    cotangents_of: list[Any] = []
+    for role, x in by_role.items():
         if not ad.is_undefined_primal(x):
-            found.append(None)
+            cotangents_of.append(None)
             continue
         if type(ct) is ad.Zero:
-            found.append(ad.Zero(x.aval))
+            cotangents_of.append(ad.Zero(x.aval))
             continue
-        known = {other: y for other, y in given.items() if not ad.is_undefined_primal(y)}
+        known = {n: y for n, y in by_role.items() if not ad.is_undefined_primal(y)}
         several = bool(what.several) and what.several[what.roles.index(role)]
         shape, dtype = x.aval.shape[several:], x.aval.dtype.name
         upstream = ct
         if dtype != "float64" and ct.dtype == jnp.float64:
             upstream, known[ROWS] = ct.astype(jnp.float32), known[ROWS].astype(jnp.float32)
         pair = known[ROWS][..., OUT + 1 + role], known[ROWS][..., AUX1 + 1 + role]
-        made = _linear(what, known, [pair], [(upstream, bool(what.repeat))], (shape, dtype), int(what.record["active"]))
-        found.append(made.sum(0) if what.repeat and not several else made)
-    return found
+        product = _linear(
+            what, known, [pair], [(upstream, bool(what.repeat))], (shape, dtype), int(what.record["active"])
+        )
+        cotangents_of.append(product.sum(0) if what.repeat and not several else product)
+    return cotangents_of
 
 
 ad.primitive_transposes[call_p] = _transposed
@@ -464,7 +464,7 @@ ad.primitive_transposes[call_p] = _transposed
 def _tangents_of_density(primals: Sequence[Any], changes: dict[int, Any], what: Described) -> tuple[Any, Any]:
     """Differentiates a density f S + c, which changes by 2 f r dr. The residual r is a row like all others."""
     (density,) = bind(what, primals)
-    given = dict(zip(what.roles, primals, strict=True))
+    by_role = dict(zip(what.roles, primals, strict=True))
     record = np.frombuffer(what.call, CALL.dtype).copy()
     record["type"] = record["out_type"] = DTYPES[what.floats]
     shape, roles = (int(record["batch"][0]), *what.sample), [role for role in what.roles if role != LAW]
@@ -473,13 +473,13 @@ def _tangents_of_density(primals: Sequence[Any], changes: dict[int, Any], what: 
     rows = replace(
         what, call=record.tobytes(), kind=STEP_CALLS, roles=tuple(roles), outputs=outputs, several=several, factors=()
     )
-    change = _change(rows, given, {slot: dx for slot, dx in changes.items() if slot <= Z}, 0)
+    change = _change(rows, by_role, {slot: dx for slot, dx in changes.items() if slot <= Z}, 0)
     if change is None:
         return [density], [ad.Zero(jax.typeof(density).to_tangent_aval())]
-    (r,) = bind(rows, [given[role] for role in roles])
+    (r,) = bind(rows, [by_role[role] for role in roles])
     factor = 2 * jnp.array(what.factors, r.dtype)
-    if INDEX in given:
-        factor = factor.at[given[INDEX]].get(mode="clip", wrap_negative_indices=False)
+    if INDEX in by_role:
+        factor = factor.at[by_role[INDEX]].get(mode="clip", wrap_negative_indices=False)
     return [density], [(factor * (r * change).sum(tuple(range(density.ndim, r.ndim)))).astype(density.dtype)]
 
 

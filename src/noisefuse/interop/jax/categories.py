@@ -20,22 +20,22 @@ from ...language.rows import X
 from ...operations.words import drawing
 from ...tokens.categorical import drawn_from, token_dtype
 from .description import POSITIONS, RACES, TEMPERATURE, TOP_K, TOP_P, WHERE
-from .traced import Named, refusing, run, small, stand_in_for, tracers_of
+from .traced import Named, check_none, refusing, run, small, stand_in_for, tracers_of
 
 
 def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, partial: bool, **options: Any) -> Any:
-    if out is not None:
-        raise TypeError("out: expected None, as arrays of JAX are not written to")
+    check_none(out=out)
     if partial:
         raise NotImplementedError("partial: parts do not take JAX arrays: pass np.asarray(logits)")
     kind = jax.dtypes.canonicalize_dtype(token_dtype(dtype, None))
-    given = {name: x for name, x in options.items() if is_tracer(x)}
-    known = {name: np.asarray(x) if isinstance(x, jax.Array) else x for name, x in options.items() if name not in given}
-    if not (given or is_tracer(logits) or tracers_of(noise)):
+    traced = {name: x for name, x in options.items() if is_tracer(x)}
+    known = {name: x for name, x in options.items() if name not in traced}
+    known = {name: np.asarray(x) if isinstance(x, jax.Array) else x for name, x in known.items()}
+    if not (traced or is_tracer(logits) or tracers_of(noise)):
         draw: Any = nf.categorical
-        found = draw(np.asarray(logits), noise, info=info, dtype=kind, **known)
-        return jax.tree.map(jnp.asarray, found)
-    token, *told = _in_program(logits, noise, info, kind, given, known)
+        drawn = draw(np.asarray(logits), noise, info=info, dtype=kind, **known)
+        return jax.tree.map(jnp.asarray, drawn)
+    token, *told = _in_program(logits, noise, info, kind, traced, known)
     return (token, nf.discrete.TokenInfo(**dict(zip(info, told, strict=True)))) if info else token
 
 
@@ -43,12 +43,12 @@ _STAND_INS: Any = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "where": True, 
 _SETTINGS = {"temperature": TEMPERATURE, "top_k": TOP_K, "top_p": TOP_P}
 
 
-def _in_program(logits: Any, noise: Any, info: Any, kind: Any, given: Any, known: Any) -> list[Any]:
+def _in_program(logits: Any, noise: Any, info: Any, kind: Any, traced: Any, known: Any) -> list[Any]:
     """Checks what is known, and draws by the one operation of all calls."""
     stand_in, named = as_array("logits", stand_in_for("logits", logits), LOGITS), Named(noise)
-    real = {name for name, x in given.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+    real = {name for name, x in traced.items() if jnp.issubdtype(x.dtype, jnp.floating)}
     checked = known | {
-        name: np.full(x.shape, _STAND_INS[name], np.float32 if name in real else x.dtype) for name, x in given.items()
+        name: np.full(x.shape, _STAND_INS[name], np.float32 if name in real else x.dtype) for name, x in traced.items()
     }
     settings, names, _, _, places, chosen = drawn_from(logits.shape, named.known, **checked, whole=True)
     rows = logits.shape[:-1]
@@ -59,16 +59,16 @@ def _in_program(logits: Any, noise: Any, info: Any, kind: Any, given: Any, known
 
     more: dict[int, Any] = {}
     for (name, role), numbers in zip(_SETTINGS.items(), settings, strict=True):
-        if name not in given:
+        if name not in traced:
             more[role] = np.array(np.broadcast_to(numbers, shape[:1])).view(np.uint32).reshape(-1, 2)
         elif name in real:
-            x = fixed(name, given[name])
+            x = fixed(name, traced[name])
             more[role] = jnp.broadcast_to(x.astype(jnp.promote_types(x.dtype, jnp.float32)), shape[:1])
         else:
-            more[role] = jnp.broadcast_to(small(given[name]), shape[:1])
+            more[role] = jnp.broadcast_to(small(traced[name]), shape[:1])
     if chosen is not None:
-        more[WHERE] = jnp.broadcast_to(given.get("where", chosen.reshape(rows)), rows).astype(jnp.uint8)
-    place = given.get("positions", places.reshape(rows))
+        more[WHERE] = jnp.broadcast_to(traced.get("where", chosen.reshape(rows)), rows).astype(jnp.uint8)
+    place = traced.get("positions", places.reshape(rows))
     if named.start is not None and checked["positions"] is None:
         full = noise.window_shape
         starts = zip(named.start, named.starts(full, shape[1:]), strict=True)
@@ -98,19 +98,18 @@ def _kept(value: Any) -> Any:
 # ---- cross entropies ---------------------------------------------------------------------------------------
 
 
-def masked_cross_entropy(*given: Any, reduction: Any) -> Any:
-    return _loss(given, reduction, 1.0, False)[0]
+def masked_cross_entropy(*arguments: Any, reduction: Any) -> Any:
+    return _loss(arguments, reduction, 1.0, False)[0]
 
 
-def masked_cross_entropy_and_grad(*given: Any, reduction: Any, upstream: Any, out: Any) -> Any:
-    if out is not None:
-        raise TypeError("out: expected None, as arrays of JAX are not written to")
-    return tuple(_loss(given, reduction, upstream, True))
+def masked_cross_entropy_and_grad(*arguments: Any, reduction: Any, upstream: Any, out: Any) -> Any:
+    check_none(out=out)
+    return tuple(_loss(arguments, reduction, upstream, True))
 
 
-def _loss(given: tuple[Any, ...], reduction: Any, upstream: Any, wanted: bool) -> Any:
+def _loss(arguments: tuple[Any, ...], reduction: Any, upstream: Any, wanted: bool) -> Any:
     """Returns the loss, and its gradient if it is wanted."""
-    named = dict(zip(("logits", "ids", "masked", "weight"), given, strict=True)) | {"upstream": upstream}
+    named = dict(zip(("logits", "ids", "masked", "weight"), arguments, strict=True)) | {"upstream": upstream}
     arrays = {name: x for name, x in named.items() if isinstance(x, jax.Array)}
     fixed = {name: _kept(x) for name, x in named.items() if name not in arrays} | {"reduction": reduction}
     if not any(map(is_tracer, arrays.values())):
@@ -154,14 +153,14 @@ def _differentiable(fixed: dict[str, Any], wanted: bool) -> Any:
         loss, *early = _called(fixed, fixed["reduction"] == "mean", values)
         return [loss], (values, early)
 
-    def backward(kept: Any, above: Any) -> Any:
-        values, early = kept
+    def backward(residuals: Any, above: Any) -> Any:
+        values, early = residuals
 
         def again() -> Any:
             return _called(fixed, True, values | {"upstream": above[0]})[1]
 
-        made = jax.lax.cond(above[0] == 1, lambda: early[0], again) if early else again()
-        return ({name: made if name == "logits" else None for name in values},)
+        gradient = jax.lax.cond(above[0] == 1, lambda: early[0], again) if early else again()
+        return ({name: gradient if name == "logits" else None for name in values},)
 
     call.defvjp(forward, backward, symbolic_zeros=True)
     return call

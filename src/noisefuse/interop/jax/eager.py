@@ -93,10 +93,10 @@ _concrete: set[type] = set()
 def is_concrete(x: Any) -> bool:
     if type(x) in _concrete:
         return True
-    found = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
-    if found:
+    is_array = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
+    if is_array:
         _concrete.add(type(x))
-    return found
+    return is_array
 
 
 def is_in_mesh() -> bool:
@@ -118,7 +118,7 @@ def is_often(signature: Any) -> bool:
 
 
 def number(t: Any) -> Any:
-    """Returns t in host memory if its value is known, and as a number if it is one."""
+    """Returns known times in host memory, a single integer as an int; and traced ones unchanged."""
     if type(t) is int:
         return t
     if isinstance(t, list) or is_concrete(t):
@@ -132,7 +132,7 @@ def fast_row(
     plain: Any, t: Any, x: Any, model_output: Any, past: Any, noise: Any, stream: int, out: Any, aux: Any, kind: Any,
     batched: bool | None,
 ) -> Any:  # fmt: skip
-    """Does what `backends.fast_row` does, for JAX's arrays and calls like one that was checked before."""
+    """Does `backends.fast_row` for arrays of JAX: it reuses the program of an earlier, checked call."""
     models = model_output if type(model_output) is tuple else () if model_output is None else (model_output,)
     if out is not None or type(past) not in _SEVERAL or not (type(aux) is int or aux is None or aux == ()):
         return NotImplemented
@@ -141,10 +141,10 @@ def fast_row(
             return NotImplemented
         batched = True
     t, arrays = t if type(t) is int else number(t), (x, *models, *(past or ()))
-    found = again(signature(plain, stream, t, noise, arrays, len(models), aux or 0, kind, batched), t, noise, arrays)
-    if found is NotImplemented:
-        return found
-    return tuple(found) if type(aux) is int else found[0]
+    outputs = again(signature(plain, stream, t, noise, arrays, len(models), aux or 0, kind, batched), t, noise, arrays)
+    if outputs is NotImplemented:
+        return outputs
+    return tuple(outputs) if type(aux) is int else outputs[0]
 
 
 _SEVERAL = tuple, list, type(None)
@@ -156,8 +156,8 @@ def fast_random(
     """Does `backends.fast_random` for arrays of JAX: it reuses the program of an earlier, checked call."""
     if out is not None:
         return NotImplemented
-    found = again(signature(plain, is_uniform, 0, noise, (), shape, kind, batched), 0, noise, ())
-    return found if found is NotImplemented else found[0]
+    outputs = again(signature(plain, is_uniform, 0, noise, (), shape, kind, batched), 0, noise, ())
+    return outputs if outputs is NotImplemented else outputs[0]
 
 
 def signature(table: Any, stream: int, t: Any, noise: Any, arrays: Sequence[Any], *options: Any) -> Any:
@@ -180,12 +180,12 @@ def signature(table: Any, stream: int, t: Any, noise: Any, arrays: Sequence[Any]
             return None
         times = t.shape
     place = table if type(table) is Given else id(table)
-    made: tuple[Any, ...] = place, stream, of_noise, times, backends.current(), options
+    parts: tuple[Any, ...] = place, stream, of_noise, times, backends.current(), options
     for x in arrays:
         if type(x) not in _concrete and not is_concrete(x):
             return None
-        made = *made, x.shape, x.dtype
-    return made
+        parts = *parts, x.shape, x.dtype
+    return parts
 
 
 def again(
@@ -232,15 +232,15 @@ def again(
 
 
 def remember(
-    table: Any, like: Any, what: Described, operands: dict[int, Any], call: Step, given: dict[int, Any]
+    table: Any, like: Any, what: Described, operands: dict[int, Any], call: Step, arrays: dict[int, Any]
 ) -> None:
     """Remembers a call that was described, with this signature and these arrays by slot."""
     if like is None or is_in_mesh() or not {*operands} <= {ROWS, INDEX, FIELDS, IDS, WEIGHTS, *range(Z)}:
         return
-    if any(x.dtype != operands[slot].dtype for slot, x in given.items() if slot in operands):
+    if any(x.dtype != operands[slot].dtype for slot, x in arrays.items() if slot in operands):
         return
     several = type(table) is not Given and call.index.size > 1
-    order, constant = [ROWS, *([INDEX] if several else []), *given, FIELDS, IDS, WEIGHTS], dict[int, Any]()
+    order, constant = [ROWS, *([INDEX] if several else []), *arrays, FIELDS, IDS, WEIGHTS], dict[int, Any]()
     record = np.frombuffer(what.call, CALL.dtype).copy()
     if type(table) is not Given and not several:
         record["n_rows"] = 1
@@ -279,5 +279,5 @@ def _rows_of(rows: Rows, wide: bool) -> Any:
 
 def _fields_like(like: bytes) -> Callable[[tuple[int, int, int]], Any]:
     """Returns a function of (seed, sample, step) that makes the bytes of a field of this shape and stream."""
-    rest = like[_NAME.size :]
-    return lambda name: np.frombuffer(_NAME.pack(name[0], name[1], 0, 0, name[2]) + rest, np.uint8)
+    after_name = like[_NAME.size :]
+    return lambda name: np.frombuffer(_NAME.pack(name[0], name[1], 0, 0, name[2]) + after_name, np.uint8)

@@ -25,7 +25,8 @@ Words: TypeAlias = Any  # arrays of integers
 Bools: TypeAlias = Any
 
 
-@jax.tree_util.register_pytree_node_class
+@jax.tree_util.register_dataclass
+@dataclass
 class Wide:
     """Integers of 128 bits, as two words of 64, with the operations that are needed here.
 
@@ -34,16 +35,6 @@ class Wide:
 
     high: Words
     low: Words
-
-    def __init__(self, high: Words, low: Words) -> None:
-        self.high, self.low = high, low
-
-    def tree_flatten(self) -> Any:
-        return (self.high, self.low), None
-
-    @classmethod
-    def tree_unflatten(cls, _: Any, words: Any) -> Wide:
-        return cls(*words)
 
     def __lshift__(self, n: Words) -> Any:
         within = n & 63
@@ -147,26 +138,24 @@ FLOAT32: Format = Format(32, 23)
 FLOAT64: Format = Format(64, 52)
 
 
+@dataclass(eq=False)
 class Float:
     """An array of numbers as their bits. Operators also take numbers of NumPy and Python."""
-
-    __array_ufunc__ = None  # so NumPy's scalars leave operators to this class
 
     bits: Words
     format: Format
 
-    def __init__(self, bits: Words, format: Format) -> None:
-        self.bits, self.format = bits, format
+    __array_ufunc__: ClassVar[None] = None  # so NumPy's scalars leave operators to this class
 
     def to(self, format: Format) -> Float:
         """Converts to another format, rounded once if needed."""
         own, size, (negative, e, m) = self.format, _size(self), _parts(self)
         moved = format.bias + format.fraction - own.bias - own.fraction
-        found = _rounded(format, negative, format.wide(_low(m)), e + moved)
+        rounded = _rounded(format, negative, format.wide(_low(m)), e + moved)
         beyond = jnp.where(
             size > own.infinity, format.word(format.nan), _signed(format, negative, format.word(format.infinity))
         )
-        return Float(jnp.where(size < own.infinity, found.bits, beyond), format)
+        return Float(jnp.where(size < own.infinity, rounded.bits, beyond), format)
 
     def __neg__(self) -> Float:
         return Float(self.bits ^ self.format.word(self.format.sign), self.format)
@@ -246,10 +235,10 @@ def _rounded(kind: Format, negative: Bools, s: Any, e: Words) -> Float:
     right = _words(jnp.minimum(right, most))
     odd = _low(s >> right) & 1
     half = (one << (right - 1)) - one
-    found = _low(s + half + kind.wide(odd) >> right).astype(word)  # a carry turns it into the next power of two
-    found = found + ((jnp.maximum(field, 1) - 1).astype(word) << kind.fraction)
-    found = jnp.where(zero, word(0), jnp.minimum(found, word(kind.infinity)))
-    return Float(_signed(kind, negative, found), kind)
+    magnitude = _low(s + half + kind.wide(odd) >> right).astype(word)  # a carry turns it into the next power of two
+    magnitude = magnitude + ((jnp.maximum(field, 1) - 1).astype(word) << kind.fraction)
+    magnitude = jnp.where(zero, word(0), jnp.minimum(magnitude, word(kind.infinity)))
+    return Float(_signed(kind, negative, magnitude), kind)
 
 
 def _signed(kind: Format, negative: Bools, size: Words) -> Words:
@@ -286,13 +275,13 @@ def _sum(a: Float, b: Float) -> Float:
     kind = a.format
     negative, e, m = _parts(a)
     up = kind.top - 1 - kind.fraction
-    found = _added(kind, (negative, e - up, m << jnp.uint64(up)), _parts(b))
-    return _special(found, (negative, _size(a) >= kind.infinity, _is_nan(a)), b)
+    finite = _added(kind, (negative, e - up, m << jnp.uint64(up)), _parts(b))
+    return _special(finite, (negative, _size(a) >= kind.infinity, _is_nan(a)), b)
 
 
 def _format(*numbers: Any) -> Format:
-    found: Format = next(x.format for x in numbers if isinstance(x, Float))
-    return found
+    kind: Format = next(x.format for x in numbers if isinstance(x, Float))
+    return kind
 
 
 def _times(a: Float, b: Float) -> Any:
@@ -329,13 +318,13 @@ def _added(kind: Format, a: Any, b: Any) -> Float:
     return _rounded(kind, negative, s, e)
 
 
-def _special(found: Float, product: Any, c: Float) -> Float:
-    """Returns the sum of a product, (sign, whether it is infinite, or NaN), and c; `found` if both are finite."""
+def _special(finite: Float, product: Any, c: Float) -> Float:
+    """Returns the sum of a product, (sign, whether it is infinite, or NaN), and c; `finite` if both are finite."""
     kind, word = c.format, c.format.word
     negative, infinite, nan = product
     of_c = _size(c) >= kind.infinity
     nan = nan | _is_nan(c) | infinite & of_c & (negative != _is_negative(c))
-    bits = jnp.where(of_c, c.bits, found.bits)
+    bits = jnp.where(of_c, c.bits, finite.bits)
     bits = jnp.where(infinite, _signed(kind, negative, word(kind.infinity)), bits)
     return Float(jnp.where(nan, word(kind.nan), bits), kind)
 
@@ -347,15 +336,15 @@ def sqrt(x: Float) -> Float:
     e = e - left - kind.bias
     odd = e & 1
     m = m << _words(left + odd + (kind.fraction + 2))
-    root, rest = kind.wide(jnp.zeros_like(x.bits)), m
+    root, remainder = kind.wide(jnp.zeros_like(x.bits)), m
     for place in range(2 * kind.fraction + 2, -1, -2):
         bit = kind.wide(kind.word(1)) << jnp.uint64(place)
         trial = root + bit
-        less, root = trial > rest, root >> _ONE
-        root, rest = _where(less, root, root + bit), _where(less, rest, rest - trial)
+        less, root = trial > remainder, root >> _ONE
+        root, remainder = _where(less, root, root + bit), _where(less, remainder, remainder - trial)
     e = (e - odd >> 1) + (kind.bias - 2)
-    found = _rounded(kind, negative, (root << _ONE) | ~_is_zero(rest), e)
-    bits = jnp.where(negative | _is_nan(x), kind.word(kind.nan), jnp.where(x == math.inf, x.bits, found.bits))
+    rounded = _rounded(kind, negative, (root << _ONE) | ~_is_zero(remainder), e)
+    bits = jnp.where(negative | _is_nan(x), kind.word(kind.nan), jnp.where(x == math.inf, x.bits, rounded.bits))
     return Float(jnp.where(_size(x) == 0, x.bits, bits), kind)
 
 
@@ -366,16 +355,16 @@ def divide(x: Float, n: float) -> Float:
     """Returns x / n for a finite n of at least 1: digit by digit of their m, to one digit more than x has."""
     kind, (negative, e, m), (_, e_n, m_n) = x.format, _parts(x), _parts(x.format(n))
     digits = kind.fraction + 4
-    rest, by = _low(m), _low(m_n)
+    remainder, by = _low(m), _low(m_n)
 
     def digit(_: Any, carried: Any) -> Any:
-        found, rest = carried
-        fits = rest >= by
-        return found << _ONE | fits, (rest - jnp.where(fits, by, 0)) << _ONE
+        quotient, remainder = carried
+        fits = remainder >= by
+        return quotient << _ONE | fits, (remainder - jnp.where(fits, by, 0)) << _ONE
 
-    found, rest = jax.lax.fori_loop(0, digits, digit, (rest ^ rest, rest))
-    found = _rounded(kind, negative, kind.wide(found) << _ONE | (rest != 0), e - e_n + (kind.bias - 4))
-    return Float(jnp.where(_size(x) >= kind.infinity, x.bits, found.bits), kind)
+    quotient, remainder = jax.lax.fori_loop(0, digits, digit, (remainder ^ remainder, remainder))
+    quotient = _rounded(kind, negative, kind.wide(quotient) << _ONE | (remainder != 0), e - e_n + (kind.bias - 4))
+    return Float(jnp.where(_size(x) >= kind.infinity, x.bits, quotient.bits), kind)
 
 
 def select(condition: Bools, a: Any, b: Any) -> Any:

@@ -17,8 +17,8 @@ def varying_axes(x: Any) -> frozenset[Any]:
 
 def _of_type(kind: Any) -> frozenset[Any]:
     manual = getattr(kind, "mat", None)
-    found: frozenset[Any] = getattr(kind, "vma", frozenset()) if manual is None else manual.varying
-    return found
+    axes: frozenset[Any] = getattr(kind, "vma", frozenset()) if manual is None else manual.varying
+    return axes
 
 
 def varying(x: Any, axes: frozenset[Any]) -> Any:

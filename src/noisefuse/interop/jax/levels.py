@@ -24,33 +24,33 @@ def interpolate(
     x0: Any, x1: Any, t: Any, path: Any, noise: Any, target: Any, batched: bool, out: Any, target_out: Any
 ) -> Any:
     check_none(target_out=target_out)
-    other = stand_in_for("x1", x1)
+    x1_zeros = stand_in_for("x1", x1)
 
     def make(x: Any, t: Any, noise: Any) -> Step:
-        y = other if x.shape == x0.shape else np.zeros(x.shape, other.dtype)
+        y = x1_zeros if x.shape == x0.shape else np.zeros(x.shape, x1_zeros.dtype)
         return interpolate_call(x, y, t, path, noise, target, batched, None, None)
 
-    made = at_times(make, "x0", x0, t, noise if path.draws else None, out, None, {M1: x1}, path)
-    return made[0] if target is None else tuple(made)
+    outputs = at_times(make, "x0", x0, t, noise if path.draws else None, out, None, {M1: x1}, path)
+    return outputs[0] if target is None else tuple(outputs)
 
 
 def noised(x0: Any, alpha: Any, sigma: Any, noise: Any, target: Any, batched: bool, out: Any, target_out: Any) -> Any:
     check_none(target_out=target_out)
     in_place = out is x0
-    given = {"x0": x0, "alpha": alpha, "sigma": sigma, "noise": noise}
+    arguments = {"x0": x0, "alpha": alpha, "sigma": sigma, "noise": noise}
 
     def call(x0: Any, alpha: Any, sigma: Any, noise: Any) -> Any:
         return tuple(_at_levels(x0, alpha, sigma, noise, target, batched, x0 if in_place else out))
 
     starts = [start for name in listed(noise) for start in getattr(name, "window_start", ())]
     known = {"noise"} if any(map(is_tracer, starts)) else set()  # such a Noise is no argument of a program
-    traced = {name: x for name, x in given.items() if name not in known and any(map(is_tracer, jax.tree.leaves(x)))}
+    traced = {name: x for name, x in arguments.items() if name not in known and any(map(is_tracer, jax.tree.leaves(x)))}
     if not {"alpha", "sigma"} & traced.keys():
-        made = call(**given)
+        outputs = call(**arguments)
     else:
-        fixed = {name: x for name, x in given.items() if name not in traced}
-        made = _differentiable(lambda traced: call(**fixed, **traced), fixed, target, batched)(traced)
-    return made[0] if target is None else made
+        fixed = {name: x for name, x in arguments.items() if name not in traced}
+        outputs = _differentiable(lambda traced: call(**fixed, **traced), fixed, target, batched)(traced)
+    return outputs[0] if target is None else outputs
 
 
 def _at_levels(x0: Any, alpha: Any, sigma: Any, noise: Any, target: Any, batched: bool, out: Any) -> Any:
@@ -74,7 +74,7 @@ def _at_levels(x0: Any, alpha: Any, sigma: Any, noise: Any, target: Any, batched
 def _differentiable(call: Any, fixed: dict[str, Any], target: Any, batched: bool) -> Any:
     """Returns the call, of traced arguments by name, with derivatives with respect to the levels: those of x_t are x0
     and z, those of v are z and -x0."""
-    made: Any = jax.custom_jvp(call)
+    function: Any = jax.custom_jvp(call)
 
     def tangents(primals: Any, changes: Any) -> Any:
         (traced,), (changes,) = primals, changes
@@ -97,8 +97,8 @@ def _differentiable(call: Any, fixed: dict[str, Any], target: Any, batched: bool
                         of_x0 = (*of_x0[:k], of_x0[k] + more.astype(outs[k].dtype), *of_x0[k + 1 :])
         return outs, of_x0
 
-    made.defjvp(tangents, symbolic_zeros=True)
-    return made
+    function.defjvp(tangents, symbolic_zeros=True)
+    return function
 
 
 _SymbolicZero = jax.custom_derivatives.SymbolicZero

@@ -21,32 +21,19 @@ from ...ground.checks import is_tracer
 from ...language.forward import residual
 from ...language.rows import M1, M2, X, Z
 from ...operations import loss
-from . import eager
+from . import eager, traced
 from .description import LAW, LOSSES, WEIGHTS
-from .traced import (
-    Named,
-    check_none,
-    kept,
-    known_times,
-    read,
-    remember,
-    rows_at_times,
-    rows_of_floats,
-    run,
-    small,
-    stand_in_for,
-)
 
 
-def mse_loss(*given: Any, partial: bool = False, **options: Any) -> Any:
+def mse_loss(*arguments: Any, partial: bool = False, **options: Any) -> Any:
     if partial:
         raise NotImplementedError("partial: sums of parts do not take JAX arrays: pass np.asarray(pred)")
-    return _mse_loss(*given, **options, wanted=False)[0]
+    return _mse_loss(*arguments, **options, wanted=False)[0]
 
 
-def mse_loss_and_grad(*given: Any, out: Any, **options: Any) -> Any:
-    check_none(out=out)
-    return tuple(_mse_loss(*given, **options, wanted=True))
+def mse_loss_and_grad(*arguments: Any, out: Any, **options: Any) -> Any:
+    traced.check_none(out=out)
+    return tuple(_mse_loss(*arguments, **options, wanted=True))
 
 
 def _mse_loss(
@@ -59,7 +46,7 @@ def _mse_loss(
         known_weight = np.ones(weight.shape) if is_tracer(weight) else np.asarray(weight, np.float64)
 
     t, of_x0 = eager.number(t), pred if x0 is None and target == "epsilon" else x0
-    common, rows = rows_of_floats(residual, target, schedule, t, of_x0, scale, offset)
+    common, rows = traced.rows_of_floats(residual, target, schedule, t, of_x0, scale, offset)
     arrays = (pred,) if x0 is None else (pred, x0)
 
     def like() -> Any:
@@ -71,17 +58,17 @@ def _mse_loss(
         signature = eager.signature(table, stream, at, noise, arrays, *more)
         of_rows = None if weight is None else _of_rows(known_weight, (len(schedule),) if rows is None else np.shape(t))
         if weight is None or of_rows is not None:
-            found = eager.again(signature, at, noise, arrays, rows, of_rows)
-            if found is not NotImplemented:
-                return found
+            outputs = eager.again(signature, at, noise, arrays, rows, of_rows)
+            if outputs is not NotImplemented:
+                return outputs
 
     def make(pred: Any, t: Any, noise: Any, x0: Any, row: Any = known_weight) -> Loss:
         options = target, row, reduction, scale, offset, batched, 1.0
         return loss.mse_call(pred, x0, t, schedule, noise, *options, {"out": None}, want_loss=True)
 
-    given = {M1: pred} if x0 is None else {M1: pred, X: x0}
+    by_slot = {M1: pred} if x0 is None else {M1: pred, X: x0}
     of_each = rows is None and weight is not None and np.ndim(weight) > max(1, np.ndim(t))  # see `_loss`
-    again = None if of_each else partial(remember, like, t, noise, given)
+    again = None if of_each else partial(traced.remember, like, t, noise, by_slot)
     return _loss(make, pred, x0, t, schedule, noise, weight, wanted, again)
 
 
@@ -93,40 +80,40 @@ def _of_rows(weight: Any, expected: tuple[int, ...]) -> Any:
     return np.ascontiguousarray(weight.reshape(-1), np.float64)
 
 
-def mse_loss_grad(*given: Any, upstream: Any, out: Any, **options: Any) -> Any:
-    check_none(out=out)
-    gradient = _mse_loss(*given, **options, wanted=True)[1]
+def mse_loss_grad(*arguments: Any, upstream: Any, out: Any, **options: Any) -> Any:
+    traced.check_none(out=out)
+    gradient = _mse_loss(*arguments, **options, wanted=True)[1]
     if type(upstream) is float and upstream == 1:
         return gradient
     g = jnp.asarray(upstream, gradient.dtype)
     return gradient * g.reshape(g.shape + (1,) * (gradient.ndim - g.ndim))
 
 
-def interpolate_loss(*given: Any, **options: Any) -> Any:
-    return _path_loss(*given, **options, wanted=False)[0]
+def interpolate_loss(*arguments: Any, **options: Any) -> Any:
+    return _path_loss(*arguments, **options, wanted=False)[0]
 
 
-def interpolate_loss_and_grad(*given: Any, out: Any, **options: Any) -> Any:
-    check_none(out=out)
-    return tuple(_path_loss(*given, **options, wanted=True))
+def interpolate_loss_and_grad(*arguments: Any, out: Any, **options: Any) -> Any:
+    traced.check_none(out=out)
+    return tuple(_path_loss(*arguments, **options, wanted=True))
 
 
 def _path_loss(
     pred: Any, x0: Any, x1: Any, t: Any, path: Any, noise: Any, *, target: Any, weight: Any, reduction: Any,
     batched: bool | None, wanted: bool,
 ) -> Any:  # fmt: skip
-    stand_in_for("x0", x0)
-    other = stand_in_for("x1", x1)
+    traced.stand_in_for("x0", x0)
+    x1_zeros = traced.stand_in_for("x1", x1)
     known_weight = weight
     if isinstance(weight, jax.Array):
         known_weight = np.ones(weight.shape) if is_tracer(weight) else np.asarray(weight, np.float64)
 
     def make(m: Any, t: Any, noise: Any, x0: Any, row: Any = known_weight) -> Loss:
-        y = other if m.shape == pred.shape else np.zeros(m.shape, other.dtype)
+        y = x1_zeros if m.shape == pred.shape else np.zeros(m.shape, x1_zeros.dtype)
         return loss.path_loss_call(m, x0, y, t, path, noise, target, row, reduction, batched, {"out": None})
 
-    given = pred, x0, eager.number(t), path, noise if getattr(path, "draws", True) else None, weight
-    return _loss(make, *given, wanted, None, {M2: x1})
+    arguments = pred, x0, eager.number(t), path, noise if getattr(path, "draws", True) else None, weight
+    return _loss(make, *arguments, wanted, None, {M2: x1})
 
 
 def log_prob(
@@ -135,41 +122,41 @@ def log_prob(
     if partial:
         raise NotImplementedError("partial: sums of parts do not take JAX arrays: pass np.asarray(x)")
     check_tableau("table", table)
-    arrays, models, remembered = read(model_output, past)
-    known, traced = _drawing(table, i)
-    zeros = stand_in_for("x", x), models, stand_in_for("x_next", x_next), remembered
+    arrays, models, remembered = traced.read(model_output, past)
+    known, tracer = _drawing(table, i)
+    zeros = traced.stand_in_for("x", x), models, traced.stand_in_for("x_next", x_next), remembered
     call, _ = density.stored_call(table, known, *zeros, law["reduction"], law["density"], {})
-    return _density(call, {M1: x, **arrays, X: x, Z: x_next}, table, traced, law)
+    return _density(call, {M1: x, **arrays, X: x, Z: x_next}, table, tracer, law)
 
 
 def kl(table: Any, i: Any, model_output: Any, reference: Any, *, reduction: Any) -> Any:
     check_tableau("table", table)
-    known, traced = _drawing(table, i)
-    zeros = stand_in_for("model_output", model_output), stand_in_for("reference", reference)
+    known, tracer = _drawing(table, i)
+    zeros = traced.stand_in_for("model_output", model_output), traced.stand_in_for("reference", reference)
     call, _ = density.pair_call(table, known, *zeros, reduction, {})
-    return _density(call, {M1: model_output, X: reference}, table, traced, {"reduction": reduction, "density": "kl"})
+    return _density(call, {M1: model_output, X: reference}, table, tracer, {"reduction": reduction, "density": "kl"})
 
 
 def log_prob_grad(
     table: Any, i: Any, x: Any, model_output: Any, x_next: Any, *, wrt: Any, upstream: Any, out: Any, past: Any,
     **law: Any,
 ) -> Any:  # fmt: skip
-    check_none(out=out)
+    traced.check_none(out=out)
     models = model_output if isinstance(model_output, tuple) else (model_output,)
     inputs = {"x": x} | {f"m{n + 1}": m for n, m in enumerate(models)}
     if wrt not in ("m1", "m2", "x") or inputs.get(wrt) is None:
         raise ValueError(f"wrt = {wrt!r}: expected 'm1', 'm2' or 'x', and an array there")
 
     def of(a: Any) -> Any:
-        given = inputs | {wrt: a}
-        pair = (given["m1"], given["m2"]) if len(models) > 1 else given["m1"]
-        return log_prob(table, i, given["x"], pair, x_next, past=past, **law)
+        arguments = inputs | {wrt: a}
+        pair = (arguments["m1"], arguments["m2"]) if len(models) > 1 else arguments["m1"]
+        return log_prob(table, i, arguments["x"], pair, x_next, past=past, **law)
 
     return _pulled_back(of, inputs[wrt], upstream)
 
 
 def kl_grad(table: Any, i: Any, model_output: Any, reference: Any, *, reduction: Any, upstream: Any, out: Any) -> Any:
-    check_none(out=out)
+    traced.check_none(out=out)
     return _pulled_back(lambda m: kl(table, i, m, reference, reduction=reduction), model_output, upstream)
 
 
@@ -185,9 +172,10 @@ def update_with_log_prob(
     table: Any, i: Any, x: Any, model_output: Any, noise: Any, *, past: Any, out: Any, aux_out: Any, **law: Any
 ) -> Any:
     """Returns a sample x', which has no gradient, and its log-density, which has one."""
-    given = {"past": past, "noise": noise, "out": out, "aux_out": aux_out}
-    made = jax.tree.map(jax.lax.stop_gradient, nf.update(table, i, x, model_output, **given))
-    return made, log_prob(table, i, x, model_output, made[0] if isinstance(aux_out, int) else made, past=past, **law)
+    more = {"past": past, "noise": noise, "out": out, "aux_out": aux_out}
+    results = jax.tree.map(jax.lax.stop_gradient, nf.update(table, i, x, model_output, **more))
+    x_next = results[0] if isinstance(aux_out, int) else results
+    return results, log_prob(table, i, x, model_output, x_next, past=past, **law)
 
 
 def _drawing(table: Any, i: Any) -> tuple[Any, Any]:
@@ -198,39 +186,41 @@ def _drawing(table: Any, i: Any) -> tuple[Any, Any]:
     return np.full(i.shape, row), i
 
 
-def _density(call: Step, arrays: dict[int, Any], table: Any, traced: Any, law: dict[str, Any]) -> Any:
+def _density(call: Step, arrays: dict[int, Any], table: Any, tracer: Any, law: dict[str, Any]) -> Any:
     """Returns log-densities (B,), in float64 if JAX has it, else rounded once."""
     numbers = density.numbers_of_rows(table, call.size, law["reduction"], law["density"])
     kind = jax.dtypes.canonicalize_dtype(np.float64)
-    if not call.size and traced is None:
+    if not call.size and tracer is None:
         return jnp.asarray(np.broadcast_to(numbers[call.index, 1], (call.batch,)), kind)
     loss = pack_loss(Loss(call, call.size, None, np.ones(()), 1, np.empty(call.batch)), lambda _: 0)
     more, factors = {LAW: numbers.view(np.uint32).reshape(-1, 2)}, tuple(numbers[:, 0].tolist())
     outputs = [((call.batch,), kind.name)]
-    return run(call, arrays, Named(None), traced, None, outputs, more, LOSSES, loss=loss, factors=factors)[0]
+    named = traced.Named(None)
+    return traced.run(call, arrays, named, tracer, None, outputs, more, LOSSES, loss=loss, factors=factors)[0]
 
 
 def _loss(
     make: Callable[..., Loss], pred: Any, x0: Any, t: Any, schedule: Any, noise: Any, weight: Any, want_gradient: bool,
-    remember: Any, more_arrays: dict[int, Any] | None = None,
+    again: Any, more_arrays: dict[int, Any] | None = None,
 ) -> Any:  # fmt: skip
-    zeros, named, (known, traced) = stand_in_for("pred", pred), Named(noise), known_times(t, schedule)
-    clean = None if x0 is None else stand_in_for("x0", x0)
+    zeros, named = traced.stand_in_for("pred", pred), traced.Named(noise)
+    known, tracer = traced.known_times(t, schedule)
+    clean = None if x0 is None else traced.stand_in_for("x0", x0)
     checked = make(zeros, known, named.known, clean)
     call, losses, rows = checked.residual, checked.losses, None
     assert losses is not None
-    if traced is not None and traced.dtype.kind == "f":
+    if tracer is not None and tracer.dtype.kind == "f":
 
         def at(times: Any) -> Step:
             n = times.size
             of_x0 = None if clean is None else np.zeros(n, clean.dtype)
             return make(np.zeros(n, zeros.dtype), times, nf.Noise(0), of_x0, None).residual
 
-        rows, traced = rows_at_times(at, call, traced)
-    elif traced is not None and np.ndim(weight) > max(1, traced.ndim):  # each t has a weight, and a row, of its own
-        table = kept(make(zeros, known, named.known, clean, None).residual.rows, call.arithmetic == np.float64)
-        rows = table[jnp.clip(small(traced).reshape(-1), 0, len(table) - 1)]
-        traced = np.arange(traced.size, dtype=np.int32)
+        rows, tracer = traced.rows_at_times(at, call, tracer)
+    elif tracer is not None and np.ndim(weight) > max(1, tracer.ndim):  # each t has a weight, and a row, of its own
+        table = traced.kept(make(zeros, known, named.known, clean, None).residual.rows, call.arithmetic == np.float64)
+        rows = table[jnp.clip(traced.small(tracer).reshape(-1), 0, len(table) - 1)]
+        tracer = np.arange(tracer.size, dtype=np.int32)
     dtype = call.arithmetic.name
     outputs = [(losses.shape, dtype)]
     if want_gradient:
@@ -241,10 +231,10 @@ def _loss(
         more[WEIGHTS] = _weights(weight) if is_tracer(weight) else words.view(np.uint32).reshape(-1, 2)  # type: ignore[union-attr]
     arrays = {X: x0, M1: pred, Z: named.array, **(more_arrays or {})}
     packed = pack_loss(checked, lambda _: 0)
-    return run(call, arrays, named, traced, rows, outputs, more, LOSSES, remember, loss=packed)
+    return traced.run(call, arrays, named, tracer, rows, outputs, more, LOSSES, again, loss=packed)
 
 
 def _weights(weight: Any) -> Any:
-    """Returns traced weights in a dtype of the handler, along one axis; along two, words of 32 bits are halves."""
+    """Returns traced weights in a dtype of the handler, along one axis, as two axes mean halves of 64-bit numbers."""
     plain = weight.dtype.itemsize >= 4 and weight.dtype.kind in "iuf"
     return (weight if plain else weight.astype(jnp.float32)).reshape(-1)

@@ -28,7 +28,7 @@ Numbers: TypeAlias = dict[int, Any]  # operands by role
 
 
 def outputs(what: Described, *operands: Any) -> list[Any]:
-    """Returns the outputs of a platform's handler."""
+    """Computes the outputs that the handler on CPUs computes."""
     run = partial(_of_one, what)
     if what.repeat:
         axes = tuple(0 if each else None for each in what.several)
@@ -37,28 +37,28 @@ def outputs(what: Described, *operands: Any) -> list[Any]:
 
 
 def _of_one(what: Described, *operands: Any) -> list[Any]:
-    given, record = dict(zip(what.roles, operands, strict=True)), what.record
+    by_role, record = dict(zip(what.roles, operands, strict=True)), what.record
     real = FLOAT64 if what.floats == "float64" else FLOAT32
-    table = real(_read(given[ROWS]))
-    values = {slot: real(_read(given[slot].reshape(_shape(what)))) for slot in range(Z + 1) if slot in given}
+    table = real(_read(by_role[ROWS]))
+    values = {slot: real(_read(by_role[slot].reshape(_shape(what)))) for slot in range(Z + 1) if slot in by_role}
     if what.kind == WALKS:
-        return [_walked(what, given, table, values[X])]
+        return [_walked(what, by_role, table, values[X])]
     if record["draw"] == DRAWS["words"]:
-        return [_stored(_drawn(what, given, real, None), _shape(what), *what.outputs[0])]
-    row = _row(what, given)
+        return [_stored(_drawn(what, by_role, real, None), _shape(what), *what.outputs[0])]
+    row = _row(what, by_role)
     if record["draw"]:
-        values[Z] = _drawn(what, given, real, row if record["step_by_index"] else None)
+        values[Z] = _drawn(what, by_role, real, row if record["step_by_index"] else None)
     zero = Float(jnp.zeros(_shape(what), real.word), real)
     loss = what.kind == LOSSES
     wanted = [n < (1 if loss else len(what.outputs)) for n in range(3)]  # outputs are wanted from the first on
     active, masked = int(record["active"]), bool(record["masked"])
     results = combined(SPEC, active, masked, wanted, lambda k: Float(table.bits[row, k], real), values, zero)
     if loss:
-        return _losses(what, given, Float(jnp.broadcast_to(results[0].bits, _shape(what)), real), row)
+        return _losses(what, by_role, Float(jnp.broadcast_to(results[0].bits, _shape(what)), real), row)
     return [_stored(x, _shape(what), *out) for x, out in zip(results, what.outputs, strict=False)]
 
 
-def _walked(what: Described, given: Numbers, table: Float, x0: Float) -> Any:
+def _walked(what: Described, operands: Numbers, table: Float, x0: Float) -> Any:
     """Returns the kept times of a random walk, whose state is not rounded to 16 bits."""
     real, keep, ((shape, dtype),) = table.format, np.array(what.keep), what.outputs
     columns = [AFFINE[0] + 1 + slot for slot in (Z, X)]
@@ -66,7 +66,7 @@ def _walked(what: Described, given: Numbers, table: Float, x0: Float) -> Any:
 
     def at(carried: Any, time: Any) -> Any:
         (x, kept), (t, slot, c) = carried, time
-        z = _drawn(what, given, real, t)
+        z = _drawn(what, operands, real, t)
         now = SPEC.affine(False, None, 2, [Float(c[n], real) for n in range(2)], [z, Float(x, real)])
         return (now.bits, kept.at[slot].set(_stored(now, _shape(what), shape[1:], dtype), mode="drop")), None
 
@@ -103,14 +103,14 @@ def _stored(x: Float, full: tuple[int, ...], shape: tuple[int, ...], dtype: str)
     return jnp.broadcast_to(stored, full).reshape(shape)
 
 
-def _row(what: Described, given: Numbers) -> Any:
+def _row(what: Described, operands: Numbers) -> Any:
     """Returns each element's row, or one for all, or one per sample: rows beyond the table are its first and last."""
-    n, period, (batch, size) = given[ROWS].shape[0], int(what.record["period"]), _shape(what)
+    n, period, (batch, size) = operands[ROWS].shape[0], int(what.record["period"]), _shape(what)
     if what.record["by_level"]:
-        return given[X].reshape(batch, size).astype(jnp.int64)
-    if INDEX not in given:
+        return operands[X].reshape(batch, size).astype(jnp.int64)
+    if INDEX not in operands:
         return np.int64(0)
-    index = jnp.clip(given[INDEX].astype(jnp.int64), 0, n - 1).reshape(-1)
+    index = jnp.clip(operands[INDEX].astype(jnp.int64), 0, n - 1).reshape(-1)
     if period:
         return index.reshape(batch, period)[:, jnp.arange(size) % period]
     if index.size == 1:
@@ -122,22 +122,22 @@ def _row(what: Described, given: Numbers) -> Any:
 # ---- losses: docs/loss.md ----------------------------------------------------------------------------------
 
 
-def _losses(what: Described, given: Numbers, r: Float, row: Any) -> list[Any]:
+def _losses(what: Described, operands: Numbers, r: Float, row: Any) -> list[Any]:
     """Returns the losses and, if there is a second output, the gradient, from residuals (batch, size)."""
     n, piece, (shape, dtype) = float(what.record["n"]), int(what.record["piece"]), what.outputs[0]
     row = jnp.broadcast_to(row, r.bits.shape)[:, ::piece]
-    weights = _doubles(given[WEIGHTS]).bits[row] if WEIGHTS in given else None
+    weights = _doubles(operands[WEIGHTS]).bits[row] if WEIGHTS in operands else None
     sums = _in_order(_in_order(_sums_of_chunks(r, piece)), weights)
     sums = divide(Float(sums if shape else _in_order(sums), FLOAT64), n)
-    if LAW in given:
-        law = _doubles(given[LAW]).bits.reshape(-1, 2)[row[:, 0]]
+    if LAW in operands:
+        law = _doubles(operands[LAW]).bits.reshape(-1, 2)[row[:, 0]]
         sums = mul(sums, Float(law[:, 0], FLOAT64)) + Float(law[:, 1], FLOAT64)
-    made = [view(sums.to(FLOAT32) if dtype == "float32" else sums, jnp.dtype(dtype))]
+    outputs = [view(sums.to(FLOAT32) if dtype == "float32" else sums, jnp.dtype(dtype))]
     for shape, dtype in what.outputs[1:]:
         factor = divide(mul(Float(weights, FLOAT64), 2.0), n) if weights is not None else FLOAT64(2.0 / n)
         of_element = Float(jnp.repeat(jnp.broadcast_to(r.format(factor).bits, row.shape), piece, axis=1), r.format)
-        made.append(_stored(mul(of_element, r), r.bits.shape, shape, dtype))
-    return made
+        outputs.append(_stored(mul(of_element, r), r.bits.shape, shape, dtype))
+    return outputs
 
 
 def _sums_of_chunks(r: Float, piece: int) -> Any:
@@ -167,8 +167,8 @@ def _in_order(terms: Any, weights: Any = None) -> Any:
     def add(total: Any, term: Any) -> Any:
         return of_one(Float(total, FLOAT64), *(Float(x, FLOAT64) for x in term)).bits, None
 
-    given = [jnp.moveaxis(x, -1, 0) for x in (weights, terms)]
-    return jax.lax.scan(add, jnp.zeros_like(given[1][0]), given)[0]
+    pairs = [jnp.moveaxis(x, -1, 0) for x in (weights, terms)]
+    return jax.lax.scan(add, jnp.zeros_like(pairs[1][0]), pairs)[0]
 
 
 def _doubles(numbers: Any) -> Float:
@@ -182,17 +182,17 @@ def _doubles(numbers: Any) -> Float:
 # ---- noise -------------------------------------------------------------------------------------------------
 
 
-def _drawn(what: Described, given: Numbers, real: Format, later: Any) -> Float:
+def _drawn(what: Described, operands: Numbers, real: Format, later: Any) -> Float:
     """Returns the noise of all elements, `later` steps after their Noise's step."""
-    fields = {name: _field(given[FIELDS], name) for name in ("seed", "sample", "step", "stream", "start")}
+    fields = {name: _field(operands[FIELDS], name) for name in ("seed", "sample", "step", "stream", "start")}
     batch, size = _shape(what)
-    step = fields["step"] + given.get(STEP, jnp.zeros(1)).astype(jnp.uint64).reshape(-1, 1)
+    step = fields["step"] + operands.get(STEP, jnp.zeros(1)).astype(jnp.uint64).reshape(-1, 1)
     if later is not None:
         step = step + later.astype(jnp.uint64)
-    element = _elements(what, given, fields["start"])
+    element = _elements(what, operands, fields["start"])
     whole = not what.window and step.shape[-1] == 1
     block = jnp.arange(-(-size // 4))[None] * 4 if whole else element
-    number, kind = _samples(given, fields["sample"], batch), int(what.record["draw"])
+    number, kind = _samples(operands, fields["sample"], batch), int(what.record["draw"])
     values = _blocks(kind, real, fields["seed"], block, step, number, fields["stream"])
     if whole:
         values = jnp.broadcast_to(values, (batch, *values.shape[1:])).reshape(batch, -1)[:, :size]
@@ -206,13 +206,13 @@ def _drawn(what: Described, given: Numbers, real: Format, later: Any) -> Float:
 def _field(fields: Any, name: str) -> Any:
     """Returns a number of each Noise, (n, 1), from the bytes of their fields."""
     dtype, offset = FIELD.dtype.fields[name][:2]  # type: ignore[index]
-    found = fields.reshape(-1, FIELD.size)[:, offset : offset + dtype.itemsize].astype(jnp.uint64)
-    return (found << np.arange(0, 8 * dtype.itemsize, 8, dtype=np.uint64)).sum(1, keepdims=True, dtype=jnp.uint64)
+    bytes_ = fields.reshape(-1, FIELD.size)[:, offset : offset + dtype.itemsize].astype(jnp.uint64)
+    return (bytes_ << np.arange(0, 8 * dtype.itemsize, 8, dtype=np.uint64)).sum(1, keepdims=True, dtype=jnp.uint64)
 
 
-def _samples(given: Numbers, first: Any, batch: int) -> Any:
+def _samples(operands: Numbers, first: Any, batch: int) -> Any:
     """Returns the id of each sample, (batch, 1)."""
-    ids, each = given.get(IDS), len(first) > 1
+    ids, each = operands.get(IDS), len(first) > 1
     if ids is None:
         ids = first
     elif ids.dtype == jnp.uint32 and ids.ndim == 2:  # ids in two words
@@ -224,15 +224,15 @@ def _samples(given: Numbers, first: Any, batch: int) -> Any:
     return (ids if each else ids + np.arange(batch, dtype=np.uint64)[:, None]) % SAMPLES
 
 
-def _elements(what: Described, given: Numbers, start: Any) -> Any:
+def _elements(what: Described, operands: Numbers, start: Any) -> Any:
     """Returns numbers in the field, (1 or batch, size)."""
     place = jnp.arange(int(what.record["size"]))  # NumPy's would be a constant, from which XLA draws while it compiles
     if not what.window:
         return place[None]
     strides = [math.prod(what.window[axis + 1 :]) for axis in range(len(what.window))]
     inside = sum(i * n for i, n in zip(jnp.unravel_index(place, what.sample), strides, strict=True))
-    if START in given:
-        start = (given[START].astype(jnp.int64) * np.array(strides)).sum()[None, None]
+    if START in operands:
+        start = (operands[START].astype(jnp.int64) * np.array(strides)).sum()[None, None]
     return start.astype(jnp.int64) + inside
 
 

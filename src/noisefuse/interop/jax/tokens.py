@@ -19,21 +19,21 @@ from ...tokens.forward import names_for
 from .traced import NO_TIME, Named, check_none, refusing, run, stand_in_for, tracers_of
 
 
-def on_host(function: Any, given: Any, shape: tuple[int, ...], n: int | None = None) -> Any:
+def on_host(function: Any, argument: Any, shape: tuple[int, ...], n: int | None = None) -> Any:
     """Calls Python when the program runs. It computes in float64, which is rounded once where JAX has none."""
     kind = jax.dtypes.canonicalize_dtype(np.float64)
     of_one = jax.ShapeDtypeStruct(shape, kind)
 
-    def call(given: Any) -> Any:
-        made = function(given if isinstance(given, nf.Noise) else np.asarray(given))
-        return jax.tree.map(lambda x: np.asarray(x, kind), made)
+    def call(argument: Any) -> Any:
+        values = function(argument if isinstance(argument, nf.Noise) else np.asarray(argument))
+        return jax.tree.map(lambda x: np.asarray(x, kind), values)
 
-    if not isinstance(given, nf.Noise) and given.dtype.itemsize < 4:
-        given = given.astype(jnp.float32 if jnp.issubdtype(given.dtype, jnp.floating) else jnp.int32)
-    if not isinstance(given, nf.Noise):
-        given = refusing(given, NO_TIME)
-    made = jax.pure_callback(call, of_one if n is None else (of_one,) * n, given, vmap_method="sequential")
-    return jax.lax.optimization_barrier(made)  # see `traced.rows_at_times`
+    if not isinstance(argument, nf.Noise) and argument.dtype.itemsize < 4:
+        argument = argument.astype(jnp.float32 if jnp.issubdtype(argument.dtype, jnp.floating) else jnp.int32)
+    if not isinstance(argument, nf.Noise):
+        argument = refusing(argument, NO_TIME)
+    values = jax.pure_callback(call, of_one if n is None else (of_one,) * n, argument, vmap_method="sequential")
+    return jax.lax.optimization_barrier(values)  # see `traced.rows_at_times`
 
 
 def q_mask(
@@ -43,13 +43,13 @@ def q_mask(
     """Draws words by the one operation of all calls, and compares them in the program."""
     check_none(out=out)
     named = Named(noise)
-    given: Any = {"p": p, "where": where, "lengths": lengths}
+    numbers: Any = {"p": p, "where": where, "lengths": lengths}
     options: Any = {"block": block, "complement": complement, "batched": batched}
-    if not any(map(is_tracer, (ids, *given.values(), *tracers_of(noise)))):
-        own: Any = {name: np.asarray(x) if isinstance(x, jax.Array) else x for name, x in given.items()}
-        made: Any = nf.q_mask(np.asarray(ids), noise=noise, mask_id=mask_id, **own, **options)
-        return jnp.asarray(made[0]), jnp.asarray(made[1])
-    known: Any = {name: np.zeros(x.shape, x.dtype) if isinstance(x, jax.Array) else x for name, x in given.items()}
+    if not any(map(is_tracer, (ids, *numbers.values(), *tracers_of(noise)))):
+        on_host: Any = {name: np.asarray(x) if isinstance(x, jax.Array) else x for name, x in numbers.items()}
+        pair: Any = nf.q_mask(np.asarray(ids), noise=noise, mask_id=mask_id, **on_host, **options)
+        return jnp.asarray(pair[0]), jnp.asarray(pair[1])
+    known: Any = {name: np.zeros(x.shape, x.dtype) if isinstance(x, jax.Array) else x for name, x in numbers.items()}
     if isinstance(p, jax.Array):  # of any dtype
         known["p"] = np.zeros(p.shape)
     nf.q_mask(stand_in_for("ids", ids), noise=named.known, mask_id=mask_id, **known, **options)
@@ -74,13 +74,13 @@ def _counts(p: Any, shape: tuple[int, ...], block: Any, batched: bool) -> tuple[
     p = p.astype(jnp.promote_types(p.dtype, jnp.float32)) if of is jnp else np.asarray(p, np.float64)
     scaled = of.rint(p * p.dtype.type(2.0**32))
     every = scaled >= 2.0**32
-    found = every, of.where(every, 0, scaled).astype(np.uint32)
+    counts = every, of.where(every, 0, scaled).astype(np.uint32)
     if block is not None:
         sample = shape[batched:]
         length = math.prod(sample)
         size = min(block, max(length, 1))
-        return tuple(of.repeat(x, size, -1)[..., :length].reshape(shape) for x in found)
-    return tuple(_spread(x, shape) for x in found)
+        return tuple(of.repeat(x, size, -1)[..., :length].reshape(shape) for x in counts)
+    return tuple(_spread(x, shape) for x in counts)
 
 
 def _spread(numbers: Any, shape: tuple[int, ...]) -> Any:

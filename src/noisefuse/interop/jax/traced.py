@@ -78,11 +78,11 @@ def rows_of_floats(
 def read(model_output: Any, past: Any) -> tuple[dict[int, Any], Any, list[Any]]:
     """Returns arrays by slot; and stand-ins for the model output, or the pair, and for the remembered arrays."""
     models = model_output if isinstance(model_output, tuple) else (model_output,)
-    given = {f"m{n + 1}": m for n, m in enumerate(models) if m is not None}
-    given |= {f"past{n + 1}": p for n, p in enumerate(past)}
-    zeros = {name: stand_in_for(nf.tableau.ARGUMENTS[name], a) for name, a in given.items()}
+    arrays_by_name = {f"m{n + 1}": m for n, m in enumerate(models) if m is not None}
+    arrays_by_name |= {f"past{n + 1}": p for n, p in enumerate(past)}
+    zeros = {name: stand_in_for(nf.tableau.ARGUMENTS[name], a) for name, a in arrays_by_name.items()}
     stand_in = tuple(zeros.get(f"m{n + 1}") for n in range(len(models))) if len(models) > 1 else zeros.get("m1")
-    arrays = {slot: given[symbol] for slot, symbol in enumerate(SYMBOLS[1:]) if symbol in given}
+    arrays = {slot: arrays_by_name[symbol] for slot, symbol in enumerate(SYMBOLS[1:]) if symbol in arrays_by_name}
     return arrays, stand_in, [zeros[f"past{n + 1}"] for n in range(len(past))]
 
 
@@ -151,12 +151,12 @@ class Named:
         """Returns the operands of this call."""
         if not call.noise:
             return {}
-        found = {FIELDS: self._fields(field_bytes(call)), **self.operands}
+        operands = {FIELDS: self._fields(field_bytes(call)), **self.operands}
         if self.start is not None:
             full = call.noise[0].window_shape
             assert full is not None
-            found[START] = jnp.stack(self.starts(full, call.sample_shape))
-        return found
+            operands[START] = jnp.stack(self.starts(full, call.sample_shape))
+        return operands
 
     def starts(self, full: tuple[int, ...], shape: tuple[int, ...]) -> list[Any]:
         """Returns where a traced window of this shape begins."""
@@ -164,12 +164,12 @@ class Named:
         return [_inside(n, int(most)) for n, most in zip(self.start, last, strict=True)]
 
     def _fields(self, known: Any) -> Any:
-        """Returns the bytes of the fields, with the numbers that are traced."""
+        """Writes the traced numbers into the bytes of the fields."""
         for name, pairs in self.in_field.items():
             dtype, at = FIELD.dtype.fields[name][:2]  # type: ignore[index]
             each, of_pairs = known.reshape(len(pairs), -1), jax.lax.bitcast_convert_type(pairs, jnp.uint8)
-            given = of_pairs.reshape(len(pairs), -1)
-            known = jnp.concatenate([each[:, :at], given, each[:, at + dtype.itemsize :]], 1).reshape(-1)
+            pair_bytes = of_pairs.reshape(len(pairs), -1)
+            known = jnp.concatenate([each[:, :at], pair_bytes, each[:, at + dtype.itemsize :]], 1).reshape(-1)
         return known
 
 
@@ -196,10 +196,10 @@ def _known(noise: nf.Noise, without_step: bool) -> nf.Noise:
     if is_tracer(sample):
         sample = np.zeros(sample.shape, np.uint64) if sample.ndim else 0
     seed, step = 0 if is_tracer(seed) else seed, 0 if without_step else noise.step
-    made = nf.Noise(seed, sample=sample, step=step, stream=noise.stream)
+    known = nf.Noise(seed, sample=sample, step=step, stream=noise.stream)
     if noise.window_shape is None:
-        return made
-    return made.window(noise.window_shape, [0 if is_tracer(start) else start for start in noise.window_start])
+        return known
+    return known.window(noise.window_shape, [0 if is_tracer(start) else start for start in noise.window_start])
 
 
 def at_times(
@@ -208,30 +208,30 @@ def at_times(
 ) -> Any:  # fmt: skip
     """Returns the outputs of the call that `make` checks: make(x, t, noise). like: returns the further arguments of
     `eager.fast_row` for such a call. rows: the rows that the program makes."""
-    t, given = eager.number(t), {X: x, **(arrays or {})}
+    t, arrays_by_slot = eager.number(t), {X: x, **(arrays or {})}
     if out is not None and out is not x:
         what = f"expected None, or {name} itself, whose memory is taken where jit donates it"
         raise TypeError(f"out: {what}; JAX arrays are not written to")
     zeros, named = stand_in_for(name, x), Named(noise)
-    known, traced = known_times(t, schedule)
+    known, tracer = known_times(t, schedule)
     call = make(zeros, known, named.known)
-    if traced is not None and traced.dtype.kind == "f":
-        rows, traced = rows_at_times(
-            lambda times: make(np.zeros(times.size, zeros.dtype), times, nf.Noise(0)), call, traced
+    if tracer is not None and tracer.dtype.kind == "f":
+        rows, tracer = rows_at_times(
+            lambda times: make(np.zeros(times.size, zeros.dtype), times, nf.Noise(0)), call, tracer
         )
     options: dict[str, Any] = {"in_place": True}
     if out is None:
-        options = {} if like is None else {"remember": partial(remember, like, t, noise, given)}
-    return run(call, {**given, Z: named.array}, named, traced, rows, **options)
+        options = {} if like is None else {"remember": partial(remember, like, t, noise, arrays_by_slot)}
+    return run(call, {**arrays_by_slot, Z: named.array}, named, tracer, rows, **options)
 
 
 def remember(
-    like: Callable[[], Any], t: Any, noise: Any, given: dict[int, Any], what: Any, operands: Any, call: Step
+    like: Callable[[], Any], t: Any, noise: Any, arrays: dict[int, Any], what: Any, operands: Any, call: Step
 ) -> None:
     table, stream, *options = like()
     t = 0 if isinstance(table, eager.Given) else t
-    signature = eager.signature(table, stream, t, noise, [*given.values()], *options)
-    eager.remember(table, signature, what, operands, call, given)
+    signature = eager.signature(table, stream, t, noise, [*arrays.values()], *options)
+    eager.remember(table, signature, what, operands, call, arrays)
 
 
 def known_times(t: Any, schedule: Any) -> tuple[Any, Any]:
@@ -247,10 +247,10 @@ def run(
     call: Step, arrays: dict[int, Any], named: Named, index: Any = None, rows: Any = None, outputs: Any = None,
     more: Any = None, kind: int = STEP_CALLS, remember: Any = None, **rest: Any,
 ) -> list[Any]:  # fmt: skip
-    made = [(out.shape, out.dtype.name) for out in call.outputs if out is not None] if outputs is None else outputs
-    if any(math.prod(shape) == 0 for shape, _ in made) or call.batch * call.size == 0:
+    results = outputs or [(out.shape, out.dtype.name) for out in call.outputs if out is not None]
+    if any(math.prod(shape) == 0 for shape, _ in results) or call.batch * call.size == 0:
         losses = kind == LOSSES  # the mean of no elements is one, too
-        return [jnp.full(shape, jnp.nan if losses and n == 0 else 0, dt) for n, (shape, dt) in enumerate(made)]
+        return [jnp.full(shape, jnp.nan if losses and n == 0 else 0, dt) for n, (shape, dt) in enumerate(results)]
     if call.arithmetic == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
         raise TypeError("dtype float64: JAX has it after jax.config.update('jax_enable_x64', True)")
     operands: dict[int, Any] = {ROWS: kept(call.rows, call.arithmetic == np.float64) if rows is None else rows}
@@ -262,9 +262,8 @@ def run(
             operands[slot] = jnp.asarray(arrays[slot], stand_in.dtype)
     operands |= more or {}
     windows = [noise.window_shape for noise in call.noise if noise.window_shape is not None]
-    what = described(
-        call, kind, [*operands], made, sample=call.sample_shape, window=windows[0] if windows else (), **rest
-    )
+    window = windows[0] if windows else ()
+    what = described(call, kind, [*operands], results, sample=call.sample_shape, window=window, **rest)
     if remember is not None:
         remember(what, operands, call)
     return bind(what, [*operands.values()])
@@ -294,11 +293,11 @@ def rows_at_times(make: Callable[[Any], Step], call: Step, t: Any) -> tuple[Any,
     wide = call.arithmetic == np.float64
 
     def rows(times: Any) -> Any:
-        found = make(np.asarray(times)).rows
-        return found.table if wide else found.single
+        rows_of = make(np.asarray(times)).rows
+        return rows_of.table if wide else rows_of.single
 
     shape = jax.ShapeDtypeStruct((t.size, call.rows.table.shape[1]), np.float64 if wide else np.float32)
     flat = refusing(jnp.asarray(t), NO_TIME).reshape(-1)  # grad passes a float, not an array
-    made = jax.pure_callback(rows, shape, flat, vmap_method="sequential")
-    made = jax.lax.optimization_barrier(made)  # XLA's partitioner cannot cut operations that read a callback's results
-    return made, np.arange(t.size, dtype=np.int32)
+    table = jax.pure_callback(rows, shape, flat, vmap_method="sequential")
+    # XLA's partitioner cannot cut operations that read a callback's results.
+    return jax.lax.optimization_barrier(table), np.arange(t.size, dtype=np.int32)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors as arrays, and arrays as tensors, without a copy: NumPy's for CPU tensors, CuPy's for tensors on a CUDA
-device. CuPy's kernels then run on torch's current stream.
+"""Tensors as arrays, and arrays as tensors, without a copy: NumPy's for CPU tensors; for tensors on a CUDA device
+CuPy's or, without CuPy, those of the Triton backend. Kernels run on torch's current stream.
 
 NumPy and CuPy know bfloat16 only through ml_dtypes. Without it, CPU tensors of bfloat16 are read as float32 and torch
 rounds the results. The bits are the same, because kernels compute in float32 and round once."""
@@ -8,8 +8,10 @@ rounds the results. The bits are the same, because kernels compute in float32 an
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -159,7 +161,7 @@ def memory(name: str, tensor: Tensor, place: torch.device) -> Any:
         raise ValueError(f"{name} lies on {own}, the other tensors on {place}: expected all on one device")
     try:
         if own.type == "cuda":
-            return _cupy_array(tensor, own.index)
+            return _array(tensor, own.index)
         if tensor.dtype != torch.bfloat16:
             return tensor.numpy()
         return tensor.view(torch.int16).numpy().view(_numpy_dtype(tensor))
@@ -281,12 +283,18 @@ class _Stream(NamedTuple):
 
 
 def _cupy() -> Any:
-    try:
+    """Returns CuPy, or None: then Triton serves."""
+    if sys.modules.get("cupy") or _HAS_CUPY:
         return importlib.import_module("cupy")
-    except ImportError:
+    if not _HAS_TRITON:
         raise ImportError(
-            "tensors on a CUDA device need CuPy: pip install 'noisefuse[cuda13]' or 'noisefuse[cuda12]'"
-        ) from None
+            "tensors on a CUDA device need Triton or CuPy: pip install 'noisefuse[triton]', 'noisefuse[cuda13]' or "
+            "'noisefuse[cuda12]'"
+        )
+    return None
+
+
+_HAS_CUPY, _HAS_TRITON = (find_spec(name) is not None for name in ("cupy", "triton"))
 
 
 def on(place: torch.device) -> AbstractContextManager[None]:
@@ -296,9 +304,23 @@ def on(place: torch.device) -> AbstractContextManager[None]:
 
 @contextmanager
 def _on_stream(device: torch.device) -> Iterator[None]:
-    cupy, stream = _cupy(), _Stream(torch.cuda.current_stream(device).cuda_stream)
+    if (cupy := _cupy()) is None:
+        with torch.cuda.device(device):
+            yield
+        return
+    stream = _Stream(torch.cuda.current_stream(device).cuda_stream)
     with cupy.cuda.Device(device.index), cupy.cuda.Stream.from_external(stream):
         yield
+
+
+def _array(tensor: Tensor, device: int) -> Any:
+    if _cupy() is not None:
+        return _cupy_array(tensor, device)
+    if tensor.numel() and not tensor.untyped_storage().data_ptr():
+        raise RuntimeError("no memory")
+    from ...backends.triton.arrays import Array
+
+    return Array(tensor, device, _numpy_dtype(tensor))
 
 
 def _cupy_array(tensor: Tensor, device: int) -> Any:

@@ -18,12 +18,7 @@ from .arrays import CPU, as_tensor, check_memory, check_plain, checked, memory, 
 from .internals import is_compiling, operator, written
 
 TOKENS: dict[torch.dtype, type[np.signedinteger[Any]]] = {torch.int64: np.int64, torch.int32: np.int32}
-NAMED: dict[Any, torch.dtype] = {
-    "int64": torch.int64,
-    "int32": torch.int32,
-    np.int64: torch.int64,
-    np.int32: torch.int32,
-}
+NAMED: dict[Any, torch.dtype] = {key: dtype for dtype, kind in TOKENS.items() for key in (kind, kind.__name__)}
 
 
 def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, partial: bool, **options: Any) -> Any:

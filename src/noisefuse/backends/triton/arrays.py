@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tensors of torch on a device as arrays: what checked calls ask of an array, as CuPy's are asked."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import NEEDS_CUPY
+
+
+class Array:
+    """The memory of a tensor on a device. `device`: its number, which is not looked up in the tensor."""
+
+    def __init__(self, tensor: Tensor, device: int, dtype: np.dtype[Any]) -> None:
+        self.tensor, self.dtype, self.shape = tensor, dtype, tuple(tensor.shape)
+        self.device, self.data = SimpleNamespace(id=device), SimpleNamespace(ptr=tensor.data_ptr(), device_id=device)
+        self.flags = SimpleNamespace(c_contiguous=tensor.is_contiguous())
+        self.ndim, self.size, self.itemsize = tensor.ndim, tensor.numel(), dtype.itemsize
+        self.nbytes, self.strides = self.size * dtype.itemsize, tuple(dtype.itemsize * n for n in tensor.stride())
+
+    def _of(self, tensor: Tensor) -> Array:
+        return Array(tensor, self.device.id, self.dtype)
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def reshape(self, *shape: Any) -> Array:
+        return self._of(self.tensor.reshape(*shape))
+
+    def copy(self, order: str = "C") -> Array:
+        return self._of(self.tensor.clone(memory_format=torch.contiguous_format))
+
+    def astype(self, dtype: Any, copy: bool = True, order: str = "C") -> Array:
+        kind = np.dtype(dtype)
+        made = self.tensor.to(getattr(torch, kind.name), copy=copy, memory_format=torch.contiguous_format)
+        return Array(made, self.device.id, kind)
+
+    def get(self) -> np.ndarray[Any, Any]:
+        """Returns a copy in host memory."""
+        return self.tensor.cpu().numpy()
+
+    def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Array:
+        """Stands for the functions of NumPy that checks call."""
+        if function is np.broadcast_to:
+            return self._of(self.tensor.expand(arguments[1]))
+        if function is np.ascontiguousarray:
+            return self._of(self.tensor.contiguous())
+        raise NotImplementedError(NEEDS_CUPY)
+
+    def __getitem__(self, index: Any) -> Any:
+        raise NotImplementedError(NEEDS_CUPY)
+
+    __setitem__ = __add__ = __iadd__ = __mul__ = __imul__ = __sub__ = __truediv__ = __array__ = __getitem__
+
+
+def place(device: int) -> torch.device:
+    return torch.device("cuda", device)
+
+
+def uploaded(a: Any, device: int) -> Tensor:
+    """Returns the tensor of an array on this device, where NumPy's is copied."""
+    return a.tensor if isinstance(a, Array) else torch.tensor(a, device=place(device))

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel of rows: the linear combinations of language/rows.py, element by element.
+
+Triton compiles one for each set of columns and dtypes, and fuses no product and sum but those of `tl.fma` (launches.py
+tells it so). It reads the annotations of arguments, so they are no text here.
+"""
+
+import triton
+import triton.language as tl
+
+from ...language import rows
+from .device import block_words, normal_pair32, normal_pair64, uniform32, uniform_pair64
+from .noise import normal, normal64, uniform, uniform64
+
+
+def _terms(slots):
+    """Returns the terms of a combination in their order: slots, and the bits of what is added up before them, counted
+    from its constant."""
+    return tl.constexpr(tuple((slot, 1 | sum(2 << earlier for earlier in slots[:n])) for n, slot in enumerate(slots)))
+
+
+TERMS, TERMS_OF_CLEAN = _terms(rows.ORDER), _terms((rows.M2, rows.M1, rows.X))
+CLEAN, LOW, HIGH = tl.constexpr(rows.CLEAN), tl.constexpr(rows.LOW), tl.constexpr(rows.HIGH)
+OUT, AUX1, AUX2 = map(tl.constexpr, rows.AFFINE)
+COLUMNS, BOUNDS = tl.constexpr(rows.COLUMNS), tl.constexpr(rows.BOUNDS)
+TIMES_CLEAN, TIMES_ROOT = tl.constexpr(rows.TIMES_CLEAN), tl.constexpr(rows.TIMES_ROOT)
+NUMBERS = tl.constexpr(5)  # of a name: seed, sample, step, stream, and the first element of its window
+
+
+@triton.jit
+def coefficient(row, known, column: tl.constexpr, like):
+    """Returns a number of the elements' rows: NaN where there is no such row."""
+    found = tl.load(row + column, mask=known, other=float("nan"))
+    return tl.broadcast_to(found, like.shape)
+
+
+@triton.jit
+def combination(row, known, values, like, ACTIVE: tl.constexpr, FIRST: tl.constexpr, TERMS: tl.constexpr):
+    """Returns the combination whose constant is column FIRST. Without a constant its first term is a rounded product;
+    each later one is an fma."""
+    total = like
+    if ACTIVE >> FIRST & 1:
+        total = coefficient(row, known, FIRST, like)
+    for n in tl.static_range(len(TERMS.value)):
+        if ACTIVE >> (FIRST + 1 + TERMS.value[n][0]) & 1:
+            factor = coefficient(row, known, FIRST + 1 + TERMS.value[n][0], like)
+            if ACTIVE >> FIRST & TERMS.value[n][1]:
+                total = tl.fma(factor, values[TERMS.value[n][0]], total)
+            else:
+                total = factor * values[TERMS.value[n][0]]
+    return total
+
+
+@triton.jit
+def value(pointer, at, inside, like):
+    """Returns an input at these elements, in the type of arithmetic; `like` where there is none."""
+    found = like
+    if pointer is not None:
+        found = tl.load(pointer + at, mask=inside, other=0).to(like.dtype)
+    return found
+
+
+@triton.jit
+def put(pointer, at, inside, result, LEVELS: tl.constexpr):
+    """Stores a result, rounded once; LEVELS: the greatest of integer levels, of which NaN becomes 0."""
+    if LEVELS:
+        within = tl.where(result > 0, tl.where(result < LEVELS, result, LEVELS), 0).to(tl.float32)
+        result = (within + 2.0**23).to(tl.int32, bitcast=True) & LEVELS
+    tl.store(pointer + at, result.to(pointer.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def fours(seed, sample, step, block, stream, DRAW: tl.constexpr, DOUBLE: tl.constexpr):
+    """Returns the four numbers of each block of the generator."""
+    w0, w1, w2, w3 = block_words(seed, sample, step, block, stream, 0)
+    if DOUBLE:
+        v0, v1, v2, v3 = block_words(seed, sample, step, block, stream, 1)
+        if DRAW == "normal":
+            z0, z1 = normal_pair64(w0, v0, w1, v1)
+            z2, z3 = normal_pair64(w2, v2, w3, v3)
+        else:
+            z0, z1, z2, z3 = (
+                uniform_pair64(w0, v0),
+                uniform_pair64(w1, v1),
+                uniform_pair64(w2, v2),
+                uniform_pair64(w3, v3),
+            )
+    elif DRAW == "normal":
+        z0, z1 = normal_pair32(w0, w1)
+        z2, z3 = normal_pair32(w2, w3)
+    else:
+        z0, z1, z2, z3 = uniform32(w0), uniform32(w1), uniform32(w2), uniform32(w3)
+    return z0, z1, z2, z3
+
+
+@triton.jit
+def element_of(start, place, run, axes, AXES: tl.constexpr):
+    """Returns the elements of the field at these places of a sample: in runs, which axes place."""
+    if AXES == 0:
+        return start + place
+    element, rest = start + place % run, place // run
+    for n in tl.static_range(AXES):
+        length = tl.load(axes + AXES - 1 - n)
+        element += rest % length * tl.load(axes + 2 * AXES - 1 - n)
+        rest = rest // length
+    return element
+
+
+@triton.jit
+def drawn(
+    names, seed, sample, step, stream, start, samples, counter, axes, run, entry, later, place, block,
+    DRAW: tl.constexpr, DOUBLE: tl.constexpr, AXES: tl.constexpr, FOURS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Returns the noise of BLOCK elements: of places of a sample, or of blocks of the generator."""
+    if names is not None:
+        of_entry = names + entry * NUMBERS.value
+        seed, sample, step = tl.load(of_entry), tl.load(of_entry + 1), tl.load(of_entry + 2)
+        stream, start = tl.load(of_entry + 3), tl.load(of_entry + 4)
+    elif samples is not None:
+        sample = tl.load(samples + entry)
+    else:
+        sample += entry
+    if counter is not None:
+        step = tl.load(counter).to(tl.int64)
+    step += later
+    if FOURS:
+        z0, z1, z2, z3 = fours(seed, sample, step, start // 4 + block, stream, DRAW, DOUBLE)
+        noise = tl.reshape(tl.join(tl.join(z0, z2), tl.join(z1, z3)), (BLOCK,))
+    else:
+        element = element_of(start, place, run, axes, AXES)
+        if DRAW == "normal" and DOUBLE:
+            noise = normal64(seed, sample, step, element, stream)
+        elif DRAW == "normal":
+            noise = normal(seed, sample, step, element, stream)
+        elif DOUBLE:
+            noise = uniform64(seed, sample, step, element, stream)
+        else:
+            noise = uniform(seed, sample, step, element, stream)
+    return noise
+
+
+@triton.jit(do_not_specialize=["seed", "sample", "step", "stream", "start", "row"])
+def affine(
+    rows, n_rows: tl.int64, index, row: tl.int64, of_row: tl.int32, period: tl.int64,
+    x, m1, m2, past1, past2, past3, past4, z, out, aux1, aux2,
+    names, seed: tl.uint64, sample: tl.int64, step: tl.int64, stream: tl.int64, start: tl.int64, samples, counter, axes,
+    run: tl.int64, span: tl.int64, parts: tl.int32, tiles: tl.int32,
+    ACTIVE: tl.constexpr, DRAW: tl.constexpr, DOUBLE: tl.constexpr, BY_INDEX: tl.constexpr, BY_PERIOD: tl.constexpr,
+    MASKED: tl.constexpr, LEVELS: tl.constexpr, AXES: tl.constexpr, FOURS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Computes the outputs of one pass. `tiles` programs of BLOCK elements have a span of the flat order; `parts` spans
+    are a sample, and `of_row` spans take one row of numbers (or each element its own, by its place). FOURS: all spans,
+    and the window, begin with whole blocks of the generator."""
+    program = tl.program_id(0)
+    tile, number = (program % tiles).to(tl.int64), program // tiles
+    entry, part = (number // parts).to(tl.int64), (number % parts).to(tl.int64)
+    i = tile * BLOCK + tl.arange(0, BLOCK)
+    inside, at, place = i < span, number.to(tl.int64) * span + i, part * span + i
+    if BY_PERIOD:
+        row = tl.load(index + entry * period + place % period, mask=inside, other=0)
+    elif index is not None:
+        row = tl.load(index + number // of_row)
+    known, numbers = (row >= 0) & (row < n_rows), rows + row * COLUMNS.value
+    like = tl.full((BLOCK,), 0, tl.float64 if DOUBLE else tl.float32)
+
+    if DRAW == "none":
+        noise = value(z, at, inside, like)
+    else:
+        block = part * (span // 4) + tile * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
+        noise = drawn(
+            names, seed, sample, step, stream, start, samples, counter, axes, run, entry, row if BY_INDEX else 0, place,
+            block, DRAW, DOUBLE, AXES, FOURS, BLOCK,
+        )  # fmt: skip
+    x, m1, m2 = value(x, at, inside, like), value(m1, at, inside, like), value(m2, at, inside, like)
+    past1, past2 = value(past1, at, inside, like), value(past2, at, inside, like)
+    past3, past4 = value(past3, at, inside, like), value(past4, at, inside, like)
+    clean = combination(numbers, known, (x, m1, m2), like, ACTIVE, CLEAN.value, TERMS_OF_CLEAN)
+    low, high = like, like
+    if ACTIVE & BOUNDS.value:
+        low, high = coefficient(numbers, known, LOW.value, like), coefficient(numbers, known, HIGH.value, like)
+        if not MASKED:
+            clean = tl.where(clean < low, low, tl.where(clean > high, high, clean))
+    if ACTIVE & TIMES_CLEAN.value:
+        noise = noise * clean
+    elif ACTIVE & TIMES_ROOT.value:
+        noise = noise * (tl.sqrt(clean) if DOUBLE else tl.sqrt_rn(clean))
+    values = (x, m1, m2, clean, past1, past2, past3, past4, noise)
+    first = combination(numbers, known, values, like, ACTIVE, OUT.value, TERMS)
+    if MASKED:
+        passed = (low <= clean) & (clean <= high)
+        first += tl.where(passed, combination(numbers, known, values, like, ACTIVE, AUX1.value, TERMS), 0.0)
+    # All is read before anything is written, as an output may be an input.
+    second = combination(numbers, known, values, like, ACTIVE, AUX1.value, TERMS)
+    third = combination(numbers, known, values, like, ACTIVE, AUX2.value, TERMS)
+    if out is not None:
+        put(out, at, inside, first, LEVELS)
+    if aux1 is not None:
+        put(aux1, at, inside, second, 0)
+    if aux2 is not None:
+        put(aux2, at, inside, third, 0)

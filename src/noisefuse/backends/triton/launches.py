@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton backend: it hands checked calls on torch's tensors of a device to the kernel of rows.
+
+Kernels run on the device and the stream that are torch's current ones; nothing is read back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ...call.description import Loss, Step, Walk, window_runs
+from ...language.levels import LEVELS, levels_of
+from ...language.noise import Noise
+from ...language.rows import Rows
+from .. import NEEDS_CUPY, runner
+from . import kernels
+from .arrays import uploaded
+
+BLOCK = 2048  # the most elements of a program
+
+
+def step(call: Step) -> None:
+    """Computes the outputs of one pass."""
+    if call.by_level or call.draw == "words":
+        raise NotImplementedError(NEEDS_CUPY)
+    device, double = _device(call), call.arithmetic == np.float64
+    noise, span, fours, axes = _noise(call, device)
+    fixed = isinstance(call.index, np.ndarray) and call.index.size == 1 and not call.period
+    block = min(BLOCK, max(32, 1 << (span - 1).bit_length()))
+    tiles, out = -(-span // block), call.outputs[0]
+    levels = None if out is None else levels_of(out.dtype)
+    memory = [None if a is None else a.tensor for a in (*call.inputs, *call.outputs)]  # type: ignore[attr-defined]
+    del memory[3]  # D, which is computed
+    kernels.affine[(call.batch * call.size // span * tiles,)](
+        _table(call.rows, double, device), len(call.rows.table),
+        None if fixed else uploaded(call.index, device), int(call.index[0]) if fixed else 0,
+        max(1, call.segment // span), max(1, call.period), *memory, *noise, span, call.size // span, tiles,
+        ACTIVE=call.rows.active, DRAW=call.draw, DOUBLE=double, BY_INDEX=call.step_by_index,
+        BY_PERIOD=call.period > 0, MASKED=call.masked, LEVELS=LEVELS[levels] if levels else 0,
+        AXES=axes, FOURS=fours, BLOCK=block, num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+def _device(call: Step) -> int:
+    return next(a.data.device_id for a in call.outputs if a is not None)  # type: ignore[attr-defined]
+
+
+def _noise(call: Step, device: int) -> tuple[list[Any], int, bool, int]:
+    """Returns the arguments that name the noise; the elements of a span; whether spans are whole blocks of the
+    generator; and the axes of a window."""
+    span = min(call.size, call.segment) if not call.period else call.size
+    if not call.noise:
+        return [None, 0, 0, 0, 0, 0, None, None, None, 1], span, True, 0
+    first, *others = call.noise
+    windows = [window_runs(noise, call.sample_shape) for noise in call.noise]
+    start, run, lengths, strides = windows[0]
+    if any(window[1:] != windows[0][1:] for window in windows):
+        raise NotImplementedError(NEEDS_CUPY)
+    axes = uploaded(np.array((*lengths, *strides)), device) if lengths else None
+    whole = (span == call.size or span % 4 == 0) and not lengths and all(window[0] % 4 == 0 for window in windows)
+    whole &= not (call.period and call.step_by_index)  # then elements of a block have steps of their own
+    if others:
+        named = [_numbers(noise, window[0]) for noise, window in zip(call.noise, windows, strict=True)]
+        names = uploaded(np.array(named, np.uint64).view(np.int64), device)
+        return [names, 0, 0, 0, 0, 0, None, None, axes, run], span, whole, len(lengths)
+    samples = None if isinstance(first.sample, int) else uploaded(first.sample.view(np.int64), device)
+    counter = None if isinstance(first.step, int) else uploaded(first.step, device)
+    seed, sample, step, stream, start = _numbers(first, start)
+    return [None, seed, sample, step, stream, start, samples, counter, axes, run], span, whole, len(lengths)
+
+
+def _numbers(noise: Noise, start: int) -> tuple[int, ...]:
+    """Returns the numbers of a name. Those that are arrays count as 0."""
+    sample = noise.sample if isinstance(noise.sample, int) else 0 if len(noise.sample) > 1 else int(noise.sample[0])
+    return noise.seed, sample, noise.step if isinstance(noise.step, int) else 0, noise.stream, start
+
+
+def _table(rows: Rows, double: bool, device: int) -> Tensor:
+    """Returns the table, uploaded once and kept with the rows."""
+    kept: dict[Any, Any] = rows.on_devices
+    if (key := ("triton", device, double)) not in kept:
+        kept[key] = uploaded(rows.table if double else rows.single, device)
+    found: Tensor = kept[key]
+    return found
+
+
+def refuse(call: Any) -> None:
+    raise NotImplementedError(NEEDS_CUPY)
+
+
+run: Any = runner({Step: step, Walk: refuse, Loss: refuse})

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rician and noncentral chi noise: augment.rician.
+
+Seen to fail: a normal taken twice, x added to two parts, the normals of the next sample in place of the next draw.
+"""
+
+import numpy as np
+import pytest
+
+import noisefuse as nf
+from conftest import DTYPES, using
+from noisefuse.augment import rician
+
+stats = pytest.importorskip("scipy.stats")
+N = nf.Noise(7, sample=5, step=2, stream=66)
+RNG = np.random.default_rng(0)
+KINDS = DTYPES | {"uint8": np.dtype(np.uint8), "uint16": np.dtype(np.uint16)}
+
+
+def by_definition(x, std, noise, coils=1):
+    real = np.float64 if x.dtype == np.float64 else np.float32
+    z = nf.randn((len(x), 2 * coils, *x.shape[1:]), noise, dtype=real)
+    parts = real(std) * z
+    parts[:, 0] = x.astype(real) + parts[:, 0]
+    total = parts[:, 0] ** 2
+    for d in range(1, 2 * coils):
+        total = total + parts[:, d] ** 2
+    magnitude = np.sqrt(total)
+    if x.dtype.kind == "u":
+        return np.rint(magnitude).clip(0, np.iinfo(x.dtype).max).astype(x.dtype)
+    return magnitude.astype(x.dtype)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("coils", [1, 3])
+def test_the_normals_are_those_of_randn(kind, coils, host):
+    for shape in ((3, 9, 7, 3), (2, 4, 700), (5, 3), (1, 1)):
+        x = (200 * RNG.random(shape)).astype(KINDS[kind])
+        assert rician(x, 9.5, N, coils=coils, batched=True).tobytes() == by_definition(x, 9.5, N, coils).tobytes()
+
+
+def test_a_std_and_a_noise_for_each_sample(compiled):
+    x = RNG.random((4, 5, 70)).astype(np.float32)
+    noises, std = [nf.Noise(b, sample=9 * b) for b in range(4)], np.array([0.0, 0.5, 1.0, 2.0])
+    done = rician(x, std, noises, coils=2)
+    with using("reference"):
+        assert np.array_equal(rician(x, std, noises, coils=2), done)
+    for b in range(4):
+        assert np.array_equal(rician(x[b], std[b], noises[b], coils=2, batched=False), done[b])
+    assert np.allclose(done[0], x[0])
+
+
+def test_windows_and_in_place():
+    x = RNG.random((2, 6, 40, 40)).astype(np.float32)
+    whole = rician(x, 0.1, N)
+    part = rician(x[:, 1:3, 5:, :33], 0.1, N.window((6, 40, 40), (1, 5, 0)))
+    assert np.array_equal(part, whole[:, 1:3, 5:, :33])
+    assert rician(x, 0.1, N, out=x) is x
+    assert np.array_equal(x, whole)
+
+
+@pytest.mark.parametrize(("coils", "signal"), [(1, 0.0), (1, 2.0), (4, 3.0), (32, 0.0)])
+def test_distribution(coils, signal):
+    """Kolmogorov and Smirnov's test of 2^16 magnitudes; their square has a noncentral chi-square distribution."""
+    x = np.full((1, 1 << 16), signal)
+    squares = (rician(x, 0.5, nf.Noise(7), coils=coils)[0] / 0.5) ** 2
+    law = stats.ncx2(2 * coils, (signal / 0.5) ** 2) if signal else stats.chi2(2 * coils)
+    assert stats.kstest(squares, law.cdf).pvalue > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"std": -1.0}, "std"),
+        ({"std": [1.0, 2.0]}, r"std: expected a number, or \(3,\) for the samples, got shape \(2,\)"),
+        ({"coils": 0}, "coils = 0"),
+        ({"coils": 33}, "coils = 33"),
+        ({"coils": 1.5}, "coils"),
+        ({"noise": np.zeros((3, 4, 5), np.float32)}, "expected a Noise or a list of them"),
+        ({"out": np.zeros((3, 4, 5), np.uint16)}, "out"),
+        ({"noise": N.window((2**33, 1), (0, 0)), "coils": 2}, "more than 2\\^34 elements"),
+    ],
+)
+def test_bad_input_is_named_and_nothing_is_written(options, message):
+    x = np.full((3, 4, 1) if "coils" in options else (3, 4, 5), 7, np.uint8)
+    given = {"std": 3.0, "noise": N, "out": x} | options
+    with pytest.raises((TypeError, ValueError, OverflowError), match=message):
+        rician(x, **given)
+    assert (x == 7).all()
