@@ -92,6 +92,8 @@ ARGUMENTS: dict[str, Make] = {
     "discount": lambda shape: 0.7,
     "gamma": lambda shape: 0.1,
     "peak": lambda shape: 30.0,
+    "corruption": lambda shape: "gaussian_noise",
+    "severity": lambda shape: 1,
     "matrix": lambda shape: CHANGES,
     "mean_table": lambda shape: np.arange(256.0),
     "std_table": lambda shape: np.full(256, 10.0),

@@ -33,6 +33,7 @@ from peers_of_calls import arguments, peer, peers
 HERE = Path(__file__).parent
 FILE = HERE / "results" / "counts.json"
 ACTION = (1, 16, 7)
+EMPTY = "an empty Function, autograd"
 WARM = 20  # calls, after which Python has specialised its code and caches are filled
 
 
@@ -129,13 +130,34 @@ def of_torch() -> dict[str, Call]:
     import torch
 
     torch.set_num_threads(1)
-    return plain(torch.from_numpy, dtype=torch.float32) | others(torch.from_numpy) | with_autograd(cliffs.functions())
+    image = torch.zeros(2, 3, 8, 8).to(memory_format=torch.channels_last)
+    more = {"randn_like, channels_last": lambda: nf.randn_like(image, NOISE)}
+    return (
+        plain(torch.from_numpy, dtype=torch.float32)
+        | others(torch.from_numpy)
+        | more
+        | with_autograd(cliffs.functions())
+    )
 
 
 def of_peers() -> dict[str, Call]:
     import torch
 
+    class Empty(torch.autograd.Function):
+        """Does nothing: what any loss of one's own takes."""
+
+        @staticmethod
+        def forward(ctx: Any, x: Any, loss: Any, gradient: Any) -> Any:
+            ctx.gradient = gradient
+            return loss.detach()
+
+        @staticmethod
+        def backward(ctx: Any, upstream: Any) -> Any:
+            return ctx.gradient, None, None
+
+    x, loss, gradient = torch.ones(ACTION, requires_grad=True), torch.ones(()), torch.ones(ACTION)
     made = {name: call for name in cliffs.functions() if (call := peer(name, ACTION))}
+    made[EMPTY] = lambda: torch.autograd.grad(Empty.apply(x, loss, gradient), x)
     return made | with_autograd(peers(torch))
 
 
@@ -156,8 +178,8 @@ OF: dict[str, Callable[[], dict[str, Call]]] = {"arrays": of_numpy, "tensors": o
 
 # These draw several times, or look for tables: test_peers.py has their times. And other values of logits.
 LEFT_OUT = {
-    "augment.at_snr", "augment.by_level", "augment.impulse", "augment.poisson", "augment.prepare", "augment.rician",
-    "augment.transition",
+    "augment.at_snr", "augment.by_level", "augment.corrupt", "augment.impulse", "augment.poisson", "augment.prepare",
+    "augment.rician", "augment.transition",
     *(name for name in cliffs.functions() if name.startswith("fields.") or name.endswith((", confident", ", flat"))),
 }  # fmt: skip
 NO_TENSORS = {"philox4x32", "augment.rms", "augment.strengths"} | {

@@ -161,6 +161,7 @@ def peers(torch: Any) -> dict[str, Callable[..., Any]]:
         "augment.poisson": lambda x, peak, **_: as_bytes(torch.poisson(x * (peak / 255)) * (255 / peak)),
         "augment.transition": transition,
         "augment.rician": lambda x, std, **_: torch.hypot(x + std * normal(x), std * normal(x)),
+        "augment.corrupt": lambda images, **_: as_bytes(images + 0.08 * 255 * torch.randn(images.shape)),
         "augment.impulse": salt_and_pepper,
         "augment.by_level": lambda x, **_: as_bytes(levels[0][x.long()] + levels[1][x.long()] * torch.randn(x.shape)),
         "augment.prepare": lambda images, **_: images.permute(0, 3, 1, 2).float().div(255).contiguous(),

@@ -109,6 +109,7 @@ AUGMENTED = {
         f(images()), f(np.linspace(0, 1, 4)), N, layout="HWC", shared=True, batched=True
     ),
     "augment.impulse of floats": lambda f: nf.augment.impulse(f(data()), 0.5, N, random=True),
+    "augment.corrupt": lambda f: nf.augment.corrupt(f(images()), "impulse_noise", 3, N, batched=True),
     "augment.rician": lambda f: nf.augment.rician(f(images()), f(np.linspace(0, 9, 4)), N, batched=True),
     "augment.rician of floats": lambda f: nf.augment.rician(f(data()), 0.5, N, coils=2),
     "augment.prepare": lambda f: nf.augment.prepare(f(images()), noise=N, noise_std=0.1),

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small calls take few instructions: counted by single steps, which the load of the machine cannot change.
 
-Seen to fail: `interpolate` that makes one array of NumPy more; a public function that is compared with nothing.
+Seen to fail: `interpolate` that makes one array of NumPy more; a public function that is compared with nothing; a loss
+whose `Function` calls the library again (45,000 to 85,000 instructions above an empty one); `randn_like` of a tensor in
+C order that is turned afterwards.
 """
 
 import json
@@ -31,14 +33,9 @@ TIMES = {
     "q_walk of 5 steps": 5,
 }
 # torch's shortest code, which is one or two calls, takes fewer than these: the most that they take, in times its own.
-ABOVE_TORCH = {
-    "categorical, temperature 0": 1.15,
-    "interpolate": 1.35,
-    "masked_cross_entropy": 1.06,
-    "masked_cross_entropy, autograd": 1.18,
-    "q_transition": 1.41,
-    "randn_like": 3.61,
-}
+ABOVE_TORCH = {"categorical, temperature 0": 1.10, "interpolate": 1.30}
+# The most instructions of a loss with autograd above those of an empty `torch.autograd.Function`: 10 microseconds.
+ABOVE_EMPTY = 45_000
 
 steps = pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="single steps of x86-64 on Linux"
@@ -87,6 +84,8 @@ def test_small_calls_on_tensors():
     assert too_many("tensors", found) == {}
     ratios = {name: found[name] / torch[name] for name in found.keys() & torch.keys()}
     assert {name: one for name, one in ratios.items() if one > ABOVE_TORCH.get(name, 1)} == {}
+    above = {name: count - torch[counted.EMPTY] for name, count in found.items() if name.endswith(", autograd")}
+    assert {name: one for name, one in above.items() if one > ABOVE_EMPTY} == {}
 
 
 def test_every_public_function_is_compared():

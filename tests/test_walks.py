@@ -56,6 +56,12 @@ def of_logits(call):
     return lambda: call(logits)
 
 
+def of_shards():
+    windows = [N.window((32,), (first,)) for first in (0, 16)]
+    parts = [BY_ENTROPY.step(0, MASKS, LOGITS, window, partial=True) for window in windows]
+    return lambda: nf.discrete.combine_steps(parts)
+
+
 # Each call with its highest counts.
 WALKS = {
     "plain": (lambda: lambda: nf.q_sample(X, 5, S, N), (3, 2, 1)),
@@ -74,6 +80,8 @@ WALKS = {
     "a step of dream, by rank": (lambda: lambda: BY_ENTROPY.step(0, MASKS, LOGITS, N, BY_ENTROPY.state()), (3, 1, 0)),
     "a step of a factor": (lambda: lambda: BY_FACTOR.step(0, MASKS, LOGITS, N, BY_FACTOR.state()), (3, 1, 0)),
     "a step of a block": (lambda: lambda: MDLM.step(0, MASKS, LOGITS, BLOCK, MDLM.state()), (3, 1, 0)),
+    "a step of a shard": (lambda: lambda: BY_ENTROPY.step(0, MASKS, LOGITS, BLOCK, partial=True), (164, 15, 72)),
+    "the step of all shards": (of_shards, (35, 4, 4)),
     "a step of tokens, tensors": (
         lambda: of_logits(lambda x: MDLM.step(0, x[..., 0].long() + 50, x, N, MDLM.state())),
         (5, 3, 2),

@@ -55,6 +55,9 @@ double score_of(float x, double beta, uint32_t w, uint32_t v) {
     return Lane::fma(static_cast<double>(x), beta, 0.5 * minus_two_ln<Lane>(exponential_of<Lane>(w, v)));
 }
 
+// Of temperatures other than 0, whose reciprocals are normal in float. tokens/categorical.py says it in words.
+constexpr bool is_temperature(double t) { return t == 0 || (t >= 0x1p-64 && t <= 0x1p64); }
+
 // What to find out about a row.
 enum Wanted : uint32_t {
     kDraw = 1,      // the winner of the race; without it the first of the largest
@@ -90,7 +93,8 @@ struct RaceRow {
     const void* x;
     DType type;
     uint32_t wanted;
-    int64_t n, first;  // tokens, from this one of the vocabulary on, a multiple of 4,096
+    int64_t n, first;     // tokens, from this one of the vocabulary on, a multiple of 4,096
+    int64_t hidden = -1;  // the place of a token whose logit is -inf, whatever x holds
     uint64_t seed;
     uint32_t step, sample, tag, block;  // the counter's words; the block of token 0
     Scale scale;
@@ -130,6 +134,7 @@ struct Race {
     int64_t chunks;
     DType type;
     int32_t each, field_per_sample, token_is_32;
+    int64_t hidden = -1;  // a token whose logit is -inf, whatever x holds
 };
 
 // Cross entropies of rows, and their gradient with respect to x: of row i, c (softmax - (1 at the token id)), with

@@ -391,6 +391,8 @@ template <bool spread, bool unit>
         }
 }
 
+constexpr bool is_below(int64_t i, int64_t n) { return i >= 0 && i < n; }
+
 // Reads the chunks of a row.
 class Reader {
   public:
@@ -407,10 +409,14 @@ class Reader {
             convert<DType::bf16>(r.x, at, static_cast<int>(n), values_);
         else
             chunk.x = static_cast<const float*>(r.x) + at;
-        if (r.copy) {  // which no other thread changes: all that is found out is of the copy
-            std::memcpy(r.copy + at, chunk.x, size_t(n) * 4);
-            chunk.x = r.copy + at;
+        const int64_t hidden = r.hidden - at;
+        const bool hides = is_below(hidden, n);
+        float* const own = r.copy ? r.copy + at : values_;
+        if (r.copy || (hides && chunk.x != own)) {
+            std::memcpy(own, chunk.x, size_t(n) * 4);
+            chunk.x = own;  // which no other thread changes: all that is found out is of the copy
         }
+        if (hides) own[hidden] = -INFINITY;
         chunk.last = chunk.x + kBlock * (chunk.blocks - 1);
         const int64_t left = n % kBlock;
         if (left == 0) return;
@@ -447,7 +453,13 @@ void find_largest(RaceRow& r, Reader& reader) {
                                                : largest_of<DType::bf16>;
         float largest, of_last;
         const int left = n % kBlock;
-        bool good = of(r.x, at, n - left, largest);
+        bool good;
+        if (is_below(r.hidden - at, n - left)) {
+            reader.read(at, n - left);
+            good = largest_of<DType::f32>(reader.chunk.x, 0, n - left, largest);
+        } else {
+            good = of(r.x, at, n - left, largest);
+        }
         if (left) {
             reader.read(at + n - left, left);
             good &= largest_of<DType::f32>(reader.chunk.last, 0, kBlock, of_last);

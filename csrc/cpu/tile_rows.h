@@ -307,9 +307,11 @@ struct Rows {
         uint64_t used = s.active & ((uint64_t{1} << kColumns) - 1);
         if (clamps() || s.masked) used |= uint64_t{1} << kLow | uint64_t{1} << kHigh;
         if (s.by_level) used |= uint64_t{1} << kByLevel[0] | uint64_t{1} << kByLevel[1];
-        for (; used; used &= used - 1) used_columns[n_used++] = std::countr_zero(used);
-        most = n_used * (kTile + kOverhang) <= kColumns * kHalf ? kTile : kTile / 2;
-        for (int u = 0; u < n_used; ++u) place[used_columns[u]] = u * (most + kOverhang);
+        most = std::popcount(used) * (kTile + kOverhang) <= kColumns * kHalf ? kTile : kTile / 2;
+        for (; used; used &= used - 1) {
+            const int column = used_columns[n_used] = std::countr_zero(used);
+            place[column] = n_used++ * (most + kOverhang);
+        }
         for (int i = 0; i < kLookedUp && s.by_level; ++i)
             for (int c = 0; c < 2; ++c) level[c][i] = static_cast<float>(table()[kColumns * i + kByLevel[c]]);
         per_element = s.row_for_each();

@@ -105,7 +105,7 @@ inline bool view_array(PyObject* o, View& v) {
     v.ndim = PyArray_NDIM(a);
     v.shape = reinterpret_cast<const int64_t*>(PyArray_DIMS(a));
     v.count = PyArray_SIZE(a);
-    v.bytes = PyArray_NBYTES(a);
+    v.bytes = v.count * PyArray_ITEMSIZE(a);
     v.writable = PyArray_ISWRITEABLE(a);
     v.is_tensor = false;
     return PyArray_ISCARRAY_RO(a);

@@ -58,10 +58,11 @@ class FastCall {
     Call call{};
     View x;
     FastOutputs outputs;
-    int64_t indices = 1;   // the number of row numbers
-    bool adds_up = false;  // whether elements are added up, which is done in C's order
-    int leads = kX;        // the slot of the input whose order in memory new tensors have
-    bool mixes = false;    // whether model outputs may have another dtype than x
+    int64_t indices = 1;          // the number of row numbers
+    bool adds_up = false;         // whether elements are added up, which is done in C's order
+    int leads = kX;               // the slot of the input whose order in memory new tensors have
+    bool mixes = false;           // whether model outputs may have another dtype than x
+    PyObject* watched = nullptr;  // the input that autograd may watch
     Turned turned;
 
     FastCall() = default;
@@ -79,7 +80,7 @@ class FastCall {
         input(kX, x);
         return index(a.index) && (!times_ || timed()) && model_output(a.model_output) && past(a.past) &&
                noise(a.noise, a.stream) && outputs.take(0, a.out, call) && outputs.take_auxiliary(a.auxiliary, call) &&
-               apart() && complete() && follow(a) && settle();
+               apart() && complete() && !(watched && reads_watched()) && follow(a) && settle();
     }
 
     // Whether numbers (n_rows,) are one for each row: those of float times have the shape of the times.
@@ -126,19 +127,20 @@ class FastCall {
     // Finds the outputs' dtype: x's, or the given one; for integer levels x, the model output's or float32. A given
     // integer dtype is only the first output's.
     bool result(const RowArguments& a) {
-        Made made{};
         View like = x;
         if (is_level(x.kind) && a.model_output != Py_None && !read(a.model_output, like, kM1)) return false;
+        Made &made = outputs.others, &first = outputs.first;
         made = {like.kind, x.is_tensor, x.ndim, x.shape, x.count, nullptr};
         if (!x.is_tensor) made.descriptor = like.is_tensor ? nullptr : PyArray_DESCR(array(like.object));
-        Made asked = made;
-        if (a.dtype != Py_None && !take_dtype(a.dtype, asked)) return false;
-        if (is_float(asked.kind)) made = asked;
+        if (a.dtype != Py_None) {
+            first = made;
+            if (!take_dtype(a.dtype, first)) return false;
+            if (is_float(first.kind)) made = first;
+        }
         if (is_level(made.kind)) made.kind = Kind::f32, made.descriptor = float32;
-        outputs.first = a.dtype == Py_None ? made : asked;
-        outputs.others = made;
+        if (a.dtype == Py_None) first = made;
         call.type = dtype(made.kind);
-        call.out_type = dtype(outputs.first.kind);
+        call.out_type = dtype(first.kind);
         return is_float(made.kind) && is_readable(x.kind, made.kind);
     }
 
@@ -175,7 +177,7 @@ class FastCall {
 
     // Views the array, or a copy that is kept for this slot. False, perhaps with a Python error: it is not plain.
     bool read(PyObject* o, View& v, int slot) {
-        if (view(o, v)) return true;
+        if (view(o, v, watched)) return true;
         if (PyArray_CheckExact(o) && PyArray_ISBYTESWAPPED(array(o))) {
             if (!can_copy()) return false;
             PyObject*& native = copies_->native[slot];
@@ -184,7 +186,7 @@ class FastCall {
         }
         Copy copy;
         constexpr int64_t kMost = int64_t{1} << 34;  // elements: beyond are errors, which should not wait for a copy
-        if (!view_any(o, v, copy) || v.count > kMost) return false;
+        if (!view_any(o, v, copy, watched) || v.count > kMost) return false;
         Turned found;
         if (slot != kD && is_turned(v, copy, found) &&
             (!lie_turned_ || (found.rows == turned.rows && found.columns == turned.columns))) {
@@ -206,6 +208,14 @@ class FastCall {
         return true;
     }
 
+    // Whether others than the prediction are the input that autograd watches.
+    bool reads_watched() const {
+        bool any = index_.object == watched;
+        for (int slot = 0; slot < kSlots; ++slot)
+            any |= slot != kM1 && call.in[slot] && inputs_[slot].object == watched;
+        return any;
+    }
+
     // Copies an array for this slot, if it was not copied yet. False, perhaps with a Python error: there is no memory.
     bool copied(Copy& copy, View& v, int slot) {
         if (!can_copy()) return false;
@@ -219,7 +229,6 @@ class FastCall {
     // as good as C's, and only outputs are turned, and noise. Otherwise many elements are turned on the way. Few are
     // copied before, and so are arrays whose memory is written to.
     bool settle() {
-        constexpr int64_t kFew = 1 << 15;  // elements, whose copies lie in the caches
         if (!lie_turned_) return true;
         unsigned read = 0;
         bool written = false;
@@ -237,7 +246,7 @@ class FastCall {
             turned = {};
             return true;
         }
-        if (x.count > kFew && !written) {
+        if (x.count > kFewTurned && !written) {
             turned.outputs = last;
             if (anywhere) turned = {turned.columns, turned.rows, draws ? 1u << kZ : 0, all & ~last};
             return true;
@@ -260,7 +269,7 @@ class FastCall {
     bool copy_turned(int slot) {
         View& v = inputs_[slot];
         Copy copy;
-        if (!view_any(v.object, v, copy) || !copied(copy, v, slot)) return false;
+        if (!view_any(v.object, v, copy, watched) || !copied(copy, v, slot)) return false;
         call.in[slot] = v.data;
         return true;
     }

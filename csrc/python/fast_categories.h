@@ -17,10 +17,10 @@ struct FastLogits {
     View shape{};  // that of the rows, beside nothing else
 
     // False: declined.
-    bool read(PyObject* o) {
+    bool read(PyObject* o, PyObject* watched = nullptr) {
         const View& x = array.v;
-        if (!array.read(o) || (x.kind != Kind::f32 && x.kind != Kind::f16 && x.kind != Kind::bf16) || x.ndim < 1 ||
-            (x.is_tensor && torch.dual()))
+        if (!array.read(o, watched) || (x.kind != Kind::f32 && x.kind != Kind::f16 && x.kind != Kind::bf16) ||
+            x.ndim < 1 || (x.is_tensor && torch.dual()))
             return false;
         n = x.shape[x.ndim - 1], rows = x.count / n;
         batch = x.ndim > 1 ? x.shape[0] : 1, of_sample = rows / batch;
@@ -48,10 +48,8 @@ struct FastSettings {
         if (!temperature.parse(heat) || !top_p.parse(p) || !take_integer(k, most) || most < 0 || !fits(temperature) ||
             !fits(top_p) || !top_p.within(std::numeric_limits<double>::denorm_min(), 1))
             return false;
-        for (int64_t s = 0; s < temperature.count; ++s) {
-            const double t = temperature.values[static_cast<size_t>(s)];
-            if (t != 0 && !(t >= 0x1p-64 && t <= 0x1p64)) return false;
-        }
+        for (int64_t s = 0; s < temperature.count; ++s)
+            if (!is_temperature(temperature.values[static_cast<size_t>(s)])) return false;
         const int64_t settings = std::max(temperature.count, top_p.count);
         each = settings > 1;
         top_k.assign(static_cast<size_t>(settings), most);
@@ -183,7 +181,7 @@ void weigh(const CrossEntropy& call, bool each, std::vector<double>& found) {
 }  // namespace
 
 // masked_cross_entropy(logits, ids, masked, weight, each, upstream, grad), or NotImplemented: the loss, or (loss,
-// gradient), where grad is None, an array, or True: make it.
+// gradient), where grad is None, an array, or True: make it. As in `mse`, the gradient is made where autograd needs it.
 PyObject* fast_cross_entropy(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 7) return PyErr_Format(PyExc_TypeError, "masked_cross_entropy: expected 7 arguments, got %zd", n);
     try {
@@ -194,13 +192,15 @@ PyObject* fast_cross_entropy(PyObject*, PyObject* const* args, Py_ssize_t n) {
         Call written{};
         const View& x = logits.array.v;
         const bool each = args[4] == Py_True;
-        if (!logits.read(args[0]) || !labels.parse(args[1], args[2], logits) ||
+        const bool watched = torch.is_tensor(args[0]) && torch.is_watched(args[0]);
+        if (watched && (each || args[6] != Py_None)) return declined();
+        if (!logits.read(args[0], watched ? args[0] : nullptr) || !labels.parse(args[1], args[2], logits) ||
             !take_of_rows(args[3], logits, weight) || !weight.within(0, INFINITY) ||
             !take_of_rows(args[5], logits, upstream) || (!each && upstream.ndim))
             return declined();
         outputs.first = {x.kind, x.is_tensor, x.ndim, x.shape, x.count, nullptr};
         if (!x.is_tensor) outputs.first.descriptor = PyArray_DESCR(array(x.object));
-        outputs.wanted = args[6] != Py_None;
+        outputs.wanted = watched || args[6] != Py_None;
         if (!outputs.take(0, args[6] == Py_True ? Py_None : args[6], written) || outputs.spoil(x, true))
             Py_RETURN_NOTIMPLEMENTED;
         if (!outputs.make(written)) return nullptr;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Plain Noises of the fast path: one, or a list with one for each sample. And what its files share.
 #pragma once
+#include <bit>
 #include <memory>
 
 #include "../cpu/dispatch.h"
@@ -49,17 +50,21 @@ bool take_integer(PyObject* o, int64_t& value) {
     return exact.object && !overflow;
 }
 
-// Whether a linear combination of the row reads this value.
-bool reads(uint64_t active, int slot) {
-    bool any = slot < kD && counts(active, kClean + 1 + slot);
-    for (int first : kAffine) any |= counts(active, first + 1 + slot);
-    return any;
+// The values that linear combinations of the row read, a bit for each slot.
+unsigned slots_read(uint64_t active) {
+    constexpr unsigned kOfClean = (1u << kD) - 1, kAll = (1u << kSlots) - 1;
+    unsigned slots = static_cast<unsigned>(active >> (kClean + 1)) & kOfClean;
+    for (int first : kAffine) slots |= static_cast<unsigned>(active >> (first + 1)) & kAll;
+    return slots;
 }
+
+// Whether a linear combination of the row reads this value.
+bool reads(uint64_t active, int slot) { return slots_read(active) >> slot & 1; }
 
 // Whether each array that a row reads is there.
 bool has_inputs(const Call& call) {
-    for (int slot = kX; slot < kZ; ++slot)
-        if (slot != kD && reads(call.active, slot) && !call.in[slot]) return false;
+    for (unsigned left = slots_read(call.active) & ~(1u << kD | 1u << kZ); left; left &= left - 1)
+        if (!call.in[std::countr_zero(left)]) return false;
     return true;
 }
 
@@ -86,7 +91,7 @@ class FastNoise {
             return named(field, name, rows, stream, call.n_rows) && window(field, name, ndim, shape);
         };
         if (call.size > kElements) return false;
-        if (is_noise(noise)) return plain(take(one_, noise, call.batch));
+        if (is_noise(noise)) return one_ = {}, plain(take(one_, noise, call.batch));
         if (!(names_ = as_tuple(noise)) || PyTuple_GET_SIZE(names_) != call.batch) return false;
         several_.reset(new (std::nothrow) Field[static_cast<size_t>(call.batch)]());
         if (!several_) return false;
@@ -118,7 +123,7 @@ class FastNoise {
     static constexpr uint32_t kUniformStream = 7;           // as in noise.py
     static constexpr int64_t kElements = int64_t{1} << 34;  // of a sample
     static constexpr int64_t kUnseen = -2;
-    Field one_{};
+    Field one_;  // written only where it is read: it is large
     std::unique_ptr<Field[]> several_;
     PyObject* names_ = nullptr;  // a tuple
 

@@ -29,6 +29,8 @@ PyObject* native_copy(PyArrayObject* a) {
     return made;
 }
 
+constexpr int64_t kFewTurned = 1 << 15;  // elements, whose copies lie in the caches
+
 // An array as kernels read it: its own memory, or a copy in C's order.
 class FastArray {
   public:
@@ -38,17 +40,16 @@ class FastArray {
     FastArray(const FastArray&) = delete;
     ~FastArray() { Py_XDECREF(native_); }
 
-    // False, perhaps with a Python error: it is not plain. turned: where given, many elements whose planes are turned
-    // stay as they lie, as x.
-    bool read(PyObject* o, Turned* turned = nullptr) {
+    // False, perhaps with a Python error: it is not plain, but `watched` may be watched by autograd. turned: where
+    // given, many elements whose planes are turned stay as they lie, as x.
+    bool read(PyObject* o, PyObject* watched = nullptr, Turned* turned = nullptr) {
         constexpr int64_t kMost = int64_t{1} << 34;  // elements: beyond are errors, which should not wait for a copy
-        constexpr int64_t kFew = 1 << 15;            // elements, whose copies lie in the caches
-        if (view(o, v)) return true;
+        if (view(o, v, watched)) return true;
         if (PyArray_CheckExact(o) && PyArray_ISBYTESWAPPED(array(o)))
             return (native_ = native_copy(array(o))) && view(native_, v);
         Copy copy;
-        if (!view_any(o, v, copy) || v.count > kMost) return false;
-        if (turned && v.count > kFew && is_turned(v, copy, *turned)) return turned->inputs = 1u << kX, true;
+        if (!view_any(o, v, copy, watched) || v.count > kMost) return false;
+        if (turned && v.count > kFewTurned && is_turned(v, copy, *turned)) return turned->inputs = 1u << kX, true;
         return copy_to(scratch_, copy, v);
     }
 

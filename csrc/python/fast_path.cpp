@@ -87,7 +87,8 @@ PyObject* fast_row(PyObject*, PyObject* const* args, Py_ssize_t n) {
         [&](const Call& step, const GoOn& go_on) { return run_clipped_step(step, low, high, go_on, fast.turned); });
 }
 
-// random(table, shape, noise, uniform, dtype, batched, tensor, out), or NotImplemented: noise of this shape.
+// random(table, shape, noise, uniform, dtype, batched, tensor, out), or NotImplemented: noise of this shape, or like a
+// tensor in its place: with its order in memory and, if dtype is None, its dtype.
 PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 8) return PyErr_Format(PyExc_TypeError, "random: expected 8 arguments, got %zd", n);
     Call call{};
@@ -96,11 +97,16 @@ PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n) {
     int64_t shape[NPY_MAXDIMS];
     const int64_t row = 0;
     const bool batched = args[5] == Py_True;
+    Turned turned;
     Made& made = outputs.first;
     made.is_tensor = args[6] == Py_True, made.shape = shape;
-    if (!PyBool_Check(args[5]) || !take_dtype(args[4], made) || !lengths(args[1], shape, made) ||
-        (made.is_tensor && !torch.is_known()))
+    if (!PyBool_Check(args[5]) || (made.is_tensor && !torch.is_known()) ||
+        !(torch.is_tensor(args[1]) ? torch.like(args[1], made, shape, turned) : lengths(args[1], shape, made)) ||
+        (args[4] == Py_None ? !is_float(made.kind) : !take_dtype(args[4], made)))
         Py_RETURN_NOTIMPLEMENTED;
+    outputs.channels_last = made.channels_last;
+    outputs.written_last = made.channels_last && made.count > kFewTurned;
+    if (outputs.written_last) turned.outputs = 1;
     call.type = call.out_type = dtype(made.kind);
     call.batch = batched ? shape[0] : 1;
     call.size = made.count / call.batch;
@@ -111,7 +117,9 @@ PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n) {
         Py_RETURN_NOTIMPLEMENTED;
     if (args[3] == Py_True) noise.use_uniform(call);
     if (!outputs.make(call)) return nullptr;
-    const auto run = [](const Call& step, const GoOn& go_on) { return run_step(step, go_on); };
+    const auto run = [&](const Call& step, const GoOn& go_on) {
+        return run_step(step, go_on, turned.outputs ? turned : Turned{});
+    };
     return run_plain(call, run) ? outputs.give() : nullptr;
 }
 
@@ -119,20 +127,22 @@ PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n) {
 // mean over all elements, or over those of each sample. pred: an array, or a pair, the prediction and another array
 // that the rows read as m2. weights: one for each row. out: None, where the gradient is to be written, or True: make
 // it. Returns the loss, float64 (B,) or a float (of tensors a tensor, of float32 unless pred is of float64), the
-// gradient, or (loss, gradient).
+// gradient, or (loss, gradient): this too where autograd watches pred, and the loss of all elements is wanted alone.
 PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 11) return PyErr_Format(PyExc_TypeError, "mse: expected 11 arguments, got %zd", n);
     PyObject *weights = args[5], *out = args[8] == Py_True ? Py_None : args[8];
     PyObject* const pred = PyTuple_CheckExact(args[3]) ? PyTuple_GET_ITEM(args[3], 0) : args[3];
-    if (torch.is_tensor(pred) && !torch.is_plain(pred)) return declined();  // training: autograd makes the gradient
+    const bool wants_loss = args[7] == Py_True, each = args[10] == Py_True;
+    const bool watched = torch.is_tensor(pred) && torch.is_watched(pred);
+    if (watched && (!wants_loss || each || args[8] != Py_None)) return declined();
     FastCall fast;
     Call& call = fast.call;
-    const bool wants_loss = args[7] == Py_True, each = args[10] == Py_True;
+    if (watched) fast.watched = pred;
     fast.adds_up = wants_loss, fast.leads = kM1;  // the gradient is of the prediction
     if (!fast.parse({args[0], args[1], args[2], args[3], Py_None, args[4], -1, out, Py_None, Py_None, args[9]}) ||
         !PyFloat_CheckExact(args[6]) || !fast_weights(weights, fast))
         return declined();
-    if (args[8] == Py_None) fast.outputs.wanted = 0;
+    if (args[8] == Py_None && !watched) fast.outputs.wanted = 0;
     if (!fast.outputs.make(call)) return nullptr;
     call.piece = call.segment < call.size ? call.segment : call.size;
     call.g = PyFloat_AS_DOUBLE(args[6]);

@@ -97,24 +97,17 @@ class FastTokenStep {
 
     // Draws a token at each position that may take one. 1; 0: declined; -1: a Python error is set.
     int draw(const FastTokenRow& row, const FastLogits& logits, const FastSettings& settings) {
-        const View& given = logits.array.v;
         names_.use(words_, kRace);
         FastRace fast(logits, settings, words_);
         fast.race.where = may.data(), fast.race.token = drawn.data();
-        Scratch hidden;
-        const bool hides = row.hides && row.mask < logits.n;
-        if (hides && !hidden.take(static_cast<size_t>(given.bytes))) return PyErr_NoMemory(), -1;
+        if (row.hides && row.mask < logits.n) fast.race.hidden = row.mask;
         if (row.by_rank() && row.told != row.kWords) {
             told.resize(old.size());
             float** const to[] = {&fast.race.log_prob, &fast.race.log_prob_raw, &fast.race.entropy, &fast.race.margin};
             *to[row.told - 1] = told.data();
         }
-        if (hides) fast.race.x = hidden.data;
-        const auto run = [&](const GoOn& go_on) {
-            if (hides) hide(given, logits.n, row.mask, hidden.data);
-            return run_race(fast.race, go_on);
-        };
-        if (!run_call(given.count > kAtOnce, run)) return -1;
+        const auto run = [&](const GoOn& go_on) { return run_race(fast.race, go_on); };
+        if (!run_call(logits.array.v.count > kAtOnce, run)) return -1;
         if (!fast.is_good()) return 0;
         const int64_t most = of_tokens(x.v, [](auto* first) {
             return static_cast<int64_t>(std::numeric_limits<std::remove_cvref_t<decltype(*first)>>::max());
@@ -167,20 +160,6 @@ class FastTokenStep {
     FastNoise names_;
     Call words_{};
     const int64_t first_row_ = 0;
-
-    // Copies the logits of the rows that are read, with -inf for the mask.
-    void hide(const View& logits, int64_t n, int64_t mask, char* to) const {
-        const int64_t item = bytes_of(logits.kind), bytes = n * item;
-        for (size_t i = 0; i < may.size(); ++i) {
-            if (!may[i]) continue;
-            char* const row = to + static_cast<int64_t>(i) * bytes;
-            std::memcpy(row, logits.data + static_cast<int64_t>(i) * bytes, static_cast<size_t>(bytes));
-            const float single = -INFINITY;
-            const uint16_t half = logits.kind == Kind::f16 ? 0xFC00 : 0xFF80;
-            std::memcpy(row + mask * item, item == 4 ? static_cast<const void*>(&single) : &half,
-                        static_cast<size_t>(item));
-        }
-    }
 
     bool draw_words(std::vector<float>& words, int stream) {
         float row[kColumns]{};

@@ -110,14 +110,20 @@ class Torch {
         return api_->borrow(o, &t) == 0 && view_tensor(o, t, v) && holds(o, t);
     }
 
-    // Whether this is the memory that the exchange API shows, and autograd does not watch; the API does not tell.
-    bool is_plain(PyObject* o) const {
+    // Whether this is the memory that the exchange API shows, and autograd does not watch it, unless it is `watched`.
+    // The API does not tell.
+    bool can_see(PyObject* o, PyObject* watched) const {
+        const Reference negated(is_neg_->ml_meth(o, nullptr));
+        return negated.object == Py_False && (o == watched || !is_watched(o));
+    }
+
+    // Whether autograd watches it.
+    bool is_watched(PyObject* o) const {
         const Reference grad(requires_grad_->get(o, requires_grad_->closure));
-        const Reference negated(grad.object ? is_neg_->ml_meth(o, nullptr) : nullptr);
-        if (negated.object != Py_False) return false;
-        if (grad.object == Py_False) return true;
-        const Reference enabled(PyObject_CallNoArgs(is_grad_enabled_));
-        return enabled.object == Py_False;
+        if (grad.object == Py_False) return false;
+        const Reference enabled(grad.object ? PyObject_CallNoArgs(is_grad_enabled_) : nullptr);
+        PyErr_Clear();
+        return enabled.object != Py_False;
     }
 
     // Whether tangents of forward-mode differentiation exist.
@@ -157,6 +163,17 @@ class Torch {
         m.tensor = {data, kCpu, 0, x.ndim, code_of(x.kind), static_cast<uint8_t>(8 * bytes), 1, shape, strides, 0};
         void* made;
         return api_->to_object(&m, &made) == 0 ? static_cast<PyObject*>(made) : nullptr;
+    }
+
+    // Describes a tensor like this one, and how it lies, if that is not in C's order. Its elements play no part.
+    bool like(PyObject* o, Made& made, int64_t* shape, Turned& turned) const {
+        DLTensor t;
+        if (api_->borrow(o, &t) != 0) return PyErr_Clear(), false;
+        made.kind = kind_of(t), made.ndim = t.ndim, made.count = 1;
+        for (int axis = 0; axis < t.ndim && t.ndim <= kMostAxes; ++axis) made.count *= shape[axis] = t.shape[axis];
+        made.channels_last = nf::is_channels_last(shape, t.ndim, 1, t.strides);
+        if (made.channels_last) is_turned(shape, t.ndim, 1, t.strides, turned);
+        return t.device_type == kCpu && t.ndim > 0 && t.ndim <= kMostAxes && made.count > 0 && t.data;
     }
 
     // Describes a tensor of the CPU, of a dtype of calls and with any strides, but for where its copy goes.
@@ -232,12 +249,21 @@ class Torch {
         return m.object ? PyObject_GetAttrString(m.object, name) : nullptr;
     }
 
+    // What torch's public function calls, in two fifths of its time, if it takes a tuple here; else that function.
+    static PyObject* increment_version() {
+        PyObject* const own = get("torch._C", "_increment_version");
+        const Reference none(PyTuple_New(0)), done(own && none.object ? PyObject_CallOneArg(own, none.object) : nullptr);
+        if (done.object) return own;
+        PyErr_Clear();
+        return get("torch.autograd.graph", "increment_version");
+    }
+
     bool find(PyObject* type) {
         const Reference capsule(PyObject_GetAttrString(type, "__dlpack_c_exchange_api__"));
         if (!capsule.object) return false;
         api_ = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.object, "dlpack_exchange_api"));
         return api_ && api_->major == 1 && api_->borrow && (is_grad_enabled_ = get("torch", "is_grad_enabled")) &&
-               (increment_version_ = get("torch.autograd.graph", "increment_version")) &&
+               (increment_version_ = increment_version()) &&
                (parameter_ = reinterpret_cast<PyTypeObject*>(get("torch.nn", "Parameter"))) &&
                (forward_ad_ = get("torch.autograd.forward_ad", "__dict__")) &&
                (requires_grad_ = property(type, "requires_grad")) && (is_neg_ = method(type, "is_neg")) &&
@@ -275,20 +301,24 @@ class Torch {
 inline Torch torch;
 
 // Describes what `view` does not take for its strides alone. False, without a Python error, for everything else.
-inline bool view_any(PyObject* o, View& v, Copy& copy) {
+inline bool view_any(PyObject* o, View& v, Copy& copy, PyObject* watched = nullptr) {
     const bool seen = PyArray_CheckExact(o) ? view_strided(o, v, copy)
-                      : torch.is_tensor(o)  ? torch.is_plain(o) && torch.view_strided(o, v, copy)
+                      : torch.is_tensor(o)  ? torch.can_see(o, watched) && torch.view_strided(o, v, copy)
                                             : false;
     return seen && v.count > 0 && v.data;
 }
 
-// False, without a Python error, for null and everything that is not plain. The shape is read last: earlier queries of
-// a tensor may run a torch mode of the user's.
-inline bool view(PyObject* o, View& v) {
-    const bool seen = PyArray_CheckExact(o) ? view_array(o, v)
-                      : torch.is_tensor(o)  ? torch.is_plain(o) && torch.view(o, v)
-                                            : false;
+// Not inlined: arrays of NumPy need none of its registers. The shape is read last: earlier queries of a tensor may run
+// a torch mode of the user's.
+[[gnu::noinline]] inline bool view_of_torch(PyObject* o, View& v, PyObject* watched) {
+    const bool seen = torch.is_tensor(o) && torch.can_see(o, watched) && torch.view(o, v);
     if (!seen) PyErr_Clear();
+    return seen;
+}
+
+// False, without a Python error, for null and everything that is not plain, but `watched` may be watched by autograd.
+inline bool view(PyObject* o, View& v, PyObject* watched = nullptr) {
+    const bool seen = PyArray_CheckExact(o) ? view_array(o, v) : view_of_torch(o, v, watched);
     return seen && v.count > 0 && v.data;
 }
 

@@ -147,7 +147,7 @@ class Rows {
         r.type = c.type;
         r.x = static_cast<const char*>(c.x) + row * c.n * bytes_of(c.type);
         r.n = c.n;
-        r.first = c.first;
+        r.first = c.first, r.hidden = c.hidden;
         const Field& f = c.fields[c.field_per_sample ? sample : 0];
         const int64_t entry = c.field_per_sample ? 0 : sample;
         const uint64_t id = f.samples ? f.samples[entry] : f.sample + static_cast<uint64_t>(entry);
@@ -213,7 +213,7 @@ class Rows {
         int32_t before = 0;
         const auto place = static_cast<int64_t>(r.token - all.first);
         for (int64_t i = 0; i < all.n; ++i) {
-            const float x = logit(all, i);
+            const float x = i == all.hidden ? -INFINITY : logit(all, i);
             before += (x > r.winner) | ((x == r.winner) & (i < place));
         }
         return before;

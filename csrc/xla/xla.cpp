@@ -244,8 +244,7 @@ class Bound {
         // A program's numbers are known only now.
         bool good = true;
         for (int64_t s = 0; s < call_.batch; ++s) {
-            const double t = race.temperature[s];
-            good &= (t == 0 || (t >= 0x1p-64 && t <= 0x1p64)) && race.top_k[s] >= 0;
+            good &= is_temperature(race.temperature[s]) && race.top_k[s] >= 0;
             good &= race.top_p[s] > 0 && race.top_p[s] <= 1;
         }
         if (!good) return fail("temperature, top_k or top_p is out of range");

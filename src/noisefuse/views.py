@@ -40,7 +40,7 @@ class Curve(Protocol):
     def derivatives(self, t: Any) -> tuple[Array, Array]: ...
 
 
-def _unscaled(alpha: float, sigma: float) -> float:
+def unscaled(alpha: float, sigma: float) -> float:
     return 1.0
 
 
@@ -63,7 +63,7 @@ class View:
     name: str
     clean: Callable[[float, float], tuple[float, float]]
     noise: Callable[[float, float], tuple[float, float]]
-    scale: Callable[[float, float], float] = _unscaled
+    scale: Callable[[float, float], float] = unscaled
     time: Callable[[float, float, float], float] = own_time
 
 
@@ -75,7 +75,7 @@ def _epsilon() -> View:
     """m = z: Ho et al. 2020, equation 15."""
 
     def clean(alpha: float, sigma: float) -> tuple[float, float]:
-        if alpha == 0:
+        if np.any(alpha == 0):
             raise ValueError(
                 'alpha is 0 at the first step (zero terminal SNR): x is pure noise there, and "epsilon" says '
                 'nothing about x0; use a network with prediction "v", "sample" or "flow"'
@@ -184,6 +184,8 @@ def velocity(schedule: Curve) -> View:
 
 
 VIEWS = {view.name: view for view in (_epsilon(), _sample(), _v(), _flow(), edm(), edm(v=True))}
+RATIONAL = frozenset(VIEWS[name] for name in ("epsilon", "sample", "flow"))
+"""Views of sums and quotients alone, which NumPy rounds as Python does: they take arrays."""
 
 
 def view(prediction: Prediction, schedule: Curve | None = None) -> View:

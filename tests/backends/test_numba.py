@@ -307,7 +307,7 @@ def gpu_masked(out, seed):
 
 def gpu_score64(out, seed):
     i = cuda.grid(1)
-    out[i] = 2.5 + nfn.category_score(seed, 1, 2, i, 9, float32(out[i]), 1.0)
+    out[i] = 2.5 + nfn.category_score(seed, 1, 2, i, 9, float32(out[i]), 0.7)
 
 
 def gpu_row(out, seed):

@@ -10,6 +10,7 @@ import doctest
 import inspect
 import os
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ import triton
 import triton.language as tl
 
 import noisefuse.triton as nft
+from cuda_kernels import sass
 from cuda_kernels import triton_kernels as kernels
 
 interpreted = pytest.mark.skipif(
@@ -219,3 +221,16 @@ def test_stores_are_wide_small_numbers_stay_and_halves_are_rounded(code, arch):
     assert ".ftz" not in text.replace("sqrt.rn.ftz.f32", "sqrt.rn.f32")  # so in Triton 3.2: of normal numbers alone
     assert text.count("sqrt.rn.") == 8
     assert code("half", arch, "ptx").decode().count("cvt.rn.bf16") in (2, 4)  # two at a time, or one
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", CUDA)
+@pytest.mark.parametrize("key", KEYS, ids=str)
+def test_machine_code_gives_the_bits_of_native(code, arch, key):
+    """What ptxas made of a kernel of 2,048 normals, on an interpreter."""
+    seed, sample, step, stream = key
+    cubin, out = code("fours", arch, "cubin"), np.zeros((1, 2048), np.float32)
+    program = sass.Program(sass.elf_sections(cubin), kernels.disassembled(cubin), int(arch))
+    given = struct.pack("<QQqqii16x", out.ctypes.data, seed, sample, step, stream, 2048)
+    program.execute(lambda: [out])("fours", (1, 1, 1), kernels.THREADS, np.frombuffer(given, np.uint8))
+    assert bits(out) == bits(nf.randn((1, 2048), nf.Noise(seed, sample=sample, step=step, stream=stream)))

@@ -114,14 +114,18 @@ def code(kernel, types, constants, target):
     return triton.compile(source, target=compiler.GPUTarget(*target), options=options).asm
 
 
-def machine_code(cubin):
-    """Returns how often each instruction stands in the machine code, by its name."""
+def disassembled(cubin):
+    """Returns the machine code as nvdisasm prints it, which Triton brings along."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run([tool, "-c", file.name], check=True, capture_output=True, text=True).stdout
-    return Counter(re.findall(r"/\*[0-9a-f]{4}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]+)", text))
+        return subprocess.run([tool, "-c", file.name], check=True, capture_output=True, text=True).stdout
+
+
+def machine_code(cubin):
+    """Returns how often each instruction stands in the machine code, by its name."""
+    return Counter(re.findall(r"/\*[0-9a-f]{4}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]+)", disassembled(cubin)))
 
 
 def main():

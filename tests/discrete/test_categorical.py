@@ -14,6 +14,7 @@ import pytest
 import noisefuse as nf
 from conftest import NATIVE, NUMBA, bits, using
 from noisefuse.backends.reference import SPEC
+from noisefuse.tokens import categorical
 
 INFO = ("log_prob", "log_prob_raw", "entropy", "margin", "rank")
 SETTINGS = [
@@ -56,6 +57,25 @@ def test_tokens_and_their_info_have_the_bits_of_the_reference(compiled, n):
         found = drawn(logits, NOISE, **SETTINGS[n])
         with using("reference"):
             assert drawn(logits, NOISE, **SETTINGS[n]) == found
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_hidden_token_is_one_of_minus_infinity(anywhere, dtype):
+    """Whatever its logits are, and wherever it stands in a chunk. Seen to fail: a place taken from the row's begin in
+    each chunk, the last blocks of a chunk without it, a rank that counts it, a row that is read again for a filter."""
+    settings, more = (SETTINGS, (8256, 8300)) if anywhere in NATIVE else (SETTINGS[1:5], ())
+    for n, vocabulary in enumerate((2, 70, 4097, *more)):
+        for hidden in {0, vocabulary // 2, vocabulary - 1}:
+            logits = logits_of((2, 2, vocabulary), dtype=dtype, seed=n)
+            logits[..., hidden] = np.array([[np.inf, np.nan], [-1, 60]], dtype)
+            without = logits.copy()
+            without[..., hidden] = -np.inf
+            for one in settings:
+                given = one.get("temperature", 1.0), one.get("top_k", 0), one.get("top_p", 1.0), None
+                token, info = categorical.of_rows(logits, NOISE, *given, wanted=INFO, hidden=hidden)
+                assert [bits(token), *map(bits, info)] == drawn(without, NOISE, **one)
+                alone = categorical.of_rows(logits, NOISE, *given, hidden=hidden)
+                assert np.array_equal(alone, token)
 
 
 def test_bits_of_parts(compiled):

@@ -169,6 +169,21 @@ def test_what_was_changed_before_the_backward_pass_is_noticed_or_does_not_matter
         assert torch.equal(leaf.grad, expected)
 
 
+def test_a_prediction_that_is_also_something_else_is_refused():
+    """Seen to fail: x0 and x1, the prediction itself, whose gradient was lost without a word."""
+    pred, x0, path = tensor(3, 4, grad=True), tensor(3, 4, seed=1), nf.paths.linear()
+    for name, call in {
+        "x0": lambda: nf.mse_loss(pred, pred, T, S, N, target="v"),
+        "noise": lambda: nf.mse_loss(pred, x0, T, S, pred, target="v"),
+        "t": lambda: nf.mse_loss(pred, x0, pred, nf.Schedule.flow(20), N, target="v"),
+        "x1": lambda: nf.interpolate_loss(pred, x0, pred, 0.5, path, target="velocity"),
+    }.items():
+        with pytest.raises(NotImplementedError, match=f"^{name}: gradients with respect to it"):
+            call()
+    with pytest.raises(NotImplementedError, match=r"^x0: gradients"):
+        nf.interpolate_loss(pred, pred, x0, 0.5, path, target="velocity")
+
+
 def test_the_gradient_may_take_the_place_of_the_prediction():
     given, options = arguments("plain")
     expected = nf.mse_loss_grad(*given, **options)

@@ -46,6 +46,46 @@ def test_views_tell_x0_and_noise():
             assert e_x * x + e_m * m == pytest.approx(z, abs=1e-14)
 
 
+def test_views_of_quotients_give_arrays_the_bits_of_numbers():
+    """A table asks them for all of its rows at once. Seen to fail: "edm", whose root NumPy rounds otherwise."""
+    rng = np.random.default_rng(0)
+    alpha, sigma = rng.uniform(1e-3, 1, 3000), rng.lognormal(0, 3, 3000)
+    for view in views.RATIONAL:
+        for function in (view.clean, view.noise):
+            rows = np.array([*map(function, alpha.tolist(), sigma.tolist())]).T
+            for found, expected in zip(function(alpha, sigma), rows, strict=True):
+                assert np.broadcast_to(found, expected.shape).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+@pytest.mark.parametrize("order", [2, 3])
+def test_weights_of_unipc_are_those_of_one_row_after_another(order, variant):
+    """All rows are solved together, with the bits of one alone, also where noise levels repeat. Seen to fail: a
+    level that is visited twice, as two nodes."""
+    levels = [14.0, 9.0, 9.0, 6.0, 2.5, 2.5, 2.5, 1.0, 0.4, 0.3, 0.1]
+    table = samplers.unipc(VP, levels=levels, order=order, variant=variant, lower_order_final=False).tableau
+    log_snr = [*map(math.log, (table.alpha / table.sigma).tolist()), math.inf]
+    for i, (level, end, alpha) in enumerate(zip(log_snr[:-1], log_snr[1:], [*table.alpha[1:], 1.0], strict=True)):
+        h = end - level
+        r = [(log_snr[i - m] - level) / h for m in range(1, min(order, i + 1))] if 0 < h < math.inf else []
+        B = math.expm1(-h) if variant == "bh2" else -h
+        for correct in (False, True)[: 1 + (i < len(table) - 1)]:
+            used = [m for m, one in enumerate(r) if one not in (0.0, *r[:m], *[1.0] * correct)]
+            nodes = [*(r[m] for m in used), *[1.0] * correct]
+            phi, b = math.expm1(-h) / -h if used else 0.0, []
+            for j in range(1, len(nodes) + 1 if used else 1):
+                phi = (phi - 1 / math.factorial(j)) / -h
+                b.append(-h * phi * math.factorial(j) / B)
+            rho = (
+                [0.5]
+                if len(nodes) < 2 or not used
+                else np.linalg.solve(np.vander(nodes, increasing=True).T, b).tolist()
+            )
+            weights = {m: -alpha * B * one / r[m] for m, one in zip(used, rho, strict=False)}
+            row = table.rows["aux2" if correct else "out"][i]
+            assert [row["past1"], row["past3"]] == [weights.get(m, 0.0) for m in (0, 1)], (i, correct)
+
+
 def test_edm_preconditioning():
     """Karras et al. 2022, table 1, at sigma = 2, sigma_data = 0.5."""
     view = views.edm(0.5)

@@ -88,6 +88,8 @@ def race_in_row(call: Race, row: int, of: Arithmetic) -> None:
                 info[name][row] = Softmax(of, t, parts.chunk_largest[row], sums[row]).log_prob(parts.winner[row])
         return
     x = call.x[row].astype(np.float32)
+    if call.hidden >= 0:
+        x[call.hidden] = NONE
     if np.isnan(x).any() or (parts is None and x.max() == NONE):
         call.bad[row] = 1 if np.isnan(x).any() else 2
         return

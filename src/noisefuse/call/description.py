@@ -296,6 +296,7 @@ class Race(NamedTuple):
     each: bool  # whether there are settings for each sample
     field_per_sample: bool
     token_is_32: bool
+    hidden: int  # a token whose logit is -inf, whatever x holds; or -1
 
 
 class CrossEntropy(NamedTuple):

@@ -73,10 +73,10 @@ class Axis:
     def at_index(self, index: Array) -> Place:
         """Returns the columns at whole indices. Between them the levels are interpolated; but if the schedule is a
         function of time and not variance preserving, they are its own."""
-        is_whole = index == np.floor(index)
-        nearest = np.floor(index).astype(int)
+        below = np.floor(index)
+        is_whole, nearest = index == below, below.astype(int)
         alpha, sigma = self.schedule.alpha[nearest], self.schedule.sigma[nearest]
-        if not np.all(is_whole):
+        if not is_whole.all():
             if self._known is not None and self.family in ("flow", "other"):
                 between = self.schedule(self._own_at(index))
                 between = self.columns(between[1]) if self.family == "flow" else between

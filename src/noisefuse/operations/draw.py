@@ -165,8 +165,14 @@ def randn_like(x: Like[ArrayT], noise: Drawn, *, dtype: DType | None = None, bat
     """
     if type(x) is np.ndarray and dtype is None and x.dtype.kind == "f" and x.dtype.isnative:
         return _random("randn", x.shape, noise, x.dtype, True if batched is None else batched, None)
+    if (library := library_of(x)) is not None and not library.is_traced():
+        asked = None if dtype is None else arrays.fast_dtype(dtype, library)
+        whole = True if batched is None else batched
+        done = backends.fast_random(UNIT.plain, x, noise, False, asked, whole, True, None)
+        if done is not NotImplemented:
+            return done
     batched = is_batch("x", x, batched)
-    if (library := library_of(x)) is not None:
+    if library is not None:
         library.check_plain("x", x)
         if hasattr(x, "shape"):  # a dtype has none
             _check_adding(noise, library)

@@ -66,8 +66,7 @@ def interpolate(
     known = type(path) is Path and (target_out is None if target is None else type(target) is str)
     if known and (library is None or not library.is_traced()) and (table := path.plain[target]) is not None:
         aux: Any = None if target is None else 1 if target_out is None else (target_out,)
-        z = noise if path.g is not None else None
-        done = backends.fast_row(table, t, x0, x1, None, z, -1, out, aux, None, batched)
+        done = backends.fast_row(table, t, x0, x1, None, noise, -1, out, aux, None, batched)
         if done is not NotImplemented:
             return done if target_out is None else (done, target_out)
     if target is not None or not isinstance(path, Path):

@@ -98,6 +98,12 @@ def mse_loss(
     ):
         x, each = pred if x0 is None and target == "epsilon" else x0, reduction == "none"
         found = backends.fast_mse(table, t, x, pred, noise, weight, 1.0, True, None, batched, each)
+        if library is not None and type(found) is tuple:
+            rest = {
+                "t": t, "schedule": schedule, "noise": noise, "target": target, "weight": weight, "scale": scale,
+                "offset": offset, "batched": batched,
+            }  # fmt: skip
+            return library.with_gradient("mse_loss", found, pred, {"pred": pred, "x0": x0}, rest)
         if found is not NotImplemented:
             return found
     batched = is_batch("x0", x0, batched)
@@ -239,6 +245,8 @@ def interpolate_loss(
     if (table := _fast_path(library, path, target, reduction)) is not None:
         each = reduction == "none"
         found = backends.fast_mse(table, t, x0, (pred, x1), noise, weight, 1.0, True, None, batched, each)
+        if library is not None and type(found) is tuple:
+            return library.with_gradient("interpolate_loss", found, pred, {"gradient": found[1]}, {})
         if found is not NotImplemented:
             return found
     options: dict[str, Any] = {"target": target, "weight": weight, "reduction": reduction, "batched": batched}
@@ -327,6 +335,8 @@ def _fast_table(
     plain = type(schedule) is Schedule and type(target) is str and reduction in ("mean", "none")
     if not plain or (library is not None and library.is_traced()):
         return None
+    if scale is None and offset is None:
+        return schedule.kept.fast_residual[target]
     return fast_table(schedule.kept.fast_residual, target, scale, offset)
 
 

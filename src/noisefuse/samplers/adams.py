@@ -15,6 +15,7 @@ from ..ground.checks import check_choice, check_integer, check_number
 from ..language.schedule import Schedule
 from ..language.tableau import D, Tableau, m1, past, x
 from ..views import Prediction
+from .dpmpp import newest
 from .integrals import integral_weights
 from .plan import Plan, PlanOptions, each, plan, squared
 from .shared import sampler
@@ -72,17 +73,16 @@ def _multistep(
     """
     run.check_signal(name)
     here, there = run.steps
-    whole = (run.nodes.sigma / run.nodes.alpha).tolist()
-    groups: dict[tuple[int, bool], list[tuple[int, list[int]]]] = {}
-    for i, end in enumerate(whole[1:]):
-        levels = whole[i::-1][:order]
-        used = [j for j, level in enumerate(levels) if level not in levels[:j]]
-        used = used[: run.n - i] if lower_order_final else used
-        groups.setdefault((len(used), end == 0), []).append((i, used))
-    of_rows, rho = np.zeros((run.n, order)), np.array(whole)
-    for group in groups.values():
-        rows, places = np.array([i for i, _ in group])[:, None], np.array([used for _, used in group])
-        found = weights(rho[rows - places], rho[rows[:, 0] + 1])
+    rho, of_rows = run.nodes.sigma / run.nodes.alpha, np.zeros((run.n, order))
+    i, end = np.arange(run.n), rho[1:]
+    used = newest(rho[:-1], order)
+    if lower_order_final:
+        used &= np.cumsum(used, axis=0) <= run.n - i
+    count, first = used.sum(axis=0), np.argsort(~used, axis=0, kind="stable").T
+    for n, to_clean in dict.fromkeys(zip(count.tolist(), (end == 0).tolist(), strict=True)):
+        rows = np.flatnonzero((count == n) & ((end == 0) == to_clean))[:, None]
+        places = first[rows[:, 0], :n]
+        found = weights(rho[rows - places], end[rows[:, 0]])
         of_rows[rows, places[:, : found.shape[1]]] = found
     e = run.noise(here)
     out = there.alpha / here.alpha * x

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import Literal, Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..ground.checks import check_choice, check_integer, check_number
 from ..language.schedule import Schedule
@@ -36,6 +38,14 @@ def _steps(run: Plan, lower_order_final: bool) -> tuple[Array, Affine]:
 def earlier(column: Array, by: int = 1) -> Array:
     """Returns the numbers of as many rows before, and 0 where there is no such row."""
     return np.concatenate([np.zeros(by), column])[: len(column)]
+
+
+def newest(levels: Array, n: int) -> NDArray[np.bool_]:
+    """Tells for each row which of the last n levels there are, its own first, and are not those of a later row, (n,
+    rows)."""
+    i, back = np.arange(len(levels)), [earlier(levels, j) for j in range(n)]
+    found = [reduce(np.logical_and, (back[j] != later for later in back[:j]), i >= j) for j in range(n)]
+    return np.array(found)
 
 
 @sampler()
@@ -167,9 +177,9 @@ def dpmpp_singlestep(
     sizes = _groups(run.n, order, lower_order_final, run.to_clean)
     first = np.repeat(np.cumsum([0, *sizes[:-1]]), sizes)  # the step with which each step's group begins
     last, inside = first + np.repeat(sizes, sizes) - 1, np.arange(run.n) - first
-    return run.table(
-        "dpmpp_singlestep", *(row for k in range(order) for row in _stage(run, k, first, last, inside == k, solver))
-    )
+    levels = run.nodes.log_snr.tolist()
+    rows = (row for k in range(order) for row in _stage(run, k, levels, first, last, inside == k, solver))
+    return run.table("dpmpp_singlestep", *rows)
 
 
 def _groups(n: int, order: int, lower_order_final: bool, to_clean: bool) -> list[int]:
@@ -181,13 +191,12 @@ def _groups(n: int, order: int, lower_order_final: bool, to_clean: bool) -> list
     return sizes
 
 
-def _stage(run: Plan, k: int, first: Array, last: Array, some: Array, solver: str) -> list[Placed]:
+def _stage(run: Plan, k: int, levels: list[float], first: Array, last: Array, some: Array, solver: str) -> list[Placed]:
     """Returns the rows of the k-th steps of all groups. Each remembers its D, and the first one x."""
     here, there = (node.at(some) for node in run.steps)
     begin, Ds = (past[k], [*past[:k][::-1], D]) if k else (x, [D])
-    levels = run.nodes.log_snr
     weights = np.array(
-        [_inner(levels[i : i + k + 1].tolist(), levels[i + k + 1].item(), solver) for i in first[some]]
+        [_inner(levels[i : i + k + 1], levels[i + k + 1], solver) for i in first[some].tolist()]
     ).reshape(-1, k + 1)
     mean = sum((w * D_j for w, D_j in zip(weights.T, Ds, strict=True)), ZERO)
     out = there.sigma / run.nodes.sigma[first[some]] * begin + there.alpha * mean

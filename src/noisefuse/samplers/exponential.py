@@ -196,16 +196,15 @@ def sa_solver(
     check_fall(here.at(draws), there.at(draws))
     levels = run.nodes.log_snr
     h, squares = np.diff(levels), squared(taus)
-    corrected = np.zeros(run.n, bool)
+    n, whole, corrected = run.n, levels.tolist(), np.zeros(run.n, bool)
     used: dict[tuple[int, int], list[float]] = {}  # by the predictor or the corrector, and row
-    for i in range(run.noisy.stop):
-        left = run.n - i - to_clean if lower_order_final else run.n
+    for i in range(n - to_clean):
+        left = n - i - to_clean if lower_order_final else n
         c = min(corrector_order, left + (not to_clean))
-        corrected[i] = c > 0 and (i < run.n - 1 or pece)  # else nothing corrects it
-        known = levels[i::-1].tolist()
-        used[0, i] = known[: min(predictor_order, left)]
-        if corrected[i]:
-            used[1, i] = [levels[i + 1].item(), *known][:c]
+        known = whole[max(0, i - 3) : i + 2][::-1]
+        used[0, i] = known[1:][: min(predictor_order, left)]
+        if c > 0 and (i < n - 1 or pece):  # else nothing corrects it
+            corrected[i], used[1, i] = True, known[:c]
     weights = _adams(used, levels[:-1], h, 1 + squares, simple_order_2)
     older = max(predictor_order, corrector_order - 1) > 1  # whether D is needed beyond its own row
     predicted, corrects = (there.alpha * w.T for w in weights)
@@ -233,7 +232,7 @@ def _one_each(tau: float | Sequence[float], n: int) -> Array:
         taus = np.broadcast_to(np.asarray(tau, np.float64), (n,))
     except (TypeError, ValueError):
         raise ValueError(f"tau must be a number or one for each of {n} steps, got {tau!r}") from None
-    for one in taus.tolist():
+    for one in dict.fromkeys(taus.tolist()):
         check_number("tau", one, 0)
     return taus
 
@@ -246,8 +245,9 @@ def _adams(used: dict[tuple[int, int], list[float]], begin: Array, h: Array, k: 
     """Returns w_j of ``sa_solver``, (2, n, 4), for D at these lambdas, for steps h from begin on. Of equal levels, the
     first counts."""
     made, groups = np.zeros((2, len(h), 4)), dict[int, list[tuple[int, int, list[int]]]]()
+    first = begin.tolist()
     for (one, i), levels in used.items():
-        s = [level - begin[i].item() for level in levels]
+        s = [level - first[i] for level in levels]
         places = [j for j in range(len(s)) if s[j] not in s[:j]]
         if simple and len(places) == 2:
             at, other = sorted(places, key=lambda j: abs(s[j]))
@@ -257,7 +257,7 @@ def _adams(used: dict[tuple[int, int], list[float]], begin: Array, h: Array, k: 
             groups.setdefault(len(places), []).append((one, i, places))
     for group in groups.values():
         ones, rows, of_levels = map(np.array, zip(*group, strict=True))
-        nodes = np.array([[used[one, i][j] - begin[i] for j in places] for one, i, places in group])
+        nodes = np.array([[used[one, i][j] - first[i] for j in places] for one, i, places in group])
         rate, length = k[rows][:, None], h[rows][:, None]
 
         def density(t: Array) -> Array:
@@ -307,7 +307,7 @@ def er_sde(
     here, there = (node.at(run.noisy) for node in run.steps)
     whole = run.nodes.sigma / run.nodes.alpha
     level, end = whole[:-1][run.noisy], whole[1:][run.noisy]
-    at_end, at_here = (each(lambda one: np.broadcast_to(scale(np.array([one])), 1)[0], at) for at in (end, level))
+    at_end, at_here = (np.broadcast_to(scale(at), at.shape) for at in (end, level))
     for i in np.flatnonzero(~((at_end > 0) & (at_end < math.inf) & (at_here > 0) & (at_here < math.inf))):
         raise ValueError(f"phi must be positive and finite at the levels, got {at_end[i]} and {at_here[i]}")
     r = at_end / at_here

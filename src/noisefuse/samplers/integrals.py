@@ -43,9 +43,12 @@ def integral_weights(
     else:
         s = np.ascontiguousarray(np.linspace(begin, end, points, axis=-1))
         measure = ((end - begin) / points)[:, None] * density(s)
-    found = np.empty(nodes.shape)
-    for j in range(nodes.shape[1]):
-        others = [(s - nodes[:, [k]]) / (nodes[:, [j]] - nodes[:, [k]]) for k in range(nodes.shape[1]) if k != j]
-        basis = np.prod(others, axis=0) if others else np.ones_like(s)
+    columns = [nodes[:, [k]] for k in range(nodes.shape[1])]
+    behind, found = [s - column for column in columns], np.empty(nodes.shape)
+    for j, own in enumerate(columns):
+        basis = np.ones_like(s)
+        for k, column in enumerate(columns):
+            if k != j:
+                basis *= behind[k] / (own - column)
         found[:, j] = np.sum(measure * basis, axis=1)
     return found

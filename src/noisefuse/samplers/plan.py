@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, NamedTuple, TypeAlias, Unpack
 
 import numpy as np
@@ -15,7 +16,7 @@ from ..ground.checks import check_number
 from ..language.axis import Axis, ModelTime
 from ..language.schedule import Schedule
 from ..language.tableau import ROW, ZERO, Affine, D, Row, Tableau, m1, x
-from ..views import Prediction, View, own_time, view
+from ..views import RATIONAL, Prediction, View, own_time, unscaled, view
 from .spacing import Spacing, SpacingOptions, Steps, axis_of, grid
 
 __all__ = ["Clip", "Node", "Placed", "Plan", "Threshold", "descent", "each", "plan", "split"]
@@ -43,7 +44,7 @@ Clip: TypeAlias = float | Sequence[float] | Threshold | None
 def each(function: Callable[..., Any], *columns: Array) -> npt.NDArray[np.float64]:
     """Returns what a function of numbers makes of each row's: math's logarithms and powers are not rounded as NumPy's
     are, and a View takes numbers."""
-    return np.array([*map(function, *(column.tolist() for column in columns))], np.float64)
+    return np.fromiter(map(function, *(column.tolist() for column in columns)), np.float64, len(columns[0]))
 
 
 def squared(column: Array) -> npt.NDArray[np.float64]:
@@ -244,13 +245,20 @@ class Plan:
 
     def clean(self, node: Node) -> Affine:
         """Returns D before its clamp, in x and m1."""
-        p_x, p_m = each(self.view.clean, *node.own).reshape(-1, 2).T
+        p_x, p_m = self._factors(self.view.clean, node)
         return node.scale * p_x * x + p_m * m1
 
     def predicted_noise(self, node: Node) -> Affine:
         """Returns the noise that the network predicts in x, in x and m1."""
-        e_x, e_m = each(self.view.noise, *node.own).reshape(-1, 2).T
+        e_x, e_m = self._factors(self.view.noise, node)
         return node.scale * e_x * x + e_m * m1
+
+    def _factors(self, function: Callable[..., tuple[Any, Any]], node: Node) -> tuple[Any, Any]:
+        if self.view in RATIONAL:
+            return function(*node.own)
+        pairs = map(function, *(column.tolist() for column in node.own))
+        of_x, of_m = np.fromiter(chain.from_iterable(pairs), np.float64, 2 * len(node.t)).reshape(-1, 2).T
+        return of_x, of_m
 
     def noise(self, node: Node) -> Affine:
         """Returns e with alpha D + sigma e = x: the predicted noise or, if D is clamped, x's remainder beside D."""
@@ -273,10 +281,10 @@ class Plan:
     def table(self, name: str, *placed: Placed, start: float | None = None) -> Tableau:
         """Makes a table of rows, step after step, and those of a step in this order. start: the plan's by default."""
         some = [one for one in placed if len(one.node.step)]
-        counts = [len(one.node.step) for one in some]
-        order = np.argsort(np.concatenate([one.node.step for one in some]), kind="stable")
-        node = Node(*map(np.concatenate, zip(*(one.node for one in some), strict=True))).at(order)
-        rows = np.concatenate([one.rows.numbers() for one in some])[order]
+        node = Node(*map(np.concatenate, zip(*(one.node for one in some), strict=True)))
+        order = np.argsort(node.step, kind="stable")
+        node, rows = node.at(order), np.concatenate([one.rows.numbers() for one in some])[order]
+        of_aux = np.repeat([(one.push, one.denoised) for one in some], [len(one.node.step) for one in some], axis=0)
         times = node.told if self.view.time is own_time else each(self.view.time, *node.own, node.told)
         if self.view.time is own_time and self.axis.kind(self.model_time) == "index" and times.min() < 0:
             raise ValueError(f"{name}: expected times from the first index on, got one at index {times.min():g}")
@@ -284,9 +292,9 @@ class Plan:
             rows.view(ROW)[:, 0],
             timesteps=times,
             name=name,
-            push=np.repeat([one.push for one in some], counts)[order],
-            denoised=np.repeat([one.denoised for one in some], counts)[order],
-            scale=node.scale * each(self.view.scale, *node.own),
+            push=of_aux[order, 0],
+            denoised=of_aux[order, 1],
+            scale=node.scale if self.view.scale is unscaled else node.scale * each(self.view.scale, *node.own),
             alpha=node.alpha,
             sigma=node.sigma,
             start=self.start if start is None else start,

@@ -127,14 +127,15 @@ def grid(
         end = _at_times(axis, "final", [final])
     else:
         end = _at_levels(axis, "final_level", [final_level])
-    times, told = (_times(axis, visited, end, kind) for kind in (None, model_time))
+    times = _times(axis, visited, end, None)
+    told = times if model_time is None else _times(axis, visited, end, model_time)
     return Grid(np.append(visited.alpha, end.alpha), np.append(visited.sigma, end.sigma), times, told)
 
 
 def _times(axis: Axis, visited: Place, end: Place, kind: ModelTime | None) -> Any:
     """Returns the times of a kind. Clean data has none: no model is called there."""
     times = np.append(axis.times(visited, kind), axis.times(end, kind) if end.sigma[0] else 0.0)
-    if axis.kind(kind) == "index" and np.all(times == np.floor(times)):
+    if axis.kind(kind) == "index" and (times == np.floor(times)).all():
         return times.astype(np.int64)  # networks embed a whole time as an integer
     return times
 
@@ -195,7 +196,7 @@ def _numbers(name: str, given: Any) -> npt.NDArray[Any]:
 
 def _inside(axis: Axis, t: npt.NDArray[Any]) -> None:
     length, hint = len(axis.levels), "" if axis.timed_by_index else "; noise levels are levels="
-    if not np.all((t >= 0) & (t <= length - 1)):
+    if not ((t >= 0) & (t <= length - 1)).all():
         raise ValueError(f"a schedule of {length} steps has indices 0 .. {length - 1}, got {t[0]:g} .. {t[-1]:g}{hint}")
 
 
@@ -210,7 +211,8 @@ def _indices(spacing: Spacing, axis: Axis, n: int, offset: int, drop_last: bool)
         indices = np.arange(laid)[::-1][:n] * float(length // laid) + offset
     else:
         indices = np.linspace(0, length - 1, laid)[::-1][:n] if laid > 1 else np.array([length - 1.0])
-    if not np.all(np.diff(np.round(indices)) < 0):
+    rounded = np.round(indices)
+    if not (rounded[1:] < rounded[:-1]).all():
         hint = 'one more is laid and left out; spacing="trailing" has room'
         raise ValueError(f"{n} steps do not fit into a schedule of {length} by {spacing!r}: {hint}")
     _inside(axis, indices)

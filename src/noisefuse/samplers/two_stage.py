@@ -270,7 +270,7 @@ def dpm_solver(
     orders = np.array([order] * run.n if isinstance(order, int | np.integer) else list(order))
     if len(orders) != run.n:
         raise ValueError(f"order: expected a number, or one for each of {run.n} steps, got {len(orders)}")
-    for one in orders.tolist():
+    for one in dict.fromkeys(orders.tolist()):
         check_integer("order", one, 1, 3)
     here, there = run.steps
     keep, fresh = split(here, there, eta)

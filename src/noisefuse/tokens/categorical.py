@@ -15,7 +15,6 @@ from numpy.typing import ArrayLike, NDArray
 from .. import backends
 from ..arguments import arrays
 from ..arguments.calls import names_or_array
-from ..arguments.options import fast_path
 from ..arguments.types import Array, ArrayT, Like
 from ..call.description import FLOAT32, LOSS_CHUNK, POSITIONS, TOKENS, Parts, Race
 from ..ground.checks import check_integer, lie_within
@@ -171,9 +170,8 @@ def categorical(
     ([1], [0.25])
     """
     library = None if type(logits) is np.ndarray else library_of(logits)
-    fast = backends.fast_categorical if library is None else fast_path(library, "fast_categorical")
-    if fast is not None and positions is None and partial is False:
-        drawn = fast(logits, noise, temperature, top_k, top_p, where, info, dtype, out)
+    if (library is None or not library.is_traced()) and positions is None and partial is False:
+        drawn = backends.fast_categorical(logits, noise, temperature, top_k, top_p, where, info, dtype, out)
         if drawn is not NotImplemented:
             return drawn
     wanted = _info(info, partial)
@@ -182,6 +180,15 @@ def categorical(
             logits, noise, temperature=temperature, top_k=top_k, top_p=top_p, where=where, positions=positions,
             info=wanted, dtype=dtype, partial=partial, out=out,
         )  # fmt: skip
+    return of_rows(logits, noise, temperature, top_k, top_p, where, positions, wanted, dtype, partial, out)
+
+
+def of_rows(
+    logits: Any, noise: Noises, temperature: ArrayLike, top_k: ArrayLike, top_p: ArrayLike, where: Array | None,
+    positions: ArrayLike | None = None, wanted: tuple[str, ...] = (), dtype: Any = None, partial: bool = False,
+    out: Array | None = None, hidden: int = -1,
+) -> Any:  # fmt: skip
+    """Returns what `categorical` does of NumPy's logits. hidden: a token whose logits are taken for -inf."""
     x = arrays.as_array("logits", logits, LOGITS)
     if arrays.on_device(x):
         raise NotImplementedError("logits: categorical has no kernel for CUDA devices; copy them to host memory first")
@@ -199,7 +206,7 @@ def categorical(
     n, size = x.shape[-1], math.prod(rows)
     parts = _parts(size, -(-n // LOSS_CHUNK), wanted) if partial else None
     flat = arrays.contiguous(x).reshape(size, n)
-    _run(rows, n, first, flat, places, chosen, settings, names, token, {} if partial else told, parts)
+    _run(rows, n, first, flat, places, chosen, settings, names, token, {} if partial else told, parts, hidden)
     if parts is not None:
         return Partial(token, first, n, vocabulary, wanted, settings[0], names, parts)
     return (token, TokenInfo(**told)) if wanted else token
@@ -312,7 +319,7 @@ def _run(rows: tuple[int, ...], *call: Any) -> None:
 
 def _read(
     rows: tuple[int, ...], n: int, first: int, x: Any, places: NDArray[np.int64], chosen: Any, settings: Settings,
-    names: tuple[Noise, ...], token: Any, info: dict[str, Any], parts: Parts | None,
+    names: tuple[Noise, ...], token: Any, info: dict[str, Any], parts: Parts | None, hidden: int = -1,
 ) -> NDArray[np.uint8]:  # fmt: skip
     """Runs the kernel on rows of logits, or on the sums of their parts. Returns each row's fault, as `_bad` takes it,
     or 0."""
@@ -323,7 +330,7 @@ def _read(
     call = Race._make([
         size, math.prod(rows[1:]), n, first, x, places, chosen, temperature, top_p, top_k, names, token, *of_rows,
         *sums, bad, -(-n // LOSS_CHUNK), FLOAT32 if x is None else x.dtype, len(temperature) > 1, len(names) > 1,
-        token is not None and token.itemsize == 4,
+        token is not None and token.itemsize == 4, hidden,
     ])  # fmt: skip
     if size:
         backends.current().run(call)
@@ -507,16 +514,18 @@ def _parts(size: int, chunks: int, wanted: tuple[str, ...]) -> Parts:
     return Parts(score, winner, np.zeros((size, chunks), np.float32), plain, tempered)
 
 
-def log_softmax_at(logits: Any, ids: Sequence[Any], temperature: float, read: NDArray[np.bool_]) -> tuple[Any, ...]:
+def log_softmax_at(
+    logits: Any, ids: Sequence[Any], temperature: float, read: NDArray[np.bool_], hidden: int = -1
+) -> tuple[Any, ...]:
     """Returns the log-probabilities of tokens (B, L), one array for each of ids, and the logarithm of the sum of the
     logits' exponentials: from the kernel's sums, in one pass over the rows that are read. The others, and tokens beyond
-    the logits, have -inf, and their logarithm is 0."""
+    the logits and the hidden one, have -inf, and their logarithm is 0."""
     n, size = logits.shape[-1], read.size
     flat = arrays.contiguous(arrays.as_array("logits", logits, LOGITS)).reshape(size, n)
     parts = _parts(size, -(-n // LOSS_CHUNK), OF_PARTS)
     settings, places = settings_of(1, temperature, 0, 1.0), np.zeros(size, np.int64)
     chosen = arrays.contiguous(read).reshape(-1)
-    bad = _read((1, size), n, 0, flat, places, chosen, settings, (Noise(0),), None, {}, parts)
+    bad = _read((1, size), n, 0, flat, places, chosen, settings, (Noise(0),), None, {}, parts, hidden)
     most = parts.largest.max(axis=1).astype(np.float64)
     most[bad != 0] = np.nan
 
@@ -528,6 +537,6 @@ def log_softmax_at(logits: Any, ids: Sequence[Any], temperature: float, read: ND
         tokens = [one.reshape(-1).astype(np.int64) for one in ids]
         x = [flat[np.arange(size), one.clip(0, n - 1)].astype(np.float64) for one in tokens]
         log_probs = [(each - most) / temperature - log_tempered for each in x]
-    may_be = [read.reshape(-1) & (one >= 0) & (one < n) for one in tokens]
+    may_be = [read.reshape(-1) & (one >= 0) & (one < n) & (one != hidden) for one in tokens]
     log_probs = [np.where(inside, each, -np.inf) for inside, each in zip(may_be, log_probs, strict=True)]
     return tuple(one.reshape(read.shape) for one in (*log_probs, np.where(read.reshape(-1), log_sums, 0.0)))

@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
 from ..arguments.arrays import as_array, as_numbers, contiguous, of_samples, on_device, output, spread_bools
-from ..arguments.options import fast_path
 from ..arguments.types import Array, ArrayT, Like, Reduction
 from ..call.description import TOKENS, CrossEntropy
 from ..ground.checks import check_choice, check_integer
@@ -66,10 +65,12 @@ def masked_cross_entropy(
     if ignore_index is not None:
         masked = _counted(ids, masked, ignore_index)
     library = None if type(logits) is np.ndarray else library_of(logits)
-    fast = backends.fast_cross_entropy if library is None else fast_path(library, "fast_cross_entropy")
-    if fast is not None and reduction in ("mean", "none"):
+    if (library is None or not library.is_traced()) and reduction in ("mean", "none"):
         weights = 1.0 if weight is None else weight
-        loss = fast(logits, ids, masked, weights, reduction == "none", 1.0, None)
+        loss = backends.fast_cross_entropy(logits, ids, masked, weights, reduction == "none", 1.0, None)
+        if library is not None and type(loss) is tuple:
+            rest = {"ids": ids, "masked": masked, "weight": weight}
+            return library.with_gradient("masked_cross_entropy", loss, logits, {"logits": logits}, rest)
         if loss is not NotImplemented:
             return loss
     if library is not None:
@@ -119,10 +120,9 @@ def masked_cross_entropy_and_grad(
     if ignore_index is not None:
         masked = _counted(ids, masked, ignore_index)
     library = None if type(logits) is np.ndarray else library_of(logits)
-    fast = backends.fast_cross_entropy if library is None else fast_path(library, "fast_cross_entropy")
-    if fast is not None and reduction in ("mean", "none"):
-        weights = 1.0 if weight is None else weight
-        loss = fast(logits, ids, masked, weights, reduction == "none", upstream, True if out is None else out)
+    if (library is None or not library.is_traced()) and reduction in ("mean", "none"):
+        weights, wanted = 1.0 if weight is None else weight, True if out is None else out
+        loss = backends.fast_cross_entropy(logits, ids, masked, weights, reduction == "none", upstream, wanted)
         if loss is not NotImplemented:
             return loss
     if library is not None:

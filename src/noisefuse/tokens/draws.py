@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,17 +12,27 @@ from numpy.typing import NDArray
 from ..arguments.types import Array
 from ..ground.checks import first_of
 from ..language.noise import each, names_of, whole
-from .categorical import TokenInfo, categorical
+from .categorical import TokenInfo, of_rows
 from .steps import Drawn
 from .table import TokenRow, TokenTable
 
 
-def of_clean(table: TokenTable, row: TokenRow, x: Array, logits: Any, read: NDArray[np.bool_]) -> Any:
+class Clean(NamedTuple):
+    """Logits of the clean token c, and a token whose logits are taken for -inf there, or -1."""
+
+    logits: Any
+    hidden: int = -1
+
+
+def of_clean(table: TokenTable, row: TokenRow, x: Array, logits: Any, read: NDArray[np.bool_]) -> Clean:
     """Returns the logits of the clean token c at the positions that are read: -inf for the mask and for tokens left
-    out, and the row's addend for x. They are a copy where they differ."""
-    masked = logits
+    out, and the row's addend for x. They are a copy where more than one token differs."""
+    masked, heat = logits, table.temperature * row.temperature
     mask = () if table.mask_id is None or table.mask_logit == "keep" else (table.mask_id,)
     hidden = [token for token in (*mask, *table.left_out) if 0 <= token < logits.shape[-1]]
+    changes = row.own or (heat and _cuts(table))
+    if len(hidden) == 1 and not changes:
+        return Clean(logits, hidden[0])
     if row.own or (logits[..., hidden] != -math.inf).any():
         masked = np.zeros(logits.shape, np.float32 if row.own else logits.dtype)  # what is not written costs nothing
         for at in zip(*np.nonzero(read), strict=True):
@@ -31,18 +41,17 @@ def of_clean(table: TokenTable, row: TokenRow, x: Array, logits: Any, read: NDAr
             masked[read, token] = -math.inf
         if row.own:
             masked[read, x[read]] += np.float32(row.own)
-    heat = table.temperature * row.temperature
-    return _nucleus(masked, heat, table.top_k, table.top_p) if heat and _cuts(table) else masked
+    return Clean(_nucleus(masked, heat, table.top_k, table.top_p) if heat and _cuts(table) else masked)
 
 
 def draw(
-    table: TokenTable, row: TokenRow, logits: Any, noise: Any, may: NDArray[np.bool_], info: tuple[str, ...]
+    table: TokenTable, row: TokenRow, clean: Clean, noise: Any, may: NDArray[np.bool_], info: tuple[str, ...]
 ) -> Drawn:
     """Draws a token for each position that may take one, with the sums and confidences that the row needs."""
-    options: dict[str, Any] = {"top_k": table.top_k, "top_p": 1.0 if _cuts(table) else table.top_p, "info": info}
-    options["temperature"] = table.temperature * row.temperature
-    noise, options["positions"] = _placed(noise, may.shape[1])
-    drawn: Any = categorical(logits, noise, where=None if may.all() else may, **options)
+    logits, heat, p = clean.logits, table.temperature * row.temperature, 1.0 if _cuts(table) else table.top_p
+    noise, places = _placed(noise, may.shape[1])
+    where = None if may.all() else may
+    drawn: Any = of_rows(logits, noise, heat, table.top_k, p, where, places, info, hidden=clean.hidden)
     token, told = drawn if info else (drawn, TokenInfo())
     token = np.where(may, token, 0)
     if table.mask_id is None and table.vocabulary is not None and (beyond := token >= table.vocabulary).any():
@@ -54,7 +63,8 @@ def draw(
         total = own_logit - told.log_prob_raw.astype(np.float64)
     sure = None
     if table.unsure and table.order == "confidence" and row.by_confidence:
-        sure = _without(table.unsure, logits, token, told.log_prob_raw)
+        unsure = tuple(one for one in table.unsure if one != clean.hidden)
+        sure = _without(unsure, logits, token, told.log_prob_raw)
     return Drawn(token, told, total, sure)
 
 

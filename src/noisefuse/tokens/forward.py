@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from .. import backends
 from ..arguments import arrays
 from ..arguments.calls import names_or_array
-from ..arguments.options import fast_path
 from ..arguments.types import Array, ArrayT, Like
 from ..call.description import FLOAT32, Masks
 from ..ground import layouts
@@ -67,9 +66,8 @@ def q_mask(
     [4, 99, 6, 7]
     """
     library = None if type(ids) is np.ndarray else library_of(ids)
-    fast = backends.fast_tokens if library is None else fast_path(library, "fast_tokens")
-    if fast is not None and block is None and lengths is None:
-        pair: tuple[Any, Any] = fast(ids, p, noise, mask_id, False, where, complement, batched, out)
+    if (library is None or not library.is_traced()) and block is None and lengths is None:
+        pair: tuple[Any, Any] = backends.fast_tokens(ids, p, noise, mask_id, False, where, complement, batched, out)
         if pair is not NotImplemented:
             return pair
     if library is not None:
@@ -110,9 +108,8 @@ def q_uniform(
     ([[37, 28, 26, 0, 0, 0]], [[1, 1, 1, 0, 0, 0]])
     """
     library = None if type(ids) is np.ndarray else library_of(ids)
-    fast = backends.fast_tokens if library is None else fast_path(library, "fast_tokens")
-    if fast is not None and block is None and lengths is None:
-        pair: tuple[Any, Any] = fast(ids, p, noise, vocabulary, True, where, False, batched, out)
+    if (library is None or not library.is_traced()) and block is None and lengths is None:
+        pair: tuple[Any, Any] = backends.fast_tokens(ids, p, noise, vocabulary, True, where, False, batched, out)
         if pair is not NotImplemented:
             return pair
     if library is not None:
@@ -188,12 +185,12 @@ def q_transition(
     >>> nf.q_transition(ids, nf.discrete.absorbing(0.5, mask_id=6), nf.Noise(7)).tolist()
     [[6, 6, 6, 3, 4, 5]]
     """
-    if type(ids) is not np.ndarray and (other := library_of(ids)) is not None:
-        options: dict[str, Any] = {"where": where, "lengths": lengths, "batched": batched, "out": out}
-        return other.through(q_transition, ids, Q, noise, **options)
     if isinstance(Q, Transition):
         draw = q_mask if Q.kind == "absorbing" else q_uniform
         return draw(ids, Q.p, noise, Q.token, where=where, lengths=lengths, batched=batched, out=out)[0]
+    if type(ids) is not np.ndarray and (other := library_of(ids)) is not None:
+        options: dict[str, Any] = {"where": where, "lengths": lengths, "batched": batched, "out": out}
+        return other.through(q_transition, ids, Q, noise, **options)
     tokens = tokens_of("ids", ids, batched)
     shape, matrix = tokens.shape, _matrix(Q, tokens.shape[0])
     v = vocabulary_of(matrix.shape[-1], tokens.dtype)

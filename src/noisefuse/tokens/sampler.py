@@ -21,7 +21,7 @@ from ..language.noise import MASKS, START, Noise, Noises, each
 from ..sampling.arrays import asked, bar
 from .categorical import TokenInfo, log_softmax_at, settings_of
 from .cross_entropy import masked_cross_entropy_and_grad
-from .draws import draw, of_clean
+from .draws import Clean, draw, of_clean
 from .forward import DTYPES, allowed_of, check_within, names_for, scaled_words, token_of, tokens_of, vocabulary_of
 from .partial_steps import PartialStep
 from .steps import Drawn, Law, certain, fast_row, law, next_tokens, positions, wanted_info
@@ -302,9 +302,12 @@ class DiscreteSampler:
             raise ValueError(f"upstream: expected a number or {shape[:1]} of them, got {above.dtype} {above.shape}")
         factor = np.broadcast_to(above.astype(np.float64), shape[:1])[:, None] / temperature
         ids = x_next.reshape(shape), x.reshape(shape)
-        values = of_clean(
+        values, hidden = of_clean(
             self.table, row, ids[1], logits.reshape(*shape, logits.shape[-1]), (by_next != 0) | (by_own != 0)
         )
+        if hidden >= 0:
+            values = values.copy()
+            values[..., hidden] = -math.inf
         if temperature != 1 or by_own.any():
             values = values.astype(np.float32) / np.float32(temperature)
         gradient: Any = None
@@ -474,24 +477,24 @@ class DiscreteSampler:
         return array.reshape(*shape, array.shape[-1])
 
     def _likely(
-        self, row: TokenRow, x: Any, to: Any, logits: Any, may: NDArray[np.bool_], drawn: Drawn,
+        self, row: TokenRow, x: Any, to: Any, clean: Clean, may: NDArray[np.bool_], drawn: Drawn,
         taken: NDArray[np.bool_],
     ) -> NDArray[np.float64]:  # fmt: skip
         if row.touches_tokens or self.table.mask_logit == "keep":
-            return np.asarray(self._law(row, x, to, logits, may).log_prob.sum(axis=1))
+            return np.asarray(self._law(row, x, to, clean, may).log_prob.sum(axis=1))
         of_next, of_own = np.where(taken, drawn.info.log_prob, -np.inf), np.zeros(x.shape)
         return np.asarray(law(self.table, row, x, to, may, of_next, of_own, drawn.total, taken).log_prob.sum(axis=1))
 
-    def _law(self, row: TokenRow, x: Any, to: Any, logits: Any, may: NDArray[np.bool_]) -> Law:
+    def _law(self, row: TokenRow, x: Any, to: Any, clean: Clean, may: NDArray[np.bool_]) -> Law:
         if self.table.top_k or self.table.top_p < 1:
             raise ValueError(f"log_prob: expected no top_k and top_p, got {self.table.top_k} and {self.table.top_p}")
         temperature = self._temperature(row)
         if temperature == 0:
             raise ValueError("log_prob: expected a temperature above 0, as it has no density at 0")
-        of_next, of_own, total = log_softmax_at(logits, (to, x), temperature, may)
+        of_next, of_own, total = log_softmax_at(clean.logits, (to, x), temperature, may, clean.hidden)
         taken = None
         if row.bound is not None and self.table.mask_id is None:  # as step finds them, from the same bits
-            taken = certain(row.bound, draw(self.table, row, logits, Noise(0), may, ("entropy",)).info.entropy, may)
+            taken = certain(row.bound, draw(self.table, row, clean, Noise(0), may, ("entropy",)).info.entropy, may)
         return law(self.table, row, x, to, may, of_next, of_own, total, taken)
 
 

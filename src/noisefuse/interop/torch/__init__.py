@@ -352,7 +352,7 @@ library: Library = Library(
     mse_loss=mse_loss, mse_loss_and_grad=mse_loss_and_grad, mse_loss_grad=mse_loss_grad,
     interpolate_loss=interpolate_loss, interpolate_loss_and_grad=interpolate_loss_and_grad,
     log_prob=log_prob, log_prob_grad=log_prob_grad, kl=kl, kl_grad=kl_grad,
-    augmented=augmented, update_with_log_prob=update_with_log_prob,
+    augmented=augmented, update_with_log_prob=update_with_log_prob, with_gradient=graph.with_gradient,
     in_graph=in_graph, categorical=categorical, masked_cross_entropy=masked_cross_entropy,
     masked_cross_entropy_and_grad=masked_cross_entropy_and_grad, view=view, from_numpy=from_numpy, written=written,
     token_log_prob=token_log_prob, on_device=on_device,

@@ -120,18 +120,13 @@ def masked_cross_entropy(logits: Any, ids: Any, masked: Any, weight: Any, *, red
     given = _given(logits, ids, masked, weight, make)
     if watched:
         check_memory("logits", logits)
-        return graph.differentiable_once("masked_cross_entropy", given, {"reduction": reduction}, _gradient)
+        return graph.differentiable_once("masked_cross_entropy", given, {"reduction": reduction})
     fields, tensors = _cross_entropy(given, reduction)
     return (
         graph.compiled(CrossEntropy, fields, 0, tensors, None)[0]
         if is_compiling()
         else CrossEntropy(*fields).value(tensors)[0]
     )
-
-
-def _gradient(**given: Any) -> Tensor:
-    gradient: Tensor = nf.masked_cross_entropy_and_grad(**given)[1]
-    return gradient
 
 
 def masked_cross_entropy_and_grad(

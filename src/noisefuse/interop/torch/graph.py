@@ -8,6 +8,7 @@ with the operation's number, and a noise as five more numbers, so a step that ch
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -147,48 +148,73 @@ class _Differentiable(torch.autograd.Function):
         return None, None, None, None, *gradients, *(None,) * remembered
 
 
-def differentiable_once(
-    name: str, tensors: dict[str, Tensor], rest: dict[str, Any], again: Callable[..., Tensor], **others: Any
-) -> Any:
-    """Returns the loss of this name and these arguments, which is differentiable once through the first tensor; among
-    the others tensors may be, too. Backward uses the values of this call, even if the caller overwrites them later."""
-    for key, x in others.items():
-        if not isinstance(x, Tensor):
-            rest[key] = x
-        elif x.requires_grad:
-            check_no_gradient(**{key: x})
+def differentiable_once(name: str, given: dict[str, Any], rest: dict[str, Any]) -> Any:
+    """Returns the loss of this name and these arguments, which is differentiable once through the first one."""
+    (_, first), *others = given.items()
+    check_no_gradient(**dict(others))
+    with torch.no_grad():
+        if rest["reduction"] == "mean" and first.is_cpu:
+            made = getattr(nf, f"{name}_and_grad")(**given, **rest)
         else:
-            tensors[key] = x
-    return _DifferentiableOnce.apply(next(iter(tensors.values())), name, tensors, rest, again)
+            made = getattr(nf, name)(**given, **rest), None
+    return with_gradient(name, made, first, {}, given | rest)
+
+
+_FIXED = {int, float, str, type(None), nf.Noise, nf.Schedule}  # `isinstance` takes three times as long
+
+
+def with_gradient(
+    name: str, made: tuple[Tensor, Tensor | None], first: Tensor, tensors: dict[str, Any], rest: dict[str, Any]
+) -> Any:
+    """Returns the loss in `made`, which is differentiable once through the first tensor. A mean brings its gradient,
+    which is that of backward() of the loss itself. Otherwise backward makes it, in the same memory if it can be, from
+    these arguments. The caller may overwrite them before: autograd sees writes to tensors, the rest is copied."""
+    for key, x in rest.items():
+        if type(x) in _FIXED:
+            continue
+        if isinstance(x, Tensor):
+            tensors[key], rest[key] = x, None
+        elif isinstance(x, list | np.ndarray):
+            rest[key] = copy(x)
+    return _DifferentiableOnce.apply(first, (name, *made, tensors, rest))  # each argument takes 0.1 microseconds
 
 
 class _DifferentiableOnce(torch.autograd.Function):
-    """The gradient of a mean is made with it, and is that of backward() of the loss itself. For another upstream
-    gradient `again(.., upstream=.., out=..)` makes it, in the same memory if it can be."""
+    """See `with_gradient`."""
 
     @staticmethod
-    def forward(ctx: Any, first: Tensor, name: str, tensors: dict[str, Tensor], rest: Any, again: Any) -> Tensor:
-        early = None
-        if rest["reduction"] == "mean" and first.is_cpu:
-            value, early = getattr(nf, f"{name}_and_grad")(**tensors, **rest)  # autograd watches nothing here
-        else:
-            value = getattr(nf, name)(**tensors, **rest)
+    def forward(ctx: Any, first: Tensor, made: tuple[Any, ...]) -> Tensor:
+        loss: Tensor
+        name, loss, early, tensors, rest = made
         ctx.save_for_backward(*tensors.values())
-        ctx.made = name, [*tensors], rest, again, early
-        loss: Tensor = value
+        ctx.made = name, tensors.keys(), rest, early
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        name, names, rest, again, early = ctx.made
+        name, names, rest, early = ctx.made
         check_once(name)
-        ctx.made = name, names, rest, again, None  # autograd need not copy a tensor that has no other owner
+        ctx.made = name, names, rest, None  # autograd need not copy a tensor that has no other owner
         g = upstream if early is None else upstream.item()
         if early is None or g != 1:
             tensors = dict(zip(names, ctx.saved_tensors, strict=True))
             out = early if early is not None and early.is_contiguous() else None
-            early = again(**tensors, **rest, upstream=g, out=out)
-        return early, None, None, None, None
+            early = _AGAIN[name](**rest | tensors, upstream=g, out=out)
+        return early, None
+
+
+def _scaled(gradient: Tensor, upstream: Any, out: Any) -> Tensor:
+    """Returns a gradient that was kept, times the upstream one: a number, or one for each sample."""
+    if isinstance(upstream, Tensor):
+        upstream = upstream.reshape(upstream.shape + (1,) * (gradient.ndim - upstream.ndim))
+    return gradient * upstream
+
+
+_AGAIN: dict[str, Callable[..., Any]] = {
+    "interpolate_loss": _scaled,
+    "masked_cross_entropy": lambda **given: nf.masked_cross_entropy_and_grad(**given)[1],
+    "mse_loss": lambda **given: nf.mse_loss_grad(**given),
+}
 
 
 # ---- torch.compile -----------------------------------------------------------------------------------------

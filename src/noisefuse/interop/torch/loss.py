@@ -28,8 +28,8 @@ def mse_loss(
             weight = torch.from_numpy(np.array(weight))  # the caller may overwrite it before the backward pass
         arrays.check_memory("pred", pred)
         t, noise = graph.frozen(t, noise)
-        rest, others = {"schedule": schedule, **options}, {"x0": x0, "t": t, "noise": noise, "weight": weight}
-        return graph.differentiable_once("mse_loss", {"pred": pred}, rest, nf.mse_loss_grad, **others)
+        given = {"pred": pred, "x0": x0, "t": t, "noise": noise, "weight": weight}
+        return graph.differentiable_once("mse_loss", given, {"schedule": schedule, **options})
     graph.check_no_gradient(x0=x0, t=t, noise=noise, weight=weight)
     if partial:
         graph.check_no_gradient(pred=pred)
@@ -78,7 +78,10 @@ def interpolate_loss(pred: Any, x0: Any, x1: Any, t: Any, path: Any, noise: Any,
     if not graph.is_watched((pred,)):
         return _of_path(pred, x0, x1, t, path, noise, weight, None, options)[0]
     arrays.check_memory("pred", pred)
-    return _OfPath.apply(pred, (x0, x1, t, path, noise, weight), options)
+    with torch.no_grad():
+        loss, gradient = nf.interpolate_loss_and_grad(pred, x0, x1, t, path, noise, weight=weight, **options)
+    made = loss, gradient if options["reduction"] == "mean" and pred.is_cpu else None
+    return graph.with_gradient("interpolate_loss", made, pred, {"gradient": gradient}, {})
 
 
 def interpolate_loss_and_grad(
@@ -92,26 +95,6 @@ def interpolate_loss_and_grad(
     graph.check_unwatched("pred", pred)
     value, gradient = _of_path(pred, x0, x1, t, path, noise, weight, True if out is None else out, options)
     return value, arrays.in_format(gradient, pred) if out is None else gradient
-
-
-class _OfPath(torch.autograd.Function):
-    """interpolate_loss, and its gradient from the same pass."""
-
-    @staticmethod
-    def forward(ctx: Any, pred: Tensor, others: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
-        x0, x1, t, path, noise, weight = others  # autograd watches nothing here, so the call may be plain
-        loss, gradient = nf.interpolate_loss_and_grad(pred, x0, x1, t, path, noise, weight=weight, **options)
-        ctx.save_for_backward(gradient)
-        made: Tensor = loss
-        return made
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        graph.check_once("interpolate_loss")
-        (gradient,) = ctx.saved_tensors
-        if not upstream.ndim and upstream.item() == 1:
-            return gradient, None, None
-        return gradient * upstream.reshape(upstream.shape + (1,) * (gradient.ndim - upstream.ndim)), None, None
 
 
 def _of_path(
