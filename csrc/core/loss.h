@@ -54,8 +54,9 @@ inline void sums_of_few(const Real* square, int n, int count, double* sums) {
 template <class Lane, int W, class Real>
 class SquareSum {
   public:
-    // Returns the sum of a chunk of n >= 64 elements that lie together.
-    static Real of_chunk(const Real* r, int n) {
+    // Returns the sum of a chunk of n >= 64 elements that lie together. few(p, k): the k < W elements at p, and zeros.
+    template <class Few>
+    static Real of_chunk(const Real* r, int n, const Few& few) {
         constexpr int vectors = kAccumulators / W;
         decltype(Lane::load(r)) sum[vectors];
         const auto add = [&](const Real* from) {
@@ -65,10 +66,9 @@ class SquareSum {
         for (int v = 0; v < vectors; ++v) sum[v] = Lane::splat(Real{0});
         int i = 0;
         for (; i + kAccumulators <= n; i += kAccumulators) add(r + i);
-        if (i < n) {
-            alignas(64) Real last[kAccumulators] = {};
-            __builtin_memcpy(last, r + i, sizeof(Real) * static_cast<uint64_t>(n - i));
-            add(last);
+        for (int v = 0; v < vectors && i < n; ++v, i += W) {
+            const auto x = i + W > n ? few(r + i, n - i) : Lane::load(r + i);
+            sum[v] = Lane::fma(x, x, sum[v]);
         }
         for (int half = vectors / 2; half > 0; half /= 2)
             for (int v = 0; v < half; ++v) sum[v] = Lane::add(sum[v], sum[v + half]);

@@ -145,23 +145,28 @@ void walk(const Call& s, int64_t begin, int64_t end) {
     s.type == DType::f64 ? walk_range<double>(s, begin, end) : walk_range<float>(s, begin, end);
 }
 
-// Does a step, and the chunks of a loss that reads its result: tile by tile in registers if the loss allows it, else
-// soon after the step.
+// Does a step, and the loss of its result tile by tile. False: nothing was done, as the loss does not allow it.
+template <class Real>
+[[gnu::noinline]] bool step_with_loss(const Call& s, const Call& of_loss, int64_t begin, int64_t end, int64_t chunk) {
+    Residuals<Real> residuals(of_loss, chunk);
+    RegisterResiduals<Real> in_registers(residuals, of_loss, begin);
+    if (!in_registers || s.draw == Draw::none) return false;
+    step_drawing<Real>(s, begin, end, true, [&](int64_t known) { in_registers.take_to(known); });
+    return true;
+}
+
+// Does a step, and the chunks of a loss that reads its result: at once, or soon after the step.
 template <class Real>
 void step_and_loss_range(const Call& s, const Call& of_loss, int64_t begin_chunk, int64_t end_chunk) {
     const FloatMode mode;
-    const auto first = [&](int64_t chunk) { return first_of_chunk(of_loss.piece, chunk); };
-    Residuals<Real> residuals(of_loss, begin_chunk);
-    if (RegisterResiduals<Real> in_registers(residuals, of_loss, first(begin_chunk));
-        in_registers && s.draw != Draw::none)
-        return step_drawing<Real>(s, first(begin_chunk), first(end_chunk), true,
-                                  [&](int64_t end) { in_registers.take_to(end); });
-    step_range<Real>(s, first(begin_chunk), first(end_chunk), false);
+    const int64_t begin = first_of_chunk(of_loss.piece, begin_chunk), end = first_of_chunk(of_loss.piece, end_chunk);
+    if (step_with_loss<Real>(s, of_loss, begin, end, begin_chunk)) return;
+    step_range<Real>(s, begin, end, true);
     loss_range<Real>(of_loss, begin_chunk, end_chunk, false);
 }
 
 // How much stack a loop may use. With musl threads get 128 KiB, and their callers need the rest.
-static_assert(sizeof(Rows<double>) + sizeof(Arrays<double>) + sizeof(Noise<double>) + 2 * sizeof(Residuals<double>) <=
+static_assert(sizeof(Rows<double>) + sizeof(Arrays<double>) + sizeof(Noise<double>) + sizeof(Residuals<double>) <=
               84 << 10);
 
 void step_and_loss(const Call& s, const Call& of_loss, int64_t begin_chunk, int64_t end_chunk) {

@@ -29,8 +29,9 @@ struct Kernels {
     void (*walk)(const Call&, int64_t begin, int64_t end);
     // The sums of chunks, and the gradient.
     void (*loss)(const Call&, int64_t begin_chunk, int64_t end_chunk, bool stay);
-    // The sums of chunks of arrays that all lie turned, in planes of rows (core/loss.h): columns of a chunk's length of
-    // each plane, `begin` to `end` - 1. sums: room for the accumulators of the rows.
+    // The sums of chunks of arrays that all lie turned, in planes of rows (core/loss.h), and the gradient: elements as
+    // they lie, of columns of one chunk's length, which may come in parts of whole groups of 64 columns. sums: the
+    // accumulators of the rows.
     void (*turned_loss)(const Call&, int64_t rows, int64_t columns, int64_t begin, int64_t end, void* sums);
     // Does the step first, then the same for what it wrote.
     void (*step_and_loss)(const Call& step, const Call& loss, int64_t begin_chunk, int64_t end_chunk);

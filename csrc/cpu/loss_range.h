@@ -15,6 +15,9 @@ double factor_of(const Call& s, int64_t piece) {
     return gradient_factor(weight_of(s, piece), g, s.n);
 }
 
+bool has_one_factor(const Call& s) { return !s.weights && !s.upstream; }
+bool has_one_row(const Call& s) { return s.segment >= s.size * s.batch && !s.period; }
+
 // Takes the residuals of one element after another.
 template <class Real>
 class Residuals {
@@ -28,15 +31,27 @@ class Residuals {
     // It runs once a tile. It and `end_squares` stand outside, so that the functions with residuals hold no copies.
     [[gnu::noinline]] void take(const Real* r, int64_t at, int n) {
         if (s.out[0]) store_gradient(r, at, n);
-        for (int done = 0; s.chunk_sums && done < n;) {
-            if (left_ == s.piece && left_ <= n - done) {
-                done += left_ < kAccumulators ? add_few(r + done, n - done) : add_whole(r + done, n - done);
-                continue;
-            }
-            const int size = static_cast<int>(least(n - done, left_));
+        if (!s.chunk_sums) return;
+        if (s.piece <= kMostCarried) return take_short(r, n);
+        for (int done = 0, size; done < n; done += size) {
+            size = static_cast<int>(least(n - done, left_));
             add(r + done, size);
+        }
+    }
+
+    static constexpr int kMostCarried = 2 * kTile;  // elements of a piece that is added up when all of it is known
+
+    void store_gradient(const Real* r, int64_t at, int n) {
+        const bool direct = arrays_->direct[0], nontemporal = arrays_->nontemporal(0, at);
+        Real* gradient = direct ? static_cast<Real*>(s.out[0]) + at : staged_;
+        int64_t piece = at / s.piece, left = s.piece - at % s.piece;
+        for (int done = 0; done < n; ++piece, left = s.piece) {
+            const int size = has_one_factor(s) ? n : static_cast<int>(least(n - done, left));
+            multiply(gradient + done, r + done, size, static_cast<Real>(factor_of(s, piece)),
+                     direct && nontemporal && done == 0);
             done += size;
         }
+        if (!direct) store_as(s.out[0], s.type, at, gradient, n, nontemporal);
     }
 
     int64_t left() const { return left_; }  // of the chunk
@@ -49,15 +64,43 @@ class Residuals {
         if (left_ -= n; left_ == 0) end_squares();
     }
 
+    // Takes n residuals of the chunk, without a gradient.
+    void add(const Real* r, int n) {
+        squares_.add(r, n);
+        if (left_ -= n; left_ == 0) end_squares();
+    }
+
   private:
     const Call& s;
     const Arrays<Real>* const arrays_;
     int64_t chunk_, in_piece_;  // the chunk and its first element
     int64_t length_, left_;     // of the chunk
     SquareSum<Lane, kWidth<Real>, Real> squares_;
-    alignas(64) Real staged_[kTile];
+    alignas(64) Real staged_[kTile], carried_[kMostCarried];
+    int n_carried_ = 0;
 
     void begin_chunk() { length_ = left_ = least(kLossChunk, s.piece - in_piece_); }
+
+    // Takes short pieces. The elements of one that goes on in the next tile are kept until then.
+    void take_short(const Real* r, int n) {
+        const int piece = static_cast<int>(s.piece);
+        int done = 0;
+        const auto carry = [&](int size) {
+            std::memcpy(carried_ + n_carried_, r + done, sizeof(Real) * static_cast<size_t>(size));
+            n_carried_ += size, done += size;
+        };
+        const auto whole = [&](const Real* from, int size) {
+            return piece < kAccumulators ? add_few(from, size) : add_whole(from, size);
+        };
+        if (n_carried_) {
+            carry(static_cast<int>(least(n, piece - n_carried_)));
+            if (n_carried_ < piece) return;
+            n_carried_ = 0;
+            whole(carried_, piece);
+        }
+        done += whole(r + done, n - done);
+        if (done < n) carry(n - done);
+    }
 
     // Samples of a few elements come by the million. Those that lie whole in the tile take a shorter path. Returns how
     // many elements they have.
@@ -75,15 +118,22 @@ class Residuals {
     int add_whole(const Real* r, int n) {
         const int piece = static_cast<int>(s.piece);
         int done = 0;
+        const auto few = [end = r + n](const Real* p, int count) { return first_few(p, count, end); };
         for (; done + piece <= n; done += piece)
             s.chunk_sums[chunk_++] =
-                static_cast<double>(SquareSum<Lane, kWidth<Real>, Real>::of_chunk(r + done, piece));
+                static_cast<double>(SquareSum<Lane, kWidth<Real>, Real>::of_chunk(r + done, piece, few));
         return done;
     }
 
-    void add(const Real* r, int n) {
-        squares_.add(r, n);
-        if (left_ -= n; left_ == 0) end_squares();
+    // The first elements at p, fewer than a vector has, and zeros. end: of the memory that may be read.
+    static Vector<Real> first_few(const Real* p, int count, const Real* end) {
+        if constexpr (sizeof(Real) == sizeof(float))
+            if (end - p >= kWidth<Real>)
+                return Lane::as_float(Lane::from(Lane::load(kLanes.lane), static_cast<uint32_t>(count), Lane::splat(0u),
+                                                 Lane::as_bits(Lane::load(p))));
+        alignas(64) Real few[kWidth<Real>] = {};
+        for (int i = 0; i < count; ++i) few[i] = p[i];
+        return Lane::load(few);
     }
 
     [[gnu::noinline]] void end_squares() { end_chunk(squares_.finish()); }
@@ -93,19 +143,6 @@ class Residuals {
         in_piece_ += length_;
         if (in_piece_ == s.piece) in_piece_ = 0;
         begin_chunk();
-    }
-
-    void store_gradient(const Real* r, int64_t at, int n) {
-        const bool direct = arrays_->direct[0], nontemporal = arrays_->nontemporal(0, at);
-        Real* gradient = direct ? static_cast<Real*>(s.out[0]) + at : staged_;
-        int64_t piece = at / s.piece, left = s.piece - at % s.piece;
-        for (int done = 0; done < n; ++piece, left = s.piece) {
-            const int size = static_cast<int>(least(n - done, left));
-            multiply(gradient + done, r + done, size, static_cast<Real>(factor_of(s, piece)),
-                     direct && nontemporal && done == 0);
-            done += size;
-        }
-        if (!direct) store_as(s.out[0], s.type, at, gradient, n, nontemporal);
     }
 
     // `nontemporal`: `to` is aligned to a vector and written past the caches.
@@ -156,12 +193,13 @@ struct ResidualRow : RegisterRow<Real, In, shape> {
 // Copies the last elements of each array that a row reads: those from `at` on, fewer than 64, padded to whole vectors.
 template <class Row, DType In>
 struct Last {
-    alignas(64) char copies[kSlots][kAccumulators * bytes_of(In)] = {};
+    alignas(64) char copies[kSlots][kAccumulators * bytes_of(In)];
     const void* array[kSlots] = {};
     Last(const Call& s, int64_t at, int n) {
         constexpr int width = bytes_of(In);
         for (int slot = 0; slot < kSlots; ++slot)
             if (Row::reads(slot)) {
+                std::memset(copies[slot], 0, sizeof copies[slot]);
                 std::memcpy(copies[slot], static_cast<const char*>(s.in[slot]) + at * width, size_t(n) * width);
                 array[slot] = copies[slot];
             }
@@ -181,7 +219,7 @@ template <class Real, DType In, uint64_t shape>
     const Row row(one, last.array);
     alignas(64) Real r[kAccumulators];
     for (int i = 0; i < n; i += kWidth<Real>) Lane::store(r + i, row.residual(i));
-    residuals.take(r, at, n);
+    residuals.add(r, n);
 }
 
 // Writes the gradient of n elements of a piece from element `at` on: their residuals times this factor.
@@ -258,7 +296,9 @@ class RegisterResiduals {
     Take take_;
 
     static Take of(const Call& call) {
-        if (call.out[0] || !call.chunk_sums) return nullptr;
+        const bool short_pieces =
+            call.piece < kAccumulators || (call.piece <= Residuals<Real>::kMostCarried && has_one_row(call));
+        if (call.out[0] || !call.chunk_sums || short_pieces) return nullptr;
         return for_residuals<Real, Take>(
             call, []<DType In, uint64_t shape>() -> Take { return take_in_registers<Real, In, shape>; });
     }
@@ -269,11 +309,13 @@ class RegisterResiduals {
 template <class Real>
 bool write_gradient(const Call& s, const Arrays<Real>& arrays, int64_t begin, int64_t end) {
     using Write = decltype(&gradient_in_registers<Real, kOwn<Real>, kResidualShapes[0]>);
-    if (!s.out[0] || s.chunk_sums || s.type != s.in_type[kM1]) return false;
+    const bool pieces_follow = has_one_factor(s) && has_one_row(s);
+    if (!s.out[0] || s.chunk_sums || s.type != s.in_type[kM1] || (s.piece < kAccumulators && !pieces_follow))
+        return false;
     const auto write = for_residuals<Real, Write>(
         s, []<DType In, uint64_t shape>() -> Write { return gradient_in_registers<Real, In, shape>; });
     for (int64_t at = begin; write && at < end;) {
-        const int64_t left = least(s.piece - at % s.piece, end - at);
+        const int64_t left = pieces_follow ? end - at : least(s.piece - at % s.piece, end - at);
         const int64_t to_line = left > kLossChunk ? arrays.to_line(at) : 0;  // stores across two lines are slow
         const int64_t n = to_line ? to_line : least(left, kLossChunk);
         write(s, at, static_cast<int>(n), static_cast<Real>(factor_of(s, at / s.piece)), arrays.nontemporal(0, at));
@@ -282,14 +324,28 @@ bool write_gradient(const Call& s, const Arrays<Real>& arrays, int64_t begin, in
     return write;
 }
 
+// Returns the residuals, if they are pred itself, or null.
+template <class Real>
+const Real* are_known(const Call& s) {
+    constexpr int column = kAffine[0] + 1 + kM1;
+    const bool known = s.active == uint64_t{1} << column && s.n_rows == 1 && s.in_type[kM1] == kOwn<Real> &&
+                       s.draw == Draw::none && static_cast<const Real*>(s.rows)[column] == 1;
+    return known ? static_cast<const Real*>(s.in[kM1]) : nullptr;
+}
+
 // Computes the chunks begin .. end - 1.
 template <class Real>
 void loss_range(const Call& s, int64_t begin_chunk, int64_t end_chunk, bool stay) {
     const int64_t begin = first_of_chunk(s.piece, begin_chunk), end = first_of_chunk(s.piece, end_chunk);
     Arrays<Real> arrays(s, stay);
     if (write_gradient(s, arrays, begin, end)) return;
-    Rows<Real> rows(s);
     Residuals<Real> residuals(s, begin_chunk, &arrays);
+    if (const Real* const itself = are_known<Real>(s)) {
+        for (int64_t at = begin; at < end; at += kTile)
+            residuals.take(itself + at, at, static_cast<int>(least(kTile, end - at)));
+        return;
+    }
+    Rows<Real> rows(s);
     alignas(64) Real r[kTile + kOverhang];
     const auto tile = [&](int64_t at, int size) {
         arrays.load(at, size);
@@ -320,37 +376,37 @@ void loss_range(const Call& s, int64_t begin_chunk, int64_t end_chunk, bool stay
     });
 }
 
-// Computes chunks of arrays that lie turned, where no chunk has elements of two rows. Element m of a plane, as it lies
-// in memory, is added to accumulator m mod (64 rows): to the one that C's order gives it, of its row's chunk, and after
-// the same elements. So nothing is turned.
+// Computes elements of arrays that lie turned, where no chunk has elements of two rows. Element m of a plane, as it
+// lies in memory, is added to accumulator m mod (64 rows): to the one that C's order gives it, of its row's chunk, and
+// after the same elements. So nothing is turned.
 template <class Real>
 void turned_loss_range(const Call& s, int64_t rows, int64_t columns, int64_t begin, int64_t end, Real* sums) {
     constexpr int W = kWidth<Real>;
     Rows<Real> table(s);
-    Arrays<Real> arrays(s);
+    Arrays<Real> arrays(s, true);
+    Residuals<Real> residuals(s, 0, &arrays);
     alignas(64) Real r[kTile];
-    const int64_t across = chunks_of(columns), n_sums = kAccumulators * rows;
-    for (int64_t unit = begin; unit < end; ++unit) {
-        const int64_t row = unit / across * rows, column = unit % across * kLossChunk;
-        const int64_t first = row * columns + column * rows, stop = first + least(kLossChunk, columns - column) * rows;
-        for (int64_t i = 0; i < n_sums; i += W) Lane::store(sums + i, Lane::splat(Real{0}));
-        for (int64_t at = first, to = 0, n; at < stop; at += n, to += n) {
-            if (to == n_sums) to = 0;
-            n = least(least(kTile, n_sums - to), stop - at);
-            table.select(at, at / s.segment, s.segment - at % s.segment, static_cast<int>(n));
-            arrays.load(at, static_cast<int>(n));
-            table.apply(r, static_cast<int>(n), table.out[0], arrays.value, false);
-            for (int64_t i = n; i % W; ++i) r[i] = 0;
-            for (int64_t i = 0; i < n; i += W) {
-                const auto x = Lane::load(r + i);
-                Lane::store(sums + to + i, Lane::fma(x, x, Lane::load(sums + to + i)));
-            }
+    const int64_t n_sums = kAccumulators * rows, plane = begin / (rows * columns), first = begin / rows % columns,
+                  stop = first + (end - begin) / rows;
+    for (int64_t i = 0; i < n_sums && first % kLossChunk == 0; i += W) Lane::store(sums + i, Lane::splat(Real{0}));
+    for (int64_t at = begin, to = 0, n; at < end; at += n, to += n) {
+        if (to == n_sums) to = 0;
+        n = least(least(kTile, n_sums - to), end - at);
+        table.select(at, at / s.segment, s.segment - at % s.segment, static_cast<int>(n));
+        arrays.load(at, static_cast<int>(n));
+        table.apply(r, static_cast<int>(n), table.out[0], arrays.value, false);
+        if (s.out[0]) residuals.store_gradient(r, at, static_cast<int>(n));
+        for (int64_t i = n; i % W; ++i) r[i] = 0;
+        for (int64_t i = 0; i < n; i += W) {
+            const auto x = Lane::load(r + i);
+            Lane::store(sums + to + i, Lane::fma(x, x, Lane::load(sums + to + i)));
         }
-        for (int64_t half = n_sums / 2; half >= rows; half /= 2)
-            for (int64_t i = 0; i < half; ++i) sums[i] = sums[i] + sums[i + half];
-        for (int64_t i = 0; i < rows; ++i)
-            s.chunk_sums[chunk_at(s.piece, (row + i) * columns + column)] = static_cast<double>(sums[i]);
     }
+    if (stop % kLossChunk && stop < columns) return;
+    for (int64_t half = n_sums / 2; half >= rows; half /= 2)
+        for (int64_t i = 0; i < half; ++i) sums[i] = sums[i] + sums[i + half];
+    for (int64_t i = 0; i < rows; ++i)
+        s.chunk_sums[chunk_at(s.piece, (plane * rows + i) * columns + stop - 1)] = static_cast<double>(sums[i]);
 }
 
 }  // namespace

@@ -232,10 +232,10 @@ inline void take_run(Counters& counters, const Cursor& cursor) {
     counters.tag_word = name.tag_word;
 }
 
-// Tells whether the span at the cursor shares a tile with those that follow. A span of half a tile or more does so only
+// Tells whether the span at the cursor shares tiles with those that follow. A span of half a tile or more does so only
 // if normals are made, and if alone it would leave idle more than a sixth of its length.
 inline bool is_short(const Cursor& cursor, int64_t span, int64_t end, bool normals) {
-    const bool wasteful = normals && span < kTile && 6 * (-span & (kGroup - 1)) > span;
+    const bool wasteful = normals && span < 2 * kTile && 6 * (-span & (kGroup - 1)) > span;
     return cursor.at + span < end && (span < kTile / 2 || wasteful);
 }
 

@@ -173,5 +173,11 @@ inline bool is_turned(const int64_t* shape, int ndim, int64_t item, const int64_
     return follow(0, before) == 0;
 }
 
+// The same of what `view_any` described, whose elements are aligned.
+inline bool is_turned(const View& v, const Copy& copy, Turned& turned) {
+    const bool is_aligned = reinterpret_cast<uintptr_t>(v.data) % static_cast<size_t>(copy.item) == 0;
+    return is_aligned && is_turned(copy.shape, copy.axes, copy.item, copy.from_strides, turned);
+}
+
 }  // namespace
 }  // namespace nf

@@ -2,6 +2,7 @@
 // A plain call of the fast path: its rows or times, its arrays, its noise and its outputs.
 #pragma once
 #include <algorithm>
+#include <bit>
 #include <memory>
 #include <new>
 #include <numeric>
@@ -51,19 +52,6 @@ void take_rows(PyObject* table, DType type, Call& call) {
     call.n_rows = PyArray_DIM(rows, 0);
     call.active = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(table, 2));
 }
-
-// A new reference to a C-contiguous, aligned copy of an array with swapped bytes. Null, without a Python error: there
-// is none, or the array is large. NumPy swaps bytes, and does not listen to Ctrl-C meanwhile.
-PyObject* native_copy(PyArrayObject* a) {
-    constexpr npy_intp kMost = 1 << 16;
-    if (kind_of(a) == Kind::other || PyArray_SIZE(a) > kMost) return nullptr;
-    PyArray_Descr* const native = PyArray_DescrFromType(PyArray_TYPE(a));
-    PyObject* const made = native ? PyArray_FromArray(a, native, NPY_ARRAY_CARRAY_RO) : nullptr;
-    if (!made) PyErr_Clear();
-    return made;
-}
-
-constexpr int64_t kFewTurned = 1 << 15;  // elements, whose copies lie in the caches
 
 class FastCall {
   public:
@@ -199,9 +187,8 @@ class FastCall {
         Copy copy;
         constexpr int64_t kMost = int64_t{1} << 34;  // elements: beyond are errors, which should not wait for a copy
         if (!view_any(o, v, copy, watched) || v.count > kMost) return false;
-        const bool is_aligned = reinterpret_cast<uintptr_t>(v.data) % static_cast<size_t>(copy.item) == 0;
         Turned found;
-        if (slot != kD && is_aligned && is_turned(copy.shape, copy.axes, copy.item, copy.from_strides, found) &&
+        if (slot != kD && is_turned(v, copy, found) &&
             (!lie_turned_ || (found.rows == turned.rows && found.columns == turned.columns))) {
             lie_turned_ |= 1u << slot;
             turned.rows = found.rows, turned.columns = found.columns;
@@ -239,8 +226,8 @@ class FastCall {
     }
 
     // Decides how arrays that lie turned are read. If all arrays do, and no element asks for its place, their order is
-    // as good as C's, and only outputs are turned. Otherwise many elements are turned on the way. Few are copied
-    // before, and so are arrays whose memory is written to.
+    // as good as C's, and only outputs are turned, and noise. Otherwise many elements are turned on the way. Few are
+    // copied before, and so are arrays whose memory is written to.
     bool settle() {
         if (!lie_turned_) return true;
         unsigned read = 0;
@@ -251,21 +238,32 @@ class FastCall {
         }
         const unsigned all = (1u << outputs.wanted) - 1, last = outputs.written_last ? outputs.new_ones() : 0;
         const int64_t plane = turned.rows * turned.columns;
-        const bool anywhere = call.draw == Draw::none && read == turned.inputs && call.segment % plane == 0 &&
-                              call.size % plane == 0 && !call.period && !adds_up;
-        if (anywhere && last == all) {
+        const bool draws = call.draw != Draw::none;
+        turned.alike = read == turned.inputs && call.segment % plane == 0 && call.size % plane == 0 && !call.period &&
+                       (!draws || turns_noise(all, last));
+        const bool anywhere = turned.alike && !adds_up;
+        if (anywhere && !draws && last == all) {
             turned = {};
             return true;
         }
         if (x.count > kFewTurned && !written) {
             turned.outputs = last;
-            if (anywhere) turned = {turned.columns, turned.rows, 0, all & ~last};
+            if (anywhere) turned = {turned.columns, turned.rows, draws ? 1u << kZ : 0, all & ~last};
             return true;
         }
         for (int slot = 0; slot < kSlots; ++slot)
             if (turned.inputs >> slot & 1 && !copy_turned(slot)) return false;
         turned = {}, outputs.written_last = false;
         return true;
+    }
+
+    // Whether to turn the noise, and outputs in C's order, costs less than to turn the inputs, and outputs in theirs. A
+    // loss takes long parts of rows, which turn slowly.
+    bool turns_noise(unsigned outputs, unsigned in_theirs) const {
+        constexpr int64_t kMostRows = 1 << 7;  // so many runs of noise lie in the second-level cache
+        const bool is_loss = adds_up || leads == kM1;
+        const int saved = std::popcount(turned.inputs) + std::popcount(in_theirs) - std::popcount(outputs & ~in_theirs);
+        return call.draw == Draw::normal && !call.by_level && turned.rows <= kMostRows && saved > (is_loss ? 0 : 1);
     }
 
     bool copy_turned(int slot) {

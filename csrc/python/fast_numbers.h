@@ -18,20 +18,44 @@ bool copy_to(Scratch& scratch, Copy& copy, View& v) {
     return run_copy(copy, v.count);
 }
 
+// A new reference to a C-contiguous, aligned copy of an array with swapped bytes. Null, without a Python error: there
+// is none, or the array is large. NumPy swaps bytes, and does not listen to Ctrl-C meanwhile.
+PyObject* native_copy(PyArrayObject* a) {
+    constexpr npy_intp kMost = 1 << 16;
+    if (kind_of(a) == Kind::other || PyArray_SIZE(a) > kMost) return nullptr;
+    PyArray_Descr* const native = PyArray_DescrFromType(PyArray_TYPE(a));
+    PyObject* const made = native ? PyArray_FromArray(a, native, NPY_ARRAY_CARRAY_RO) : nullptr;
+    if (!made) PyErr_Clear();
+    return made;
+}
+
+constexpr int64_t kFewTurned = 1 << 15;  // elements, whose copies lie in the caches
+
 // An array as kernels read it: its own memory, or a copy in C's order.
 class FastArray {
   public:
     View v{};
 
-    // False, perhaps with a Python error: it is not plain, but `watched` may be watched by autograd.
-    bool read(PyObject* o, PyObject* watched = nullptr) {
+    FastArray() = default;
+    FastArray(const FastArray&) = delete;
+    ~FastArray() { Py_XDECREF(native_); }
+
+    // False, perhaps with a Python error: it is not plain, but `watched` may be watched by autograd. turned: where
+    // given, many elements whose planes are turned stay as they lie, as x.
+    bool read(PyObject* o, PyObject* watched = nullptr, Turned* turned = nullptr) {
         constexpr int64_t kMost = int64_t{1} << 34;  // elements: beyond are errors, which should not wait for a copy
+        if (view(o, v, watched)) return true;
+        if (PyArray_CheckExact(o) && PyArray_ISBYTESWAPPED(array(o)))
+            return (native_ = native_copy(array(o))) && view(native_, v);
         Copy copy;
-        return view(o, v, watched) || (view_any(o, v, copy, watched) && v.count <= kMost && copy_to(scratch_, copy, v));
+        if (!view_any(o, v, copy, watched) || v.count > kMost) return false;
+        if (turned && v.count > kFewTurned && is_turned(v, copy, *turned)) return turned->inputs = 1u << kX, true;
+        return copy_to(scratch_, copy, v);
     }
 
   private:
     Scratch scratch_;
+    PyObject* native_ = nullptr;
 };
 
 bool is_real(PyObject* o) { return PyFloat_Check(o) || PyArray_IsScalar(o, Floating); }

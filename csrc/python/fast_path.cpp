@@ -168,15 +168,17 @@ PyObject* fast_walk(PyObject*, PyObject* const* args, Py_ssize_t n) {
     constexpr int kWalk = 1;  // a stream, as in noise.py
     try {
         Call call{};
-        View x;
+        FastArray given;
         FastNoise noise;
         FastOutputs outputs;
         std::vector<int64_t> slots;
         int64_t shape[NPY_MAXDIMS];
         const int64_t first_row = 0;
         const bool batched = args[5] != Py_False;
-        if (!view(args[1], x) || !is_float(x.kind) || x.ndim == 0 || x.ndim == NPY_MAXDIMS ||
-            (x.is_tensor && torch.dual()) || (args[5] != Py_None && !PyBool_Check(args[5])))
+        const View& x = given.v;
+        if (!(torch.is_tensor(args[1]) ? view(args[1], given.v) : given.read(args[1])) || !is_float(x.kind) ||
+            x.ndim == 0 || x.ndim == NPY_MAXDIMS || (x.is_tensor && torch.dual()) ||
+            (args[5] != Py_None && !PyBool_Check(args[5])))
             Py_RETURN_NOTIMPLEMENTED;
         call.type = call.out_type = call.in_type[kX] = dtype(x.kind);
         take_rows(args[0], call.type, call);

@@ -60,10 +60,11 @@ PyObject* fast_tokens(PyObject*, PyObject* const* args, Py_ssize_t n) {
     FastOutputs outputs;
     Call call{};
     Masks masks{};
+    Turned turned;
     const View& ids = tokens.v;
     const bool batched = args[7] != Py_False, draws = args[4] == Py_True;
     int64_t token;
-    if (!PyBool_Check(args[6]) || !PyBool_Check(args[7]) || !tokens.read(args[0]) || !is_token(ids.kind) ||
+    if (!PyBool_Check(args[6]) || !PyBool_Check(args[7]) || !tokens.read(args[0], nullptr, &turned) || !is_token(ids.kind) ||
         ids.ndim < 1 + batched || !take_integer(args[3], token) || token < (draws ? 1 : INT64_MIN) ||
         !is_of(ids, token - draws) || !p.parse(args[1]) || p.is_tensor > ids.is_tensor || !p.within(0, 1) ||
         !take_bools(args[5], ids, where))
@@ -83,19 +84,23 @@ PyObject* fast_tokens(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (!ids.is_tensor) outputs.first.descriptor = PyArray_DESCR(array(ids.object));
     masks.segment = p.covers(ids.ndim, ids.shape, ids.count);
     if (!masks.segment || !noise.parse(args[2], kMasks, call, ids.ndim - batched, ids.shape + batched) ||
-        !outputs.take(0, args[8], call) || outputs.spoil(ids, true) || outputs.spoil(where.v, false))
+        !outputs.take(0, args[8], call) || outputs.spoil(ids, !turned.any()) || outputs.spoil(where.v, false))
         Py_RETURN_NOTIMPLEMENTED;
     if (!outputs.make(call)) return nullptr;
     call.draw = Draw::words;
-    masks.tokens = ids.data;
+    masks.tokens = call.in[kX] = ids.data;
     masks.out = call.out[0];
     masks.masked = static_cast<uint8_t*>(call.out[1]);
     masks.where = reinterpret_cast<const uint8_t*>(where.v.data);
     masks.p = p.values.get();
     (draws ? masks.vocabulary : masks.mask) = static_cast<uint64_t>(token);
     masks.bytes = bytes_of(ids.kind);
+    call.in_type[kX] = masks.bytes == 8   ? DType::f64
+                       : masks.bytes == 4 ? DType::f32
+                       : masks.bytes == 2 ? DType::u16
+                                          : DType::u8;
     masks.complement = args[6] == Py_True;
-    const auto run = [&](const Call& words, const GoOn& go_on) { return run_masks(words, masks, go_on); };
+    const auto run = [&](const Call& words, const GoOn& go_on) { return run_masks(words, masks, go_on, turned); };
     return run_plain(call, run) ? outputs.give() : nullptr;
 }
 

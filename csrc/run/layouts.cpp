@@ -27,6 +27,7 @@ struct Tiles {
     int n_others = 0;
     int64_t rows = 1, columns = 1, row_tiles = 1, column_tiles = 1, count = 1;
     bool is_turned = false;
+    bool asks = false;     // whether lines of `to` are asked for a tile before: they lie in memory
     bool is_near = false;  // whether `to` lies in the caches, and its lines do not take each other's place there
 
     // from_near: `from` lies in the caches, so any part of its lines may be read, and long runs of `to` be written.
@@ -141,6 +142,26 @@ void turn_few(const char* from, char* to, const Axis& row, const Axis& column) {
     rest(0, columns, rows, column.length - columns);
 }
 
+// The same of eight bytes, two by two: four would fill two registers of some processors.
+void turn_pairs(const char* from, char* to, const Axis& row, const Axis& column) {
+    using Two [[gnu::vector_size(16)]] = uint64_t;
+    constexpr int64_t size = sizeof(uint64_t);
+    const int64_t rows = row.length / 2 * 2, columns = column.length / 2 * 2;
+    for (int64_t c = 0; c < columns; c += 2)
+        for (int64_t r = 0; r < rows; r += 2) {
+            const char* const f = from + r * size + c * column.from;
+            char* const t = to + r * row.to + c * size;
+            const auto a = load<Two>(f), b = load<Two>(f + column.from);
+            const Two first = __builtin_shufflevector(a, b, 0, 2), second = __builtin_shufflevector(a, b, 1, 3);
+            std::memcpy(t, &first, sizeof first);
+            std::memcpy(t + row.to, &second, sizeof second);
+        }
+    copy_plane<uint64_t>(from + rows * size, to + rows * row.to, {row.length - rows, size, row.to},
+                         {column.length, column.from, size});
+    copy_plane<uint64_t>(from + columns * column.from, to + columns * size, {rows, size, row.to},
+                         {column.length - columns, column.from, size});
+}
+
 // The same, of four bytes eight columns at a time, where the processor has such vectors.
 template <class T>
 void turn_plane(const char* from, char* to, const Axis& row, const Axis& column) {
@@ -173,8 +194,8 @@ void copy_turned(const Tiles& t, const char* from, char* to, int64_t rows, int64
     const bool turns = row.from == size && column.to == size && rows > 2 && columns > 2;
     if constexpr (size < 8)
         turns ? turn_plane<T>(from, near, row, column) : copy_plane<T>(from, near, row, column);
-    else  // four elements fill two registers of some processors
-        copy_plane<T>(from, near, row, column);
+    else
+        turns ? turn_pairs(from, near, row, column) : copy_plane<T>(from, near, row, column);
     if (direct) return;
     for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * t.row.to, near + r * row.to, static_cast<size_t>(row.to));
 }
@@ -199,6 +220,12 @@ void copy_tiles(const Copy& copy, const Tiles& t, int64_t begin, int64_t end) {
             to += rest % t.others[i].length * t.others[i].to;
         }
         const int64_t rows = std::min(t.rows, t.row.length - r), columns = std::min(t.columns, t.column.length - c);
+        // The next tile has the columns that follow, or these ones of the rows that follow.
+        const bool across = c + t.columns < t.column.length;
+        const char* const next = to + (across ? t.columns * t.column.to : t.rows * t.row.to - c * t.column.to);
+        for (int64_t i = 0; t.asks && i < (across ? rows : std::min(t.rows, t.row.length - r - t.rows)); ++i)
+            for (int64_t byte = 0; byte < columns * copy.item; byte += kLine)
+                __builtin_prefetch(next + i * t.row.to + byte, 1, 2);
         (t.is_turned ? copy_turned<T> : copy_straight<T>)(t, from, to, rows, columns);
     }
 }
@@ -224,6 +251,7 @@ bool run_copy(const Copy& copy, const GoOn& go_on) {
 void copy_here(const Copy& copy, bool near, bool from_near) {
     Tiles tiles(copy, from_near && !near);
     tiles.is_near = near;
+    tiles.asks = from_near && tiles.is_turned;
     copy_tiles_of(copy.item)(copy, tiles, 0, tiles.count);
 }
 

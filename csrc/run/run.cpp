@@ -43,35 +43,21 @@ bool add_up(const Call& call, const GoOn& go_on) {
 
 // The columns of arrays that all lie turned, if their chunks can be added up as they lie: none has elements of two
 // rows, and there are enough for all threads. 0: they cannot.
-int64_t columns_at_once(const Call& call, const Turned& turned) {
-    constexpr int64_t kMostRows = 1 << 10;  // whose accumulators lie in the second-level cache
+int64_t columns_at_once(const Call& call, const Call& first, const Turned& turned) {
+    const int64_t most_rows =
+        first.draw == Draw::none ? 1 << 10 : 1 << 7;  // their arrays lie in the second-level cache
     const int64_t plane = turned.rows * turned.columns,
                   count = call.batch * call.size / plane * chunks_of(turned.columns);
-    const bool one_row = turned.columns % kLossChunk ? call.piece == turned.columns : call.piece % turned.columns == 0;
-    bool fits = one_row && call.draw == Draw::none && !call.out[0] && call.segment % plane == 0 && !call.period &&
-                turned.rows <= kMostRows && count >= num_threads();
-    for (int slot = 0; slot < kSlots; ++slot) fits &= !call.in[slot] || turned.inputs >> slot & 1;
-    return fits ? count : 0;
+    const bool own_row = call.piece == turned.columns && !call.out[0];
+    const bool one_row = turned.columns % kLossChunk ? own_row : own_row || call.piece % plane == 0;
+    return turned.alike && one_row && turned.rows <= most_rows && count >= num_threads() ? count : 0;
 }
 
-bool run_columns(const Call& call, const Turned& turned, int64_t count, const GoOn& go_on) {
-    std::atomic<bool> failed{false};
-    const auto body = [&](int64_t begin, int64_t end) {
-        Scratch sums;
-        if (sums.take(kAccumulators * sizeof(double) * static_cast<size_t>(turned.rows)))
-            kernels().turned_loss(call, turned.rows, turned.columns, begin, end, sums.data);
-        else
-            failed = true;
-    };
-    const bool finished = parallel_for(count, 1, body, go_on);
-    if (failed) throw std::bad_alloc();
-    return finished;
-}
-
-// Runs the chunks of a loss on all threads, by body(first, call, begin, end); then adds their sums. first: the call, or
-// one before it, whose arrays may be turned on the way.
-template <class Body>
-bool run_chunks(Call call, const Call* before, const Turned& turned, const GoOn& go_on, const Body& body) {
+// Runs the chunks of a loss on all threads, by body(first, call, begin, end), or the columns by `band`, with the
+// accumulators; then adds their sums. first: the call, or one before it, whose arrays may be turned on the way.
+template <class Body, class OfBand>
+bool run_chunks(Call call, const Call* before, const Turned& turned, const GoOn& go_on, const Body& body,
+                const OfBand& of_band) {
     const int64_t chunks = call.batch * call.size / call.piece * chunks_of(call.piece);
     std::vector<double> chunk_sums(call.losses ? static_cast<size_t>(chunks) : 0);
     call.chunk_sums = call.losses ? chunk_sums.data() : nullptr;
@@ -84,8 +70,11 @@ bool run_chunks(Call call, const Call* before, const Turned& turned, const GoOn&
     bool finished;
     if (!turned.any())
         finished = parallel_for(chunks, (kChunk + in_chunk - 1) / in_chunk, std::ref(of_thread), go_on);
-    else if (const int64_t count = before ? 0 : columns_at_once(call, turned); count && call.losses)
-        finished = run_columns(call, turned, count, go_on);
+    else if (const int64_t count = columns_at_once(call, first, turned); count && call.losses)
+        finished = run_bands(
+            first, turned, count,
+            [&](const Call& part, int64_t begin, int64_t end, void* sums) { of_band(part, call, begin, end, sums); },
+            go_on);
     else
         finished = run_turned(first, turned, call.piece, of_block, go_on);
     return finished && (!call.losses || add_up(call, go_on));
@@ -131,8 +120,14 @@ bool run_walk(const Call& call, const GoOn& go_on) {
         call.batch * call.size, chunk, [&](int64_t begin, int64_t end) { k.walk(call, begin, end); }, go_on);
 }
 
-bool run_masks(const Call& call, const Masks& masks, const GoOn& go_on) {
+bool run_masks(const Call& call, const Masks& masks, const GoOn& go_on, const Turned& turned) {
     const Kernels& k = kernels();
+    const auto range = [&](const Call& part, int64_t begin, int64_t end) {
+        Masks of_part = masks;
+        of_part.tokens = part.in[kX];
+        k.mask(part, of_part, begin, end);
+    };
+    if (turned.any()) return run_turned(call, turned, 0, range, go_on);
     return parallel_for(
         call.batch * call.size, kChunk, [&](int64_t begin, int64_t end) { k.mask(call, masks, begin, end); }, go_on);
 }
@@ -158,9 +153,14 @@ bool run_pyramid(const Pyramid& call, const GoOn& go_on) {
 
 bool run_loss(const Call& loss, const GoOn& go_on, const Turned& turned) {
     const Kernels& k = kernels();
-    return run_chunks(loss, nullptr, turned, go_on, [&](const Call& part, const Call&, int64_t begin, int64_t end) {
-        k.loss(part, begin, end, turned.outputs != 0);
-    });
+    return run_chunks(
+        loss, nullptr, turned, go_on,
+        [&](const Call& part, const Call&, int64_t begin, int64_t end) {
+            k.loss(part, begin, end, turned.outputs != 0);
+        },
+        [&](const Call& part, const Call&, int64_t begin, int64_t end, void* sums) {
+            k.turned_loss(part, turned.rows, turned.columns, begin, end, sums);
+        });
 }
 
 bool run_repeated_loss(Call loss, const GoOn& go_on) {
@@ -176,12 +176,20 @@ bool run_repeated_loss(Call loss, const GoOn& go_on) {
 
 bool run_step_and_loss(const Call& step, const Call& loss, const GoOn& go_on, const Turned& turned) {
     const Kernels& k = kernels();
-    return run_chunks(loss, &step, turned, go_on, [&](const Call& part, const Call& whole, int64_t begin, int64_t end) {
-        Call call = whole;
+    const auto of_part = [&](const Call& part, Call call) {
         for (int slot = 0; slot < kSlots && turned.any(); ++slot)
             if (call.in[slot]) call.in[slot] = slot == kZ ? part.out[0] : part.in[slot];
-        k.step_and_loss(part, call, begin, end);
-    });
+        return call;
+    };
+    return run_chunks(
+        loss, &step, turned, go_on,
+        [&](const Call& part, const Call& whole, int64_t begin, int64_t end) {
+            k.step_and_loss(part, of_part(part, whole), begin, end);
+        },
+        [&](const Call& part, const Call& whole, int64_t begin, int64_t end, void* sums) {
+            k.step(part, begin, end, true);
+            k.turned_loss(of_part(part, whole), turned.rows, turned.columns, begin, end, sums);
+        });
 }
 
 namespace {
@@ -202,6 +210,7 @@ void torch_normals64(const uint64_t* words, double* out, int64_t n) {
 }
 
 bool run_plain_step(const Call& call, const GoOn& go_on) { return run_step(call, go_on); }
+bool run_plain_masks(const Call& call, const Masks& masks, const GoOn& go_on) { return run_masks(call, masks, go_on); }
 bool run_plain_loss(const Call& call, const GoOn& go_on) { return run_loss(call, go_on); }
 bool run_copied_loss(const Call& call, const GoOn& go_on) { return run_repeated_loss(call, go_on); }
 bool run_plain_pair(const Call& step, const Call& loss, const GoOn& go_on) {
@@ -252,7 +261,7 @@ const Operation* find_operation(std::string_view name) {
         on<Call, run_plain_loss>("Loss"),
         on<Call, run_copied_loss>("RepeatedLoss"),
         on<Call, Call, run_plain_pair>("StepAndLoss"),
-        on<Call, Masks, run_masks>("Masks"),
+        on<Call, Masks, run_plain_masks>("Masks"),
         on<Call, Impulses, run_impulses>("Impulses"),
         on<Call, Rician, run_rician>("Rician"),
         on<Race, run_race>("Race"),

@@ -15,8 +15,8 @@ namespace nf {
 bool run_step(const Call& call, const GoOn& go_on, const Turned& turned = {});
 // The same; the first result is also clipped to [low, high], in its dtype, while it lies in the caches.
 bool run_clipped_step(const Call& call, double low, double high, const GoOn& go_on, const Turned& turned);
-// Tokens that become the mask.
-bool run_masks(const Call& call, const Masks& masks, const GoOn& go_on);
+// Tokens that become the mask. Those that lie turned are in[kX], too.
+bool run_masks(const Call& call, const Masks& masks, const GoOn& go_on, const Turned& turned = {});
 bool run_impulses(const Call& call, const Impulses& impulses, const GoOn& go_on);
 bool run_rician(const Call& call, const Rician& rician, const GoOn& go_on);
 bool run_pyramid(const Pyramid& call, const GoOn& go_on);

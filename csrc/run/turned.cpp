@@ -20,8 +20,13 @@ constexpr int64_t kRun = 512;        // kernels take fewer elements at once more
 constexpr int64_t kFewRows = 8;      // of them turning reads half lines at least
 constexpr int64_t kSlice = 1024;     // elements that kernels take between two prefetches
 constexpr int64_t kLine = 64;        // bytes of a line of the caches
-constexpr int64_t kGap = 64;         // elements after each row, so that rows are no power of two apart
+constexpr int64_t kGap = 16;         // elements after each row, so that rows are no power of two apart
 constexpr int64_t kConflict = 2048;  // bytes: rows so far apart take each other's place in the nearest cache
+
+bool is_small(const Turned& t) { return t.rows * t.columns <= (1 << 13); }  // its planes
+
+// Whether the call draws noise that is turned to the order of its arrays.
+bool turns_noise(const Call& call, const Turned& t) { return t.inputs >> kZ & 1 && call.draw != Draw::none; }
 
 // How a call is cut into blocks. A block has `height` rows of one plane, and `width` columns of each. Or it has whole
 // rows, of any planes, whose elements follow one another in C's order: those of `chunks` chunks of a loss.
@@ -32,14 +37,16 @@ struct Blocks {
 
     Blocks(const Call& call, const Turned& t, int64_t piece) {
         const int64_t total = call.batch * call.size, unit = piece ? kLossChunk : kRun;
-        whole_rows = piece ? t.columns % unit || piece % t.columns : t.columns < unit;
+        const bool draws = turns_noise(call, t);
+        whole_rows = draws || (piece ? t.columns % unit || piece % t.columns : t.columns < unit);
         if (!whole_rows) {
             const bool few_arrays = std::popcount(t.inputs) + std::popcount(t.outputs) < 3;
             height = std::min(t.rows, std::max(few_arrays ? 2 * kFewRows : kFewRows, kBlock / unit));
             width = std::min(t.columns, std::max(unit, kBlock / height / unit * unit));
         } else {
             width = t.columns;
-            height = std::max(kFewRows, kBlock / width);
+            // Noise of a part of a plane is drawn in runs of that height.
+            height = std::max(draws && !is_small(t) ? kRun : kFewRows, kBlock / width);
         }
         down = (t.rows + height - 1) / height, across = (t.columns + width - 1) / width;
         count = down * across * (total / (t.rows * t.columns));
@@ -54,26 +61,34 @@ struct Blocks {
     }
 };
 
-// A row that is x itself, of m1.
-template <class Real>
+// A row that is the array in this slot itself.
+template <class Real, int slot>
 constexpr auto kOnes = [] {
     std::array<Real, kColumns> row{};
-    row[kAffine[0] + 1 + kM1] = 1;
+    row[kAffine[0] + 1 + slot] = 1;
     return row;
 }();
 
-// Whether residuals can be computed as their arrays lie, and only they be turned: the arrays all lie turned, in small
-// planes, no element asks for its place, and only sums are wanted.
-bool lie_alike(const Call& call, const Turned& t) {
-    bool alike = call.losses && !call.out[0] && call.draw == Draw::none && !call.period &&
-                 t.rows * t.columns <= (1 << 13) && call.segment % (t.rows * t.columns) == 0;
-    for (int slot = 0; slot < kSlots; ++slot) alike &= !call.in[slot] || t.inputs >> slot & 1;
-    return alike;
+// Makes the call's result this array, or this noise.
+template <int slot>
+void take_itself(Call& call) {
+    call.active = uint64_t{1} << (kAffine[0] + 1 + slot);
+    call.rows =
+        call.type == DType::f64 ? static_cast<const void*>(kOnes<double, slot>.data()) : kOnes<float, slot>.data();
+    call.n_rows = 1;
+    for (const void*& in : call.in) in = nullptr;
 }
+
+DType arithmetic_of(const Call& call) { return call.type == DType::f64 ? DType::f64 : DType::f32; }
 
 // A block's own memory has a row for each of its rows.
 class Block {
   public:
+    // Rows are counted in the call's order.
+    struct Place {
+        int64_t row, column, rows, columns;
+    };
+
     Block(const Call& call, const Turned& turned, const Blocks& blocks, int64_t piece)
         : whole_(call),
           call_(call),
@@ -81,16 +96,18 @@ class Block {
           blocks_(blocks),
           piece_(piece),
           row_(blocks.whole_rows ? blocks.width : blocks.width + kGap),
-          first_(call) {
-        if (!piece || !lie_alike(call, turned)) return;
-        // The loss is of the residuals themselves.
-        const bool wide = call.type == DType::f64;
-        first_.type = first_.out_type = call_.type = call_.in_type[kM1] = wide ? DType::f64 : DType::f32;
-        call_.active = uint64_t{1} << (kAffine[0] + 1 + kM1);
-        call_.rows = wide ? static_cast<const void*>(kOnes<double>.data()) : kOnes<float>.data();
-        call_.n_rows = 1;
-        for (const void*& in : call_.in) in = nullptr;
-        computes_ = true;
+          first_(call),
+          noise_(call) {
+        const bool weighted = call.weights && call.out[0];  // a gradient's weights are those of the call's rows
+        computes_ = piece && call.losses && turned.alike && is_small(turned) && !weighted;
+        draws_ = turns_noise(call, turned) || (computes_ && call.draw != Draw::none);
+        noise_.type = noise_.out_type = arithmetic_of(call);
+        noise_.out[1] = noise_.out[2] = nullptr;
+        take_itself<kZ>(noise_);
+        if (draws_) first_.draw = call_.draw = Draw::none, first_.in_type[kZ] = call_.in_type[kZ] = noise_.type;
+        if (!computes_) return;
+        first_.type = first_.out_type = call_.in_type[kM1] = noise_.type;
+        take_itself<kM1>(call_);  // the loss is of the residuals
     }
 
     // False: there is no memory.
@@ -98,22 +115,35 @@ class Block {
         // Chunks may begin and end within a row, and short pieces' chunks differ in length.
         const int64_t rows = blocks_.chunks ? most_rows() : blocks_.height;
         int64_t bytes = 0;
+        const auto room = [&](int64_t size) {
+            const int64_t at = bytes;
+            bytes += (size + kLine - 1) / kLine * kLine;
+            return at;
+        };
         const auto place = [&](Array& a, int bit, unsigned bits, DType type, const void* whole) {
             if (!(bits >> bit & 1)) return;
-            a = {bytes_of(type), const_cast<char*>(static_cast<const char*>(whole)), bytes};
-            bytes += (a.size * row_ * rows + kLine - 1) / kLine * kLine;
+            const int64_t size = bytes_of(type);
+            a = {size, const_cast<char*>(static_cast<const char*>(whole)), room(size * row_ * rows)};
         };
         const unsigned inputs = computes_ ? 1u << kM1 : turned_.inputs;
-        if (computes_) {
-            residuals_ = bytes;
-            bytes += bytes_of(call_.type) * (rows / turned_.rows + 2) * turned_.rows * turned_.columns;
-        }
+        const int64_t own = bytes_of(noise_.type), height = std::min(turned_.rows, blocks_.height);
+        if (computes_) residuals_ = room(own * (rows / turned_.rows + 2) * turned_.rows * turned_.columns);
+        if (draws_) drawn_ = room(own * turned_.columns * ((computes_ ? turned_.rows : height) + kGap));
         for (int s = 0; s < kSlots; ++s) place(in_[s], s, inputs, call_.in_type[s], call_.in[s]);
         for (int o = 0; o < 3; ++o)
             if (call_.out[o]) place(out_[o], o, turned_.outputs, call_.type_of(o), call_.out[o]);
         // Kernels of steps may write to what they read.
         if (!piece_ && in_[kX].size == out_[0].size) out_[0].at = in_[kX].at;
-        return scratch_.take(static_cast<size_t>(bytes));
+        return scratch_.take(static_cast<size_t>(std::max(bytes, kLine)));
+    }
+
+    // Runs these whole rows.
+    void run_rows(const Place& place, const Range& range) {
+        const int64_t columns = turned_.columns;
+        take(place);
+        point(-place.row * columns);
+        range(call_, place.row * columns, (place.row + place.rows) * columns);
+        give(place);
     }
 
     void run(int64_t b, const Range& range) {
@@ -122,7 +152,12 @@ class Block {
             const int64_t begin = first_of(b), end = first_of(b + 1);
             take({begin / columns, 0, (end + columns - 1) / columns - begin / columns, columns});
             point(-place_.row * columns);
-            range(call_, begin, end);
+            // Whole planes follow one another in memory. The kernel of one output without noise is too quick to wait
+            // for.
+            const int64_t plane = turned_.rows * columns;
+            const bool takes_long = call_.draw != Draw::none || std::popcount(turned_.outputs) > 1;
+            const bool prefetches = !piece_ && takes_long && begin % plane == 0 && end % plane == 0;
+            run_slices(begin, end, prefetches, begin, end - begin, range);
             give(begin, end);
         } else {
             const int64_t plane = b / (blocks_.down * blocks_.across), of_plane = b % (blocks_.down * blocks_.across);
@@ -135,11 +170,8 @@ class Block {
             for (int64_t row = 0; row < place_.rows; ++row) {
                 const int64_t begin = (place_.row + row) * columns + c, end = begin + place_.columns;
                 point(row * row_ - begin);
-                for (int64_t at = begin, n; at < end; at += n, to_fetch += n) {
-                    n = prefetches ? std::min(kSlice, end - at) : end - at;
-                    if (prefetches) prefetch(to_fetch, n, place_.rows * place_.columns);
-                    range(call_, at, at + n);
-                }
+                run_slices(begin, end, prefetches, to_fetch, place_.rows * place_.columns, range);
+                to_fetch += place_.columns;
             }
             give(place_);
         }
@@ -151,10 +183,6 @@ class Block {
         int64_t size = 0;  // bytes of an element
         char* whole;
         int64_t at;  // its first byte in the block's memory
-    };
-    // Rows are counted in C's order of the whole call.
-    struct Place {
-        int64_t row, column, rows, columns;
     };
 
     // The first element of a block of whole rows.
@@ -171,15 +199,67 @@ class Block {
 
     void take(const Place& place) {
         place_ = place;
+        to_fetch_ = place.row * turned_.columns;
         if (computes_) {
             const int64_t rows = turned_.rows, plane = rows * turned_.columns, begin = place.row / rows * plane,
                           end = (place.row + place.rows + rows - 1) / rows * plane;
-            in_[kM1].whole = scratch_.data + residuals_ - in_[kM1].size * begin;
+            char* const made = scratch_.data + residuals_;
+            for (int64_t at = begin; at < end && draws_; at += plane)
+                draw({at, rows, turned_.columns, turned_.columns}, made + in_[kM1].size * (at - begin));
+            in_[kM1].whole = made - in_[kM1].size * begin;
             first_.out[0] = in_[kM1].whole;
+            if (draws_) first_.in[kZ] = in_[kM1].whole;
             kernels().step(first_, begin, end, true);
+        } else if (draws_) {
+            const int64_t rows = turned_.rows, columns = turned_.columns, end = place.row + place.rows;
+            for (int64_t row = place.row, n; row < end; row += n) {
+                n = std::min(rows - row % rows, end - row);
+                draw({row / rows * rows * columns + row % rows, columns, rows, n},
+                     scratch_.data + in_[kZ].at + in_[kZ].size * columns * (row - place.row));
+            }
         }
-        for (const Array& a : in_)
-            if (a.size) turn(a, place_, true);
+        for (int s = 0; s < kSlots; ++s)
+            if (in_[s].size && !(draws_ && s == kZ)) turn(in_[s], place_, true);
+    }
+
+    // Runs of noise: so many, `apart` elements apart, of `length` elements.
+    struct Runs {
+        int64_t first, count, apart, length;
+    };
+
+    // Prefetches as many elements of the arrays as noise is drawn: of the inputs as they lie, of the outputs in C's
+    // order.
+    void fetch(int64_t begin, int64_t n) {
+        const auto lines = [n](const void* array, int64_t size, int64_t first, auto write) {
+            for (int64_t byte = 0; byte < n * size; byte += kLine)
+                __builtin_prefetch(static_cast<const char*>(array) + size * first + byte, write.value, 2);
+        };
+        for (int s = 0; s < kSlots; ++s)
+            if (whole_.in[s]) lines(whole_.in[s], bytes_of(whole_.in_type[s]), to_fetch_, std::false_type());
+        for (const Array& a : out_)
+            if (a.size) lines(a.whole, a.size, begin, std::true_type());
+        to_fetch_ += n;
+    }
+
+    // Draws runs, and turns them: the first element of each one comes first.
+    void draw(const Runs& runs, char* to) {
+        const bool whole = runs.length == runs.apart;
+        const int64_t size = bytes_of(noise_.type), apart = whole ? runs.length : runs.length + kGap;
+        char* const drawn = scratch_.data + drawn_;
+        const auto step = [&](int64_t from, int64_t begin, int64_t n) {
+            if (!whole) fetch(begin, n);
+            noise_.out[0] = drawn + size * (from - begin);
+            kernels().step(noise_, begin, begin + n, true);
+        };
+        for (int64_t i = 0; i < runs.count && !whole; ++i) step(i * apart, runs.first + i * runs.apart, runs.length);
+        if (whole) step(0, runs.first, runs.count * runs.length);
+        Copy copy;
+        copy.item = static_cast<int>(size), copy.axes = 2;
+        copy.shape[0] = runs.length, copy.shape[1] = runs.count;
+        copy.from = drawn, copy.to = to;
+        copy.from_strides[0] = size, copy.from_strides[1] = size * apart;
+        copy.to_strides[0] = size * runs.count, copy.to_strides[1] = size;
+        copy_here(copy, copy.to_strides[0] % kConflict != 0, true);
     }
 
     void give(const Place& place) const {
@@ -203,6 +283,15 @@ class Block {
             if (in_[s].size) call_.in[s] = scratch_.data + in_[s].at + in_[s].size * shift;
         for (int o = 0; o < 3; ++o)
             if (out_[o].size) call_.out[o] = scratch_.data + out_[o].at + out_[o].size * shift;
+    }
+
+    // Runs elements of the block in slices, and prefetches as many, from this one on.
+    void run_slices(int64_t begin, int64_t end, bool prefetches, int64_t to_fetch, int64_t ahead, const Range& range) {
+        for (int64_t at = begin, n; at < end; at += n, to_fetch += n) {
+            n = prefetches ? std::min(kSlice, end - at) : end - at;
+            if (prefetches) prefetch(to_fetch, n, ahead);
+            range(call_, at, at + n);
+        }
     }
 
     // Prefetches n elements of the outputs, and the inputs' elements that lie `ahead` further, in the next block. They
@@ -246,8 +335,11 @@ class Block {
     const int64_t row_;  // elements from a row to the next one
     Call first_;         // the residuals of this call are computed before they are turned
     bool computes_ = false;
-    int64_t residuals_;  // their first byte in the block's memory
+    Call noise_;  // draws noise in C's order, which is then turned
+    bool draws_ = false;
+    int64_t residuals_, drawn_;  // their first bytes in the block's memory
     Place place_;
+    int64_t to_fetch_;  // the next element to prefetch while noise is drawn
     Array in_[kSlots], out_[3];
     Scratch scratch_;
 };
@@ -264,6 +356,34 @@ bool run_turned(const Call& call, const Turned& turned, int64_t piece, const Ran
     };
     const int64_t at_once = std::clamp<int64_t>(blocks.count / (4 * num_threads()), 1, 8);
     const bool finished = parallel_for(blocks.count, at_once, body, go_on);
+    if (failed) throw std::bad_alloc();
+    return finished;
+}
+
+bool run_bands(const Call& call, const Turned& turned, int64_t count, const Band& band, const GoOn& go_on) {
+    unsigned outputs = 0;
+    for (int o = 0; o < 3; ++o) outputs |= call.out[o] && !(turned.outputs >> o & 1) ? 1u << o : 0;
+    const Turned t{turned.columns, turned.rows, call.draw == Draw::none ? 0 : 1u << kZ, outputs};
+    Blocks blocks(call, t, 0);
+    blocks.whole_rows = true, blocks.width = t.columns;
+    const int64_t least = turns_noise(call, t) ? kRun : kAccumulators;
+    blocks.height = t.any() ? std::max(least, kBlock / t.columns / kAccumulators * kAccumulators) : kLossChunk;
+    const int64_t across = chunks_of(t.rows);
+    std::atomic<bool> failed{false};
+    const auto body = [&](int64_t begin, int64_t end) {
+        Scratch sums;
+        Block block(call, t, blocks, 0);
+        if (!sums.take(kAccumulators * sizeof(double) * static_cast<size_t>(t.columns)) || !block.take_memory())
+            failed = true;
+        const auto of_sums = [&](const Call& part, int64_t first, int64_t stop) { band(part, first, stop, sums.data); };
+        for (int64_t b = begin; b < end && !failed; ++b) {
+            const int64_t row = b / across * t.rows, first = b % across * kLossChunk,
+                          stop = std::min(first + kLossChunk, t.rows);
+            for (int64_t r = first; r < stop; r += blocks.height)
+                block.run_rows({row + r, 0, std::min(blocks.height, stop - r), t.columns}, of_sums);
+        }
+    };
+    const bool finished = parallel_for(count, 1, body, go_on);
     if (failed) throw std::bad_alloc();
     return finished;
 }

@@ -15,6 +15,7 @@ namespace nf {
 struct Turned {
     int64_t rows = 0, columns = 0;     // of a plane
     unsigned inputs = 0, outputs = 0;  // bit s: in[s], bit o: out[o]
+    bool alike = false;  // all inputs are turned, and each plane has one row: sums may be taken as the arrays lie
 
     bool any() const { return inputs || outputs; }
 };
@@ -22,7 +23,15 @@ struct Turned {
 using Range = std::function<void(const Call& call, int64_t begin, int64_t end)>;
 
 // Runs range over all elements, on all threads. A range of a loss has whole chunks of pieces of `piece` elements; 0: it
-// is no loss. std::bad_alloc: the outputs are unspecified.
+// is no loss. If the inputs have z and the call draws it, the call is in the order of its arrays, and the noise is
+// drawn in C's order and turned. std::bad_alloc: the outputs are unspecified.
 bool run_turned(const Call& call, const Turned& turned, int64_t piece, const Range& range, const GoOn& go_on);
+
+using Band = std::function<void(const Call& call, int64_t begin, int64_t end, void* sums)>;
+
+// The same for sums that are taken as the arrays lie, alike: of columns of a chunk's length, `count` of them. A band
+// has some columns of a plane, and elements in the order of the arrays. sums: room for the accumulators of a plane's
+// rows.
+bool run_bands(const Call& call, const Turned& turned, int64_t count, const Band& band, const GoOn& go_on);
 
 }  // namespace nf

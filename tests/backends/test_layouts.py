@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
+from conftest import using
 from noisefuse.ground import layouts
 
 S, N = nf.Schedule.linear(), nf.Noise(7)
@@ -93,6 +94,8 @@ LARGE = {
 }
 FLOW, LINEAR = nf.samplers.flow_sde(nf.Schedule.flow(1000), steps=9).tableau, nf.paths.linear()
 TIMES, EACH = [1, 3, 5, 7, 2, 4], np.arange(6.0)
+IDS, LIST = N.at(sample=[9, 2, 7, 4, 2**40, 1]), [nf.Noise(7 + i, sample=9 - i) for i in range(6)]
+BRIDGE = nf.paths.brownian_bridge(0.1)
 # Of floats a, and of others that lie as `last` does.
 SUMS = {
     "kl": lambda a, b: nf.density.kl(FLOW, TIMES, b, b / 2),
@@ -107,6 +110,20 @@ SUMS = {
     "mse_loss_grad": lambda a, b: nf.mse_loss_grad(b, b / 2, TIMES, S, b / 3, target="v"),
     "interpolate": lambda a, b: nf.interpolate(b, b / 2, EACH / 6, LINEAR, target="velocity"),
     "interpolate_loss": lambda a, b: nf.interpolate_loss(b, b / 2, b / 3, 0.3, LINEAR, target="velocity"),
+    "it, with its gradient": lambda a, b: nf.interpolate_loss_and_grad(b, b / 2, b / 3, 0.3, LINEAR, target="velocity"),
+    "noise, with its gradient": lambda a, b: nf.mse_loss_and_grad(
+        b, b / 2, TIMES, S, IDS, target="v", weight=np.arange(1000.0), reduction="none"
+    ),
+    "noise, the gradient": lambda a, b: nf.mse_loss_grad(
+        b, b / 2, TIMES, S, LIST, target="v", upstream=EACH, reduction="none"
+    ),
+    "one sample": lambda a, b: nf.mse_loss_and_grad(b, b / 2, 3, S, N, target="v", batched=False),
+    "a window": lambda a, b: nf.mse_loss_and_grad(
+        b, b / 2, 3, S, N.window(tuple(2 * n for n in a.shape[1:]), (1, 2, 3)), target="v"
+    ),
+    "interpolate with noise": lambda a, b: nf.interpolate(b, b / 2, EACH / 6, BRIDGE, LIST),
+    "a step with noise": lambda a, b: nf.update(FLOW, TIMES, b, b / 2, noise=IDS),
+    "into out": lambda a, b: nf.mse_loss_and_grad(b, b / 2, 3, S, N, target="v", out=np.empty(a.shape, a.dtype)),
 }
 LAID = {"channels last": (0, 2, 3, 1), "transposed": (0, 1, 3, 2), "the batch last": (1, 2, 3, 0)}
 
@@ -116,7 +133,8 @@ LAID = {"channels last": (0, 2, 3, 1), "transposed": (0, 1, 3, 2), "the batch la
 @pytest.mark.parametrize("name", SUMS)
 def test_large_sums(name, dtype, layout):
     """Losses, densities and gradients are added up in C's order. Seen to fail: a block that writes the rows of its
-    neighbours; accumulators of a row that take chunks of two rows; one row for planes of several."""
+    neighbours; accumulators of a row that take chunks of two rows; one row for planes of several; noise of a block's
+    first columns for those that follow; accumulators that are emptied within a chunk."""
     axes = LAID[layout]
     for shape in ((6, 3, 64, 64), (6, 3, 61, 67), (6, 9, 64, 64), (6, 70, 17, 31), (6, 6, 32, 40)):
         x = np.random.default_rng(7).random(shape).astype(dtype)
@@ -162,3 +180,67 @@ def test_an_output_where_an_input_lies_in_another_order():
     x = np.random.default_rng(1).random((4, 64, 64, 16), np.float32)
     last, expected = x.transpose(0, 3, 1, 2), nf.q_sample(np.ascontiguousarray(x.transpose(0, 3, 1, 2)), 5, S, N)
     assert np.array_equal(nf.q_sample(last, 5, S, N, out=x.reshape(last.shape)), expected)
+
+
+@pytest.mark.parametrize("isa", [name for name, state in nf.info()["isas"].items() if state == "available"])
+def test_noise_is_turned_on_every_instruction_set(isa):
+    with using(f"native-{isa}"):
+        for name in (
+            "noise, with its gradient",
+            "it, with its gradient",
+            "interpolate with noise",
+            "step and log_prob",
+        ):
+            for dtype in ("float32", "float16"):
+                test_large_sums(name, dtype, "channels last")
+                test_large_sums(name, dtype, "transposed")
+
+
+@pytest.mark.parametrize("channels", [3, 16])
+def test_tensors_in_one_format_keep_it(channels):
+    """Noise is then turned, and neither x nor the results are. Seen to fail: results in C's order; zeros in
+    a target, which the drawing of the noise had for its own."""
+    torch = pytest.importorskip("torch")
+    x = torch.rand((4, channels, 61, 67), generator=torch.Generator().manual_seed(1))
+    last = x.to(memory_format=torch.channels_last)
+    for call in (
+        lambda x: nf.q_sample(x, [3, 5, 7, 9], S, N, target="v"),
+        lambda x: (nf.q_step(x, 5, S, N.at(sample=[9, 2, 7, 4])),),
+        lambda x: (nf.interpolate(x, x / 2, 0.3, BRIDGE, N),),
+        lambda x: nf.mse_loss_and_grad(x, x / 2, 5, S, N, target="v")[1:],
+        lambda x: nf.density.update_with_log_prob(FLOW, 3, x, x / 2, N)[:1],
+        lambda x: (nf.augment.gaussian((255 * x).to(torch.uint8), 10.0, N, clip=(20, 90)),),
+        lambda x: (nf.interpolate(x.half(), x.half() / 2, 0.3, BRIDGE, N),),
+    ):
+        for one, other in zip(call(last), call(x), strict=True):
+            assert torch.equal(one, other)
+            assert one.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32", "uint16", "uint8"])
+def test_tokens(dtype):
+    """Seen to fail: tokens read as they lie; the mask's place over tokens that lie in another order."""
+    for shape, axes in itertools.product(((6, 3, 64, 64), (6, 70, 17, 31), (6, 32, 4, 5)), LAID.values()):
+        ids = (np.arange(np.prod(shape)) % 50).astype(dtype).reshape(shape)
+        last = np.ascontiguousarray(ids.transpose(axes)).transpose(np.argsort(axes))
+        where = ids % 3 > 0
+        for call in (
+            lambda x: nf.q_mask(x, EACH / 6, IDS, 50),
+            lambda x, where=where: nf.q_mask(x, 0.5, LIST, 50, where=where),
+            lambda x: nf.q_uniform(x, EACH / 6, IDS, 60),
+        ):
+            for one, other in zip(call(last), call(ids), strict=True):
+                assert np.array_equal(one, other)
+        memory = last.transpose(axes).reshape(shape)  # in C's order
+        expected = nf.q_mask(ids, 0.5, N, 50)[0]
+        assert np.array_equal(nf.q_mask(last, 0.5, N, 50, out=memory)[0], expected)
+
+
+def test_walks():
+    """Seen to fail: swapped bytes taken as they are."""
+    x = np.random.default_rng(1).random((4, 5, 6), np.float32)
+    expected = nf.q_walk(x, S, N, keep=[3, 9])
+    for other in (np.asfortranarray(x), np.repeat(x, 2, axis=-1)[..., ::2], x.astype(">f4"), x[:, ::-1][:, ::-1]):
+        found = nf.q_walk(other, S, N, keep=[3, 9])
+        assert np.array_equal(found, expected)
+        assert found.dtype == np.float32

@@ -52,6 +52,7 @@ MASKS = {
     "one sample of one axis": lambda a: nf.q_mask(a(IDS[0]), 0.5, N, 99, batched=False),
     "three axes": lambda a: nf.q_mask(a(IDS.reshape(2, 3, 4)), np.full((2, 3), 0.5), N, 99),
     "every other": lambda a: nf.q_mask(a(IDS)[:, ::2], 0.5, N, 99),
+    "swapped bytes": lambda a: nf.q_mask(IDS.astype(">i8"), 0.5, N, 99),
     "out": lambda a: nf.q_mask(a(IDS), 0.5, N, 99, out=a(np.zeros_like(IDS))),
     "many": lambda a: nf.q_mask(a(np.resize(IDS, (3, 40_001))), np.linspace(0, 1, 3), N, 99),
     "in place": lambda a: in_place(nf.q_mask, a(IDS.copy()), 99),
@@ -111,7 +112,6 @@ OTHERS = {
     "a token beyond the vocabulary": lambda a: nf.q_uniform(a(IDS), 0.5, N, 6),
     "a token below the vocabulary": lambda a: nf.q_uniform(a(IDS - 1), 0.5, N, 50),
     "a small token below the vocabulary": lambda a: nf.q_uniform(a((IDS - 1).astype("int32")), 0.5, N, 50),
-    "swapped bytes": lambda a: nf.q_mask(IDS.astype(">i8"), 0.5, N, 99),
     "a list of ids": lambda a: nf.q_mask(IDS.tolist(), 0.5, N, 99),
     "out that overlaps ids in part": lambda a: overlapping(a, slice(0, 24), slice(2, 26)),
 }  # fmt: skip

@@ -107,6 +107,36 @@ def test_the_same_bits_everywhere(call, threads):
     ]
 
 
+def test_pieces_of_any_length():
+    """Samples that begin and end anywhere in a tile. Seen to fail: a piece that goes on in the next tile taken for two;
+    elements of the next piece in place of zeros; one piece's row for all; one factor for all."""
+    table = nf.samplers.flow_sde(nf.Schedule.flow(1000), steps=9).tableau
+    for length in (2, 3, 7, 31, 63, 64, 65, 80, 127, 129, 255, 257, 300, 350, 511, 512, 513, 770):
+        batch = 2 + 2500 // length
+        for dtype in (np.float32, np.float64, np.float16):
+            a, b, c = (normals((batch, length), dtype, seed) for seed in range(3))
+            times, each, found = np.arange(batch) % 9, np.arange(batch) + 0.5, {}
+            for name in BACKENDS:
+                with using(name):
+                    weighted = {"weight": 0.1 + np.arange(1000), "reduction": "none"}
+                    of_times = [
+                        (
+                            nf.density.kl(table, i, a, b),
+                            nf.density.log_prob(table, i, a, b, c),
+                            nf.density.kl_grad(table, i, a, b, upstream=each),
+                            nf.density.kl_grad(table, i, a, b),
+                            nf.density.log_prob_grad(table, i, a, b, c),
+                            *nf.density.update_with_log_prob(table, i, a, b, nf.Noise(7)),
+                            nf.mse_loss_grad(a, b, i, LINEAR, c, target="v"),
+                            *nf.mse_loss_and_grad(a, b, i, LINEAR, c, target="v"),
+                            *nf.mse_loss_and_grad(a, b, i, LINEAR, nf.Noise(7), target="v", **weighted),
+                        )
+                        for i in (3, times)
+                    ]
+                    found[name] = [bits(np.asarray(x)) for results in of_times for x in results]
+            assert all(result == found["reference"] for result in found.values()), (length, dtype)
+
+
 @pytest.mark.parametrize("elements", [4096, 8192])
 def test_some_elements_at_a_time(elements, monkeypatch):
     """It has many pieces of few elements, or one in parts. Seen to fail: noise, rows or factors of the first for later
