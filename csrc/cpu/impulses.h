@@ -32,79 +32,82 @@ void find_hits(const Impulses& m, int64_t at, int n, const uint32_t* words, Hits
     }
 }
 
-template <DType type, class Stored>
-Stored stored(double value) {
-    if constexpr (type == DType::f16) return float_to_half(static_cast<float>(value));
-    if constexpr (type == DType::bf16)
-        return static_cast<Stored>(round_to_bfloat16<Scalar>(static_cast<float>(value)) >> 16);
-    return static_cast<Stored>(value);
-}
-
-// The values of a tile's places, of those that change.
-template <DType type, class Stored>
-void find_values(const Impulses& m, int n, const Hits& hits, Stored* values) {
-    const Stored low = stored<type, Stored>(m.low), high = stored<type, Stored>(m.high);
-    const double range = m.high - m.low;
-    for (int i = 0; i < n && !m.random; ++i) values[i] = hits.kind[i] == 2 ? high : low;
-    for (int i = 0; i < n && m.random; ++i) {
-        const double place = hits.kind[i] ? hits.place[i] : 0;
-        const double beyond =
-            is_level(type) ? static_cast<double>(static_cast<int32_t>((range + 1) * place)) : range * place;
-        values[i] = stored<type, Stored>(m.low + beyond);
+// A value as an image of this type stores it.
+inline uint64_t stored(DType type, double value) {
+    switch (type) {
+        case DType::f32:
+            return float_to_bits(static_cast<float>(value));
+        case DType::f64:
+            return __builtin_bit_cast(uint64_t, value);
+        case DType::f16:
+            return float_to_half(static_cast<float>(value));
+        case DType::bf16:
+            return round_to_bfloat16<Scalar>(static_cast<float>(value)) >> 16;
+        case DType::u8:
+        case DType::u16:
+            break;
     }
+    return static_cast<uint64_t>(value);
 }
 
-// Calls put(i) for each place of a tile that changes.
+// Calls put(i) for each of n places that changes.
 template <class Put>
-void for_each_hit(int n, const Hits& hits, const Put& put) {
+void for_each_hit(int n, const uint8_t* kind, const Put& put) {
     constexpr uint64_t kEach = 0x0101010101010101u;
     for (int i = 0; i < n; i += 8) {
-        uint64_t kinds;
-        std::memcpy(&kinds, hits.kind + i, sizeof kinds);
-        if (n - i < 8) kinds &= (uint64_t{1} << 8 * (n - i)) - 1;
+        uint64_t kinds = 0;
+        std::memcpy(&kinds, kind + i, n - i < 8 ? static_cast<size_t>(n - i) : sizeof kinds);
         for (kinds = (kinds | kinds >> 1) & kEach; kinds; kinds &= kinds - 1) put(i + (std::countr_zero(kinds) >> 3));
     }
 }
 
-template <DType type, class Stored>
+template <class Stored>
 void put_values(const Call& s, const Impulses& m, int64_t at, int n, const Hits& hits) {
     const auto* const x = static_cast<const Stored*>(m.x);
     auto* const out = static_cast<Stored*>(m.out);
+    const auto low = static_cast<Stored>(stored(m.type, m.low)), high = static_cast<Stored>(stored(m.type, m.high));
     Stored values[kTile];
-    find_values<type>(m, n, hits, values);
-    if (!m.planes && m.channels > 1) {
-        const int64_t first = at * m.channels;
-        if (x != out) std::memcpy(out + first, x + first, sizeof(Stored) * static_cast<size_t>(n * m.channels));
-        for_each_hit(n, hits, [&](int i) {
-            for (int64_t c = 0; c < m.channels; ++c) out[first + i * m.channels + c] = values[i];
+    for (int i = 0; i < n; ++i) values[i] = hits.kind[i] == 2 ? high : low;
+    if (m.random)
+        for_each_hit(n, hits.kind, [&](int i) {
+            const double range = m.high - m.low, place = hits.place[i];
+            const double beyond =
+                is_level(m.type) ? static_cast<double>(static_cast<int32_t>((range + 1) * place)) : range * place;
+            values[i] = static_cast<Stored>(stored(m.type, m.low + beyond));
         });
-        return;
-    }
-    for (int i = 0; i < n;) {  // the places of one sample
+    const int64_t each = m.planes ? 1 : m.channels, runs = m.channels / each;  // the channels of a place, or planes
+    for (int i = 0; i < n;) {                                                  // the places of one sample
         const int64_t sample = (at + i) / s.size, in_sample = (at + i) % s.size;
-        const auto end = static_cast<int>(least(i + s.size - in_sample, n));
-        for (int64_t c = 0; c < m.channels; ++c) {
-            const int64_t first = (sample * m.channels + c) * s.size + in_sample - i;
-            for (int k = i; k < end; ++k) out[first + k] = hits.kind[k] ? values[k] : x[first + k];
+        const auto count = static_cast<int>(least(s.size - in_sample, n - i));
+        const uint8_t* const kind = hits.kind + i;
+        const Stored* const value = values + i;
+        for (int64_t run = 0; run < runs; ++run) {
+            const int64_t first = ((sample * runs + run) * s.size + in_sample) * each;
+            const Stored* const from = x + first;
+            Stored* const to = out + first;
+            if (each == 1 && sizeof(Stored) < 8) {
+                for (int k = 0; k < count; ++k) to[k] = kind[k] ? value[k] : from[k];
+                continue;
+            }
+            if (from != to) std::memcpy(to, from, sizeof(Stored) * static_cast<size_t>(count * each));
+            for_each_hit(count, kind, [&](int k) {
+                for (int64_t c = 0; c < each; ++c) to[k * each + c] = value[k];
+            });
         }
-        i = end;
+        i += count;
     }
 }
 
 [[gnu::noinline]] void put_values(const Call& s, const Impulses& m, int64_t at, int n, const Hits& hits) {
-    switch (m.type) {
-        case DType::f32:
-            return put_values<DType::f32, float>(s, m, at, n, hits);
-        case DType::f64:
-            return put_values<DType::f64, double>(s, m, at, n, hits);
-        case DType::f16:
-            return put_values<DType::f16, uint16_t>(s, m, at, n, hits);
-        case DType::bf16:
-            return put_values<DType::bf16, uint16_t>(s, m, at, n, hits);
-        case DType::u8:
-            return put_values<DType::u8, uint8_t>(s, m, at, n, hits);
-        case DType::u16:
-            return put_values<DType::u16, uint16_t>(s, m, at, n, hits);
+    switch (bytes_of(m.type)) {
+        case 1:
+            return put_values<uint8_t>(s, m, at, n, hits);
+        case 2:
+            return put_values<uint16_t>(s, m, at, n, hits);
+        case 4:
+            return put_values<uint32_t>(s, m, at, n, hits);
+        default:
+            return put_values<uint64_t>(s, m, at, n, hits);
     }
 }
 
@@ -114,7 +117,7 @@ void impulse_range(const Call& s, const Impulses& m, int64_t begin, int64_t end)
     for_each_tile_of_words(s, begin, end,
                            [&](int64_t at, Counters& counters, Noise<float>& noise, const RoundKeys& keys) {
                                const int n = counters.size;
-                               copy_words(words, noise.fill(counters, keys, Draw::words, 0, Nothing{}), n);
+                               copy_words(words, noise.fill_alone(counters, keys, Draw::words), n);
                                find_hits(m, at, n, words, hits);
                                put_values(s, m, at, n, hits);
                            });

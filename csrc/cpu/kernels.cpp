@@ -82,7 +82,7 @@ void step_transitions(const Call& s, int64_t begin, int64_t end) {
     const auto* const x = static_cast<const uint8_t*>(s.in[kX]);
     auto* const out = static_cast<uint8_t*>(s.out[0]);
     for_each_drawn_tile(s, begin, end, rows, arrays, [&](int64_t at, const Counters& counters, const RoundKeys& keys) {
-        const float* const words = noise.fill(counters, keys, Draw::words, 0, Nothing{});
+        const float* const words = noise.fill_alone(counters, keys, Draw::words);
         if (!s.transitions) {
             std::memcpy(static_cast<float*>(s.out[0]) + at, words, sizeof(float) * static_cast<size_t>(counters.size));
             return;
@@ -116,7 +116,7 @@ void walk_range(const Call& s, int64_t begin, int64_t end) {
         }
         load_as(x, s.in[kX], s.in_type[kX], at, counters.size);
         for (int64_t t = 0; t < s.times; ++t) {
-            const Real* z = noise.fill(counters, keys, Draw::normal, static_cast<uint32_t>(t), Nothing{});
+            const Real* z = noise.fill_alone(counters, keys, Draw::normal, static_cast<uint32_t>(t));
             const Real *c[2] = {table + kColumns * t + kZ, table + kColumns * t + kX}, *v[2] = {z, x},
                        *no_constant = nullptr;
             sum_terms<false, 2>(x, counters.size, 2, no_constant, c, v, false);

@@ -31,7 +31,7 @@ void rician_range(const Call& s, const Rician& m, int64_t begin, int64_t end) {
         }
         for (int64_t d = 0; d < m.draws; ++d) {
             counters.take(cursor.element + d * m.apart, n);
-            const Real* const z = noise.fill(counters, keys, Draw::normal, 0, Nothing{});
+            const Real* const z = noise.fill_alone(counters, keys, Draw::normal);
             for (int i = 0; i < n; ++i) {
                 const Real part = each[i] * z[i], value = d ? part : sum[i] + part, square = value * value;
                 sum[i] = d ? sum[i] + square : square;

@@ -94,12 +94,12 @@ void mask_range(const Call& s, const Masks& m, int64_t begin, int64_t end) {
     for_each_tile_of_words(s, begin, end,
                            [&](int64_t at, Counters& counters, Noise<float>& noise, const RoundKeys& keys) {
                                const int n = counters.size;
-                               copy_words(words, noise.fill(counters, keys, Draw::words, 0, Nothing{}), n);
+                               copy_words(words, noise.fill_alone(counters, keys, Draw::words), n);
                                choose(m, at, n, words, changed);
                                if (m.vocabulary) {
                                    counters.switch_stream(1);  // from 14 to 15
-                                   copy_words(drawn, noise.fill(counters, keys, Draw::words, 0, Nothing{}), n);
-                                   copy_words(words, noise.fill(counters, keys, Draw::words, 0, Nothing{}, 1), n);
+                                   copy_words(drawn, noise.fill_alone(counters, keys, Draw::words), n);
+                                   copy_words(words, noise.fill_alone(counters, keys, Draw::words, 0, 1), n);
                                    counters.switch_stream(1);
                                    scale_words(drawn, words, n, m.vocabulary);
                                }

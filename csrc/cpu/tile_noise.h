@@ -531,6 +531,12 @@ struct Noise {
     alignas(64) Real packed[kTile + kOverhang];
     alignas(64) TileWords words, low_words;
 
+    // Makes the noise of the tile in loops that do nothing meanwhile: their code is the same.
+    [[gnu::noinline]] const Real* fill_alone(const Counters& counters, const RoundKeys& keys, Draw draw,
+                                             uint32_t later = 0, uint32_t low_bit = 0) {
+        return fill(counters, keys, draw, later, Nothing{}, low_bit);
+    }
+
     // Makes the noise of the tile, `later` steps after its own. between(g) is called while group g is made. `low_bit`
     // 1: the further words of float32's.
     template <class Between>

@@ -9,9 +9,10 @@ import pytest
 
 import noisefuse as nf
 from conftest import bits
-from noisefuse import augment, backends
-from noisefuse.arguments import calls
-from noisefuse.operations import draw, loss, process, update
+from noisefuse import backends
+from noisefuse.arguments import arrays, calls
+from noisefuse.augment import byte_noise, rows
+from noisefuse.operations import draw, update
 from noisefuse.tableau import past
 
 S, F, N = nf.Schedule.linear(50), nf.Schedule.flow(50), nf.Noise(5, sample=9, step=2)
@@ -242,8 +243,8 @@ def refuse_the_checked_path(monkeypatch):
     def fail(*arguments, **options):
         pytest.fail("the checked path")
 
-    checked = (process, "as_array"), (update, "as_array"), (draw, "names_or_array"), (loss, "as_array")
-    for module, name in (*checked, (augment, "_apply_call"), (augment, "names_or_array")):
+    checked = (arrays, "as_array"), (update, "as_array"), (draw, "names_or_array")
+    for module, name in (*checked, (rows, "_apply_call"), (byte_noise, "names_or_array")):
         monkeypatch.setattr(module, name, fail)
     if of_torch := sys.modules.get("noisefuse.interop.torch"):  # it would hand NumPy's views to the fast path
         monkeypatch.setattr(of_torch, "_call", fail)
