@@ -64,10 +64,10 @@ PyObject* fast_tokens(PyObject*, PyObject* const* args, Py_ssize_t n) {
     const View& ids = tokens.v;
     const bool batched = args[7] != Py_False, draws = args[4] == Py_True;
     int64_t token;
-    if (!PyBool_Check(args[6]) || !PyBool_Check(args[7]) || !tokens.read(args[0], nullptr, &turned) || !is_token(ids.kind) ||
-        ids.ndim < 1 + batched || !take_integer(args[3], token) || token < (draws ? 1 : INT64_MIN) ||
-        !is_of(ids, token - draws) || !p.parse(args[1]) || p.is_tensor > ids.is_tensor || !p.within(0, 1) ||
-        !take_bools(args[5], ids, where))
+    if (!PyBool_Check(args[6]) || !PyBool_Check(args[7]) || !tokens.read(args[0], nullptr, &turned) ||
+        !is_token(ids.kind) || ids.ndim < 1 + batched || !take_integer(args[3], token) ||
+        token < (draws ? 1 : INT64_MIN) || !is_of(ids, token - draws) || !p.parse(args[1]) ||
+        p.is_tensor > ids.is_tensor || !p.within(0, 1) || !take_bools(args[5], ids, where))
         return declined();
     constexpr int64_t kMost = 1 << 24;  // tokens: more are checked in pieces, between which Ctrl-C is heard
     if (draws && (token > kVocabulary || ids.count > kMost || !all_below(ids, static_cast<uint64_t>(token))))
