@@ -152,9 +152,12 @@ def _mean(losses: Any) -> Any:
 
 
 def _step(
-    function: Any, i: int, x: Any, logits: Any, noise: Any, state: Any, *, where: Any, log_prob: bool, out: Any
+    function: Any, i: int, x: Any, logits: Any, noise: Any, state: Any, *, where: Any, log_prob: bool, partial: bool,
+    out: Any,
 ) -> Any:  # fmt: skip
     check_none(out=out)
+    if partial:
+        raise NotImplementedError("partial: noisefuse does not offer parts of a step for arrays of dask")
     if log_prob or (state is not None and state.asked):
         raise NotImplementedError("log_prob, state: noisefuse does not offer info of a step for arrays of dask")
     first, *others = logits if isinstance(logits, tuple) else (logits,)
