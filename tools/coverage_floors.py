@@ -17,6 +17,7 @@ from typing import Any
 FLOORS = {
     "": 95,
     "arguments": 97,
+    "augment": 95,
     "backends": 93,
     "backends/cuda": 93,
     "backends/numba": 95,

@@ -82,7 +82,7 @@ def test_each_new_operation_succeeds_and_fails():
     """A generator that only makes wrong calls, or only right ones, tests little."""
     own = [make for make in calls.OPERATIONS if make.__module__ == "calls"]
     raised = {}
-    for line in calls.of_each(30, own):
+    for line in calls.of_each(60, own):
         raised.setdefault(operation(line), []).append(not differential.outcome(line).results)
     assert all(0.05 < np.mean(each) < 0.7 for each in raised.values()), raised
 
