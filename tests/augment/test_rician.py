@@ -78,7 +78,11 @@ def test_distribution(coils, signal):
         ({"coils": 1.5}, "coils"),
         ({"noise": np.zeros((3, 4, 5), np.float32)}, "expected a Noise or a list of them"),
         ({"out": np.zeros((3, 4, 5), np.uint16)}, "out"),
-        ({"noise": N.window((2**33, 1), (0, 0)), "coils": 2}, "more than 2\\^34 elements"),
+        ({"noise": N.window((2**33, 1), (0, 0)), "coils": 2}, "coils = 2: .* more than 2\\^34 normals"),
+        (
+            {"noise": [N.window((4, 5), (0, 0)), N.window((4, 6), (0, 0)), N], "std": 1.0},
+            "windows of samples of one size",
+        ),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_written(options, message):

@@ -15,9 +15,9 @@ import pytest
 
 import noisefuse as nf
 from conftest import Bare
-from noisefuse import augment
 from noisefuse.arguments import calls
-from noisefuse.operations import loss, process
+from noisefuse.augment import rows
+from noisefuse.operations import loss
 
 S, N = nf.Schedule.linear(50), nf.Noise(5, sample=9)
 LEVELS = np.arange(256.0)
@@ -129,7 +129,7 @@ def test_what_is_no_single_image_takes_the_fast_path(native, monkeypatch, shape)
     def fail(*arguments):
         pytest.fail("the checked path")
 
-    for module in (process, loss, augment):
+    for module in (calls, loss, rows):
         monkeypatch.setattr(module, "is_batch", fail)
     for name in ("gaussian", "multiplicative", "sensor", "q_sample", "q_step"):
         CALLS[name](image(*shape))

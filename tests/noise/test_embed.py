@@ -93,7 +93,7 @@ int main() {
 
 @pytest.mark.parametrize("flags", [("-O2",), FAST], ids=["plain", "fast"])
 def test_tokens_are_those_of_python(flags, tmp_path, headers):
-    """Seen to fail: stream 13 for masks, no further words, positions from 2^14 on with the noise's own seed."""
+    """Seen to fail: stream 13 for masks, positions from 2^14 on with the noise's own seed."""
     rng, given, expected = np.random.default_rng(0), [], []
     for seed, sample, step in ((7, 3, 5), (2**64 - 3, 2**40 + 5, 2**32 - 1)):
         for start in (0, 2**14 - 2, 2**14 + 5, 2**25, 2**31 - 3):

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from ..arguments.arrays import host_view
 from ..arguments.types import ArrayT, Like
 from ..ground.checks import check_choice, check_integer
 from ..language.levels import levels_of
@@ -49,6 +50,7 @@ def corrupt(
     """
     check_choice("corruption", corruption, tuple(_AMOUNTS))
     amount = _AMOUNTS[corruption][check_integer("severity", severity, 1, 5) - 1]
+    images = host_view("images", images)
     if levels_of(getattr(images, "dtype", None)) != "uint8":
         raise TypeError(f"images: expected uint8, got {getattr(images, 'dtype', type(images).__name__)}")
     if corruption == "gaussian_noise":

@@ -18,7 +18,7 @@ from ..call.description import FLOAT32, FLOAT64, Rician, Step
 from ..ground.checks import check_integer
 from ..ground.libraries import library_of
 from ..language.levels import FLOATS, LEVELS
-from ..language.noise import FIELD, Noise
+from ..language.noise import ELEMENTS, FIELD, Noise
 from ..operations.draw import UNIT, randn
 from .numbers import as_numbers
 from .rows import gaussian
@@ -77,12 +77,16 @@ def rician(
     shape = batch, *sample
     names, _ = names_or_array(noise, shape, FLOAT32, True, FIELD, any_stream=True)
     parts = [[_part(name, draws, d, sample) for name in names] for d in range(draws)]
+    apart, *others = {math.prod((part.window_shape or ())[1:]) for part in parts[0]}
+    if others:
+        raise ValueError("noise: expected windows of samples of one size, got several")
+    if draws * apart > ELEMENTS:
+        raise OverflowError(f"coils = {coils}: a sample of {apart} elements needs more than 2^34 normals")
     result: Any = output("out", out, signal.shape, signal.dtype)
     check_overlap([("out", result)], [signal])
     if not signal.size:
         return result
     of_each = math.prod(shape) if strength.size == 1 else math.prod(sample)
-    apart = math.prod((parts[0][0].window_shape or ())[1:])
     arithmetic = FLOAT64 if signal.dtype == FLOAT64 else FLOAT32
     normals = Step.of_one_row(batch, sample, UNIT, None, np.empty(1, arithmetic), "normal", names)
     of_samples = contiguous(strength).reshape(-1)
