@@ -20,7 +20,7 @@ from dask.layers import ArraySliceDep
 import noisefuse as nf
 
 from ...ground.kept import kept_property
-from ...language.noise import each, listed
+from ...language.noise import ELEMENTS, each, listed
 
 Shape: TypeAlias = tuple[int, ...]
 Chunks: TypeAlias = tuple[Shape, ...]  # of each axis
@@ -58,6 +58,7 @@ class Call:
         result: the axes of x in the result's order.
         empty: from x's shape to one without elements. A call with it makes all the checks of a call with x's.
         last: the length of the result's last axis, if it is not that of x.
+        most: how many elements a sample may have.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Call:
     result: Callable[[Shape], Shape] = same
     empty: Callable[[Shape], Shape] = longer
     last: int | None = None
+    most: int = ELEMENTS
 
     @property
     def batched(self) -> bool:
@@ -223,7 +225,8 @@ def _tried(call: Call, x: Any, chunks: Chunks, arrays: dict[str, Any], noise: An
     for name in listed(noise):
         if isinstance(name, nf.Noise):
             name.check_shape(sample := call.sample(shape))
-            name.window(sample, (0,) * len(sample))  # not too large
+            if math.prod(whole := name.window_shape or sample) > call.most:
+                raise OverflowError(f"a sample of shape {whole} has more than 2^{call.most.bit_length() - 1} elements")
     results = call.function(like_x, stubs.pop("noise", without_window(noise)), **stubs, **call.constants)
     ndim = len(shape) + (call.kept is not None)
     return [np.empty_like(result, shape=(0,) * ndim) for result in ([results] if call.outputs is None else results)]

@@ -14,6 +14,7 @@ import numpy as np
 import noisefuse as nf
 
 from ...ground.checks import check_choice, check_integer
+from ...language.noise import LOGITS
 from .blocks import Call, Shape, check_none, check_whole, known_chunks, mapped
 
 
@@ -193,7 +194,7 @@ def _in_rows(call: Call, logits: Any, arrays: dict[str, Any], noise: Any) -> Any
         raise ValueError(f"logits: expected (B, .., V) with axes between, got shape {logits.shape}")
     check_whole("logits: rows", logits, -1)
     axes = {name: tuple(range(min(np.ndim(x), logits.ndim))) for name, x in arrays.items() if np.ndim(x)}
-    found = mapped(replace(call, last=1, empty=_without_rows), logits, arrays, noise, axes)
+    found = mapped(replace(call, last=1, empty=_without_rows, most=LOGITS), logits, arrays, noise, axes)
     return found[..., 0] if call.outputs is None else tuple(one[..., 0] for one in found)
 
 
