@@ -53,7 +53,7 @@ DTYPES = first_and_slow(FLOATS)
 REFUSED = "this needs CuPy on a CUDA device: pip install"
 
 
-@pytest.mark.parametrize("shape", [(3, 5, 4), pytest.param((3, 5, 7), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 5, 4), pytest.param((3, 5, 3), marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.uint8], ids=str)
 @pytest.mark.parametrize("call", [name for name in CALLS if name != "q_walk"])
 def test_bits_of_the_cpu(call, dtype, shape):
