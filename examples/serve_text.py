@@ -116,7 +116,7 @@ class Request(NamedTuple):
 
 
 class Running(NamedTuple):
-    """What a slot has to know: its request, its noise, and the row of the sampler that comes next."""
+    """A slot knows its request, its noise, and the row of the sampler that comes next."""
 
     request: Request
     noise: nf.Noise

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The loop over elements that draw noise. It goes by spans of one row, one sample and one step, cut into tiles.
+// The loops over elements that draw noise. They go by spans of one row, one sample and one step, cut into tiles.
 #pragma once
+#include "float_mode.h"
 #include "tile_noise.h"
 #include "tile_rows.h"
 
@@ -68,6 +69,32 @@ void for_each_drawn_tile(const Call& s, int64_t begin, int64_t end, Rows<Real>& 
             tile(at + done, counters, keys);
         }
         cursor.advance(span);
+    }
+}
+
+// The words of a tile of noise, to `to`.
+void copy_words(uint32_t* to, const float* words, int n) {
+    std::memcpy(to, words, sizeof(float) * static_cast<size_t>(n));
+}
+
+// Calls tile(at, counters, noise, keys) from `begin` to `end`, where words alone are drawn and rows play no part.
+template <class Tile>
+void for_each_tile_of_words(const Call& s, int64_t begin, int64_t end, const Tile& tile) {
+    const FloatMode mode;
+    Cursor cursor(s, begin);
+    Noise<float> noise;
+    Counters counters;
+    while (cursor.at < end) {
+        const int64_t at = cursor.at, left = least(cursor.uniform_left(), end - at);
+        const RoundKeys keys(cursor.field().seed);
+        if (is_short(cursor, left, end, false)) {
+            take_short_runs<float>(counters, cursor, end, kTile);
+        } else {
+            take_run(counters, cursor);
+            counters.take(cursor.element, left);
+            cursor.advance(counters.size);
+        }
+        tile(at, counters, noise, keys);
     }
 }
 

@@ -4,8 +4,8 @@
 #include <bit>
 
 #include "../core/narrow.h"
+#include "drawing.h"
 #include "lane_scalar.h"
-#include "masks.h"
 
 namespace nf {
 namespace {
@@ -114,13 +114,13 @@ void put_values(const Call& s, const Impulses& m, int64_t at, int n, const Hits&
 void impulse_range(const Call& s, const Impulses& m, int64_t begin, int64_t end) {
     alignas(64) uint32_t words[kTile];
     Hits hits;
-    for_each_tile_of_words(s, begin, end,
-                           [&](int64_t at, Counters& counters, Noise<float>& noise, const RoundKeys& keys) {
-                               const int n = counters.size;
-                               copy_words(words, noise.fill_alone(counters, keys, Draw::words), n);
-                               find_hits(m, at, n, words, hits);
-                               put_values(s, m, at, n, hits);
-                           });
+    const auto tile = [&](int64_t at, Counters& counters, Noise<float>& noise, const RoundKeys& keys) {
+        const int n = counters.size;
+        copy_words(words, noise.fill_alone(counters, keys, Draw::words), n);
+        find_hits(m, at, n, words, hits);
+        put_values(s, m, at, n, hits);
+    };
+    for_each_tile_of_words(s, begin, end, tile);
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include "impulses.h"
 #include "loss_range.h"
 #include "magnitude.h"
+#include "masks.h"
 #include "mersenne_normals.h"
 #include "pyramid_levels.h"
 #include "tile_registers.h"

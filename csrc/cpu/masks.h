@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tokens that become the mask (q_mask), or tokens of the whole vocabulary (q_uniform), in one pass over them.
 #pragma once
-#include "float_mode.h"
-#include "tile_noise.h"
+#include "drawing.h"
 
 namespace nf {
 namespace {
@@ -56,55 +55,29 @@ void put_tokens(const Masks& m, int64_t at, int n, const uint8_t* changed, const
     }
 }
 
-// The words of a tile of noise, to `to`.
-void copy_words(uint32_t* to, const float* words, int n) {
-    std::memcpy(to, words, sizeof(float) * static_cast<size_t>(n));
-}
-
 // floor(u V / 2^64) for u = 2^32 high + low, to `high`.
 void scale_words(uint32_t* high, const uint32_t* low, int n, uint64_t vocabulary) {
     for (int i = 0; i < n; ++i)
         high[i] = static_cast<uint32_t>((high[i] * vocabulary + (low[i] * vocabulary >> 32)) >> 32);
 }
 
-// Calls take(first place, counters, noise, keys) for each tile of a range.
-template <class Take>
-void for_each_tile_of_words(const Call& s, int64_t begin, int64_t end, const Take& take) {
-    const FloatMode mode;
-    Cursor cursor(s, begin);
-    Noise<float> noise;
-    Counters counters;
-    while (cursor.at < end) {
-        const int64_t at = cursor.at, left = least(cursor.uniform_left(), end - at);
-        const RoundKeys keys(cursor.field().seed);
-        if (is_short(cursor, left, end, false)) {
-            take_short_runs<float>(counters, cursor, end, kTile);
-        } else {
-            take_run(counters, cursor);
-            counters.take(cursor.element, left);
-            cursor.advance(counters.size);
-        }
-        take(at, counters, noise, keys);
-    }
-}
-
 void mask_range(const Call& s, const Masks& m, int64_t begin, int64_t end) {
     alignas(64) uint32_t words[kTile], drawn[kTile];
     alignas(64) uint8_t changed[kTile];
-    for_each_tile_of_words(s, begin, end,
-                           [&](int64_t at, Counters& counters, Noise<float>& noise, const RoundKeys& keys) {
-                               const int n = counters.size;
-                               copy_words(words, noise.fill_alone(counters, keys, Draw::words), n);
-                               choose(m, at, n, words, changed);
-                               if (m.vocabulary) {
-                                   counters.switch_stream(1);  // from 14 to 15
-                                   copy_words(drawn, noise.fill_alone(counters, keys, Draw::words), n);
-                                   copy_words(words, noise.fill_alone(counters, keys, Draw::words, 0, 1), n);
-                                   counters.switch_stream(1);
-                                   scale_words(drawn, words, n, m.vocabulary);
-                               }
-                               put_tokens(m, at, n, changed, {m.mask, m.vocabulary ? drawn : nullptr});
-                           });
+    const auto tile = [&](int64_t at, Counters& counters, Noise<float>& noise, const RoundKeys& keys) {
+        const int n = counters.size;
+        copy_words(words, noise.fill_alone(counters, keys, Draw::words), n);
+        choose(m, at, n, words, changed);
+        if (m.vocabulary) {
+            counters.switch_stream(1);  // from 14 to 15
+            copy_words(drawn, noise.fill_alone(counters, keys, Draw::words), n);
+            copy_words(words, noise.fill_alone(counters, keys, Draw::words, 0, 1), n);
+            counters.switch_stream(1);
+            scale_words(drawn, words, n, m.vocabulary);
+        }
+        put_tokens(m, at, n, changed, {m.mask, m.vocabulary ? drawn : nullptr});
+    };
+    for_each_tile_of_words(s, begin, end, tile);
 }
 
 }  // namespace

@@ -30,7 +30,7 @@ if find_spec("numba") is None:
 from .arguments.arrays import float_dtype
 from .arguments.options import check_tableau
 from .backends.numba.device import USER, fma, mul, pasted, select
-from .ground.docstrings import Shared, documented
+from .ground.docstrings import ARGS_OF_ELEMENT, Shared, documented
 from .ground.lazy import show_public
 from .language.rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, M1, M2, PAST1, D, X, Z
 from .language.tableau import Tableau
@@ -59,12 +59,8 @@ _normal_pair32, _normal_pair64 = USER.normal_pair32, USER.normal_pair64
 _uniform32, _uniform64 = USER.uniform32, USER.uniform64
 _race_key, _race_element, _race_score = USER.race_key, USER.race_element, USER.race_score
 _SHARED = Shared(
-    args={
-        "seed": "    seed: in [0, 2^64).",
-        "sample": "    sample: in [0, 2^56).",
-        "step": "    step: in [0, 2^32).",
-        "element": "    element: in [0, 2^34), counted in the sample.",
-        "stream": "    stream: in [0, 128).",
+    args=ARGS_OF_ELEMENT
+    | {
         "position": "    position: in [0, 2^31), of the token in its sample.",
         "temperature": "    temperature: 0, or from 2^-64 to 2^64.",
     }

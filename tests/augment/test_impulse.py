@@ -126,7 +126,7 @@ def test_bad_input_is_named_and_nothing_is_written(options, message):
 
 
 def test_other_threads_may_change_x_and_the_amounts():
-    """Seen to fail: nothing yet; a word beyond the tables of other functions crashed the process."""
+    """No word and no probability that changes meanwhile crashes the process."""
     code = """
 import threading, numpy as np, noisefuse as nf
 x, amount = np.zeros((64, 40, 40, 3), np.uint8), np.full(64, 0.5)

@@ -227,7 +227,7 @@ def test_stores_are_wide_small_numbers_stay_and_halves_are_rounded(code, arch):
 @pytest.mark.parametrize("arch", CUDA)
 @pytest.mark.parametrize("key", KEYS, ids=str)
 def test_machine_code_gives_the_bits_of_native(code, arch, key):
-    """What ptxas made of a kernel of 2,048 normals, on an interpreter."""
+    """An interpreter runs what ptxas made of a kernel of 2,048 normals."""
     seed, sample, step, stream = key
     cubin, out = code("fours", arch, "cubin"), np.zeros((1, 2048), np.float32)
     program = sass.Program(sass.elf_sections(cubin), kernels.disassembled(cubin), int(arch))

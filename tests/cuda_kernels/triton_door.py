@@ -66,7 +66,7 @@ def opened(*host, launch=lambda kernel, grid: kernel[grid]):
 
 
 class Driver:
-    """What Triton asks of a device's driver when it compiles."""
+    """It answers what Triton asks of a device's driver when it compiles."""
 
     def get_current_target(self):
         return triton.backends.compiler.GPUTarget("cuda", 90, 32)

@@ -208,7 +208,7 @@ def test_a_window_of_positions_is_that_of_the_whole(anywhere):
 
 
 def seed_of(noise, h):
-    """That of the positions from 2^14 h on, in the words of docs/noise.md."""
+    """Returns the seed of the positions from 2^14 h on, as docs/noise.md has it."""
     w0, w1 = nf.philox4x32([h, 0, 0, 18 << 24], [noise.seed % 2**32, noise.seed >> 32])[:2].tolist() if h else (0, 0)
     return w0 | w1 << 32 if h else noise.seed
 

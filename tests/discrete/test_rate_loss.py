@@ -96,7 +96,7 @@ def test_values_and_gradients_are_those_of_the_codes(torch, kind, vocabulary, sc
 
 
 def test_a_sure_network_loses_nothing(compiled):
-    """Where it gives the clean token all probability, rates are the right ones."""
+    """A network that gives the clean token all probability has the right rates."""
     ids, x_t = np.array([[3, 5]]), np.array([[3, 6]])
     logits = np.where(np.arange(50) == ids[..., None], 0, -np.inf).astype(np.float32)
     for p in (None, 0.3):

@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
-from ..arguments.arrays import as_array, batch_shape, is_array
-from ..arguments.calls import Index, is_batch, make_call, names_or_array, run
+from ..arguments.arrays import as_array, batch_shape
+from ..arguments.calls import Index, is_batch, make_call, run
 from ..arguments.options import FAST_LEVELS
 from ..arguments.types import Array, ArrayT, DType, Like
 from ..ground.checks import check_number, lie_within
 from ..ground.libraries import library_of
-from ..language.noise import FIELD, Noise
+from ..language.noise import Noise
 from ..language.rows import Rows, X
 from ..operations import byte_tables
-from .numbers import as_numbers
+from .numbers import as_numbers, keys_for
 
 
 def poisson(
@@ -158,13 +158,11 @@ def _become(
         if done is not NotImplemented:
             return done
     x = as_array("x", x, ("uint8",))
-    if is_array(noise):
-        raise TypeError("noise: expected a Noise or a list of them, as its words choose the bytes, got an array")
     batch, sample = batch_shape(x.shape, batched)
     if given not in ((), (batch,)) or (given and not batched):
         raise ValueError(f"{name}: expected one for all{f', or for each of {batch} samples' if batched else ''}")
     kind = np.dtype(np.float32)
-    names, _ = names_or_array(noise, x.shape, kind, batched, FIELD, any_stream=True)
+    names = keys_for(noise, x.shape, "its words choose the bytes", batched)
     index = Index(each, max(1, math.prod(sample))) if given else Index(np.zeros(1, np.int64), max(1, x.size))
     call = make_call(
         x.shape, kind, copies, index, names, {X: x}, {"out": out}, batched, draw="words", levels="uint8",

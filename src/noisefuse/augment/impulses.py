@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
-from ..arguments.arrays import as_array, batch_shape, check_overlap, contiguous, host_floats, is_array, output
-from ..arguments.calls import is_batch, names_or_array
+from ..arguments.arrays import batch_shape, check_overlap, host_floats, output
+from ..arguments.calls import is_batch
 from ..arguments.types import Array, ArrayT, Like
-from ..call.description import FLOAT32, Impulses
+from ..call.description import Impulses
 from ..ground.checks import check_choice, check_number, first_of, lie_within
 from ..ground.libraries import library_of
-from ..language.levels import FLOATS, LEVELS, levels_of
-from ..language.noise import FIELD, Noise
+from ..language.levels import LEVELS, levels_of
+from ..language.noise import Noise
 from ..operations.words import drawing, words
-from .numbers import Layout
+from .numbers import Layout, image_on_host, keys_for, one_or_each
 
 
 def impulse(
@@ -61,18 +61,14 @@ def impulse(
         options |= {"layout": layout, "shared": shared, "batched": is_batch("x", x, batched), "out": out}
         return other.augmented(_impulse, x, noise, **options)
     batched = is_batch("x", x, batched)
-    image = contiguous(as_array("x", x, (*FLOATS, *LEVELS)))
-    if not isinstance(image, np.ndarray):
-        raise NotImplementedError("x: expected an image in host memory, got an array on a device; copy it first")
-    if is_array(noise):
-        raise TypeError("noise: expected a Noise or a list of them, as its words choose the places, got an array")
+    image = image_on_host(x)
     low, high = _values(values, image.dtype)
     salt = check_number("salt", salt, 0, 1)
     batch, sample = batch_shape(image.shape, batched)
-    chances = _amounts(amount, batch, batched)
+    chances = _probabilities(amount, batch, batched)
     places, channels, planes = _places(sample, layout, shared)
     shape = batch, *places
-    names, _ = names_or_array(noise, shape, FLOAT32, True, FIELD, any_stream=True)
+    names = keys_for(noise, shape, "its words choose the places")
     result: Any = output("out", out, image.shape, image.dtype)
     check_overlap([("out", result)], [image])
     if not image.size:
@@ -125,14 +121,11 @@ def _values(values: tuple[float, float] | None, dtype: np.dtype[Any]) -> tuple[f
     return float(given[0]), float(given[1])
 
 
-def _amounts(amount: ArrayLike, batch: int, batched: bool) -> NDArray[np.float64]:
-    chances = host_floats("amount", amount)
-    if chances.shape != () and not (batched and chances.shape == (batch,)):
-        one = f"a number, or ({batch},) for the samples" if batched else "a number"
-        raise ValueError(f"amount: expected {one}, got shape {chances.shape}")
-    if not lie_within(chances, 0.0, 1.0):
-        raise ValueError(f"{first_of('amount', ~((chances >= 0) & (chances <= 1)), chances)}: expected from 0 to 1")
-    return contiguous(chances).reshape(-1)
+def _probabilities(amount: ArrayLike, batch: int, batched: bool) -> NDArray[np.float64]:
+    values = host_floats("amount", amount)
+    if not lie_within(values, 0.0, 1.0):
+        raise ValueError(f"{first_of('amount', ~((values >= 0) & (values <= 1)), values)}: expected from 0 to 1")
+    return one_or_each("amount", values, batch, batched)
 
 
 def _places(sample: tuple[int, ...], layout: Layout | None, shared: bool) -> tuple[tuple[int, ...], int, bool]:

@@ -11,16 +11,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .. import backends
-from ..arguments.arrays import as_array, batch_shape, check_overlap, contiguous, is_array, output
-from ..arguments.calls import is_batch, names_or_array
+from ..arguments.arrays import batch_shape, check_overlap, output
+from ..arguments.calls import is_batch
 from ..arguments.types import Array, ArrayT, Like
 from ..call.description import FLOAT32, FLOAT64, Rician, Step
 from ..ground.checks import check_integer
 from ..ground.libraries import library_of
-from ..language.levels import FLOATS, LEVELS
-from ..language.noise import ELEMENTS, FIELD, Noise
+from ..language.noise import ELEMENTS, Noise
 from ..operations.draw import UNIT, randn
-from .numbers import as_numbers
+from .numbers import as_numbers, image_on_host, keys_for, one_or_each
 from .rows import gaussian
 
 
@@ -61,23 +60,13 @@ def rician(
         options: dict[str, Any] = {"std": std, "coils": coils, "batched": is_batch("x", x, batched), "out": out}
         return other.augmented(_rician, x, noise, **options)
     batched = is_batch("x", x, batched)
-    signal = contiguous(as_array("x", x, (*FLOATS, *LEVELS)))
-    if not isinstance(signal, np.ndarray):
-        raise NotImplementedError("x: expected an image in host memory, got an array on a device; copy it first")
-    if is_array(noise):
-        raise TypeError(
-            "noise: expected a Noise or a list of them, as each element takes several normals, got an array"
-        )
+    signal = image_on_host(x)
     draws = 2 * check_integer("coils", coils, 1, 32)
     batch, sample = batch_shape(signal.shape, batched)
-    strength = as_numbers("std", std)
-    if strength.shape != () and not (batched and strength.shape == (batch,)):
-        one = f"a number, or ({batch},) for the samples" if batched else "a number"
-        raise ValueError(f"std: expected {one}, got shape {strength.shape}")
+    strength = one_or_each("std", as_numbers("std", std), batch, batched)
     shape = batch, *sample
-    names, _ = names_or_array(noise, shape, FLOAT32, True, FIELD, any_stream=True)
-    parts = [[_part(name, draws, d, sample) for name in names] for d in range(draws)]
-    apart, *others = {math.prod((part.window_shape or ())[1:]) for part in parts[0]}
+    names = keys_for(noise, shape, "each element takes several normals")
+    apart, *others = {math.prod(name.window_shape or sample) for name in names}
     if others:
         raise ValueError("noise: expected windows of samples of one size, got several")
     if draws * apart > ELEMENTS:
@@ -89,13 +78,13 @@ def rician(
     of_each = math.prod(shape) if strength.size == 1 else math.prod(sample)
     arithmetic = FLOAT64 if signal.dtype == FLOAT64 else FLOAT32
     normals = Step.of_one_row(batch, sample, UNIT, None, np.empty(1, arithmetic), "normal", names)
-    of_samples = contiguous(strength).reshape(-1)
-    call = Rician(normals, signal, result, of_samples, of_each, draws, apart, signal.dtype)
+    call = Rician(normals, signal, result, strength, of_each, draws, apart, signal.dtype)
     if backends.current().run(call) is not NotImplemented:
         return result
     each = strength.reshape(-1, *[1] * len(sample)).astype(arithmetic)
     total: Array = signal.reshape(shape).astype(arithmetic)
-    for d, part in enumerate(parts):
+    for d in range(draws):
+        part = [_part(name, draws, d, sample) for name in names]
         z = randn((batch, 1, *sample), part[0] if len(part) == 1 else part, dtype=arithmetic)
         value = each * z[:, 0] if d else total + each * z[:, 0]
         total = total + value * value if d else value * value

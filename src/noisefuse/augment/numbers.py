@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Literal, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..arguments.arrays import batch_shape, host_floats
-from ..arguments.calls import Index
+from ..arguments.arrays import as_array, batch_shape, contiguous, host_floats, is_array
+from ..arguments.calls import Index, names_or_array
 from ..arguments.types import Array, DType
+from ..call.description import FLOAT32
 from ..ground.checks import check_choice, first_of, lie_within
+from ..language.levels import FLOATS, LEVELS
+from ..language.noise import FIELD, Noise
 
 Layout: TypeAlias = Literal["CHW", "HWC"]
 Clip: TypeAlias = tuple[float, float] | None
@@ -74,6 +77,29 @@ def as_numbers(name: str, given: ArrayLike) -> NDArray[np.float64]:
 
 
 NOT_NEGATIVE = ("std", "a", "noise_std", "scale_std", "std_table", "matrix")
+
+
+def one_or_each(name: str, values: NDArray[np.float64], batch: int, batched: bool) -> NDArray[np.float64]:
+    """Returns a number for all samples, (1,), or one for each, (B,)."""
+    if values.shape != () and not (batched and values.shape == (batch,)):
+        one = f"a number, or ({batch},) for the samples" if batched else "a number"
+        raise ValueError(f"{name}: expected {one}, got shape {values.shape}")
+    return contiguous(values).reshape(-1)
+
+
+def image_on_host(x: object) -> NDArray[Any]:
+    """Returns an image that a kernel on the host can read."""
+    image = contiguous(as_array("x", x, (*FLOATS, *LEVELS)))
+    if not isinstance(image, np.ndarray):
+        raise NotImplementedError("x: expected an image in host memory, got an array on a device; copy it first")
+    return image
+
+
+def keys_for(noise: object, shape: tuple[int, ...], why: str, batched: bool = True) -> tuple[Noise, ...]:
+    """Returns the checked keys of functions that take no array in their place; why: the reason, for the error."""
+    if is_array(noise):
+        raise TypeError(f"noise: expected a Noise or a list of them, as {why}, got an array")
+    return names_or_array(noise, shape, FLOAT32, batched, FIELD, any_stream=True)[0]
 
 
 def find_layout(layout: Layout | None, sample: tuple[int, ...], channels: int, names: str) -> Layout:

@@ -30,6 +30,16 @@ class Shared:
         self.args, self.returns, self.raises = args or {}, returns, raises  # a NamedTuple takes longer to import
 
 
+# What the functions for kernels of one's own say of the numbers that name an element.
+ARGS_OF_ELEMENT = {
+    "seed": "    seed: in [0, 2^64).",
+    "sample": "    sample: in [0, 2^56).",
+    "step": "    step: in [0, 2^32).",
+    "element": "    element: in [0, 2^34), counted in the sample.",
+    "stream": "    stream: in [0, 128).",
+}
+
+
 def completed(doc: str, parameters: Iterable[str], shared: Shared, example: str) -> str:
     """Returns a docstring with all sections: prose, Args in the parameters' order, Returns, Raises, an example.
 

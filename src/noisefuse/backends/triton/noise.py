@@ -10,7 +10,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from ...ground.docstrings import Shared, completed
+from ...ground.docstrings import ARGS_OF_ELEMENT, Shared, completed
 from .device import block_words, normal_pair32, normal_pair64, place, uniform32, uniform_pair64
 
 if not isinstance(place, triton.JITFunction) and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
@@ -19,15 +19,7 @@ if not isinstance(place, triton.JITFunction) and tuple(map(int, triton.__version
         "interpret with Triton 3.9"
     )
 
-_SHARED = Shared(
-    args={
-        "seed": "    seed: in [0, 2^64).",
-        "sample": "    sample: in [0, 2^56).",
-        "step": "    step: in [0, 2^32).",
-        "element": "    element: in [0, 2^34), counted in the sample.",
-        "stream": "    stream: in [0, 128).",
-    }
-)
+_SHARED = Shared(args=ARGS_OF_ELEMENT)
 
 
 def _public(function: Callable[..., Any]) -> Any:
