@@ -213,19 +213,19 @@ class Model:
     """A kind of noise as a row: its active columns, each a number or an argument's name; and further activity bits."""
 
     def __init__(self, columns: tuple[tuple[str, float | str], ...], flags: int = 0) -> None:
-        self.columns, self.flags = columns, flags
-        self.template = Rows.of({name: 0.0 if isinstance(c, str) else c for name, c in columns}, flags)
-        self.places = [(NAMES.index(name), c) for name, c in columns if isinstance(c, str)]
+        self._columns, self._flags = columns, flags
+        self._template = Rows.of({name: 0.0 if isinstance(c, str) else c for name, c in columns}, flags)
+        self.places: list[tuple[int, str]] = [(NAMES.index(name), c) for name, c in columns if isinstance(c, str)]
 
     def rows(self, numbers: Mapping[str, ArrayLike]) -> Rows:
-        return Rows.of({name: numbers[c] if isinstance(c, str) else c for name, c in self.columns}, self.flags)
+        return Rows.of({name: numbers[c] if isinstance(c, str) else c for name, c in self._columns}, self._flags)
 
     def plain(self, numbers: Mapping[str, ArrayLike], n: int = 1) -> FastTable:
         """Returns n rows for the fast path, quickly: a transform has other rows for each image."""
-        table = self.template.table.repeat(n, 0)
+        table = self._template.table.repeat(n, 0)
         for column, name in self.places:
             table[:, column] = numbers[name]
-        plain = None, table, self.template.active
+        plain = None, table, self._template.active
         of_levels = *plain, None, None, None
         return (*plain, of_levels, of_levels, None)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,18 @@ from .. import NEEDS_CUPY
 
 class Array:
     """The memory of a tensor on a device. `device`: its number, which is not looked up in the tensor."""
+
+    tensor: Tensor
+    device: SimpleNamespace
+    data: SimpleNamespace
+    flags: SimpleNamespace
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    ndim: int
+    size: int
+    itemsize: int
+    nbytes: int
 
     def __init__(self, tensor: Tensor, device: int, dtype: np.dtype[Any]) -> None:
         self.tensor, self.dtype, self.shape = tensor, dtype, tuple(tensor.shape)
@@ -52,10 +65,18 @@ class Array:
             return self._of(self.tensor.contiguous())
         raise NotImplementedError(NEEDS_CUPY)
 
-    def __getitem__(self, index: Any) -> Any:
+    def _refuse(self, *given: Any, **options: Any) -> Any:
         raise NotImplementedError(NEEDS_CUPY)
 
-    __setitem__ = __add__ = __iadd__ = __mul__ = __imul__ = __sub__ = __truediv__ = __array__ = __getitem__
+    __getitem__: Callable[..., Any] = _refuse
+    __setitem__: Callable[..., Any] = _refuse
+    __array__: Callable[..., Any] = _refuse
+    __add__: Callable[..., Any] = _refuse
+    __iadd__: Callable[..., Any] = _refuse
+    __mul__: Callable[..., Any] = _refuse
+    __imul__: Callable[..., Any] = _refuse
+    __sub__: Callable[..., Any] = _refuse
+    __truediv__: Callable[..., Any] = _refuse
 
 
 def place(device: int) -> torch.device:

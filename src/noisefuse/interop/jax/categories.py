@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -101,7 +102,7 @@ def _kept(value: Any) -> Any:
 _COUNTS = {"masked_cross_entropy": "masked", "rate_loss": "where"}  # what says which rows count
 
 
-def _value(name: str) -> Any:
+def _value(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Returns the function of JAX's arrays with this name, and that of the pair with its gradient."""
     arguments = {"masked_cross_entropy": ("ids", "masked", "weight"), "rate_loss": ("ids", "x_t", "p", "weight")}[name]
 
@@ -115,6 +116,10 @@ def _value(name: str) -> Any:
     return loss, loss_and_grad
 
 
+masked_cross_entropy: Callable[..., Any]
+masked_cross_entropy_and_grad: Callable[..., Any]
+rate_loss: Callable[..., Any]
+rate_loss_and_grad: Callable[..., Any]
 masked_cross_entropy, masked_cross_entropy_and_grad = _value("masked_cross_entropy")
 rate_loss, rate_loss_and_grad = _value("rate_loss")
 
