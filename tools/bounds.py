@@ -31,7 +31,7 @@ GROUPS = {
         "scikit-image",
         "torchvision",
         "triton",
-    ),  # fmt: skip
+    ),
     "build": ("cmake", "hatch-fancy-pypi-readme", "ninja", "scikit-build-core"),
 }
 
