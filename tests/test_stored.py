@@ -71,7 +71,8 @@ def test_records_of_another_provisional_version_are_refused(monkeypatch):
         assert record.version == pickle.loads(pickle.dumps(record)).version == 1
         with pytest.raises(ValueError, match="version = 2: expected 1, the PROVISIONAL_VERSION of this noisefuse, 0"):
             dataclasses.replace(record, version=2)
-    monkeypatch.setattr("noisefuse.language.noise.PROVISIONAL_VERSION", 2)
+    for where in ("language.noise", "tokens.table"):
+        monkeypatch.setattr(f"noisefuse.{where}.PROVISIONAL_VERSION", 2)
     with pytest.raises(ValueError, match="version = 1: expected 2, the PROVISIONAL_VERSION"):
         stored("token table")
 

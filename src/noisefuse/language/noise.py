@@ -558,12 +558,6 @@ def refuse_version(given: object, name: str = "NOISE_VERSION") -> NoReturn:
     )
 
 
-def check_provisional(given: object) -> None:
-    """Raises ValueError if this is not the version of the contract's provisional part."""
-    if given != PROVISIONAL_VERSION:
-        refuse_version(given, "PROVISIONAL_VERSION")
-
-
 def _check_no_trace() -> None:
     core = sys.modules.get("jax.extend.core")
     if core is not None and getattr(core, "unsafe_am_i_under_a_jit_DO_NOT_USE", bool)():

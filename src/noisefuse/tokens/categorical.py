@@ -21,7 +21,7 @@ from ..ground.checks import check_integer, lie_within
 from ..ground.libraries import library_of
 from ..ground.stored import SetState, make_again
 from ..language.levels import INFO, LOGITS
-from ..language.noise import PROVISIONAL_VERSION, RACE, Noise, Noises, check_provisional, names_of, whole
+from ..language.noise import PROVISIONAL_VERSION, RACE, Noise, Noises, names_of, refuse_version, whole
 
 TOKEN_DTYPES = ("int64", "int32")
 OF_PARTS = ("log_prob", "log_prob_raw")  # what `combine_categories` can tell
@@ -79,7 +79,8 @@ class Partial:
 
     def __post_init__(self) -> None:
         """Kernels trust a part, and it may come from anywhere."""
-        check_provisional(self.version)
+        if self.version != PROVISIONAL_VERSION:
+            refuse_version(self.version, "PROVISIONAL_VERSION")
         token = arrays.contiguous(arrays.as_array("token", self.token, ("int64",)))
         first, n, whole = (check_integer(name, getattr(self, name)) for name in ("first", "n", "vocabulary"))
         if not (0 <= first < first + n <= whole <= TOKENS) or _cuts_a_chunk(first, n, whole):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..arguments.types import Array
 from ..ground.stored import SetState, make_again
-from ..language.noise import PROVISIONAL_VERSION, Noise, check_provisional, names_of, whole
+from ..language.noise import PROVISIONAL_VERSION, Noise, names_of, refuse_version, whole
 from .steps import Drawn, first_ones, next_tokens, ranked
 from .table import TokenRow, TokenTable
 
@@ -50,7 +50,8 @@ class PartialStep:
     __setstate__: ClassVar[SetState] = make_again
 
     def __post_init__(self) -> None:
-        check_provisional(self.version)
+        if self.version != PROVISIONAL_VERSION:
+            refuse_version(self.version, "PROVISIONAL_VERSION")
         shapes = {name: getattr(self, name).shape for name in ("token", "other", "may", "key")}
         if len({*shapes.values()}) != 1 or len(self.other.shape) != 2:
             raise ValueError(f"token, other, may, key: expected arrays of one shape (B, L), got {shapes}")

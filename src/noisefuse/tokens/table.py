@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, TypedDict, get_args
 
 from ..ground import stored
 from ..ground.checks import check_choice, check_integer, check_number
-from ..language.noise import PROVISIONAL_VERSION, check_provisional
+from ..language.noise import PROVISIONAL_VERSION, refuse_version
 
 Source = Literal["mask", "uniform"]
 Order = Literal["confidence", "random", "log_prob", "margin", "entropy"]
@@ -225,7 +225,8 @@ class TokenTable:
     __setstate__: ClassVar[stored.SetState] = stored.make_again
 
     def __post_init__(self) -> None:
-        check_provisional(self.version)
+        if self.version != PROVISIONAL_VERSION:
+            refuse_version(self.version, "PROVISIONAL_VERSION")
         object.__setattr__(self, "rows", tuple(self.rows))
         if not self.rows or not all(isinstance(row, TokenRow) for row in self.rows):
             raise TypeError("rows: expected at least one TokenRow")
