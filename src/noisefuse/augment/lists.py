@@ -38,15 +38,15 @@ class _Lists(Library):
         self, function: Callable[..., Array], x: Any, noise: Any, *, batched: bool | None = None, out: Any = None,
         dtype: DType | None = None, **options: Any,
     ) -> Any:  # fmt: skip
-        if batched is not None and not batched:
-            raise ValueError("batched = False: expected None or True for a list, each image of which is a sample")
-        if out is not None:
-            raise TypeError(f"out: expected None for a list of images, which has new results, got {type(out).__name__}")
         if isinstance(x, np.ndarray) and x.ndim != 1:
             raise ValueError(f"x: expected a list of images, or an array of numbers, got objects of shape {x.shape}")
         for b, image in enumerate(x):
             if beside_arrays(image) is self or not (is_array(image) or hasattr(image, "shape")):
                 raise TypeError(f"x[{b}]: expected {wanted(image)}, got {type(image).__name__}")
+        if batched is not None and not batched:
+            raise ValueError("batched = False: expected None or True for a list, each image of which is a sample")
+        if out is not None:
+            raise TypeError(f"out: expected None for a list of images, which has new results, got {type(out).__name__}")
         names, options = one_each(noise, len(x)), options | {"batched": False, "dtype": dtype}
         of_numpy = all(isinstance(image, np.ndarray) for image in x)
         outs = _outputs(x, dtype) if of_numpy else [None] * len(x)
