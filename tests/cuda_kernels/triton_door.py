@@ -18,8 +18,9 @@ import triton
 
 import noisefuse as nf
 from noisefuse import backends
-from noisefuse.backends.triton import arrays, kernels, tokens
+from noisefuse.backends.triton import arrays, kernels, races, tokens
 from noisefuse.interop.torch import arrays as torch_arrays
+from noisefuse.interop.torch import categories as torch_categories
 from noisefuse.interop.torch import tokens as torch_tokens
 
 from .triton_kernels import machine_code
@@ -53,13 +54,13 @@ def opened(*host, launch=lambda kernel, grid: kernel[grid]):
             return launch(self.kernel, grid)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (torch_arrays, torch_tokens):
+        for module in (torch_arrays, torch_categories, torch_tokens):
             patch.setattr(module, "place_of", place)
         patch.setitem(sys.modules, "cupy", None)
         patch.setattr(torch_arrays, "_HAS_CUPY", False)
         patch.setattr(arrays, "place", lambda device: torch.device("cpu"))
         patch.setattr(torch.cuda, "device", lambda device: nullcontext())
-        for module, name in ((kernels, "affine"), (tokens, "masks")):
+        for module, name in ((kernels, "affine"), (tokens, "masks"), (races, "race")):
             patch.setattr(module, name, Launched(getattr(module, name)))
         patch.setattr(interpreter.InterpreterBuilder, "create_fp_trunc", rounded)
         for name in backends.FAST_PATH:  # it sees where the memory really is

@@ -166,3 +166,129 @@ def test_what_lies_elsewhere_is_read():
     with on_triton(ids) as launches:
         assert alike(nf.q_mask(ids, p, N, 99, where=may), known)
         assert not launches
+
+
+# ---- categories --------------------------------------------------------------------------------------------
+
+
+INFO = ("log_prob", "log_prob_raw", "entropy", "margin", "rank")
+
+
+def logits_of(*shape, dtype=torch.float32, seed=0, ties=False):
+    x = np.random.default_rng(seed).normal(size=shape) * 4
+    return torch.from_numpy(x.round() if ties else x).to(dtype)
+
+
+def check_draw(x, noise=N, launches=1, **options):
+    """What is drawn of logits on a device, and told of it, has the bits of the CPU. Of those of NumPy, too, as the fast
+    path of tensors is the same code."""
+    on_cpu = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in options.items()}
+    known = nf.categorical(x.clone(), noise, **on_cpu)
+    with on_triton() as made:
+        found = nf.categorical(x, noise, **options)
+        assert len(made) == launches
+    known, found = (one if isinstance(one, tuple) else (one, ()) for one in (known, found))
+    assert torch.equal(found[0], known[0])
+    assert found[0].dtype == known[0].dtype
+    for name, a, b in zip(INFO, found[1], known[1], strict=False):
+        assert (a is None) == (b is None)
+        assert a is None or (a.dtype == b.dtype and torch.equal(a, b)), name
+    return found
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("v", [1, 50, 200])
+def test_categories(dtype, v):
+    x = logits_of(2, 3, v, dtype=dtype)
+    check_draw(x, info=INFO, temperature=0.7)
+    check_draw(x, dtype=torch.int32)
+    with on_triton():
+        out = torch.empty(2, 3, dtype=torch.int32)
+        assert nf.categorical(x, N, out=out) is out
+    assert torch.equal(out, nf.categorical(x, N, dtype=torch.int32))
+
+
+def test_settings_of_categories():
+    x = logits_of(3, 40, ties=True)
+    heat, k = torch.tensor([0.0, 2.5, 1e-9], dtype=torch.float64), torch.tensor([0, 7, 100])
+    check_draw(x, info=INFO, temperature=heat)
+    check_draw(x, info=INFO, temperature=heat, top_k=k)
+    for k in (1, 3, 39, 40):
+        check_draw(x, info=INFO, top_k=k)
+    check_draw(logits_of(3, 40, seed=3), info=INFO, top_k=9, temperature=3.0)
+    check_draw(torch.zeros(2, 70), info=INFO, top_k=5)  # ties alone
+    check_draw(x[0], info="log_prob")
+    check_draw(x, info="margin", where=torch.tensor([True, False, True]))
+    out = torch.full((3,), 7)
+    check_draw(x, where=torch.tensor([True, False, True]), out=out)
+
+
+@pytest.mark.parametrize("noise", KEYS, ids=str)
+def test_names_of_categories(noise):
+    x = logits_of(2, 3, 9)
+    names = [noise, noise.at(sample=[noise.sample + 1, 4]), [noise.at(step=b) for b in range(2)]]
+    for each in [*names, noise.window((2**31, 9), (2**31 - 3, 0)), noise.window((2**15, 9), (2**14 - 1, 0))]:
+        check_draw(x, each)
+    check_draw(x, noise, positions=torch.tensor([0, 2**14, 2**31 - 1]))
+
+
+def test_several_chunks():
+    x = logits_of(2, 2 * 4096 + 70)
+    x[1, :4096] = -torch.inf
+    check_draw(x, info=INFO, temperature=0.9)
+    check_draw(x, info=INFO, top_k=5)
+
+
+def test_infinite_logits():
+    x = logits_of(5, 30)
+    x[0, 3:] = -torch.inf
+    x[1, [7, 9]] = torch.inf
+    x[2] = -torch.inf
+    x[2, 29] = -3e38
+    x[3] *= 1e30
+    x[4] = 3e38
+    check_draw(x, info=INFO)
+    check_draw(x, info=INFO, top_k=2, temperature=1e-3)
+
+
+def test_rows_that_have_no_token():
+    """Nothing is read back, so they are no errors on a device."""
+    x = logits_of(3, 30)
+    x[0, 4], x[1] = torch.nan, -torch.inf
+    with on_triton():
+        token, known = nf.categorical(x, N, info=INFO)
+    expected = nf.categorical(x[2:], N.at(sample=N.sample + 2))
+    assert token.tolist() == [-1, -1, expected.item()]
+    assert known.log_prob.isnan().tolist() == known.entropy.isnan().tolist() == [True, True, False]
+
+
+def test_strides_of_logits():
+    x = logits_of(6, 8)
+    for view in (x.t(), x[:, ::2], x[1:, 2:], x[:1].expand(4, 8)):
+        check_draw(view)
+    with on_triton() as launches:
+        assert nf.categorical(x[:0], N).shape == (0,)
+        assert not launches
+
+
+def test_errors_of_categories():
+    """Nothing is launched then."""
+    x, here, out = logits_of(3, 8), logits_of(3, 8), torch.zeros(3, dtype=torch.int64)
+    of_part = N.window((8192,), (0,))
+    calls = [
+        (NotImplementedError, r"top_p, partial: .* pass logits.cpu\(\)", lambda: nf.categorical(x, N, top_p=0.9)),
+        (NotImplementedError, "top_p, partial", lambda: nf.categorical(logits_of(1, 4096), of_part, partial=True)),
+        (ValueError, "out lies in host memory, logits on CUDA device 1", lambda: nf.categorical(x, N, out=out)),
+        (ValueError, "out lies on CUDA device 1, logits in host", lambda: nf.categorical(here, N, out=x[:, 0].long())),
+        (ValueError, "out overlaps an input", lambda: nf.categorical(x, N, out=x.view(torch.int32)[0, :3])),
+        (TypeError, "out: dtype torch.float32", lambda: nf.categorical(x, N, out=x[:, 0])),
+        (TypeError, "where: expected bool", lambda: nf.categorical(x, N, where=x[:, 0])),
+        (ValueError, "temperature = -1.0", lambda: nf.categorical(x, N, temperature=-1.0)),
+        (TypeError, "logits: dtype float64 is not", lambda: nf.categorical(x.double(), N)),
+        (OverflowError, "1 to 2.20 tokens", lambda: nf.categorical(torch.zeros(1).expand(1, 2**20 + 1), N)),
+    ]
+    for kind, message, call in calls:
+        with on_triton(here, out) as launches:
+            with pytest.raises(kind, match=message):
+                call()
+            assert not launches

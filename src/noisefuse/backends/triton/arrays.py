@@ -44,6 +44,9 @@ class Array:
         made = torch.empty(shape, dtype=getattr(torch, dtype.name), device=self.tensor.device)
         return Array(made, self.device.id, dtype)
 
+    def fill(self, value: Any) -> None:
+        self.tensor.fill_(value)
+
     def __len__(self) -> int:
         return len(self.tensor)
 

@@ -14,7 +14,7 @@ import noisefuse as nf
 
 from ...language.levels import INFO
 from . import graph, internals
-from .arrays import CPU, as_tensor, check_memory, check_plain, checked, memory, place_of, read, to_numpy, write
+from .arrays import CPU, as_tensor, check_memory, check_plain, checked, memory, of_triton, place_of, read, to_numpy, write
 from .internals import is_compiling, operator, written
 
 TOKENS: dict[torch.dtype, type[np.signedinteger[Any]]] = {torch.int64: np.int64, torch.int32: np.int32}
@@ -40,20 +40,25 @@ def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, par
         token, *known = torch.ops.noisefuse.categorical(logits, graph.words_of(noise), *settings, ",".join(info), kind)
         token = graph.copied(token, out)
         return (token, nf.discrete.TokenInfo(**dict(zip(info, known, strict=True)))) if info else token
-    place = _place(logits, "categorical")
-    arrays = {name: _read(name, value) for name, value in options.items()}
+    place = place_of("logits", checked("logits", logits))
+    arrays = {name: _read(name, value, place) for name, value in options.items()}
     dtype = TOKENS[_kind(dtype)] if isinstance(dtype, torch.dtype) else dtype
     given = None if out is None else _written(out)
     arrays |= {"info": info, "dtype": dtype, "partial": partial, "out": given}
-    found: Any = nf.categorical(read("logits", logits, place), noise, **arrays)
+    values = read("logits", logits, place) if place == CPU else of_triton(logits.detach().contiguous(), place.index)
+    found: Any = nf.categorical(values, noise, **arrays)
     if partial:
         return found
     token, known = found if info else (found, ())
     if out is not None:
         written(out)
-    result = torch.from_numpy(token) if out is None else out
-    tensors = (None if a is None else torch.from_numpy(a) for a in known)
+    result = _tensor(token) if out is None else out
+    tensors = (None if a is None else _tensor(a) for a in known)
     return (result, nf.discrete.TokenInfo(*tensors)) if info else result
+
+
+def _tensor(array: Any) -> Any:
+    return torch.from_numpy(array) if isinstance(array, np.ndarray) else array.tensor
 
 
 def _place(logits: Any, operation: str) -> torch.device:
@@ -70,12 +75,14 @@ def _kind(dtype: Any) -> torch.dtype:
     return kind
 
 
-def _read(name: str, value: Any) -> Any:
-    """Returns a setting, which may be a tensor, as NumPy takes it."""
+def _read(name: str, value: Any, place: torch.device = CPU) -> Any:
+    """Returns a setting, which may be a tensor, as NumPy takes it. Rows are chosen where the logits lie."""
     if not isinstance(value, Tensor):
         return value
     check_plain(name, value)
     graph.check_no_gradient(**{name: value})
+    if name == "where" and place != CPU and place_of(name, value) == place:
+        return of_triton(value.detach(), place.index)
     place_of(name, value)
     return to_numpy(value)
 
@@ -85,7 +92,8 @@ def _written(out: Any) -> Any:
         raise TypeError(f"out: expected a torch.Tensor, as logits is one, got {type(out).__name__}")
     if out.dtype not in TOKENS:
         raise TypeError(f"out: dtype {out.dtype}: expected torch.int64 or torch.int32")
-    return memory("out", out.detach(), CPU)
+    place = place_of("out", out)
+    return memory("out", out.detach(), CPU) if place == CPU else of_triton(out.detach(), place.index)
 
 
 @operator(
