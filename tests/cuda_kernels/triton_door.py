@@ -60,7 +60,13 @@ def opened(*host, launch=lambda kernel, grid: kernel[grid]):
         patch.setattr(torch_arrays, "_HAS_CUPY", False)
         patch.setattr(arrays, "place", lambda device: torch.device("cpu"))
         patch.setattr(torch.cuda, "device", lambda device: nullcontext())
-        for module, name in ((kernels, "affine"), (tokens, "masks"), (races, "race")):
+        for module, name in (
+            (kernels, "affine"),
+            (tokens, "masks"),
+            (races, "race"),
+            (races, "cross_entropy"),
+            (races, "mean"),
+        ):
             patch.setattr(module, name, Launched(getattr(module, name)))
         patch.setattr(interpreter.InterpreterBuilder, "create_fp_trunc", rounded)
         for name in backends.FAST_PATH:  # it sees where the memory really is

@@ -90,7 +90,9 @@ OF_TOKENS |= OF_NAME | {"run": "i64", "size": "i64"}
 PLAIN = {"AXES": 0, "FOURS": True, "BLOCK": 512, "EACH": False, "COMPLEMENT": False}
 OF_RACE = {"x": "*fp32", "n": "i64", "settings": "*fp64", "unit": "*fp64", "of_sample": "i64", "each": "i64"}
 OF_RACE |= {"places": "*i64", "hidden": "i64", "token": "*i64"}
-NO_INFO = dict.fromkeys(("where", "log_prob", "log_prob_raw", "entropy", "margin", "rank", "names", "samples", "counter"))
+NO_INFO = dict.fromkeys(
+    ("where", "log_prob", "log_prob_raw", "entropy", "margin", "rank", "names", "samples", "counter")
+)
 # The kernel, the types of its arguments, its constants.
 CODES = {
     "fours": (fours, {"out": "*fp32", **KEY, "stream": "i32", "n": "i32"}, {"BLOCK": 512}),

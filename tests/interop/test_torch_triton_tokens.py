@@ -196,11 +196,11 @@ def check_draw(x, noise=N, launches=1, **options):
     return found
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16), ids=str)
-@pytest.mark.parametrize("v", [1, 50, 200])
-def test_categories(dtype, v):
-    x = logits_of(2, 3, v, dtype=dtype)
-    check_draw(x, info=INFO, temperature=0.7)
+@pytest.mark.parametrize("dtype", first_and_slow([torch.float32, torch.float16, torch.bfloat16]), ids=str)
+def test_categories(dtype):
+    for v in (1, 50, 200):
+        x = logits_of(2, 3, v, dtype=dtype)
+        check_draw(x, info=INFO, temperature=0.7)
     check_draw(x, dtype=torch.int32)
     with on_triton():
         out = torch.empty(2, 3, dtype=torch.int32)
@@ -292,3 +292,110 @@ def test_errors_of_categories():
             with pytest.raises(kind, match=message):
                 call()
             assert not launches
+
+
+# ---- cross entropies ---------------------------------------------------------------------------------------
+
+
+def rows_of(*shape, dtype=torch.float32):
+    """Returns logits, clean tokens, and which rows count."""
+    x, v = logits_of(*shape, dtype=dtype), shape[-1]
+    rng = np.random.default_rng(4)
+    return x, torch.from_numpy(rng.integers(v, size=shape[:-1])), torch.from_numpy(rng.random(shape[:-1]) < 0.7)
+
+
+def check_loss(x, ids, *rest, **options):
+    """The loss, the pair, and the gradient by autograd have the bits of the CPU."""
+    upstream = options.pop("upstream", 1.0)
+
+    def run():
+        watched = x.clone().requires_grad_()
+        loss = nf.masked_cross_entropy(watched, ids, *rest, **options)
+        (loss * upstream).sum().backward()
+        return *nf.masked_cross_entropy_and_grad(x, ids, *rest, upstream=upstream, **options), loss, watched.grad
+
+    known = run()
+    with on_triton() as made:
+        found = run()
+    for a, b in zip(found, known, strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a.nan_to_num(7e7), b.nan_to_num(7e7))
+        assert torch.equal(a.isnan(), b.isnan())
+    assert made
+    return found
+
+
+@pytest.mark.parametrize("dtype", first_and_slow([torch.float32, torch.float16, torch.bfloat16]), ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_cross_entropies(dtype, reduction):
+    x, ids, masked = rows_of(2, 5, 70, dtype=dtype)
+    check_loss(x, ids, reduction=reduction)
+    check_loss(x, ids, masked, torch.tensor([2.0, 0.3]), reduction=reduction)
+    upstream = torch.rand(2, 5) if reduction == "none" else torch.tensor(1.7)
+    check_loss(x, ids.int(), masked[:1], torch.rand(2, 5), reduction=reduction, upstream=upstream)
+    check_loss(x, torch.where(masked, ids, -100), None, 0.3, reduction=reduction, ignore_index=-100)
+
+
+def test_cross_entropies_of_several_chunks_and_many_rows():
+    x, ids, masked = rows_of(2, 4096 + 300)
+    x[1, :4096] = -torch.inf
+    check_loss(x, ids, masked, reduction="none")
+    check_loss(*rows_of(67, 9), 0.7)  # the mean adds in order
+
+
+def test_cross_entropies_of_infinite_logits():
+    x, ids, _ = rows_of(5, 20)
+    x[0, 3], x[1, 4], x[2], x[3, :15] = torch.nan, torch.inf, -torch.inf, -torch.inf
+    x[4] *= 1e20
+    found = check_loss(x, ids, torch.tensor([True, True, True, True, True]), reduction="none")
+    assert found[0].isnan().tolist() == [True, True, True, False, False]
+    check_loss(x, ids, torch.tensor([False, False, False, True, True]))
+
+
+def test_gradients_replace_the_logits():
+    x, ids, masked = rows_of(3, 50)
+    known = nf.masked_cross_entropy_and_grad(x, ids, masked)[1]
+    with on_triton():
+        assert nf.masked_cross_entropy_and_grad(x, ids, masked, out=x)[1] is x
+        wide = rows_of(50, 3)[0].t()
+        assert nf.masked_cross_entropy(wide, ids) == nf.masked_cross_entropy(wide.contiguous(), ids)
+        assert nf.masked_cross_entropy(x[:0], ids[:0]).isnan()
+    assert torch.equal(x, known)
+
+
+def test_ids_of_the_device_are_not_looked_at():
+    x, ids, _ = rows_of(4, 20)
+    ids[1], ids[2] = 20, -1
+    with on_triton():
+        loss, gradient = nf.masked_cross_entropy_and_grad(x, ids, reduction="none")
+        assert loss.isnan().tolist() == gradient.isnan().any(1).tolist() == [False, True, True, False]
+        assert nf.masked_cross_entropy(x, ids, ids == ids[0], torch.tensor(-1.0)) < 0  # nor are weights
+
+
+def test_errors_of_cross_entropies():
+    """Nothing is launched then."""
+    (x, ids, masked), out = rows_of(3, 8), torch.zeros(3, 8)
+    calls = [
+        (ValueError, "out lies on cpu, the other tensors on cuda:1", {"out": out}),
+        (ValueError, "out overlaps the logits in part", {"x": torch.zeros(4, 8)[1:], "overlaps": True}),
+        (TypeError, "masked: expected bool", {"masked": ids}),
+        (ValueError, "masked: expected a shape that broadcasts", {"masked": masked[:2]}),
+        (ValueError, "ids: expected shape", {"ids": ids[:2]}),
+        (TypeError, "ids: expected integers", {"ids": x[:, 0]}),
+        (ValueError, "weight: expected numbers >= 0, got -1.0", {"weight": torch.tensor(-1.0), "here": "weight"}),
+        (IndexError, "ids: 8 is out of range", {"ids": torch.tensor([8, 0, 1]), "here": "ids"}),
+    ]
+    for kind, message, given in calls:
+        here = given.get(given.pop("here", None), out)
+        with on_triton(out, here) as launches:
+            logits = given.pop("x", x)
+            if given.pop("overlaps", False):
+                given["out"] = torch.as_strided(logits, (3, 8), (8, 1), 0)
+            named = {"ids": ids, "masked": masked} | given
+            with pytest.raises(kind, match=message):
+                nf.masked_cross_entropy_and_grad(logits, **named)
+            assert not launches
+    with on_triton() as launches:
+        with pytest.raises(NotImplementedError, match="rate_loss has no kernel for cuda:1"):
+            nf.rate_loss(x, ids, ids, None)
+        assert not launches

@@ -197,7 +197,7 @@ def of_rows(
     rows, on_host = x.shape[:-1], isinstance(x, np.ndarray)
     if not on_host and not arrays.of_triton(x):
         raise NotImplementedError("logits: categorical has no kernel for CuPy's arrays; copy them to host memory first")
-    empty = backends.empty if on_host else x.empty
+    empty = arrays.allocator(x)
     settings, names, first, vocabulary, places, chosen = drawn_from(
         x.shape, noise, temperature, top_k, top_p, where, positions, not partial
     )

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...call.description import LOSS_CHUNK, TOKENS, Loss, Masks, Race, Step, Walk, window_runs
+from ...call.description import LOSS_CHUNK, TOKENS, CrossEntropy, Loss, Masks, Race, Step, Walk, window_runs
 from ...language.levels import LEVELS, levels_of
 from ...language.noise import Noise
 from ...language.rows import Rows
@@ -74,15 +74,34 @@ def race(call: Race) -> None:
     """Draws a token of each row of logits."""
     x: Any = call.x
     device = x.device.id
+    where = None if call.where is None else uploaded(call.where, device)
     settings = np.array([_setting(*one) for one in zip(call.temperature, call.top_k, strict=True)])
     info = [call.token, call.log_prob, call.log_prob_raw, call.entropy, call.margin, call.rank]
     with torch.cuda.device(device):
         races.race[(call.rows,)](
             x.tensor, call.n, uploaded(settings, device), uploaded(np.array(_setting(1.0, 0)), device), call.of_sample,
-            int(call.each), uploaded(call.position, device), None if call.where is None else uploaded(call.where, device),
-            call.hidden, *(None if a is None else a.tensor for a in info),  # type: ignore[attr-defined]
+            int(call.each), uploaded(call.position, device), where, call.hidden,
+            *(None if a is None else a.tensor for a in info),  # type: ignore[attr-defined]
             *_name(call.fields, [0] * len(call.fields), device), CUT=bool(settings[:, -1].any()), **_of_rows(call.n),
         )  # fmt: skip
+
+
+def cross_entropy(call: CrossEntropy) -> None:
+    """Computes the weighted losses of rows, or their mean, and the gradient."""
+    x: Any = call.x
+    loss: Any = call.loss
+    device, gradient = x.device.id, None if call.gradient is None else call.gradient.tensor  # type: ignore[attr-defined]
+    unit = uploaded(np.array([*_setting(1.0, 0)[:-1], call.mean_of]), device)
+    of_rows = x.empty((call.rows,), loss.dtype).tensor if loss.ndim == 0 else loss.tensor
+    numbers = [uploaded(call.weight, device), call.weight_step, uploaded(call.upstream, device), call.upstream_step]
+    counts: Any = call.masked
+    with torch.cuda.device(device):
+        races.cross_entropy[(call.rows,)](
+            x.tensor, call.n, unit, uploaded(call.id, device), None if counts is None else uploaded(counts, device),
+            *numbers, of_rows, gradient, **_of_rows(call.n),
+        )  # fmt: skip
+        if loss.ndim == 0:
+            races.mean[(1,)](of_rows, call.rows, loss.tensor, BLOCK=32, num_warps=1)
 
 
 def _of_rows(n: int) -> dict[str, Any]:
@@ -152,4 +171,4 @@ def refuse(call: Any) -> None:
     raise NotImplementedError(NEEDS_CUPY)
 
 
-run: Any = runner({Step: step, Masks: masks, Race: race, Walk: refuse, Loss: refuse})
+run: Any = runner({Step: step, Masks: masks, Race: race, CrossEntropy: cross_entropy, Walk: refuse, Loss: refuse})

@@ -21,7 +21,7 @@ def scale_of(settings):
 
 @triton.jit
 def logits(x, i, n, hidden, least, last):
-    """Returns these logits of a row, -inf for those that are cut: the ones below `least`, and its equals after `last`."""
+    """Returns these logits of a row, -inf for those that are cut: below `least`, and its equals after `last`."""
     found = tl.load(x + i, mask=i < n, other=NONE.value).to(tl.float32)
     stays = (found > least) | ((found == least) & (i <= last))
     return tl.where(stays & (i != hidden), found, NONE.value)
@@ -214,7 +214,11 @@ def race(
                 raw = behind + 0.5 * minus_two_ln64(total)
             tl.store(log_prob_raw + row, tl.where(bad, float("nan"), raw).to(tl.float32))
         if (log_prob is not None) or (entropy is not None) or (margin is not None):
-            known, spread, apart = tl.full((), 0.0, tl.float64), tl.full((), 0.0, tl.float64), tl.full((), 1.0, tl.float64)
+            known, spread, apart = (
+                tl.full((), 0.0, tl.float64),
+                tl.full((), 0.0, tl.float64),
+                tl.full((), 1.0, tl.float64),
+            )
             if finite:
                 total, far = row_sums(
                     x, n, hidden, least, last, most, beta, high, low, rate, reach, entropy is not None, C
@@ -238,3 +242,61 @@ def race(
                 other = logits(x, i, n, hidden, none, n)
                 before += tl.sum(((other > found) | ((other == found) & (i < winner))).to(tl.int32), 0)
             tl.store(rank + row, before.to(tl.int32))
+
+
+# ---- cross entropies ---------------------------------------------------------------------------------------
+
+
+@triton.jit
+def cross_entropy(
+    x, n: tl.int64, unit, ids, masked, weight, weight_step: tl.int64, upstream, upstream_step: tl.int64, loss, gradient,
+    C: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Computes w times the loss of one row, and its gradient. An id outside of the vocabulary gives NaN."""
+    row = tl.program_id(0).to(tl.int64)
+    x += row * n
+    counts = row >= 0
+    if masked is not None:
+        counts = tl.load(masked + row) != 0
+    token, none, most = (
+        tl.load(ids + row).to(tl.int64),
+        tl.full((), NONE.value, tl.float32),
+        tl.full((), 0.0, tl.float32),
+    )
+    finite = counts
+    if counts:
+        top, _, nan = largest_of(x, n, -1, BLOCK)
+        finite = (nan == 0) & (top > NONE.value) & (top < ALL.value) & (token >= 0) & (token < n)
+        most = tl.where(finite, top, 0.0)
+    beta, high, low, rate, reach = scale_of(unit)
+    shift, fewest, floor = terms_of(most, high, rate, reach)
+    found = tl.where(counts, float("nan"), tl.full((), 0.0, tl.float64))
+    factor, at_id = found.to(tl.float32), found.to(tl.float32)
+    if finite:
+        total, _ = row_sums(x, n, -1, none, n, most, beta, high, low, rate, reach, False, C)
+        behind = tl.load(x + token).to(tl.float32).to(tl.float64) - most.to(tl.float64)
+        surprise = -0.5 * minus_two_ln64(total) - behind
+        found = tl.load(weight + row * weight_step) * surprise
+        scale = tl.load(weight + row * weight_step) * tl.load(upstream + row * upstream_step) / tl.load(unit + 5)
+        of_most = term32(most - shift, high, low, rate, floor).to(tl.float64)
+        factor = (scale / (of_most * total)).to(tl.float32)
+        at_id = (scale * (exp64(-surprise) - 1.0)).to(tl.float32)
+    tl.store(loss + row, found)
+    if gradient is not None:
+        for first in range(0, n, BLOCK):
+            i = first + tl.arange(0, BLOCK).to(tl.int64)
+            made = tl.full((BLOCK,), 0.0, tl.float32) + factor
+            if finite:
+                z = tl.maximum(tl.load(x + i, mask=i < n, other=NONE.value).to(tl.float32) - shift, fewest)
+                made = tl.where(i == token, at_id, term32(z, high, low, rate, floor) * factor)
+            tl.store(gradient + row * n + i, made.to(gradient.dtype.element_ty), mask=i < n)
+
+
+@triton.jit
+def mean(losses, n: tl.int64, out, BLOCK: tl.constexpr):
+    """Adds losses in order, and divides once by their number. Zeros beyond the end change no sum."""
+    total = tl.full((), 0.0, tl.float64)
+    for first in range(0, n, BLOCK):
+        for i in tl.static_range(BLOCK):
+            total += tl.load(losses + first + i, mask=first + i < n, other=0.0)
+    tl.store(out, total / n.to(tl.float64))

@@ -14,9 +14,22 @@ import noisefuse as nf
 
 from ...language.levels import INFO
 from . import graph, internals
-from .arrays import CPU, as_tensor, check_memory, check_plain, checked, memory, of_triton, place_of, read, to_numpy, write
+from .arrays import (
+    CPU,
+    as_tensor,
+    check_memory,
+    check_plain,
+    checked,
+    memory,
+    of_triton,
+    place_of,
+    read,
+    to_numpy,
+    write,
+)
 from .internals import is_compiling, operator, written
 
+OF_ROWS = "where", "ids", "masked", "weight", "upstream"
 TOKENS: dict[torch.dtype, type[np.signedinteger[Any]]] = {torch.int64: np.int64, torch.int32: np.int32}
 NAMED: dict[Any, torch.dtype] = {key: dtype for dtype, kind in TOKENS.items() for key in (kind, kind.__name__)}
 
@@ -45,27 +58,21 @@ def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, par
     dtype = TOKENS[_kind(dtype)] if isinstance(dtype, torch.dtype) else dtype
     given = None if out is None else _written(out)
     arrays |= {"info": info, "dtype": dtype, "partial": partial, "out": given}
-    values = read("logits", logits, place) if place == CPU else of_triton(logits.detach().contiguous(), place.index)
-    found: Any = nf.categorical(values, noise, **arrays)
+    found: Any = nf.categorical(_memory("logits", logits, place), noise, **arrays)
     if partial:
         return found
     token, known = found if info else (found, ())
     if out is not None:
         written(out)
-    result = _tensor(token) if out is None else out
-    tensors = (None if a is None else _tensor(a) for a in known)
+    result = as_tensor(token, None, token.dtype) if out is None else out
+    tensors = (None if a is None else as_tensor(a, None, a.dtype) for a in known)
     return (result, nf.discrete.TokenInfo(*tensors)) if info else result
 
 
-def _tensor(array: Any) -> Any:
-    return torch.from_numpy(array) if isinstance(array, np.ndarray) else array.tensor
-
-
-def _place(logits: Any, operation: str) -> torch.device:
-    place = place_of("logits", checked("logits", logits))
-    if place != CPU:
-        raise NotImplementedError(f"logits: {operation} has no kernel for {place} yet; pass logits.cpu()")
-    return place
+def _memory(name: str, x: Any, place: torch.device) -> Any:
+    """Returns the memory of a tensor to read; on a device for Triton's kernels, also where CuPy is installed."""
+    found = read(name, x, place)
+    return found if place == CPU else of_triton(x.detach().contiguous(), place.index)
 
 
 def _kind(dtype: Any) -> torch.dtype:
@@ -76,12 +83,12 @@ def _kind(dtype: Any) -> torch.dtype:
 
 
 def _read(name: str, value: Any, place: torch.device = CPU) -> Any:
-    """Returns a setting, which may be a tensor, as NumPy takes it. Rows are chosen where the logits lie."""
+    """Returns a setting, which may be a tensor, as NumPy takes it. What is of rows stays where the logits lie."""
     if not isinstance(value, Tensor):
         return value
     check_plain(name, value)
     graph.check_no_gradient(**{name: value})
-    if name == "where" and place != CPU and place_of(name, value) == place:
+    if name in OF_ROWS and place != CPU and place_of(name, value) == place:
         return of_triton(value.detach(), place.index)
     place_of(name, value)
     return to_numpy(value)
@@ -189,6 +196,10 @@ def _cross_entropy(
     return (None, name, tuple(options.items()), tuple(given), 1), tuple(given.values())
 
 
+def _loss_of(loss: Any) -> Tensor:
+    return torch.as_tensor(getattr(loss, "tensor", loss), dtype=torch.float32)
+
+
 class CrossEntropy(graph.Operation):
     """masked_cross_entropy or rate_loss. Slots are the logits, and what else is given."""
 
@@ -201,16 +212,20 @@ class CrossEntropy(graph.Operation):
 
     def value(self, tensors: Sequence[Any], upstream: Any = 1.0, grad: Any = None) -> tuple[Tensor, Any]:
         """Returns the loss, and its gradient if it is wanted: grad is its tensor, or True for a new one."""
-        logits, place = tensors[0], _place(tensors[0], self.name)
-        values = read("logits", logits, place)
-        given = {name: _read(name, x) for name, x in zip(self.slots, tensors, strict=True) if name != "logits"}
+        logits, place = tensors[0], place_of("logits", checked("logits", tensors[0]))
+        if self.name == "rate_loss" and place != CPU:
+            raise NotImplementedError(f"logits: rate_loss has no kernel for {place} yet; pass logits.cpu()")
+        values = _memory("logits", logits, place)
+        given = {name: _read(name, x, place) for name, x in zip(self.slots, tensors, strict=True) if name != "logits"}
         given |= dict(self.options)
         if grad is None:
-            return torch.as_tensor(getattr(nf, self.name)(values, **given), dtype=torch.float32), None
+            return _loss_of(getattr(nf, self.name)(values, **given)), None
         out = None if grad is True else grad
-        options = {"upstream": _read("upstream", upstream), "out": write("out", out, place, logits.dtype)}
+        made = write("out", out, place, logits.dtype)
+        made = made if out is None or place == CPU else of_triton(out.detach(), place_of("out", out).index)
+        options = {"upstream": _read("upstream", upstream, place), "out": made}
         loss, gradient = getattr(nf, f"{self.name}_and_grad")(values, **given, **options)
-        return torch.as_tensor(loss, dtype=torch.float32), as_tensor(gradient, out, logits.dtype)
+        return _loss_of(loss), as_tensor(gradient, out, logits.dtype)
 
     def gradient(
         self, slot: str, index: Any, kept: Sequence[Tensor], noise: Any, grads: Sequence[Tensor], out: Any = None
