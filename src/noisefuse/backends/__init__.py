@@ -73,7 +73,7 @@ def runner(operations: dict[Any, Callable[[Any], None]]) -> Callable[[Any], Any]
 NAMES = ("native", "numba", "reference")
 _MODULES = {"numba": "numba.jit"}
 
-# The Triton backend has rows alone.
+# The Triton backend has rows and tokens alone.
 NEEDS_CUPY = "this needs CuPy on a CUDA device: pip install 'noisefuse[cuda13]' or 'noisefuse[cuda12]'"
 
 _current: tuple[str, Any] | None = None

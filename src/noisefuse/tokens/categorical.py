@@ -163,7 +163,7 @@ def categorical(
 
     Raises:
         ValueError: a row has a NaN, or no logit above -inf: such a row is found as it is read, and `out` is then
-            unspecified. All other errors come before anything is written.
+            unspecified. (On a device it has the token -1.) All other errors come before anything is written.
         TypeError, ValueError, OverflowError: the message says what was given and what was expected.
 
     Source: Gumbel (1954); Yellott (J. Math. Psychol. 15, 1977). log_prob and entropy are within 2 ulp.
