@@ -24,6 +24,7 @@ from noisefuse.interop.torch import arrays as torch_arrays
 from .triton_kernels import machine_code
 
 CUDA = torch.device("cuda", 1)
+interpreted = not isinstance(kernels.affine, triton.JITFunction)
 
 
 def rounded(self, source, kind):
@@ -56,6 +57,7 @@ def opened(*host, launch=lambda kernel, grid: kernel[grid]):
         patch.setattr(arrays, "place", lambda device: torch.device("cpu"))
         patch.setattr(torch.cuda, "device", lambda device: nullcontext())
         patch.setattr(kernels, "affine", Launched())
+        patch.setattr(backends, "_tested_devices", backends._tested_devices | {("triton", n) for n in range(2)})
         patch.setattr(interpreter.InterpreterBuilder, "create_fp_trunc", rounded)
         for name in backends.FAST_PATH:  # it sees where the memory really is
             patch.setattr(backends, name, backends.declined)
