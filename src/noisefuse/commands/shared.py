@@ -75,6 +75,6 @@ def check_picture(path: Path) -> None:
 
 
 def arrays_of_triton() -> Any:
-    """Returns the module of the arrays that tensors of a device become where CuPy is not installed. They choose Triton's
-    kernels also where it is."""
+    """Returns the module of the arrays that tensors of a device become where CuPy is not installed. Also where it is
+    they choose Triton's kernels."""
     return import_module("noisefuse.backends.triton.arrays")

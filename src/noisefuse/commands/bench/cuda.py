@@ -66,14 +66,14 @@ def contenders(found: dict[str, Any], case: Case) -> dict[str, Call]:
         calls |= rivals(case) | {"copyto": partial(cupy.copyto, out, x)}
     if "triton" in found and case.operation in BY_TRITON:
         triton = arrays_of_triton()
-        there, given, to = (triton.empty(0, case.shape, dtype) for dtype in (case.x_dtype, case.out_dtype, case.out_dtype))
-        for made in (there, given):
+        x_t, m_t, to = (triton.empty(0, case.shape, dtype) for dtype in (case.x_dtype, case.out_dtype, case.out_dtype))
+        for made in (x_t, m_t):
             made.tensor.zero_()
-        own = operation(case, there, given, triton.Array(triton.uploaded(case.t, 0), 0, case.t.dtype), to)
+        own = operation(case, x_t, m_t, triton.Array(triton.uploaded(case.t, 0), 0, case.t.dtype), to)
         if calls:
             calls["Triton"] = own
         else:
-            calls = {"noisefuse": own, **rivals(case), "copyto": partial(to.tensor.copy_, there.tensor)}
+            calls = {"noisefuse": own, **rivals(case), "copyto": partial(to.tensor.copy_, x_t.tensor)}
     return calls
 
 
