@@ -228,7 +228,7 @@ def test_what_a_device_would_run():
         command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
     )
     found = dict(line.split(": ") for line in done.stdout.splitlines())
-    assert len(found) == 16
+    assert len(found) == 19
     assert all(counts.endswith(" 0 spilled") for counts in found.values())
     for name in ("randn", "uniform", "q_sample", "q_sample, bfloat16", "q_step"):
         assert int(found[name].split()[0]) <= 60 * 16, name
