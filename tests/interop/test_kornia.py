@@ -263,7 +263,7 @@ def test_it_is_compiled_mapped_and_differentiated(kind, p):
     augment._params = augment.forward_parameters(GREY.shape)
     if nf.interop.torch.internals.FOLLOWED:
         for backend in ("eager", "aot_eager"):
-            torch._dynamo.reset()
+            torch.compiler.reset()
             compiled = torch.compile(augment, fullgraph=True, backend=backend)
             torch.manual_seed(1)
             found = compiled(GREY)

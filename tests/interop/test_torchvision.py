@@ -82,7 +82,7 @@ def test_it_is_compiled_mapped_and_differentiated(dtype, clip):
     images = torch.stack([IMAGE, IMAGE]) if dtype == torch.uint8 else (torch.stack([IMAGE, IMAGE]) / 255).to(dtype)
     image = images[0]
     if nf.interop.torch.internals.FOLLOWED:
-        torch._dynamo.reset()
+        torch.compiler.reset()
         compiled = torch.compile(transform, fullgraph=True, backend="eager")
         for named in (compiled, torch.compile(transform.at(7), fullgraph=True, backend="aot_eager")):
             torch.manual_seed(1)
