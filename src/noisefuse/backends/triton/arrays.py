@@ -41,8 +41,7 @@ class Array:
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Returns new memory on the device."""
-        made = torch.empty(shape, dtype=getattr(torch, dtype.name), device=self.tensor.device)
-        return Array(made, self.device.id, dtype)
+        return empty(self.device.id, shape, dtype)
 
     def fill(self, value: Any) -> None:
         self.tensor.fill_(value)
@@ -95,6 +94,12 @@ class Array:
 
 def place(device: int) -> torch.device:
     return torch.device("cuda", device)
+
+
+def empty(device: int, shape: Any, dtype: Any) -> Array:
+    """Returns memory there for NumPy's dtype."""
+    kind = np.dtype(dtype)
+    return Array(torch.empty(shape, dtype=getattr(torch, kind.name), device=place(device)), device, kind)
 
 
 def uploaded(a: Any, device: int) -> Tensor:

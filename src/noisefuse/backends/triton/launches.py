@@ -20,6 +20,7 @@ from ...language.rows import Rows
 from .. import NEEDS_CUPY, runner
 from ..categorical_rows import Scale
 from . import kernels, races, tokens
+from .arrays import empty as empty
 from .arrays import uploaded
 
 BLOCK = 2048  # the most elements of a program
