@@ -202,7 +202,9 @@ def of_rows(
         x.shape, noise, temperature, top_k, top_p, where, positions, not partial
     )
     if not on_host and (partial or (settings[2] < 1).any()):
-        raise NotImplementedError("top_p, partial: neither has a kernel for CUDA devices; pass logits.cpu()")
+        raise NotImplementedError(
+            "top_p, partial: neither has a kernel for CUDA devices; pass logits in host memory, logits.cpu()"
+        )
     if partial:
         _check_whole_chunks(first, x.shape[-1], vocabulary, settings, chosen, out)
     kind = np.dtype(np.int64) if partial else token_dtype(dtype, out)

@@ -214,7 +214,9 @@ class CrossEntropy(graph.Operation):
         """Returns the loss, and its gradient if it is wanted: grad is its tensor, or True for a new one."""
         logits, place = tensors[0], place_of("logits", checked("logits", tensors[0]))
         if self.name == "rate_loss" and place != CPU:
-            raise NotImplementedError(f"logits: rate_loss has no kernel for {place} yet; pass logits.cpu()")
+            raise NotImplementedError(
+                f"logits: rate_loss has no kernel for {place}; pass them in host memory, logits.cpu()"
+            )
         values = _memory("logits", logits, place)
         given = {name: _read(name, x, place) for name, x in zip(self.slots, tensors, strict=True) if name != "logits"}
         given |= dict(self.options)
