@@ -158,6 +158,20 @@ def test_without_triton():
     assert "noisefuse.triton needs triton: pip install 'noisefuse[triton]'" in said
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("key", KEYS, ids=str)
+@pytest.mark.parametrize(("name", "dtype"), [*CASES, ("normal", "bfloat16")])
+def test_a_device_gives_the_bits_of_native(name, dtype, key):
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no CUDA device")
+    seed, sample, step, stream = key
+    key, n = (seed, sample, step, 7 if name.startswith("uniform") and not stream else stream), 1 << 24
+    out = torch.empty(1, n, dtype=getattr(torch, dtype), device="cuda")
+    kernels.draw[triton.cdiv(n, 1024),](out, *key, 0, n, DRAW=name, BLOCK=1024)
+    assert not interpreted.args[0]
+    assert torch.equal(out.cpu(), expected(name, dtype, key, n=n))
+
+
 # ---- compiled ----------------------------------------------------------------------------------------------
 
 CUDA = ("80", "90", "120") if len(kernels.TARGETS) > 2 else ("80", "90")

@@ -25,6 +25,7 @@ from noisefuse.interop.torch import tokens as torch_tokens
 from .triton_kernels import machine_code
 
 CUDA = torch.device("cuda", 1)
+interpreted = not isinstance(kernels.affine, triton.JITFunction)
 
 
 def rounded(self, source, kind):
@@ -61,6 +62,7 @@ def opened(*host, launch=lambda kernel, grid: kernel[grid]):
         patch.setattr(torch.cuda, "device", lambda device: nullcontext())
         for module, name in ((kernels, "affine"), (tokens, "masks")):
             patch.setattr(module, name, Launched(getattr(module, name)))
+        patch.setattr(backends, "_tested_devices", backends._tested_devices | {("triton", n) for n in range(2)})
         patch.setattr(interpreter.InterpreterBuilder, "create_fp_trunc", rounded)
         for name in backends.FAST_PATH:  # it sees where the memory really is
             patch.setattr(backends, name, backends.declined)

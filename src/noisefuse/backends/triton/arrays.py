@@ -94,6 +94,12 @@ def place(device: int) -> torch.device:
     return torch.device("cuda", device)
 
 
+def empty(device: int, shape: Any, dtype: Any) -> Array:
+    """Returns memory there for NumPy's dtype."""
+    kind = np.dtype(dtype)
+    return Array(torch.empty(shape, dtype=getattr(torch, kind.name), device=place(device)), device, kind)
+
+
 def uploaded(a: Any, device: int) -> Tensor:
     """Returns the tensor of an array on this device, where NumPy's is copied."""
     return a.tensor if isinstance(a, Array) else torch.tensor(a, device=place(device))

@@ -18,6 +18,7 @@ from ...language.noise import Noise
 from ...language.rows import Rows
 from .. import NEEDS_CUPY, runner
 from . import kernels, tokens
+from .arrays import empty as empty
 from .arrays import uploaded
 
 BLOCK = 2048  # the most elements of a program
