@@ -100,6 +100,17 @@ def second_of(x, n, hidden, least, last, at, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def rank_of(x, n, hidden, logit, token, BLOCK: tl.constexpr):
+    """Returns how many logits come before a token's."""
+    before, none = tl.full((), 0, tl.int64), tl.full((), NONE.value, tl.float32)
+    for first in range(0, n, BLOCK):
+        i = first + tl.arange(0, BLOCK).to(tl.int64)
+        other = logits(x, i, n, hidden, none, n)
+        before += tl.sum(((other > logit) | ((other == logit) & (i < token))).to(tl.int32), 0)
+    return before
+
+
+@triton.jit
 def halved(sums, C: tl.constexpr):
     """Returns the sums of C times 64 accumulators, in a loss's order: those j and j + 32, then j and j + 16, .."""
     for n in tl.static_range(6):
@@ -236,12 +247,7 @@ def race(
             if margin is not None:
                 tl.store(margin + row, tl.where(bad, float("nan"), apart).to(tl.float32))
         if rank is not None:
-            before = tl.full((), 0, tl.int64)
-            for first in range(0, n, BLOCK):
-                i = first + tl.arange(0, BLOCK).to(tl.int64)
-                other = logits(x, i, n, hidden, none, n)
-                before += tl.sum(((other > found) | ((other == found) & (i < winner))).to(tl.int32), 0)
-            tl.store(rank + row, before.to(tl.int32))
+            tl.store(rank + row, rank_of(x, n, hidden, found, winner, BLOCK).to(tl.int32))
 
 
 # ---- cross entropies ---------------------------------------------------------------------------------------
