@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = runpy.run_path(str(ROOT / "tools" / "release.py"))
-CHANGED = ["CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "README.md", "pyproject.toml", "recipe/recipe.yaml"]
+CHANGED = ["CHANGELOG.md", "CITATION.cff", "README.md", "pyproject.toml", "recipe/recipe.yaml"]
 CHANGED += ["src/noisefuse/ground/version.py", "tests/known/README.md"]
 CHANGED += [f"integrations/comfyui/{name}" for name in ("README.md", "pyproject.toml", "requirements.txt")]
 VERSION = SCRIPT["version_of"](ROOT)  # not of what is installed: this may be a copy that was released

@@ -47,6 +47,36 @@ def test_pickles(name):
     assert stored(name) == MADE[name]
 
 
+def test_a_noise_of_another_version_is_refused(monkeypatch):
+    """Seen to fail: pickles without a version, which another version read as its own."""
+    build, key = nf.Noise(7, sample=3).__reduce__()
+    assert key[-1] == nf.NOISE_VERSION
+    assert build(*key) == build(*key[:-1]) == nf.Noise(7, sample=3, version=1)
+    for make in (lambda: build(*key[:-1], 2), lambda: nf.Noise(7, version=2)):
+        with pytest.raises(ValueError, match="version = 2: expected 1, the NOISE_VERSION of this noisefuse, 0"):
+            make()
+    monkeypatch.setattr("noisefuse.language.noise.NOISE_VERSION", 2)
+    for make in (lambda: build(*key), lambda: stored("noise")):
+        with pytest.raises(ValueError, match="version = 1: expected 2, the NOISE_VERSION"):
+            make()
+
+
+def test_records_of_another_provisional_version_are_refused(monkeypatch):
+    """Seen to fail: none of them had a version."""
+    logits, noise = np.zeros((1, 4, 9), np.float32), nf.Noise(7)
+    sampler = nf.samplers.mdlm(3, mask_id=8)
+    step = sampler.step(0, sampler.start((1, 4)), logits, noise, partial=True)
+    table = stored("token table")  # without a version
+    for record in (step, table, nf.categorical(logits, noise, partial=True)):
+        assert record.version == pickle.loads(pickle.dumps(record)).version == 1
+        with pytest.raises(ValueError, match="version = 2: expected 1, the PROVISIONAL_VERSION of this noisefuse, 0"):
+            dataclasses.replace(record, version=2)
+    for where in ("language.noise", "tokens.table"):
+        monkeypatch.setattr(f"noisefuse.{where}.PROVISIONAL_VERSION", 2)
+    with pytest.raises(ValueError, match="version = 1: expected 2, the PROVISIONAL_VERSION"):
+        stored("token table")
+
+
 def test_a_part_of_a_loss():
     assert np.array_equal(stored("loss part").sums, LOSS.sums)
 

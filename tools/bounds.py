@@ -22,7 +22,16 @@ PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 GROUPS = {
     "torch": ("numpy", "torch", "numba", "diffusers", "ml_dtypes"),
     "jax": ("jax", "dask", "distributed", "zarr", "pillow"),
-    "transforms": ("albumentations", "audiomentations", "grain", "kornia", "monai", "torchvision", "triton"),
+    "transforms": (
+        "albumentations",
+        "audiomentations",
+        "grain",
+        "kornia",
+        "monai",
+        "scikit-image",
+        "torchvision",
+        "triton",
+    ),
     "build": ("cmake", "hatch-fancy-pypi-readme", "ninja", "scikit-build-core"),
 }
 
@@ -33,8 +42,8 @@ def declared() -> dict[str, str]:
     text = tomllib.loads(PYPROJECT.read_text())
     project, build = text["project"], text["dependency-groups"]["build"]
     extras = project["optional-dependencies"]
-    names = ("torch", "numba", "diffusers", "jax", "dask", "noise", *GROUPS["transforms"])
-    lines = [*build, *project["dependencies"], *(line for name in names for line in extras[name])]
+    names = ("torch", "numba", "diffusers", "jax", "dask", "noise", "skimage", *GROUPS["transforms"])
+    lines = [*build, *project["dependencies"], *(line for name in names for line in extras.get(name, ()))]
     found = dict(re.findall(r"^([\w-]+)(?:\[[\w,]+\])?([<>=].*)$", "\n".join(lines), re.MULTILINE))
     found["distributed"] = found["dask"]  # released together
     return {name: found[name] for group in GROUPS.values() for name in group}

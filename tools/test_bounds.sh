@@ -33,13 +33,14 @@ declare -A tests=(
     [jax]="tests/interop/test_jax.py tests/interop/test_jax_pure.py tests/interop/test_dask.py
         tests/interop/test_dask_cluster.py tests/cli/test_noise_command.py"
     [transforms]="tests/interop/test_albumentations.py tests/interop/test_audiomentations.py tests/interop/test_grain.py
-        tests/interop/test_kornia.py tests/interop/test_monai.py tests/interop/test_torchvision.py
+        tests/interop/test_kornia.py tests/interop/test_monai.py tests/interop/test_skimage.py
+        tests/interop/test_torchvision.py
         tests/backends/test_triton.py"
 )
 declare -A extras=(
     [torch]=torch,numba,diffusers
     [jax]=jax,dask,noise
-    [transforms]=albumentations,audiomentations,grain,kornia,monai,torchvision,triton
+    [transforms]=albumentations,audiomentations,grain,kornia,monai,skimage,torchvision,triton
 )
 
 status=0

@@ -8,7 +8,7 @@ from . import paths
 from .backends import info, set_num_threads, use_backend
 from .ground.lazy import lazy
 from .ground.version import __version__ as __version__
-from .noise import NOISE_VERSION, Noise
+from .noise import NOISE_VERSION, PROVISIONAL_VERSION, Noise
 from .operations.draw import philox4x32, randn, randn_like, uniform
 from .operations.interpolate import interpolate
 from .operations.loss import interpolate_loss, interpolate_loss_and_grad, mse_loss, mse_loss_and_grad, mse_loss_grad
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     from .tokens.rate_loss import rate_loss, rate_loss_and_grad
 
 __all__ = [
-    "NOISE_VERSION", "DiscreteSampler", "Noise", "Row", "Sampler", "Schedule", "Tableau", "TokenRow", "TokenTable",
-    "audit", "augment", "categorical", "density", "discrete", "fields", "get_include", "info", "interpolate",
-    "interpolate_loss", "interpolate_loss_and_grad", "masked_cross_entropy", "masked_cross_entropy_and_grad",
-    "mse_loss", "mse_loss_and_grad", "mse_loss_grad", "noised", "paths", "philox4x32", "q_mask", "q_sample", "q_step",
-    "q_transition", "q_uniform", "q_walk", "randn", "randn_like", "rate_loss", "rate_loss_and_grad", "samplers",
-    "set_num_threads", "uniform", "update", "use_backend", "weights",
+    "NOISE_VERSION", "PROVISIONAL_VERSION", "DiscreteSampler", "Noise", "Row", "Sampler", "Schedule", "Tableau",
+    "TokenRow", "TokenTable", "audit", "augment", "categorical", "density", "discrete", "fields", "get_include", "info",
+    "interpolate", "interpolate_loss", "interpolate_loss_and_grad", "masked_cross_entropy",
+    "masked_cross_entropy_and_grad", "mse_loss", "mse_loss_and_grad", "mse_loss_grad", "noised", "paths", "philox4x32",
+    "q_mask", "q_sample", "q_step", "q_transition", "q_uniform", "q_walk", "randn", "randn_like", "rate_loss",
+    "rate_loss_and_grad", "samplers", "set_num_threads", "uniform", "update", "use_backend", "weights",
 ]  # fmt: skip
 
 # What not every program needs is loaded when it is asked for.

@@ -244,7 +244,7 @@ def refuse_the_checked_path(monkeypatch):
         pytest.fail("the checked path")
 
     checked = (arrays, "as_array"), (update, "as_array"), (draw, "names_or_array")
-    for module, name in (*checked, (rows, "_apply_call"), (byte_noise, "names_or_array")):
+    for module, name in (*checked, (rows, "_apply_call"), (byte_noise, "keys_for")):
         monkeypatch.setattr(module, name, fail)
     if of_torch := sys.modules.get("noisefuse.interop.torch"):  # it would hand NumPy's views to the fast path
         monkeypatch.setattr(of_torch, "_call", fail)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GaussNoise, ISONoise, MultiplicativeNoise, ShotNoise in place of Albumentations': arguments, seeds, replay."""
+"""Five transforms in place of Albumentations': arguments, seeds, replay, keys, noise."""
 
 import os
 import pickle
@@ -13,7 +13,13 @@ import noisefuse as nf
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask the network for a newer version
 A = pytest.importorskip("albumentations")
 from noisefuse.interop import albumentations  # noqa: E402
-from noisefuse.interop.albumentations import GaussNoise, ISONoise, MultiplicativeNoise, ShotNoise  # noqa: E402
+from noisefuse.interop.albumentations import (  # noqa: E402
+    GaussNoise,
+    ISONoise,
+    MultiplicativeNoise,
+    SaltAndPepper,
+    ShotNoise,
+)
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
 GREY = np.full((256, 256, 3), 128, np.uint8)
@@ -24,7 +30,7 @@ def compose(seed=1, **options):
 
 
 def test_arguments_and_defaults_are_those_of_theirs():
-    for name in ("GaussNoise", "ISONoise", "MultiplicativeNoise", "ShotNoise"):
+    for name in ("GaussNoise", "ISONoise", "MultiplicativeNoise", "SaltAndPepper", "ShotNoise"):
         pair = getattr(albumentations, name), getattr(A, name)
         ours, theirs = (kind().get_transform_init_args() for kind in pair)
         assert {name: ours[name] for name in theirs} == theirs
@@ -102,7 +108,7 @@ def test_a_key_names_the_noise():
 def test_a_key_names_whether_an_image_is_augmented():
     """The pipeline's generator, which differs between workers, has no influence. Seen to fail: p by that generator, as
     before."""
-    for kind in (GaussNoise, ISONoise, partial(MultiplicativeNoise, elementwise=True), ShotNoise):
+    for kind in (GaussNoise, ISONoise, partial(MultiplicativeNoise, elementwise=True), SaltAndPepper, ShotNoise):
         first, other = (A.Compose([kind(p=0.7, key="index")], seed=seed) for seed in (1, 2))
         there = {i: other(image=IMAGE, index=i)["image"] for i in reversed(range(40))}
         changed = 0
@@ -168,6 +174,8 @@ def test_it_is_serialised_pickled_and_replayed():
         (ShotNoise, {"key": "index", "noise_seed": 3}),
         (ISONoise, {}),
         (ISONoise, {"key": "index", "noise_seed": 3}),
+        (SaltAndPepper, {}),
+        (SaltAndPepper, {"key": "index", "noise_seed": 3}),
     ):
         pipeline = A.Compose([kind(p=1.0, **options)], seed=1)
         given = {"image": IMAGE, "index": 4}
@@ -185,6 +193,53 @@ def test_what_is_not_made_here_is_refused():
         GaussNoise(noise_scale_factor=0.5)
     with pytest.raises(OverflowError):
         GaussNoise(noise_seed=-1)
+
+
+def test_stages_of_a_pipeline_have_noise_of_their_own():
+    """The pipeline seeds all of them alike, and theirs then have one noise. A second pipeline has the first one's.
+    Seen to fail: the same noise twice, as before; another noise after a second pipeline with the same transforms."""
+    options = {"std_range": (0.1, 0.1), "p": 1.0}
+    grey = np.full((64, 64, 3), 0.5, np.float32)
+    single = A.Compose([GaussNoise(**options)], seed=1)(image=grey)["image"] - grey
+    for _ in range(2):
+        stages = [A.Sequential([GaussNoise(**options)]), A.OneOf([GaussNoise(**options)], p=1.0)]
+        pipeline = A.Compose([A.HorizontalFlip(p=0.0), *stages], seed=1)
+        again = pickle.loads(pickle.dumps(pipeline))
+        again.set_random_seed(1)
+        found = pipeline(image=grey)["image"]
+        assert np.array_equal(again(image=grey)["image"], found)
+        second = found - grey - single
+        assert abs(np.corrcoef(second.ravel(), single.ravel())[0, 1]) < 0.04
+        assert abs(second.std() - 0.1) < 0.005
+    keyed = A.Compose([GaussNoise(key="index", noise_seed=n, **options) for n in (0, 1)], seed=1)
+    noise = [nf.Noise(n, sample=3) for n in (0, 1)]
+    expected = nf.augment.gaussian(grey, 0.1, noise[0], clip=(0, 1), batched=False)
+    expected = nf.augment.gaussian(expected, 0.1, noise[1], clip=(0, 1), batched=False)
+    assert np.array_equal(keyed(image=grey, index=3)["image"], expected)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "uint16"])
+def test_salt_and_pepper_are_those_of_theirs(dtype):
+    """The shares of pixels, of which theirs has exact numbers; all channels change together, in frames of their own.
+    Seen to fail: the ratio of pepper; elements for pixels."""
+    top, grey = {"uint8": (255, 100), "float32": (1, 0.25), "uint16": (65535, 100)}[dtype]
+    image = np.full((256, 256, 3), grey, dtype)
+    options = {"amount": (0.2, 0.2), "salt_vs_pepper": (0.3, 0.3), "p": 1.0}
+    for kind in (SaltAndPepper, A.SaltAndPepper) if dtype != "uint16" else (SaltAndPepper,):
+        found = A.Compose([kind(**options)], seed=1)(image=image)["image"]
+        assert found.dtype == dtype
+        assert set(np.unique(found)) == {0, grey, top}
+        assert np.ptp(found, axis=2).max() == 0
+        assert abs((found == top).mean() - 0.06) < 0.004
+        assert abs((found == 0).mean() - 0.14) < 0.006
+    for shape in ((40, 50), (40, 50, 1), (40, 50, 7)):
+        assert A.Compose([SaltAndPepper(**options)], seed=1)(image=np.full(shape, grey, dtype))["image"].shape == shape
+    frames = A.Compose([SaltAndPepper(**options)], seed=1)(images=np.stack(2 * [image]))["images"]
+    assert not np.array_equal(frames[0], frames[1])
+    keyed = A.Compose([SaltAndPepper(key="index", noise_seed=5, **options)])(image=image, index="a.png")["image"]
+    noise = nf.Noise(5, sample=nf.augment.sample_id("a.png"))
+    expected = nf.augment.impulse(image, 0.2, noise, salt=0.3, layout="HWC", shared=True, batched=False)
+    assert np.array_equal(keyed, expected)
 
 
 def multiplied(image, **options):
@@ -327,7 +382,7 @@ def test_frames_and_wrong_shapes_of_sensors():
             transform(image=np.zeros(shape, np.uint8))
 
 
-@pytest.mark.parametrize("kind", [GaussNoise, ISONoise, MultiplicativeNoise, ShotNoise])
+@pytest.mark.parametrize("kind", [GaussNoise, ISONoise, MultiplicativeNoise, SaltAndPepper, ShotNoise])
 def test_floats_of_bytes_are_warned_of_once(kind):
     transform = kind(p=1.0)
     with pytest.warns(UserWarning, match=rf"{kind.__name__}: floats are taken to be in \[0, 1\]"):

@@ -28,12 +28,13 @@ NEEDED = {  # the first one's extra installs all of them
     "k_diffusion": ["torch"],
     "kornia": ["kornia", "torch"],
     "monai": ["monai", "torch"],
+    "skimage": ["skimage"],
     "torch": ["torch"],
     "torch_data": ["torch"],
     "torchvision": ["torchvision", "torch", "PIL"],
 }
 
-BROUGHT = {"PIL": "torchvision"}  # a part of the extra installs it
+BROUGHT = {"PIL": "torchvision", "skimage": "scikit-image"}  # what installs it
 
 
 class Lacking:

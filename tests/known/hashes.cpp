@@ -805,10 +805,10 @@ int main() {
     print("augment", hash_augment, all);
     print("levels", hash_levels, bytes);
     print("transition", hash_transition, {DType::u8});
-    print("impulse", hash_impulse, all);
-    print("rician", hash_rician, all);
     print("density", hash_density, floats);
     print("interval", hash_interval, floats);
+    print("impulse", hash_impulse, all);
+    print("rician", hash_rician, all);
     const auto print_tokens = [](const char* line, uint64_t value) {
         std::printf("%s %016llx\n", line, static_cast<unsigned long long>(value));
     };

@@ -65,6 +65,13 @@ def test_every_function_has_the_bits_of_python(flags, tmp_path, headers):
         np.testing.assert_array_equal(column, numbers)
 
 
+def test_the_versions_are_those_of_python(headers):
+    """Seen to fail: another number in the header."""
+    text = (headers / "noisefuse.h").read_text()
+    found = dict(re.findall(r"#define NOISEFUSE_(\w+_VERSION) (\d+)", text))
+    assert found == {name: str(getattr(nf, name)) for name in ("NOISE_VERSION", "PROVISIONAL_VERSION")}
+
+
 TOKENS = """
 #include <noisefuse.h>
 #include <cstdio>

@@ -52,12 +52,13 @@ def test_copies_are_equal(noise):
         ({"window_start": (5,)}, ValueError),
         ({"window_shape": (2**52,)}, OverflowError),
         ({"window_shape": 9}, TypeError),
+        ({"version": 0}, ValueError),
     ],
     ids=str,
 )
 def test_a_pickle_is_checked_like_any_argument(changed, error):
     """Kernels trust the numbers of a Noise, and a pickle may come from anybody."""
-    names = ("seed", "sample", "step", "stream", "window_shape", "window_start")
+    names = ("seed", "sample", "step", "stream", "window_shape", "window_start", "version")
     make, numbers = nf.Noise(1, sample=2, step=3).window((4,), (1,)).__reduce__()
     with pytest.raises(error):
         make(*(dict(zip(names, numbers, strict=True)) | changed).values())

@@ -17,10 +17,10 @@ from ..arguments.calls import Index, is_batch, make_call, run
 from ..arguments.options import FAST_LEVELS
 from ..arguments.types import Array, ArrayT, DType, Like
 from ..ground.checks import check_number, lie_within
-from ..ground.libraries import library_of
 from ..language.noise import Noise
 from ..language.rows import Rows, X
 from ..operations import byte_tables
+from .lists import beside_arrays
 from .numbers import as_numbers, keys_for
 
 
@@ -61,7 +61,7 @@ def poisson(
     if not lie_within(peaks, math.nextafter(0, 1), 1e6):
         raise ValueError(f"peak = {peak!r}: expected photons, more than 0 and at most 1e6")
     check_number("gamma", float(gammas), 0.1, 10)
-    if (other := None if type(x) is np.ndarray else library_of(x)) is not None:
+    if (other := beside_arrays(x)) is not None:
         return other.augmented(_poisson, x, noise, peak=peak, gamma=gamma, batched=batched, out=out)
     tables, each = byte_tables.of_poissons(peaks.reshape(-1), float(gammas))
     return _become(x, tables, "peak", peaks.shape, each, noise, batched, out)
@@ -100,7 +100,7 @@ def transition(
     ([0, 200], 0.1)
     """
     batched = is_batch("x", x, batched)
-    if (other := None if type(x) is np.ndarray else library_of(x)) is not None:
+    if (other := beside_arrays(x)) is not None:
         return other.augmented(_transition, x, noise, matrix=matrix, batched=batched, out=out)
     given = _Matrix(matrix if type(matrix) is np.ndarray else as_numbers("matrix", matrix))
     shape = given.numbers.shape

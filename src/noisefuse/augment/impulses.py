@@ -16,10 +16,10 @@ from ..arguments.calls import is_batch
 from ..arguments.types import Array, ArrayT, Like
 from ..call.description import Impulses
 from ..ground.checks import check_choice, check_number, first_of, lie_within
-from ..ground.libraries import library_of
 from ..language.levels import LEVELS, levels_of
 from ..language.noise import Noise
 from ..operations.words import drawing, words
+from .lists import beside_arrays
 from .numbers import Layout, image_on_host, keys_for, one_or_each
 
 
@@ -56,7 +56,7 @@ def impulse(
     >>> np.unique(noisy).tolist(), round(float((noisy != 128).mean()), 1)
     ([0, 128, 255], 0.1)
     """
-    if (other := None if type(x) is np.ndarray else library_of(x)) is not None:
+    if (other := beside_arrays(x)) is not None:
         options: dict[str, Any] = {"amount": amount, "salt": salt, "values": values, "random": random}
         options |= {"layout": layout, "shared": shared, "batched": is_batch("x", x, batched), "out": out}
         return other.augmented(_impulse, x, noise, **options)

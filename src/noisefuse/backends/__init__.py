@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ..call.description import Loss, RepeatedLoss
 from ..ground.checks import check_integer
 from ..ground.version import __version__
-from ..language.noise import NOISE_VERSION
+from ..language.noise import NOISE_VERSION, PROVISIONAL_VERSION
 from . import threads
 from .selftest import self_test
 
@@ -299,7 +299,7 @@ def info() -> dict[str, Any]:
     """Describes this installation.
 
     Returns:
-        A dict with the version, the processor, its instruction sets, the threads and the backends, each "available" or
+        A dict with the versions, the processor, its instruction sets, the threads and the backends, each "available" or
         the reason why not. The backend in use is None if NOISEFUSE_BACKEND asks for one that is not available.
 
     >>> nf.info()["noise_version"]
@@ -321,6 +321,7 @@ def info() -> dict[str, Any]:
     return {
         "version": __version__,
         "noise_version": NOISE_VERSION,
+        "provisional_version": PROVISIONAL_VERSION,
         "cpu": _cpu_name(),
         "isa": isa,
         "threads": threads.count(),

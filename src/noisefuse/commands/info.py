@@ -21,8 +21,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _lines() -> list[tuple[str, str]]:
     info = nf.info()
+    contract = f"noise contract {info['noise_version']}, its provisional part {info['provisional_version']}"
     return [
-        ("noisefuse", f"{info['version']}, noise contract {info['noise_version']}"),
+        ("noisefuse", f"{info['version']}, {contract}"),
         ("processor", info["cpu"]),
         ("threads", str(info["threads"])),
         *_choices("instruction sets", info["isas"], info["isa"]),

@@ -37,6 +37,8 @@ def make_again(value: Any, state: Any) -> None:
     ``__setstate__``."""
     names = [field.name for field in fields(value) if field.init]  # of slots the others follow
     given = state if isinstance(state, dict) else dict(zip(names, state, strict=False))
+    if "version" in names:  # which the first pickles lack
+        given = {"version": 1} | given
     type(value).__init__(value, **given)
 
 

@@ -20,6 +20,7 @@ _MODULES = (
     "kornia",
     "llada",
     "monai",
+    "skimage",
     "torch",
     "torch_data",
     "torchvision",

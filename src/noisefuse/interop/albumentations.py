@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Albumentations with keyed noise: `GaussNoise`, `ISONoise`, `MultiplicativeNoise` and `ShotNoise` in place of the
-classes of the same names.
+"""Albumentations with keyed noise: `GaussNoise`, `ISONoise`, `MultiplicativeNoise`, `SaltAndPepper` and `ShotNoise` in
+place of the classes of the same names.
 
     from noisefuse.interop.albumentations import GaussNoise
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import random
+import weakref
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ with needs(__name__, "albumentations"):
     from albucore import from_float, to_float
     from albumentations.augmentations.utils import non_rgb_error
 
-__all__ = ["GaussNoise", "ISONoise", "MultiplicativeNoise", "ShotNoise"]
+__all__ = ["GaussNoise", "ISONoise", "MultiplicativeNoise", "SaltAndPepper", "ShotNoise"]
 
 Array = NDArray[Any]
 Name = tuple[int, int, int]  # seed, sample, step: plain numbers, so that a replay can keep them
@@ -48,7 +49,16 @@ class _Keyed(OfUnitRange):
     apply: Any
     p: float
     params: dict[str, Any]
+    processors: dict[str, Any]
     replay_mode: bool
+    _stage = 0  # the number of such transforms before it in its pipeline, which seeds all of them alike
+
+    def set_processors(self, processors: dict[str, Any]) -> None:
+        """Takes the processors of bounding boxes and key points, one dict for all transforms of a pipeline."""
+        if self.processors is not processors:
+            self._stage = sum(other.processors is processors for other in _transforms)
+            _transforms.add(self)
+        super().set_processors(processors)  # type: ignore[misc]
 
     def __call__(self, *args: Any, force_apply: bool = False, **data: Any) -> Any:
         """Calls the transform as Albumentations does. The key of an image, not a worker's generator, decides whether it
@@ -75,7 +85,7 @@ class _Keyed(OfUnitRange):
 
     def _name(self, data: dict[str, Any]) -> Name:
         if self.key is None:
-            return nf.Noise.from_rng(self.random_generator).seed, 0, 0
+            return (nf.Noise.from_rng(self.random_generator).seed + self._stage) % (1 << 64), 0, 0
         noise = noise_by(self.key, data, self.noise_seed, type(self).__name__)
         return noise.seed, int(noise.sample), noise.step
 
@@ -91,6 +101,9 @@ class _Keyed(OfUnitRange):
 
     apply_to_volume = apply_to_images
     apply_to_volumes = apply_to_images
+
+
+_transforms: weakref.WeakSet[_Keyed] = weakref.WeakSet()  # those in pipelines
 
 
 def _noise(name: Name) -> nf.Noise:
@@ -256,6 +269,43 @@ class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
         if levels is not None:
             return np.rint(result).clip(0, LEVELS[levels]).astype(img.dtype)
         return np.clip(result, 0.0, 1.0, out=result)
+
+
+class SaltAndPepper(_Keyed, albumentations.SaltAndPepper):
+    """Salt and pepper in all channels of random pixels, for uint8, uint16 or float32 images, frames and volumes.
+
+    Args:
+        amount: the range of the probability that a pixel changes; drawn for each call.
+        salt_vs_pepper: the range of the fraction of salt among them.
+        p, key, noise_seed: as in `GaussNoise`.
+
+    Raises:
+        KeyError: a call lacks the argument that `key` names.
+    """
+
+    class InitSchema(albumentations.SaltAndPepper.InitSchema):
+        key: str | None
+        noise_seed: int
+
+    def __init__(
+        self, amount: tuple[float, float] = (0.01, 0.06), salt_vs_pepper: tuple[float, float] = (0.4, 0.6),
+        p: float = 0.5, key: str | None = None, noise_seed: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__(amount, salt_vs_pepper, p)
+        self._set_key(key, noise_seed)
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        name = self._name(data)
+        amount, salt = self._numbers(name, self.amount, self.salt_vs_pepper)
+        return {"amount": amount, "salt": salt, "noise": name}
+
+    def apply(self, img: Array, amount: float, salt: float, noise: Name, **params: Any) -> Array:
+        if levels_of(img.dtype) is None:
+            self._warn_of_levels(img)
+        result: Array = nf.augment.impulse(
+            img, amount, _noise(noise), salt=salt, layout="HWC", shared=_has_channels(params), batched=False
+        )
+        return result
 
 
 class ShotNoise(_Keyed, albumentations.ShotNoise):

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""kornia with keyed noise: `RandomGaussianNoise` in place of kornia's class.
+"""kornia with keyed noise: `RandomGaussianNoise` and `RandomSaltAndPepperNoise` in place of the classes of the same
+names.
 
     from noisefuse.interop.kornia import RandomGaussianNoise
 
     augment = AugmentationSequential(RandomHorizontalFlip(), RandomGaussianNoise(std=0.1, p=0.5), data_keys=["input"])
 
-Arguments, defaults, shapes, containers and replay by ``params`` are those of `kornia.augmentation.RandomGaussianNoise`
-(0.9). The noise's key is 64 bits of torch's generator, or the images' (``at``). docs/transforms.md says what differs.
+Arguments, defaults, shapes, containers and replay by ``params`` are those of kornia's classes (0.9). The noise's key is
+64 bits of torch's generator, or the images' (``at``). docs/transforms.md says what differs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import noisefuse as nf
 
+from ..ground.checks import check_number
 from ..ground.needs import needs
 from .torch import internals
 from .transforms.keyed import Key
@@ -27,40 +29,20 @@ with needs(__name__, "kornia", "torch"):
     from torch import Tensor
 
 from .torch.internals import is_traced
-from .transforms.torch_keyed import add, word
+from .transforms.torch_keyed import add, impulse, word
 
-__all__ = ["RandomGaussianNoise"]
+__all__ = ["RandomGaussianNoise", "RandomSaltAndPepperNoise"]
 
 
-class RandomGaussianNoise(augmentation.RandomGaussianNoise):
-    """Gaussian noise for images (B, C, H, W), (C, H, W) or (H, W), of any floating dtype; nothing is clipped.
-
-    ``_params["noise"]`` has the seed, sample and step of each image's noise, (B, 3) int64. With ``params=`` they repeat
-    the noise, for other images too, on any device.
-
-    Args:
-        mean, std: numbers in the units of the images. Or tensors whose shapes broadcast to (B, C, H, W), such as (B, 1,
-            1, 1) for each image. Gradients reach tensors, so they may be parameters. They use torch's arithmetic, which
-            rounds more often.
-        same_on_batch: gives all images the same noise.
-        p: the probability of applying the transform, for each image.
-        keepdim: whether the result has the shape of the input, or is a batch.
-
-    Raises:
-        ValueError: std is negative, or p lies outside [0, 1].
-    """
+class _Keyed:
+    """The part that the transforms share: the keys of images, and the rows of numbers that stand for them."""
 
     _noise: nf.Noise | None = None
+    device: torch.device
+    dtype: torch.dtype
+    same_on_batch: bool
 
-    def __init__(
-        self, mean: float | Tensor = 0.0, std: float | Tensor = 1.0, same_on_batch: bool = False, p: float = 0.5,
-        keepdim: bool = False,
-    ) -> None:  # fmt: skip
-        if not (bool(torch.as_tensor(std >= 0).all()) and 0 <= p <= 1):
-            raise ValueError(f"std = {std}, p = {p}: expected std of at least 0 and 0 <= p <= 1")
-        super().__init__(mean, std, same_on_batch, p, keepdim)
-
-    def at(self, keys: Key | Sequence[Key] | Tensor, epoch: int = 0, *, seed: int = 0) -> RandomGaussianNoise:
+    def at(self, keys: Key | Sequence[Key] | Tensor, epoch: int = 0, *, seed: int = 0) -> Any:
         """Returns the transform for a batch with a key for each image. The key gives the noise and, with p, decides
         whether it is applied, in any process, order, batch and run. Transforms that follow one another each need a
         seed.
@@ -89,7 +71,9 @@ class RandomGaussianNoise(augmentation.RandomGaussianNoise):
         self, batch_shape: tuple[int, ...], p: float, p_batch: float, same_on_batch: bool
     ) -> Tensor:
         if self._noise is None:
-            theirs: Tensor = super().__batch_prob_generator__(batch_shape, p, p_batch, same_on_batch)
+            theirs: Tensor = super().__batch_prob_generator__(  # type: ignore[misc]
+                batch_shape, p, p_batch, same_on_batch
+            )
             return theirs
         count = 1 if same_on_batch else batch_shape[0]
         applied = nf.augment.strengths(count, 1.0, 1.0, self._named(count), p=p)
@@ -109,6 +93,36 @@ class RandomGaussianNoise(augmentation.RandomGaussianNoise):
         return noisy
 
     def _noisy(self, input: Tensor, params: dict[str, Tensor]) -> Tensor:
+        raise NotImplementedError
+
+
+class RandomGaussianNoise(_Keyed, augmentation.RandomGaussianNoise):
+    """Gaussian noise for images (B, C, H, W), (C, H, W) or (H, W), of any floating dtype; nothing is clipped.
+
+    ``_params["noise"]`` has the seed, sample and step of each image's noise, (B, 3) int64. With ``params=`` they repeat
+    the noise, for other images too, on any device.
+
+    Args:
+        mean, std: numbers in the units of the images. Or tensors whose shapes broadcast to (B, C, H, W), such as (B, 1,
+            1, 1) for each image. Gradients reach tensors, so they may be parameters. They use torch's arithmetic, which
+            rounds more often.
+        same_on_batch: gives all images the same noise.
+        p: the probability of applying the transform, for each image.
+        keepdim: whether the result has the shape of the input, or is a batch.
+
+    Raises:
+        ValueError: std is negative, or p lies outside [0, 1].
+    """
+
+    def __init__(
+        self, mean: float | Tensor = 0.0, std: float | Tensor = 1.0, same_on_batch: bool = False, p: float = 0.5,
+        keepdim: bool = False,
+    ) -> None:  # fmt: skip
+        if not (bool(torch.as_tensor(std >= 0).all()) and 0 <= p <= 1):
+            raise ValueError(f"std = {std}, p = {p}: expected std of at least 0 and 0 <= p <= 1")
+        super().__init__(mean, std, same_on_batch, p, keepdim)
+
+    def _noisy(self, input: Tensor, params: dict[str, Tensor]) -> Tensor:
         rows = params["noise"].expand(len(input), 3).tolist()
         mean, std, noise = self._param_generator.mean, self._param_generator.std, _of_rows(rows)
         if not isinstance(mean, Tensor) and not isinstance(std, Tensor):
@@ -117,6 +131,52 @@ class RandomGaussianNoise(augmentation.RandomGaussianNoise):
         mean, std = (torch.as_tensor(number).to(z) for number in (mean, std))
         noisy: Tensor = input + (mean + std * z)
         return noisy.to(input.dtype)
+
+
+class RandomSaltAndPepperNoise(_Keyed, augmentation.RandomSaltAndPepperNoise):
+    """Salt (1) and pepper (0) in all channels of random pixels, for images (B, C, H, W), (C, H, W) or (H, W) of any
+    floating dtype.
+
+    ``_params["noise"]`` is as in `RandomGaussianNoise`, and stands for the masks of kornia's class.
+
+    Args:
+        amount: the probability that a pixel changes: a number, or a range from which each image's is drawn.
+        salt_vs_pepper: the fraction of salt among them: a number, or a range from which each image's is drawn.
+        p, same_on_batch, keepdim: as in `RandomGaussianNoise`.
+
+    Raises:
+        ValueError: p lies outside [0, 1]. Exception: a range is wrong; kornia names it.
+    """
+
+    def __init__(
+        self, amount: float | tuple[float, float] = (0.01, 0.06),
+        salt_vs_pepper: float | tuple[float, float] = (0.4, 0.6), p: float = 0.5, same_on_batch: bool = False,
+        keepdim: bool = False,
+    ) -> None:  # fmt: skip
+        check_number("p", p, 0, 1)
+        super().__init__(amount, salt_vs_pepper, p, same_on_batch, keepdim)
+
+    def generate_parameters(self, batch_shape: tuple[int, ...]) -> dict[str, Tensor]:
+        params, samplers = super().generate_parameters(batch_shape), self._param_generator
+        count = 1 if self.same_on_batch else batch_shape[0]
+        for n, name in enumerate(("amount", "salt_and_pepper")):
+            if self._noise is None:
+                drawn = getattr(samplers, f"{name}_sampler").rsample((count,))
+            else:
+                low, high = getattr(samplers, name)
+                noise = self._named(count).at(stream=64 * n)
+                drawn = torch.from_numpy(nf.augment.strengths(count, low, high, noise))
+            params[f"{name}_factor"] = drawn.to(self.device, self.dtype).expand(batch_shape[0])
+        return params
+
+    def _noisy(self, input: Tensor, params: dict[str, Tensor]) -> Tensor:
+        names = ("noise", "amount_factor", "salt_and_pepper_factor")
+        columns = [params[name].expand(len(input), *params[name].shape[1:]).tolist() for name in names]
+        images = [
+            impulse(image, amount, _of_rows([row]), salt)
+            for image, row, amount, salt in zip(input, *columns, strict=True)
+        ]
+        return torch.stack(images) if images else input
 
 
 def _of_rows(rows: list[list[int]]) -> nf.Noise | list[nf.Noise]:

@@ -19,10 +19,13 @@ from numpy.typing import ArrayLike, NDArray
 from ..ground import notebook, stored
 from ..ground.checks import check_integer, got, is_tracer
 from ..ground.libraries import check_plain, library
+from ..ground.version import __version__
 from .increments import CELLS, RUNS, Terms, grid_terms, tree_terms
 
-# The version of the contract in docs/noise.md. It changes when any bit of any field does.
+# The versions of the contract in docs/noise.md: of its stable part, which is frozen, and of its provisional one. Each
+# grows when a bit of its part changes.
 NOISE_VERSION = 1
+PROVISIONAL_VERSION = 1
 
 # The uses of the streams of one seed. Users have 64 to 127 for themselves.
 FIELD, WALK, START, SAMPLER, INTERVAL, UNIFORM, AUGMENT = 0, 1, 2, 3, 4, 7, 8
@@ -54,10 +57,13 @@ class Noise:
             traced numbers, for operations on JAX's arrays.
         stream: an int in [0, 128), which keeps different uses of one seed apart (docs/noise.md); 64 to 127 are the
             user's.
+        version: the version of the contract that a program relies on (docs/noise.md): only 1 is drawn here. It is not
+            stored.
 
     Raises:
         OverflowError: a number is out of its range.
         TypeError: a number is no integer.
+        ValueError: another version is asked for.
 
     It is not for cryptography or differential privacy.
 
@@ -78,8 +84,11 @@ class Noise:
     window_start: tuple[int, ...]
 
     def __init__(
-        self, seed: SupportsIndex | None = None, *, sample: int | ArrayLike = 0, step: Any = 0, stream: int = 0
-    ) -> None:
+        self, seed: SupportsIndex | None = None, *, sample: int | ArrayLike = 0, step: Any = 0, stream: int = 0,
+        version: int = NOISE_VERSION,
+    ) -> None:  # fmt: skip
+        if version != NOISE_VERSION:
+            refuse_version(version)
         if with_jax and "jax.tree_util" in sys.modules:
             for load in tuple(with_jax):
                 load()
@@ -355,7 +364,8 @@ class Noise:
         if not isinstance(self.step, int):
             raise TypeError("noise.step lies on a device and cannot be pickled: use noise.at(step=int(noise.step))")
         sample = self.sample if isinstance(self.sample, int) else self.sample.copy()
-        return _unpickled, (self.seed, sample, self.step, self.stream, self.window_shape, self.window_start)
+        key = self.seed, sample, self.step, self.stream, self.window_shape, self.window_start
+        return _unpickled, (*key, NOISE_VERSION)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"Noise is frozen: use noise.at({name}=...) for another field")
@@ -450,6 +460,20 @@ def each(noise: Any, change: Callable[[Any], Any]) -> Any:
     return [change(name) for name in noise] if isinstance(noise, list | tuple) else change(noise)
 
 
+def one_each(noise: Noises, batch: int) -> list[Noise]:
+    """Returns the Noise of each sample of a batch. ValueError: the noise is that of another number of samples."""
+    names = names_of(noise)
+    if not isinstance(noise, Noise):
+        if len(names) != batch:
+            raise ValueError(f"noise: expected one Noise for each of {batch} samples, got {len(names)}")
+        return list(names)
+    if isinstance(noise.sample, int):
+        return [noise.at(sample=noise.sample + b) for b in range(batch)]
+    if len(noise.sample) != batch:
+        raise ValueError(f"noise: has {len(noise.sample)} sample ids, expected one for each of {batch} rows")
+    return [noise.at(sample=int(sample)) for sample in noise.sample]
+
+
 def whole(noise: Noise, stream: int) -> Noise:
     """Returns the noise on this stream, without its window."""
     return made_of(noise.seed, noise.sample, noise.step, stream, None, ())
@@ -530,10 +554,22 @@ def _part(shape: tuple[int, ...], splits: tuple[tuple[int, int, int], ...]) -> t
     return tuple(start), tuple(lengths)
 
 
-def _unpickled(seed: int, sample: Any, step: int, stream: int, window_shape: Any, window_start: Any) -> Noise:
-    """Makes a Noise with checks, because a pickle may come from anywhere, and kernels trust these numbers."""
-    noise = Noise(_checked("seed", seed, SEEDS), sample=sample, step=step, stream=stream)  # ids are read-only again
+def _unpickled(
+    seed: int, sample: Any, step: int, stream: int, window_shape: Any, window_start: Any, version: int = 1
+) -> Noise:
+    """Makes a Noise with checks, because a pickle may come from anywhere, and kernels trust these numbers. The first
+    pickles had no version."""
+    noise = Noise(_checked("seed", seed, SEEDS), sample=sample, step=step, stream=stream, version=version)
     return noise if window_shape is None else noise.window(window_shape, window_start)
+
+
+def refuse_version(given: object, name: str = "NOISE_VERSION") -> NoReturn:
+    """Raises ValueError: a program, a pickle or a table was made for another version of the contract."""
+    drawn = {"NOISE_VERSION": NOISE_VERSION, "PROVISIONAL_VERSION": PROVISIONAL_VERSION}[name]
+    raise ValueError(
+        f"version = {given!r}: expected {drawn}, the {name} of this noisefuse, {__version__}; another version of the "
+        "noise contract has other bits, so install a noisefuse that draws it"
+    )
 
 
 def _check_no_trace() -> None:

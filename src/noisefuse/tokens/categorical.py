@@ -21,7 +21,7 @@ from ..ground.checks import check_integer, lie_within
 from ..ground.libraries import library_of
 from ..ground.stored import SetState, make_again
 from ..language.levels import INFO, LOGITS
-from ..language.noise import RACE, Noise, Noises, names_of, whole
+from ..language.noise import PROVISIONAL_VERSION, RACE, Noise, Noises, names_of, refuse_version, whole
 
 TOKEN_DTYPES = ("int64", "int32")
 OF_PARTS = ("log_prob", "log_prob_raw")  # what `combine_categories` can tell
@@ -61,9 +61,10 @@ class Partial:
         temperature: float64, (1,) or (B,).
         noise: the keys that it drew with.
         parts: its scores and sums.
+        version: the `PROVISIONAL_VERSION` of its draws.
 
     Raises:
-        TypeError, ValueError: the fields are not those of one part. Arrays are taken in C order.
+        TypeError, ValueError: the fields are not those of one part, or of this version. Arrays are taken in C order.
     """
 
     token: NDArray[np.int64]
@@ -74,9 +75,12 @@ class Partial:
     temperature: NDArray[np.float64]
     noise: tuple[Noise, ...]
     parts: Parts
+    version: int = PROVISIONAL_VERSION
 
     def __post_init__(self) -> None:
         """Kernels trust a part, and it may come from anywhere."""
+        if self.version != PROVISIONAL_VERSION:
+            refuse_version(self.version, "PROVISIONAL_VERSION")
         token = arrays.contiguous(arrays.as_array("token", self.token, ("int64",)))
         first, n, whole = (check_integer(name, getattr(self, name)) for name in ("first", "n", "vocabulary"))
         if not (0 <= first < first + n <= whole <= TOKENS) or _cuts_a_chunk(first, n, whole):
@@ -96,7 +100,7 @@ class Partial:
         parts = _checked(self.parts, token.size, -(-n // LOSS_CHUNK), info)
         if not np.array_equal(parts.score == -np.inf, token.reshape(-1) == -1):
             raise ValueError("parts.score: expected -inf where there is no token, and only there")
-        fields = (token, first, n, whole, info, temperature, noise, parts)
+        fields = (token, first, n, whole, info, temperature, noise, parts, self.version)
         for name, value in zip(Partial.__slots__, fields, strict=True):
             object.__setattr__(self, name, value)
 

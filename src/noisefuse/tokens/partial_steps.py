@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..arguments.types import Array
 from ..ground.stored import SetState, make_again
-from ..language.noise import Noise, names_of, whole
+from ..language.noise import PROVISIONAL_VERSION, Noise, names_of, refuse_version, whole
 from .steps import Drawn, first_ones, next_tokens, ranked
 from .table import TokenRow, TokenTable
 
@@ -31,9 +31,10 @@ class PartialStep:
         other: (B, L) of x's dtype, what becomes of the positions that do not take their drawn token.
         may: bool (B, L), the positions that may take it.
         key: float64 (B, L); the least take it first.
+        version: the `PROVISIONAL_VERSION` of the draws.
 
     Raises:
-        ValueError: the arrays differ in their shapes.
+        ValueError: the arrays differ in their shapes, or the draws are of another version.
     """
 
     row: TokenRow
@@ -44,10 +45,13 @@ class PartialStep:
     other: Array
     may: NDArray[np.bool_]
     key: NDArray[np.float64]
+    version: int = PROVISIONAL_VERSION
 
     __setstate__: ClassVar[SetState] = make_again
 
     def __post_init__(self) -> None:
+        if self.version != PROVISIONAL_VERSION:
+            refuse_version(self.version, "PROVISIONAL_VERSION")
         shapes = {name: getattr(self, name).shape for name in ("token", "other", "may", "key")}
         if len({*shapes.values()}) != 1 or len(self.other.shape) != 2:
             raise ValueError(f"token, other, may, key: expected arrays of one shape (B, L), got {shapes}")

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, TypedDict, get_args
 
 from ..ground import stored
 from ..ground.checks import check_choice, check_integer, check_number
+from ..language.noise import PROVISIONAL_VERSION, refuse_version
 
 Source = Literal["mask", "uniform"]
 Order = Literal["confidence", "random", "log_prob", "margin", "entropy"]
@@ -196,6 +197,7 @@ class TokenTable:
         left_out: tokens that are never drawn.
         unsure: tokens whose confidence is 0, so that they are revealed last; that of the others is their probability
             without them.
+        version: the `PROVISIONAL_VERSION` of the noise that its rows draw; another one is a ValueError.
 
     >>> table = nf.TokenTable("own", (nf.TokenRow(time=1.0, reveal=0.5), nf.TokenRow(time=0.5, reveal=1.0)), mask_id=9)
     >>> len(nf.DiscreteSampler(table))
@@ -218,10 +220,13 @@ class TokenTable:
     final: Final = "draw"
     left_out: tuple[int, ...] = ()
     unsure: tuple[int, ...] = ()
+    version: int = field(default=PROVISIONAL_VERSION, repr=False)
 
     __setstate__: ClassVar[stored.SetState] = stored.make_again
 
     def __post_init__(self) -> None:
+        if self.version != PROVISIONAL_VERSION:
+            refuse_version(self.version, "PROVISIONAL_VERSION")
         object.__setattr__(self, "rows", tuple(self.rows))
         if not self.rows or not all(isinstance(row, TokenRow) for row in self.rows):
             raise TypeError("rows: expected at least one TokenRow")
