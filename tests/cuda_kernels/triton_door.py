@@ -29,7 +29,7 @@ from . import sass
 from .triton_kernels import disassembled, machine_code
 
 CUDA = torch.device("cuda", 1)
-KERNELS = [(kernels, "affine"), (loss, "chunks"), (loss, "samples")]
+KERNELS = [(kernels, "affine"), (kernels, "walk"), (loss, "chunks"), (loss, "samples")]
 
 
 def rounded(self, source, kind):
@@ -127,6 +127,7 @@ def calls():
         "q_sample, a window": lambda: nf.q_sample(x, t, s, noise.window((4, 64, 64), (0, 3, 5))),
         "q_step": lambda: nf.q_step(x, t, s, noise),
         "q_step, a time for each token": lambda: nf.q_step(x, of_token, s, noise),
+        "q_walk": lambda: nf.q_walk(x, s, noise, keep=[0, 3]),
         "interpolate": lambda: nf.interpolate(x, y, t / 20, bridge, noise),
         "a sampler's step": lambda: nf.update(table, 1, x, y, noise=noise),
         "its gradient": lambda: gradient(lambda y: nf.update(table, 1, x, y, noise=noise)),

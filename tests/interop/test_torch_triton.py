@@ -59,7 +59,7 @@ REFUSED = "this needs CuPy on a CUDA device: pip install"
 
 @pytest.mark.parametrize("shape", [(3, 5, 4), pytest.param((3, 5, 3), marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.uint8], ids=str)
-@pytest.mark.parametrize("call", [name for name in CALLS if name != "q_walk"])
+@pytest.mark.parametrize("call", CALLS)
 def test_bits_of_the_cpu(call, dtype, shape):
     if dtype == torch.uint8 and "q_sample" not in call:
         pytest.skip("bytes are images, and no state of a walk")
@@ -185,7 +185,7 @@ def test_times_of_the_device_are_not_looked_at():
         assert same(nf.q_sample(x, u, FLOW, N), nf.q_sample(x.numpy(), u.numpy(), FLOW, N))
 
 
-@pytest.mark.parametrize("name", [name for name in DIFFERENTIABLE if "q_walk" not in name])
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_gradients(name):
     x = tensor(3, 4, dtype=torch.float64, grad=True)
 
@@ -198,7 +198,7 @@ def test_gradients(name):
     expected = run()
     with on_triton() as launches:
         assert equal(run(), expected)
-        assert len(launches) >= 2
+        assert len(launches) >= (1 if "q_walk" in name else 2)
 
 
 # ---- losses ------------------------------------------------------------------------------------------------
@@ -341,15 +341,10 @@ def test_losses_of_nothing():
 
 def test_what_else_there_is_says_what_it_needs():
     """Nothing is launched then."""
-    x = tensor(3, 16)
-    calls = [
-        lambda: nf.q_walk(x, S, N),
-        lambda: nf.augment.poisson(tensor(2, 3, 32, 32, dtype=torch.uint8), 30.0, N),
-    ]
+    images = tensor(2, 3, 32, 32, dtype=torch.uint8)
     with on_triton() as launches:
-        for call in calls:
-            with pytest.raises(NotImplementedError, match=REFUSED):
-                call()
+        with pytest.raises(NotImplementedError, match=REFUSED):
+            nf.augment.poisson(images, 30.0, N)
         assert not launches
 
 
@@ -373,7 +368,7 @@ def test_what_a_device_would_run():
     """Triton compiles what calls launch, with their own arguments. 16 elements of a thread take 60 instructions each,
     those of the launch included, as they are of sm_90. Seen to fail: steps of their own for each element, in blocks."""
     found = of_the_door()
-    assert len(found) == 30
+    assert len(found) == 31
     assert all(counts.endswith(" 0 spilled") for counts in found.values())
     for name in ("randn", "uniform", "q_sample", "q_sample, bfloat16", "q_step"):
         assert int(found[name].split()[0]) <= 60 * 16, name
@@ -386,5 +381,5 @@ def test_machine_code_of_all_launches_gives_the_bits_of_the_cpu(arguments):
     races with another, in shared memory and in arrays. Nothing that Triton could fuse is left. Seen to fail: squares
     that are rounded before they are added; a normal's sign set before its last product, fused."""
     found = of_the_door(*arguments)
-    assert len(found) == 30
+    assert len(found) == 31
     assert {*found.values()} == {"True"}

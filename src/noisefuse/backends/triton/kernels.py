@@ -215,3 +215,27 @@ def affine(
         put(aux1, at, inside, second, 0)
     if aux2 is not None:
         put(aux2, at, inside, third, 0)
+
+
+@triton.jit(do_not_specialize=["seed", "sample", "step", "stream", "start", "times"])
+def walk(
+    rows, keep, x, out, names, seed: tl.uint64, sample: tl.int64, step: tl.int64, stream: tl.int64, start: tl.int64,
+    samples, counter, axes, run: tl.int64, span: tl.int64, total: tl.int64, tiles: tl.int32, times: tl.int32,
+    ACTIVE: tl.constexpr, DOUBLE: tl.constexpr, AXES: tl.constexpr, FOURS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Writes the kept times of a random walk of `tiles` programs for each sample. Only what is stored is rounded to 16
+    bits, not the state."""
+    tile, entry = (tl.program_id(0) % tiles).to(tl.int64), (tl.program_id(0) // tiles).to(tl.int64)
+    i, block = tile * BLOCK + tl.arange(0, BLOCK), tile * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
+    inside, like = i < span, tl.full((BLOCK,), 0, tl.float64 if DOUBLE else tl.float32)
+    state = value(x, entry * span + i, inside, like)
+    for time in range(times):
+        noise = drawn(
+            names, seed, sample, step, stream, start, samples, counter, axes, run, entry, time, i, block,
+            "normal", DOUBLE, AXES, FOURS, BLOCK,
+        )  # fmt: skip
+        values = (state, like, like, like, like, like, like, like, noise)
+        place = tl.load(keep + time)
+        state = combination(rows + time * COLUMNS.value, time < times, values, like, ACTIVE, OUT.value, TERMS)
+        if place >= 0:
+            tl.store(out + place * total + entry * span + i, state.to(out.dtype.element_ty), mask=inside)

@@ -30,7 +30,7 @@ def step(call: Step) -> None:
         raise NotImplementedError(NEEDS_CUPY)
     device, double = _device(call), call.arithmetic == FLOAT64
     noise, span, fours, axes = _noise(call, device)
-    block = min(BLOCK // (1 + double), max(32, 1 << (span - 1).bit_length()))
+    block = _block(span, BLOCK // (1 + double))
     tiles, out = -(-span // block), call.outputs[0]
     levels = None if out is None else levels_of(out.dtype)
     kernels.affine[(call.batch * call.size // span * tiles,)](
@@ -39,6 +39,21 @@ def step(call: Step) -> None:
         ACTIVE=call.rows.active, DRAW=call.draw, DOUBLE=double, BY_INDEX=call.step_by_index,
         BY_PERIOD=call.period > 0, MASKED=call.masked, LEVELS=LEVELS[levels] if levels else 0,
         AXES=axes, FOURS=fours, BLOCK=block, num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+def walk(call: Walk) -> None:
+    """Computes the kept times of a random walk."""
+    first = call.first._replace(segment=call.first.batch * call.first.size)
+    device, double = _device(first), first.arithmetic == FLOAT64
+    noise, span, fours, axes = _noise(first, device)
+    block = _block(span, BLOCK // (1 + double))
+    tiles = -(-span // block)
+    x, *_, out, _, _ = _memory(first)
+    kernels.walk[(first.batch * tiles,)](
+        _table(first.rows, double, device), uploaded(call.keep, device), x, out, *noise, span, first.batch * span,
+        tiles, len(call.keep), ACTIVE=first.rows.active, DOUBLE=double, AXES=axes, FOURS=fours, BLOCK=block,
+        num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -51,7 +66,7 @@ def loss(call: Loss) -> None:
     sums = None if call.losses is None else empty(device, (call.pieces * chunks,), FLOAT64).tensor
     weights = None if call.weights is None else uploaded(call.weights, device)
     on_host = isinstance(call.upstream, np.ndarray) and not call.upstream.ndim
-    block = min(TILE, max(ACCUMULATORS, 1 << (span - 1).bit_length()))
+    block = _block(span, TILE, ACCUMULATORS)
     losses.chunks[(call.pieces * chunks,)](
         _table(residual.rows, double, device), *index, *_memory(residual)[:-2], *noise, span, residual.size // span,
         chunks, sums, weights, None if on_host else uploaded(call.upstream, device),
@@ -68,6 +83,11 @@ def loss(call: Loss) -> None:
     losses.samples[of_batch](sums, weights, *index, each, call.pieces // residual.batch, chunks, last, **options)
     if not direct:
         losses.samples[1,](each, None, 0, None, 0, 1, result.tensor, 1, residual.batch, call.n, **options)
+
+
+def _block(span: int, most: int, least: int = 32) -> int:
+    """Returns the elements of a program: a power of two."""
+    return min(most, max(least, 1 << (span - 1).bit_length()))
 
 
 def _index(call: Step, span: int, device: int) -> tuple[Any, ...]:
@@ -129,8 +149,4 @@ def _table(rows: Rows, double: bool, device: int) -> Tensor:
     return found
 
 
-def refuse(call: Any) -> None:
-    raise NotImplementedError(NEEDS_CUPY)
-
-
-run: Any = runner({Step: step, Walk: refuse, Loss: loss})
+run: Any = runner({Step: step, Walk: walk, Loss: loss})
