@@ -21,15 +21,17 @@ import triton
 
 import noisefuse as nf
 from noisefuse import backends
-from noisefuse.backends.triton import arrays, kernels, loss
+from noisefuse.backends.triton import arrays, kernels, loss, tokens
 from noisefuse.interop.torch import arrays as torch_arrays
 from noisefuse.interop.torch import graph
+from noisefuse.interop.torch import tokens as torch_tokens
 
 from . import sass
 from .triton_kernels import disassembled, machine_code
 
 CUDA = torch.device("cuda", 1)
-KERNELS = [(kernels, "affine"), (kernels, "walk"), (loss, "chunks"), (loss, "samples")]
+KERNELS = [(kernels, "affine"), (kernels, "walk"), (loss, "chunks"), (loss, "samples"), (tokens, "masks")]
+interpreted = not isinstance(kernels.affine, triton.JITFunction)
 
 
 def rounded(self, source, kind):
@@ -59,7 +61,7 @@ def opened(*host, launch=lambda kernel, grid: kernel[grid]):
             return launch(self.kernel, grid)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (torch_arrays, graph):
+        for module in (torch_arrays, graph, torch_tokens):
             patch.setattr(module, "place_of", place)
         patch.setitem(sys.modules, "cupy", None)
         patch.setattr(torch_arrays, "_HAS_CUPY", False)
@@ -67,6 +69,7 @@ def opened(*host, launch=lambda kernel, grid: kernel[grid]):
         patch.setattr(torch.cuda, "device", lambda device: nullcontext())
         for module, name in KERNELS:
             patch.setattr(module, name, Launched(getattr(module, name)))
+        patch.setattr(backends, "_tested_devices", backends._tested_devices | {("triton", n) for n in range(2)})
         patch.setattr(interpreter.InterpreterBuilder, "create_fp_trunc", rounded)
         for name in backends.FAST_PATH:  # it sees where the memory really is
             patch.setattr(backends, name, backends.declined)
@@ -104,6 +107,8 @@ def calls():
     long, few = torch.randn(2, 2, 4660, generator=generator), torch.randn(2, 4, 2, 3, generator=generator)
     pieces, each = torch.arange(8).view(4, 2), {"target": "v", "reduction": "none"}
     out, table = torch.empty(4, 2048), nf.samplers.ddpm(s, steps=4, clip=0.8).tableau
+    ids, p = torch.randint(9, (4, 2048), generator=generator), torch.rand(4, generator=generator)
+    chances = torch.rand(4, 2048, dtype=torch.float64, generator=generator)
     law, bridge = nf.samplers.flow_sde(nf.Schedule.flow(20), steps=10).tableau, nf.paths.brownian_bridge(0.5)
 
     def gradient(of):
@@ -131,6 +136,9 @@ def calls():
         "interpolate": lambda: nf.interpolate(x, y, t / 20, bridge, noise),
         "a sampler's step": lambda: nf.update(table, 1, x, y, noise=noise),
         "its gradient": lambda: gradient(lambda y: nf.update(table, 1, x, y, noise=noise)),
+        "q_mask": lambda: nf.q_mask(ids, 0.5, noise, 9),
+        "q_mask, a p for each token": lambda: nf.q_mask(ids, chances, noise, 9, where=ids > 0),
+        "q_uniform": lambda: nf.q_uniform(ids, p, noise, 9),
         "augment.sensor": lambda: nf.augment.sensor(x, 0.1, 0.1, noise),
         "mse_loss": lambda: nf.mse_loss(x, y, t, s, noise, target="v"),
         "mse_loss_and_grad": lambda: nf.mse_loss_and_grad(x, y, t, s, noise, target="v", weight=s.alpha),
@@ -188,7 +196,7 @@ def executed(arch, fused):
             text, parts = disassembled(cubin), np.frombuffer(struct.pack(form, *values, 0, 0), np.uint8)
             program = sass.Program(sass.elf_sections(cubin), text, arch, made.metadata.shared)
             threads = 32 * made.metadata.num_warps
-            program.execute(lambda: memory)(kernel.__name__, (grid[0], 1, 1), threads, parts)
+            program.execute(lambda: memory)(kernel.__name__, (*grid, 1, 1)[:3], threads, parts)
 
         return run
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from ...call.description import ACCUMULATORS, FLOAT64, Loss, Step, Walk, window_runs
+from ...call.description import ACCUMULATORS, FLOAT64, Loss, Masks, Step, Walk, window_runs
 from ...language.levels import LEVELS, levels_of
 from ...language.noise import Noise
 from ...language.rows import M1, D, Rows
 from .. import NEEDS_CUPY, runner
-from . import kernels
+from . import kernels, tokens
 from . import loss as losses
-from .arrays import empty, uploaded
+from .arrays import empty as empty
+from .arrays import uploaded
 
 BLOCK = 2048  # the most elements of a program, or half as many float64: registers hold them
 TILE = 512  # the most elements of a loss at a time
@@ -85,6 +87,29 @@ def loss(call: Loss) -> None:
         losses.samples[1,](each, None, 0, None, 0, 1, result.tensor, 1, residual.batch, call.n, **options)
 
 
+def masks(call: Masks) -> None:
+    """Masks tokens, or draws them anew."""
+    device, size = call.tokens.device.id, call.step.size  # type: ignore[attr-defined]
+    noise, _, fours, axes = _noise(call.step, device)
+    p = None if isinstance(call.p, np.ndarray) and call.p.size == 1 else uploaded(call.p, device)
+    if p is not None and 1 < call.segment < size:
+        p = p.repeat_interleave(call.segment)
+    elif p is not None and len(p) == 1:
+        p = p.expand(call.step.batch).contiguous()
+    block = _block(size, BLOCK)
+    tiles = -(-size // block)
+    grid = call.step.batch, min(tiles, 1 << 15), -(-tiles >> 15)  # CUDA's later axes have less than 2^16
+    arrays: tuple[Any, ...] = call.tokens, call.out, call.masked
+    count = 0 if p is not None else int(np.rint(call.p[0] * 2.0**32))
+    with torch.cuda.device(device):
+        tokens.masks[grid](
+            *(a.tensor for a in arrays), None if call.where is None else uploaded(call.where, device), p, count,
+            (call.mask ^ 1 << 63) - (1 << 63), call.vocabulary, *noise, size,
+            EACH=p is not None and len(p) > call.step.batch, NEW=call.vocabulary > 0, COMPLEMENT=call.complement,
+            AXES=axes, FOURS=fours, BLOCK=block, num_warps=4, enable_fp_fusion=False,
+        )  # fmt: skip
+
+
 def _block(span: int, most: int, least: int = 32) -> int:
     """Returns the elements of a program: a power of two."""
     return min(most, max(least, 1 << (span - 1).bit_length()))
@@ -149,4 +174,4 @@ def _table(rows: Rows, double: bool, device: int) -> Tensor:
     return found
 
 
-run: Any = runner({Step: step, Walk: walk, Loss: loss})
+run: Any = runner({Step: step, Masks: masks, Walk: walk, Loss: loss})
