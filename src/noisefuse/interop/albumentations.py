@@ -25,7 +25,7 @@ import noisefuse as nf
 from ..ground.needs import needs
 from ..language.levels import LEVELS, levels_of
 from ..language.noise import word
-from .transforms.keyed import OfUnitRange, applies, given_by, noise_by, strength
+from .transforms.keyed import FromItem, OfUnitRange, applies, given_by, noise_by, strength
 
 with needs(__name__, "albumentations"):
     import albumentations
@@ -39,12 +39,10 @@ Array = NDArray[Any]
 Name = tuple[int, int, int]  # seed, sample, step: plain numbers, so that a replay can keep them
 
 
-class _Keyed(OfUnitRange):
+class _Keyed(FromItem, OfUnitRange):
     """The part that the transforms share. Frames and volumes are one array, and each of its elements has its own
     noise."""
 
-    key: str | None
-    noise_seed: int
     random_generator: np.random.Generator
     py_random: random.Random
     apply: Any
@@ -79,10 +77,6 @@ class _Keyed(OfUnitRange):
         about replays.)"""
         keys: set[str] = super().available_keys  # type: ignore[misc]
         return keys if self.key is None else keys | {self.key}
-
-    def _set_key(self, key: str | None, noise_seed: int) -> None:
-        self.key, self.noise_seed = key, noise_seed
-        nf.Noise(noise_seed)  # this raises the error of a wrong seed
 
     def _name(self, data: dict[str, Any]) -> Name:
         if self.key is None:
@@ -310,13 +304,12 @@ class SaltAndPepper(_Keyed, albumentations.SaltAndPepper):
 
 
 class ShotNoise(_Keyed, albumentations.ShotNoise):
-    """The noise of counted photons, in uint8 images, frames and volumes. Light is the grey level to the power of 2.2.
+    """The noise of counted photons, in uint8, uint16 or float32 images, frames and volumes. Light is the grey level to
+    the power of 2.2.
 
     Args:
         scale_range: the inverse of the number of photons for white; drawn for each call.
         p, key, noise_seed: as in `GaussNoise`.
-
-    For uint16 and float32 images, Albumentations makes the noise, from a generator that the same key seeds.
 
     Raises:
         ValueError: a scale is below 1e-6.
@@ -343,12 +336,10 @@ class ShotNoise(_Keyed, albumentations.ShotNoise):
         return {}
 
     def apply(self, img: Array, scale: float, noise: Name, **params: Any) -> Array:
-        if img.dtype != np.uint8:
-            if levels_of(img.dtype) is None:
-                self._warn_of_levels(img)
-            theirs: Array = super().apply(img, scale, list(noise))  # the list seeds NumPy's generator there
-            return theirs
         result: Array = nf.augment.poisson(img, 1 / scale, _noise(noise), gamma=2.2, batched=False)
+        if levels_of(img.dtype) is None:
+            self._warn_of_levels(img)
+            np.clip(result, 0.0, 1.0, out=result)
         return result
 
 

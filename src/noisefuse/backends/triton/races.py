@@ -100,6 +100,22 @@ def second_of(x, n, hidden, least, last, at, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def of_softmax(total, spread, beta, behind, most, second):
+    """Returns the log-probability of a token so far behind the largest logit, the entropy, and the margin."""
+    ln = -0.5 * minus_two_ln64(total)
+    apart = most.to(tl.float64) - second.to(tl.float64)
+    margin = (1.0 - exp64(-(apart * beta))) / total
+    return tl.fma(behind, beta, -ln), tl.fma(beta, spread / total, ln), margin
+
+
+@triton.jit
+def store(pointer, row, value, bad):
+    """Stores what is known of a row's token, float32."""
+    if pointer is not None:
+        tl.store(pointer + row, tl.where(bad, float("nan"), value).to(tl.float32))
+
+
+@triton.jit
 def rank_of(x, n, hidden, logit, token, BLOCK: tl.constexpr):
     """Returns how many logits come before a token's."""
     before, none = tl.full((), 0, tl.int64), tl.full((), NONE.value, tl.float32)
@@ -223,29 +239,22 @@ def race(
                 one, high1, low1, rate1, reach1 = scale_of(unit)
                 total, _ = row_sums(x, n, hidden, none, n, most, one, high1, low1, rate1, reach1, False, C)
                 raw = behind + 0.5 * minus_two_ln64(total)
-            tl.store(log_prob_raw + row, tl.where(bad, float("nan"), raw).to(tl.float32))
+            store(log_prob_raw, row, raw, bad)
         if (log_prob is not None) or (entropy is not None) or (margin is not None):
-            known, spread, apart = (
-                tl.full((), 0.0, tl.float64),
-                tl.full((), 0.0, tl.float64),
-                tl.full((), 1.0, tl.float64),
-            )
+            zero = tl.full((), 0.0, tl.float64)
+            known, spread, apart = zero, zero, zero + 1.0
             if finite:
                 total, far = row_sums(
                     x, n, hidden, least, last, most, beta, high, low, rate, reach, entropy is not None, C
                 )
-                ln = -0.5 * minus_two_ln64(total)
-                known = tl.where(draws, tl.fma(behind, beta, -ln), 0.0)
-                spread = tl.fma(beta, far / total, ln)
+                second = most
                 if margin is not None:
                     second = second_of(x, n, hidden, least, last, at, BLOCK)
-                    apart = (1.0 - exp64(-((most.to(tl.float64) - second.to(tl.float64)) * beta))) / total
-            if log_prob is not None:
-                tl.store(log_prob + row, tl.where(bad, float("nan"), known).to(tl.float32))
-            if entropy is not None:
-                tl.store(entropy + row, tl.where(bad, float("nan"), spread).to(tl.float32))
-            if margin is not None:
-                tl.store(margin + row, tl.where(bad, float("nan"), apart).to(tl.float32))
+                known, spread, apart = of_softmax(total, far, beta, behind, most, second)
+                known = tl.where(draws, known, 0.0)
+            store(log_prob, row, known, bad)
+            store(entropy, row, spread, bad)
+            store(margin, row, apart, bad)
         if rank is not None:
             tl.store(rank + row, rank_of(x, n, hidden, found, winner, BLOCK).to(tl.int32))
 
