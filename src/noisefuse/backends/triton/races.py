@@ -14,8 +14,12 @@ SETTINGS = tl.constexpr(6)  # of a temperature: beta, then high, low, rate, reac
 
 @triton.jit
 def scale_of(settings):
-    """Returns 1 / temperature, and what terms take of it."""
-    beta, high, low = tl.load(settings), tl.load(settings + 1).to(tl.float32), tl.load(settings + 2).to(tl.float32)
+    """Returns 1 / temperature, and what terms take of it; at temperature 0, where it is -1, those of temperature 1."""
+    beta, high, low = (
+        tl.abs(tl.load(settings)),
+        tl.load(settings + 1).to(tl.float32),
+        tl.load(settings + 2).to(tl.float32),
+    )
     return beta, high, low, tl.load(settings + 3).to(tl.float32), tl.load(settings + 4).to(tl.float32)
 
 
@@ -214,9 +218,8 @@ def race(
         own = settings + entry * each * SETTINGS.value
         draws, k = tl.load(own) > 0, tl.load(own + 5).to(tl.int64)
         beta, high, low, rate, reach = scale_of(own)
-        beta = tl.abs(beta)  # below 0: at temperature 0, that of temperature 1
         seed, sample, step, stream, _ = name_of(names, seed, sample, step, stream, start, samples, counter, entry)
-        none = tl.full((), NONE.value, tl.float32)
+        none, zero = tl.full((), NONE.value, tl.float32), tl.full((), 0.0, tl.float64)
         most, at, nan = largest_of(x, n, hidden, BLOCK)
         races = draws & (most < ALL.value)
         least, last = none, n
@@ -234,14 +237,13 @@ def race(
         finite = (most < ALL.value) & (bad == 0)
         behind = found.to(tl.float64) - most.to(tl.float64)
         if log_prob_raw is not None:
-            raw = tl.full((), 0.0, tl.float64)
+            raw = zero
             if finite:
                 one, high1, low1, rate1, reach1 = scale_of(unit)
                 total, _ = row_sums(x, n, hidden, none, n, most, one, high1, low1, rate1, reach1, False, C)
                 raw = behind + 0.5 * minus_two_ln64(total)
             store(log_prob_raw, row, raw, bad)
         if (log_prob is not None) or (entropy is not None) or (margin is not None):
-            zero = tl.full((), 0.0, tl.float64)
             known, spread, apart = zero, zero, zero + 1.0
             if finite:
                 total, far = row_sums(
