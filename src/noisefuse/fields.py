@@ -43,6 +43,7 @@ from .language.noise import (
     check_stream_0,
     each,
     names_of,
+    one_each,
 )
 from .language.rows import Rows
 from .language.schedule import Schedule, check_schedule
@@ -95,7 +96,7 @@ def nearest_of(k: SupportsIndex, x0: Array, noise: Noises, *, batched: bool | No
     """
     k, batched = check_integer("k", k, 1), is_batch("x0", x0, batched)
     batch, _ = arrays.batch_shape(_shape("x0", x0), batched)
-    names = _one_each(noise, batch)
+    names = one_each(noise, batch)
     check_stream_0(noise)
     for name in names:
         if not isinstance(name.step, int):
@@ -148,7 +149,7 @@ def assigned(x0: Array, noise: Noises) -> list[Noise]:
     [Noise(7, sample=1), Noise(7)]
     """
     batch, _ = arrays.batch_shape(_shape("x0", x0), batched=True)
-    names = _one_each(noise, batch)
+    names = one_each(noise, batch)
     return [names[j] for j in _asked(_assigned, x0, names).tolist()]
 
 
@@ -535,19 +536,6 @@ def _of_axes(noise: Noises, stream: int, axes: slice) -> Any:
         return new if name.window_shape is None else new.window(name.window_shape[axes], name.window_start[axes])
 
     return each(noise, change)
-
-
-def _one_each(noise: Noises, batch: int) -> list[Noise]:
-    names = names_of(noise)
-    if not isinstance(noise, Noise):
-        if len(names) != batch:
-            raise ValueError(f"noise: expected one Noise for each of {batch} samples, got {len(names)}")
-        return list(names)
-    if isinstance(noise.sample, int):
-        return [noise.at(sample=noise.sample + b) for b in range(batch)]
-    if len(noise.sample) != batch:
-        raise ValueError(f"noise: has {len(noise.sample)} sample ids, expected one for each of {batch} rows")
-    return [noise.at(sample=int(sample)) for sample in noise.sample]
 
 
 def _on_memory(function: Callable[..., Array], x: Array, noise: Noises, **options: Any) -> Array:

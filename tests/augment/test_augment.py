@@ -208,7 +208,7 @@ def test_of_tensors():
         ({"clip": 3}, ValueError, "clip = 3"),
         ({"noise": 7}, TypeError, "noise: .* got 7: a bare seed"),
         ({"x": images("int64")}, TypeError, "x: dtype int64"),
-        ({"x": [1.0, 2.0]}, TypeError, "x: expected an array of NumPy, .* DLPack"),
+        ({"x": [1.0, 2.0]}, TypeError, r"x\[0\]: expected an array of NumPy, .* DLPack"),
         ({"dtype": "int16"}, TypeError, "dtype int16"),
         ({"out": np.zeros((4, 6, 35), np.uint8)}, ValueError, "out: expected shape"),
         ({"out": np.zeros((4, 6, 35, 6), np.uint8)[..., ::2]}, ValueError, "out: expected a C-contiguous"),
@@ -543,7 +543,6 @@ def test_tables_of_levels_are_of_bytes_alone():
     level = np.arange(256.0)
     for call in (
         lambda: by_level(WIDE, level, level, N),
-        lambda: nf.augment.poisson(WIDE, 5.0, N),
         lambda: nf.augment.transition(WIDE, np.eye(256), N),
     ):
         with pytest.raises(TypeError, match="x: dtype uint16 is not supported, expected one of uint8"):

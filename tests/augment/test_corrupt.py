@@ -50,7 +50,7 @@ def test_mean_and_std_are_theirs(corruption, severity):
         ((np.zeros((2, 4), np.uint8), "fog", 1), ValueError, "corruption = 'fog'"),
         ((np.zeros((2, 4), np.uint8), "shot_noise", 6), ValueError, "severity = 6"),
         ((np.zeros((2, 4), np.float32), "shot_noise", 1), TypeError, "images: expected uint8, got float32"),
-        (([[1, 2]], "shot_noise", 1), TypeError, "images: expected uint8, got list"),
+        (([[1, 2]], "shot_noise", 1), TypeError, r"x\[0\]: expected an array of NumPy.*got list"),
     ],
 )
 def test_bad_input_is_named(given, error, message):

@@ -197,3 +197,32 @@ def test_reprs_say_what_a_batch_gets():
     noisy.set_epoch(3)
     assert repr(noisy) == "NoisyBatch(linear, 50 steps, Noise(7), epoch=3, target='v')"
     assert repr(augmented) == "AugmentedBatch(blurred, Noise(7, step=2), epoch=2)"
+
+
+class OfAnySize(Images):
+    """Seen to fail: torch's own collation, which refuses images of several shapes."""
+
+    def __getitem__(self, i):
+        return i, IMAGES[i][:, : 1 + i % 3].numpy() if i % 2 else IMAGES[i][:, : 1 + i % 3], f"label {i}"
+
+
+@pytest.mark.parametrize("batch_size", [5, 13])
+def test_images_of_several_shapes(batch_size):
+    data = OfAnySize()
+    augmented = AugmentedBatch(lambda x, noise: nf.augment.gaussian(x, 20.0, noise), Noise(7))
+    noisy = NoisyBatch(S, Noise(7), target="v", model_time="sigma")
+    seen = 0
+    for images, labels in loader(None, data, batch_size, collate_fn=augmented.collate):
+        for image, label in zip(images, labels, strict=True):
+            x = torch.as_tensor(data[seen][1])
+            assert label == f"label {seen}"
+            assert torch.equal(image, nf.augment.gaussian(x, 20.0, Noise(7, sample=seen), batched=False))
+            seen += 1
+    assert seen == len(data)
+    ids = [3, 8, 1]
+    x_t, t, target, unit = noisy(ids, [torch.as_tensor(data[i][1]) for i in ids])
+    assert t.shape == unit.shape == (3,)
+    for b, i in enumerate(ids):
+        one = noisy([i], torch.as_tensor(data[i][1])[None])
+        for found, expected in zip((x_t, t, target, unit), one, strict=True):
+            assert torch.equal(found[b], expected[0])

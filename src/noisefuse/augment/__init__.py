@@ -5,7 +5,8 @@
 
 Bytes give bytes, rounded to nearest even and clipped to 0 .. 255; uint16 likewise, to 0 .. 65535. The noise has a key,
 so an image has the same noise in every process and after every restart: ``Noise(seed, sample=index, step=epoch)``.
-Stages that follow one another each need a stream, ``noise.at(stream=64)``, so that they draw different z.
+Stages that follow one another each need a stream, ``noise.at(stream=64)``, so that they draw different z. All functions
+but `prepare` and `rms` take a list of images of any sizes, too.
 """
 
 from __future__ import annotations

@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from ..arguments.arrays import host_view
-from ..arguments.types import ArrayT, Like
+from ..arguments.types import Array, ArrayT, DType, Like
 from ..ground.checks import check_choice, check_integer
 from ..language.levels import levels_of
 from ..language.noise import Noise
 from .byte_noise import poisson
 from .impulses import impulse
+from .lists import LISTS, beside_arrays
 from .rows import gaussian, multiplicative
 
 _AMOUNTS = {  # of severities 1 to 5
@@ -50,6 +51,9 @@ def corrupt(
     """
     check_choice("corruption", corruption, tuple(_AMOUNTS))
     amount = _AMOUNTS[corruption][check_integer("severity", severity, 1, 5) - 1]
+    if (other := beside_arrays(images)) is LISTS:
+        given: Any = {"corruption": corruption, "severity": severity, "batched": batched, "out": out}
+        return other.augmented(_corrupt, images, noise, **given)
     images = host_view("images", images)
     if levels_of(getattr(images, "dtype", None)) != "uint8":
         raise TypeError(f"images: expected uint8, got {getattr(images, 'dtype', type(images).__name__)}")
@@ -60,3 +64,9 @@ def corrupt(
     if corruption == "impulse_noise":
         return impulse(images, amount, noise, batched=batched, out=out)
     return multiplicative(images, amount, noise, batched=batched, out=out)
+
+
+def _corrupt(
+    images: Array, noise: Any, *, dtype: DType | None, corruption: Any, severity: int, **options: Any
+) -> Array:
+    return corrupt(images, corruption, severity, noise, **options)

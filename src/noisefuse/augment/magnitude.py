@@ -16,9 +16,9 @@ from ..arguments.calls import is_batch
 from ..arguments.types import Array, ArrayT, Like
 from ..call.description import FLOAT32, FLOAT64, Rician, Step
 from ..ground.checks import check_integer
-from ..ground.libraries import library_of
 from ..language.noise import ELEMENTS, Noise
 from ..operations.draw import UNIT, randn
+from .lists import beside_arrays
 from .numbers import as_numbers, image_on_host, keys_for, one_or_each
 from .rows import gaussian
 
@@ -56,7 +56,12 @@ def rician(
     >>> round(float(noisy.mean()), 1)
     1.3
     """
-    if (other := None if type(x) is np.ndarray else library_of(x)) is not None:
+    other = beside_arrays(x)
+    if not (other is not None and other.is_traced()):
+        done: ArrayT = backends.fast_rician(x, std, noise, coils, batched, out)
+        if done is not NotImplemented:
+            return done
+    if other is not None:
         options: dict[str, Any] = {"std": std, "coils": coils, "batched": is_batch("x", x, batched), "out": out}
         return other.augmented(_rician, x, noise, **options)
     batched = is_batch("x", x, batched)

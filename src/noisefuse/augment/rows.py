@@ -24,6 +24,7 @@ from ..language.noise import FIELD
 from ..language.rows import NAMES, TIMES_CLEAN, TIMES_ROOT, FastTable, Rows, X, Z
 from ..operations.draw import randn
 from ..operations.loss import mean_squares
+from .lists import beside_arrays
 from .numbers import NOT_NEGATIVE, Clip, Layout, Options, as_bounds, as_numbers, by_place
 
 _SHARED = Shared(
@@ -42,7 +43,8 @@ def gaussian(
 
     Args:
         x: images, volumes or signals, axis 0 the batch; float32, float64, float16, bfloat16, uint8 or uint16, of NumPy,
-            CuPy or torch.
+            CuPy or torch. Or a list of images of any sizes (or an array of objects), each of which is a sample; that
+            gives a list, without `out`.
         std: the standard deviation in the units of x's values, grey levels for integers: a number, (B,) for each
             sample, or (B, C) for each channel of each sample, with `layout` for the channels' axis. One that hardly
             changes a grey level, up to 0.2, gives a warning, once: it may be a fraction of the range.
@@ -129,7 +131,7 @@ def by_level(
     """
     batched = is_batch("x", x, batched)
     options: dict[str, Any] = {"dtype": dtype, "batched": batched, "out": out}
-    if (other := None if type(x) is np.ndarray else library_of(x)) is not None:
+    if (other := beside_arrays(x)) is not None:
         return other.augmented(_levels, x, noise, mean_table=mean_table, std_table=std_table, **options)
     tables = _level_tables(mean_table, std_table)
     wanted = getattr(x if out is None else out, "dtype", None) if dtype is None else dtype
@@ -182,7 +184,7 @@ def at_snr(x: Like[ArrayT], snr: ArrayLike, noise: NoiseLike, **options: Unpack[
     if (batched := options.get("batched")) is None:
         _warn_of_one_clip(x)
         batched = options["batched"] = True
-    if (other := None if type(x) is np.ndarray else library_of(x)) is not None:
+    if (other := beside_arrays(x)) is not None:
         return other.augmented(_snr, x, noise, snr=snr, **options)
     samples: Any = as_array("x", x)
     batch, _ = batch_shape(samples.shape, batched)
@@ -269,7 +271,7 @@ def _apply(
 ) -> Array:  # fmt: skip
     """Does one pass. It clips a result piece by piece as it is written; where the fast path does not take the call, a
     second pass clips it."""
-    other = None if type(x) is np.ndarray else library_of(x)
+    other = beside_arrays(x)
     if order == layout:
         order = None
     if (shared or order is not None) and other is None:

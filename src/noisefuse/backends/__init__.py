@@ -13,7 +13,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -32,7 +32,7 @@ class Backend(Protocol):
     """The interface of a backend module. Its arguments were checked in `arguments`.
 
     Attributes:
-        fast_row .. fast_walk: its fast path, or None.
+        fast_row .. fast_rician: its fast path, or None.
         empty: allocates outputs in host memory, like `numpy.empty`.
         tests_itself: whether it is tested on first use, and not when it is loaded.
     """
@@ -48,6 +48,8 @@ class Backend(Protocol):
     fast_cross_entropy: Callable[..., Any] | None
     fast_token_step: Callable[..., Any] | None
     fast_walk: Callable[..., Any] | None
+    fast_impulse: Callable[..., Any] | None
+    fast_rician: Callable[..., Any] | None
     empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
     tests_itself: bool
 
@@ -78,7 +80,7 @@ NEEDS_CUPY = "this needs CuPy on a CUDA device: pip install 'noisefuse[cuda13]' 
 
 _current: tuple[str, Any] | None = None
 _cuda: Any = None
-_tested_devices: set[int] = set()
+_tested_devices: set[Any] = set()  # CuPy's by their numbers, and Triton's by ("triton", number)
 
 
 def declined(*arguments: Any) -> Any:
@@ -109,6 +111,8 @@ fast_categorical: Callable[..., Any] = _at_first("fast_categorical")
 fast_cross_entropy: Callable[..., Any] = _at_first("fast_cross_entropy")
 fast_token_step: Callable[..., Any] = _at_first("fast_token_step")
 fast_walk: Callable[..., Any] = _at_first("fast_walk")
+fast_impulse: Callable[..., Any] = _at_first("fast_impulse")
+fast_rician: Callable[..., Any] = _at_first("fast_rician")
 FAST_PATH = tuple(name for name in Backend.__annotations__ if name.startswith("fast_"))
 empty: Callable[..., Any] = _at_first("empty")
 
@@ -150,7 +154,12 @@ def of(array: Any) -> Any:
     if isinstance(array, np.ndarray):
         return current()
     if type(array).__module__.startswith(__name__):
-        return importlib.import_module(".triton.launches", __name__)
+        triton: Any = importlib.import_module(".triton.launches", __name__)
+        if ("triton", array.device.id) not in _tested_devices:
+            for dtype in ("float32", "float64"):
+                self_test("triton", triton.run, dtype, partial(triton.empty, array.device.id), type(array).get)
+            _tested_devices.add(("triton", array.device.id))
+        return triton
     global _cuda
     if _cuda is None:
         _cuda = importlib.import_module(".cuda.launches", __name__)
@@ -313,6 +322,7 @@ def info() -> dict[str, Any]:
         except ImportError as error:
             backends[name] = str(error)
     backends["cuda"] = importlib.import_module(".cuda.launches", __name__).state()
+    backends["triton"] = importlib.import_module(".triton", __name__).state()
     isas: dict[str, str] = {}
     isa = None
     if backends["native"] == "available" and (native := _native()):

@@ -134,6 +134,13 @@ def of_rows(noise: nf.Noise, ids: Any) -> nf.Noise:
     return noise.at(sample=ids)
 
 
+def alone(made: Callable[[nf.Noise, Any], dict[str, Any]], noise: nf.Noise, images: Any) -> dict[str, list[Any]]:
+    """Returns columns of what a function makes of images of several shapes, each of which is a batch of one."""
+    ids = np.asarray(noise.sample)
+    rows = [made(noise.at(sample=ids[b : b + 1]), image[None]) for b, image in enumerate(images)]
+    return {name: [row[name][0] for row in rows] for name in rows[0]}
+
+
 class Keyed:
     """The classes for loaders have it as their base: a noise, which names all but the samples, and a text for repr."""
 
@@ -187,6 +194,10 @@ class _NamedColumns(Keyed):
         """Returns the columns that take the images' place."""
         raise NotImplementedError
 
+    def _of_shapes(self, noise: nf.Noise, images: list[NDArray[Any]]) -> dict[str, Any]:
+        """Returns the columns for images of several shapes."""
+        return alone(self._made, noise, images)
+
     def __call__(self, batch: Columns) -> dict[str, Any]:
         """Returns the batch with new columns in place of its images. Images of several shapes become lists of arrays.
 
@@ -201,9 +212,7 @@ class _NamedColumns(Keyed):
         if not isinstance(images, np.ndarray) or images.dtype == object:
             images = [self._typed(np.asarray(row)) for row in images]
         if isinstance(images, list) and len({row.shape for row in images}) > 1:
-            ids = np.asarray(noise.sample)
-            rows = [self._made(noise.at(sample=ids[b : b + 1]), row[None]) for b, row in enumerate(images)]
-            made: dict[str, Any] = {name: [row[name][0] for row in rows] for name in rows[0]}
+            made = self._of_shapes(noise, images)
         else:
             made = self._made(noise, self._typed(np.asarray(images)))
         return {name: column for name, column in batch.items() if name != self.image} | made
@@ -282,8 +291,9 @@ class AugmentedColumns(Augments, _NamedColumns):
     """Augments the images of a batch, for instance by `noisefuse.augment`.
 
     Args:
-        augment: function(images, noise) -> images; each stage takes one stream of the noise. Workers in other processes
-            need a function that can be pickled.
+        augment: function(images, noise) -> images; each stage takes one stream of the noise. Images of several shapes
+            are a list, which functions of `noisefuse.augment` take. Workers in other processes need a function that can
+            be pickled.
         noise, id, image, image_dtype: as in `NoisyColumns`.
 
     >>> def speckled(images, noise):
@@ -302,3 +312,5 @@ class AugmentedColumns(Augments, _NamedColumns):
 
     def _made(self, noise: nf.Noise, images: Any) -> dict[str, Any]:
         return {self.image: self.augment(images, noise)}
+
+    _of_shapes = _made

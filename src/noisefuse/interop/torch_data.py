@@ -11,17 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 import noisefuse as nf
 
 from ..ground.needs import needs
 from ..language.axis import ModelTime
 from ..views import Target
-from .columns import Augments, Keyed, Times, Training, Trains, of_rows
+from .columns import Augments, Keyed, Times, Training, Trains, alone, of_rows
 
 with needs(__name__, "torch"):
     import torch
     from torch import Tensor
-    from torch.utils.data import default_collate
+    from torch.utils.data import default_collate, default_convert
 
 
 class _NamedBatch(Keyed):
@@ -51,12 +53,16 @@ class _NamedBatch(Keyed):
 
     def collate(self, items: list[Any]) -> tuple[Any, ...]:
         """Collates items (id, image, ...) in workers, ``collate_fn=batch.collate``: a call's results, and the rest as
-        torch stacks it. TypeError: the items have another form."""
+        torch stacks it. Images of several shapes are a list. TypeError: the items have another form."""
         first = items[0]
         if not isinstance(first, tuple | list) or len(first) < 2:
             found = f"{type(first).__name__}{f' of {len(first)}' if isinstance(first, tuple | list) else ''}"
             raise TypeError(f"expected a data set of items (id, image, ...), got an item that is a {found}")
-        ids, images, *more = default_collate(items)
+        if len({np.shape(item[1]) for item in items}) > 1:
+            ids, *more = default_collate([(key, *rest) for key, _, *rest in items])
+            images = default_convert([item[1] for item in items])
+        else:
+            ids, images, *more = default_collate(items)
         made = self(ids, images)  # type: ignore[operator]
         return *(made if isinstance(made, tuple) else (made,)), *more
 
@@ -78,17 +84,24 @@ class NoisyBatch(Trains, _NamedBatch):
     ) -> None:  # fmt: skip
         super().__init__(Training(schedule, target, times, model_time), noise)
 
-    def __call__(self, ids: Any, images: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, ids: Any, images: Tensor | list[Tensor]) -> tuple[Any, ...]:
         """ids: integers (B,), on the CPU, or a list of ints or strs. images: (B, ...) on any device, uint8 (0 .. 255
-        become -1 .. 1) or float.
+        become -1 .. 1) or float; or a list of images of several shapes.
 
         Returns:
             x_t, t and target, and the network's time if ``model_time`` is given. x_t and target have the images' shape,
-            t is int64 or float32 (B,), which losses and weights take; all are on their device.
+            or are lists, t is int64 or float32 (B,), which losses and weights take; all are on their device.
         """
         noise = self._named(ids)
+        if isinstance(images, list):
+            columns = alone(self._made, noise, images).values()
+            return (*(each if each[0].ndim else torch.stack(each) for each in columns),)
+        return (*self._made(noise, images).values(),)
+
+    def _made(self, noise: nf.Noise, images: Tensor) -> dict[str, Tensor]:
         t = torch.from_numpy(self.training.drawn(noise, len(images)))
-        return (*(each.to(images.device) for each in self.training.made(images, t, noise, batched=True).values()),)
+        made = self.training.made(images, t, noise, batched=True)
+        return {name: each.to(images.device) for name, each in made.items()}
 
 
 class AugmentedBatch(Augments, _NamedBatch):
@@ -104,6 +117,7 @@ class AugmentedBatch(Augments, _NamedBatch):
     def __init__(self, augment: Callable[[Tensor, nf.Noise], Any], noise: nf.Noise) -> None:
         super().__init__(augment, noise)
 
-    def __call__(self, ids: Any, images: Tensor) -> Any:
-        """ids: integers (B,), on the CPU, or a list of ints or strs. images: (B, ...), as `augment` takes them."""
+    def __call__(self, ids: Any, images: Tensor | list[Tensor]) -> Any:
+        """ids: integers (B,), on the CPU, or a list of ints or strs. images: (B, ...), as `augment` takes them, or a
+        list of images of several shapes, as functions of `noisefuse.augment` take it."""
         return self.augment(images, self._named(ids))

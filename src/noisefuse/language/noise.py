@@ -460,6 +460,20 @@ def each(noise: Any, change: Callable[[Any], Any]) -> Any:
     return [change(name) for name in noise] if isinstance(noise, list | tuple) else change(noise)
 
 
+def one_each(noise: Noises, batch: int) -> list[Noise]:
+    """Returns the Noise of each sample of a batch. ValueError: the noise is that of another number of samples."""
+    names = names_of(noise)
+    if not isinstance(noise, Noise):
+        if len(names) != batch:
+            raise ValueError(f"noise: expected one Noise for each of {batch} samples, got {len(names)}")
+        return list(names)
+    if isinstance(noise.sample, int):
+        return [noise.at(sample=noise.sample + b) for b in range(batch)]
+    if len(noise.sample) != batch:
+        raise ValueError(f"noise: has {len(noise.sample)} sample ids, expected one for each of {batch} rows")
+    return [noise.at(sample=int(sample)) for sample in noise.sample]
+
+
 def whole(noise: Noise, stream: int) -> Noise:
     """Returns the noise on this stream, without its window."""
     return made_of(noise.seed, noise.sample, noise.step, stream, None, ())
