@@ -2,7 +2,6 @@
 """Fixtures over every backend, instruction set and number of threads."""
 
 import faulthandler
-import importlib.util
 import os
 import platform
 import re
@@ -13,6 +12,7 @@ import tomllib
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,12 +29,9 @@ from noisefuse.backends.cuda import launches
 from noisefuse.call.description import Loss, Step, Walk
 from noisefuse.commands import selftest
 
-# Triton's kernels run in its interpreter, on a CPU, which has to be said before they are defined.
-if importlib.util.find_spec("triton") and version("triton") != "3.2.0":  # the oldest that is tested: its bits are wrong
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 pytest.register_assert_rewrite("diffusers_loops", "sampler_cases")  # their failures show values, as tests' do
 # In the extra "test", but not among the few packages of tests/sanitize.sh.
-NUMBA = ["numba"] if importlib.util.find_spec("numba") else []
+NUMBA = ["numba"] if find_spec("numba") else []
 # It is None if the extension was not built; then tools/test_built.sh tests its bits.
 NATIVE = [f"native-{isa}" for isa, state in nf.info()["isas"].items() if state == "available"]
 # These are the kernels of csrc/cuda compiled for this CPU, which is not the device; and the device itself, under
@@ -263,9 +260,13 @@ def pytest_configure_node(node):
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config):
-    """The last words of a worker that crashes go to a file."""
+    """The last words of a worker that crashes go to a file. Triton's kernels are interpreted, which has to be said
+    before they are defined; `-m gpu` compiles them."""
     if trace := getattr(config, "workerinput", {}).get("trace"):
         faulthandler.enable(open(trace, "w"))  # noqa: SIM115
+    # The bits of the oldest version that is tested are wrong in its interpreter.
+    if config.getoption("markexpr") != "gpu" and find_spec("triton") and version("triton") != "3.2.0":
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.hookimpl(optionalhook=True)

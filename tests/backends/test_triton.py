@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from conftest import bits
+from conftest import bits, first_and_slow
 
 pytest.importorskip("torch")
 pytest.importorskip("triton")
@@ -158,6 +158,20 @@ def test_without_triton():
     assert "noisefuse.triton needs triton: pip install 'noisefuse[triton]'" in said
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("key", KEYS, ids=str)
+@pytest.mark.parametrize(("name", "dtype"), [*CASES, ("normal", "bfloat16")])
+def test_a_device_gives_the_bits_of_native(name, dtype, key):
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no CUDA device")
+    seed, sample, step, stream = key
+    key, n = (seed, sample, step, 7 if name.startswith("uniform") and not stream else stream), 1 << 24
+    out = torch.empty(1, n, dtype=getattr(torch, dtype), device="cuda")
+    kernels.draw[triton.cdiv(n, 1024),](out, *key, 0, n, DRAW=name, BLOCK=1024)
+    assert not interpreted.args[0]
+    assert torch.equal(out.cpu(), expected(name, dtype, key, n=n))
+
+
 # ---- compiled ----------------------------------------------------------------------------------------------
 
 CUDA = ("80", "90", "120") if len(kernels.TARGETS) > 2 else ("80", "90")
@@ -234,3 +248,27 @@ def test_machine_code_gives_the_bits_of_native(code, arch, key):
     given = struct.pack("<QQqqii16x", out.ctypes.data, seed, sample, step, stream, 2048)
     program.execute(lambda: [out])("fours", (1, 1, 1), kernels.THREADS, np.frombuffer(given, np.uint8))
     assert bits(out) == bits(nf.randn((1, 2048), nf.Noise(seed, sample=sample, step=step, stream=stream)))
+
+
+def executed(code, name, arch, kernel, grid, arrays, given):
+    """Runs the machine code of a kernel, whose arguments are `given`, and the two places that Triton adds."""
+    cubin, shared = code(name, arch, "cubin"), int(code(name, arch, "shared"))
+    program = sass.Program(sass.elf_sections(cubin), kernels.disassembled(cubin), int(arch), shared)
+    count = kernels.machine_code(cubin)
+    assert not {"LDL", "STL"} & {*count}, "spilled"
+    return program.execute(lambda: arrays)(kernel, grid, kernels.THREADS, np.frombuffer(given + bytes(16), np.uint8))
+
+
+@pytest.mark.parametrize("arch", [pytest.param("80", marks=pytest.mark.slow), "90", "120"])
+@pytest.mark.parametrize("name", ["masks", "anew"])
+@pytest.mark.parametrize("key", first_and_slow(KEYS), ids=str)
+def test_machine_code_of_masks(code, name, arch, key):
+    seed, sample, step, _ = key
+    ids, out, masked = np.arange(1024).reshape(1, 1024) % 1000, np.zeros((1, 1024), np.int64), np.zeros((1, 1024), bool)
+    at = [array.ctypes.data for array in (ids, out, masked)]
+    given = struct.pack("<QQQqqqQqqqqqq", *at, 2**31, 7777, 1000, seed, sample, step, 14, 0, 1, 1024)
+    executed(code, name, arch, "masks", (1, 2, 1), [ids, out, masked], given)
+    draw, last = (nf.q_mask, 7777) if name == "masks" else (nf.q_uniform, 1000)
+    known, changed = draw(ids, 0.5, nf.Noise(seed, sample=sample, step=step), last)
+    assert bits(out) == bits(known)
+    assert bits(masked) == bits(changed)

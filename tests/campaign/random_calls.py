@@ -4,6 +4,8 @@
     python tests/campaign/random_calls.py --cases 1000000 --against numba   instruction sets against Numba
     python tests/campaign/random_calls.py --minutes 10                      native and Numba against the reference
     python tests/campaign/random_calls.py --libraries torch jax dask        other libraries' arrays against NumPy's
+    TRITON_INTERPRET=1 PYTHONPATH=tests python tests/campaign/random_calls.py --libraries triton --minutes 10
+                                                                            tensors of a device, by Triton's kernels
 
 A call with another library's arrays gives the bits of NumPy's, or is refused with a reason. (Of JAX some gradients are
 XLA's products, which only come near: docs/jax.md.) Tensors lie in memory as NumPy's views do, with any strides; dask's
@@ -57,7 +59,12 @@ def dask_array(x):
     return dask.array.from_array(x, chunks=tuple(max(1, -(-2 * n // 3)) for n in x.shape))
 
 
-def in_float64(library):
+def on(library):
+    """Returns JAX with 64 bits; and for Triton the door of a device's tensors (cuda_kernels/triton_door.py)."""
+    if library == "triton":
+        from cuda_kernels.triton_door import opened
+
+        return opened()
     if library != "jax":
         return nullcontext()
     import jax
@@ -65,7 +72,7 @@ def in_float64(library):
     return jax.enable_x64(True)
 
 
-LIBRARIES = {"torch": torch_array, "jax": jax_array, "dask": dask_array}
+LIBRARIES = {"torch": torch_array, "jax": jax_array, "dask": dask_array, "triton": torch_array}
 
 
 def as_numpy(value):
@@ -91,7 +98,7 @@ def answer(code, library=None):
     if library:
         arguments.handed_over.append(LIBRARIES[library])
     try:
-        with in_float64(library), warnings.catch_warnings():
+        with on(library), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return as_numpy(eval(code, differential.WORDS))
     except Exception as error:

@@ -31,6 +31,18 @@ def test_other_libraries_give_numpys_bits(library, cases, capsys):
     assert "compared" in capsys.readouterr().out
 
 
+def test_tensors_of_a_device_have_numpys_bits(capsys):
+    """By Triton's kernels, in its interpreter."""
+    pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    from cuda_kernels.triton_door import interpreted
+
+    if not interpreted:
+        pytest.skip("needs Triton's interpreter, from 3.9 on (TRITON_INTERPRET=1)")
+    assert random_calls.compare_libraries(["triton"], 40, 5, 1), capsys.readouterr().out
+    assert "compared" in capsys.readouterr().out
+
+
 def test_jaxs_products_with_upstream_gradients_come_near(monkeypatch):
     """docs/jax.md promises no more: they are XLA's. Seen to fail: the campaign reported their last bits."""
     pytest.importorskip("jax")

@@ -1014,7 +1014,7 @@ def test_what_the_benchmark_runs_on_the_stand_in(cupy, operation):
     cupy.copyto = lambda to, a: to.__setitem__(..., a)
     for dtype in ("bfloat16", "float64"):
         case = Case(operation, 0, (2, 3, 16, 16), dtype)
-        calls = _bench_cuda.contenders(cupy, case)
+        calls = _bench_cuda.contenders({"cuda": cupy}, case)
         calls["noisefuse"]()
         calls["copyto"]()
         arrays = {"randn": 1, "q_sample": 2, "q_step": 2, "mse_loss": 2}.get(operation, 3)
@@ -1026,15 +1026,25 @@ def test_the_clock_of_the_benchmark():
     made = []
 
     class Event:
+        def __init__(self, **options):
+            self.options = options
+
         def record(self):
             self.at = len(made)
 
         def synchronize(self):
             made.append("waited")
 
-    events = SimpleNamespace(Event=Event, get_elapsed_time=lambda start, stop: 7.0 * (stop.at - start.at))
-    assert _bench_cuda.by_events(SimpleNamespace(cuda=events), lambda: made.append("called"), 3) == 7e-3
-    assert made == ["called"] * 3 + ["waited"]
+        def elapsed_time(self, stop):
+            assert stop.options == self.options == {"enable_timing": True}
+            return 7.0 * (stop.at - self.at)
+
+    of_cupy = SimpleNamespace(Event=Event, get_elapsed_time=lambda start, stop: 7.0 * (stop.at - start.at))
+    for name, events in (("cupy", of_cupy), ("torch", SimpleNamespace(Event=Event))):
+        library = SimpleNamespace(__name__=name, cuda=events)
+        assert _bench_cuda.by_events(library, lambda: made.append("called"), 3) == 7e-3
+        assert made == ["called"] * 3 + ["waited"]
+        made.clear()
 
 
 def test_the_benchmark_says_what_it_misses(capsys):

@@ -276,6 +276,8 @@ opcodes("SHF.L.U32", ("i = i i Z", lambda a, by, _: low(np.where(by < 32, wide(a
 opcodes("SHF.L.U64.HI", ("i = i i i", lambda a, by, c: high(shifted_left(wide(a, c), by))))
 opcodes("SHF.L.U32.HI SHF.L.W.U32.HI", ("i = i # i", lambda a, by, c: high(shifted_left(wide(a, c), by % 32))))
 opcodes("SHF.R.U64", ("i = i i i", lambda a, by, c: low(shifted_right(wide(a, c), by))))
+opcodes("SHF.R.S64", ("i = i # i", lambda a, by, c: low((wide(a, c).view(S64) >> S64(by)).view(U64))))
+opcodes("SGXT", ("i = i #", lambda a, by: (signed(a) << S32(32 - by) >> S32(32 - by)).view(U32)))
 opcodes("SHF.R.U32.HI", ("i = i # i", lambda a, by, c: c >> U32(by)))
 opcodes("SHF.R.S32.HI", ("i = i # i", lambda a, by, c: (signed(c) >> S32(by)).view(U32)))
 
@@ -597,7 +599,7 @@ def compiled(name, operands, uniform):
 
 WIDTHS = {"": 4, ".64": 8, ".128": 16, ".U8": 1, ".U16": 2}
 GLOBAL = {f"{name}.E{width}": size for name in ("LDG", "LD", "STG") for width, size in WIDTHS.items()}
-SHARED = {f"{name}{width}": size for name in ("LDS", "STS") for width, size in WIDTHS.items() if size >= 4}
+SHARED = {f"{name}{width}": size for name in ("LDS", "STS") for width, size in WIDTHS.items()}
 CONSTANT = {f"{name}{width}": size for name in ("LDC", "LDCU", "ULDC") for width, size in WIDTHS.items()}
 SPECIAL = {
     "SR_TID.X": "thread",
@@ -774,8 +776,8 @@ class Program:
     """The kernels of a cubin, by the sections of its file and nvdisasm's text of it. (Some versions do not write for
     which architecture.)"""
 
-    def __init__(self, sections, text, architecture=None):
-        self.sections = sections
+    def __init__(self, sections, text, architecture=None, shared=0):
+        self.sections, self.shared = sections, shared  # bytes that the launch asks for
         self.architecture = architecture or int(re.search(r"\.target\s+sm_(\d+)", text)[1])
         parts = re.split(r"^//-+ \.text\.(\w+)\s+-+$", text, flags=re.MULTILINE)
         self.texts = dict(zip(parts[1::2], parts[2::2], strict=True))
@@ -799,7 +801,7 @@ class Kernel:
         self.driver, sections = DRIVER[program.architecture], program.sections
         self.constants = sections.get(f".nv.constant2.{name}", (b"", 0))[0]
         self.bank = sections[f".nv.constant0.{name}"][1]  # bytes of bank 0, whose end are the parameters
-        self.shared = sections.get(f".nv.shared.{name}", (b"", 0))[1]
+        self.shared = sections.get(f".nv.shared.{name}", (b"", self.driver["reserved"]))[1] + program.shared
         waiting = []
         for line in body.splitlines():
             if label := re.fullmatch(r"(\S+):", line.strip()):

@@ -18,12 +18,14 @@ import triton
 
 import noisefuse as nf
 from noisefuse import backends
-from noisefuse.backends.triton import arrays, kernels
+from noisefuse.backends.triton import arrays, kernels, tokens
 from noisefuse.interop.torch import arrays as torch_arrays
+from noisefuse.interop.torch import tokens as torch_tokens
 
 from .triton_kernels import machine_code
 
 CUDA = torch.device("cuda", 1)
+interpreted = not isinstance(kernels.affine, triton.JITFunction)
 
 
 def rounded(self, source, kind):
@@ -44,18 +46,23 @@ def opened(*host, launch=lambda kernel, grid: kernel[grid]):
         return CUDA if x.device.type == "cpu" and x.data_ptr() not in addresses else there(name, x)
 
     class Launched:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
         def __getitem__(self, grid):
             launches.append(grid)
-            return launch(kernel, grid)
+            return launch(self.kernel, grid)
 
-    kernel = kernels.affine
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_arrays, "place_of", place)
+        for module in (torch_arrays, torch_tokens):
+            patch.setattr(module, "place_of", place)
         patch.setitem(sys.modules, "cupy", None)
         patch.setattr(torch_arrays, "_HAS_CUPY", False)
         patch.setattr(arrays, "place", lambda device: torch.device("cpu"))
         patch.setattr(torch.cuda, "device", lambda device: nullcontext())
-        patch.setattr(kernels, "affine", Launched())
+        for module, name in ((kernels, "affine"), (tokens, "masks")):
+            patch.setattr(module, name, Launched(getattr(module, name)))
+        patch.setattr(backends, "_tested_devices", backends._tested_devices | {("triton", n) for n in range(2)})
         patch.setattr(interpreter.InterpreterBuilder, "create_fp_trunc", rounded)
         for name in backends.FAST_PATH:  # it sees where the memory really is
             patch.setattr(backends, name, backends.declined)
@@ -87,6 +94,7 @@ def main():
     x, images = torch.zeros(4, 4, 32, 16), torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
     t, of_token = torch.tensor([1, 19, 4, 2]), torch.zeros(4, 4, dtype=torch.int64)
     out, table = torch.empty(4, 2048), nf.samplers.ddpm(s, steps=4, clip=0.8).tableau
+    ids, p = torch.zeros(4, 2048, dtype=torch.int64), torch.rand(4)
     watched, bridge = x.clone().requires_grad_(), nf.paths.brownian_bridge(0.5)
     calls = {
         "randn": lambda: nf.randn((4, 2048), noise, dtype=torch.float32, out=out),
@@ -104,6 +112,9 @@ def main():
         "interpolate": lambda: nf.interpolate(x, x, t / 20, bridge, noise),
         "a sampler's step": lambda: nf.update(table, 1, x, x, noise=noise),
         "its gradient": lambda: nf.update(table, 1, x, watched, noise=noise).sum().backward(),
+        "q_mask": lambda: nf.q_mask(ids, 0.5, noise, 9),
+        "q_mask, a p for each token": lambda: nf.q_mask(ids, ids.double(), noise, 9, where=ids > 0),
+        "q_uniform": lambda: nf.q_uniform(ids, p, noise, 9),
         "augment.sensor": lambda: nf.augment.sensor(x, 0.1, 0.1, noise),
     }  # fmt: skip
     made = []

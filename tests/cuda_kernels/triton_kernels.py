@@ -17,6 +17,7 @@ from pathlib import Path
 import triton
 import triton.language as tl
 
+from noisefuse.backends.triton import tokens
 from noisefuse.triton import normal, normal4, normal64, uniform, uniform64, words
 
 THREADS = 128
@@ -82,6 +83,11 @@ KEY = {"seed": "u64", "sample": "i64", "step": "i64"}
 OF_USERS = {"x": "*fp32", "out": "*fp32", **KEY, "n": "i32"}
 OF_USERS64 = OF_USERS | {"x": "*fp64", "out": "*fp64"}
 ONES = dict.fromkeys((*KEY, "stream"), 1)  # Triton makes constants of arguments that equal 1
+OF_NAME = KEY | {"stream": "i64", "start": "i64"}
+ABSENT = dict.fromkeys(("where", "p", "names", "samples", "counter", "axes"))
+OF_TOKENS = {"tokens": "*i64", "out": "*i64", "masked": "*i1", "count": "i64", "mask": "i64", "vocabulary": "i64"}
+OF_TOKENS |= OF_NAME | {"run": "i64", "size": "i64"}
+PLAIN = {"AXES": 0, "FOURS": True, "BLOCK": 512, "EACH": False, "COMPLEMENT": False}
 # The kernel, the types of its arguments, its constants.
 CODES = {
     "fours": (fours, {"out": "*fp32", **KEY, "stream": "i32", "n": "i32"}, {"BLOCK": 512}),
@@ -91,6 +97,8 @@ CODES = {
     "scaled": (scaled, OF_USERS, {"DRAW": "normal", "BLOCK": 512}),
     "half": (alone, OF_USERS | {"out": "*bf16"}, {"DRAW": "normal", "BLOCK": 512}),
     "alone64": (alone, OF_USERS64, {"DRAW": "normal64", "BLOCK": 512}),
+    "masks": (tokens.masks, OF_TOKENS, {**ABSENT, **PLAIN, "NEW": False}),
+    "anew": (tokens.masks, OF_TOKENS, {**ABSENT, **PLAIN, "NEW": True}),
     "added64": (added, OF_USERS64, {"DRAW": "normal64", "BLOCK": 512}),
 }
 OLD = triton.__version__ == "3.2.0"  # the oldest that is tested: it calls its source otherwise, and knows less
@@ -98,7 +106,7 @@ TARGETS = [("cuda", 80, 32), ("cuda", 90, 32)] + [("cuda", 120, 32), ("hip", "gf
 
 
 def code(kernel, types, constants, target):
-    """Returns what Triton makes of a kernel whose arrays are aligned, with products and sums fused, by extension."""
+    """Returns what Triton makes of a kernel whose arrays are aligned, with products and sums fused."""
     from triton.backends import compiler
     from triton.compiler import ASTSource
 
@@ -111,7 +119,7 @@ def code(kernel, types, constants, target):
         hints = {(n,): [["tt.divisibility", 16]] for n in aligned}
         source = ASTSource(kernel, types | dict.fromkeys(constants, "constexpr"), given, hints)
     options = {"num_warps": THREADS // 32, "enable_fp_fusion": True}
-    return triton.compile(source, target=compiler.GPUTarget(*target), options=options).asm
+    return triton.compile(source, target=compiler.GPUTarget(*target), options=options)
 
 
 def disassembled(cubin):
@@ -132,10 +140,12 @@ def main():
     folder = Path(sys.argv[1])
     for name, kernel in CODES.items():
         for target in TARGETS:
-            for extension, text in code(*kernel, target).items():
-                if extension in ("ptx", "cubin", "amdgcn"):
-                    made = text if isinstance(text, bytes) else text.encode()
-                    (folder / f"{name}.{target[1]}.{extension}").write_bytes(made)
+            made = code(*kernel, target)
+            files = made.asm | {"shared": str(made.metadata.shared)}
+            for extension, text in files.items():
+                if extension in ("ptx", "cubin", "amdgcn", "shared"):
+                    raw = text if isinstance(text, bytes) else text.encode()
+                    (folder / f"{name}.{target[1]}.{extension}").write_bytes(raw)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch tensors on a real CUDA device: `pytest -m gpu`. test_torch_cuda.py has the tests that need none."""
+"""torch tensors on a real CUDA device, by CuPy's kernels and by Triton's: `pytest -m gpu`. test_torch_cuda.py and
+test_torch_triton.py have the tests that need none."""
 
 import contextlib
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -45,6 +47,19 @@ def cupy():
     return module
 
 
+@pytest.fixture(params=["cupy", "triton"])
+def door(request, monkeypatch):
+    """Yields what serves tensors of a device: CuPy's kernels, and Triton's as where CuPy is not installed."""
+    if request.param == "cupy":
+        request.getfixturevalue("cupy")
+    elif (state := nf.info()["backends"]["triton"]) != "available":
+        pytest.skip(f"Triton: {state}")
+    else:
+        monkeypatch.setitem(sys.modules, "cupy", None)
+        monkeypatch.setattr(torch_arrays, "_HAS_CUPY", False)
+    return request.param
+
+
 def to_cuda(value):
     return value.cuda() if isinstance(value, torch.Tensor) else value
 
@@ -79,7 +94,9 @@ def nobody_waits():
 @pytest.mark.parametrize("shape", [(3, 5, 4), (3, 4, 1024)], ids=str)
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.uint8], ids=str)
 @pytest.mark.parametrize("call", CALLS)
-def test_bits_of_the_cpu(cupy, call, dtype, shape):
+def test_bits_of_the_cpu(door, call, dtype, shape):
+    if door == "triton" and call == "q_walk":
+        pytest.skip("Triton has no walks")
     if dtype == torch.uint8 and "q_sample" not in call:
         pytest.skip("bytes are images, and no state of a walk")
     if call == "q_sample 6" and shape != (3, 5, 4):
@@ -97,7 +114,7 @@ def test_bits_of_the_cpu(cupy, call, dtype, shape):
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_samplers(cupy, name, dtype):
+def test_samplers(door, name, dtype):
     sampler, x = SAMPLERS[name], tensor(3, 5, 16, dtype=dtype)
     scale = torch.tensor([1.0, 2.0, 0.5])
 
@@ -112,7 +129,7 @@ def test_samplers(cupy, name, dtype):
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_draws(cupy, dtype):
+def test_draws(door, dtype):
     for draw in (nf.randn, nf.uniform) if dtype in FLOATS[:2] else (nf.randn,):
         out = torch.zeros(3, 4, dtype=dtype, device="cuda")
         assert draw((3, 4), N, dtype=dtype, out=out) is out
@@ -120,7 +137,7 @@ def test_draws(cupy, dtype):
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_strides(cupy, dtype):
+def test_strides(door, dtype):
     x = tensor(4, 6, dtype=dtype)
     for view in (lambda x: x.t(), lambda x: x[:, ::2], lambda x: x[1:, 2:], lambda x: x[:1].expand(4, 6),
                  lambda x: x[2], lambda x: x[0, 0], lambda x: x[:0], negative):  # fmt: skip
@@ -221,7 +238,7 @@ def test_the_device_of_the_tensor(cupy):
         nf.q_sample(there.detach(), 3, S, x.to("cuda:0"))
 
 
-def test_tensors_of_two_places(cupy):
+def test_tensors_of_two_places(door):
     x = tensor(3, 4)
     for name, call in (
         ("noise", lambda: nf.q_sample(x.cuda(), 3, S, x)),
@@ -243,7 +260,9 @@ def test_tensors_of_two_places(cupy):
 
 
 @pytest.mark.parametrize("name", [name for name in DIFFERENTIABLE if name != "q_sample of a noise"])
-def test_gradients(cupy, name):
+def test_gradients(door, name):
+    if door == "triton" and "q_walk" in name:
+        pytest.skip("Triton has no walks")
     x, g = (tensor(3, 4, dtype=torch.float64, seed=s) for s in range(2))
     there = x.cuda().requires_grad_()
     assert gradcheck(DIFFERENTIABLE[name], there)
@@ -265,7 +284,7 @@ def test_gradients(cupy, name):
 
 
 @pytest.mark.parametrize("name", ["ddpm", "dpmpp_2m_sde", "unipc"])
-def test_gradients_through_a_sampler(cupy, name):
+def test_gradients_through_a_sampler(door, name):
     sampler = SAMPLERS[name]
 
     def run(x, w):
@@ -308,7 +327,7 @@ def test_compiled(cupy, dtype, backend):
 
 
 @pytest.mark.parametrize("noise", ["Noise", "generator"])
-def test_schedulers_of_diffusers(cupy, noise):
+def test_schedulers_of_diffusers(door, noise):
     """On the device with a Noise it gives the CPU's bits. After the first step of a run nothing waits."""
     pytest.importorskip("diffusers")
     from noisefuse.interop import diffusers as ours
@@ -335,7 +354,7 @@ def test_schedulers_of_diffusers(cupy, noise):
         assert noise == "generator" or alike(there, run("cpu")), name
 
 
-def test_the_forward_process_of_diffusers(cupy):
+def test_the_forward_process_of_diffusers(door):
     pytest.importorskip("diffusers")
     from noisefuse.interop import diffusers as ours
 
@@ -352,7 +371,7 @@ def test_the_forward_process_of_diffusers(cupy):
     assert np.isfinite(start.cpu().numpy()).all()
 
 
-def test_device_and_randn_like(cupy):
+def test_device_and_randn_like(door):
     x = torch.zeros(3, 4, dtype=torch.float16, device="cuda")
     assert alike(nf.randn_like(x, N), nf.randn((3, 4), N, dtype=torch.float16))
     for draw in (nf.randn, nf.uniform):

@@ -11,7 +11,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import noisefuse as nf
@@ -23,9 +25,15 @@ pytest.importorskip("triton")
 import torch
 import triton
 
+from cuda_kernels import stand_in
 from cuda_kernels.triton_door import CUDA
 from cuda_kernels.triton_door import opened as on_triton
+from noisefuse import backends
+from noisefuse.backends import selftest as backend_test
 from noisefuse.backends.triton import kernels
+from noisefuse.commands import cli, selftest
+from noisefuse.commands.bench.contenders import Case
+from noisefuse.commands.bench.cuda import BY_TRITON, contenders
 from noisefuse.interop.torch import arrays as torch_arrays
 from test_torch import (
     CALLS,
@@ -228,7 +236,64 @@ def test_what_a_device_would_run():
         command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
     )
     found = dict(line.split(": ") for line in done.stdout.splitlines())
-    assert len(found) == 16
+    assert len(found) == 19
     assert all(counts.endswith(" 0 spilled") for counts in found.values())
     for name in ("randn", "uniform", "q_sample", "q_sample, bfloat16", "q_step"):
         assert int(found[name].split()[0]) <= 60 * 16, name
+
+
+# ---- what says whether it serves ---------------------------------------------------------------------------
+
+
+def test_the_first_call_on_a_device_draws_known_values(monkeypatch):
+    """Seen to fail: Triton's kernels were used untried, as those of CuPy are not."""
+    x = tensor(3, 4)
+    with on_triton() as launches:
+        monkeypatch.setattr(backends, "_tested_devices", set())
+        nf.q_sample(x, 3, S, N)
+        nf.q_sample(x, 3, S, N)
+        assert len(launches) == 2 + 2
+        monkeypatch.setattr(backends, "_tested_devices", set())
+        monkeypatch.setitem(backend_test._FIRST_BLOCK, "float64", [0.0] * 4)
+        with pytest.raises(ImportError, match="the triton backend is built wrongly"):
+            nf.q_sample(x, 3, S, N)
+
+
+def test_info_and_selftest_say_whether_it_serves(monkeypatch, capsys):
+    """Seen to fail: both said nothing of it."""
+    known = selftest.PROMISED["randn, float32"]
+    monkeypatch.setattr(selftest, "PROMISED", {"randn, float32": known})
+    states, info, randn = {"cuda": "needs CuPy", "triton": "torch finds no CUDA device"}, nf.info(), nf.randn
+    if not torch.cuda.is_available():
+        assert info["backends"]["triton"] == states["triton"]
+    monkeypatch.setattr(nf, "info", lambda: info | {"backends": states})
+    monkeypatch.setattr(selftest, "backends", lambda: ["reference"])
+    assert cli.main(["selftest"]) == 0
+    assert "# not on cuda: needs CuPy\n# not on triton: torch finds no CUDA device\n" in capsys.readouterr().out
+    states["triton"] = "available"
+    with on_triton():
+        assert cli.main(["selftest"]) == 0
+        assert "\nrandn on triton        ok\n" in capsys.readouterr().out
+        monkeypatch.setattr(nf, "randn", lambda *given, out=None: out.tensor.zero_() if out else randn(*given))
+        assert cli.main(["selftest"]) == 1
+        assert capsys.readouterr().out.endswith("\nrandn on triton        FAILED\n1 of 1 checks FAILED: triton\n")
+
+
+@pytest.mark.parametrize("operation", BY_TRITON)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_the_benchmark_runs(operation, dtype):
+    """Alone, and beside CuPy's kernels. Rivals need a device."""
+    case = Case(operation, 0, (2, 3, 4, 4), dtype)
+    with on_triton() as launches:
+        calls = contenders({"triton": torch}, case)
+        assert [*calls] == ["noisefuse", "copyto"]
+        calls["noisefuse"]()
+        calls["copyto"]()
+        assert len(launches) == 1
+    with stand_in.installed() as cupy, on_triton() as launches:
+        cupy.copyto, cupy.random = print, SimpleNamespace(default_rng=lambda seed: np.random.default_rng(seed))
+        both = contenders({"cuda": cupy, "triton": torch}, case)
+        both["Triton"]()
+        assert len(launches) == 1
+    papers = ["CuPy"] * (operation == "q_sample" and dtype == "float32")
+    assert [*both] == ["noisefuse", *papers, "copyto", "Triton"]

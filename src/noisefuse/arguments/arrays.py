@@ -37,6 +37,11 @@ _ON_DEVICE: set[type] = set()
 _TRITON = f"{backends.__name__}.triton.arrays"
 
 
+def of_triton(x: object) -> bool:
+    """Tells whether x is the memory of a tensor on a device, which Triton's kernels take."""
+    return type(x).__module__ == _TRITON
+
+
 def is_array(x: object) -> bool:
     """Tells whether x is read as an array. (Results have stricter rules: see `output`.)"""
     return isinstance(x, np.ndarray) or on_device(x) or is_foreign(x)
@@ -79,6 +84,11 @@ CPU = 1  # kDLCPU of DLPack, https://dmlc.github.io/dlpack/latest/c_api.html
 def device_of(x: Any) -> int | None:
     """Returns the number of x's CUDA device, or None if x lies in host memory."""
     return None if isinstance(x, np.ndarray) else int(x.device.id) if on_device(x) else None
+
+
+def is_there(x: object, device: int | None) -> bool:
+    """Tells whether x lies on this device; None is host memory."""
+    return device is not None and device_of(x) == device
 
 
 def one_place(arrays: Iterable[tuple[str, Array]]) -> int | None:
@@ -266,7 +276,7 @@ def copy(x: Array, dtype: np.dtype[Any]) -> Array:
 def spread(name: str, x: Array, shape: tuple[int, ...]) -> Array:
     """Returns x broadcast to this shape, C-contiguous."""
     try:
-        return np.ascontiguousarray(np.broadcast_to(x, shape))
+        return contiguous(np.broadcast_to(x, shape))
     except ValueError:
         raise ValueError(f"{name}: expected a shape that broadcasts to {shape}, got {x.shape}") from None
 

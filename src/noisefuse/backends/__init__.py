@@ -13,7 +13,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -78,7 +78,7 @@ NEEDS_CUPY = "this needs CuPy on a CUDA device: pip install 'noisefuse[cuda13]' 
 
 _current: tuple[str, Any] | None = None
 _cuda: Any = None
-_tested_devices: set[int] = set()
+_tested_devices: set[Any] = set()  # CuPy's by their numbers, and Triton's by ("triton", number)
 
 
 def declined(*arguments: Any) -> Any:
@@ -150,7 +150,12 @@ def of(array: Any) -> Any:
     if isinstance(array, np.ndarray):
         return current()
     if type(array).__module__.startswith(__name__):
-        return importlib.import_module(".triton.launches", __name__)
+        triton: Any = importlib.import_module(".triton.launches", __name__)
+        if ("triton", array.device.id) not in _tested_devices:
+            for dtype in ("float32", "float64"):
+                self_test("triton", triton.run, dtype, partial(triton.empty, array.device.id), type(array).get)
+            _tested_devices.add(("triton", array.device.id))
+        return triton
     global _cuda
     if _cuda is None:
         _cuda = importlib.import_module(".cuda.launches", __name__)
@@ -313,6 +318,7 @@ def info() -> dict[str, Any]:
         except ImportError as error:
             backends[name] = str(error)
     backends["cuda"] = importlib.import_module(".cuda.launches", __name__).state()
+    backends["triton"] = importlib.import_module(".triton", __name__).state()
     isas: dict[str, str] = {}
     isa = None
     if backends["native"] == "available" and (native := _native()):

@@ -12,13 +12,14 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 import noisefuse as nf
 
-from .shared import WIDTH, wrapped
+from .shared import WIDTH, arrays_of_triton, wrapped
 
 THREADS = (1, 3)
 X = ((np.arange(131079, dtype=np.uint64) * 2654435761 % (1 << 32) >> 8) / 2.0**23 - 1).reshape(3, -1).astype(np.float32)
@@ -76,6 +77,17 @@ def backends() -> list[str]:
     return [*isas, *({info["backend"]} - {"native", "reference"}), "reference"]
 
 
+def devices() -> Iterator[tuple[str, Any]]:
+    """Yields the backends of devices, each with memory there, or with the reason why there is none."""
+    for name in ("cuda", "triton"):
+        if (state := nf.info()["backends"][name]) != "available":
+            yield name, state
+        elif name == "cuda":
+            yield name, import_module("cupy").empty(X.shape, X.dtype)
+        else:
+            yield name, arrays_of_triton().empty(0, X.shape, X.dtype)
+
+
 def digest(results: Any) -> str:
     """Returns a hash of all bytes of arrays and numbers, in C order."""
     leaves = results if isinstance(results, tuple) else (results,)
@@ -98,6 +110,14 @@ def run(arguments: argparse.Namespace) -> int:
         failed += [check] * bool(wrong)
         verdict = f"{check:22} {'FAILED' if wrong else 'ok'}"
         print(verdict, *(f"  {line}"[:WIDTH] for line in wrong), sep="\n", flush=True)
+    for name, out in devices():
+        if isinstance(out, str):
+            print(*wrapped([f"not on {name}: {out}"], "# "), sep="\n")
+        else:
+            nf.randn(X.shape, IDS, out=out)
+            good = digest(out.get()) == PROMISED["randn, float32"][1]
+            failed += [name] * (not good)
+            print(f"{f'randn on {name}':22} {'ok' if good else 'FAILED'}")
     verdict = f"{len(failed)} of {len(PROMISED)} checks FAILED: {', '.join(failed)}"
     print(verdict if failed else f"all {len(PROMISED)} checks passed, in {time.monotonic() - began:.1f} s")
     return 1 if failed else 0

@@ -8,7 +8,9 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from ..ground.processors import processors
 
@@ -70,3 +72,9 @@ def check_picture(path: Path) -> None:
     known = Figure().canvas.get_supported_filetypes()
     if path.suffix[1:].lower() not in known:
         raise OSError(f"cannot write {path}: expected a name that ends in one of {', '.join(sorted(known))}")
+
+
+def arrays_of_triton() -> Any:
+    """Returns the module of the arrays that tensors of a device become where CuPy is not installed. Also where it is
+    they choose Triton's kernels."""
+    return import_module("noisefuse.backends.triton.arrays")

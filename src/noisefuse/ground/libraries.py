@@ -209,7 +209,7 @@ class Library:
         def outward(result: Any) -> Any:
             if isinstance(result, tuple | list):
                 return getattr(result, "_make", type(result))(map(outward, result))  # the first, of a NamedTuple
-            if not isinstance(result, np.ndarray):
+            if not hasattr(type(result), "__array_function__"):  # an array of NumPy, or of a device
                 return result
             own = next((x for array, x in given if array is result), None)
             return self.from_numpy(result, given[0][1]) if own is None else self.written(own, result)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NoReturn, TypeAlias
 
 import numpy as np
@@ -46,7 +47,11 @@ INPUTS = tuple(ARGUMENTS)
 _ACTIVE = layout(np.bool_)
 _BYTES = np.dtype((np.void, ROW.itemsize))
 _PUSHES = {(push, denoised) for push in range(3) for denoised in range(min(push + 2, 3))}
-_RUN_COLUMNS = ("timesteps", "push", "denoised", "scale", "alpha", "sigma")
+_INTEGERS = partial(np.zeros, dtype=np.int64)
+_RUN_COLUMNS: dict[str, Any] = {  # and their defaults
+    "timesteps": np.arange, "push": _INTEGERS, "denoised": _INTEGERS, "scale": np.ones, "alpha": np.zeros,
+    "sigma": np.zeros,
+}  # fmt: skip
 
 _PRINTED = {"k": "", "d": "D"}
 
@@ -270,17 +275,16 @@ class Tableau:
         if rows.dtype != ROW or rows.ndim != 1:
             raise ValueError(f"rows must have dtype ROW and shape (n,), got {rows.dtype} {rows.shape}")
         n = len(rows)
-        columns = {
-            "timesteps": np.arange(n) if timesteps is None else np.asarray(timesteps),
-            "push": np.zeros(n, np.int64) if push is None else np.asarray(push),
-            "denoised": np.zeros(n, np.int64) if denoised is None else np.asarray(denoised),
-            "scale": np.ones(n) if scale is None else np.asarray(scale, np.float64),
-            "alpha": np.zeros(n) if alpha is None else np.asarray(alpha, np.float64),
-            "sigma": np.zeros(n) if sigma is None else np.asarray(sigma, np.float64),
-        }
-        for column, values in columns.items():
+        columns: dict[str, Any] = {}
+        arguments = timesteps, push, denoised, scale, alpha, sigma
+        for (column, default), argument in zip(_RUN_COLUMNS.items(), arguments, strict=True):
+            if argument is None:
+                columns[column] = default(n)
+                continue
+            values = np.asarray(argument, np.float64 if column in ("scale", "alpha", "sigma") else None)
             if values.shape != (n,) or values.dtype.kind not in "iuf" or not np.isfinite(values).all():
                 raise ValueError(f"{column} must be {n} finite numbers, got {values!r}")
+            columns[column] = values.copy()
         for column in ("push", "denoised"):
             if columns[column].dtype == np.int64:
                 continue
@@ -296,7 +300,6 @@ class Tableau:
             if len(threshold) != 2:
                 raise ValueError(f"threshold: expected (ratio, maximum), got {threshold!r}")
             threshold = float(threshold[0]), float(threshold[1])
-        columns = {key: values.copy() for key, values in columns.items()}
         columns["rows"] = rows.view(_BYTES).copy().view(ROW)  # copied as records it takes six times as long
         for values in columns.values():
             values.flags.writeable = False

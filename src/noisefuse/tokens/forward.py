@@ -73,10 +73,11 @@ def q_mask(
     if library is not None:
         options: dict[str, Any] = {"where": where, "block": block, "lengths": lengths, "complement": complement}
         return library.q_mask(ids, p, noise, mask_id, batched=batched, out=out, **options)
-    tokens = tokens_of("ids", ids, batched)
+    tokens = tokens_of("ids", ids, batched, anywhere=True)
     mask = token_of("mask_id", mask_id, tokens.dtype)
-    drawn = segments("p", p, tokens.shape, block, batched)
-    allowed = allowed_of(where, lengths, tokens.shape, batched)
+    device = arrays.device_of(tokens)
+    drawn = segments("p", p, tokens.shape, block, batched, device)
+    allowed = allowed_of(where, lengths, tokens.shape, batched, device)
     return _changed(tokens, drawn, noise, allowed, batched, out, mask=mask, complement=bool(complement))
 
 
@@ -115,11 +116,13 @@ def q_uniform(
     if library is not None:
         options: dict[str, Any] = {"where": where, "block": block, "lengths": lengths, "batched": batched, "out": out}
         return library.through(q_uniform, ids, p, noise, vocabulary, **options)
-    tokens = tokens_of("ids", ids, batched)
+    tokens = tokens_of("ids", ids, batched, anywhere=True)
     v = vocabulary_of(vocabulary, tokens.dtype)
-    check_within("ids", tokens if batched else tokens[0], v)
-    drawn = segments("p", p, tokens.shape, block, batched)
-    allowed = allowed_of(where, lengths, tokens.shape, batched)
+    if not arrays.on_device(tokens):
+        check_within("ids", tokens if batched else tokens[0], v)
+    device = arrays.device_of(tokens)
+    drawn = segments("p", p, tokens.shape, block, batched, device)
+    allowed = allowed_of(where, lengths, tokens.shape, batched, device)
     return _changed(tokens, drawn, noise, allowed, batched, out, vocabulary=v)
 
 
@@ -128,19 +131,21 @@ def _changed(
     out: Any, *, mask: int = 0, complement: bool = False, vocabulary: int = 0,
 ) -> tuple[Any, Any]:  # fmt: skip
     """Returns x_t, in which some tokens are the mask or, with a vocabulary, drawn anew; and a bool for each that is."""
-    (chances, segment), shape = drawn, tokens.shape
+    (chances, segment), shape, own = drawn, tokens.shape, tokens.shape[not batched :]
     names = names_for(noise, shape, MASKS)
-    written = _result(out, tokens, allowed, batched)
-    result, changed = written.reshape(shape), backends.empty(shape, np.dtype(np.bool_))
-    pair = written, changed if batched else changed[0]
+    on_host = isinstance(tokens, np.ndarray)
+    empty = backends.empty if on_host else tokens.empty
+    written = _result(empty(own, tokens.dtype) if out is None else out, tokens, allowed, batched)
+    result, changed = written.reshape(shape), empty(shape, np.dtype(np.bool_))
+    pair = written, changed.reshape(own)
     if not tokens.size:
         return pair
-    flags, bits = changed.view(np.uint8), mask % (1 << 64)
+    flags, bits = changed.view(np.uint8) if on_host else changed, mask % (1 << 64)
     call = Masks(
         drawing(shape, names, flags), tokens, result, flags, allowed, chances, segment, bits, vocabulary,
         tokens.itemsize, complement,
     )  # fmt: skip
-    if backends.current().run(call) is not NotImplemented:
+    if backends.of(tokens).run(call) is not NotImplemented:
         return pair
     chosen = below(shape, names, chances, segment)
     np.logical_and(chosen != complement, True if allowed is None else allowed, out=changed)
@@ -152,6 +157,7 @@ def _changed(
 def _result(out: Any, tokens: Array, allowed: NDArray[np.bool_] | None, batched: bool) -> Array:
     """Returns where to write the new tokens; it may be where the old ones lie."""
     result = arrays.output("out", out, tokens.shape if batched else tokens.shape[1:], tokens.dtype)
+    arrays.one_place([("ids", tokens), ("out", result)])
     arrays.check_overlap([("out", result)], [tokens] if allowed is None else [tokens, allowed])
     return result
 
@@ -299,18 +305,19 @@ def names_for(noise: Any, shape: tuple[int, ...], stream: int) -> tuple[Noise, .
 # ---- arguments ---------------------------------------------------------------------------------------------
 
 
-def tokens_of(name: str, ids: Any, batched: bool = True) -> Array:
-    """Returns tokens (B, ..) that a kernel can read; with B = 1 where they are one sample."""
+def tokens_of(name: str, ids: Any, batched: bool = True, anywhere: bool = False) -> Array:
+    """Returns tokens (B, ..) that a kernel can read; with B = 1 where they are one sample. anywhere: they may be a
+    tensor of a device."""
     if not arrays.is_array(ids):
         raise TypeError(f"{name}: expected {arrays.wanted(ids, 'NumPy or torch')}, got {type(ids).__name__}")
     tokens = arrays.as_array(name, ids, DTYPES)
-    if not isinstance(tokens, np.ndarray):
+    if not isinstance(tokens, np.ndarray) and not (anywhere and arrays.of_triton(tokens)):
         raise NotImplementedError(f"{name}: expected tokens in host memory, got an array on a device; copy it first")
     if tokens.ndim < 1 + bool(batched):
         expected = "(B, L), axis 0 the batch" if batched else "(L,), one sample"
         hint = f"; for one sequence pass {name}[None], or batched=False to operations that have it" if batched else ""
         raise ValueError(f"{name}: expected tokens {expected}, got shape {tokens.shape}{hint}")
-    return arrays.contiguous(tokens if batched else tokens[None])
+    return arrays.contiguous(tokens if batched else tokens.reshape(1, *tokens.shape))
 
 
 def token_of(name: str, token_id: Any, dtype: np.dtype[Any]) -> int:
@@ -346,14 +353,16 @@ def probabilities(name: str, p: Any) -> NDArray[np.float64]:
 
 
 def segments(
-    name: str, p: Any, shape: tuple[int, ...], block: int | None, batched: bool
+    name: str, p: Any, shape: tuple[int, ...], block: int | None, batched: bool, device: int | None = None
 ) -> tuple[NDArray[np.float64], int]:
-    """Returns p of each segment of the tokens (B, ..), and the number of tokens in a segment."""
-    values, length = probabilities(name, p), math.prod(shape[1:])
+    """Returns p of each segment of the tokens (B, ..), and the number of tokens in a segment. On the tokens' device p
+    stays there, and is not looked at."""
+    stays, length = block is None and arrays.is_there(p, device), math.prod(shape[1:])
+    values = p.astype(np.dtype(np.float64)) if stays else probabilities(name, p)
     p_shape, shape_of_ids = values.shape, shape if batched else shape[1:]
     if block is None:
         while values.ndim and values.shape[-1] == 1:  # (B, 1) is a number for each sample
-            values = values[..., 0]
+            values = values.reshape(values.shape[:-1])
         if shape_of_ids[: values.ndim] != values.shape:
             raise ValueError(f"{name}: expected a number or a prefix of ids' shape {shape_of_ids}, got {p_shape}")
         return arrays.contiguous(values).reshape(-1), max(1, math.prod(shape_of_ids[values.ndim :]))
@@ -367,12 +376,15 @@ def segments(
     return np.repeat(values.reshape(-1, blocks), size, axis=1)[:, :length].reshape(-1), 1
 
 
-def allowed_of(where: Any, lengths: Any, shape: tuple[int, ...], batched: bool = True) -> NDArray[np.bool_] | None:
-    """Returns the tokens (B, ..) that may change, or None for all."""
+def allowed_of(
+    where: Any, lengths: Any, shape: tuple[int, ...], batched: bool = True, device: int | None = None
+) -> NDArray[np.bool_] | None:
+    """Returns the tokens (B, ..) that may change, or None for all. What lies on the tokens' device stays there."""
     allowed: NDArray[np.bool_] | None = None
     if where is not None:
         own_shape = shape if batched else shape[1:]
-        allowed = arrays.spread_bools("where", arrays.host_numbers("where", where), own_shape).reshape(shape)
+        given = where if arrays.is_there(where, device) else arrays.host_numbers("where", where)
+        allowed = arrays.spread_bools("where", given, own_shape).reshape(shape)
     if lengths is None:
         return allowed
     ends, length, expected = arrays.host_numbers("lengths", lengths), math.prod(shape[1:]), shape[: int(batched)]

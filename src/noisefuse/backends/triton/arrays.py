@@ -39,6 +39,11 @@ class Array:
     def _of(self, tensor: Tensor) -> Array:
         return Array(tensor, self.device.id, self.dtype)
 
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Returns new memory on the device."""
+        made = torch.empty(shape, dtype=getattr(torch, dtype.name), device=self.tensor.device)
+        return Array(made, self.device.id, dtype)
+
     def __len__(self) -> int:
         return len(self.tensor)
 
@@ -57,12 +62,18 @@ class Array:
         """Returns a copy in host memory."""
         return self.tensor.cpu().numpy()
 
+    def __and__(self, other: Any) -> Array:
+        return self._of(self.tensor & uploaded(other, self.device.id))
+
+    __rand__ = __and__
+
     def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Array:
         """Stands for the functions of NumPy that checks call."""
         if function is np.broadcast_to:
-            return self._of(self.tensor.expand(arguments[1]))
-        if function is np.ascontiguousarray:
-            return self._of(self.tensor.contiguous())
+            try:
+                return self._of(self.tensor.expand(arguments[1]))
+            except RuntimeError as error:
+                raise ValueError(error) from None
         raise NotImplementedError(NEEDS_CUPY)
 
     def _refuse(self, *given: Any, **options: Any) -> Any:
@@ -81,6 +92,12 @@ class Array:
 
 def place(device: int) -> torch.device:
     return torch.device("cuda", device)
+
+
+def empty(device: int, shape: Any, dtype: Any) -> Array:
+    """Returns memory there for NumPy's dtype."""
+    kind = np.dtype(dtype)
+    return Array(torch.empty(shape, dtype=getattr(torch, kind.name), device=place(device)), device, kind)
 
 
 def uploaded(a: Any, device: int) -> Tensor:

@@ -76,6 +76,13 @@ def place(element):
 
 
 @triton.jit
+def chosen(element, w0, w1, w2, w3):
+    """Returns the element's own word of its block."""
+    _, upper, odd = place(element)
+    return tl.where(upper, tl.where(odd, w3, w2), tl.where(odd, w1, w0))
+
+
+@triton.jit
 def polynomial(x, c: tl.constexpr):
     """Returns c[0] + x (c[1] + x (c[2] + ...)), with one fma for each term (Horner)."""
     total = tl.full(x.shape, c.value[-1], x.dtype)

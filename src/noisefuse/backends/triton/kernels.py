@@ -107,11 +107,8 @@ def element_of(start, place, run, axes, AXES: tl.constexpr):
 
 
 @triton.jit
-def drawn(
-    names, seed, sample, step, stream, start, samples, counter, axes, run, entry, later, place, block,
-    DRAW: tl.constexpr, DOUBLE: tl.constexpr, AXES: tl.constexpr, FOURS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Returns the noise of BLOCK elements: of places of a sample, or of blocks of the generator."""
+def name_of(names, seed, sample, step, stream, start, samples, counter, entry):
+    """Returns the numbers of an entry's name, and the first element of its window."""
     if names is not None:
         of_entry = names + entry * NUMBERS.value
         seed, sample, step = tl.load(of_entry), tl.load(of_entry + 1), tl.load(of_entry + 2)
@@ -122,6 +119,16 @@ def drawn(
         sample += entry
     if counter is not None:
         step = tl.load(counter).to(tl.int64)
+    return seed, sample, step, stream, start
+
+
+@triton.jit
+def drawn(
+    names, seed, sample, step, stream, start, samples, counter, axes, run, entry, later, place, block,
+    DRAW: tl.constexpr, DOUBLE: tl.constexpr, AXES: tl.constexpr, FOURS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Returns the noise of BLOCK elements: of places of a sample, or of blocks of the generator."""
+    seed, sample, step, stream, start = name_of(names, seed, sample, step, stream, start, samples, counter, entry)
     step += later
     if FOURS:
         z0, z1, z2, z3 = fours(seed, sample, step, start // 4 + block, stream, DRAW, DOUBLE)

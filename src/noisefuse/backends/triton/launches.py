@@ -9,14 +9,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from ...call.description import Loss, Step, Walk, window_runs
+from ...call.description import Loss, Masks, Step, Walk, window_runs
 from ...language.levels import LEVELS, levels_of
 from ...language.noise import Noise
 from ...language.rows import Rows
 from .. import NEEDS_CUPY, runner
-from . import kernels
+from . import kernels, tokens
+from .arrays import empty as empty
 from .arrays import uploaded
 
 BLOCK = 2048  # the most elements of a program
@@ -29,7 +31,7 @@ def step(call: Step) -> None:
     device, double = _device(call), call.arithmetic == np.float64
     noise, span, fours, axes = _noise(call, device)
     fixed = isinstance(call.index, np.ndarray) and call.index.size == 1 and not call.period
-    block = min(BLOCK, max(32, 1 << (span - 1).bit_length()))
+    block = _block(span)
     tiles, out = -(-span // block), call.outputs[0]
     levels = None if out is None else levels_of(out.dtype)
     memory = [None if a is None else a.tensor for a in (*call.inputs, *call.outputs)]  # type: ignore[attr-defined]
@@ -42,6 +44,33 @@ def step(call: Step) -> None:
         BY_PERIOD=call.period > 0, MASKED=call.masked, LEVELS=LEVELS[levels] if levels else 0,
         AXES=axes, FOURS=fours, BLOCK=block, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
+
+
+def masks(call: Masks) -> None:
+    """Masks tokens, or draws them anew."""
+    device, size = call.tokens.device.id, call.step.size  # type: ignore[attr-defined]
+    noise, _, fours, axes = _noise(call.step, device)
+    p = None if isinstance(call.p, np.ndarray) and call.p.size == 1 else uploaded(call.p, device)
+    if p is not None and 1 < call.segment < size:
+        p = p.repeat_interleave(call.segment)
+    elif p is not None and len(p) == 1:
+        p = p.expand(call.step.batch).contiguous()
+    block = _block(size)
+    tiles = -(-size // block)
+    grid = call.step.batch, min(tiles, 1 << 15), -(-tiles >> 15)  # CUDA's later axes have less than 2^16
+    arrays: tuple[Any, ...] = call.tokens, call.out, call.masked
+    count = 0 if p is not None else int(np.rint(call.p[0] * 2.0**32))
+    with torch.cuda.device(device):
+        tokens.masks[grid](
+            *(a.tensor for a in arrays), None if call.where is None else uploaded(call.where, device), p, count,
+            (call.mask ^ 1 << 63) - (1 << 63), call.vocabulary, *noise, size,
+            EACH=p is not None and len(p) > call.step.batch, NEW=call.vocabulary > 0, COMPLEMENT=call.complement,
+            AXES=axes, FOURS=fours, BLOCK=block, num_warps=4, enable_fp_fusion=False,
+        )  # fmt: skip
+
+
+def _block(n: int) -> int:
+    return min(BLOCK, max(32, 1 << (n - 1).bit_length()))
 
 
 def _device(call: Step) -> int:
@@ -91,4 +120,4 @@ def refuse(call: Any) -> None:
     raise NotImplementedError(NEEDS_CUPY)
 
 
-run: Any = runner({Step: step, Walk: refuse, Loss: refuse})
+run: Any = runner({Step: step, Masks: masks, Walk: refuse, Loss: refuse})

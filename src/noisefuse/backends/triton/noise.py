@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from ...ground.docstrings import ARGS_OF_ELEMENT, Shared, completed
-from .device import block_words, normal_pair32, normal_pair64, place, uniform32, uniform_pair64
+from .device import block_words, chosen, normal_pair32, normal_pair64, place, uniform32, uniform_pair64
 
 if not isinstance(place, triton.JITFunction) and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
     raise ImportError(
@@ -126,13 +126,6 @@ def normal64(seed, sample, step, element, stream=0):
     return tl.where(odd, z1, z0)
 
 
-@triton.jit
-def _chosen(element, w0, w1, w2, w3):
-    """Returns the element's own word of its block."""
-    _, upper, odd = place(element)
-    return tl.where(upper, tl.where(odd, w3, w2), tl.where(odd, w1, w0))
-
-
 @_public
 def uniform(seed, sample, step, element, stream=7):
     """Uniform numbers in (0, 1), never 0 or 1.
@@ -150,7 +143,7 @@ def uniform(seed, sample, step, element, stream=7):
     True
     """
     w0, w1, w2, w3 = words(seed, sample, step, element, stream)
-    return uniform32(_chosen(element, w0, w1, w2, w3))
+    return uniform32(chosen(element, w0, w1, w2, w3))
 
 
 @_public
@@ -172,4 +165,4 @@ def uniform64(seed, sample, step, element, stream=7):
     block, _, _ = place(element)
     w0, w1, w2, w3 = block_words(seed, sample, step, block, stream, 0)
     v0, v1, v2, v3 = block_words(seed, sample, step, block, stream, 1)
-    return uniform_pair64(_chosen(element, w0, w1, w2, w3), _chosen(element, v0, v1, v2, v3))
+    return uniform_pair64(chosen(element, w0, w1, w2, w3), chosen(element, v0, v1, v2, v3))

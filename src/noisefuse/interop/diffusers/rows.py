@@ -238,7 +238,8 @@ class _Tracing:
 
     def _in_lanes(self, state: dict[str, Any], places: list[int], period: int) -> dict[str, Any]:
         """Finds a period of rows from each of these places on, and returns the state after them."""
-        self._set(state, counted(places))
+        at = counted(places)
+        self._set(state, at)
         attributes = vars(self.shadow)
         for name, value in attributes.items():
             if type(value) is Tensor and value.dim() == 1:
@@ -250,9 +251,9 @@ class _Tracing:
                 attributes[name] = partial(_each, method)
         steps = {}
         for later in range(period):
-            at = [i + later for i in places]
-            options = _given_together([self.scheduler._given(self.options, i) for i in at])
-            steps.update(self.probe.rows(self.step, at, lanes(self.timesteps[at].reshape(-1, 1)), options))
+            here, t = [i + later for i in places], lanes(self.timesteps[at.plain + later])
+            options = _given_together([self.scheduler._given(self.options, i) for i in here])
+            steps.update(self.probe.rows(self.step, here, t, options))
         self.found.update(steps)
         return self._state()
 
@@ -450,7 +451,7 @@ class _Probe:
         names = ["x", "m1", "z", "d", *(f"held{k}" for k, v in enumerate(held) if isinstance(v, Tensor))]
         self.columns = _columns(len(names))
         self.block = self.columns.copy()
-        vectors = torch.from_numpy(self.block)[:, None].unbind()
+        vectors = torch.from_numpy(self.block[:, None]).unbind()
         self.units = dict(zip(names, map(lanes, vectors) if in_lanes else vectors, strict=True))
         held = [self.units.get(f"held{k}", value) for k, value in enumerate(held)]
         _remember(self.shadow, self.memory, held)
@@ -473,38 +474,37 @@ class _Probe:
         past1 .."""
         table, clean = numbers = np.zeros((2, n, len(_COLUMN)))
         numbers[:, :, _BOUNDS] = -np.inf, np.inf
-        groups: dict[Any, dict[int, list[int]]] = {}
+        together: dict[int, list[int]] = {}  # the rows of a call
         for i, one in steps.items():
-            computed = one.past[0]
-            alike = groups.setdefault((len(computed.units), len(computed.values), computed.clamps), {})
-            alike.setdefault(id(computed), []).append(i)
-        for (_, _, clamps), together in groups.items():
-            rows = [i for places in together.values() for i in places]
-            parts = [_answers([steps[i].past for i in places]) for places in together.values()]
-            forms = _forms(np.concatenate(parts) if len(parts) > 1 else parts[0])
-            outputs = forms[:, :-1] if clamps else forms
-            written = [*zip(("out", "aux1", "aux2"), outputs.swapaxes(0, 1), strict=False)]
-            symbols = ("x", "m1", "z", "m2" if self.thresholds else "d", "k")
-            at = np.array(rows)[:, None]
-            for output, form in written:
-                table[at, [_COLUMN[output, symbol] for symbol in symbols]] = form[:, (0, 1, 2, 3, -1)]
-            if clamps:
-                group, target = ("out", clean) if self.thresholds else ("clean", table)
-                target[at, [_COLUMN[group, symbol] for symbol in ("x", "m1", "k")]] = forms[:, -1, (0, 1, -1)]
-                table[at, _BOUNDS] = [(steps[i].past[0].lo, steps[i].past[0].hi) for i in rows]
-            readers: dict[Any, list[int]] = {}
-            for n, flags in enumerate(outputs[:, :, 4:-1].any(axis=1).tolist()):
-                readers.setdefault(tuple(flags), []).append(n)
-            for flags, those in readers.items():
-                read = [column for column, flag in enumerate(flags, 4) if flag]
-                if len(read) > len(nf.tableau.past):
-                    raise Unsupported(f"a step reads {len(read)} remembered tensors")
-                for output, form in written if read else ():
-                    columns = [_COLUMN[output, f"past{k}"] for k in range(1, len(read) + 1)]
-                    table[at[those], columns] = form[those][:, read]
-                for i in (rows[n] for n in those):
-                    units = steps[i].past[0].units
-                    steps[i].past = [REMEMBERED + int(units[column].removeprefix("held")) for column in read]
+            together.setdefault(id(one.past[0]), []).append(i)
+        rows = [i for places in together.values() for i in places]
+        widest = max(len(one.past[0].units) for one in steps.values())
+        answers, end = np.zeros((len(rows), len(_OUTPUTS) + 1, widest + 2)), 0
+        for places in together.values():
+            start, end = end, end + len(places)
+            _answer([steps[i].past for i in places], answers[start:end])
+        forms, at = _forms(answers), np.array(rows)[:, None]
+        outputs = forms[:, :-1]
+        table[at, _WRITTEN[self.thresholds]] = outputs[:, :, (0, 1, 2, 3, -1)].reshape(len(rows), -1)
+        clamped = [k for k, i in enumerate(rows) if steps[i].past[0].clamps]
+        if clamped:
+            group, target = ("out", clean) if self.thresholds else ("clean", table)
+            columns = [_COLUMN[group, symbol] for symbol in ("x", "m1", "k")]
+            target[at[clamped], columns] = forms[clamped, -1][:, (0, 1, -1)]
+            table[at[clamped], _BOUNDS] = [(steps[rows[k]].past[0].lo, steps[rows[k]].past[0].hi) for k in clamped]
+        readers: dict[Any, list[int]] = {}
+        for k, flags in enumerate(outputs[:, :, 4:-1].any(axis=1).tolist()):
+            readers.setdefault(tuple(flags), []).append(k)
+        for flags, those in readers.items():
+            read = [column for column, flag in enumerate(flags, 4) if flag]
+            if len(read) > len(nf.tableau.past):
+                raise Unsupported(f"a step reads {len(read)} remembered tensors")
+            if read:
+                columns = [_COLUMN[output, f"past{k}"] for output in _OUTPUTS for k in range(1, len(read) + 1)]
+                table[at[those], columns] = outputs[those][:, :, read].reshape(len(those), -1)
+            for i in (rows[k] for k in those):
+                units = steps[i].past[0].units
+                steps[i].past = [REMEMBERED + int(units[column].removeprefix("held")) for column in read]
         return numbers
 
 
@@ -519,10 +519,15 @@ class _Computed(NamedTuple):
     hi: float
 
 
-def _answers(computed: list[tuple[_Computed, int]]) -> Any:
-    """Returns one call's results on the units in these of its rows, (rows, values, units + 2)."""
-    rows, values = [row for _, row in computed], computed[0][0].values
-    return np.stack([value[rows] if len(value) > 1 else value.repeat(len(rows), 0) for value in values], axis=1)
+def _answer(computed: list[tuple[_Computed, int]], answers: Any) -> None:
+    """Writes one call's results on the units in these of its rows, (rows, values, units + 2). D is the last of the
+    values. Units that the call does not have stay 0."""
+    call, rows = computed[0][0], [row for _, row in computed]
+    width, last = len(call.units), len(call.values) - 1
+    for k, value in enumerate(call.values):
+        place = answers[:, -1 if call.clamps and k == last else k]
+        values = value[rows] if len(value) > 1 else value
+        place[:, :width], place[:, -2:] = values[:, :width], values[:, width:]
 
 
 def _forms(answers: Any) -> Any:
@@ -547,6 +552,11 @@ _COLUMN = {
 }
 
 _BOUNDS = [_COLUMN["clean", "lo"], _COLUMN["clean", "hi"]]
+_OUTPUTS = "out", "aux1", "aux2"
+# The columns of a step's outputs, as it computes them, with a clamped D or with a thresholded one.
+_WRITTEN = [
+    [_COLUMN[output, symbol] for output in _OUTPUTS for symbol in ("x", "m1", "z", clean, "k")] for clean in ("d", "m2")
+]
 
 
 @lru_cache

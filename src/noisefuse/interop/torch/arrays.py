@@ -316,6 +316,13 @@ def _on_stream(device: torch.device) -> Iterator[None]:
 def _array(tensor: Tensor, device: int) -> Any:
     if _cupy() is not None:
         return _cupy_array(tensor, device)
+    return of_triton(tensor, device)
+
+
+def of_triton(tensor: Tensor, device: int) -> Any:
+    """Returns the memory of a tensor on a device for Triton's kernels, also where CuPy is installed."""
+    if not _HAS_TRITON:
+        raise ImportError("tokens on a CUDA device need Triton: pip install 'noisefuse[triton]'")
     if tensor.numel() and not tensor.untyped_storage().data_ptr():
         raise RuntimeError("no memory")
     from ...backends.triton.arrays import Array

@@ -10,20 +10,24 @@ import torch
 from torch import Tensor
 
 from ...ground.libraries import library_of
-from .arrays import CPU, as_tensor, check_plain, memory
+from .arrays import CPU, as_tensor, check_plain, memory, of_triton, place_of
 from .graph import check_once
+
+ON_DEVICE = "q_mask", "q_uniform"  # Triton's kernels serve them, also where CuPy is installed
 
 
 def view(name: str, x: Any) -> Any:
-    """Returns the memory of a tensor, which is the host's."""
+    """Returns the memory of a tensor, which is the host's, or that of a device."""
     check_plain(name, x)
+    if name in ON_DEVICE and (place := place_of(name, x)).type == "cuda":
+        return of_triton(x.detach(), place.index)
     if not x.is_cpu:
         raise NotImplementedError(f"{name}: expected tensors on the CPU, got one on {x.device}; copy it there first")
     return memory(name, x.detach().resolve_neg(), CPU)
 
 
 def from_numpy(array: Any, like: Any) -> Any:
-    return as_tensor(array, None, torch.int64)
+    return array.tensor if hasattr(array, "tensor") else as_tensor(array, None, torch.int64)
 
 
 def written(x: Tensor, array: Any) -> Any:
