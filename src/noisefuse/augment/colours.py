@@ -84,7 +84,7 @@ def _coloured(x: Array, noise: Any, *, dtype: Any = None, snr: ArrayLike, slope:
 
 def slope_gains(slope: float, floor: float) -> Gains:
     """Returns the amplitudes of a slope in decibels an octave."""
-    return lambda f: np.maximum(f, floor, out=f) ** (slope / _OCTAVE / 2)
+    return lambda f: np.power(np.maximum(f, floor, out=f), slope / _OCTAVE / 2, out=f)
 
 
 def add_spectrum(
@@ -122,7 +122,7 @@ def add_spectrum(
 
 def _period(n: int) -> int:
     """Returns the least even number from n on whose prime factors are 2, 3 and 5: its transform is fast."""
-    return min(k << max(1, (-(-n // k) - 1).bit_length()) for k in takewhile(lambda k: k <= max(n, 1), _ODD))
+    return min(k << ((n - 1) // k | 1).bit_length() for k in takewhile(lambda k: k <= max(n, 1), _ODD))
 
 
 _ODD = sorted(3**i * 5**j for i in range(22) for j in range(15))
