@@ -15,6 +15,7 @@ from ..ground.lazy import show_as, show_public
 from .byte_noise import poisson, transition
 from .corruptions import corrupt
 from .impulses import impulse
+from .iso import iso_noise as iso_noise
 from .keys import sample_id, strengths
 from .keys import strength as strength
 from .magnitude import rician
