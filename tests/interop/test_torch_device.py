@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch tensors on a real CUDA device, by CuPy's kernels and by Triton's: `pytest -m gpu`. test_torch_cuda.py and
-test_torch_triton.py have the tests that need none."""
+"""torch tensors on a real CUDA device, by CuPy's kernels and by Triton's: `pytest -m gpu`.
+
+test_torch_cuda.py and test_torch_triton.py have the tests that need none.
+"""
 
 import contextlib
 import re
