@@ -181,12 +181,6 @@ def rivals_table() -> str:
     return table(heads, rows)
 
 
-def machine() -> str:
-    """Returns the machine of the rivals' figures, and the day."""
-    where = json.loads((RESULTS / f"{MACHINES[RIVALS_ON]}.json").read_text())["machine"]
-    return f"{RIVALS_ON}, {where['cpu'].replace('(R)', '')}, {where['isa'].upper()}, {where['date']}"
-
-
 def save(figure: Any, path: Path) -> None:
     """Saves a picture of lines in 128 colours, which takes a third of the bytes. The source distribution has it."""
     from PIL import Image

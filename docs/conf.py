@@ -258,7 +258,7 @@ def documented(kind, name, members):
 def summarise(app, document, content):
     """A page of the reference begins with a table of its names and what they do."""
     names = [name for match in DOCUMENTED.finditer(content[0]) for name in documented(*match.groups())]
-    if document.startswith("reference/") and document != "reference/interop" and len(names) > 1:
+    if document.startswith("reference/") and not document.startswith("reference/interop") and len(names) > 1:
         table = "\n".join(
             [
                 ".. autosummary::",

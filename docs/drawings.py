@@ -7,6 +7,7 @@ python docs/drawings.py --card    makes a PNG of card.svg, too, by Chromium: wha
 
 from __future__ import annotations
 
+import json
 import runpy
 import subprocess
 import sys
@@ -167,22 +168,14 @@ def floors() -> Drawing:
 
 
 BOLD = ' font-weight="bold"'
-# What a pair of bars is of, the library beside noisefuse, and the place of its figure in tables.py.
-BESIDE = [
-    ("noise a batch of images", "NumPy", 0, 0),
-    ("the same, with tensors", "torch", 0, 0),
-    ("the same, with arrays of JAX under jit", "JAX", 0, 0),
-    ("noise, a loss and its gradient", "torch", 1, 0),
-    ("Gaussian noise on photographs (bytes)", "albumentations", 0, 0),
-    ("a DDIM step of a robot's plan, 1 x 16 x 7", "diffusers", 0, 1),
-]
+# What `noisefuse bench --json` wrote.
+BENCH = json.loads((TABLES["RESULTS"] / "amd-epyc-bench.json").read_text())
 
 
 def times() -> Iterator[tuple[str, str, float]]:
-    """Yields what is measured, the other library, and its time over ours, from the committed results."""
-    for label, rival, row, figure in BESIDE:
-        record = TABLES["RIVALS"][rival][row].records(TABLES["RIVALS_ON"])[figure]
-        yield label, rival, record["value"] if record["target"].startswith(">=") else 1 / record["value"]
+    """Yields what is measured, the other library, and its time over ours."""
+    for pair in BENCH["pairs"]:
+        yield pair["work"], pair["rival"], pair["ratio"]
 
 
 def bars(d: Drawing, x: float, y: float, width: float) -> None:
@@ -203,8 +196,9 @@ def speed() -> Drawing:
     d = Drawing(560, 472, "; ".join(said))  # narrow: its words can be read on a phone
     d.text(12, 26, "The same work in less time", "start", 17, BOLD)
     bars(d, 12, 44, 462)
-    d.text(12, 444, "Time, less is better; one thread each.", "start", 12)
-    d.text(12, 460, f"{TABLES['machine']()}.", "start", 12)
+    where = BENCH["machine"]
+    d.text(12, 444, "Time, less is better; one thread each, by `noisefuse bench`.", "start", 12)
+    d.text(12, 460, f"{where['cpu']}, {where['isa'].upper()}, load {where['load']:.0f}, {where['date']}.", "start", 12)
     return d
 
 

@@ -259,6 +259,12 @@ def test_every_page_stands_in_one_table_of_contents():
     assert sorted(found) == sorted(page for page in DOCS.rglob("*.md") if page != DOCS / "index.md")
 
 
+def test_the_sidebar_can_be_read_at_a_glance():
+    """Seen to fail: 52 entries on its first level."""
+    trees = TOCTREE.findall((DOCS / "index.md").read_text())
+    assert len([line for tree in trees for line in tree.splitlines() if line and line[0] != ":"]) <= 25
+
+
 CONTRACT = DOCS / "noise.md"  # it stays whole
 LONGEST = 2500  # words of a page
 

@@ -9,6 +9,7 @@
 #include "fast_call.h"
 #include "fast_categories.h"
 #include "fast_density.h"
+#include "fast_images.h"
 #include "fast_results.h"
 #include "fast_step.h"
 

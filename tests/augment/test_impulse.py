@@ -14,6 +14,7 @@ import pytest
 
 import noisefuse as nf
 from conftest import DTYPES, using
+from fast import same_as_checked
 from noisefuse.augment import impulse
 from test_byte_tables import words
 
@@ -53,6 +54,38 @@ def test_a_word_decides_and_tells_the_value(kind, host):
             given = {"salt": 0.3, "values": values, "random": random, "layout": layout}
             done = impulse(x, amount, N, shared=layout is not None, batched=True, **given)
             assert done.tobytes() == by_definition(x, amount, N, **given).tobytes()
+
+
+@pytest.mark.skipif(nf.info()["backend"] != "native", reason="the other backends have no fast path")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_plain_calls_have_the_bits_of_the_checked_way(kind, library, monkeypatch):
+    """Seen to fail: planes of one channel; a window of channels; an amount of the next sample; a batch that is one
+    sample; salt of floats as 255."""
+    x = (200 * RNG.random((3, 9, 20, 4))).astype(KINDS[kind])
+    if library == "torch":
+        torch = pytest.importorskip("torch")
+        x = nf.interop.torch.arrays.as_tensor(x, None, getattr(torch, kind))
+    taken = "fast_impulse"
+    for batched, layout, random in itertools.product((True, False, None), (None, "CHW", "HWC"), (False, True)):
+        given = {"layout": layout, "shared": layout is not None, "random": random, "batched": batched, "salt": 0.3}
+        same_as_checked(monkeypatch, lambda given=given: impulse(x, 0.4, N, **given), taken)
+        if batched is not False:
+            ids = N.at(sample=[3, 1, 4])
+            for noise in (ids, [N, ids.at(sample=2), N.at(stream=0)]):
+                amounts = np.array([0.1, 1.0, 0.0])
+                same_as_checked(monkeypatch, lambda given=given, n=noise, a=amounts: impulse(x, a, n, **given), taken)
+    wide = N.window((40, 9), (5, 0))
+    same_as_checked(monkeypatch, lambda: impulse(x, 0.4, wide, layout="HWC", shared=True, batched=None), None)
+    wide = N.window((12, 20), (3, 0))
+    same_as_checked(monkeypatch, lambda: impulse(x, 0.4, wide, layout="HWC", shared=True), taken)
+    same_as_checked(monkeypatch, lambda: impulse(x[:, :, ::2], 0.4, N), taken)
+    same_as_checked(monkeypatch, lambda: impulse(x[1, 1], 0.4, N, layout="CHW", shared=True, batched=False), taken)
+    out = x.copy() if library == "numpy" else x.clone()
+    same_as_checked(monkeypatch, lambda: impulse(x, 0.4, N, out=out), taken)
+    for wrong in ({"salt": 2.0}, {"shared": True}, {"batched": 3}, {"out": x[0]}, {"amount": -0.1}, {"amount": [0.5]}):
+        given = {"amount": 0.4} | wrong
+        same_as_checked(monkeypatch, lambda given=given: impulse(x, noise=N, **given), None)
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (3, 7, 3), (2, 64, 65, 3), (1, 33, 2, 70), (2, 3, 5, 4)])

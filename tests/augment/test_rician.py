@@ -9,6 +9,7 @@ import pytest
 
 import noisefuse as nf
 from conftest import DTYPES, using
+from fast import same_as_checked
 from noisefuse.augment import rician
 
 stats = pytest.importorskip("scipy.stats")
@@ -48,6 +49,33 @@ def test_a_std_and_a_noise_for_each_sample(compiled):
     for b in range(4):
         assert np.array_equal(rician(x[b], std[b], noises[b], coils=2, batched=False), done[b])
     assert np.allclose(done[0], x[0])
+
+
+@pytest.mark.skipif(nf.info()["backend"] != "native", reason="the other backends have no fast path")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_plain_calls_have_the_bits_of_the_checked_way(kind, library, monkeypatch):
+    """Seen to fail: a second normal of the window's place in place of the full sample's; float64 with the normals of
+    float32."""
+    x = (200 * RNG.random((3, 9, 20, 4))).astype(KINDS[kind])
+    if library == "torch":
+        torch = pytest.importorskip("torch")
+        x = nf.interop.torch.arrays.as_tensor(x, None, getattr(torch, kind))
+    taken = "fast_rician"
+    for batched, coils in ((True, 1), (False, 3), (None, 32)):
+        given = {"coils": coils, "batched": batched}
+        same_as_checked(monkeypatch, lambda given=given: rician(x, 9.5, N, **given), taken)
+    for noise in (N.at(sample=[3, 1, 4]), [N, N.at(sample=2), N.at(stream=0)]):
+        same_as_checked(monkeypatch, lambda n=noise: rician(x, np.array([0.5, 9.0, 0.0]), n), taken)
+    wide = N.window((12, 20, 5), (3, 0, 1))
+    same_as_checked(monkeypatch, lambda: rician(x, 9.5, wide, coils=2), taken)
+    same_as_checked(monkeypatch, lambda: rician(x, 9.5, [wide, N, wide], coils=2), None)
+    same_as_checked(monkeypatch, lambda: rician(x[:, :, ::2], 9.5, N), taken)
+    out = x.copy() if library == "numpy" else x.clone()
+    same_as_checked(monkeypatch, lambda: rician(x, 9.5, N, out=out), taken)
+    for wrong in ({"coils": 0}, {"coils": 33}, {"std": -1.0}, {"std": np.inf}, {"std": [1.0]}, {"out": x[0]}):
+        given = {"std": 0.4} | wrong
+        same_as_checked(monkeypatch, lambda given=given: rician(x, noise=N, **given), None)
 
 
 def test_windows_and_in_place():

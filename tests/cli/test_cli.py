@@ -9,8 +9,10 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +32,7 @@ from noisefuse.commands import demo as _demo
 from noisefuse.commands import info as _info
 from noisefuse.commands import selftest as _selftest
 from noisefuse.commands import shared as _shared
+from noisefuse.commands.bench import pairs as _pairs
 from noisefuse.commands.bench import timing as _bench_timing
 from noisefuse.commands.bench.contenders import OPERATIONS, Case, contenders
 from noisefuse.commands.bench.results import doubts
@@ -687,7 +690,63 @@ def test_bench_says_how_long_it_takes(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit):
         main(["bench", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "NumPy and torch. It takes some two minutes, with --quick half a minute." in shown
+    assert "is it faster here?" in shown
+    assert "It takes some two minutes of processor time, with --quick one." in shown
+
+
+RECORD = {"work": "a", "rival": "torch", "ratio": 12.0, "range": [10.0, 13.0], "ours_ms": 1.0, "theirs_ms": 12.0}
+
+
+def test_a_bar_is_as_long_as_its_figure_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen to fail: a bar of a share of the copy beside a ratio, a bar of eighths where only ASCII can be printed."""
+    title, theirs, ours, _ = _pairs.shown(RECORD)
+    assert title == "a: 12x as fast (10 to 13)"
+    assert [line.split()[1:] for line in (theirs, ours)] == [["█" * 48, "12", "ms"], ["█" * 4, "1", "ms"]]
+    assert [_pairs.bar(share) for share in (1 / 48 + 1 / 384, 1e-9)] == ["█▏", "▏"]
+    slower = RECORD | {"ratio": 0.5, "ours_ms": 24.0}
+    assert [line.count("█") for line in _pairs.shown(slower)] == [0, 24, 48, 0]
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(encoding="ascii"))
+    assert [_pairs.bar(share) for share in (0.5, 1e-9)] == ["#" * 24, "#"]
+
+
+def test_the_verdict_of_the_benchmark_is_in_words() -> None:
+    """Seen to fail: a pair that is faster within the spread only, which counted."""
+    slow = RECORD | {"work": "b", "ratio": 1.1, "range": [0.9, 1.3]}
+    missing = {"work": "c", "rival": "JAX", "missing": ["jax"]}
+    assert _pairs.verdict([RECORD, missing]) == "Here noisefuse is faster in 1 of 1, 12 times as fast."
+    assert _pairs.verdict([RECORD, RECORD | {"ratio": 5.0}, slow]) == (
+        "Here noisefuse is faster in 2 of 3, 5.0 to 12 times as fast; not faster, or not surely: b (torch)."
+    )
+    assert _pairs.shown(missing)[0] == "c: not measured, as jax is not installed"
+
+
+def test_bench_answers_whether_it_is_faster_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each pair runs, on small arrays. Seen to fail: an inverted ratio, a library that is missing and not named."""
+    monkeypatch.setattr(_pairs, "IMAGES", (4, 3, 8, 8))
+    monkeypatch.setattr(_pairs, "PHOTOGRAPHS", (2, 16, 16, 3))
+    monkeypatch.setattr(_pairs, "find_spec", lambda name: None if name == "jax" else find_spec(name))
+    run = []
+
+    def measured(calls: Calls, **_: object) -> dict[str, Timing]:
+        run.append([call() for call in calls.values()])
+        one, slow = (Timing(k, 0.9 * k, 1.1 * k, 0.9 * k, 3) for k in (1e-3, 4e-3))
+        return {"ours": one, "theirs": slow}
+
+    monkeypatch.setattr(_pairs, "interleaved", measured)
+    path = tmp_path / "bench.json"
+    with warnings.catch_warnings(action="ignore"):  # of others' libraries
+        assert main(["bench", "--quick", "--json", str(path)]) == 0
+    records = json.loads(path.read_text())["pairs"]
+    named = [record for record in records if "missing" in record]
+    assert len(records) == 6
+    assert {"work": records[2]["work"], "rival": "JAX", "missing": ["jax"]} in named
+    assert all(record["ratio"] == pytest.approx(4.0) for record in records if record not in named)
+    assert len(run) == 6 - len(named)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "the same, with arrays of JAX under jit: not measured, as jax is not installed" in shown
+    assert shown.endswith(f"Here noisefuse is faster in {len(run)} of {len(run)}, 4.0 times as fast.")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

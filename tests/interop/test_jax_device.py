@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """JAX's arrays on an NVIDIA device, without one.
 
-jax-triton's call is replaced, and Triton's interpreter runs the kernel on arrays of the CPU. What jax-triton makes of it,
-as code for sm_90, is looked at in a process of its own.
+jax-triton's call is replaced, and Triton's interpreter runs kernels on arrays of the CPU. What jax-triton makes of
+them, as code for sm_90, is looked at in a process of its own.
 
 Seen to fail: a sample's number that is cut to 32 bits, a traced window's start left out, one row for all samples, whole
 blocks of the generator in a window.

@@ -56,7 +56,13 @@ def impulse(
     >>> np.unique(noisy).tolist(), round(float((noisy != 128).mean()), 1)
     ([0, 128, 255], 0.1)
     """
-    if (other := beside_arrays(x)) is not None:
+    other = beside_arrays(x)
+    if values is None and (not shared or layout in _PLANES) and not (other is not None and other.is_traced()):
+        planes = _PLANES[layout] if shared and layout else None
+        done: ArrayT = backends.fast_impulse(x, amount, noise, salt, random, planes, batched, out)
+        if done is not NotImplemented:
+            return done
+    if other is not None:
         options: dict[str, Any] = {"amount": amount, "salt": salt, "values": values, "random": random}
         options |= {"layout": layout, "shared": shared, "batched": is_batch("x", x, batched), "out": out}
         return other.augmented(_impulse, x, noise, **options)
@@ -86,6 +92,9 @@ def impulse(
         changed = np.where(np.expand_dims(hit, axis), np.expand_dims(new, axis), image.reshape(to))
         result.reshape(to)[...] = changed
     return result
+
+
+_PLANES = {"CHW": True, "HWC": False}  # whether channels come first
 
 
 def _impulse(x: Array, noise: Any, *, dtype: Any = None, amount: ArrayLike, **options: Any) -> Array:

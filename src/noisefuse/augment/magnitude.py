@@ -56,7 +56,12 @@ def rician(
     >>> round(float(noisy.mean()), 1)
     1.3
     """
-    if (other := beside_arrays(x)) is not None:
+    other = beside_arrays(x)
+    if not (other is not None and other.is_traced()):
+        done: ArrayT = backends.fast_rician(x, std, noise, coils, batched, out)
+        if done is not NotImplemented:
+            return done
+    if other is not None:
         options: dict[str, Any] = {"std": std, "coils": coils, "batched": is_batch("x", x, batched), "out": out}
         return other.augmented(_rician, x, noise, **options)
     batched = is_batch("x", x, batched)

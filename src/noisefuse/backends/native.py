@@ -48,6 +48,8 @@ fast_categorical: Callable[..., Any] = _native.categorical
 fast_cross_entropy: Callable[..., Any] = _native.masked_cross_entropy
 fast_token_step: Callable[..., Any] = _native.token_step
 fast_walk: Callable[..., Any] = _native.walk
+fast_impulse: Callable[..., Any] = _native.impulse
+fast_rician: Callable[..., Any] = _native.rician
 # Large ones in memory that earlier outputs gave back.
 empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]] = _native.empty
 tests_itself = False

@@ -67,9 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     commands.add_parser("info", help="version, instruction sets, threads and backends")
 
-    does = "time the operations beside NumPy and torch"
-    takes = "It takes some two minutes, with --quick half a minute."
-    add_bench(commands.add_parser("bench", help=does, description=f"To {does}. {takes}"))
+    does = "is it faster here? beside NumPy, torch, JAX, albumentations and diffusers"
+    takes = "It takes some two minutes of processor time, with --quick one."
+    add_bench(commands.add_parser("bench", help=does, description=f"Answers: {does}. {takes}"))
 
     selftest = commands.add_parser("selftest", help="whether the bits are the promised ones")
     selftest.add_argument("--level", type=_level, default="quick", help="quick; other tests are those of the sources")
@@ -80,7 +80,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def add_bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
-    bench.add_argument("--quick", action="store_true", help="few and small cases, short")
+    bench.add_argument("--quick", action="store_true", help="few rounds; of the table few and small cases")
+    bench.add_argument("--table", action="store_true", help="operations by sizes and dtypes; as do the options below")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
     bench.add_argument("--compare", type=Path, metavar="OLD.json", help="with the results of an earlier run")
     bench.add_argument("--sizes", nargs="+", type=_shape, metavar="SHAPE", help="such as 256x3x128x128")

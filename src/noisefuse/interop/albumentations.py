@@ -24,6 +24,7 @@ import noisefuse as nf
 
 from ..ground.needs import needs
 from ..language.levels import LEVELS, levels_of
+from ..language.noise import word
 from .transforms.keyed import OfUnitRange, applies, given_by, noise_by, strength
 
 with needs(__name__, "albumentations"):
@@ -85,7 +86,7 @@ class _Keyed(OfUnitRange):
 
     def _name(self, data: dict[str, Any]) -> Name:
         if self.key is None:
-            return (nf.Noise.from_rng(self.random_generator).seed + self._stage) % (1 << 64), 0, 0
+            return (word(self.random_generator) + self._stage) % (1 << 64), 0, 0
         noise = noise_by(self.key, data, self.noise_seed, type(self).__name__)
         return noise.seed, int(noise.sample), noise.step
 

@@ -35,7 +35,10 @@ NOISE = re.compile(  # what returns noise alone, of torch and of NumPy. An order
     r"rand(n|int)?(_like)?|random_?|random_sample|integers|((log_|standard_)?normal|uniform|bernoulli|geometric|cauchy"
     r"|(standard_)?exponential)_?|normal_functional|multinomial|poisson|binomial|laplace|gamma|native_dropout"
 )
-DRAWING = {"fast_row", "fast_random", "fast_tokens", "fast_categorical", "fast_token_step", "fast_walk"}
+DRAWING = {
+    "fast_row", "fast_random", "fast_tokens", "fast_categorical", "fast_token_step", "fast_walk", "fast_impulse",
+    "fast_rician",
+}  # fmt: skip
 INIT, CHECKPOINT = (os.path.join("torch", *path) for path in (("nn", "init.py"), ("utils", "checkpoint.py")))
 MIX = np.uint64(0x9E3779B97F4A7C15)  # odd
 

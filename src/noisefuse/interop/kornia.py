@@ -20,7 +20,6 @@ import noisefuse as nf
 
 from ..ground.checks import check_number
 from ..ground.needs import needs
-from .torch import internals
 from .transforms.keyed import Key
 
 with needs(__name__, "kornia", "torch"):
@@ -28,8 +27,7 @@ with needs(__name__, "kornia", "torch"):
     from kornia import augmentation
     from torch import Tensor
 
-from .torch.internals import is_traced
-from .transforms.torch_keyed import add, impulse, word
+from .transforms.torch_keyed import add, salt_and_pepper, word
 
 __all__ = ["RandomGaussianNoise", "RandomSaltAndPepperNoise"]
 
@@ -86,15 +84,6 @@ class _Keyed:
             raise ValueError(f"keys: expected {count} for the images of this batch, got {len(noise.sample)}")
         return noise
 
-    def apply_transform(
-        self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any], transform: Tensor | None = None
-    ) -> Tensor:
-        noisy: Tensor = internals.untraced(self._noisy, input, params) if is_traced() else self._noisy(input, params)
-        return noisy
-
-    def _noisy(self, input: Tensor, params: dict[str, Tensor]) -> Tensor:
-        raise NotImplementedError
-
 
 class RandomGaussianNoise(_Keyed, augmentation.RandomGaussianNoise):
     """Gaussian noise for images (B, C, H, W), (C, H, W) or (H, W), of any floating dtype; nothing is clipped.
@@ -122,12 +111,15 @@ class RandomGaussianNoise(_Keyed, augmentation.RandomGaussianNoise):
             raise ValueError(f"std = {std}, p = {p}: expected std of at least 0 and 0 <= p <= 1")
         super().__init__(mean, std, same_on_batch, p, keepdim)
 
-    def _noisy(self, input: Tensor, params: dict[str, Tensor]) -> Tensor:
-        rows = params["noise"].expand(len(input), 3).tolist()
-        mean, std, noise = self._param_generator.mean, self._param_generator.std, _of_rows(rows)
+    def apply_transform(
+        self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any], transform: Tensor | None = None
+    ) -> Tensor:
+        rows = params["noise"].expand(len(input), 3)
+        mean, std = self._param_generator.mean, self._param_generator.std
         if not isinstance(mean, Tensor) and not isinstance(std, Tensor):
-            return add(input, float(std), noise, mean=float(mean))
-        z = nf.randn_like(input, noise, dtype=torch.promote_types(input.dtype, torch.float32))
+            return add(input, float(std), rows, mean=float(mean))
+        real = torch.promote_types(input.dtype, torch.float32)
+        z = add(torch.zeros_like(input, dtype=real), 1.0, rows)
         mean, std = (torch.as_tensor(number).to(z) for number in (mean, std))
         noisy: Tensor = input + (mean + std * z)
         return noisy.to(input.dtype)
@@ -169,19 +161,8 @@ class RandomSaltAndPepperNoise(_Keyed, augmentation.RandomSaltAndPepperNoise):
             params[f"{name}_factor"] = drawn.to(self.device, self.dtype).expand(batch_shape[0])
         return params
 
-    def _noisy(self, input: Tensor, params: dict[str, Tensor]) -> Tensor:
-        names = ("noise", "amount_factor", "salt_and_pepper_factor")
-        columns = [params[name].expand(len(input), *params[name].shape[1:]).tolist() for name in names]
-        images = [
-            impulse(image, amount, _of_rows([row]), salt)
-            for image, row, amount, salt in zip(input, *columns, strict=True)
-        ]
-        return torch.stack(images) if images else input
-
-
-def _of_rows(rows: list[list[int]]) -> nf.Noise | list[nf.Noise]:
-    """Returns one Noise for all, if they share seed and step, as those drawn together do."""
-    if len({(seed, step) for seed, _, step in rows}) == 1:
-        seed, _, step = rows[0]
-        return nf.Noise(seed % (1 << 64), sample=[sample for _, sample, _ in rows], step=step)
-    return [nf.Noise(seed % (1 << 64), sample=sample, step=step) for seed, sample, step in rows]
+    def apply_transform(
+        self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any], transform: Tensor | None = None
+    ) -> Tensor:
+        columns = (params[name] for name in ("amount_factor", "noise", "salt_and_pepper_factor"))
+        return salt_and_pepper(input, *(column.expand(len(input), *column.shape[1:]) for column in columns))

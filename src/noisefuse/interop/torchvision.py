@@ -25,7 +25,7 @@ with needs(__name__, "torchvision", "torch", "PIL"):
     from torchvision import tv_tensors
     from torchvision.transforms import v2
 
-from .transforms.torch_keyed import word
+from .transforms.torch_keyed import add, is_plain, row_of, word
 
 __all__ = ["GaussianNoise", "Prepare"]
 
@@ -37,9 +37,10 @@ class _Noisy(Named, OfUnitRange):
         return nf.Noise(int(word()) % (1 << 64)) if self._noise is None else self._noise
 
     def _pixels(self, inpt: Any) -> torch.Tensor:
-        image: torch.Tensor = inpt.as_subclass(torch.Tensor)
+        image: torch.Tensor = inpt if type(inpt) is torch.Tensor else inpt.as_subclass(torch.Tensor)
         if image.is_floating_point():
-            self._warn_of_levels(image)
+            if is_plain(image):
+                self._warn_of_levels(image)
         elif image.dtype != torch.uint8:
             raise ValueError(f"expected a tensor of uint8 or floats, got {image.dtype}")
         return image
@@ -74,9 +75,8 @@ class GaussianNoise(_Noisy, v2.GaussianNoise):
         is_bytes = image.dtype == torch.uint8
         unit = 255.0 if is_bytes else 1.0
         clip = (0.0, 1.0) if self.clip and not is_bytes else None
-        noisy: Any = nf.augment.gaussian(
-            image, float(self.sigma) * unit, self._drawn(), mean=float(self.mean) * unit, clip=clip, batched=False
-        )
+        noise = self._drawn() if is_plain(image) else row_of(self._noise)
+        noisy = add(image, float(self.sigma) * unit, noise, mean=float(self.mean) * unit, clip=clip, batched=False)
         return tv_tensors.wrap(noisy, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else noisy
 
 

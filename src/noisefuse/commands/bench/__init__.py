@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`noisefuse bench`: times operations here, beside NumPy and, if installed, torch."""
+"""`noisefuse bench`: six common pieces of work beside other libraries, or a table of operations, sizes and dtypes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import itertools
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
+from typing import Any
 
 import noisefuse as nf
 
 from ...arguments.arrays import float_dtype
 from ..shared import Progress, busy, check_writable
+from . import pairs
 from .contenders import OPERATIONS, RIVALS, Case, name_missing
 from .contenders import contenders as libraries
 from .results import Records, Result, record, report, stored
@@ -29,7 +31,16 @@ def cpu() -> Device:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    run_on(cpu() if arguments.device == "cpu" else import_module(".cuda", __package__).device(), arguments)
+    of_table = ("table", "sizes", "dtypes", "threads", "compare")
+    if arguments.device != "cpu":
+        run_on(import_module(".cuda", __package__).device(), arguments)
+    elif any(getattr(arguments, name) for name in of_table):
+        run_on(cpu(), arguments)
+    else:
+        check_writable(arguments.json)
+        where = machine()
+        records = pairs.run(where, quick=arguments.quick)
+        _write(arguments, where, {"pairs": records})
 
 
 def run_on(device: Device, arguments: argparse.Namespace) -> list[Result]:
@@ -46,10 +57,13 @@ def run_on(device: Device, arguments: argparse.Namespace) -> list[Result]:
         print("\n".join(report(device, results, old, shutil.get_terminal_size().columns)))
     else:
         results = _print_each(Records(device, asked, old), measured)
-    if arguments.json:
-        written = {"machine": device.where, "results": [record(*result) for result in results]}
-        arguments.json.write_text(json.dumps(written, indent=1) + "\n")
+    _write(arguments, device.where, {"results": [record(*result) for result in results]})
     return results
+
+
+def _write(arguments: argparse.Namespace, where: Mapping[str, Any], found: dict[str, Any]) -> None:
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"machine": where, **found}, indent=1) + "\n")
 
 
 def _print_each(records: Records, measured: Iterator[Result]) -> list[Result]:

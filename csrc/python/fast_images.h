@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+// The fast path of noise whose images, words or normals are no rows: impulses and magnitudes.
+#pragma once
+#include "fast_call.h"
+#include "fast_numbers.h"
+
+namespace nf {
+namespace {
+
+// An image or a batch, a number for all of it or for each sample, its noise and its output.
+class FastImage {
+  public:
+    Call call{};
+    FastReals numbers;
+    FastNoise noise;
+    FastOutputs outputs;
+    const View& x = image_.v;
+    int64_t segment = 0;  // the places that have one number
+
+    // The noise has a sample's axes but for `first` and `last` of them, and each place that many elements. False:
+    // declined, perhaps with a Python error.
+    bool parse(PyObject* image, PyObject* number, PyObject* names, PyObject* batched, PyObject* out, int first,
+               int last) {
+        const bool is_batch = batched != Py_False;
+        const int cut = first + last, leads = is_batch + first;
+        if (!(torch.is_tensor(image) ? view(image, image_.v) : image_.read(image)) ||
+            (!is_float(x.kind) && !is_level(x.kind)) || x.count == 0 || x.ndim < leads + last + (cut ? 1 : !is_batch) ||
+            (x.is_tensor && torch.dual()) || (batched == Py_None ? may_be_image(x) : !PyBool_Check(batched)) ||
+            !numbers.parse(number) || numbers.is_tensor > x.is_tensor)
+            return false;
+        channels = first ? x.shape[is_batch] : last ? x.shape[x.ndim - 1] : 1;
+        call.batch = is_batch ? x.shape[0] : 1;
+        call.size = x.count / call.batch / channels;
+        call.segment = call.batch * call.size, call.index = &first_row_, call.n_rows = 1;
+        segment = numbers.ndim == 0 ? call.segment : call.size;
+        outputs.first = {x.kind, x.is_tensor, x.ndim, x.shape, x.count, nullptr};
+        if (!x.is_tensor) outputs.first.descriptor = PyArray_DESCR(array(x.object));
+        return (numbers.ndim == 0 || (is_batch && numbers.ndim == 1 && numbers.count == call.batch)) &&
+               noise.parse(names, -1, call, x.ndim - is_batch - cut, x.shape + leads) && outputs.take(0, out, call) &&
+               !outputs.spoil(x, true);
+    }
+
+    int64_t channels = 1;  // of a place
+
+  private:
+    int64_t first_row_ = 0;
+    FastArray image_;
+};
+
+}  // namespace
+
+// impulse(x, amount, noise, salt, random, planes, batched, out), or NotImplemented: `augment.impulse` with its own
+// values. planes: whether the channels that share a place come first, True, or last, False; None: none do.
+PyObject* fast_impulse(PyObject*, PyObject* const* args, Py_ssize_t n) {
+    if (n != 8) return PyErr_Format(PyExc_TypeError, "impulse: expected 8 arguments, got %zd", n);
+    FastImage fast;
+    Impulses impulses{};
+    const bool planes = args[5] == Py_True;
+    if (!PyFloat_CheckExact(args[3]) || !PyBool_Check(args[4]) ||
+        !fast.parse(args[0], args[1], args[2], args[6], args[7], planes, args[5] == Py_False) ||
+        !fast.numbers.within(0, 1))
+        return declined();
+    const View& x = fast.x;
+    impulses.salt = PyFloat_AS_DOUBLE(args[3]);
+    if (!(impulses.salt >= 0 && impulses.salt <= 1)) Py_RETURN_NOTIMPLEMENTED;
+    if (!fast.outputs.make(fast.call)) return nullptr;
+    fast.call.draw = Draw::words;
+    impulses.x = x.data, impulses.out = fast.call.out[0];
+    impulses.amount = fast.numbers.values.get(), impulses.segment = fast.segment, impulses.channels = fast.channels;
+    impulses.high = x.kind == Kind::u8 ? 255 : x.kind == Kind::u16 ? 65535 : 1;
+    impulses.type = dtype(x.kind), impulses.random = args[4] == Py_True, impulses.planes = planes;
+    const auto run = [&](const Call& words, const GoOn& go_on) { return run_impulses(words, impulses, go_on); };
+    return run_plain(fast.call, run) ? fast.outputs.give() : nullptr;
+}
+
+// rician(x, std, noise, coils, batched, out), or NotImplemented.
+PyObject* fast_rician(PyObject*, PyObject* const* args, Py_ssize_t n) {
+    if (n != 6) return PyErr_Format(PyExc_TypeError, "rician: expected 6 arguments, got %zd", n);
+    FastImage fast;
+    Rician rician{};
+    int64_t coils;
+    if (!take_integer(args[3], coils) || coils < 1 || coils > 32 ||
+        !fast.parse(args[0], args[1], args[2], args[4], args[5], 0, 0) ||
+        !fast.numbers.within(0, std::numeric_limits<double>::max()))
+        return declined();
+    const View& x = fast.x;
+    rician.draws = 2 * coils;
+    rician.apart = fast.noise.whole > 0 ? fast.noise.whole : fast.call.size;
+    if (fast.noise.whole < 0 || rician.draws * rician.apart > int64_t{1} << 34) Py_RETURN_NOTIMPLEMENTED;
+    if (!fast.outputs.make(fast.call)) return nullptr;
+    fast.call.type = x.kind == Kind::f64 ? DType::f64 : DType::f32;
+    rician.x = x.data, rician.out = fast.call.out[0];
+    rician.std = fast.numbers.values.get(), rician.segment = fast.segment;
+    rician.type = dtype(x.kind);
+    const auto run = [&](const Call& normals, const GoOn& go_on) { return run_rician(normals, rician, go_on); };
+    return run_plain(fast.call, run) ? fast.outputs.give() : nullptr;
+}
+
+}  // namespace nf
