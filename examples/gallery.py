@@ -203,6 +203,29 @@ def variations(figure: Figure) -> None:
     axes[0][0].set_title("given")
 
 
+def tiles(figure: Figure, pictures: Array, names: Sequence[str], columns: int) -> None:
+    """Fills the figure with pictures in [-1, 1], without paper, and with names that can be read on a phone."""
+    rows = len(names) // columns
+    figure.set_layout_engine("none")
+    for n, (x, name) in enumerate(zip(pictures, names, strict=True)):
+        place = n % columns / columns, 1 - (n // columns + 1) / rows, 1 / columns, 1 / rows
+        ax = figure.add_axes(place)
+        ax.imshow(np.clip((x.transpose(1, 2, 0) + 1) / 2, 0, 1), aspect="auto")
+        plain(ax)
+        box = {"facecolor": "black", "alpha": 0.6, "edgecolor": "none", "pad": 3}
+        ax.text(0.03, 0.04, name, size=18, color="white", transform=ax.transAxes, bbox=box)
+
+
+def forward(figure: Figure) -> None:
+    """A photograph on its way to noise: by a walk of 1000 steps above, in closed form below."""
+    image = import_module("skimage.data").astronaut()[:480:2, 40:520:2].transpose(2, 0, 1)[None].copy()
+    times = (49, 249, 999)
+    walk = nf.q_walk(image, LINEAR, NOISE, keep=times)[:, 0]
+    closed = nf.q_sample(np.repeat(image, 3, 0), np.array(times), LINEAR, NOISE.at(sample=[0, 0, 0]))
+    names = [f"{how}, t = {t}" for how in ("walk", "one step") for t in times]
+    tiles(figure, np.concatenate([walk, closed]), names, 3)
+
+
 def targets(figure: Figure) -> None:
     """The same x_t, and the target of each kind of network."""
     image = import_module("skimage.data").astronaut()[:400:4, 80:480:4].transpose(2, 0, 1)[None].copy()
@@ -211,9 +234,7 @@ def targets(figure: Figure) -> None:
     for name in names:
         x_t, target = nf.q_sample(image, t, nf.Schedule.cosine(1000), NOISE, target=name)
         pictures.append(target)
-    for ax, x, name in zip(figure.subplots(1, 5), (x_t, *pictures), ("x_t", *names), strict=True):
-        ax.imshow(np.clip((x[0].transpose(1, 2, 0) + 1) / 2, 0, 1))
-        plain(ax, title=name)
+    tiles(figure, np.concatenate([x_t, *pictures]), ("x_t", *names), 5)
 
 
 # ---- the program -------------------------------------------------------------------------------------------
@@ -228,9 +249,10 @@ SIZES: dict[Callable[[Figure], None], tuple[float, float]] = {
     own_sampler: (7, 4),
     window: (10, 2.2),
     variations: (6.5, 3.8),
-    targets: (10, 2.4),
+    forward: (7.2, 4.8),
+    targets: (10, 2),
 }
-PHOTOGRAPHS = {"targets"}
+PHOTOGRAPHS = {"forward", "targets"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -247,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             figure = Figure(figsize=SIZES[known[name]], layout="constrained")
             known[name](figure)
             file = arguments.folder / f"{name}.{'jpg' if name in PHOTOGRAPHS else 'png'}"
-            figure.savefig(file, dpi=100)
+            figure.savefig(file, dpi=100, **({"pil_kwargs": {"quality": 70}} if name in PHOTOGRAPHS else {}))
         print(f"wrote {file}", flush=True)
 
 

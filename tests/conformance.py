@@ -105,6 +105,7 @@ AUGMENTED = {
     ),
     "augment.transition": lambda f: nf.augment.transition(f(images()), np.full((256, 256), 1 / 256), N, batched=True),
     "augment.poisson": lambda f: nf.augment.poisson(f(images()), 50.0, N, batched=True),
+    "augment.poisson of floats": lambda f: nf.augment.poisson(f(data()), 50.0, N, gamma=2.2),
     "augment.impulse": lambda f: nf.augment.impulse(
         f(images()), f(np.linspace(0, 1, 4)), N, layout="HWC", shared=True, batched=True
     ),

@@ -259,6 +259,21 @@ def test_every_page_stands_in_one_table_of_contents():
     assert sorted(found) == sorted(page for page in DOCS.rglob("*.md") if page != DOCS / "index.md")
 
 
+def test_lines_of_other_projects_are_those_of_the_calls_beside_them():
+    """Seen to fail: `paths.linear` beside torchcfm's path with noise, the velocity of a flow with the other sign."""
+    torch = pytest.importorskip("torch")
+    section = (DOCS / "migrate.md").read_text().split("## Lines of other projects")[1].split("\n## ")[0]
+    block = re.search(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)[1]
+    names = {"nf": importlib.import_module("noisefuse"), "torch": torch, "seed": 2026}
+    exec(block, names)
+    rows = re.findall(r"^\|[^|]+\| `([^|]+)` \| `([^|]+)` \|$", section, re.MULTILINE)
+    assert len(rows) == section.count("\n|") - 2
+    for theirs, ours in rows:
+        pair = [eval(line, names) for line in (theirs, ours)]
+        for a, b in zip(*(found if isinstance(found, tuple) else (found,) for found in pair), strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-5, atol=5e-6, msg=ours)
+
+
 def test_the_sidebar_can_be_read_at_a_glance():
     """Seen to fail: 52 entries on its first level."""
     trees = TOCTREE.findall((DOCS / "index.md").read_text())

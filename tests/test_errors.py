@@ -604,3 +604,43 @@ def test_jaxs_arrays_are_not_written_to():
         with pytest.raises(TypeError, match=rf"^{name}: expected "):
             call()
     assert (np.asarray(other) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (
+            lambda: nf.q_sample([[1.0]], 5, Schedule.linear(), nf.Noise(0)),
+            r"got list; np.asarray\(..\) makes one, and",
+        ),
+        (
+            lambda: nf.q_sample(np.ones((2, 3), "f4"), 5, Schedule.linear(), np.ones((2, 3))),
+            r'noise: dtype float64 .*float32; noise.astype\("float32"\) is one',
+        ),
+        (
+            lambda: nf.samplers.ddim(Schedule.linear(), 3).step(0, np.ones((2, 3)), (np.ones((2, 3)),) * 2),
+            "got a tuple of 2 and no guidance_scale; without guidance the model returns one array",
+        ),
+    ],
+)
+def test_an_error_says_what_to_write(call, words):
+    """Seen to fail: what is wrong, alone."""
+    with pytest.raises(TypeError, match=words):
+        call()
+
+
+def test_a_generator_of_torch_has_a_seed_to_take():
+    """Seen to fail: `Noise.from_rng`, which refuses it."""
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TypeError, match=r"Noise\(seed\) or Noise\(generator.initial_seed\(\)\)"):
+        nf.q_sample(np.ones((2, 3), "f4"), 5, Schedule.linear(), torch.Generator())
+
+
+def test_a_name_that_does_not_exist_has_a_neighbour():
+    """Python suggests dpmpp_2m where it knows the module. Seen to fail: an error without its module."""
+    with pytest.raises(AttributeError) as raised:
+        nf.samplers.dpmpp2m  # noqa: B018
+    assert (raised.value.name, raised.value.obj) == ("dpmpp2m", nf.samplers)
+    with pytest.raises(AttributeError) as raised:
+        nf.randnn  # noqa: B018
+    assert (raised.value.name, raised.value.obj) == ("randnn", nf)

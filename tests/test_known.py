@@ -164,6 +164,12 @@ def rician(dtype):
         yield nf.augment.rician(data(shape, dtype), 0.5, noise, coils=2, batched=batched)
 
 
+def poisson(dtype):
+    for shape, _, noise, batched in cases(any_stream=True):
+        for peak, gamma in ((3.0, 2.25), (300.0, 1.0)):
+            yield nf.augment.poisson(data(shape, dtype), peak, noise, gamma=gamma, batched=batched)
+
+
 def interval(dtype):
     grid = np.cumsum(np.arange(6)) / 16
     for k, (shape, _, noise, batched) in enumerate(cases(any_stream=False)):
@@ -253,6 +259,7 @@ OPERATIONS = {
     # from here on provisional
     "impulse": (impulse, ALL),
     "rician": (rician, ALL),
+    "poisson": (poisson, DTYPES | {"uint16": np.dtype(np.uint16)}),
     "q_mask": (q_mask, TOKENS),
     "q_uniform": (q_uniform, {"int64": TOKENS["int64"]}),
     "categorical": (categorical, SINGLE),

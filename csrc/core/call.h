@@ -132,6 +132,24 @@ struct Rician {
     int32_t padding;
 };
 
+// What augment.poisson of floats and uint16 adds to a call, which says where the words lie in the field: out =
+// top (N / peak)^(1 / gamma), N the Poisson number of peak (x / top)^gamma at the word.
+struct Poisson {
+    const void* x;
+    void* out;
+    const double* peak;  // one for each segment of `segment` elements
+    int64_t segment;
+    double gamma, top;
+    DType type;
+    int32_t padding;
+};
+
+// The tables of augment.poisson of bytes, one for each level (docs/noise.md).
+struct PoissonTables {
+    const double *mean, *greatest;  // of a level; the greatest count that gives this byte or a smaller one, in order
+    Transition* tables;
+};
+
 // The generator's raw words: of each block four words of a counter, and two of a key.
 struct Philox {
     const uint32_t *counter, *key;

@@ -61,53 +61,49 @@ void for_each_hit(int n, const uint8_t* kind, const Put& put) {
     }
 }
 
-template <class Stored>
-void put_values(const Call& s, const Impulses& m, int64_t at, int n, const Hits& hits) {
-    const auto* const x = static_cast<const Stored*>(m.x);
-    auto* const out = static_cast<Stored*>(m.out);
-    const auto low = static_cast<Stored>(stored(m.type, m.low)), high = static_cast<Stored>(stored(m.type, m.high));
-    Stored values[kTile];
-    for (int i = 0; i < n; ++i) values[i] = hits.kind[i] == 2 ? high : low;
-    if (m.random)
-        for_each_hit(n, hits.kind, [&](int i) {
-            const double range = m.high - m.low, place = hits.place[i];
-            const double beyond =
-                is_level(m.type) ? static_cast<double>(static_cast<int32_t>((range + 1) * place)) : range * place;
-            values[i] = static_cast<Stored>(stored(m.type, m.low + beyond));
-        });
-    const int64_t each = m.planes ? 1 : m.channels, runs = m.channels / each;  // the channels of a place, or planes
-    for (int i = 0; i < n;) {                                                  // the places of one sample
+[[gnu::noinline]] void put_values(const Call& s, const Impulses& m, int64_t at, int n, const Hits& hits) {
+    const int64_t size = bytes_of(m.type), each = m.planes ? 1 : m.channels;  // the channels of a place, or planes
+    const int64_t runs = m.channels / each;
+    const auto value_of = [&](int i) {
+        if (!m.random) return stored(m.type, hits.kind[i] == 2 ? m.high : m.low);
+        const double range = m.high - m.low, place = hits.place[i];
+        const double beyond =
+            is_level(m.type) ? static_cast<double>(static_cast<int32_t>((range + 1) * place)) : range * place;
+        return stored(m.type, m.low + beyond);
+    };
+    const auto put = [&](char* to, uint64_t value) {
+        switch (size) {
+            case 1:
+                return void(std::memcpy(to, &value, 1));
+            case 2:
+                return void(std::memcpy(to, &value, 2));
+            case 4:
+                return void(std::memcpy(to, &value, 4));
+            default:
+                return void(std::memcpy(to, &value, 8));
+        }
+    };
+    for (int i = 0; i < n;) {  // the places of one sample
         const int64_t sample = (at + i) / s.size, in_sample = (at + i) % s.size;
         const auto count = static_cast<int>(least(s.size - in_sample, n - i));
         const uint8_t* const kind = hits.kind + i;
-        const Stored* const value = values + i;
         for (int64_t run = 0; run < runs; ++run) {
-            const int64_t first = ((sample * runs + run) * s.size + in_sample) * each;
-            const Stored* const from = x + first;
-            Stored* const to = out + first;
-            if (each == 1 && sizeof(Stored) < 8) {
-                for (int k = 0; k < count; ++k) to[k] = kind[k] ? value[k] : from[k];
+            const int64_t first = ((sample * runs + run) * s.size + in_sample) * each * size;
+            const char* const from = static_cast<const char*>(m.x) + first;
+            char* const to = static_cast<char*>(m.out) + first;
+            if (each * size == 1 && !m.random) {  // most images, however many places change
+                const auto low = static_cast<char>(stored(m.type, m.low)),
+                           high = static_cast<char>(stored(m.type, m.high));
+                for (int k = 0; k < count; ++k) to[k] = kind[k] == 0 ? from[k] : kind[k] == 2 ? high : low;
                 continue;
             }
-            if (from != to) std::memcpy(to, from, sizeof(Stored) * static_cast<size_t>(count * each));
+            if (from != to) std::memcpy(to, from, static_cast<size_t>(count * each * size));
             for_each_hit(count, kind, [&](int k) {
-                for (int64_t c = 0; c < each; ++c) to[k * each + c] = value[k];
+                const uint64_t value = value_of(i + k);
+                for (int64_t c = 0; c < each; ++c) put(to + (k * each + c) * size, value);
             });
         }
         i += count;
-    }
-}
-
-[[gnu::noinline]] void put_values(const Call& s, const Impulses& m, int64_t at, int n, const Hits& hits) {
-    switch (bytes_of(m.type)) {
-        case 1:
-            return put_values<uint8_t>(s, m, at, n, hits);
-        case 2:
-            return put_values<uint16_t>(s, m, at, n, hits);
-        case 4:
-            return put_values<uint32_t>(s, m, at, n, hits);
-        default:
-            return put_values<uint64_t>(s, m, at, n, hits);
     }
 }
 

@@ -13,6 +13,7 @@
 #include "magnitude.h"
 #include "masks.h"
 #include "mersenne_normals.h"
+#include "photons.h"
 #include "pyramid_levels.h"
 #include "tile_registers.h"
 #include "turn.h"
@@ -243,7 +244,8 @@ void clip(const Call& call, int64_t begin, int64_t end, double low, double high)
 
 extern RaceKernel NF_RACE;  // race.cpp
 extern const Kernels NF_KERNELS;
-const Kernels NF_KERNELS{NF_NAME,    step,          walk,         loss,     turned_loss,   step_and_loss, clip,
-                         mask_range, impulse_range, rician_range, enlarged, torch_normals, kTurn,         NF_RACE};
+const Kernels NF_KERNELS{NF_NAME,       step,     walk,          loss,          turned_loss,
+                         step_and_loss, clip,     mask_range,    impulse_range, rician_range,
+                         poisson_range, enlarged, torch_normals, kTurn,         NF_RACE};
 
 }  // namespace nf

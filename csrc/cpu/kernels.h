@@ -40,6 +40,7 @@ struct Kernels {
     void (*mask)(const Call&, const Masks&, int64_t begin, int64_t end);
     void (*impulse)(const Call&, const Impulses&, int64_t begin, int64_t end);
     void (*rician)(const Call&, const Rician&, int64_t begin, int64_t end);
+    void (*poisson)(const Call&, const Poisson&, int64_t begin, int64_t end);
     void (*enlarged)(const Pyramid&, int64_t begin, int64_t end);  // counts rows
     // The float32 normals of legacy.TorchCPU, n of them, a multiple of 16, from as many words.
     void (*torch_normals)(const uint64_t* words, float* out, int64_t n);

@@ -144,6 +144,12 @@ bool run_rician(const Call& call, const Rician& rician, const GoOn& go_on) {
     return parallel_for(call.batch * call.size, std::max<int64_t>(256, kChunk / rician.draws), body, go_on);
 }
 
+bool run_poisson(const Call& call, const Poisson& poisson, const GoOn& go_on) {
+    const Kernels& k = kernels();
+    const auto body = [&](int64_t begin, int64_t end) { k.poisson(call, poisson, begin, end); };
+    return parallel_for(call.batch * call.size, kChunk / 8, body, go_on);
+}
+
 bool run_pyramid(const Pyramid& call, const GoOn& go_on) {
     const Kernels& k = kernels();
     const int64_t rows = std::max<int64_t>(1, kChunk / std::max<int64_t>(1, call.width));
@@ -209,6 +215,51 @@ void torch_normals64(const uint64_t* words, double* out, int64_t n) {
     }
 }
 
+constexpr int64_t kWords = int64_t{1} << 32;
+
+// Sets a table from how many of the words give each byte or a smaller one.
+void set_words(Transition& table, const int64_t* counts) {
+    for (int64_t byte = 0, top = 0; byte < kLevels; ++byte) {
+        const int64_t last = counts[byte] - 1;
+        table.last[byte] = static_cast<uint32_t>(std::max<int64_t>(last, 0));
+        for (; top < kLevels && top << 24 <= last; ++top) table.first[top] = static_cast<uint8_t>(byte);
+    }
+}
+
+// Sets the table of one level, as operations/byte_tables.py does. sums: room.
+void tabulate(const PoissonTables& call, int64_t level, std::vector<double>& sums) {
+    const auto spread = [](double mean) { return 12 * std::sqrt(mean) + 30; };
+    const double mean = call.mean[level], lowest = std::max(std::floor(mean - spread(mean)), 0.0);
+    const double most = std::ceil(2 * spread(call.mean[kLevels - 1])) + 1;
+    double weight = 1, sum = 1;
+    sums.assign(1, sum);
+    // Beyond the mean weights shrink, so the sum no longer grows after one below half of its last place.
+    for (double k = 1; k <= most && (weight >= sum * 0x1p-54 || lowest + k <= mean); ++k) {
+        weight *= mean / (lowest + k);
+        sums.push_back(sum += weight);
+    }
+    int64_t counts[kLevels];
+    const auto end = static_cast<double>(sums.size() - 1);
+    double before = -1;
+    for (int64_t byte = 0, count = 0; byte < kLevels - 1; ++byte) {
+        const double at = std::min(call.greatest[byte] - lowest, end);
+        if (at > before) count = static_cast<int64_t>(count_of(sums[static_cast<size_t>(before = at)] / sum));
+        counts[byte] = count;
+    }
+    counts[kLevels - 1] = kWords;
+    set_words(call.tables[level], counts);
+}
+
+bool run_poisson_tables(const PoissonTables& call, const GoOn& go_on) {
+    const auto levels = [&](int64_t begin, int64_t end) {
+        const FloatMode mode;
+        std::vector<double> sums;
+        for (; begin < end; ++begin) tabulate(call, begin, sums);
+    };
+    const double steps = 256 + 24 * std::sqrt(call.mean[kLevels - 1]);
+    return parallel_for(kLevels, std::max<int64_t>(1, static_cast<int64_t>(kChunk / steps)), levels, go_on);
+}
+
 bool run_plain_step(const Call& call, const GoOn& go_on) { return run_step(call, go_on); }
 bool run_plain_masks(const Call& call, const Masks& masks, const GoOn& go_on) { return run_masks(call, masks, go_on); }
 bool run_plain_loss(const Call& call, const GoOn& go_on) { return run_loss(call, go_on); }
@@ -264,6 +315,8 @@ const Operation* find_operation(std::string_view name) {
         on<Call, Masks, run_plain_masks>("Masks"),
         on<Call, Impulses, run_impulses>("Impulses"),
         on<Call, Rician, run_rician>("Rician"),
+        on<Call, Poisson, run_poisson>("Poisson"),
+        on<PoissonTables, run_poisson_tables>("PoissonTables"),
         on<Race, run_race>("Race"),
         on<CrossEntropy, run_cross_entropy>("CrossEntropy"),
         on<Pyramid, run_pyramid>("Pyramid"),

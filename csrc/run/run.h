@@ -19,6 +19,7 @@ bool run_clipped_step(const Call& call, double low, double high, const GoOn& go_
 bool run_masks(const Call& call, const Masks& masks, const GoOn& go_on, const Turned& turned = {});
 bool run_impulses(const Call& call, const Impulses& impulses, const GoOn& go_on);
 bool run_rician(const Call& call, const Rician& rician, const GoOn& go_on);
+bool run_poisson(const Call& call, const Poisson& poisson, const GoOn& go_on);
 bool run_pyramid(const Pyramid& call, const GoOn& go_on);
 bool run_walk(const Call& call, const GoOn& go_on);
 

@@ -543,7 +543,6 @@ def test_tables_of_levels_are_of_bytes_alone():
     level = np.arange(256.0)
     for call in (
         lambda: by_level(WIDE, level, level, N),
-        lambda: nf.augment.poisson(WIDE, 5.0, N),
         lambda: nf.augment.transition(WIDE, np.eye(256), N),
     ):
         with pytest.raises(TypeError, match="x: dtype uint16 is not supported, expected one of uint8"):

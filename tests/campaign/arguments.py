@@ -527,7 +527,7 @@ def _augment(draw: Draw) -> Call:
     names |= {"by_level": ("mean_table", "std_table"), "poisson": ("peak",), "transition": ("matrix",)}
     names |= {"impulse": ("amount",), "rician": ("std",), "corrupt": ()}
     kind = draw.of(*names)
-    if kind in ("by_level", "poisson", "transition", "corrupt"):
+    if kind in ("by_level", "transition", "corrupt"):
         dtype = "uint8"
     call = Call(f"nf.augment.{kind}", {"x": _array(draw, shape, dtype)}, {})
     batched = _batched(draw, call)

@@ -694,6 +694,24 @@ uint64_t hash_rician(DType type) {
     return hash.value;
 }
 
+// Photons, with peaks whose numbers are counted, and expanded.
+uint64_t hash_poisson(DType type) {
+    const double top = type == DType::u16 ? 65535.0 : 1.0;
+    Hash hash;
+    for (Case& c : located(cases()))
+        for (const double peak : {3.0, 300.0}) {
+            c.t.assign(1, 0);
+            Filled call(c, {}, DType::f32);
+            call.draw = Draw::words;
+            const Bytes x = data(type, c.elements());
+            Bytes out(x.size());
+            const Poisson poisson{x.data(), out.data(), &peak, c.elements(), peak == 3 ? 2.25 : 1.0, top, type, 0};
+            NF_KERNELS.poisson(call, poisson, 0, c.elements());
+            hash.add(out);
+        }
+    return hash.value;
+}
+
 // Logits 8 x0[i + 7 k] of 12 rows; case 5 of `cases` has a sample more, with the logits of the first.
 Bytes logits(DType type, int64_t rows, int64_t k, int64_t n) {
     Bytes x(static_cast<size_t>(rows * n * width(type)));
@@ -809,6 +827,7 @@ int main() {
     print("interval", hash_interval, floats);
     print("impulse", hash_impulse, all);
     print("rician", hash_rician, all);
+    print("poisson", hash_poisson, {DType::f32, DType::f64, DType::f16, DType::bf16, DType::u16});
     const auto print_tokens = [](const char* line, uint64_t value) {
         std::printf("%s %016llx\n", line, static_cast<unsigned long long>(value));
     };

@@ -20,7 +20,7 @@ VP = Schedule.scaled_linear()
 FLOW, ZERO_SNR = Schedule.flow(), VP.rescale_zero_terminal_snr()
 ALL = sorted({*samplers.__all__} - {"Threshold", *OF_TOKENS})
 CFG_PP = {name for name in ALL if name.endswith("cfg_pp")}  # see test_loops.py, too
-OF_FLOWS = {"flow_euler", "flow_heun", "flow_sde", "flow_cps", "dance_sde"}
+OF_FLOWS = {"flow_euler", "flow_heun", "rk4", "flow_sde", "flow_cps", "dance_sde"}
 FAMILIES = {
     "preserving": lambda s: (1 / np.hypot(1, s), s / np.hypot(1, s)),
     "exploding": lambda s: (np.ones_like(s), s),
@@ -126,6 +126,7 @@ DETERMINISTIC = [
     Case("heun", 2, "preserving"),
     Case("heun", 2, "exploding"),
     Case("flow_heun", 2, "flow"),
+    Case("rk4", 4, "flow"),
     Case("edm", 2, "exploding"),
     Case("edm", 2, "preserving"),
     Case("dpm_2", 2, "preserving"),

@@ -285,6 +285,7 @@ def test_denoised_is_d(name):
         "flow_sde",
         "dance_sde",
         "ddim_inverse",
+        "rk4",
     ):  # their last step averages, draws, or rises
         np.testing.assert_array_equal(x, denoised)
     row, before = sampler.tableau.rows[1], seen[0][1]

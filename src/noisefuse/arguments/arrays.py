@@ -178,10 +178,13 @@ def _fast_dtype(dtype: Any, allowed: tuple[str, ...]) -> tuple[Any, ...]:
 def as_array(name: str, x: object, allowed: tuple[str, ...] = FLOATS) -> Array:
     """Returns x as a plain array of native byte order. TypeError: its dtype is not allowed."""
     if type(x) is not np.ndarray and not isinstance(x, np.generic) and not is_array(x):
-        raise TypeError(f"{name}: expected {wanted(x)}, got {_kind(x)}")
+        makes = isinstance(x, list | tuple) or hasattr(x, "__array_interface__")
+        hint = "; np.asarray(..) makes one, and [None] a batch of one" if makes else ""
+        raise TypeError(f"{name}: expected {wanted(x)}, got {_kind(x)}{hint}")
     array = as_numbers(name, x)
     if dtype_name(array.dtype) not in allowed:
-        raise TypeError(f"{name}: dtype {array.dtype} is not supported, expected one of {', '.join(allowed)}")
+        hint = f'; {name}.astype("{allowed[0]}") is one' if len(allowed) == 1 and array.dtype.kind == "f" else ""
+        raise TypeError(f"{name}: dtype {array.dtype} is not supported, expected one of {', '.join(allowed)}{hint}")
     return array if array.dtype.isnative else copy(array, array.dtype.newbyteorder("="))
 
 

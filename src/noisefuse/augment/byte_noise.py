@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes that become other bytes at random, by tables."""
+"""Counted photons, and bytes that become other bytes at random, by tables."""
 
 from __future__ import annotations
 
@@ -17,32 +17,35 @@ from ..arguments.calls import Index, is_batch, make_call, run
 from ..arguments.options import FAST_LEVELS
 from ..arguments.types import Array, ArrayT, DType, Like
 from ..ground.checks import check_number, lie_within
+from ..language.levels import levels_of
 from ..language.noise import Noise
 from ..language.rows import Rows, X
 from ..operations import byte_tables
 from .lists import beside_arrays
 from .numbers import as_numbers, keys_for
+from .photons import photons
 
 
 def poisson(
     x: Like[ArrayT], peak: ArrayLike, noise: Noise | Sequence[Noise], *, gamma: float = 1.0,
     batched: bool | None = None, out: Like[ArrayT] | None = None,
 ) -> ArrayT:  # fmt: skip
-    """The noise of counted photons, for bytes: 255 (N / peak)^(1 / gamma), rounded and clipped to 0 .. 255, where N is
-    Poisson with mean peak (x / 255)^gamma.
+    """The noise of counted photons: top (N / peak)^(1 / gamma), where N is Poisson with mean peak (x / top)^gamma.
+
+    top, the value of white, is 255 of bytes, 65535 of uint16, and 1 of floats. Integers are rounded and clipped.
 
     Args:
-        x: uint8, of any shape; axis 0 the batch.
-        peak: the number of photons for a grey level of 255: a number, or (B,) for each sample; at most 1e6. (For more,
-            `sensor` with a = 255 / peak is as good.) The table of a new peak takes some milliseconds to build; 64
-            tables are kept.
+        x: float32, float64, float16, bfloat16, uint8 or uint16, of any shape; axis 0 the batch. Floats and uint16 are
+            in host memory; what is negative has no light.
+        peak: the number of photons for white: a number, or (B,) for each sample; at most 1e6. (For more, `sensor` with
+            a = top / peak is as good.)
         noise: as in `gaussian`, but not an array.
         gamma: the display's gamma, if grey levels are not linear in light, such as 2.2. 1 is linear light.
         batched, out: as in `gaussian`.
 
     Returns:
-        uint8, of x's shape and kind. Each result gets its exact share of the 2^32 words of the noise, rounded to one
-        word.
+        An array of x's shape, dtype and kind. Each byte gets its exact share of the 2^32 words of the noise, rounded to
+        one word. Of floats and uint16 N is the same but for one word in 10^4, and all other results are exact to 1e-10.
 
     Raises:
         TypeError, ValueError: the message says what was given and what was expected; nothing is written then.
@@ -63,6 +66,8 @@ def poisson(
     check_number("gamma", float(gammas), 0.1, 10)
     if (other := beside_arrays(x)) is not None:
         return other.augmented(_poisson, x, noise, peak=peak, gamma=gamma, batched=batched, out=out)
+    if levels_of(getattr(x, "dtype", np.uint8)) != "uint8":
+        return photons(x, peaks, float(gammas), noise, batched, out)
     tables, each = byte_tables.of_poissons(peaks.reshape(-1), float(gammas))
     return _become(x, tables, "peak", peaks.shape, each, noise, batched, out)
 

@@ -155,6 +155,28 @@ class Rician(NamedTuple):
     padding: Int32 = 0
 
 
+class Poisson(NamedTuple):
+    """out = top (N / peak)^(1 / gamma), N the Poisson number of mean peak (x / top)^gamma at an element's word."""
+
+    step: Step  # draws the words; outputs[0] is `out`, as bytes
+    x: Array
+    out: Array  # of x's shape and dtype; it may be x
+    peak: NDArray[np.float64]  # one for each segment of `segment` elements, in the flat order
+    segment: int
+    gamma: float
+    top: float
+    type: np.dtype[Any]
+    padding: Int32 = 0
+
+
+class PoissonTables(NamedTuple):
+    """Tables for Poisson numbers of 256 levels (docs/noise.md)."""
+
+    mean: NDArray[np.float64]
+    greatest: NDArray[np.float64]  # the greatest count that gives this byte or a smaller one, in order
+    tables: NDArray[np.void]  # of TRANSITION
+
+
 class Level(NamedTuple):
     """A coarser level of pyramid noise, and where rows and columns of the whole lie among its own."""
 

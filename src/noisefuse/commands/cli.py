@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     takes = "It takes some two minutes of processor time, with --quick one."
     add_bench(commands.add_parser("bench", help=does, description=f"Answers: {does}. {takes}"))
 
-    selftest = commands.add_parser("selftest", help="whether the bits are the promised ones")
+    selftest = commands.add_parser("selftest", help="check the bits against the contract")
     selftest.add_argument("--level", type=_level, default="quick", help="quick; other tests are those of the sources")
 
     _add_noise(commands)
@@ -90,7 +90,7 @@ def add_bench(bench: argparse.ArgumentParser) -> None:
 
 
 def _add_noise(commands: Any) -> None:
-    does = "noise a data set on disk; stopped, it goes on where it was"
+    does = "noise a data set on disk, resumable"
     noise = commands.add_parser(
         "noise",
         help=does,

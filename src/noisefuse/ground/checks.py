@@ -100,4 +100,5 @@ def got(noise: object) -> str:
         )
     if name not in ("Generator", "RandomState"):
         return name
-    return f"{name}: a noise is a key and not a state, such as Noise(seed) or Noise.from_rng(rng)"
+    made = "Noise(generator.initial_seed())" if type(noise).__module__.startswith("torch") else "Noise.from_rng(rng)"
+    return f"{name}: a noise is a key and not a state, such as Noise(seed) or {made}"

@@ -27,7 +27,8 @@ def lazy(
             *_, home = [import_module(f".{each}", package) for each in homes[name].split()]
             value = vars(sys.modules[package])[name] = getattr(home, name)
             return value
-        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        absent = f"module {package!r} has no attribute {name!r}"
+        raise AttributeError(absent, name=name, obj=sys.modules[package])  # with which Python suggests a name
 
     vars(sys.modules[package]).update(__getattr__=load, __dir__=lambda: shown)
 

@@ -310,13 +310,12 @@ class SaltAndPepper(_Keyed, albumentations.SaltAndPepper):
 
 
 class ShotNoise(_Keyed, albumentations.ShotNoise):
-    """The noise of counted photons, in uint8 images, frames and volumes. Light is the grey level to the power of 2.2.
+    """The noise of counted photons, in uint8, uint16 or float32 images, frames and volumes. Light is the grey level to
+    the power of 2.2.
 
     Args:
         scale_range: the inverse of the number of photons for white; drawn for each call.
         p, key, noise_seed: as in `GaussNoise`.
-
-    For uint16 and float32 images, Albumentations makes the noise, from a generator that the same key seeds.
 
     Raises:
         ValueError: a scale is below 1e-6.
@@ -343,12 +342,10 @@ class ShotNoise(_Keyed, albumentations.ShotNoise):
         return {}
 
     def apply(self, img: Array, scale: float, noise: Name, **params: Any) -> Array:
-        if img.dtype != np.uint8:
-            if levels_of(img.dtype) is None:
-                self._warn_of_levels(img)
-            theirs: Array = super().apply(img, scale, list(noise))  # the list seeds NumPy's generator there
-            return theirs
         result: Array = nf.augment.poisson(img, 1 / scale, _noise(noise), gamma=2.2, batched=False)
+        if levels_of(img.dtype) is None:
+            self._warn_of_levels(img)
+            np.clip(result, 0.0, 1.0, out=result)
         return result
 
 

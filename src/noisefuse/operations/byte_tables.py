@@ -13,7 +13,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ..call.description import TRANSITION
+from .. import backends
+from ..call.description import TRANSITION, PoissonTables
 from ..ground.float_mode import float_mode
 
 LEVELS = 256
@@ -52,15 +53,19 @@ def of_poisson(peak: float, gamma: float) -> NDArray[np.void]:
     """Returns (256,) tables of 255 (N / peak)^(1 / gamma), rounded; N is Poisson with mean peak (level / 255)^gamma."""
     with float_mode():
         light = peak * np.arange(512) / 510 if gamma == 1 else peak * _light(gamma)
-        mean, halves = light[0::2], light[1::2]
+        mean, halves = light[0::2].copy(), light[1::2]
         # This is the greatest N that gives a byte or a smaller one. Halfway between two bytes, the even one is next.
-        greatest = np.where(np.arange(LEVELS) % 2, np.ceil(halves) - 1, np.floor(halves)).astype(np.int64)
+        greatest = np.maximum.accumulate(np.where(np.arange(LEVELS) % 2, np.ceil(halves) - 1, np.floor(halves)))
+        call = PoissonTables(mean, greatest, np.empty(LEVELS, TRANSITION))
+        if backends.current().run(call) is not NotImplemented:
+            call.tables.flags.writeable = False
+            return call.tables
         spread = 12 * np.sqrt(mean) + 30  # less than 2^-60 of the probability lies beyond on either side
         lowest = np.maximum(np.floor(mean - spread), 0)
         ratios = np.ones((LEVELS, math.ceil(2 * spread[-1]) + 2))
         np.divide(mean[:, None], lowest[:, None] + np.arange(1, ratios.shape[1]), out=ratios[:, 1:])
         sums = np.cumsum(np.cumprod(ratios, axis=1), axis=1)
-        at = np.minimum(greatest - lowest[:, None].astype(np.int64), ratios.shape[1] - 1)
+        at = np.minimum(greatest - lowest[:, None], ratios.shape[1] - 1).astype(np.int64)
         reached = np.take_along_axis(sums, np.maximum(at, 0), axis=1) / sums[:, -1:]
         return of_cumulative(np.where(at < 0, 0.0, reached))
 

@@ -73,9 +73,8 @@ def q_sample(
         dtype: the result's dtype. None: x0's, or float32 for integers. "uint8": x_t in bytes, which is out_scale * x_t
             + out_offset, rounded to nearest even and clipped to 0 .. 255, with 0 for NaN; the target stays float.
             "uint16" is the same from 0 to 65535.
-        out_scale, out_offset: the scale of an integer result, folded into the coefficients. With neither they map [-1,
-            1] to the whole range: 127.5 and 127.5 for bytes, 32767.5 and 32767.5 for uint16. If only one is given, the
-            other is 1 or 0.
+        out_scale, out_offset: factor and summand of an integer result. With neither they map [-1, 1] to the whole
+            range: 127.5 and 127.5 for bytes, 32767.5 and 32767.5 for uint16. If only one is given, the other is 1 or 0.
         batched: False makes the whole array one sample. None is True, but integers of shape (H, W, C) with 1, 3 or 4
             channels and sides of 16 or more may be one image, so they need True or False; (C, H, W) gives a warning,
             once.

@@ -36,6 +36,7 @@ from .policies import dance_sde, flow_cps, flow_sde
 from .predictor_corrector import unipc
 from .spacing import SpacingOptions as SpacingOptions
 from .two_stage import dpm_2, dpm_2_ancestral, dpm_solver, dpmpp_2s_ancestral, dpmpp_sde, edm, flow_heun, heun, heunpp2
+from .two_stage import rk4 as rk4
 
 __all__ = [
     "Threshold", "d3pm", "dance_sde", "ddim", "ddim_inverse", "ddpm", "deis", "discrete_flow", "dpm_2",
@@ -43,8 +44,8 @@ __all__ = [
     "dpmpp_2s_ancestral_cfg_pp", "dpmpp_3m_sde", "dpmpp_sde", "dpmpp_singlestep", "dream", "edm", "entropy_bound",
     "er_sde", "euler", "euler_ancestral", "euler_ancestral_cfg_pp", "euler_cfg_pp", "flow_cps", "flow_euler",
     "flow_heun", "flow_sde", "gradient_estimation", "gradient_estimation_cfg_pp", "heun", "heunpp2", "ipndm", "ipndm_v",
-    "lcm", "llada", "lms", "mdlm", "pndm", "remdm", "repaint", "res_multistep", "res_multistep_cfg_pp", "sa_solver",
-    "sedd", "seeds_2", "seeds_3", "tcd", "uniform_ddim", "unipc",
+    "lcm", "llada", "lms", "mdlm", "pndm", "remdm", "repaint", "res_multistep", "res_multistep_cfg_pp", "rk4",
+    "sa_solver", "sedd", "seeds_2", "seeds_3", "tcd", "uniform_ddim", "unipc",
 ]  # fmt: skip
 
 show_public(__name__, "interpolants")

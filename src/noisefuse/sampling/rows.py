@@ -46,7 +46,11 @@ def guided(
 ) -> tuple[Tableau, Any]:  # fmt: skip
     """Returns the table with guidance folded in, and its row or, for a scale per sample, its rows (B,)."""
     if scale is None or not isinstance(model_output, tuple) or len(model_output) != 2:
-        raise TypeError("guidance needs both: model_output=(uncond, cond) and guidance_scale")
+        output = f"a tuple of {len(model_output)}" if isinstance(model_output, tuple) else type(model_output).__name__
+        raise TypeError(
+            f"guidance needs both: model_output=(uncond, cond) and guidance_scale, got {output} and "
+            f"{'no' if scale is None else 'a'} guidance_scale; without guidance the model returns one array"
+        )
     check_plain("guidance_scale", scale)
     if is_tracer(scale):
         raise TypeError(

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+// The noise of counted photons for floats and uint16 (augment.poisson), in one pass. docs/noise.md has the formulas.
+//
+// Nothing is fused here, so that NumPy's arithmetic gives the same bits.
+#pragma once
+#include <cmath>
+#include <initializer_list>
+
+#include "drawing.h"
+
+namespace nf {
+namespace {
+
+// Numbers that compilers keep in a register. Functions write to their first argument.
+constexpr int kDoubles = Lane::width < 4 ? 2 : Lane::width / 2;
+using Doubles = double __attribute__((vector_size(kDoubles * sizeof(double))));
+using Truths = decltype(Doubles{} < Doubles{});  // of each 0 or -1
+using Bits = uint64_t __attribute__((vector_size(kDoubles * sizeof(double))));
+
+void take(Doubles& x, const double* from) { std::memcpy(&x, from, sizeof x); }
+void put(double* to, const Doubles& x) { std::memcpy(to, &x, sizeof x); }
+
+int64_t how_many(const Truths& those) {
+    int64_t sum = 0;
+    for (int i = 0; i < kDoubles; ++i) sum -= those[i];
+    return sum;
+}
+
+void take_root(Doubles& x) {
+    double each[kDoubles];
+    put(each, x);
+    for (double& one : each) one = std::sqrt(one);
+    take(x, each);
+}
+
+// ln x of positive numbers, by ln (1 + s) / (1 - s) = 2 s + 2 s^3 / 3 + .., to 2e-11.
+void take_logarithm(Doubles& x) {
+    constexpr uint64_t root = 0x3FE6A09E667F3BCD, middle = uint64_t{1024} << 52;  // sqrt(1 / 2)
+    const Bits bits = __builtin_bit_cast(Bits, x), e = (bits - root + middle) >> 52;
+    const Doubles f = __builtin_bit_cast(Doubles, bits + middle - (e << 52)), s = (f - 1) / (f + 1), q = s * s;
+    Doubles sum = q * (1.0 / 11) + 1.0 / 9;
+    sum = sum * q + 1.0 / 7;
+    sum = sum * q + 1.0 / 5;
+    sum = sum * q + 1.0 / 3;
+    sum = sum * q + 1;
+    x = (__builtin_bit_cast(Doubles, e | 0x4330000000000000) - (0x1p52 + 1024)) * 0x1.62e42fefa39efp-1 + 2 * s * sum;
+}
+
+// e^x, where x is from -700 to 700, to 1e-11 of it.
+void take_exponential(Doubles& x) {
+    const Doubles shifted = x * 0x1.71547652b82fep+0 + 0x1.8p52, n = shifted - 0x1.8p52;
+    const Doubles r = (x - n * 0x1.62e42fefa3800p-1) - n * 0x1.ef35793c76730p-45;
+    Doubles sum = r * (1.0 / 362880) + 1.0 / 40320;
+    for (const double factorial : {5040.0, 720.0, 120.0, 24.0, 6.0, 2.0, 1.0, 1.0}) sum = sum * r + 1 / factorial;
+    x = __builtin_bit_cast(Doubles, __builtin_bit_cast(Bits, sum) + (__builtin_bit_cast(Bits, shifted) << 52));
+}
+
+// n numbers to a power; 0, infinities and NaN stay.
+[[gnu::noinline]] void raise(double* numbers, int n, double exponent) {
+    for (int i = 0; i < n; i += kDoubles) {
+        Doubles x, y;
+        take(x, numbers + i), take(y, numbers + i);
+        take_logarithm(y);
+        y = y * exponent;
+        y = y < -700 ? Doubles{} - 700 : y;
+        y = y > 700 ? Doubles{} + 700 : y;
+        take_exponential(y);
+        put(numbers + i, (x > 0) & (x - x == 0) ? y : x);
+    }
+}
+
+// Poisson numbers of small means: of each the first whose probability to be reached is beyond u.
+constexpr double kSmall = 32;  // from there on, counting takes longer than a normal number
+[[gnu::noinline]] void count(Doubles& number, const Doubles& mean, const Doubles& u) {
+    const Doubles m = mean < kSmall ? mean : Doubles{};
+    Doubles target = m, weight = Doubles{} + 1, sum = weight, found{};
+    take_exponential(target);
+    target = target * u;
+    for (int k = 1; k < 256; k += 4) {
+        for (int j = k; j < k + 4; ++j) {
+            found = sum <= target ? found + 1 : found;
+            weight = weight * (m * (1.0 / j));
+            sum = sum + weight;
+        }
+        if (!how_many(sum <= target)) break;
+    }
+    number = found;
+}
+
+// The normal numbers of which a fraction u lies below (Wichura 1988, algorithm AS 241, PPND7).
+void take_normal(Doubles& x, const Doubles& u) {
+    const Doubles q = u - 0.5, near = 0.180625 - q * q;
+    Doubles tail = q < 0 ? u : 1 - u;
+    take_logarithm(tail);
+    tail = -tail;
+    take_root(tail);
+    tail = tail - 1.6;
+    Doubles over = ((59.109374720 * near + 159.29113202) * near + 50.434271938) * near + 3.3871327179;
+    Doubles under = ((67.187563600 * near + 78.757757664) * near + 17.895169469) * near + 1;
+    const auto middle = near >= 0;
+    over = middle ? over * q : ((0.17023821103 * tail + 1.3067284816) * tail + 2.7568153900) * tail + 1.4234372777;
+    under = middle ? under : (0.12021132975 * tail + 0.73700164250) * tail + 1;
+    x = over / under;
+    x = middle | (q > 0) ? x : -x;
+}
+
+// The same of large means, by the expansion in 1 / sqrt(m) (Giles 2016, algorithm 955). From 2^40 on it is the mean.
+[[gnu::noinline]] void expand(Doubles& number, const Doubles& m, const Doubles& u) {
+    Doubles z, root = m;
+    take_normal(z, u);
+    take_root(root);
+    const Doubles square = z * z, each = 1 / root;
+    const Doubles x = ((m + root * z) + (square + 2) * (1.0 / 6)) - (z * (square + 2)) * (each * (1.0 / 72)) +
+                      ((3 * square + 7) * square - 16) * ((each * each) * (1.0 / 810));
+    const Doubles near = (x + 0x1p52) - 0x1p52, whole = near > x ? near - 1 : near;
+    number = m < kSmall ? number : m < 0x1p40 ? whole : m;
+}
+
+// Makes photons of n numbers, light whose greatest is 1, and light of their counts.
+void count_photons(double* light, const double* u, const double* peaks, int n, double gamma) {
+    if (gamma != 1) raise(light, n, gamma);
+    for (int i = 0; i < n; i += kDoubles) {
+        Doubles x, of, peak;
+        take(x, light + i), take(of, u + i), take(peak, peaks + i);
+        const Doubles mean = (x < 0 ? Doubles{} : x) * peak;
+        Doubles number = mean;
+        const int64_t small = how_many(mean < kSmall);
+        if (small) count(number, mean, of);
+        if (small < kDoubles) expand(number, mean, of);
+        put(light + i, (mean == mean ? number : mean) / peak);  // NaN stays
+    }
+    if (gamma != 1) raise(light, n, 1 / gamma);
+}
+
+void poisson_range(const Call& s, const Poisson& m, int64_t begin, int64_t end) {
+    alignas(64) double value[kTile], u[kTile], peak[kTile];
+    alignas(64) float single[kTile];
+    alignas(64) uint32_t words[kTile];
+    const double unit = 1 / m.top;
+    const auto tile = [&](int64_t at, Counters& counters, Noise<float>& noise, const RoundKeys& keys) {
+        const int n = counters.size;
+        copy_words(words, noise.fill_alone(counters, keys, Draw::words), n);
+        for (int i = 0; i < n;) {
+            const int64_t segment = (at + i) / m.segment;
+            const auto stop = static_cast<int>(least((segment + 1) * m.segment - at, n));
+            for (const double of_all = m.peak[segment]; i < stop; ++i) peak[i] = of_all;
+        }
+        if (m.type == DType::f64) {
+            load_as(value, m.x, m.type, at, n);
+        } else {
+            load_as(single, m.x, m.type, at, n);
+            for (int i = 0; i < n; ++i) value[i] = single[i] * unit;
+        }
+        for (int i = 0; i < n; ++i) u[i] = (words[i] + 0.5) * 0x1p-32;
+        for (int i = n; i % kDoubles; ++i) value[i] = 0, u[i] = peak[i] = 1;
+        count_photons(value, u, peak, n, m.gamma);
+        if (m.type == DType::f64) return store_as(m.out, m.type, at, value, n, false);
+        for (int i = 0; i < n; ++i) single[i] = static_cast<float>(value[i] * m.top);
+        store_as(m.out, m.type, at, single, n, false);
+    };
+    for_each_tile_of_words(s, begin, end, tile);
+}
+
+}  // namespace
+}  // namespace nf
