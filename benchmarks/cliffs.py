@@ -377,7 +377,7 @@ _HALVES = "an element of float16 takes 0.1 ns in C's order, and to turn it as lo
 _FAR = "both results are turned to C's order in memory, whose lines are read before they are written"
 _RESIDUALS = "an element takes 0.2 ns in C's order, and to store its residual and to turn it as long"
 _TOKENS = "a token takes 0.7 ns in C's order, and to turn its eight bytes as long"
-_A_ROW = "a row of logits has some hundred instructions of its own, whatever its length"
+_A_ROW = "a row of logits has up to a thousand instructions of its own, whatever its length"
 EXCEPTIONS: dict[str, str] = {
     "categorical*, (2340, 7)": _A_ROW,
     "categorical*, (252, 65)": _A_ROW,

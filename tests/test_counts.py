@@ -21,7 +21,7 @@ from test_peers import ALONE, is_large
 
 KNOWN = json.loads(counted.FILE.read_text())
 ISA = nf.info()["isa"]
-# The most that some calls may take, in plain calls of q_sample, with AVX-512.
+# The most that some calls may take, in plain calls of q_sample.
 TIMES = {
     "interpolate, t (B,), velocity": 3,
     "noised, (B,)": 3,
@@ -33,6 +33,8 @@ TIMES = {
     "q_walk of 5 steps": 5,
 }
 # torch's shortest code, which is one or two calls, takes fewer than these: the most that they take, in times its own.
+# Of interpolate's 15,800 instructions it takes 8,000 on arrays. A call of torch from Python takes 400 to 900, and each
+# tensor's memory, storage and flags need four of them; torch.lerp sees all that from within, and takes 13,000.
 ABOVE_TORCH = {"categorical, temperature 0": 1.10, "interpolate": 1.30}
 # The most instructions of a loss with autograd above those of an empty `torch.autograd.Function`: 10 microseconds.
 ABOVE_EMPTY = 45_000
@@ -71,9 +73,8 @@ def counts(kind):
 def test_small_calls_on_arrays():
     found = counts("arrays")
     assert too_many("arrays", found) == {}
-    if ISA == "avx512":
-        times = {name: found[name] / found["q_sample"] for name in TIMES}
-        assert {name: one for name, one in times.items() if one > TIMES[name]} == {}
+    times = {name: found[name] / found["q_sample"] for name in TIMES}
+    assert {name: one for name, one in times.items() if one > TIMES[name]} == {}
 
 
 @steps

@@ -581,14 +581,16 @@ def _gradient(call: Step, factor: Any, upstream: ArrayLike) -> Array:
     out = call.outputs[0]
     assert out is not None
     if call.batch * call.size:
-        weighted = _like(g, _like(g, factor) * g)  # 0-d products are no arrays
+        weighted = g * _like(g, factor)
+        weighted = weighted if on_device(g) else np.asarray(weighted)  # 0-d products are no arrays
         backends.of(out).run(Loss(call, call.size, None, weighted, 1, None))
     return out
 
 
 def _like(a: Array, number: Any) -> Any:
     """Returns the number or numbers on a's device."""
-    return np.asarray(number) if device_of(a) is None else sys.modules["cupy"].asarray(number)
+    cupy: Any = None if device_of(a) is None else sys.modules.get("cupy")  # arrays of Triton take NumPy's
+    return (cupy or np).asarray(number)
 
 
 def _scaled(sums: Array, factor: Any, constant: Any) -> Array:

@@ -31,16 +31,11 @@ import triton.language as tl
 import noisefuse.triton as nft
 from cuda_kernels import sass
 from cuda_kernels import triton_kernels as kernels
+from cuda_kernels.triton_kernels import KEYS
 
 interpreted = pytest.mark.skipif(
     isinstance(nft.normal, triton.JITFunction), reason="needs Triton's interpreter, from 3.9 on (TRITON_INTERPRET=1)"
 )
-KEYS = [
-    (77, 5, 9, 0),
-    (1, 1, 1, 0),
-    (2**63 + 5, 2**40 + 3, 2**31 + 7, 64),
-    (2**64 - 1, 2**56 - 1, 2**32 - 1, 127),
-]
 DRAWS = {
     "normal": (nf.randn, ("float32", "float16")),
     "normal64": (nf.randn, ("float64",)),

@@ -477,27 +477,39 @@ class _Run:
 
 
 class Sharing:
-    """The accesses to each byte of shared memory: threads, and the barriers that they had passed."""
+    """The accesses to each byte of shared memory: threads, and the barriers that they had passed, of their block and of
+    their warp. A warp's own barrier orders its threads alone."""
 
     def __init__(self, size):
         self.writer, self.written = np.full(size, -1), np.full(size, -1)
-        self.reader, self.read = np.full(size, -1), np.full(size, -1)  # the last reader, or any of several at once
+        # The last reader, any of several at once, or -2 - warp for several of a warp; that of no warp for others.
+        self.reader, self.read = np.full(size, -1), np.full(size, -1)
 
-    def load(self, index, threads, barriers):
-        self._check(self.writer[index], self.written[index], threads, barriers)
-        several = (self.read[index] == barriers[:, None]) & (self.reader[index] != threads[:, None])
-        self.reader[index] = np.where(several, -2, threads[:, None])
-        self.read[index] = barriers[:, None]
+    def load(self, index, threads, barriers, of_warp=0):
+        when, threads = (barriers * BARRIER + of_warp)[:, None], threads[:, None]
+        self._check(self.writer[index], self.written[index], threads, when)
+        other, warp = self.reader[index], threads // 32
+        several = np.where(self._warp(other) == warp, -2 - warp, -2 - BARRIER)
+        self.reader[index] = np.where((self.read[index] == when) & (other != threads), several, threads)
+        self.read[index] = when
 
-    def store(self, index, threads, barriers):
-        self._check(self.writer[index], self.written[index], threads, barriers)
-        self._check(self.reader[index], self.read[index], threads, barriers)
-        self.writer[index], self.written[index] = threads[:, None], barriers[:, None]
+    def store(self, index, threads, barriers, of_warp=0):
+        when, threads = (barriers * BARRIER + of_warp)[:, None], threads[:, None]
+        self._check(self.writer[index], self.written[index], threads, when)
+        self._check(self.reader[index], self.read[index], threads, when)
+        self.writer[index], self.written[index] = threads, when
 
     @staticmethod
-    def _check(other, when, threads, barriers):
-        race = (other != -1) & (other != threads[:, None]) & (when >= barriers[:, None])
+    def _warp(who):
+        return np.where(who < 0, -2 - who, who // 32)
+
+    def _check(self, other, then, threads, when):
+        unordered = np.where(self._warp(other) == threads // 32, then >= when, then // BARRIER >= when // BARRIER)
+        race = (other != -1) & (other != threads) & unordered
         assert not race.any(), "a race: no barrier between one thread's store to shared memory and another's access"
+
+
+BARRIER = 1 << 30  # a block's barrier, in which all those of a warp are counted
 
 
 def _literal(text):

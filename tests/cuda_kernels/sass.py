@@ -5,7 +5,7 @@ All threads of a launch step together; if they diverge, those furthest behind go
 registers, and its threads wait for each other where BSYNC, WARPSYNC and BAR say so. Registers begin with arbitrary
 bits. Every access has to lie within one array and to be aligned to its size. No two threads may touch the same byte of
 an array if one stores there; for shared memory a barrier has to lie between. Results of MUFU move by ULPS, this way and
-that, from one thread to the next.
+that, from one argument to the next.
 
 The vendor documents the names of instructions alone. What they do is known from PTX, whose instructions they implement,
 and from the idioms of its compiler; OPCODES is all that is taken for true here. Whatever stands not there, an opcode, a
@@ -145,6 +145,12 @@ def rounded_up(v):
     return np.where(less, np.nextafter(x, F32(inf)), x)
 
 
+def positive(a):
+    """The words, as signed ones, none of which is negative."""
+    assert (signed(a) >= 0).all(), "a negative number rounded towards infinity"
+    return signed(a)
+
+
 def truncated(x, bits, nan):
     x = np.asarray(x, F64)
     inside = np.where((x > 0) & (x < 2.0**bits), x, 0).astype(U64)
@@ -177,7 +183,8 @@ def approximate(name, function):
         else:
             found, infinity = exact.astype(F32).view(U32), U32(0x7F800000)
         ordinary = (found & infinity != 0) & (found & infinity != infinity)
-        step = (np.arange(x.size) % (2 * ulps + 1) - ulps).astype(S32).view(U32)
+        hashed = x.astype(F64).view(U64) * U64(0x9E3779B97F4A7C15) >> U64(40)  # equal numbers have equal results
+        step = ((hashed % U64(2 * ulps + 1)).astype(S32) - ulps).view(U32)
         return np.where(ordinary, found + step, found)
 
     return run
@@ -237,6 +244,7 @@ opcodes(
     ("l = i i l", lambda a, b, c: wide(a) * wide(b) + c),
     ("l p = i i l", product_carry),
 )
+opcodes("IMAD.WIDE", ("l = i i l", lambda a, b, c: extended(a) * extended(b) + c))
 opcodes(
     "IMAD.HI.U32",
     ("i = i i l", lambda a, b, c: high(wide(a) * wide(b) + c)),
@@ -276,8 +284,7 @@ opcodes("SHF.L.U32", ("i = i i Z", lambda a, by, _: low(np.where(by < 32, wide(a
 opcodes("SHF.L.U64.HI", ("i = i i i", lambda a, by, c: high(shifted_left(wide(a, c), by))))
 opcodes("SHF.L.U32.HI SHF.L.W.U32.HI", ("i = i # i", lambda a, by, c: high(shifted_left(wide(a, c), by % 32))))
 opcodes("SHF.R.U64", ("i = i i i", lambda a, by, c: low(shifted_right(wide(a, c), by))))
-opcodes("SHF.R.S64", ("i = i # i", lambda a, by, c: low((wide(a, c).view(S64) >> S64(by)).view(U64))))
-opcodes("SGXT", ("i = i #", lambda a, by: (signed(a) << S32(32 - by) >> S32(32 - by)).view(U32)))
+opcodes("SHF.R.S64", ("i = i i i", lambda a, by, c: low((wide(a, c).view(S64) >> np.asarray(by, S64)).view(U64))))
 opcodes("SHF.R.U32.HI", ("i = i # i", lambda a, by, c: c >> U32(by)))
 opcodes("SHF.R.S32.HI", ("i = i # i", lambda a, by, c: (signed(c) >> S32(by)).view(U32)))
 
@@ -291,6 +298,8 @@ opcodes(
     ("p p = p p p # #", lambda a, b, c, table, other: (lookup(table, a, b, c), lookup(other, a, b, c))),
 )
 opcodes("PRMT", ("i = i i i", permuted))
+opcodes("IABS", ("i = i", lambda a: abs(signed(a)).view(U32)))
+opcodes("SGXT", ("i = i #", lambda a, bits: (signed(a << U32(32 - bits)) >> S32(32 - bits)).view(U32)))
 opcodes("MOV", ("i = i", lambda a: a))
 opcodes("MOV.64", ("l = l", lambda a: a))
 opcodes("SEL", ("i = i i p", lambda a, b, p: np.where(p, a, b)))
@@ -335,6 +344,8 @@ opcodes("I2F.U8", ("f = b", lambda a: a.astype(F32)))
 opcodes("I2F.U16", ("f = s", lambda a: a.astype(F32)))
 opcodes("I2F.U32.RP", ("f = i", rounded_up))
 opcodes("I2F.U64.RP", ("f = l", rounded_up))
+opcodes("I2F.RP", ("f = i", lambda a: rounded_up(positive(a))))
+opcodes("I2F.F64.S64", ("d = l", lambda a: a.view(S64).astype(F64)))
 opcodes("I2F.F64", ("d = i", lambda a: signed(a).astype(F64)))
 opcodes("I2F.F64.U32", ("d = i", lambda a: a.astype(F64)))
 opcodes("I2F.F64.U8", ("d = b", lambda a: a.astype(F64)))
@@ -688,6 +699,32 @@ def memory_access(name, operands):
     return loading(size, register, lambda run, lanes: getattr(run, f"load_{space}")(lanes, at(run, lanes), size))
 
 
+MATRICES = {f"{name}.16.M88{count}": int(count[1:] or 1) for name in ("LDSM", "STSM") for count in ("", ".2", ".4")}
+
+
+def access_of_matrices(name, operands):
+    """PTX's ldmatrix and stmatrix: matrices of 8 rows of 16 bytes of shared memory, whose places the lanes of a warp
+    have, eight for each matrix. Lane l has, of each, the word l % 4 of row l // 4."""
+    stores = name.startswith("ST")
+    place, register = operands if stores else operands[::-1]
+    at, count, own = address(place), MATRICES[name], np.arange(32)
+    puts, gets = words_of(register, False, 4 * count), [word(register, False, k) for k in range(count)]
+
+    def run_it(run, lanes):
+        rows = at(run, lanes).reshape(-1, 32)
+        assert (np.arange(run.n)[lanes].reshape(-1, 32) % 32 == own).all(), "a matrix without all lanes of a warp"
+        assert not (rows[:, : 8 * count] % U64(16)).any(), "a row of a matrix misaligned"
+        for k in range(count):
+            words = (rows[:, 8 * k + own // 4] + (4 * (own % 4)).astype(U64)).reshape(-1)
+            if stores:
+                held = np.broadcast_to(gets[k](run, lanes), words.shape)
+                run.store_shared(lanes, words, np.ascontiguousarray(held).view(np.uint8).reshape(-1, 4))
+            else:
+                puts[k](run, lanes, np.ascontiguousarray(run.load_shared(lanes, words, 4)).view(U32)[:, 0])
+
+    return run_it
+
+
 def moves_of_predicates(name, operands):
     """P2R, UP2UR and R2P: predicates as bits of a word or of one of its bytes."""
     uniform, mask = name == "UP2UR", operands[-1]
@@ -763,6 +800,8 @@ class Instruction:
             return compiled(name[self.uniform :], self.operands, self.uniform)
         if name in CONSTANT or name in GLOBAL or name in SHARED:
             return memory_access(name, self.operands)
+        if name in MATRICES:
+            return access_of_matrices(name, self.operands)
         if name in ("P2R", "R2P", "UP2UR"):
             return moves_of_predicates(name, self.operands)
         if name in ("R2UR", "S2R", "S2UR", "CS2R"):
@@ -774,10 +813,10 @@ class Instruction:
 
 class Program:
     """The kernels of a cubin, by the sections of its file and nvdisasm's text of it. (Some versions do not write for
-    which architecture.)"""
+    which architecture.) shared: bytes of shared memory that a launch adds."""
 
     def __init__(self, sections, text, architecture=None, shared=0):
-        self.sections, self.shared = sections, shared  # bytes that the launch asks for
+        self.sections, self.shared = sections, shared
         self.architecture = architecture or int(re.search(r"\.target\s+sm_(\d+)", text)[1])
         parts = re.split(r"^//-+ \.text\.(\w+)\s+-+$", text, flags=re.MULTILINE)
         self.texts = dict(zip(parts[1::2], parts[2::2], strict=True))
@@ -870,6 +909,7 @@ class Run:
         self._fill_bank(argument, (begin + grid[0], *grid[1:]), threads)
         self.shared = arbitrary.integers(0, 256, (blocks, kernel.shared), np.uint8)
         self.sharing, self.passed = Sharing(self.shared.size), np.zeros(self.n, np.int64)  # barriers
+        self.met = np.zeros(self.n, np.int64)  # those of warps
         self.touched = {"load": [], "store": []}
         self.pc = np.zeros(self.n, np.int64)
         self.waits = np.full(self.n, "", dtype=object)  # for what a thread waits
@@ -940,7 +980,7 @@ class Run:
         if (at % size).any():
             raise ValueError(f"access of {size} bytes of shared memory misaligned, at {at[at % size != 0][0]:#x}")
         index = (self.block[lanes] * self.kernel.shared + at)[:, None] + np.arange(size)
-        access(index, self._threads(lanes), self.passed[lanes])
+        access(index, self._threads(lanes), self.passed[lanes], self.met[lanes])
         return index
 
     def _threads(self, lanes):
@@ -982,6 +1022,9 @@ class Run:
         while here != stop:
             instruction = self.kernel.code[here]
             self.issued[here] += len(warps)
+            if instruction.name == "NOP":  # ptxas leaves it in place of a barrier of a warp that is whole
+                whole = np.bincount(self.warp[at], minlength=self.n // 32) == 32
+                self.met[at[whole[self.warp[at]]]] += 1
             if instruction.effect is None and instruction.name != "NOP":
                 self._control(instruction, at)
                 return True
@@ -1053,7 +1096,9 @@ class Run:
             self.waits[free] = ""
             if what == "BAR":
                 self.passed[free] += 1
-            elif what != "WARPSYNC":
+            elif what == "WARPSYNC":
+                self.met[free] += 1
+            else:
                 self.groups[what][free] = -1
         return released
 

@@ -21,6 +21,12 @@ from noisefuse.backends.triton import tokens
 from noisefuse.triton import normal, normal4, normal64, uniform, uniform64, words
 
 THREADS = 128
+KEYS = [
+    (77, 5, 9, 0),
+    (1, 1, 1, 0),
+    (2**63 + 5, 2**40 + 3, 2**31 + 7, 64),
+    (2**64 - 1, 2**56 - 1, 2**32 - 1, 127),
+]
 
 
 @triton.jit

@@ -23,8 +23,9 @@ def test_arguments_and_defaults_are_those_of_theirs():
     for kind in (RandomGaussianNoise, RandomSaltAndPepperNoise):
         pair = kind.__init__, getattr(K, kind.__name__).__init__
         ours, theirs = (inspect.signature(one) for one in pair)
-        assert list(ours.parameters) == list(theirs.parameters)
-        assert [p.default for p in ours.parameters.values()] == [p.default for p in theirs.parameters.values()]
+        assert list(ours.parameters) == [*theirs.parameters, "key", "noise_seed"]
+        defaults = [p.default for p in theirs.parameters.values()]
+        assert [p.default for p in ours.parameters.values()] == [*defaults, None, 0]
         assert repr(kind()) == repr(getattr(K, kind.__name__)())
     assert repr(RandomGaussianNoise(0.1, 0.2)) == repr(K.RandomGaussianNoise(0.1, 0.2))
 
@@ -114,6 +115,25 @@ def test_keys_name_the_noise():
         augment.at([1, 2])(BATCH)
     with pytest.raises(TypeError, match=r"key = 1.5: expected an int or a str"):
         augment.at([1.5])
+
+
+@pytest.mark.parametrize("kind", [RandomGaussianNoise, RandomSaltAndPepperNoise])
+def test_a_dict_brings_the_keys(kind):
+    """Seen to fail: a seed that is ignored; params that are not kept."""
+    augment, plain = kind(p=0.7, key="index", noise_seed=5), kind(p=0.7)
+    for keys, epoch in ((["a.png", 7, "c.png", 9, 3], 0), (torch.tensor([3, 1, 4, 1, 5]), 2)):
+        item = {"image": BATCH, "index": (keys, epoch) if epoch else keys, "label": 3}
+        found = augment(item)
+        assert found.keys() == item.keys()
+        assert torch.equal(found["image"], plain.at(keys, epoch, seed=5)(BATCH))
+        assert found["index"] is item["index"]
+        assert torch.equal(augment(BATCH, params=augment._params), found["image"])
+    assert torch.equal(augment.at([1] * 5, seed=2)(BATCH), plain.at([1] * 5, seed=2)(BATCH))
+    for missing in (BATCH, {"image": BATCH}):
+        with pytest.raises(KeyError, match="expected index="):
+            augment(missing)
+    with pytest.raises(OverflowError):
+        kind(noise_seed=-1)
 
 
 def test_a_batch_may_have_one_noise():

@@ -28,12 +28,13 @@ import triton
 from cuda_kernels import stand_in
 from cuda_kernels.triton_door import CUDA
 from cuda_kernels.triton_door import opened as on_triton
+from cuda_kernels.triton_kernels import KEYS
 from noisefuse import backends
 from noisefuse.backends import selftest as backend_test
 from noisefuse.backends.triton import kernels
 from noisefuse.commands import cli, selftest
 from noisefuse.commands.bench.contenders import Case
-from noisefuse.commands.bench.cuda import BY_TRITON, contenders
+from noisefuse.commands.bench.cuda import OPERATIONS, contenders
 from noisefuse.interop.torch import arrays as torch_arrays
 from test_torch import (
     CALLS,
@@ -41,7 +42,6 @@ from test_torch import (
     FLOATS,
     FLOW,
     SAMPLERS,
-    TIMES,
     N,
     S,
     X,
@@ -52,18 +52,21 @@ from test_torch import (
     same,
     tensor,
 )
+from test_torch_loss import CALLS as LOSSES
+from test_torch_loss import arguments, of_numpy
 
 pytestmark = pytest.mark.skipif(
     isinstance(kernels.affine, triton.JITFunction),
     reason="needs Triton's interpreter, from 3.9 on (TRITON_INTERPRET=1)",
 )
 DTYPES = first_and_slow(FLOATS)
+SDE = nf.samplers.flow_sde(nf.Schedule.flow(1000), 10)
 REFUSED = "this needs CuPy on a CUDA device: pip install"
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 4), pytest.param((3, 5, 3), marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.uint8], ids=str)
-@pytest.mark.parametrize("call", [name for name in CALLS if name != "q_walk"])
+@pytest.mark.parametrize("call", CALLS)
 def test_bits_of_the_cpu(call, dtype, shape):
     if dtype == torch.uint8 and "q_sample" not in call:
         pytest.skip("bytes are images, and no state of a walk")
@@ -189,7 +192,7 @@ def test_times_of_the_device_are_not_looked_at():
         assert same(nf.q_sample(x, u, FLOW, N), nf.q_sample(x.numpy(), u.numpy(), FLOW, N))
 
 
-@pytest.mark.parametrize("name", [name for name in DIFFERENTIABLE if "q_walk" not in name])
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_gradients(name):
     x = tensor(3, 4, dtype=torch.float64, grad=True)
 
@@ -202,22 +205,153 @@ def test_gradients(name):
     expected = run()
     with on_triton() as launches:
         assert equal(run(), expected)
-        assert len(launches) >= 2
+        assert len(launches) >= (1 if "q_walk" in name else 2)
+
+
+# ---- losses ------------------------------------------------------------------------------------------------
+
+
+def loss_of(numbers, dtype):
+    """Returns a loss as a tensor has it."""
+    return np.asarray(numbers).astype(np.float64 if dtype == torch.float64 else np.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses(name, dtype):
+    """Seen to fail: accumulators added 0 + 1, not 0 + 32; noise beyond the end of a sample that counts; the weight of a
+    piece's number in place of its row's."""
+    given, options = arguments(name, dtype)
+    loss, gradient = nf.mse_loss_and_grad(*of_numpy(given), **options)
+    scaled = nf.mse_loss_grad(*of_numpy(given), **options, upstream=0.3)
+    expected, own, upstream = loss_of(loss, dtype), given[0].clone(), torch.tensor(0.3, dtype=torch.float64)
+    with on_triton() as launches:
+        assert same(nf.mse_loss(*given, **options), expected)
+        assert same(nf.mse_loss_and_grad(*given, **options), (expected, gradient))
+        assert same(nf.mse_loss_grad(*given, **options, upstream=0.3), scaled)
+        assert same(nf.mse_loss_grad(*given, **options, upstream=upstream), scaled)
+        assert nf.mse_loss_and_grad(own, *given[1:], **options, out=own)[1] is own
+        assert len(launches) >= 8
+    assert same(own, gradient)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("key", KEYS, ids=str)
+def test_losses_of_all_keys(key, dtype):
+    """Samples of two chunks, in several tiles, of which the last ones are short."""
+    seed, sample, step, stream = key
+    noise = nf.Noise(seed, sample=sample - 1, step=step, stream=stream)
+    pred, x0 = tensor(2, 4170, dtype=dtype), tensor(2, 4170, seed=1)
+    given, options = ([2, 1], S, noise), {"target": "v", "reduction": "none", "weight": S.alpha}
+    loss, gradient = nf.mse_loss_and_grad(numpy(pred), x0.numpy(), *given, **options)
+    with on_triton():
+        found = nf.mse_loss_and_grad(pred, x0, *given, **options)
+    assert same(found, (loss_of(loss, dtype), gradient))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_backward_pass_of_a_loss(name):
+    given, options = arguments(name, grad=True)
+    each = options.get("reduction") == "none"
+    upstream = torch.tensor([0.5, -1.0, 2.0]) if each else torch.tensor(0.5)
+
+    def run():
+        (gradient,) = torch.autograd.grad(nf.mse_loss(*given, **options), given[0], upstream)
+        return gradient
+
+    expected = run()
+    with on_triton() as launches:
+        assert torch.equal(run(), expected)
+        assert len(launches) >= 3
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_losses_of_interpolants(dtype):
+    pred, x0, x1 = (tensor(3, 5, 4, dtype=dtype, seed=seed) for seed in range(3))
+    t, watched = torch.tensor([0.2, 0.5, 0.7]), pred.clone().requires_grad_()
+    for path, options in [
+        (nf.paths.linear(), {"target": "velocity"}),
+        (nf.paths.brownian_bridge(0.5), {"target": "velocity", "weight": t.double(), "reduction": "none"}),
+    ]:
+        noise = N if path.draws else None
+        arrays = numpy(pred), numpy(x0), numpy(x1), t.numpy()
+        loss, gradient = nf.interpolate_loss_and_grad(*arrays, path, noise, **options)
+        expected = loss_of(loss, dtype)
+        with on_triton() as launches:
+            assert same(nf.interpolate_loss(pred, x0, x1, t, path, noise, **options), expected)
+            assert same(nf.interpolate_loss_and_grad(pred, x0, x1, t, path, noise, **options), (expected, gradient))
+            nf.interpolate_loss(watched, x0, x1, t, path, noise, **options).sum().backward()
+            assert len(launches) >= 6
+        assert same(watched.grad, gradient)
+        watched.grad = None
+
+
+def test_times_and_weights_of_the_device_are_not_looked_at():
+    x, t = tensor(3, 16), torch.tensor([1, 20, 4])
+    for weight in (None, torch.tensor(S.alpha)):
+        expected = nf.mse_loss(x, x, [1, 3, 4], S, N, target="v", weight=weight, reduction="none")
+        with on_triton():
+            found = nf.mse_loss(x, x, t, S, N, target="v", weight=weight, reduction="none")
+        assert torch.equal(found[::2], expected[::2])
+        assert found[1].isnan()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_log_densities(dtype):
+    table, (x, m, other) = SDE.tableau, (tensor(2, 3, 23, dtype=dtype, seed=n) for n in range(3))
+    noise, upstream = nf.Noise(7, sample=3), torch.tensor([0.5, 2.0], dtype=torch.float64)
+
+    def run():
+        x_next, made = SDE.step(4, x, m, noise, log_prob=True)
+        watched = m.clone().requires_grad_()
+        (by_graph,) = torch.autograd.grad(SDE.log_prob([4, 1], x, watched, x_next), watched, upstream)
+        return (
+            x_next, made, by_graph, SDE.log_prob(4, x, m, x_next),
+            nf.density.log_prob(table, 4, x, m, x_next, reduction="mean", density="squared"),
+            nf.density.log_prob_grad(table, [4, 1], x, m, x_next, wrt="x", upstream=upstream),
+            nf.density.kl(table, 4, m, other), nf.density.kl_grad(table, 4, m, other, upstream=0.5),
+        )  # fmt: skip
+
+    expected = run()
+    with on_triton() as launches:
+        assert equal(run(), expected)
+        assert len(launches) >= 12
+    assert torch.equal(expected[1], expected[3])
+
+
+def test_parts_of_losses_and_densities():
+    x, m = tensor(2, 8192), tensor(2, 8192, seed=1)
+    halves = [
+        (x[:, :4096].contiguous(), m[:, :4096].contiguous()),
+        (x[:, 4096:].contiguous(), m[:, 4096:].contiguous()),
+    ]
+    loss, density = nf.mse_loss(m, x, [3, 5], S, N, target="v"), nf.density.log_prob(SDE.tableau, 4, x, m, x)
+    with on_triton():
+        parts = [
+            nf.mse_loss(m, x, [3, 5], S, N.window((8192,), (4096 * n,)), target="v", partial=True)
+            for n, (x, m) in enumerate(halves)
+        ]
+        of_density = [nf.density.log_prob(SDE.tableau, 4, x, m, x, partial=True) for x, m in halves]
+    assert nf.density.combine(parts) == nf.mse_loss(m.numpy(), x.numpy(), [3, 5], S, N, target="v")
+    assert loss == np.float32(nf.density.combine(parts))
+    assert torch.equal(nf.density.combine(of_density), density)
+
+
+def test_losses_of_nothing():
+    with on_triton() as launches:
+        for shape in ((0, 4), (3, 0)):
+            loss, gradient = nf.mse_loss_and_grad(torch.empty(shape), torch.empty(shape), 3, S, N, target="v")
+            assert loss.isnan()
+            assert gradient.shape == shape
+        assert not launches
 
 
 def test_what_else_there_is_says_what_it_needs():
     """Nothing is launched then."""
-    x = tensor(3, 16)
-    calls = [
-        lambda: nf.q_walk(x, S, N),
-        lambda: nf.mse_loss(x, x, TIMES, S, N, target="v"),
-        lambda: nf.interpolate_loss(x, x, x, torch.rand(3), nf.paths.linear(), target="velocity"),
-        lambda: nf.augment.poisson(tensor(2, 3, 32, 32, dtype=torch.uint8), 30.0, N),
-    ]
+    images = tensor(2, 3, 32, 32, dtype=torch.uint8)
     with on_triton() as launches:
-        for call in calls:
-            with pytest.raises(NotImplementedError, match=REFUSED):
-                call()
+        with pytest.raises(NotImplementedError, match=REFUSED):
+            nf.augment.poisson(images, 30.0, N)
         assert not launches
 
 
@@ -226,20 +360,36 @@ def test_the_product_refuses_tensors_of_the_cpu():
         torch_arrays.memory("x", X, CUDA)
 
 
+def of_the_door(*arguments):
+    """Returns what the door says of each call, in a process in which Triton compiles."""
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_DEFAULT_FP_FUSION": "1"}
+    command = [sys.executable, "-m", "cuda_kernels.triton_door", *arguments]
+    done = subprocess.run(
+        command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
+    )
+    return dict(line.split(": ") for line in done.stdout.splitlines())
+
+
 @pytest.mark.slow
 def test_what_a_device_would_run():
     """Triton compiles what calls launch, with their own arguments. 16 elements of a thread take 60 instructions each,
     those of the launch included, as they are of sm_90. Seen to fail: steps of their own for each element, in blocks."""
-    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_DEFAULT_FP_FUSION": "1"}
-    command = [sys.executable, "-m", "cuda_kernels.triton_door"]
-    done = subprocess.run(
-        command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
-    )
-    found = dict(line.split(": ") for line in done.stdout.splitlines())
-    assert len(found) == 19
+    found = of_the_door()
+    assert len(found) == 34
     assert all(counts.endswith(" 0 spilled") for counts in found.values())
     for name in ("randn", "uniform", "q_sample", "q_sample, bfloat16", "q_step"):
         assert int(found[name].split()[0]) <= 60 * 16, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [("80",), ("90",), ("120",), ("90", "fused")], ids=" ".join)
+def test_machine_code_of_all_launches_gives_the_bits_of_the_cpu(arguments):
+    """An interpreter runs what ptxas made of each launch, on the launch's own arguments. No access is out of bounds or
+    races with another, in shared memory and in arrays. Nothing that Triton could fuse is left. Seen to fail: squares
+    that are rounded before they are added; a normal's sign set before its last product, fused."""
+    found = of_the_door(*arguments)
+    assert len(found) == 34
+    assert {*found.values()} == {"True"}
 
 
 # ---- what says whether it serves ---------------------------------------------------------------------------
@@ -279,7 +429,7 @@ def test_info_and_selftest_say_whether_it_serves(monkeypatch, capsys):
         assert capsys.readouterr().out.endswith("\nrandn on triton        FAILED\n1 of 1 checks FAILED: triton\n")
 
 
-@pytest.mark.parametrize("operation", BY_TRITON)
+@pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_the_benchmark_runs(operation, dtype):
     """Alone, and beside CuPy's kernels. Rivals need a device."""
@@ -289,11 +439,11 @@ def test_what_the_benchmark_runs(operation, dtype):
         assert [*calls] == ["noisefuse", "copyto"]
         calls["noisefuse"]()
         calls["copyto"]()
-        assert len(launches) == 1
+        assert launches
     with stand_in.installed() as cupy, on_triton() as launches:
         cupy.copyto, cupy.random = print, SimpleNamespace(default_rng=lambda seed: np.random.default_rng(seed))
         both = contenders({"cuda": cupy, "triton": torch}, case)
         both["Triton"]()
-        assert len(launches) == 1
+        assert launches
     papers = ["CuPy"] * (operation == "q_sample" and dtype == "float32")
     assert [*both] == ["noisefuse", *papers, "copyto", "Triton"]

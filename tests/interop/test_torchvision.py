@@ -55,6 +55,32 @@ def test_a_key_names_the_noise():
         GaussianNoise().at(1.5)
 
 
+@pytest.mark.parametrize("options", [{}, {"mean": [0.5] * 3, "std": [0.25] * 3}], ids=["noise", "prepare"])
+def test_a_dict_brings_the_key(options):
+    """Seen to fail: a seed that is ignored; a warning for each image."""
+
+    def made(**keyed):
+        return Prepare(*options.values(), sigma=0.1, **keyed) if options else GaussianNoise(sigma=0.1, **keyed)
+
+    transform = v2.Compose([v2.Identity(), made(key="index", noise_seed=5)])
+    for key in (7, "cat.png", ("cat.png", 2)):
+        item = {"image": IMAGE, "index": key, "label": 3}
+        found = transform(item)
+        expected = made().at(*(key if isinstance(key, tuple) else (key,)), seed=5)(IMAGE)
+        assert torch.equal(found["image"], expected)
+        assert found["index"] == key
+    assert torch.equal(transform(IMAGE, {"index": 7})[0], transform({"image": IMAGE, "index": 7})["image"])
+    assert torch.equal(pickle.loads(pickle.dumps(transform))(item)["image"], expected)
+    for missing in ({"image": IMAGE}, IMAGE):
+        with pytest.raises(KeyError, match="expected index="):
+            transform(missing)
+    with pytest.raises(OverflowError):
+        made(noise_seed=-1)
+    with pytest.warns(UserWarning, match="look like 0 .. 255"):
+        transform({"image": IMAGE.float(), "index": 7})
+    transform({"image": IMAGE.float(), "index": 7})  # once
+
+
 class Items(torch.utils.data.Dataset):
     def __len__(self):
         return 6

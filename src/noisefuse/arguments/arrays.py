@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterable
 from functools import lru_cache
@@ -246,7 +247,8 @@ def output(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], de
 
 def _empty_on(device: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     if (cupy := sys.modules.get("cupy")) is None:
-        raise NotImplementedError(backends.NEEDS_CUPY)
+        on_triton: Array = importlib.import_module(_TRITON).empty(device, shape, dtype)
+        return on_triton
     with cupy.cuda.Device(device):
         new: Array = cupy.empty(shape, dtype)
     return new

@@ -25,7 +25,7 @@ import noisefuse as nf
 from ..ground.needs import needs
 from ..language.levels import LEVELS, levels_of
 from ..language.noise import word
-from .transforms.keyed import OfUnitRange, applies, given_by, noise_by, strength
+from .transforms.keyed import FromItem, OfUnitRange, applies, given_by, noise_by, strength
 
 with needs(__name__, "albumentations"):
     import albumentations
@@ -39,12 +39,10 @@ Array = NDArray[Any]
 Name = tuple[int, int, int]  # seed, sample, step: plain numbers, so that a replay can keep them
 
 
-class _Keyed(OfUnitRange):
+class _Keyed(FromItem, OfUnitRange):
     """The part that the transforms share. Frames and volumes are one array, and each of its elements has its own
     noise."""
 
-    key: str | None
-    noise_seed: int
     random_generator: np.random.Generator
     py_random: random.Random
     apply: Any
@@ -79,10 +77,6 @@ class _Keyed(OfUnitRange):
         about replays.)"""
         keys: set[str] = super().available_keys  # type: ignore[misc]
         return keys if self.key is None else keys | {self.key}
-
-    def _set_key(self, key: str | None, noise_seed: int) -> None:
-        self.key, self.noise_seed = key, noise_seed
-        nf.Noise(noise_seed)  # this raises the error of a wrong seed
 
     def _name(self, data: dict[str, Any]) -> Name:
         if self.key is None:

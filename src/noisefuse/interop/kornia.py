@@ -13,14 +13,14 @@ Arguments, defaults, shapes, containers and replay by ``params`` are those of ko
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import noisefuse as nf
 
 from ..ground.checks import check_number
 from ..ground.needs import needs
-from .transforms.keyed import Key
+from .transforms.keyed import FromItem, Key, given_by
 
 with needs(__name__, "kornia", "torch"):
     import torch
@@ -32,13 +32,29 @@ from .transforms.torch_keyed import add, salt_and_pepper, word
 __all__ = ["RandomGaussianNoise", "RandomSaltAndPepperNoise"]
 
 
-class _Keyed:
+class _Keyed(FromItem):
     """The part that the transforms share: the keys of images, and the rows of numbers that stand for them."""
 
     _noise: nf.Noise | None = None
     device: torch.device
     dtype: torch.dtype
     same_on_batch: bool
+    _params: dict[str, Tensor]
+
+    def forward(self, input: Any, params: Any = None, **options: Any) -> Any:
+        """Adds noise to images. A dict, with `key` a batch's, keeps its entries but "image" or "input"."""
+        if not isinstance(input, Mapping):
+            if self.key is not None and self._noise is None and params is None:
+                given_by(self.key, {}, type(self).__name__)  # this raises the error of a missing key
+            return super().forward(input, params, **options)  # type: ignore[misc]
+        named: Any = self
+        if self.key is not None:
+            keys = given_by(self.key, input, type(self).__name__)
+            named = self.at(*(keys if isinstance(keys, tuple) else (keys,)), seed=self.noise_seed)
+        images = {name: x for name, x in input.items() if name in ("image", "input")}
+        result = {**input, **{name: named(x, params, **options) for name, x in images.items()}}
+        self._params = named._params
+        return result
 
     def at(self, keys: Key | Sequence[Key] | Tensor, epoch: int = 0, *, seed: int = 0) -> Any:
         """Returns the transform for a batch with a key for each image. The key gives the noise and, with p, decides
@@ -98,18 +114,23 @@ class RandomGaussianNoise(_Keyed, augmentation.RandomGaussianNoise):
         same_on_batch: gives all images the same noise.
         p: the probability of applying the transform, for each image.
         keepdim: whether the result has the shape of the input, or is a batch.
+        key: the entry of a batch's dict with the images' keys, as `at` takes them, or with a tuple of them and the
+            epoch: ``augment({"image": images, "index": ids})``. kornia's containers pass images alone: use `at` there.
+        noise_seed: the seed beside `key`.
 
     Raises:
+        KeyError: a batch lacks the entry `key`.
         ValueError: std is negative, or p lies outside [0, 1].
     """
 
     def __init__(
         self, mean: float | Tensor = 0.0, std: float | Tensor = 1.0, same_on_batch: bool = False, p: float = 0.5,
-        keepdim: bool = False,
+        keepdim: bool = False, key: str | None = None, noise_seed: int = 0,
     ) -> None:  # fmt: skip
         if not (bool(torch.as_tensor(std >= 0).all()) and 0 <= p <= 1):
             raise ValueError(f"std = {std}, p = {p}: expected std of at least 0 and 0 <= p <= 1")
         super().__init__(mean, std, same_on_batch, p, keepdim)
+        self._set_key(key, noise_seed)
 
     def apply_transform(
         self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any], transform: Tensor | None = None
@@ -134,7 +155,7 @@ class RandomSaltAndPepperNoise(_Keyed, augmentation.RandomSaltAndPepperNoise):
     Args:
         amount: the probability that a pixel changes: a number, or a range from which each image's is drawn.
         salt_vs_pepper: the fraction of salt among them: a number, or a range from which each image's is drawn.
-        p, same_on_batch, keepdim: as in `RandomGaussianNoise`.
+        p, same_on_batch, keepdim, key, noise_seed: as in `RandomGaussianNoise`.
 
     Raises:
         ValueError: p lies outside [0, 1]. Exception: a range is wrong; kornia names it.
@@ -143,10 +164,11 @@ class RandomSaltAndPepperNoise(_Keyed, augmentation.RandomSaltAndPepperNoise):
     def __init__(
         self, amount: float | tuple[float, float] = (0.01, 0.06),
         salt_vs_pepper: float | tuple[float, float] = (0.4, 0.6), p: float = 0.5, same_on_batch: bool = False,
-        keepdim: bool = False,
+        keepdim: bool = False, key: str | None = None, noise_seed: int = 0,
     ) -> None:  # fmt: skip
         check_number("p", p, 0, 1)
         super().__init__(amount, salt_vs_pepper, p, same_on_batch, keepdim)
+        self._set_key(key, noise_seed)
 
     def generate_parameters(self, batch_shape: tuple[int, ...]) -> dict[str, Tensor]:
         params, samplers = super().generate_parameters(batch_shape), self._param_generator

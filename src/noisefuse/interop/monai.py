@@ -22,7 +22,7 @@ import noisefuse as nf
 from ..ground.checks import check_number
 from ..ground.needs import needs
 from ..language.levels import FLOATS, LEVELS
-from .transforms.keyed import Named, applies, noise_by, strength
+from .transforms.keyed import FromItem, Named, applies, noise_by, strength
 
 with needs(__name__, "monai", "torch"):
     import torch
@@ -196,17 +196,11 @@ class RandRicianNoise(_Keyed, transforms.RandRicianNoise):
         return convert_to_dst_type(noisy, img, dtype=img.dtype)[0]
 
 
-class _Dictionary:
-    """The part that transforms of dictionaries share: the item's key."""
+class _Dictionary(FromItem):
+    """The part that transforms of dictionaries share."""
 
-    key: str | None
-    noise_seed: int
     prob: float
     _do_transform: bool
-
-    def _set_key(self, key: str | None, noise_seed: int) -> None:
-        self.key, self.noise_seed = key, noise_seed
-        nf.Noise(noise_seed)  # this raises the error of a wrong seed
 
     def _transform(self) -> _Keyed:
         raise NotImplementedError

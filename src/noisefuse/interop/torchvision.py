@@ -10,14 +10,15 @@ repeats it, or the image's (``at``). docs/transforms.md says what differs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import noisefuse as nf
 
 from ..ground.checks import check_number
 from ..ground.needs import needs
-from .transforms.keyed import Named, OfUnitRange
+from .transforms.keyed import FromItem, Named, OfUnitRange, noise_by
 
 with needs(__name__, "torchvision", "torch", "PIL"):
     import PIL.Image
@@ -30,8 +31,18 @@ from .transforms.torch_keyed import add, is_plain, row_of, word
 __all__ = ["GaussianNoise", "Prepare"]
 
 
-class _Noisy(Named, OfUnitRange):
+class _Noisy(FromItem, Named, OfUnitRange):
     """The part that both share."""
+
+    def forward(self, *inputs: Any) -> Any:
+        if self.key is None:
+            return super().forward(*inputs)  # type: ignore[misc]
+        item = next((one for one in inputs if isinstance(one, Mapping)), {})
+        named = copy.copy(self)
+        named.key, named._noise = None, noise_by(self.key, item, self.noise_seed, type(self).__name__)
+        result = named.forward(*inputs)
+        self._looked = named._looked
+        return result
 
     def _drawn(self) -> nf.Noise:
         return nf.Noise(int(word()) % (1 << 64)) if self._noise is None else self._noise
@@ -57,14 +68,21 @@ class GaussianNoise(_Noisy, v2.GaussianNoise):
     Args:
         mean, sigma: fractions of 255, or of 1 for floats.
         clip: clip floats to [0, 1]. Bytes are clipped in any case, while torchvision's overflow.
+        key: the entry of the sample's dict with the key of its noise: an int in [0, 2^56), a str (`augment.sample_id`),
+            or a pair of that and the epoch. All images of the sample have the same noise.
+        noise_seed: the seed beside `key`.
 
     Raises:
+        KeyError: a sample lacks the entry `key`.
         ValueError: sigma is negative, or an image is PIL's (use ToImage) or of another dtype.
     """
 
-    def __init__(self, mean: float = 0.0, sigma: float = 0.1, clip: bool = True) -> None:
+    def __init__(
+        self, mean: float = 0.0, sigma: float = 0.1, clip: bool = True, key: str | None = None, noise_seed: int = 0
+    ) -> None:
         check_number("sigma", sigma, 0, finite=False)
         super().__init__(mean, sigma, clip)
+        self._set_key(key, noise_seed)
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if isinstance(inpt, PIL.Image.Image):
@@ -90,8 +108,10 @@ class Prepare(_Noisy, v2.Transform):
         scale_mean, scale_std: one for each channel: mean and std of `torchvision.transforms.v2.Normalize`.
         sigma: the noise's standard deviation, in units of the result.
         dtype: the result's dtype: torch.float32, float64, float16 or bfloat16.
+        key, noise_seed: as in `GaussianNoise`.
 
     Raises:
+        KeyError: a sample lacks the entry `key`.
         ValueError: sigma is negative, the number of means is not that of channels, or a tensor has another dtype.
 
     >>> prepare = Prepare([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], sigma=0.1)
@@ -101,7 +121,7 @@ class Prepare(_Noisy, v2.Transform):
 
     def __init__(
         self, scale_mean: Sequence[float], scale_std: Sequence[float], sigma: float = 0.0,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype = torch.float32, key: str | None = None, noise_seed: int = 0,
     ) -> None:  # fmt: skip
         check_number("sigma", sigma, 0, finite=False)
         if not dtype.is_floating_point:
@@ -111,6 +131,7 @@ class Prepare(_Noisy, v2.Transform):
         self.scale_std: list[float] = list(scale_std)
         self.sigma: float = sigma
         self.dtype: torch.dtype = dtype
+        self._set_key(key, noise_seed)
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if _passes(inpt):

@@ -382,7 +382,7 @@ class Tableau:
     def _hash(self) -> int:
         return hash(self._key)
 
-    @property
+    @kept_property
     def numbers(self) -> Array:
         """The rows as a plain (n, 36) float64 array, read-only, without a copy."""
         return self.rows.view(np.float64).reshape(len(self), COLUMNS)

@@ -58,6 +58,25 @@ class Array:
         made = self.tensor.to(getattr(torch, kind.name), copy=copy, memory_format=torch.contiguous_format)
         return Array(made, self.device.id, kind)
 
+    def __getitem__(self, place: Any) -> Array:
+        return self._of(self.tensor[place])
+
+    def __setitem__(self, place: Any, value: Any) -> None:
+        self.tensor[place] = value.tensor if isinstance(value, Array) else value
+
+    def __add__(self, other: Any) -> Array:
+        return self._combined(torch.add, other)
+
+    def __mul__(self, other: Any) -> Array:
+        return self._combined(torch.mul, other)
+
+    def _combined(self, function: Any, other: Any) -> Array:
+        """Combines float64 numbers, such as sums."""
+        with_array = uploaded(other, self.device.id)
+        if self.tensor.dtype != torch.float64 or with_array.dtype != torch.float64:
+            raise NotImplementedError(NEEDS_CUPY)
+        return self._of(function(self.tensor, with_array))
+
     def get(self) -> np.ndarray[Any, Any]:
         """Returns a copy in host memory."""
         return self.tensor.cpu().numpy()
@@ -67,24 +86,22 @@ class Array:
 
     __rand__ = __and__
 
-    def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Array:
+    def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Any:
         """Stands for the functions of NumPy that checks call."""
         if function is np.broadcast_to:
             try:
                 return self._of(self.tensor.expand(arguments[1]))
             except RuntimeError as error:
                 raise ValueError(error) from None
+        if function is np.shape:
+            return self.shape
         raise NotImplementedError(NEEDS_CUPY)
 
     def _refuse(self, *given: Any, **options: Any) -> Any:
         raise NotImplementedError(NEEDS_CUPY)
 
-    __getitem__: Callable[..., Any] = _refuse
-    __setitem__: Callable[..., Any] = _refuse
     __array__: Callable[..., Any] = _refuse
-    __add__: Callable[..., Any] = _refuse
     __iadd__: Callable[..., Any] = _refuse
-    __mul__: Callable[..., Any] = _refuse
     __imul__: Callable[..., Any] = _refuse
     __sub__: Callable[..., Any] = _refuse
     __truediv__: Callable[..., Any] = _refuse

@@ -146,20 +146,15 @@ def drawn(
     return noise
 
 
-@triton.jit(do_not_specialize=["seed", "sample", "step", "stream", "start", "row"])
-def affine(
-    rows, n_rows: tl.int64, index, row: tl.int64, of_row: tl.int32, period: tl.int64,
-    x, m1, m2, past1, past2, past3, past4, z, out, aux1, aux2,
-    names, seed: tl.uint64, sample: tl.int64, step: tl.int64, stream: tl.int64, start: tl.int64, samples, counter, axes,
-    run: tl.int64, span: tl.int64, parts: tl.int32, tiles: tl.int32,
+@triton.jit
+def combined(
+    rows, n_rows, index, row, of_row, period, x, m1, m2, past1, past2, past3, past4, z,
+    names, seed, sample, step, stream, start, samples, counter, axes, run, span, parts, number, tile,
     ACTIVE: tl.constexpr, DRAW: tl.constexpr, DOUBLE: tl.constexpr, BY_INDEX: tl.constexpr, BY_PERIOD: tl.constexpr,
-    MASKED: tl.constexpr, LEVELS: tl.constexpr, AXES: tl.constexpr, FOURS: tl.constexpr, BLOCK: tl.constexpr,
+    MASKED: tl.constexpr, AXES: tl.constexpr, FOURS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Computes the outputs of one pass. `tiles` programs of BLOCK elements have a span of the flat order; `parts` spans
-    are a sample, and `of_row` spans take one row of numbers (or each element its own, by its place). FOURS: all spans,
-    and the window, begin with whole blocks of the generator."""
-    program = tl.program_id(0)
-    tile, number = (program % tiles).to(tl.int64), program // tiles
+    """Returns the three outputs of a tile of BLOCK elements of span `number`, their places in the flat order, and which
+    of them lie within the span."""
     entry, part = (number // parts).to(tl.int64), (number % parts).to(tl.int64)
     i = tile * BLOCK + tl.arange(0, BLOCK)
     inside, at, place = i < span, number.to(tl.int64) * span + i, part * span + i
@@ -196,9 +191,31 @@ def affine(
     if MASKED:
         passed = (low <= clean) & (clean <= high)
         first += tl.where(passed, combination(numbers, known, values, like, ACTIVE, AUX1.value, TERMS), 0.0)
-    # All is read before anything is written, as an output may be an input.
     second = combination(numbers, known, values, like, ACTIVE, AUX1.value, TERMS)
     third = combination(numbers, known, values, like, ACTIVE, AUX2.value, TERMS)
+    return first, second, third, at, inside
+
+
+@triton.jit(do_not_specialize=["seed", "sample", "step", "stream", "start", "row"])
+def affine(
+    rows, n_rows: tl.int64, index, row: tl.int64, of_row: tl.int32, period: tl.int64,
+    x, m1, m2, past1, past2, past3, past4, z, out, aux1, aux2,
+    names, seed: tl.uint64, sample: tl.int64, step: tl.int64, stream: tl.int64, start: tl.int64, samples, counter, axes,
+    run: tl.int64, span: tl.int64, parts: tl.int32, tiles: tl.int32,
+    ACTIVE: tl.constexpr, DRAW: tl.constexpr, DOUBLE: tl.constexpr, BY_INDEX: tl.constexpr, BY_PERIOD: tl.constexpr,
+    MASKED: tl.constexpr, LEVELS: tl.constexpr, AXES: tl.constexpr, FOURS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Computes the outputs of one pass. `tiles` programs of BLOCK elements have a span of the flat order; `parts` spans
+    are a sample, and `of_row` spans take one row of numbers (or each element its own, by its place). FOURS: all spans,
+    and the window, begin with whole blocks of the generator."""
+    program = tl.program_id(0)
+    tile, number = (program % tiles).to(tl.int64), program // tiles
+    # All is read before anything is written, as an output may be an input.
+    first, second, third, at, inside = combined(
+        rows, n_rows, index, row, of_row, period, x, m1, m2, past1, past2, past3, past4, z,
+        names, seed, sample, step, stream, start, samples, counter, axes, run, span, parts, number, tile,
+        ACTIVE, DRAW, DOUBLE, BY_INDEX, BY_PERIOD, MASKED, AXES, FOURS, BLOCK,
+    )  # fmt: skip
     if out is not None:
         put(out, at, inside, first, LEVELS)
     if aux1 is not None:
@@ -233,3 +250,27 @@ def of_jax(
         out, chosen(aux1, OUTPUTS, 1), chosen(aux2, OUTPUTS, 2), names, 0, 0, 0, 0, 0, None, None, axes,
         RUN, SPAN, PARTS, TILES, ACTIVE, DRAW, DOUBLE, BY_INDEX, BY_PERIOD, MASKED, LEVELS, AXES, FOURS, BLOCK,
     )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["seed", "sample", "step", "stream", "start", "times"])
+def walk(
+    rows, keep, x, out, names, seed: tl.uint64, sample: tl.int64, step: tl.int64, stream: tl.int64, start: tl.int64,
+    samples, counter, axes, run: tl.int64, span: tl.int64, total: tl.int64, tiles: tl.int32, times: tl.int32,
+    ACTIVE: tl.constexpr, DOUBLE: tl.constexpr, AXES: tl.constexpr, FOURS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Writes the kept times of a random walk of `tiles` programs for each sample. Only what is stored is rounded to 16
+    bits, not the state."""
+    tile, entry = (tl.program_id(0) % tiles).to(tl.int64), (tl.program_id(0) // tiles).to(tl.int64)
+    i, block = tile * BLOCK + tl.arange(0, BLOCK), tile * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
+    inside, like = i < span, tl.full((BLOCK,), 0, tl.float64 if DOUBLE else tl.float32)
+    state = value(x, entry * span + i, inside, like)
+    for time in range(times):
+        noise = drawn(
+            names, seed, sample, step, stream, start, samples, counter, axes, run, entry, time, i, block,
+            "normal", DOUBLE, AXES, FOURS, BLOCK,
+        )  # fmt: skip
+        values = (state, like, like, like, like, like, like, like, noise)
+        place = tl.load(keep + time)
+        state = combination(rows + time * COLUMNS.value, time < times, values, like, ACTIVE, OUT.value, TERMS)
+        if place >= 0:
+            tl.store(out + place * total + entry * span + i, state.to(out.dtype.element_ty), mask=inside)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Triton backend: it hands checked calls on torch's tensors of a device to the kernel of rows.
+"""The Triton backend: it hands checked calls on torch's tensors of a device to its kernels.
 
 Kernels run on the device and the stream that are torch's current ones; nothing is read back.
 """
@@ -12,38 +12,79 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...call.description import Loss, Masks, Step, Walk, window_runs
+from ...call.description import ACCUMULATORS, FLOAT64, Loss, Masks, Step, Walk, window_runs
 from ...language.levels import LEVELS, levels_of
 from ...language.noise import Noise
-from ...language.rows import Rows
+from ...language.rows import M1, D, Rows
 from .. import NEEDS_CUPY, runner
 from . import kernels, tokens
+from . import loss as losses
 from .arrays import empty as empty
 from .arrays import uploaded
 
-BLOCK = 2048  # the most elements of a program
+BLOCK = 2048  # the most elements of a program, or half as many float64: registers hold them
+TILE = 512  # the most elements of a loss at a time
 
 
 def step(call: Step) -> None:
     """Computes the outputs of one pass."""
     if call.by_level or call.draw == "words":
         raise NotImplementedError(NEEDS_CUPY)
-    device, double = _device(call), call.arithmetic == np.float64
+    device, double = _device(call), call.arithmetic == FLOAT64
     noise, span, fours, axes = _noise(call, device)
-    fixed = isinstance(call.index, np.ndarray) and call.index.size == 1 and not call.period
-    block = _block(span)
+    block = _block(span, BLOCK // (1 + double))
     tiles, out = -(-span // block), call.outputs[0]
     levels = None if out is None else levels_of(out.dtype)
-    memory = [None if a is None else a.tensor for a in (*call.inputs, *call.outputs)]  # type: ignore[attr-defined]
-    del memory[3]  # D, which is computed
     kernels.affine[(call.batch * call.size // span * tiles,)](
-        _table(call.rows, double, device), len(call.rows.table),
-        None if fixed else uploaded(call.index, device), int(call.index[0]) if fixed else 0,
-        max(1, call.segment // span), max(1, call.period), *memory, *noise, span, call.size // span, tiles,
+        _table(call.rows, double, device), *_index(call, span, device), max(1, call.period), *_memory(call), *noise,
+        span, call.size // span, tiles,
         ACTIVE=call.rows.active, DRAW=call.draw, DOUBLE=double, BY_INDEX=call.step_by_index,
         BY_PERIOD=call.period > 0, MASKED=call.masked, LEVELS=LEVELS[levels] if levels else 0,
         AXES=axes, FOURS=fours, BLOCK=block, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
+
+
+def walk(call: Walk) -> None:
+    """Computes the kept times of a random walk."""
+    first = call.first._replace(segment=call.first.batch * call.first.size)
+    device, double = _device(first), first.arithmetic == FLOAT64
+    noise, span, fours, axes = _noise(first, device)
+    block = _block(span, BLOCK // (1 + double))
+    tiles = -(-span // block)
+    x, *_, out, _, _ = _memory(first)
+    kernels.walk[(first.batch * tiles,)](
+        _table(first.rows, double, device), uploaded(call.keep, device), x, out, *noise, span, first.batch * span,
+        tiles, len(call.keep), ACTIVE=first.rows.active, DOUBLE=double, AXES=axes, FOURS=fours, BLOCK=block,
+        num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+def loss(call: Loss) -> None:
+    """Computes losses and their gradient, chunk by chunk; then adds the sums of chunks, and those of samples."""
+    residual, chunks = call.residual, call.chunks
+    device, double = _device(residual), residual.arithmetic == FLOAT64
+    noise, span, fours, axes = _noise(residual, device)
+    index = _index(residual, span, device)
+    sums = None if call.losses is None else empty(device, (call.pieces * chunks,), FLOAT64).tensor
+    weights = None if call.weights is None else uploaded(call.weights, device)
+    on_host = isinstance(call.upstream, np.ndarray) and not call.upstream.ndim
+    block = _block(span, TILE, ACCUMULATORS)
+    losses.chunks[(call.pieces * chunks,)](
+        _table(residual.rows, double, device), *index, *_memory(residual)[:-2], *noise, span, residual.size // span,
+        chunks, sums, weights, None if on_host else uploaded(call.upstream, device),
+        int(call.upstream.view(np.int64)) if on_host else 0, call.n,
+        ACTIVE=residual.rows.active, DRAW=residual.draw, DOUBLE=double, AXES=axes, FOURS=fours,
+        EACH=call.upstream.ndim > 0, BLOCK=block, num_warps=max(1, block // 128), enable_fp_fusion=False,
+    )  # fmt: skip
+    if call.losses is None:
+        return
+    result: Any = call.losses
+    direct = result.ndim or residual.batch == 1
+    each, last = (result.tensor, call.n) if direct else (empty(device, (residual.batch,), FLOAT64).tensor, 1)
+    options, of_batch = {"num_warps": 1, "enable_fp_fusion": False}, (residual.batch,)
+    losses.samples[of_batch](sums, weights, *index, each, call.pieces // residual.batch, chunks, last, **options)
+    if not direct:
+        losses.samples[1,](each, None, 0, None, 0, 1, result.tensor, 1, residual.batch, call.n, **options)
 
 
 def masks(call: Masks) -> None:
@@ -55,7 +96,7 @@ def masks(call: Masks) -> None:
         p = p.repeat_interleave(call.segment)
     elif p is not None and len(p) == 1:
         p = p.expand(call.step.batch).contiguous()
-    block = _block(size)
+    block = _block(size, BLOCK)
     tiles = -(-size // block)
     grid = call.step.batch, min(tiles, 1 << 15), -(-tiles >> 15)  # CUDA's later axes have less than 2^16
     arrays: tuple[Any, ...] = call.tokens, call.out, call.masked
@@ -69,12 +110,29 @@ def masks(call: Masks) -> None:
         )  # fmt: skip
 
 
-def _block(n: int) -> int:
-    return min(BLOCK, max(32, 1 << (n - 1).bit_length()))
+def _block(span: int, most: int, least: int = 32) -> int:
+    """Returns the elements of a program: a power of two."""
+    return min(most, max(least, 1 << (span - 1).bit_length()))
+
+
+def _index(call: Step, span: int, device: int) -> tuple[Any, ...]:
+    """Returns the number of rows, the rows of segments or the one row of all, and the spans that share a row."""
+    rows, index, of_row = len(call.rows.table), call.index, max(1, call.segment // span)
+    if isinstance(index, np.ndarray) and index.size == 1 and not call.period:
+        return rows, None, int(index[0]), of_row
+    return rows, uploaded(index, device), 0, of_row
+
+
+def _memory(call: Step) -> list[Tensor | None]:
+    """Returns inputs and outputs, without D, which is computed."""
+    arrays: Any = (*call.inputs[:D], *call.inputs[D + 1 :], *call.outputs)
+    return [None if a is None else a.tensor for a in arrays]
 
 
 def _device(call: Step) -> int:
-    return next(a.data.device_id for a in call.outputs if a is not None)  # type: ignore[attr-defined]
+    arrays: Any = (*call.outputs, call.inputs[M1])  # a loss without a gradient has pred alone
+    device: int = next(a.data.device_id for a in arrays if a is not None)
+    return device
 
 
 def _noise(call: Step, device: int) -> tuple[list[Any], int, bool, int]:
@@ -116,8 +174,4 @@ def _table(rows: Rows, double: bool, device: int) -> Tensor:
     return found
 
 
-def refuse(call: Any) -> None:
-    raise NotImplementedError(NEEDS_CUPY)
-
-
-run: Any = runner({Step: step, Masks: masks, Walk: refuse, Loss: refuse})
+run: Any = runner({Step: step, Masks: masks, Walk: walk, Loss: loss})

@@ -245,6 +245,17 @@ def as_tensor(result: Any, out: Any, dtype: torch.dtype) -> Any:
     return tensor.bfloat16() if dtype == torch.bfloat16 else tensor
 
 
+def of_numbers(numbers: Any, x: Tensor) -> Tensor:
+    """Returns float64 numbers that lie beside x as a tensor of torch's own memory."""
+    if isinstance(numbers, np.ndarray):
+        return torch.from_numpy(numbers)
+    if (own := getattr(numbers, "tensor", None)) is not None:  # Triton's
+        return own
+    tensor = torch.empty(numbers.shape, dtype=torch.float64, device=x.device)
+    memory("numbers", tensor, x.device)[...] = numbers
+    return tensor
+
+
 def empty_like(x: Tensor) -> Tensor:
     """Returns an empty tensor in C order."""
     return torch.empty_like(x, memory_format=torch.contiguous_format)

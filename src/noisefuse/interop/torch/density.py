@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,7 +29,7 @@ def log_prob(
     place = arrays.place_of("x", arrays.checked("x", x))
     with arrays.on(place):
         part = nf.density.log_prob(**_arguments(table, i, tensors, place), **options, partial=True)
-        return replace(part, sums=_in_torch(part.sums, x))
+        return replace(part, sums=arrays.of_numbers(part.sums, x))
 
 
 def log_prob_grad(
@@ -80,7 +79,9 @@ def update_with_log_prob(
         }
         x_next, log_density = nf.density.update_with_log_prob(**arguments, aux_out=aux, partial=partial, **options)
         log_density = (
-            replace(log_density, sums=_in_torch(log_density.sums, x)) if partial else _in_torch(log_density, x)
+            replace(log_density, sums=arrays.of_numbers(log_density.sums, x))
+            if partial
+            else arrays.of_numbers(log_density, x)
         )
     for tensor in aux_out:
         arrays.as_tensor(None, tensor, x.dtype)
@@ -105,7 +106,7 @@ class Density(Operation):
         with arrays.on(place):
             arguments = _arguments(self.table, index, dict(zip(self.slots, tensors, strict=True)), place)
             numbers = getattr(nf.density, self.name)(**arguments, **dict(self.options))
-            return (_in_torch(numbers, tensors[0]),)
+            return (arrays.of_numbers(numbers, tensors[0]),)
 
     def gradient(self, slot: str, index: Any, kept: Sequence[Any], noise: Any, grads: Sequence[Any]) -> Tensor:
         if self.name == "log_prob":
@@ -171,12 +172,3 @@ def _arguments(table: Any, i: Any, tensors: dict[str, Any], place: torch.device)
     arguments = {"table": table, "i": i.cpu().numpy() if isinstance(i, Tensor) else i, "model_output": models}
     arguments |= {name: inputs[name] for name in ("x", "x_next", "reference") if name in inputs}
     return arguments | ({"past": past} if past else {})
-
-
-def _in_torch(sums: Any, x: Tensor) -> Tensor:
-    """Returns float64 numbers on x's device, in torch's own memory."""
-    if isinstance(sums, np.ndarray):
-        return torch.from_numpy(sums)
-    tensor = torch.empty(sums.shape, dtype=torch.float64, device=x.device)
-    arrays.memory("sums", tensor, x.device)[...] = sums
-    return tensor

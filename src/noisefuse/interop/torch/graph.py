@@ -18,7 +18,7 @@ from torch import Tensor
 import noisefuse as nf
 
 from . import internals
-from .arrays import NAMED, in_format
+from .arrays import NAMED, in_format, place_of
 from .internals import operator
 
 INDEX = (int, float, Tensor)
@@ -150,10 +150,10 @@ class _Differentiable(torch.autograd.Function):
 
 def differentiable_once(name: str, given: dict[str, Any], rest: dict[str, Any]) -> Any:
     """Returns the loss of this name and these arguments, which is differentiable once through the first one."""
-    (_, first), *others = given.items()
+    (label, first), *others = given.items()
     check_no_gradient(**dict(others))
     with torch.no_grad():
-        if rest["reduction"] == "mean" and first.is_cpu:
+        if rest["reduction"] == "mean" and place_of(label, first).type == "cpu":
             made = getattr(nf, f"{name}_and_grad")(**given, **rest)
         else:
             made = getattr(nf, name)(**given, **rest), None

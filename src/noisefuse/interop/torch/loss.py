@@ -80,7 +80,7 @@ def interpolate_loss(pred: Any, x0: Any, x1: Any, t: Any, path: Any, noise: Any,
     arrays.check_memory("pred", pred)
     with torch.no_grad():
         loss, gradient = nf.interpolate_loss_and_grad(pred, x0, x1, t, path, noise, weight=weight, **options)
-    made = loss, gradient if options["reduction"] == "mean" and pred.is_cpu else None
+    made = loss, gradient if options["reduction"] == "mean" and arrays.place_of("pred", pred).type == "cpu" else None
     return graph.with_gradient("interpolate_loss", made, pred, {"gradient": gradient}, {})
 
 
@@ -133,9 +133,7 @@ def _as_loss(loss: Any, pred: Tensor, place: torch.device) -> Tensor:
     """Returns a loss as a tensor beside pred."""
     if place.type == "cpu":
         return torch.as_tensor(loss, dtype=_dtype(pred))
-    double = torch.empty(loss.shape, dtype=torch.float64, device=pred.device)  # torch's memory, and a copy
-    arrays.memory("loss", double, place)[...] = loss
-    return double.to(_dtype(pred))
+    return arrays.of_numbers(loss, pred).to(_dtype(pred))
 
 
 def _parts(pred: Any, x0: Any, schedule: Any, noise: Any, weight: Any, options: dict[str, Any]) -> Any:

@@ -56,6 +56,17 @@ class Named:
         return named
 
 
+class FromItem:
+    """A transform whose key may stand beside the image, in an item's dict."""
+
+    key: str | None
+    noise_seed: int
+
+    def _set_key(self, key: str | None, noise_seed: int) -> None:
+        self.key, self.noise_seed = key, noise_seed
+        nf.Noise(noise_seed)  # this raises the error of a wrong seed
+
+
 class OfUnitRange:
     """A transform whose floats should be in [0, 1]."""
 
