@@ -18,6 +18,7 @@ from .colours import coloured
 from .colours import slope_gains as slope_gains
 from .corruptions import corrupt
 from .impulses import impulse
+from .iso import iso_noise as iso_noise
 from .keys import sample_id, strengths
 from .keys import strength as strength
 from .magnitude import rician
