@@ -86,6 +86,7 @@ ARGUMENTS: dict[str, Make] = {
     "std": lambda shape: 0.25,
     "amount": lambda shape: 0.05,
     "snr": lambda shape: 20.0,
+    "slope": lambda shape: -3.0,
     "a": lambda shape: 0.01,
     "b": lambda shape: 0.1,
     "strength": lambda shape: 0.1,

@@ -178,8 +178,8 @@ OF: dict[str, Callable[[], dict[str, Call]]] = {"arrays": of_numpy, "tensors": o
 
 # These draw several times, or look for tables: test_peers.py has their times. And other values of logits.
 LEFT_OUT = {
-    "augment.at_snr", "augment.by_level", "augment.corrupt", "augment.impulse", "augment.poisson", "augment.prepare",
-    "augment.rician", "augment.transition",
+    "augment.at_snr", "augment.by_level", "augment.coloured", "augment.corrupt", "augment.impulse", "augment.poisson",
+    "augment.prepare", "augment.rician", "augment.transition",
     *(name for name in cliffs.functions() if name.startswith("fields.") or name.endswith((", confident", ", flat"))),
 }  # fmt: skip
 NO_TENSORS = {"philox4x32", "augment.rms", "augment.strengths"} | {

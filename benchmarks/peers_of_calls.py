@@ -123,6 +123,12 @@ def peers(torch: Any) -> dict[str, Callable[..., Any]]:
         power = x.square().flatten(1).mean(1).view(-1, *[1] * (x.ndim - 1))
         return x + (power / 10 ** (snr / 10)).sqrt() * normal(x)
 
+    def coloured(x: Any, snr: float, slope: float, **_: Any) -> Any:
+        bins = torch.fft.rfft(normal(x))
+        frequency = torch.arange(bins.shape[-1]).clamp(min=1)
+        z = torch.fft.irfft(bins * frequency ** (slope / 6.02), x.shape[-1])
+        return x + 10 ** (-snr / 20) * (x.square().mean() / z.square().mean()).sqrt() * z
+
     def transition(x: Any, **_: Any) -> Any:
         return torch.multinomial(changes[x.flatten().long()], 1).to(torch.uint8).view(x.shape)
 
@@ -177,6 +183,7 @@ def peers(torch: Any) -> dict[str, Callable[..., Any]]:
         "augment.multiplicative": lambda x, std, **_: x * (1 + std * normal(x)),
         "augment.sensor": lambda x, a, b, **_: x + (a * x + b).sqrt() * normal(x),
         "augment.at_snr": at_snr,
+        "augment.coloured": coloured,
         "augment.rms": lambda x, **_: x.square().flatten(1).mean(1).sqrt(),
         "augment.poisson": lambda x, peak, **_: as_bytes(torch.poisson(x * (peak / 255)) * (255 / peak)),
         "augment.transition": transition,

@@ -68,14 +68,14 @@ def over_torchvision(ours: bool) -> Pair:
     return Pair(partial(GaussianNoise(sigma=0.1), x) if ours else partial(nf.augment.gaussian, x, STD, NOISE), theirs)
 
 
-def class_over_audiomentations() -> Pair:
+def class_over_audiomentations(name: str) -> Pair:
     """Compares theirs and ours in the same Compose, clip by clip. Each clip is freed before the next one."""
     import audiomentations
 
     from noisefuse.interop import audiomentations as named
 
     x = np.random.default_rng(0).standard_normal(CLIPS, dtype=np.float32)
-    kinds = (named.AddGaussianSNR, audiomentations.AddGaussianSNR)
+    kinds = (getattr(named, name), getattr(audiomentations, name))
     ours, theirs = (audiomentations.Compose([kind(p=1.0)]) for kind in kinds)
 
     def each(augment: Any) -> None:
@@ -209,7 +209,18 @@ FIGURES = [
     Figure("gaussian in albumentations' Compose, over theirs", ">=", 12, class_over_albumentations),
     Figure("gaussian, over torchvision", ">=", 6, partial(over_torchvision, False)),
     Figure("GaussianNoise, over torchvision's", ">=", 6, partial(over_torchvision, True)),
-    Figure("AddGaussianSNR in audiomentations' Compose, over theirs", ">=", 8, class_over_audiomentations),
+    Figure(
+        "AddGaussianSNR in audiomentations' Compose, over theirs",
+        ">=",
+        8,
+        partial(class_over_audiomentations, "AddGaussianSNR"),
+    ),
+    Figure(
+        "AddColorNoise in audiomentations' Compose, over theirs",
+        ">=",
+        4,
+        partial(class_over_audiomentations, "AddColorNoise"),
+    ),
     Figure("RandomGaussianNoise, over kornia's", ">=", 6, class_over_kornia),
     Figure("RandGaussianNoise, over MONAI's", ">=", 12, class_over_monai),
     Figure("gaussian, over cv2.randn alone", ">=", 4.5, over_opencv),

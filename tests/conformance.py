@@ -100,6 +100,7 @@ AUGMENTED = {
     "augment.multiplicative": lambda f: nf.augment.multiplicative(f(data()), 0.2, N),
     "augment.sensor": lambda f: nf.augment.sensor(f(images()), 0.1, 2.0, N, batched=True),
     "augment.at_snr": lambda f: nf.augment.at_snr(f(data()), 20.0, N),
+    "augment.coloured": lambda f: nf.augment.coloured(f(data()), 20.0, N, "pink"),
     "augment.by_level": lambda f: nf.augment.by_level(
         f(images()), np.linspace(0, 9, 256), np.linspace(1, 9, 256), N, batched=True
     ),

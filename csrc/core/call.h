@@ -150,6 +150,28 @@ struct PoissonTables {
     Transition* tables;
 };
 
+// What ISONoise adds to a call, which says where the noise of RGB pixels lies in the field.
+struct Iso {
+    const void* x;
+    void* out;
+    const uint32_t*
+        last;  // `counts` of each frame: its Poisson number is how many of them lie below a word of stream 7
+    int64_t counts, frame;  // frame: its pixels
+    double turn, intensity, top;
+    DType type;
+    int32_t padding;
+};
+
+// The sums of twice the lightness of each frame, and of its square, in units of 2^-16.
+struct Lightness {
+    const void* x;
+    uint64_t* sums;
+    int64_t pixels, frame;
+    double top;
+    DType type;
+    int32_t padding;
+};
+
 // The generator's raw words: of each block four words of a counter, and two of a key.
 struct Philox {
     const uint32_t *counter, *key;

@@ -9,6 +9,7 @@
 #include "drawing.h"
 #include "float_mode.h"
 #include "impulses.h"
+#include "iso.h"
 #include "loss_range.h"
 #include "magnitude.h"
 #include "masks.h"
@@ -244,8 +245,9 @@ void clip(const Call& call, int64_t begin, int64_t end, double low, double high)
 
 extern RaceKernel NF_RACE;  // race.cpp
 extern const Kernels NF_KERNELS;
-const Kernels NF_KERNELS{NF_NAME,       step,     walk,          loss,          turned_loss,
-                         step_and_loss, clip,     mask_range,    impulse_range, rician_range,
-                         poisson_range, enlarged, torch_normals, kTurn,         NF_RACE};
+const Kernels NF_KERNELS{
+    NF_NAME,       step,          walk,         loss,          turned_loss, step_and_loss,   clip,
+    mask_range,    impulse_range, rician_range, poisson_range, iso_range,   lightness_range, enlarged,
+    torch_normals, kTurn,         NF_RACE};
 
 }  // namespace nf

@@ -150,6 +150,17 @@ bool run_poisson(const Call& call, const Poisson& poisson, const GoOn& go_on) {
     return parallel_for(call.batch * call.size, kChunk / 8, body, go_on);
 }
 
+bool run_iso(const Call& call, const Iso& iso, const GoOn& go_on) {
+    const Kernels& k = kernels();
+    const auto body = [&](int64_t begin, int64_t end) { k.iso(call, iso, begin, end); };
+    return parallel_for(call.batch * call.size, kChunk / 8, body, go_on);
+}
+
+bool run_lightness(const Lightness& call, const GoOn& go_on) {
+    const Kernels& k = kernels();
+    return parallel_for(call.pixels, kChunk, [&](int64_t begin, int64_t end) { k.lightness(call, begin, end); }, go_on);
+}
+
 bool run_pyramid(const Pyramid& call, const GoOn& go_on) {
     const Kernels& k = kernels();
     const int64_t rows = std::max<int64_t>(1, kChunk / std::max<int64_t>(1, call.width));
@@ -316,6 +327,8 @@ const Operation* find_operation(std::string_view name) {
         on<Call, Impulses, run_impulses>("Impulses"),
         on<Call, Rician, run_rician>("Rician"),
         on<Call, Poisson, run_poisson>("Poisson"),
+        on<Call, Iso, run_iso>("Iso"),
+        on<Lightness, run_lightness>("Lightness"),
         on<PoissonTables, run_poisson_tables>("PoissonTables"),
         on<Race, run_race>("Race"),
         on<CrossEntropy, run_cross_entropy>("CrossEntropy"),

@@ -525,7 +525,7 @@ def _augment(draw: Draw) -> Call:
         shape = (1 + draw(4), 1 + draw(150), 1 + draw(5))  # few channels, many pixels
     names = {"gaussian": ("std", "mean"), "multiplicative": ("std",), "sensor": ("a", "b"), "at_snr": ("snr",)}
     names |= {"by_level": ("mean_table", "std_table"), "poisson": ("peak",), "transition": ("matrix",)}
-    names |= {"impulse": ("amount",), "rician": ("std",), "corrupt": ()}
+    names |= {"impulse": ("amount",), "rician": ("std",), "corrupt": (), "coloured": ("snr",)}
     kind = draw.of(*names)
     if kind in ("by_level", "transition", "corrupt"):
         dtype = "uint8"
@@ -542,6 +542,9 @@ def _augment(draw: Draw) -> Call:
     if kind == "corrupt":
         kinds = ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "fog")
         call.required |= {"corruption": repr(draw.of(*kinds)), "severity": draw.of("1", "3", "5", "6")}
+    if kind == "coloured":
+        call.required["slope"] = draw.of("'pink'", "'violet'", "-3.5", "0.0", "20")
+        _may(draw, call, "floor", "0.01", "0.6")
     for name in names[kind]:
         one = draw.of("7.5", "0.1", "3", "0.0", "20.0", "-1.0")
         number = f"times({rows}, 20.0, {draw(99)}, 'float64')" if rows else one
@@ -553,7 +556,7 @@ def _augment(draw: Draw) -> Call:
             )
         (call.options if name == "mean" else call.required)[name] = number
     call.required["noise"] = _noise(draw, shape, batched, "float32" if dtype in LEVELS else dtype)
-    chosen = kind in ("poisson", "transition", "impulse", "rician", "corrupt")
+    chosen = kind in ("poisson", "transition", "impulse", "rician", "corrupt", "coloured")
     result = draw.of(*KINDS, *LEVELS) if draw.once_in(4) and not chosen else dtype
     if result != dtype:
         call.options["dtype"] = repr(result)

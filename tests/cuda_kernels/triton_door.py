@@ -21,8 +21,9 @@ import triton
 
 import noisefuse as nf
 from noisefuse import backends
-from noisefuse.backends.triton import arrays, kernels, loss, tokens
+from noisefuse.backends.triton import arrays, kernels, loss, races, tokens
 from noisefuse.interop.torch import arrays as torch_arrays
+from noisefuse.interop.torch import categories as torch_categories
 from noisefuse.interop.torch import graph
 from noisefuse.interop.torch import tokens as torch_tokens
 
@@ -31,6 +32,7 @@ from .triton_kernels import disassembled, machine_code
 
 CUDA = torch.device("cuda", 1)
 KERNELS = [(kernels, "affine"), (kernels, "walk"), (loss, "chunks"), (loss, "samples"), (tokens, "masks")]
+KERNELS += [(races, "race"), (races, "cross_entropy"), (races, "mean")]
 interpreted = not isinstance(kernels.affine, triton.JITFunction)
 
 
@@ -61,7 +63,7 @@ def opened(*host, launch=lambda kernel, grid: kernel[grid]):
             return launch(self.kernel, grid)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (torch_arrays, graph, torch_tokens):
+        for module in (torch_arrays, torch_categories, graph, torch_tokens):
             patch.setattr(module, "place_of", place)
         patch.setitem(sys.modules, "cupy", None)
         patch.setattr(torch_arrays, "_HAS_CUPY", False)

@@ -30,7 +30,7 @@ def logits_of(shape, scale=3.0, dtype=np.float32, seed=0):
 
 @pytest.fixture(params=[*NATIVE, *NUMBA, "reference"])
 def anywhere(request):
-    """Yields backends for host memory: on devices there is no kernel yet."""
+    """Yields backends for host memory: interop/test_torch_triton_tokens.py has devices."""
     with using(request.param):
         yield request.param
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
+from conftest import using
+from noisefuse.augment import iso
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask the network for a newer version
 A = pytest.importorskip("albumentations")
@@ -361,13 +363,23 @@ def test_lightness_and_hue_move_as_in_theirs(dtype, intensity):
 
 def test_poisson_numbers_of_any_mean():
     """Seen to fail: a distribution that begins at 1."""
-    uniforms = nf.uniform(1 << 18, nf.Noise(3))
-    for mean in (0.0, 0.03, 2.5, 40.0, 3000.0):
-        found = albumentations._poisson(mean, uniforms)
+    words = np.random.default_rng(0).integers(0, 1 << 32, 1 << 18)
+    means = [0.0, 0.03, 2.5, 40.0]
+    for mean, last in zip(means, iso._last_words(means), strict=True):
+        found = np.searchsorted(last, words)  # how many of them lie below the word
         error = 4 * np.sqrt(max(mean, 1e-12) / found.size)
         assert abs(found.mean() - mean) < error
         assert abs(found.var() - mean) < 3 * error * (1 + np.sqrt(mean))
-    assert albumentations._poisson(0.7, np.float32([np.exp(-0.7) - 1e-4, np.exp(-0.7) + 1e-4])).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_sensors_have_numpys_bits(dtype, compiled):
+    """Seen to fail: words of the normal numbers' stream; the sums of the first frame for all."""
+    for shape in ((1, 64, 64, 3), (3, 17, 5, 3), (2, 1, 1, 3), (1, 0, 4, 3)):
+        x = np.random.default_rng(0).random(shape) * {"uint8": 255, "uint16": 65535, "float32": 1}[dtype]
+        found = iso.iso_noise(x.astype(dtype), 0.01, 0.5, nf.Noise(7, sample=3))
+        with using("reference"):
+            assert np.array_equal(found, iso.iso_noise(x.astype(dtype), 0.01, 0.5, nf.Noise(7, sample=3)))
 
 
 def test_frames_and_wrong_shapes_of_sensors():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AddGaussianNoise and AddGaussianSNR in place of audiomentations': arguments, seeds, parameters, noise."""
+"""AddGaussianNoise, AddGaussianSNR and AddColorNoise for audiomentations': arguments, seeds, parameters, noise."""
 
 import json
 import pickle
@@ -12,15 +12,18 @@ import pytest
 import noisefuse as nf
 
 theirs = pytest.importorskip("audiomentations")
+from audiomentations.core.utils import a_weighting_frequency_envelope as weights  # noqa: E402
+
 from noisefuse.interop import audiomentations as ours  # noqa: E402
 
 RATE = 44100
 CLIP = np.sin(np.linspace(0, 3000, 3 * RATE)).astype(np.float32)
 STEREO = np.stack([CLIP, 0.1 * CLIP])
-NAMES = ["AddGaussianNoise", "AddGaussianSNR"]
+NAMES = ["AddGaussianNoise", "AddGaussianSNR", "AddColorNoise"]
 FIXED = {
     "AddGaussianNoise": {"min_amplitude": 0.02, "max_amplitude": 0.02},
     "AddGaussianSNR": {"min_snr_db": 20.0, "max_snr_db": 20.0},
+    "AddColorNoise": {"min_snr_db": 20.0, "max_snr_db": 20.0, "min_f_decay": -3.0, "max_f_decay": -3.0},
 }
 
 
@@ -39,7 +42,7 @@ def test_the_noise_is_as_strong_as_theirs(name, clip):
         noise = getattr(module, name)(**FIXED[name], p=1.0)(clip, RATE) - clip
         assert noise.dtype == np.float32
         found.append(noise.std())
-        assert abs(noise.mean()) < 0.01 * noise.std()
+        assert abs(noise.mean()) < (0.2 if name == "AddColorNoise" else 0.01) * noise.std()  # theirs favours 0 Hz
     assert found[0] == pytest.approx(found[1], rel=0.01)
 
 
@@ -53,6 +56,24 @@ def test_it_is_augment_gaussian_and_at_snr():
         seed, sample, step = transform.parameters["noise"]
         expected = function(CLIP, strength, nf.Noise(seed, sample=sample, step=step), batched=False)
         assert np.array_equal(found, expected)
+
+
+def test_it_is_augment_coloured():
+    """Seen to fail: a slope of amplitudes, and weights at other frequencies."""
+    transform = ours.AddColorNoise(**FIXED["AddColorNoise"], p=1.0, n_fft=256)
+    found = transform(CLIP, RATE)
+    seed, sample, step = transform.parameters["noise"]
+    noise = nf.Noise(seed, sample=sample, step=step)
+    expected = nf.augment.coloured(CLIP, 20.0, noise, -3.0, floor=1 / 256, batched=False)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    weighted = ours.AddColorNoise(**FIXED["AddColorNoise"], p=1.0, p_apply_a_weighting=1.0)(CLIP, RATE) - CLIP
+    power = (abs(np.fft.rfft(weighted)) ** 2)[1:].reshape(-1, 450).mean(axis=1)
+    hertz = np.linspace(0, RATE / 2, len(power), endpoint=False) + RATE / 4 / len(power)
+    law = (
+        np.interp(hertz, np.fft.rfftfreq(128, 1 / RATE), weights(128, RATE)) ** 2 * np.maximum(hertz, RATE / 128) ** -1
+    )
+    ratio = power / law
+    np.testing.assert_allclose(ratio / ratio.mean(), 1, atol=0.3)
 
 
 @pytest.mark.parametrize("name", NAMES)

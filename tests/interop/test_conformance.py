@@ -156,7 +156,8 @@ def test_numpys_bits(call, library, monkeypatch):
 BY_TRITON = {
     *("q_sample", "interpolate", "noised", "q_step", "update", "augment.gaussian", "augment.multiplicative"),
     *("augment.sensor", "augment.prepare", "fields.offset_like", "fields.perturbed", "Sampler.noised"),
-    *("Sampler.sample, unipc", "Sampler.sample, ddpm"),
+    *("Sampler.sample, unipc", "Sampler.sample, ddpm", "q_mask", "q_uniform", "categorical, info"),
+    *("masked_cross_entropy", "masked_cross_entropy_and_grad"),
 }
 ELSEWHERE = "expected (all on one device|a NumPy array)"
 

@@ -189,6 +189,14 @@ def test_samples_are_whole_where_their_power_is_asked_for():
         nf.augment.at_snr(da.from_array(x, CHUNKS), snr, Noise(7))
 
 
+def test_signals_are_whole_where_their_noise_is_coloured():
+    x = normals((5, 6, 7), np.float32)
+    expected = nf.augment.coloured(x, 3.0, Noise(7), "pink")
+    assert equal(nf.augment.coloured(da.from_array(x, ((2, 3), 6, 7)), 3.0, Noise(7), "pink"), expected)
+    with pytest.raises(ValueError, match="coloured: samples: expected each of them whole in one block"):
+        nf.augment.coloured(da.from_array(x, CHUNKS), 3.0, Noise(7), "pink")
+
+
 def test_levels_have_numpys_bits():
     x, levels = np.arange(240, dtype=np.uint8).reshape(5, 6, 8), np.arange(256)
     given = (levels, 0.1 * levels, Noise(7))

@@ -990,6 +990,7 @@ BY_PYTHON = {
     "impulse": lambda x, n: nf.augment.impulse(x, EACH[1] / 255, n, layout="HWC", shared=True),
     "rician": lambda x, n: nf.augment.rician(x, EACH[1], n),
     "at_snr": lambda x, n: nf.augment.at_snr(x.astype(np.float32), 9.0, n),
+    "coloured": lambda x, n: nf.augment.coloured(x.astype(np.float32), 9.0, n, "blue"),
     "shared": lambda x, n: nf.augment.gaussian(x, 9.0, n, shared=True, layout="HWC"),
     "order": lambda x, n: nf.augment.gaussian(x, 9.0, n, layout="HWC", order="CHW", dtype="float32"),
 }

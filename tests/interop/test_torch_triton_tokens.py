@@ -166,3 +166,236 @@ def test_what_lies_elsewhere_is_read():
     with on_triton(ids) as launches:
         assert alike(nf.q_mask(ids, p, N, 99, where=may), known)
         assert not launches
+
+
+# ---- categories --------------------------------------------------------------------------------------------
+
+
+INFO = ("log_prob", "log_prob_raw", "entropy", "margin", "rank")
+
+
+def logits_of(*shape, dtype=torch.float32, seed=0, ties=False):
+    x = np.random.default_rng(seed).normal(size=shape) * 4
+    return torch.from_numpy(x.round() if ties else x).to(dtype)
+
+
+def check_draw(x, noise=N, launches=1, **options):
+    """What is drawn of logits on a device, and told of it, has the bits of the CPU. Of those of NumPy, too, as the fast
+    path of tensors is the same code."""
+    on_cpu = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in options.items()}
+    known = nf.categorical(x.clone(), noise, **on_cpu)
+    with on_triton() as made:
+        found = nf.categorical(x, noise, **options)
+        assert len(made) == launches
+    known, found = (one if isinstance(one, tuple) else (one, ()) for one in (known, found))
+    assert torch.equal(found[0], known[0])
+    assert found[0].dtype == known[0].dtype
+    for name, a, b in zip(INFO, found[1], known[1], strict=False):
+        assert (a is None) == (b is None)
+        assert a is None or (a.dtype == b.dtype and torch.equal(a, b)), name
+    return found
+
+
+@pytest.mark.parametrize("dtype", first_and_slow([torch.float32, torch.float16, torch.bfloat16]), ids=str)
+def test_categories(dtype):
+    for v in (1, 50, 200):
+        x = logits_of(2, 3, v, dtype=dtype)
+        check_draw(x, info=INFO, temperature=0.7)
+    check_draw(x, dtype=torch.int32)
+    with on_triton():
+        out = torch.empty(2, 3, dtype=torch.int32)
+        assert nf.categorical(x, N, out=out) is out
+    assert torch.equal(out, nf.categorical(x, N, dtype=torch.int32))
+
+
+def test_settings_of_categories():
+    x = logits_of(3, 40, ties=True)
+    heat, k = torch.tensor([0.0, 2.5, 1e-9], dtype=torch.float64), torch.tensor([0, 7, 100])
+    check_draw(x, info=INFO, temperature=heat)
+    check_draw(x, info=INFO, temperature=heat, top_k=k)
+    for k in (1, 3, 39, 40):
+        check_draw(x, info=INFO, top_k=k)
+    check_draw(logits_of(3, 40, seed=3), info=INFO, top_k=9, temperature=3.0)
+    check_draw(torch.zeros(2, 70), info=INFO, top_k=5)  # ties alone
+    check_draw(x[0], info="log_prob")
+    check_draw(x, info="margin", where=torch.tensor([True, False, True]))
+    out = torch.full((3,), 7)
+    check_draw(x, where=torch.tensor([True, False, True]), out=out)
+
+
+@pytest.mark.parametrize("noise", KEYS, ids=str)
+def test_names_of_categories(noise):
+    x = logits_of(2, 3, 9)
+    names = [noise, noise.at(sample=[noise.sample + 1, 4]), [noise.at(step=b) for b in range(2)]]
+    for each in [*names, noise.window((2**31, 9), (2**31 - 3, 0)), noise.window((2**15, 9), (2**14 - 1, 0))]:
+        check_draw(x, each)
+    check_draw(x, noise, positions=torch.tensor([0, 2**14, 2**31 - 1]))
+
+
+def test_several_chunks():
+    x = logits_of(2, 2 * 4096 + 70)
+    x[1, :4096] = -torch.inf
+    check_draw(x, info=INFO, temperature=0.9)
+    check_draw(x, info=INFO, top_k=5)
+
+
+def test_infinite_logits():
+    x = logits_of(5, 30)
+    x[0, 3:] = -torch.inf
+    x[1, [7, 9]] = torch.inf
+    x[2] = -torch.inf
+    x[2, 29] = -3e38
+    x[3] *= 1e30
+    x[4] = 3e38
+    check_draw(x, info=INFO)
+    check_draw(x, info=INFO, top_k=2, temperature=1e-3)
+
+
+def test_rows_that_have_no_token():
+    """Nothing is read back, so they are no errors on a device."""
+    x = logits_of(3, 30)
+    x[0, 4], x[1] = torch.nan, -torch.inf
+    with on_triton():
+        token, known = nf.categorical(x, N, info=INFO)
+    expected = nf.categorical(x[2:], N.at(sample=N.sample + 2))
+    assert token.tolist() == [-1, -1, expected.item()]
+    assert known.log_prob.isnan().tolist() == known.entropy.isnan().tolist() == [True, True, False]
+
+
+def test_strides_of_logits():
+    x = logits_of(6, 8)
+    for view in (x.t(), x[:, ::2], x[1:, 2:], x[:1].expand(4, 8)):
+        check_draw(view)
+    with on_triton() as launches:
+        assert nf.categorical(x[:0], N).shape == (0,)
+        assert not launches
+
+
+def test_errors_of_categories():
+    """Nothing is launched then."""
+    x, here, out = logits_of(3, 8), logits_of(3, 8), torch.zeros(3, dtype=torch.int64)
+    of_part = N.window((8192,), (0,))
+    calls = [
+        (NotImplementedError, r"top_p, partial: .* host memory, logits.cpu", lambda: nf.categorical(x, N, top_p=0.9)),
+        (NotImplementedError, "top_p, partial", lambda: nf.categorical(logits_of(1, 4096), of_part, partial=True)),
+        (ValueError, "out lies in host memory, logits on CUDA device 1", lambda: nf.categorical(x, N, out=out)),
+        (ValueError, "out lies on CUDA device 1, logits in host", lambda: nf.categorical(here, N, out=x[:, 0].long())),
+        (ValueError, "out overlaps an input", lambda: nf.categorical(x, N, out=x.view(torch.int32)[0, :3])),
+        (TypeError, "out: dtype torch.float32", lambda: nf.categorical(x, N, out=x[:, 0])),
+        (TypeError, "where: expected bool", lambda: nf.categorical(x, N, where=x[:, 0])),
+        (ValueError, "temperature = -1.0", lambda: nf.categorical(x, N, temperature=-1.0)),
+        (TypeError, "logits: dtype float64 is not", lambda: nf.categorical(x.double(), N)),
+        (OverflowError, "1 to 2.20 tokens", lambda: nf.categorical(torch.zeros(1).expand(1, 2**20 + 1), N)),
+    ]
+    for kind, message, call in calls:
+        with on_triton(here, out) as launches:
+            with pytest.raises(kind, match=message):
+                call()
+            assert not launches
+
+
+# ---- cross entropies ---------------------------------------------------------------------------------------
+
+
+def rows_of(*shape, dtype=torch.float32):
+    """Returns logits, clean tokens, and which rows count."""
+    x, v = logits_of(*shape, dtype=dtype), shape[-1]
+    rng = np.random.default_rng(4)
+    return x, torch.from_numpy(rng.integers(v, size=shape[:-1])), torch.from_numpy(rng.random(shape[:-1]) < 0.7)
+
+
+def check_loss(x, ids, *rest, **options):
+    """The loss, the pair, and the gradient by autograd have the bits of the CPU."""
+    upstream = options.pop("upstream", 1.0)
+
+    def run():
+        watched = x.clone().requires_grad_()
+        loss = nf.masked_cross_entropy(watched, ids, *rest, **options)
+        (loss * upstream).sum().backward()
+        return *nf.masked_cross_entropy_and_grad(x, ids, *rest, upstream=upstream, **options), loss, watched.grad
+
+    known = run()
+    with on_triton() as made:
+        found = run()
+    for a, b in zip(found, known, strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a.nan_to_num(7e7), b.nan_to_num(7e7))
+        assert torch.equal(a.isnan(), b.isnan())
+    assert made
+    return found
+
+
+@pytest.mark.parametrize("dtype", first_and_slow([torch.float32, torch.float16, torch.bfloat16]), ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_cross_entropies(dtype, reduction):
+    x, ids, masked = rows_of(2, 5, 70, dtype=dtype)
+    check_loss(x, ids, reduction=reduction)
+    check_loss(x, ids, masked, torch.tensor([2.0, 0.3]), reduction=reduction)
+    upstream = torch.rand(2, 5) if reduction == "none" else torch.tensor(1.7)
+    check_loss(x, ids.int(), masked[:1], torch.rand(2, 5), reduction=reduction, upstream=upstream)
+    check_loss(x, torch.where(masked, ids, -100), None, 0.3, reduction=reduction, ignore_index=-100)
+
+
+def test_cross_entropies_of_several_chunks_and_many_rows():
+    x, ids, masked = rows_of(2, 4096 + 300)
+    x[1, :4096] = -torch.inf
+    check_loss(x, ids, masked, reduction="none")
+    check_loss(*rows_of(67, 9), 0.7)  # the mean adds in order
+
+
+def test_cross_entropies_of_infinite_logits():
+    x, ids, _ = rows_of(5, 20)
+    x[0, 3], x[1, 4], x[2], x[3, :15] = torch.nan, torch.inf, -torch.inf, -torch.inf
+    x[4] *= 1e20
+    found = check_loss(x, ids, torch.tensor([True, True, True, True, True]), reduction="none")
+    assert found[0].isnan().tolist() == [True, True, True, False, False]
+    check_loss(x, ids, torch.tensor([False, False, False, True, True]))
+
+
+def test_gradients_replace_the_logits():
+    x, ids, masked = rows_of(3, 50)
+    known = nf.masked_cross_entropy_and_grad(x, ids, masked)[1]
+    with on_triton():
+        assert nf.masked_cross_entropy_and_grad(x, ids, masked, out=x)[1] is x
+        wide = rows_of(50, 3)[0].t()
+        assert nf.masked_cross_entropy(wide, ids) == nf.masked_cross_entropy(wide.contiguous(), ids)
+        assert nf.masked_cross_entropy(x[:0], ids[:0]).isnan()
+    assert torch.equal(x, known)
+
+
+def test_ids_of_the_device_are_not_looked_at():
+    x, ids, _ = rows_of(4, 20)
+    ids[1], ids[2] = 20, -1
+    with on_triton():
+        loss, gradient = nf.masked_cross_entropy_and_grad(x, ids, reduction="none")
+        assert loss.isnan().tolist() == gradient.isnan().any(1).tolist() == [False, True, True, False]
+        assert nf.masked_cross_entropy(x, ids, ids == ids[0], torch.tensor(-1.0)) < 0  # nor are weights
+
+
+def test_errors_of_cross_entropies():
+    """Nothing is launched then."""
+    (x, ids, masked), out = rows_of(3, 8), torch.zeros(3, 8)
+    calls = [
+        (ValueError, "out lies on cpu, the other tensors on cuda:1", {"out": out}),
+        (ValueError, "out overlaps the logits in part", {"x": torch.zeros(4, 8)[1:], "overlaps": True}),
+        (TypeError, "masked: expected bool", {"masked": ids}),
+        (ValueError, "masked: expected a shape that broadcasts", {"masked": masked[:2]}),
+        (ValueError, "ids: expected shape", {"ids": ids[:2]}),
+        (TypeError, "ids: expected integers", {"ids": x[:, 0]}),
+        (ValueError, "weight: expected numbers >= 0, got -1.0", {"weight": torch.tensor(-1.0), "here": "weight"}),
+        (IndexError, "ids: 8 is out of range", {"ids": torch.tensor([8, 0, 1]), "here": "ids"}),
+    ]
+    for kind, message, given in calls:
+        here = given.get(given.pop("here", None), out)
+        with on_triton(out, here) as launches:
+            logits = given.pop("x", x)
+            if given.pop("overlaps", False):
+                given["out"] = torch.as_strided(logits, (3, 8), (8, 1), 0)
+            named = {"ids": ids, "masked": masked} | given
+            with pytest.raises(kind, match=message):
+                nf.masked_cross_entropy_and_grad(logits, **named)
+            assert not launches
+    with on_triton() as launches:
+        with pytest.raises(NotImplementedError, match="rate_loss has no kernel for cuda:1"):
+            nf.rate_loss(x, ids, ids, None)
+        assert not launches

@@ -43,6 +43,11 @@ def of_triton(x: object) -> bool:
     return type(x).__module__ == _TRITON
 
 
+def allocator(x: Any) -> Any:
+    """Returns what makes empty arrays, of a shape and a dtype, where x lies."""
+    return backends.empty if isinstance(x, np.ndarray) else x.empty
+
+
 def is_array(x: object) -> bool:
     """Tells whether x is read as an array. (Results have stricter rules: see `output`.)"""
     return isinstance(x, np.ndarray) or on_device(x) or is_foreign(x)
@@ -290,7 +295,7 @@ def of_samples(name: str, x: Array, shape: tuple[int, ...]) -> Array:
     """Returns numbers broadcast to this shape, C-contiguous. Axes that x lacks are the last ones: (B,) and (B, 1) are a
     number for each sample, also where another axis has B elements, too."""
     try:
-        return np.ascontiguousarray(np.broadcast_to(x.reshape(*x.shape, *(1,) * (len(shape) - x.ndim)), shape))
+        return contiguous(np.broadcast_to(x.reshape(*x.shape, *(1,) * (len(shape) - x.ndim)), shape))
     except ValueError:
         expected = f"a number, one for each sample, {shape[:1]}, or a shape that broadcasts to {shape}"
         raise ValueError(f"{name}: expected {expected}, got {x.shape}") from None
@@ -320,11 +325,12 @@ def check_overlap(outputs: Iterable[tuple[str, Array]], inputs: Iterable[Array])
             if overlap(out, other):
                 raise ValueError(f"{name} overlaps {other_name}: outputs must not share memory")
         for other in inputs:
-            if overlap(out, other) and not _same(out, other):
+            if overlap(out, other) and not same(out, other):
                 raise ValueError(f"{name} overlaps an input in part: expected the input itself, or separate memory")
 
 
-def _same(a: Array, b: Array) -> bool:
+def same(a: Array, b: Array) -> bool:
+    """Tells whether two contiguous arrays have the same memory."""
     return _address(a) == _address(b) and a.dtype == b.dtype and a.size == b.size
 
 

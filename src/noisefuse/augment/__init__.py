@@ -13,8 +13,12 @@ from __future__ import annotations
 
 from ..ground.lazy import show_as, show_public
 from .byte_noise import poisson, transition
+from .colours import add_spectrum as add_spectrum
+from .colours import coloured
+from .colours import slope_gains as slope_gains
 from .corruptions import corrupt
 from .impulses import impulse
+from .iso import iso_noise as iso_noise
 from .keys import sample_id, strengths
 from .keys import strength as strength
 from .magnitude import rician
@@ -25,12 +29,12 @@ from .rows import call_inside as call_inside
 from .rows import row_inside as row_inside
 
 __all__ = [
-    "at_snr", "by_level", "corrupt", "gaussian", "impulse", "multiplicative", "poisson", "prepare", "rician", "rms",
-    "sample_id", "sensor", "strengths", "transition",
+    "at_snr", "by_level", "coloured", "corrupt", "gaussian", "impulse", "multiplicative", "poisson", "prepare",
+    "rician", "rms", "sample_id", "sensor", "strengths", "transition",
 ]  # fmt: skip
 
 show_public(__name__)
 show_as(
-    __name__, at_snr, by_level, corrupt, gaussian, impulse, multiplicative, poisson, prepare, rician, rms, sample_id,
-    sensor, strengths, transition,
+    __name__, at_snr, by_level, coloured, corrupt, gaussian, impulse, multiplicative, poisson, prepare, rician, rms,
+    sample_id, sensor, strengths, transition,
 )  # fmt: skip

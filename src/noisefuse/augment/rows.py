@@ -182,11 +182,17 @@ def at_snr(x: Like[ArrayT], snr: ArrayLike, noise: NoiseLike, **options: Unpack[
     20
     """
     if (batched := options.get("batched")) is None:
-        _warn_of_one_clip(x)
+        warn_of_one_clip(x)
         batched = options["batched"] = True
     if (other := beside_arrays(x)) is not None:
         return other.augmented(_snr, x, noise, snr=snr, **options)
     samples: Any = as_array("x", x)
+    std = std_at(samples, snr, batched)
+    return gaussian(samples, std if batched else float(std[0]), noise, **options)
+
+
+def std_at(samples: Array, snr: ArrayLike, batched: bool) -> NDArray[np.float64]:
+    """Returns the standard deviation of noise at this ratio for each sample."""
     batch, _ = batch_shape(samples.shape, batched)
     decibels = as_numbers("snr", snr)
     if decibels.shape not in ((), (batch,)):
@@ -194,10 +200,10 @@ def at_snr(x: Like[ArrayT], snr: ArrayLike, noise: NoiseLike, **options: Unpack[
     std = rms(samples, batched=batched) * 10 ** (-decibels / 20)
     if not all(map(math.isfinite, std.tolist())):
         raise ValueError("x: has values that are not finite, so a sample has no signal-to-noise ratio")
-    return gaussian(samples, std if batched else float(std[0]), noise, **options)
+    return std
 
 
-def _warn_of_one_clip(x: Any) -> None:
+def warn_of_one_clip(x: Any) -> None:
     """Warns if x may be one clip in stereo. (One in mono, (1, n), is the same as a batch of one.)"""
     shape: tuple[int, ...] = getattr(x, "shape", ())
     if len(shape) == 2 and shape[0] == 2 and shape[1] >= 1000:

@@ -75,7 +75,7 @@ def runner(operations: dict[Any, Callable[[Any], None]]) -> Callable[[Any], Any]
 NAMES = ("native", "numba", "reference")
 _MODULES = {"numba": "numba.jit"}
 
-# The Triton backend has rows alone.
+# The Triton backend has rows and tokens alone.
 NEEDS_CUPY = "this needs CuPy on a CUDA device: pip install 'noisefuse[cuda13]' or 'noisefuse[cuda12]'"
 
 _current: tuple[str, Any] | None = None
@@ -156,8 +156,9 @@ def of(array: Any) -> Any:
     if type(array).__module__.startswith(__name__):
         triton: Any = importlib.import_module(".triton.launches", __name__)
         if ("triton", array.device.id) not in _tested_devices:
-            for dtype in ("float32", "float64"):
-                self_test("triton", triton.run, dtype, partial(triton.empty, array.device.id), type(array).get)
+            with triton.torch.cuda.device(array.device.id):
+                for dtype in ("float32", "float64"):
+                    self_test("triton", triton.run, dtype, partial(triton.empty, array.device.id), type(array).get)
             _tested_devices.add(("triton", array.device.id))
         return triton
     global _cuda

@@ -12,7 +12,6 @@ bits of the transform's own generator or, with ``key``, the image's. docs/transf
 
 from __future__ import annotations
 
-import math
 import random
 import weakref
 from typing import Any
@@ -30,7 +29,6 @@ from .transforms.keyed import FromItem, OfUnitRange, applies, given_by, noise_by
 with needs(__name__, "albumentations"):
     import albumentations
     import cv2
-    from albucore import from_float, to_float
     from albumentations.augmentations.utils import non_rgb_error
 
 __all__ = ["GaussNoise", "ISONoise", "MultiplicativeNoise", "SaltAndPepper", "ShotNoise"]
@@ -202,18 +200,10 @@ class ISONoise(_Keyed, albumentations.ISONoise):
     def apply(self, img: Array, color_shift: float, intensity: float, noise: Name, **params: Any) -> Array:
         """Adds noise to the whole array as one sample. Each frame has its own deviation of lightness."""
         non_rgb_error(img[(0,) * (img.ndim - 3)])
-        if not (is_levels := levels_of(img.dtype) is not None):
+        if levels_of(img.dtype) is None:
             self._warn_of_levels(img)
         frames = img.reshape(-1, *img.shape[-3:])
-        hue, lightness = (
-            draw(frames.shape[:-1], _noise(noise), dtype="float32", batched=False) for draw in (nf.randn, nf.uniform)
-        )
-        hue *= color_shift * intensity
-        result = np.empty_like(frames)
-        for frame, shifts, words, to in zip(frames, hue, lightness, result, strict=True):
-            noisy = _iso(to_float(frame), shifts, words, intensity)
-            to[...] = from_float(noisy, img.dtype.type) if is_levels else noisy
-        return result.reshape(img.shape)
+        return nf.augment.iso_noise(frames, color_shift * intensity / 60, intensity, _noise(noise)).reshape(img.shape)
 
 
 class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
@@ -341,27 +331,6 @@ class ShotNoise(_Keyed, albumentations.ShotNoise):
             self._warn_of_levels(img)
             np.clip(result, 0.0, 1.0, out=result)
         return result
-
-
-def _iso(image: Array, shifts: Array, uniforms: Array, intensity: float) -> Array:
-    hls: Any = cv2.cvtColor(image, cv2.COLOR_RGB2HLS)
-    light = hls[..., 1]
-    counts = _poisson(float(light.std(dtype=np.float64)) * intensity, uniforms)
-    hls[..., 0] += shifts
-    hls[..., 1] = np.clip(light + counts * np.float32(intensity) * (1 - light), 0.0, 1.0)
-    result: Array = np.clip(cv2.cvtColor(hls, cv2.COLOR_HLS2RGB), 0.0, 1.0)
-    return result
-
-
-def _poisson(mean: float, uniforms: Array) -> Array:
-    """Returns Poisson numbers of that mean, one for each uniform number, by the inverse of the distribution."""
-    spread = 12 * math.sqrt(mean) + 30  # less than 2^-60 of the probability lies beyond on either side
-    lowest = max(math.floor(mean - spread), 0)
-    ratios = mean / (lowest + np.arange(2 * math.ceil(spread) + 2.0).clip(1))
-    ratios[0] = 1.0
-    sums = np.cumsum(np.cumprod(ratios))
-    counts: Array = np.searchsorted((sums / sums[-1]).astype(np.float32), uniforms) + lowest
-    return counts.astype(np.float32)
 
 
 def _product(img: Array, factors: Array) -> Array:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import backends
-from ..call.description import Impulses, Masks, Poisson, Race, Rician, Step, StepAndLoss, Walk
+from ..call.description import Impulses, Iso, Masks, Poisson, Race, Rician, Step, StepAndLoss, Walk
 from ..language.noise import INTERVAL
 
 __all__ = ["Audit", "Draw", "audit"]
@@ -183,7 +183,7 @@ class Keys:
 
     def run(self, call: Any) -> Any:
         done = self._backend.run(call)
-        while isinstance(call, Walk | Masks | Impulses | Poisson | Rician | StepAndLoss):
+        while isinstance(call, Walk | Masks | Impulses | Iso | Poisson | Rician | StepAndLoss):
             call = call.first if isinstance(call, Walk) else call.step
         drawn: Any = (), (), ()
         if isinstance(call, Race):

@@ -25,6 +25,7 @@ __all__ = ["random_noise"]
 
 _as_float: Any = util.img_as_float
 _theirs: Any = util.random_noise
+_MOST = 1e6  # photons of `augment.poisson`
 _DEFAULTS: dict[str, dict[str, float]] = {  # of each mode
     "gaussian": {"mean": 0.0, "var": 0.01},
     "localvar": {"local_vars": 0.01},
@@ -66,10 +67,16 @@ def random_noise(
         noise = nf.Noise.from_rng(np.random.default_rng(noise))
     low = -1.0 if np.min(image) < 0 else 0.0
     x, bounds = _as_float(image), (low, 1.0)
-    if mode == "poisson":  # the noise's words seed theirs
-        seeds = noise.seed, int(noise.sample), noise.step, noise.stream
-        result: NDArray[Any] = _theirs(x, mode, np.random.default_rng(seeds), clip)
-        return result
+    if mode == "poisson":
+        peak = 2.0 ** np.ceil(np.log2(len(np.unique(x))))
+        if peak > _MOST:  # the noise's words seed theirs
+            seeds = noise.seed, int(noise.sample), noise.step, noise.stream
+            result: NDArray[Any] = _theirs(x, mode, np.random.default_rng(seeds), clip)
+            return result
+        scale = np.max(x) - low if low else 1.0  # a signed image is moved to [0, 1] and back
+        noisy = nf.augment.poisson((x - low) / scale, peak, noise, batched=False)
+        noisy = noisy * scale + low
+        return np.clip(noisy, *bounds, out=noisy) if clip else noisy
     if "amount" in given:
         salt = given["salt_vs_pepper"] if mode == "s&p" else float(mode == "salt")
         noisy = nf.augment.impulse(x, given["amount"], noise, salt=salt, values=bounds, batched=False)

@@ -163,7 +163,7 @@ def categorical(
 
     Raises:
         ValueError: a row has a NaN, or no logit above -inf: such a row is found as it is read, and `out` is then
-            unspecified. All other errors come before anything is written.
+            unspecified. (On a device it has the token -1.) All other errors come before anything is written.
         TypeError, ValueError, OverflowError: the message says what was given and what was expected.
 
     Source: Gumbel (1954); Yellott (J. Math. Psychol. 15, 1977). log_prob and entropy are within 2 ulp.
@@ -194,18 +194,26 @@ def of_rows(
 ) -> Any:  # fmt: skip
     """Returns what `categorical` does of NumPy's logits. hidden: a token whose logits are taken for -inf."""
     x = arrays.as_array("logits", logits, LOGITS)
-    if arrays.on_device(x):
-        raise NotImplementedError("logits: categorical has no kernel for CUDA devices; copy them to host memory first")
-    rows = x.shape[:-1]
+    rows, on_host = x.shape[:-1], isinstance(x, np.ndarray)
+    if not on_host and not arrays.of_triton(x):
+        raise NotImplementedError("logits: categorical has no kernel for CuPy's arrays; copy them to host memory first")
+    empty = arrays.allocator(x)
     settings, names, first, vocabulary, places, chosen = drawn_from(
         x.shape, noise, temperature, top_k, top_p, where, positions, not partial
     )
+    if not on_host and (partial or (settings[2] < 1).any()):
+        raise NotImplementedError(
+            "top_p, partial: neither has a kernel for CUDA devices; pass logits in host memory, logits.cpu()"
+        )
     if partial:
         _check_whole_chunks(first, x.shape[-1], vocabulary, settings, chosen, out)
-    token = arrays.output("out", out, rows, np.dtype(np.int64) if partial else token_dtype(dtype, out))
-    told = {name: np.zeros(rows, kind) for name, kind in INFO.items() if name in wanted}
-    if out is None and chosen is not None:
-        token[...] = -1
+    kind = np.dtype(np.int64) if partial else token_dtype(dtype, out)
+    token = arrays.output("out", empty(rows, kind) if out is None else out, rows, kind)
+    arrays.one_place([("logits", x), ("out", token)])
+    told = {name: empty(rows, np.dtype(kind)) for name, kind in INFO.items() if name in wanted}
+    if chosen is not None:
+        for array, value in [*((one, 0) for one in told.values()), *([(token, -1)] if out is None else [])]:
+            array.fill(value)
     arrays.check_overlap([("out", token)], [x, places] if chosen is None else [x, places, chosen])
     n, size = x.shape[-1], math.prod(rows)
     parts = _parts(size, -(-n // LOSS_CHUNK), wanted) if partial else None
@@ -328,7 +336,7 @@ def _read(
     """Runs the kernel on rows of logits, or on the sums of their parts. Returns each row's fault, as `_bad` takes it,
     or 0."""
     size, (temperature, top_k, top_p) = math.prod(rows), settings
-    bad, token = np.zeros(size, np.uint8), None if token is None else token.reshape(-1)
+    bad, token = np.zeros(size, np.uint8), None if token is None else token.reshape(-1)  # a device tells no faults
     sums = (None,) * 5 if parts is None else (parts.score, parts.winner, parts.largest, parts.plain, parts.tempered)
     of_rows = [info[name].reshape(-1) if name in info else None for name in INFO]
     call = Race._make([
@@ -337,7 +345,7 @@ def _read(
         token is not None and token.itemsize == 4, hidden,
     ])  # fmt: skip
     if size:
-        backends.current().run(call)
+        backends.of(bad if x is None else x).run(call)
     return bad
 
 
@@ -489,7 +497,7 @@ def _counted(names: tuple[Noise, ...], rows: tuple[int, ...], of_sample: int) ->
 def token_dtype(dtype: Any, out: Any) -> np.dtype[Any]:
     if dtype is not None:
         return arrays.allowed_dtype(dtype, TOKEN_DTYPES)
-    kind = out.dtype if isinstance(out, np.ndarray) else np.dtype(np.int64)
+    kind = out.dtype if arrays.is_array(out) else np.dtype(np.int64)
     if kind not in TOKEN_DTYPES:
         raise TypeError(f"out: dtype {kind}: expected one of {', '.join(TOKEN_DTYPES)}")
     return kind

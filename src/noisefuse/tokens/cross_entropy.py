@@ -10,7 +10,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
-from ..arguments.arrays import as_array, as_numbers, contiguous, of_samples, on_device, output, spread_bools
+from ..arguments.arrays import (
+    allocator,
+    as_array,
+    as_numbers,
+    contiguous,
+    of_samples,
+    of_triton,
+    one_place,
+    output,
+    overlap,
+    same,
+    spread_bools,
+)
 from ..arguments.types import Array, ArrayT, Like, Reduction
 from ..call.description import TOKENS, CrossEntropy
 from ..ground.checks import check_choice, check_integer, lie_within
@@ -148,15 +160,16 @@ def checked(
     `rate_loss`."""
     check_choice("reduction", reduction, get_args(Reduction))
     x = as_array("logits", logits, LOGITS)
-    if on_device(x):
-        name = "masked_cross_entropy" if x_t is None else "rate_loss"
-        raise NotImplementedError(f"logits: {name} has no kernel for CUDA devices; copy them to host memory")
+    on_host = isinstance(x, np.ndarray)
+    if not on_host and (x_t is not None or not of_triton(x)):
+        name, what = ("masked_cross_entropy", "CuPy's arrays") if x_t is None else ("rate_loss", "CUDA devices")
+        raise NotImplementedError(f"logits: {name} has no kernel for {what}; copy them to host memory")
     if not x.ndim or not 1 <= x.shape[-1] <= TOKENS:
         raise ValueError(f"logits: expected 1 to 2^20 tokens in the last axis, got shape {x.shape}")
     rows, n = x.shape[:-1], x.shape[-1]
     size = math.prod(rows)
     of_rates = x_t is not None
-    counts = np.ones(size, np.bool_)
+    counts: Any = np.ones(size, np.bool_) if on_host else None
     if masked is not None:  # a copy, as the gradient may be written there
         name = "where" if of_rates else "masked"
         counts = spread_bools(name, as_numbers(name, masked).copy(), rows).reshape(-1)
@@ -167,14 +180,18 @@ def checked(
         first = share[~((share >= 2.0**-32) & (share <= 1))][0]
         raise ValueError(f"p: expected numbers from 2^-32 to 1, got {first}")
     weights = _numbers("weight", 1.0 if weight is None else weight, rows)
-    if not (weights >= 0).all():
+    if isinstance(weights, np.ndarray) and not (weights >= 0).all():
         raise ValueError(f"weight: expected numbers >= 0, got {weights[~(weights >= 0)][0]}")
     above = _numbers("upstream", upstream, rows if reduction == "none" else ())
     source = contiguous(x).reshape(size, n)
-    gradient = None if grad is None else output("out", None if grad is True else grad, x.shape, x.dtype)
-    if gradient is not None and np.may_share_memory(gradient, source) and gradient.ctypes.data != source.ctypes.data:
-        raise ValueError("out overlaps the logits in part: expected the logits themselves, or separate memory")
-    losses = np.empty(size)
+    empty = allocator(x)
+    gradient = None
+    if grad is not None:
+        gradient = output("out", empty(x.shape, x.dtype) if grad is True else grad, x.shape, x.dtype)
+        one_place([("logits", x), ("out", gradient)])
+        if overlap(gradient, source) and not same(gradient, source):
+            raise ValueError("out overlaps the logits in part: expected the logits themselves, or separate memory")
+    losses = empty((size,) if on_host or reduction == "none" else (), np.dtype(np.float64))
     mean_of = size if reduction == "mean" else 1
     call = CrossEntropy(
         size, n, source, tokens, others, share, counts, weights, above, share is not None and len(share) > 1,
@@ -182,7 +199,11 @@ def checked(
         float(mean_of), x.dtype,
     )  # fmt: skip
     if size:
-        backends.current().run(call)
+        backends.of(x).run(call)
+    elif not on_host:
+        losses.fill(math.nan)
+    if not on_host:
+        return losses.reshape(rows) if reduction == "none" else losses, gradient
     return _reduced(losses, weights, counts, reduction, rows), gradient
 
 
@@ -199,7 +220,7 @@ def _numbers(name: str, value: Any, rows: tuple[int, ...]) -> NDArray[np.float64
     array = as_numbers(name, value)
     if array.dtype.kind not in "iuf":
         raise TypeError(f"{name}: expected numbers, got {array.dtype if array.dtype != object else repr(value)}")
-    array = array.astype(np.float64)
+    array = array.astype(np.dtype(np.float64))
     return (
         array.reshape(1) if array.size == 1 and array.ndim <= len(rows) else of_samples(name, array, rows).reshape(-1)
     )
@@ -211,8 +232,10 @@ def _ids(name: str, ids: Any, rows: tuple[int, ...], counts: NDArray[np.bool_], 
         raise TypeError(f"{name}: expected integers, got {array.dtype}")
     if array.shape != rows:
         raise ValueError(f"{name}: expected shape {rows}, got {array.shape}")
+    if not isinstance(array, np.ndarray):  # of a device: an id outside of the vocabulary gives NaN
+        return contiguous(array).reshape(-1)
     flat = array.flatten()  # kernels read the numbers that are checked
-    bad = counts & ((flat < 0) | (flat >= n))
+    bad = (True if not isinstance(counts, np.ndarray) else counts) & ((flat < 0) | (flat >= n))
     if bad.any():
         raise IndexError(f"{name}: {flat[bad][0]} is out of range: expected 0 <= id < {n}")
     return flat.astype(np.int64, copy=False)

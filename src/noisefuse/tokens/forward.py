@@ -134,7 +134,7 @@ def _changed(
     (chances, segment), shape, own = drawn, tokens.shape, tokens.shape[not batched :]
     names = names_for(noise, shape, MASKS)
     on_host = isinstance(tokens, np.ndarray)
-    empty = backends.empty if on_host else tokens.empty
+    empty = arrays.allocator(tokens)
     written = _result(empty(own, tokens.dtype) if out is None else out, tokens, allowed, batched)
     result, changed = written.reshape(shape), empty(shape, np.dtype(np.bool_))
     pair = written, changed.reshape(own)

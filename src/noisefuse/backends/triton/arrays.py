@@ -41,8 +41,10 @@ class Array:
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Returns new memory on the device."""
-        made = torch.empty(shape, dtype=getattr(torch, dtype.name), device=self.tensor.device)
-        return Array(made, self.device.id, dtype)
+        return empty(self.device.id, shape, dtype)
+
+    def fill(self, value: Any) -> None:
+        self.tensor.fill_(value)
 
     def __len__(self) -> int:
         return len(self.tensor)

@@ -30,6 +30,11 @@ LOG1P64, COS64, SIN64 = _constants(*spec.LOG1P64), _constants(*spec.COS64), _con
 ROUNDS = _constants(spec.M0, spec.M1, spec.W0, spec.W1)
 OF32 = _constants(spec.LN4_32, spec.TWO_THIRDS32, spec.SCALE32, spec.TAIL, spec.ALL_BUT_TAIL)
 OF64 = _constants(spec.LN4_64, spec.TWO_THIRDS64)
+EXP32, EXP64 = _constants(*spec.TWICE_EXP32), _constants(*spec.EXP64)
+LN2 = _constants(
+    spec.LN2_HIGH32, spec.LN2_LOW32, spec.ROUND32, spec.LN2_HIGH64, spec.LN2_LOW64, spec.ROUND64, spec.LOG2_E,
+    spec.TWO_THIRDS_OF_ONE,
+)  # fmt: skip
 
 
 @triton.jit
@@ -118,16 +123,26 @@ def normal_pair32(w0, w1):
 
 
 @triton.jit
-def normal_pair64(w0, v0, w1, v1):
-    """Returns the same pair with more digits: v0 and v1 are the lower halves of 64-bit words."""
-    high, low = w0.to(tl.float64), v0.to(tl.float64) + 0.5
+def minus_two_ln_of(e, r):
+    """Returns -2 ln(2^e (1 + r))."""
+    return tl.fma(e.to(tl.float64), tl.full(r.shape, -OF64.value[0], tl.float64), r * polynomial(r, LOG1P64))
+
+
+@triton.jit
+def exponential64(w, v):
+    """Returns -2 ln U, U = (2^32 w + v + 1/2) / 2^64."""
+    high, low = w.to(tl.float64), v.to(tl.float64) + 0.5
     u = tl.fma(high, tl.full(high.shape, 2.0**32, tl.float64), low)
     e = (u.to(tl.int64, bitcast=True) - OF64.value[1]) >> 52
     scale_high = ((991 - e) << 52).to(tl.float64, bitcast=True)  # 2^-(32 + e)
     scale = ((959 - e) << 52).to(tl.float64, bitcast=True)  # 2^-(64 + e)
-    r = tl.fma(low, scale, tl.fma(high, scale_high, tl.full(high.shape, -1.0, tl.float64)))
-    ln4 = tl.full(r.shape, -OF64.value[0], tl.float64)
-    radius = tl.sqrt(tl.fma(e.to(tl.float64), ln4, r * polynomial(r, LOG1P64)))
+    return minus_two_ln_of(e, tl.fma(low, scale, tl.fma(high, scale_high, tl.full(high.shape, -1.0, tl.float64))))
+
+
+@triton.jit
+def normal_pair64(w0, v0, w1, v1):
+    """Returns the same pair with more digits: v0 and v1 are the lower halves of 64-bit words."""
+    radius = tl.sqrt(exponential64(w0, v0))
     v = w1.to(tl.uint64) << 32 | v1
     t = (v + v | 1).to(tl.int64, bitcast=True).to(tl.float64) * 2.0**-64
     return on_circle(radius, t, (v ^ v + v) >> 63 << 63)
@@ -143,3 +158,65 @@ def uniform32(w):
 def uniform_pair64(w, v):
     """Returns the middle of one of 2^52 cells of (0, 1); exact."""
     return ((w.to(tl.uint64) << 20 | v >> 12).to(tl.float64) + 0.5) * 2.0**-52
+
+
+# ---- races and sums of exponentials ------------------------------------------------------------------------
+
+
+@triton.jit
+def minus_two_ln64(x):
+    """Returns -2 ln x of a normal x > 0."""
+    e = (x.to(tl.int64, bitcast=True) - LN2.value[7]) >> 52
+    scale = ((1023 - e) << 52).to(tl.float64, bitcast=True)
+    return minus_two_ln_of(e, tl.fma(x, scale, tl.full(x.shape, -1.0, tl.float64)))
+
+
+@triton.jit
+def exp64(x):
+    """Returns e^x for x <= 0, or 0 below -708."""
+    y = tl.where(x > -708.0, x, -708.0)
+    rounded = tl.fma(y, tl.full(y.shape, LN2.value[6], tl.float64), tl.full(y.shape, LN2.value[5], tl.float64))
+    n = rounded - LN2.value[5]
+    r = tl.fma(n, tl.full(y.shape, -LN2.value[3], tl.float64), y)
+    p = polynomial(tl.fma(n, tl.full(y.shape, -LN2.value[4], tl.float64), r), EXP64)
+    e = p.to(tl.int64, bitcast=True) + (rounded.to(tl.int64, bitcast=True) << 52)
+    return tl.where(x > -708.0, e.to(tl.float64, bitcast=True), 0.0)
+
+
+@triton.jit
+def race_key(seed, position):
+    """Returns the seed of a position's race: the noise's, or from position 2^14 on one that stream 18 draws."""
+    own = u64(seed)
+    w0, w1, _, _ = block_words(own, 0, 0, position >> 14, 18, 0)
+    return tl.where(position >> 14 == 0, own, w1.to(tl.uint64) << 32 | w0)
+
+
+@triton.jit
+def race_score(x, beta, w, v):
+    """Returns beta x - ln(-2 ln U); x is float32."""
+    wide = x.to(tl.float64)
+    return tl.fma(wide, tl.broadcast_to(beta, wide.shape), 0.5 * minus_two_ln64(exponential64(w, v)))
+
+
+@triton.jit
+def terms_of(largest, high, rate, reach):
+    """Returns what terms of a chunk with this largest logit need: the shift, the least z, and the floor."""
+    scaled = largest * high
+    shift = tl.where((scaled < 512.0) & (scaled > -512.0), 0.0, largest)
+    top = largest - shift
+    like = tl.full(top.shape, LN2.value[2], tl.float32)
+    return shift, top - reach, tl.fma(top, tl.broadcast_to(rate, top.shape), like) - 126.0
+
+
+@triton.jit
+def term32(z, high, low, rate, floor):
+    """Returns e^((high + low) z) in units that the floor says, as spec.py's chunk_term32 does."""
+    like = tl.full(z.shape, LN2.value[2], tl.float32)
+    rounded = tl.fma(z, tl.broadcast_to(rate, z.shape), like)
+    n = rounded - LN2.value[2]
+    main = tl.fma(z, tl.broadcast_to(high, z.shape), n * -LN2.value[0])
+    main = tl.fma(z, tl.broadcast_to(low, z.shape), main)
+    p = polynomial(tl.fma(n, tl.full(z.shape, -LN2.value[1], tl.float32), main), EXP32)
+    above = tl.where(rounded > floor, rounded, floor).to(tl.int32, bitcast=True)
+    unit = (above - tl.broadcast_to(floor, z.shape).to(tl.int32, bitcast=True)) << 23
+    return p * unit.to(tl.float32, bitcast=True)

@@ -6,18 +6,32 @@ Kernels run on the device and the stream that are torch's current ones; nothing 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...call.description import ACCUMULATORS, FLOAT64, Loss, Masks, Step, Walk, window_runs
+from ...call.description import (
+    ACCUMULATORS,
+    FLOAT64,
+    LOSS_CHUNK,
+    TOKENS,
+    CrossEntropy,
+    Loss,
+    Masks,
+    Race,
+    Step,
+    Walk,
+    window_runs,
+)
 from ...language.levels import LEVELS, levels_of
 from ...language.noise import Noise
 from ...language.rows import M1, D, Rows
 from .. import NEEDS_CUPY, runner
-from . import kernels, tokens
+from ..categorical_rows import Scale
+from . import kernels, races, tokens
 from . import loss as losses
 from .arrays import empty as empty
 from .arrays import uploaded
@@ -110,6 +124,53 @@ def masks(call: Masks) -> None:
         )  # fmt: skip
 
 
+def race(call: Race) -> None:
+    """Draws a token of each row of logits."""
+    x: Any = call.x
+    device = x.device.id
+    where = None if call.where is None else uploaded(call.where, device)
+    settings = np.array([_setting(*one) for one in zip(call.temperature, call.top_k, strict=True)])
+    info = [call.token, call.log_prob, call.log_prob_raw, call.entropy, call.margin, call.rank]
+    with torch.cuda.device(device):
+        races.race[(call.rows,)](
+            x.tensor, call.n, uploaded(settings, device), uploaded(np.array(_setting(1.0, 0)), device), call.of_sample,
+            int(call.each), uploaded(call.position, device), where, call.hidden,
+            *(None if a is None else a.tensor for a in info),  # type: ignore[attr-defined]
+            *_name(call.fields, [0] * len(call.fields), device), CUT=bool(settings[:, -1].any()), **_of_rows(call.n),
+        )  # fmt: skip
+
+
+def cross_entropy(call: CrossEntropy) -> None:
+    """Computes the weighted losses of rows, or their mean, and the gradient."""
+    x: Any = call.x
+    loss: Any = call.loss
+    device, gradient = x.device.id, None if call.gradient is None else call.gradient.tensor  # type: ignore[attr-defined]
+    unit = uploaded(np.array([*_setting(1.0, 0)[:-1], call.mean_of]), device)
+    of_rows = x.empty((call.rows,), loss.dtype).tensor if loss.ndim == 0 else loss.tensor
+    numbers = [uploaded(call.weight, device), call.weight_step, uploaded(call.upstream, device), call.upstream_step]
+    counts: Any = call.masked
+    with torch.cuda.device(device):
+        races.cross_entropy[(call.rows,)](
+            x.tensor, call.n, unit, uploaded(call.id, device), None if counts is None else uploaded(counts, device),
+            *numbers, of_rows, gradient, **_of_rows(call.n),
+        )  # fmt: skip
+        if loss.ndim == 0:
+            races.mean[(1,)](of_rows, call.rows, loss.tensor, BLOCK=32, num_warps=1)
+
+
+def _of_rows(n: int) -> dict[str, Any]:
+    """Returns the constants of kernels of rows of n logits: C chunks are added up at once."""
+    chunks = 1 << (-(-n // LOSS_CHUNK) - 1).bit_length()
+    return {"C": min(chunks, 32), "BLOCK": _block(n, BLOCK), "num_warps": 4, "enable_fp_fusion": False}
+
+
+def _setting(temperature: float, k: int) -> tuple[float, ...]:
+    """Returns what a kernel takes of a temperature; 0 is -1 there."""
+    scale = Scale.of(temperature or 1.0)
+    beta = 1 / temperature if temperature else -1.0
+    return beta, *map(float, (scale.high, scale.low, scale.rate, scale.reach)), float(min(k, TOKENS))
+
+
 def _block(span: int, most: int, least: int = 32) -> int:
     """Returns the elements of a program: a power of two."""
     return min(most, max(least, 1 << (span - 1).bit_length()))
@@ -141,22 +202,25 @@ def _noise(call: Step, device: int) -> tuple[list[Any], int, bool, int]:
     span = min(call.size, call.segment) if not call.period else call.size
     if not call.noise:
         return [None, 0, 0, 0, 0, 0, None, None, None, 1], span, True, 0
-    first, *others = call.noise
     windows = [window_runs(noise, call.sample_shape) for noise in call.noise]
-    start, run, lengths, strides = windows[0]
+    _, run, lengths, strides = windows[0]
     if any(window[1:] != windows[0][1:] for window in windows):
         raise NotImplementedError(NEEDS_CUPY)
     axes = uploaded(np.array((*lengths, *strides)), device) if lengths else None
     whole = (span == call.size or span % 4 == 0) and not lengths and all(window[0] % 4 == 0 for window in windows)
     whole &= not (call.period and call.step_by_index)  # then elements of a block have steps of their own
+    return [*_name(call.noise, [window[0] for window in windows], device), axes, run], span, whole, len(lengths)
+
+
+def _name(noises: Sequence[Noise], starts: Sequence[int], device: int) -> list[Any]:
+    """Returns the arguments that name entries: numbers, and arrays where entries differ."""
+    first, *others = noises
     if others:
-        named = [_numbers(noise, window[0]) for noise, window in zip(call.noise, windows, strict=True)]
-        names = uploaded(np.array(named, np.uint64).view(np.int64), device)
-        return [names, 0, 0, 0, 0, 0, None, None, axes, run], span, whole, len(lengths)
+        named = [_numbers(noise, start) for noise, start in zip(noises, starts, strict=True)]
+        return [uploaded(np.array(named, np.uint64).view(np.int64), device), 0, 0, 0, 0, 0, None, None]
     samples = None if isinstance(first.sample, int) else uploaded(first.sample.view(np.int64), device)
     counter = None if isinstance(first.step, int) else uploaded(first.step, device)
-    seed, sample, step, stream, start = _numbers(first, start)
-    return [None, seed, sample, step, stream, start, samples, counter, axes, run], span, whole, len(lengths)
+    return [None, *_numbers(first, starts[0]), samples, counter]
 
 
 def _numbers(noise: Noise, start: int) -> tuple[int, ...]:
@@ -174,4 +238,4 @@ def _table(rows: Rows, double: bool, device: int) -> Tensor:
     return found
 
 
-run: Any = runner({Step: step, Masks: masks, Walk: walk, Loss: loss})
+run: Any = runner({Step: step, Masks: masks, Race: race, CrossEntropy: cross_entropy, Walk: walk, Loss: loss})

@@ -21,8 +21,8 @@ def augmented(function: Callable[..., Any], x: Any, noise: Any, *, out: Any = No
     name, batched = function.__name__.strip("_"), options.get("batched", True)
     if name == "apply":
         numbers = options.pop("numbers")
-    elif name == "snr":
-        check_whole("at_snr: samples", x, 1 if batched else 0)
+    elif name in ("snr", "coloured"):
+        check_whole(f"{'at_snr' if name == 'snr' else name}: samples", x, 1 if batched else 0)
         numbers = {"snr": options.pop("snr")}
     elif of_samples := {"poisson": "peak", "impulse": "amount", "rician": "std"}.get(name):
         numbers = {of_samples: options.pop(of_samples)}

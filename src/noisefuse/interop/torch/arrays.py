@@ -239,6 +239,8 @@ def as_tensor(result: Any, out: Any, dtype: torch.dtype) -> Any:
         else:
             written(out)
         return out
+    if not isinstance(result, np.ndarray):
+        return result.tensor
     if result.dtype.name == "bfloat16":
         return torch.from_numpy(result.view(np.int16)).view(torch.bfloat16)
     tensor = torch.from_numpy(result)

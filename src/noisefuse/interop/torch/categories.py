@@ -14,9 +14,22 @@ import noisefuse as nf
 
 from ...language.levels import INFO
 from . import graph, internals
-from .arrays import CPU, as_tensor, check_memory, check_plain, checked, memory, place_of, read, to_numpy, write
+from .arrays import (
+    CPU,
+    as_tensor,
+    check_memory,
+    check_plain,
+    checked,
+    memory,
+    of_triton,
+    place_of,
+    read,
+    to_numpy,
+    write,
+)
 from .internals import is_compiling, operator, written
 
+OF_ROWS = "where", "ids", "masked", "weight", "upstream"
 TOKENS: dict[torch.dtype, type[np.signedinteger[Any]]] = {torch.int64: np.int64, torch.int32: np.int32}
 NAMED: dict[Any, torch.dtype] = {key: dtype for dtype, kind in TOKENS.items() for key in (kind, kind.__name__)}
 
@@ -40,27 +53,26 @@ def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, par
         token, *known = torch.ops.noisefuse.categorical(logits, graph.words_of(noise), *settings, ",".join(info), kind)
         token = graph.copied(token, out)
         return (token, nf.discrete.TokenInfo(**dict(zip(info, known, strict=True)))) if info else token
-    place = _place(logits, "categorical")
-    arrays = {name: _read(name, value) for name, value in options.items()}
+    place = place_of("logits", checked("logits", logits))
+    arrays = {name: _read(name, value, place) for name, value in options.items()}
     dtype = TOKENS[_kind(dtype)] if isinstance(dtype, torch.dtype) else dtype
     given = None if out is None else _written(out)
     arrays |= {"info": info, "dtype": dtype, "partial": partial, "out": given}
-    found: Any = nf.categorical(read("logits", logits, place), noise, **arrays)
+    found: Any = nf.categorical(_memory("logits", logits, place), noise, **arrays)
     if partial:
         return found
     token, known = found if info else (found, ())
     if out is not None:
         written(out)
-    result = torch.from_numpy(token) if out is None else out
-    tensors = (None if a is None else torch.from_numpy(a) for a in known)
+    result = as_tensor(token, None, token.dtype) if out is None else out
+    tensors = (None if a is None else as_tensor(a, None, a.dtype) for a in known)
     return (result, nf.discrete.TokenInfo(*tensors)) if info else result
 
 
-def _place(logits: Any, operation: str) -> torch.device:
-    place = place_of("logits", checked("logits", logits))
-    if place != CPU:
-        raise NotImplementedError(f"logits: {operation} has no kernel for {place} yet; pass logits.cpu()")
-    return place
+def _memory(name: str, x: Any, place: torch.device) -> Any:
+    """Returns the memory of a tensor to read; on a device for Triton's kernels, also where CuPy is installed."""
+    found = read(name, x, place)
+    return found if place == CPU else of_triton(x.detach().contiguous(), place.index)
 
 
 def _kind(dtype: Any) -> torch.dtype:
@@ -70,12 +82,14 @@ def _kind(dtype: Any) -> torch.dtype:
     return kind
 
 
-def _read(name: str, value: Any) -> Any:
-    """Returns a setting, which may be a tensor, as NumPy takes it."""
+def _read(name: str, value: Any, place: torch.device = CPU) -> Any:
+    """Returns a setting, which may be a tensor, as NumPy takes it. What is of rows stays where the logits lie."""
     if not isinstance(value, Tensor):
         return value
     check_plain(name, value)
     graph.check_no_gradient(**{name: value})
+    if name in OF_ROWS and place != CPU and place_of(name, value) == place:
+        return of_triton(value.detach(), place.index)
     place_of(name, value)
     return to_numpy(value)
 
@@ -85,7 +99,8 @@ def _written(out: Any) -> Any:
         raise TypeError(f"out: expected a torch.Tensor, as logits is one, got {type(out).__name__}")
     if out.dtype not in TOKENS:
         raise TypeError(f"out: dtype {out.dtype}: expected torch.int64 or torch.int32")
-    return memory("out", out.detach(), CPU)
+    place = place_of("out", out)
+    return memory("out", out.detach(), CPU) if place == CPU else of_triton(out.detach(), place.index)
 
 
 @operator(
@@ -181,6 +196,10 @@ def _cross_entropy(
     return (None, name, tuple(options.items()), tuple(given), 1), tuple(given.values())
 
 
+def _loss_of(loss: Any) -> Tensor:
+    return torch.as_tensor(getattr(loss, "tensor", loss), dtype=torch.float32)
+
+
 class CrossEntropy(graph.Operation):
     """masked_cross_entropy or rate_loss. Slots are the logits, and what else is given."""
 
@@ -193,16 +212,22 @@ class CrossEntropy(graph.Operation):
 
     def value(self, tensors: Sequence[Any], upstream: Any = 1.0, grad: Any = None) -> tuple[Tensor, Any]:
         """Returns the loss, and its gradient if it is wanted: grad is its tensor, or True for a new one."""
-        logits, place = tensors[0], _place(tensors[0], self.name)
-        values = read("logits", logits, place)
-        given = {name: _read(name, x) for name, x in zip(self.slots, tensors, strict=True) if name != "logits"}
+        logits, place = tensors[0], place_of("logits", checked("logits", tensors[0]))
+        if self.name == "rate_loss" and place != CPU:
+            raise NotImplementedError(
+                f"logits: rate_loss has no kernel for {place}; pass them in host memory, logits.cpu()"
+            )
+        values = _memory("logits", logits, place)
+        given = {name: _read(name, x, place) for name, x in zip(self.slots, tensors, strict=True) if name != "logits"}
         given |= dict(self.options)
         if grad is None:
-            return torch.as_tensor(getattr(nf, self.name)(values, **given), dtype=torch.float32), None
+            return _loss_of(getattr(nf, self.name)(values, **given)), None
         out = None if grad is True else grad
-        options = {"upstream": _read("upstream", upstream), "out": write("out", out, place, logits.dtype)}
+        made = write("out", out, place, logits.dtype)
+        made = made if out is None or place == CPU else of_triton(out.detach(), place_of("out", out).index)
+        options = {"upstream": _read("upstream", upstream, place), "out": made}
         loss, gradient = getattr(nf, f"{self.name}_and_grad")(values, **given, **options)
-        return torch.as_tensor(loss, dtype=torch.float32), as_tensor(gradient, out, logits.dtype)
+        return _loss_of(loss), as_tensor(gradient, out, logits.dtype)
 
     def gradient(
         self, slot: str, index: Any, kept: Sequence[Tensor], noise: Any, grads: Sequence[Tensor], out: Any = None

@@ -27,7 +27,7 @@ def view(name: str, x: Any) -> Any:
 
 
 def from_numpy(array: Any, like: Any) -> Any:
-    return array.tensor if hasattr(array, "tensor") else as_tensor(array, None, torch.int64)
+    return as_tensor(array, None, torch.int64)
 
 
 def written(x: Tensor, array: Any) -> Any:

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The noise of a sensitive sensor, in the hue and the lightness of RGB images, as Albumentations' ISONoise makes it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import backends
+from ..arguments.types import Array
+from ..call.description import FLOAT32, Iso, Lightness, Step
+from ..ground.float_mode import float_mode
+from ..language.levels import LEVELS, levels_of
+from ..language.noise import UNIFORM, Noise
+from ..operations.draw import UNIT, randn
+from ..operations.words import words
+
+Floats = NDArray[np.float32]
+
+
+def iso_noise(frames: Array, turn: float, intensity: float, noise: Noise) -> Array:
+    """Changes checked frames (n, height, width, 3), one sample of the noise.
+
+    The lightness l becomes l + N intensity (1 - l), N Poisson with mean intensity times the standard deviation of
+    lightness in the frame, and the hue turns by `turn` sixths of a circle times a normal number.
+    """
+    x = np.ascontiguousarray(frames)
+    result = np.empty_like(x)
+    if not x.size:
+        return result
+    shape, top = x.shape[:3], float(LEVELS.get(levels_of(x.dtype) or "", 1))
+    pixels = shape[1] * shape[2]
+    last = _last_words([deviation * intensity for deviation in _deviations(x, pixels, top)])
+    step = Step.of_one_row(1, shape, UNIT, None, np.empty(1, FLOAT32), "normal", [noise])
+    call = Iso(step, x, result, last, last.shape[1], pixels, turn, intensity, top, x.dtype)
+    if backends.current().run(call) is NotImplemented:
+        z = randn(shape, noise, dtype="float32", batched=False)
+        word = words((1, *shape), [noise.at(stream=UNIFORM)]).reshape(shape)
+        counts = (word[..., None] > last[:, None, None]).sum(-1, dtype=FLOAT32)
+        with float_mode():
+            changed = _changed(_light(x, top), counts, z * np.float32(turn), np.float32(intensity)) * np.float32(top)
+        result[...] = changed if top == 1 else np.rint(changed)
+    return result
+
+
+def _light(x: Array, top: float) -> Floats:
+    return x.astype(FLOAT32) * np.float32(1 / top)
+
+
+def _deviations(x: Array, pixels: int, top: float) -> list[float]:
+    """Returns the standard deviation of the lightness of each frame. The sums are whole numbers, in any order."""
+    sums = np.zeros((len(x), 2), np.uint64)
+    if backends.current().run(Lightness(x, sums, len(x) * pixels, pixels, top, x.dtype)) is NotImplemented:
+        light = _light(x, top)
+        both = (light.max(-1) + light.min(-1)) * np.float32(2**16)
+        whole = np.where(both > 0, both, 0).clip(0, 2**17).astype(np.uint64).reshape(len(x), -1)
+        sums[:] = np.stack([whole.sum(1), (whole * whole).sum(1)], 1)
+    return [math.sqrt((pixels * squares - total * total) / pixels**2) / 2**17 for total, squares in sums.tolist()]
+
+
+def _last_words(means: list[float]) -> NDArray[np.uint32]:
+    """Returns the last words that give 0, 1, .. of each Poisson distribution (means, numbers)."""
+    k = np.arange(1, math.ceil(max(means) + 12 * math.sqrt(max(means)) + 30))
+    weights = np.cumprod(np.divide.outer(np.array(means), k), axis=1)
+    sums = 1 + np.insert(np.cumsum(weights, axis=1), 0, 0, axis=1)
+    last = np.rint(sums / sums[:, -1:] * 2.0**32) - 1
+    return np.ascontiguousarray(last[:, (last < 2**32 - 1).any(axis=0)]).astype(np.uint32)
+
+
+def _changed(rgb: Floats, counts: Floats, turn: Floats, intensity: np.float32) -> Floats:
+    """Returns pixels in other light and hue: lightness and saturation of HLS, and the hue in sixths of a circle."""
+    one, r, g, b = np.float32(1), *np.moveaxis(rgb, -1, 0)
+    most, few = rgb.max(-1), rgb.min(-1)
+    spread, both = most - few, most + few
+    light, grey = both * np.float32(0.5), spread <= 0
+    part = np.where(grey, one, spread)
+    saturation = np.where(grey, 0, spread / np.where(grey, one, np.where(both <= 1, both, 2 - both)))
+    first, second = most == r, most == g
+    sector = np.where(grey, 0, np.where(first, g - b, np.where(second, b - r, r - g)) / part)
+    hue = (sector + np.where(first, 0, np.where(second, np.float32(2), np.float32(4)))) + turn
+    lit = _within_one(light + (counts * intensity) * (1 - light))
+    amplitude = saturation * np.minimum(lit, 1 - lit)
+    place = hue[..., None] * 2 + np.array([0, 8, 4], np.float32)
+    place = np.where(place < 0, place + 12, np.where(place >= 12, place - 12, place))
+    changed: Any = lit[..., None] - amplitude[..., None] * np.minimum(place - 3, 9 - place).clip(-1, 1)
+    return _within_one(changed)
+
+
+def _within_one(x: Floats) -> Floats:
+    return np.where(x > 0, np.minimum(x, np.float32(1)), np.float32(0))
