@@ -62,7 +62,7 @@ BY_THOSE_ALONE = {
     "backends.spec": "backends.reference backends.numba.* backends.triton.* interop.jax*",
     "backends.reference": "legacy interop.jax*",
     "backends.numba.*": "backends.numba.* numba",
-    "backends.triton.*": "backends backends.triton.* triton interop.torch.arrays",
+    "backends.triton.*": "backends backends.triton.* triton interop.torch.arrays interop.jax.devices",
 }
 # Libraries that are imported only on use. Modules of `interop` and `commands` need the extras' libraries.
 OPTIONAL = {
@@ -268,11 +268,11 @@ def test_a_package_hides_none_of_its_modules(package):
 
 
 @pytest.mark.parametrize(
-    "text", ["from ...arguments import calls", "from ..call.packed import pure", "def floats():\n    pass"]
+    "text", ["from ...arguments import calls", "from ..call.packed import devices", "def levels():\n    pass"]
 )
 def test_a_hidden_module_is_seen(text):
     assert hidden("interop.jax", text)
-    assert not hidden("interop.jax", "from . import calls\nfrom .pure import outputs")
+    assert not hidden("interop.jax", "from . import calls\nfrom .devices import outputs")
 
 
 def circle(graph):

@@ -51,6 +51,16 @@ def test_what_repositories_of_scientific_python_have():
     assert sorted(DECLINED.keys() - failed.keys()) == []
 
 
+@pytest.mark.parametrize("patch", sorted((ROOT / "integrations").glob("*.patch")), ids=lambda path: path.stem)
+def test_a_host_changes_thirty_lines_at_most(patch):
+    """integrations/README.md says how many. Seen to fail: a patch that removed the host's other files."""
+    lines = [line for line in patch.read_text().splitlines() if line[:3] not in ("+++", "---")]
+    added, removed = (sum(line[:1] == sign for line in lines) for sign in "+-")
+    assert 0 < added + removed <= 30
+    row = next(row for row in patch.with_name("README.md").read_text().splitlines() if f"]({patch.name})" in row)
+    assert row.endswith(f" {added}, {removed} |")
+
+
 def test_notice_names_files_that_are_there():
     named = re.findall(r"(?:docs|tests|LICENSES)/[\w./-]+\w", (ROOT / "NOTICE").read_text())
     assert len(named) > 10

@@ -30,7 +30,7 @@ declare -A tests=(
         tests/interop/test_diffusers_runs.py tests/interop/test_diffusers_forward.py tests/interop/test_diffusers_exact.py
         tests/interop/test_diffusers_fallbacks.py tests/interop/test_diffusers_pipelines.py
         tests/interop/test_diffusers_device.py tests/interop/test_k_diffusion.py"
-    [jax]="tests/interop/test_jax.py tests/interop/test_jax_pure.py tests/interop/test_dask.py
+    [jax]="tests/interop/test_jax.py tests/interop/test_dask.py
         tests/interop/test_dask_cluster.py tests/cli/test_noise_command.py"
     [transforms]="tests/interop/test_albumentations.py tests/interop/test_audiomentations.py tests/interop/test_grain.py
         tests/interop/test_kornia.py tests/interop/test_monai.py tests/interop/test_skimage.py

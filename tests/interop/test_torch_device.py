@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """torch tensors on a real CUDA device, by CuPy's kernels and by Triton's: `pytest -m gpu`.
 
-test_torch_cuda.py and test_torch_triton.py have the tests that need none."""
+test_torch_cuda.py and test_torch_triton.py have the tests that need none.
+"""
 
 import contextlib
 import re
@@ -96,8 +97,6 @@ def nobody_waits():
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.uint8], ids=str)
 @pytest.mark.parametrize("call", CALLS)
 def test_bits_of_the_cpu(door, call, dtype, shape):
-    if door == "triton" and call == "q_walk":
-        pytest.skip("Triton has no walks")
     if dtype == torch.uint8 and "q_sample" not in call:
         pytest.skip("bytes are images, and no state of a walk")
     if call == "q_sample 6" and shape != (3, 5, 4):
@@ -262,8 +261,6 @@ def test_tensors_of_two_places(door):
 
 @pytest.mark.parametrize("name", [name for name in DIFFERENTIABLE if name != "q_sample of a noise"])
 def test_gradients(door, name):
-    if door == "triton" and "q_walk" in name:
-        pytest.skip("Triton has no walks")
     x, g = (tensor(3, 4, dtype=torch.float64, seed=s) for s in range(2))
     there = x.cuda().requires_grad_()
     assert gradcheck(DIFFERENTIABLE[name], there)

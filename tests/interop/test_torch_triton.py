@@ -34,7 +34,7 @@ from noisefuse.backends import selftest as backend_test
 from noisefuse.backends.triton import kernels
 from noisefuse.commands import cli, selftest
 from noisefuse.commands.bench.contenders import Case
-from noisefuse.commands.bench.cuda import BY_TRITON, contenders
+from noisefuse.commands.bench.cuda import OPERATIONS, contenders
 from noisefuse.interop.torch import arrays as torch_arrays
 from test_torch import (
     CALLS,
@@ -249,6 +249,16 @@ def test_losses_of_all_keys(key, dtype):
     assert same(found, (loss_of(loss, dtype), gradient))
 
 
+def test_squares_are_rounded_with_their_sum():
+    """The sum of a chunk hides most roundings, so there are many. Seen to fail: squares rounded before they are
+    added."""
+    pred = tensor(48, 130)
+    options = {"target": "epsilon", "reduction": "none"}
+    expected = nf.mse_loss(pred, None, 3, S, N, **options)
+    with on_triton():
+        assert torch.equal(nf.mse_loss(pred, None, 3, S, N, **options), expected)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_backward_pass_of_a_loss(name):
     given, options = arguments(name, grad=True)
@@ -428,7 +438,7 @@ def test_info_and_selftest_say_whether_it_serves(monkeypatch, capsys):
         assert capsys.readouterr().out.endswith("\nrandn on triton        FAILED\n1 of 1 checks FAILED: triton\n")
 
 
-@pytest.mark.parametrize("operation", BY_TRITON)
+@pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_the_benchmark_runs(operation, dtype):
     """Alone, and beside CuPy's kernels. Rivals need a device."""
@@ -438,11 +448,11 @@ def test_what_the_benchmark_runs(operation, dtype):
         assert [*calls] == ["noisefuse", "copyto"]
         calls["noisefuse"]()
         calls["copyto"]()
-        assert len(launches) == 1
+        assert launches
     with stand_in.installed() as cupy, on_triton() as launches:
         cupy.copyto, cupy.random = print, SimpleNamespace(default_rng=lambda seed: np.random.default_rng(seed))
         both = contenders({"cuda": cupy, "triton": torch}, case)
         both["Triton"]()
-        assert len(launches) == 1
+        assert launches
     papers = ["CuPy"] * (operation == "q_sample" and dtype == "float32")
     assert [*both] == ["noisefuse", *papers, "copyto", "Triton"]

@@ -2,7 +2,7 @@
 """Tokens on a CUDA device by Triton's kernels, without a device: cuda_kernels/triton_door.py.
 
 Seen to fail: words of the place without the window's start, one p on the device read for each sample, p of a sample's
-first token for all of them, the further digits of stream 14; the noise's own seed from position 2^14 on, one of the ties
+first token for all of them, the further digits of stream 14; the noise's own seed from position 2^14 on, one tie
 less in the k largest; losses without weights, the gradient at the id as at other tokens.
 """
 

@@ -88,6 +88,11 @@ class Array:
 
     __rand__ = __and__
 
+    def set(self, a: np.ndarray[Any, Any]) -> None:
+        """Copies an array in host memory here."""
+        bits = torch.from_numpy(np.ascontiguousarray(a).view(np.uint8))
+        self.tensor.copy_(bits.view(self.tensor.dtype).reshape(self.shape))
+
     def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Any:
         """Stands for the functions of NumPy that checks call."""
         if function is np.broadcast_to:
@@ -102,6 +107,7 @@ class Array:
     def _refuse(self, *given: Any, **options: Any) -> Any:
         raise NotImplementedError(NEEDS_CUPY)
 
+    swapaxes: Callable[..., Any] = _refuse
     __array__: Callable[..., Any] = _refuse
     __iadd__: Callable[..., Any] = _refuse
     __imul__: Callable[..., Any] = _refuse

@@ -224,6 +224,34 @@ def affine(
         put(aux2, at, inside, third, 0)
 
 
+@triton.jit
+def chosen(pointer, GIVEN: tl.constexpr, SLOT: tl.constexpr):
+    """Returns an array that a call has, or None."""
+    found = None
+    if GIVEN >> SLOT & 1:
+        found = pointer
+    return found
+
+
+@triton.jit
+def of_jax(
+    rows, index, x, m1, m2, past1, past2, past3, past4, z, names, axes, out, aux1, aux2,
+    N_ROWS: tl.constexpr, OF_ROW: tl.constexpr, PERIOD: tl.constexpr, RUN: tl.constexpr, SPAN: tl.constexpr,
+    PARTS: tl.constexpr, TILES: tl.constexpr, GIVEN: tl.constexpr, OUTPUTS: tl.constexpr, ACTIVE: tl.constexpr,
+    DRAW: tl.constexpr, DOUBLE: tl.constexpr, BY_INDEX: tl.constexpr, BY_PERIOD: tl.constexpr, MASKED: tl.constexpr,
+    LEVELS: tl.constexpr, AXES: tl.constexpr, FOURS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The same pass with arguments as jax-triton hands them over: arrays alone, and outputs after inputs. GIVEN: the
+    slots of inputs that the call has, in place of which others are some array."""
+    affine(
+        rows, N_ROWS, index, 0, OF_ROW, PERIOD,
+        chosen(x, GIVEN, 0), chosen(m1, GIVEN, 1), chosen(m2, GIVEN, 2), chosen(past1, GIVEN, 4),
+        chosen(past2, GIVEN, 5), chosen(past3, GIVEN, 6), chosen(past4, GIVEN, 7), chosen(z, GIVEN, 8),
+        out, chosen(aux1, OUTPUTS, 1), chosen(aux2, OUTPUTS, 2), names, 0, 0, 0, 0, 0, None, None, axes,
+        RUN, SPAN, PARTS, TILES, ACTIVE, DRAW, DOUBLE, BY_INDEX, BY_PERIOD, MASKED, LEVELS, AXES, FOURS, BLOCK,
+    )  # fmt: skip
+
+
 @triton.jit(do_not_specialize=["seed", "sample", "step", "stream", "start", "times"])
 def walk(
     rows, keep, x, out, names, seed: tl.uint64, sample: tl.int64, step: tl.int64, stream: tl.int64, start: tl.int64,

@@ -24,7 +24,7 @@ RIVALS = {
 }
 
 
-BY_TRITON = ("randn", "q_sample", "q_step", "ddim", "ddpm")
+OPERATIONS = ("randn", "q_sample", "q_step", "ddim", "ddpm", "mse_loss")
 
 
 def device() -> Device:
@@ -36,7 +36,7 @@ def device() -> Device:
         raise OSError(f"bench --device cuda: {states['cuda']}. Triton: {states['triton']}")
     return Device(
         where={"card": card(found), **machine()},
-        operations=(*BY_TRITON, *(["mse_loss"] if "cuda" in found else [])),
+        operations=OPERATIONS,
         # an action chunk, whose whole time is the launch; and sizes beyond the caches
         sizes=((1, 16, 7), (64, 3, 64, 64), (256, 3, 128, 128), (1024, 4, 256, 256)),
         dtypes=("float32", "bfloat16"),
@@ -64,7 +64,7 @@ def contenders(found: dict[str, Any], case: Case) -> dict[str, Call]:
         if case.operation == "q_sample" and case.dtype == "float32":
             calls["CuPy"] = as_papers(cupy, case, x)
         calls |= rivals(case) | {"copyto": partial(cupy.copyto, out, x)}
-    if "triton" in found and case.operation in BY_TRITON:
+    if "triton" in found:
         triton = arrays_of_triton()
         x_t, m_t, to = (triton.empty(0, case.shape, dtype) for dtype in (case.x_dtype, case.out_dtype, case.out_dtype))
         for made in (x_t, m_t):

@@ -20,6 +20,7 @@ import noisefuse as nf
 from ...arguments.arrays import fast_dtype
 from ...arguments.calls import Index, kept_times, make_call
 from ...arguments.options import FAST_LEVELS, fast_table, lengths
+from ...backends import spec
 from ...call.description import Step
 from ...ground.checks import is_tracer
 from ...ground.libraries import Library
@@ -50,7 +51,6 @@ from .categories import (
 )
 from .description import WALKS
 from .eager import fast_random, fast_row
-from .floats import SPEC
 from .internals import varying, varying_axes
 from .levels import interpolate, noised
 from .loss import (
@@ -113,7 +113,8 @@ def from_key(key: Any) -> nf.Noise:
 def _hashed(words: Any) -> Any:
     """Returns the first two words of `philox4x32(words, [0, 0])` in a program."""
     with jax.enable_x64(True):
-        return jnp.stack(SPEC.philox4x32(*words, 0, 0)[:2])
+        philox = spec.bind(None, None, uint32=jnp.uint32, uint64=jnp.uint64).philox4x32
+        return jnp.stack(philox(*words, 0, 0)[:2])
 
 
 def to_key(noise: nf.Noise) -> Any:

@@ -4,8 +4,8 @@
 The operation gets a `Described`, which holds shapes and dtypes and is a value that JAX can compare, and operands, which
 hold all numbers: rows of coefficients, row numbers, the noise's key, and arrays. So a program with other numbers is the
 same program. On CPUs it is a custom call of XLA's typed FFI (csrc/xla/xla.cpp), which runs the native kernels on XLA's
-buffers. Elsewhere it is written in jax.numpy (pure.py), and with another backend XLA calls Python
-(`jax.pure_callback`); the bits are the same.
+buffers. On NVIDIA's devices jax-triton runs Triton's kernel of rows (devices.py). With another backend XLA calls
+Python (`jax.pure_callback`); the bits are the same.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ...language.levels import INFO, LEVELS
 from ...language.noise import SAMPLES, Noise
 from ...language.rows import AFFINE, BOUNDS, CLEAN, M1, M2, PAST1, TIMES_CLEAN, TIMES_ROOT, Rows, X, Z
 from ...tokens.categorical import categorical
-from . import pure
+from . import devices
 from .description import (
     FIELDS,
     IDS,
@@ -200,18 +200,31 @@ def _callback(*operands: Any, what: Described) -> Any:
 _call_back = mlir.lower_fun(_callback, multiple_results=True)
 
 
-def _without_handler(context: Any, *operands: Any, what: Described) -> Any:
-    """Lowers the call to jax.numpy, or to a call of Python."""
+def _without_kernels(context: Any, *operands: Any, what: Described) -> Any:
+    """Lowers the call to one of Python, where that was asked for. (Draws of tokens have no other way there.)"""
     if what.way == "callback" or what.kind == RACES:
         return _call_back(context, *operands, what=what)
+    where = "/".join(context.module_context.platforms)
+    raise NotImplementedError(f"noisefuse has no kernels for JAX's arrays on {where}: {IN_HOST_MEMORY}")
+
+
+IN_HOST_MEMORY = "NOISEFUSE_JAX=callback in the environment computes in host memory, with the same bits"
+
+
+def _by_triton(context: Any, *operands: Any, what: Described) -> Any:
+    """Lowers the call to Triton's kernel of rows, on GPUs."""
+    if what.way == "callback" or what.kind == RACES:
+        return _call_back(context, *operands, what=what)
+    if not devices.has(what):
+        raise NotImplementedError(f"on a device JAX has no walks, losses, log-densities and levels: {IN_HOST_MEMORY}")
     with jax.enable_x64(True):
-        return mlir.lower_fun(partial(pure.outputs, what), multiple_results=True)(context, *operands)
+        return mlir.lower_fun(partial(devices.outputs, what), multiple_results=True)(context, *operands)
 
 
 def _foreign_call(context: Any, *operands: Any, what: Described) -> Any:
     """Lowers the call to XLA's FFI, on CPUs."""
-    if what.way != "ffi":
-        return _without_handler(context, *operands, what=what)
+    if what.way != "ffi" or native is None:
+        return _call_back(context, *operands, what=what)
     if is_for_several(context) and _has_parts(what):
         ranks = tuple([x.ndim for x in context.avals_in])
         return mlir.lower_fun(_in_parts(what, ranks), multiple_results=True)(context, *operands)
@@ -224,10 +237,12 @@ def _foreign_call(context: Any, *operands: Any, what: Described) -> Any:
     return lowering(context, *operands, **what.attributes())
 
 
-mlir.register_lowering(call_p, _without_handler)
+mlir.register_lowering(call_p, _without_kernels)
+mlir.register_lowering(call_p, _foreign_call, platform="cpu")
+for platform in ("cuda", "rocm"):
+    mlir.register_lowering(call_p, _by_triton, platform=platform)
 if native is not None:
     jax.ffi.register_ffi_target(TARGET, native.xla_handler(), platform="cpu")
-    mlir.register_lowering(call_p, _foreign_call, platform="cpu")
     check_devices(call_p)  # otherwise a batch is gathered before it
 
 

@@ -78,21 +78,18 @@ class Described:
         return {name: np.array(values, np.int64) for name, values in numbers.items()}
 
 
-WAYS = ("ffi", "callback", "jnp")
+WAYS = ("ffi", "callback")
 _wanted = os.environ.get("NOISEFUSE_JAX")
 if _wanted and _wanted not in WAYS:
     raise ValueError(f"NOISEFUSE_JAX={_wanted!r}: expected one of {', '.join(WAYS)}")
 
 
 def way() -> str:
-    """Returns how later calls run: by XLA's FFI on platforms with a handler and in jax.numpy on others; by Python, if a
-    backend was chosen; or always in jax.numpy. NOISEFUSE_JAX or the backend decides."""
+    """Returns how later calls run: by the platform's kernels, on CPUs by XLA's FFI; or by Python, if a backend was
+    chosen. NOISEFUSE_JAX or the backend decides."""
     if _wanted:
         return _wanted
-    backend = current().__name__.rpartition(".")[2]
-    if native is None:
-        return "jnp" if backend == "reference" else "callback"
-    return "ffi" if backend == "native" else "callback"
+    return "ffi" if native is None or current().__name__.endswith(".native") else "callback"
 
 
 def described(call: Step, kind: int, roles: Sequence[int], outputs: Any, **rest: Any) -> Described:
