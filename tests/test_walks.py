@@ -84,7 +84,7 @@ WALKS = {
     "a step of dream, by rank": (lambda: lambda: BY_ENTROPY.step(0, MASKS, LOGITS, N, BY_ENTROPY.state()), (3, 1, 0)),
     "a step of a factor": (lambda: lambda: BY_FACTOR.step(0, MASKS, LOGITS, N, BY_FACTOR.state()), (3, 1, 0)),
     "a step of a block": (lambda: lambda: MDLM.step(0, MASKS, LOGITS, BLOCK, MDLM.state()), (3, 1, 0)),
-    "a step of a shard": (lambda: lambda: BY_ENTROPY.step(0, MASKS, LOGITS, BLOCK, partial=True), (164, 15, 72)),
+    "a step of a shard": (lambda: lambda: BY_ENTROPY.step(0, MASKS, LOGITS, BLOCK, partial=True), (179, 16, 73)),
     "the step of all shards": (of_shards, (35, 4, 4)),
     "a step of tokens, tensors": (
         lambda: of_logits(lambda x: MDLM.step(0, x[..., 0].long() + 50, x, N, MDLM.state())),
