@@ -6,7 +6,8 @@
 #include <array>
 #include <cstdint>
 
-// The version of the noise contract (docs/noise.md): of normals and uniforms, and, provisional, of masks and categories.
+// The version of the noise contract (docs/noise.md): of normals and uniforms, and, provisional, of masks and
+// categories.
 #define NOISEFUSE_NOISE_VERSION 1
 #define NOISEFUSE_PROVISIONAL_VERSION 1
 

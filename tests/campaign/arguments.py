@@ -146,7 +146,7 @@ SCHEDULES = {"LINEAR": LINEAR, "SHORT": SHORT, "COSINE": COSINE, "FLOW": FLOW, "
 @cache
 def sampler(name: str, clip: float | nf.samplers.Threshold | None = None) -> nf.Sampler:
     """Returns a sampler of five steps, on a schedule that it takes."""
-    schedule = FLOW if name.startswith("flow") or name == "dance_sde" else KARRAS if name == "edm" else LINEAR
+    schedule = FLOW if name.startswith("flow") or name in ("dance_sde", "rk4") else KARRAS if name == "edm" else LINEAR
     options = {} if clip is None else {"clip": clip}
     found: nf.Sampler = getattr(nf.samplers, name)(schedule, 5, **options)
     return found
