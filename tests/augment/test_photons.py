@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Counted photons of floats and uint16: augment.poisson without tables.
 
-Seen to fail: one term of the expansion left out, counting from 1, numbers of the next element's word.
+Seen to fail: the second term of the expansion left out, counting from 1, numbers of the next element's word.
 """
 
 import numpy as np
