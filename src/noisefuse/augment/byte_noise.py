@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
-from ..arguments.arrays import as_array, batch_shape
+from ..arguments.arrays import as_array, batch_shape, host_view
 from ..arguments.calls import Index, is_batch, make_call, run
 from ..arguments.options import FAST_LEVELS
 from ..arguments.types import Array, ArrayT, DType, Like
@@ -66,6 +66,7 @@ def poisson(
     check_number("gamma", float(gammas), 0.1, 10)
     if (other := beside_arrays(x)) is not None:
         return other.augmented(_poisson, x, noise, peak=peak, gamma=gamma, batched=batched, out=out)
+    x = host_view("x", x)
     if levels_of(getattr(x, "dtype", np.uint8)) != "uint8":
         return photons(x, peaks, float(gammas), noise, batched, out)
     tables, each = byte_tables.of_poissons(peaks.reshape(-1), float(gammas))
