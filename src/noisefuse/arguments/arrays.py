@@ -189,7 +189,8 @@ def as_array(name: str, x: object, allowed: tuple[str, ...] = FLOATS) -> Array:
         raise TypeError(f"{name}: expected {wanted(x)}, got {_kind(x)}{hint}")
     array = as_numbers(name, x)
     if dtype_name(array.dtype) not in allowed:
-        hint = f'; {name}.astype("{allowed[0]}") is one' if len(allowed) == 1 and array.dtype.kind == "f" else ""
+        can_be = len(allowed) == 1 and allowed[0] != "bfloat16" and array.dtype.kind == "f"
+        hint = f'; {name}.astype("{allowed[0]}") is one' if can_be else ""
         raise TypeError(f"{name}: dtype {array.dtype} is not supported, expected one of {', '.join(allowed)}{hint}")
     return array if array.dtype.isnative else copy(array, array.dtype.newbyteorder("="))
 

@@ -254,7 +254,7 @@ def of_numbers(numbers: Any, x: Tensor) -> Tensor:
     if (own := getattr(numbers, "tensor", None)) is not None:  # Triton's
         return own
     tensor = torch.empty(numbers.shape, dtype=torch.float64, device=x.device)
-    memory("numbers", tensor, x.device)[...] = numbers
+    memory("numbers", tensor, place_of("numbers", tensor))[...] = numbers
     return tensor
 
 
