@@ -106,7 +106,7 @@ def _maker(name: str) -> Callable[[int], tuple[Sampler, Any]]:
     """Returns a function that makes the sampler of so many noise levels, and one from a model's time to alpha and
     sigma."""
     rule = getattr(nf.samplers, name)
-    flow = name.startswith("flow") or name == "dance_sde"
+    flow = name.startswith("flow") or name in ("dance_sde", "rk4")
     kind = "flow" if flow else "ddpm" if name in ("lcm", "tcd") else "edm"
 
     def make(n: int) -> tuple[Sampler, Any]:
