@@ -65,7 +65,7 @@ void take_exponential(Doubles& x) {
         y = y < -700 ? Doubles{} - 700 : y;
         y = y > 700 ? Doubles{} + 700 : y;
         take_exponential(y);
-        put(numbers + i, (x > 0) & (x - x == 0) ? y : x);
+        put(numbers + i, ((x > 0) & (x - x == 0)) ? y : x);
     }
 }
 
@@ -101,7 +101,7 @@ void take_normal(Doubles& x, const Doubles& u) {
     over = middle ? over * q : ((0.17023821103 * tail + 1.3067284816) * tail + 2.7568153900) * tail + 1.4234372777;
     under = middle ? under : (0.12021132975 * tail + 0.73700164250) * tail + 1;
     x = over / under;
-    x = middle | (q > 0) ? x : -x;
+    x = (middle | (q > 0)) ? x : -x;
 }
 
 // The same of large means, by the expansion in 1 / sqrt(m) (Giles 2016, algorithm 955). From 2^40 on it is the mean.
