@@ -154,8 +154,7 @@ struct PoissonTables {
 struct Iso {
     const void* x;
     void* out;
-    const uint32_t*
-        last;  // `counts` of each frame: its Poisson number is how many of them lie below a word of stream 7
+    const uint32_t* last;   // `counts` of each frame: its Poisson number is how many lie below a word of stream 7
     int64_t counts, frame;  // frame: its pixels
     double turn, intensity, top;
     DType type;

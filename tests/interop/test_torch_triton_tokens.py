@@ -181,8 +181,8 @@ def logits_of(*shape, dtype=torch.float32, seed=0, ties=False):
 
 
 def check_draw(x, noise=N, launches=1, **options):
-    """What is drawn of logits on a device, and told of it, has the bits of the CPU. Of those of NumPy, too, as the fast
-    path of tensors is the same code."""
+    """Tokens of logits on a device, and their info, have the bits of the CPU, whose tensors and arrays share the fast
+    path."""
     on_cpu = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in options.items()}
     known = nf.categorical(x.clone(), noise, **on_cpu)
     with on_triton() as made:

@@ -25,6 +25,12 @@ OUT, AUX1, AUX2 = map(tl.constexpr, rows.AFFINE)
 COLUMNS, BOUNDS = tl.constexpr(rows.COLUMNS), tl.constexpr(rows.BOUNDS)
 TIMES_CLEAN, TIMES_ROOT = tl.constexpr(rows.TIMES_CLEAN), tl.constexpr(rows.TIMES_ROOT)
 NUMBERS = tl.constexpr(5)  # of a name: seed, sample, step, stream, and the first element of its window
+MOST = 2048  # elements of a program, or half as many float64: registers hold them
+
+
+def block_of(span: int, most: int = MOST, least: int = 32) -> int:
+    """Returns the elements of a program: a power of two."""
+    return min(most, max(least, 1 << (span - 1).bit_length()))
 
 
 @triton.jit

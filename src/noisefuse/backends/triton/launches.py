@@ -35,8 +35,8 @@ from . import kernels, races, tokens
 from . import loss as losses
 from .arrays import empty as empty
 from .arrays import uploaded
+from .kernels import MOST, block_of
 
-BLOCK = 2048  # the most elements of a program, or half as many float64: registers hold them
 TILE = 512  # the most elements of a loss at a time
 
 
@@ -46,7 +46,7 @@ def step(call: Step) -> None:
         raise NotImplementedError(NEEDS_CUPY)
     device, double = _device(call), call.arithmetic == FLOAT64
     noise, span, fours, axes = _noise(call, device)
-    block = _block(span, BLOCK // (1 + double))
+    block = block_of(span, MOST // (1 + double))
     tiles, out = -(-span // block), call.outputs[0]
     levels = None if out is None else levels_of(out.dtype)
     kernels.affine[(call.batch * call.size // span * tiles,)](
@@ -63,7 +63,7 @@ def walk(call: Walk) -> None:
     first = call.first._replace(segment=call.first.batch * call.first.size)
     device, double = _device(first), first.arithmetic == FLOAT64
     noise, span, fours, axes = _noise(first, device)
-    block = _block(span, BLOCK // (1 + double))
+    block = block_of(span, MOST // (1 + double))
     tiles = -(-span // block)
     x, *_, out, _, _ = _memory(first)
     kernels.walk[(first.batch * tiles,)](
@@ -82,7 +82,7 @@ def loss(call: Loss) -> None:
     sums = None if call.losses is None else empty(device, (call.pieces * chunks,), FLOAT64).tensor
     weights = None if call.weights is None else uploaded(call.weights, device)
     on_host = isinstance(call.upstream, np.ndarray) and not call.upstream.ndim
-    block = _block(span, TILE, ACCUMULATORS)
+    block = block_of(span, TILE, ACCUMULATORS)
     losses.chunks[(call.pieces * chunks,)](
         _table(residual.rows, double, device), *index, *_memory(residual)[:-2], *noise, span, residual.size // span,
         chunks, sums, weights, None if on_host else uploaded(call.upstream, device),
@@ -110,7 +110,7 @@ def masks(call: Masks) -> None:
         p = p.repeat_interleave(call.segment)
     elif p is not None and len(p) == 1:
         p = p.expand(call.step.batch).contiguous()
-    block = _block(size, BLOCK)
+    block = block_of(size)
     tiles = -(-size // block)
     grid = call.step.batch, min(tiles, 1 << 15), -(-tiles >> 15)  # CUDA's later axes have less than 2^16
     arrays: tuple[Any, ...] = call.tokens, call.out, call.masked
@@ -161,7 +161,7 @@ def cross_entropy(call: CrossEntropy) -> None:
 def _of_rows(n: int) -> dict[str, Any]:
     """Returns the constants of kernels of rows of n logits: C chunks are added up at once."""
     chunks = 1 << (-(-n // LOSS_CHUNK) - 1).bit_length()
-    return {"C": min(chunks, 32), "BLOCK": _block(n, BLOCK), "num_warps": 4, "enable_fp_fusion": False}
+    return {"C": min(chunks, 32), "BLOCK": block_of(n), "num_warps": 4, "enable_fp_fusion": False}
 
 
 def _setting(temperature: float, k: int) -> tuple[float, ...]:
@@ -169,11 +169,6 @@ def _setting(temperature: float, k: int) -> tuple[float, ...]:
     scale = Scale.of(temperature or 1.0)
     beta = 1 / temperature if temperature else -1.0
     return beta, *map(float, (scale.high, scale.low, scale.rate, scale.reach)), float(min(k, TOKENS))
-
-
-def _block(span: int, most: int, least: int = 32) -> int:
-    """Returns the elements of a program: a power of two."""
-    return min(most, max(least, 1 << (span - 1).bit_length()))
 
 
 def _index(call: Step, span: int, device: int) -> tuple[Any, ...]:

@@ -35,7 +35,7 @@ def add_squares(sums, r, GROUPS: tl.constexpr):
 
 @triton.jit
 def halved(sums, N: tl.constexpr):
-    """Returns the sum of (1, N) accumulators, (1, 1): j is added to j + N / 2, and so on."""
+    """Returns the sums of rows of N accumulators, (rows, 1): j is added to j + N / 2, and so on."""
     if N > 1:
         lower, upper = halves(sums, N)
         sums = halved(lower + upper, N // 2)

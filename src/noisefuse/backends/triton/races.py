@@ -6,9 +6,9 @@ import triton.language as tl
 
 from .device import block_words, exp64, minus_two_ln64, race_key, race_score, term32, terms_of
 from .kernels import name_of
+from .loss import ACCUMULATORS, CHUNK, halved
 
 NONE, ALL = tl.constexpr(float("-inf")), tl.constexpr(float("inf"))
-CHUNK, ACCUMULATORS = tl.constexpr(4096), tl.constexpr(64)  # call/description.py
 SETTINGS = tl.constexpr(6)  # of a temperature: beta, then high, low, rate, reach of its Scale, top_k
 
 
@@ -131,14 +131,6 @@ def rank_of(x, n, hidden, logit, token, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def halved(sums, C: tl.constexpr):
-    """Returns the sums of C times 64 accumulators, in a loss's order: those j and j + 32, then j and j + 16, .."""
-    for n in tl.static_range(6):
-        sums = tl.sum(tl.reshape(sums, (C, 2, ACCUMULATORS.value >> n + 1)), 1)
-    return tl.reshape(sums, (C,))
-
-
-@triton.jit
 def row_sums(x, n, hidden, least, last, most, beta, high, low, rate, reach, SPREAD: tl.constexpr, C: tl.constexpr):
     """Returns S and D of a row with a finite largest logit, from C chunks at a time."""
     total, spread = tl.full((), 0.0, tl.float64), tl.full((), 0.0, tl.float64)
@@ -162,7 +154,8 @@ def row_sums(x, n, hidden, least, last, most, beta, high, low, rate, reach, SPRE
             if SPREAD:
                 spreads = tl.fma(term, top.to(tl.float64)[:, None] - z.to(tl.float64), spreads)
         unit = term32(top, high, low, rate, floor).to(tl.float64)
-        sum_, spread_ = halved(sums, C) / unit, halved(spreads, C) / unit
+        sum_ = tl.reshape(halved(sums, ACCUMULATORS.value), (C,)) / unit
+        spread_ = tl.reshape(halved(spreads, ACCUMULATORS.value), (C,)) / unit
         behind = most.to(tl.float64) - largest.to(tl.float64)
         weight = tl.where(counts, exp64(-(behind * beta)), 0.0)
         more = tl.fma(behind, sum_, spread_)

@@ -21,7 +21,6 @@ from ...language.noise import SAMPLES, Noise
 from ...language.rows import D, Z
 from .description import FIELDS, IDS, INDEX, ROWS, START, STEP, STEP_CALLS, Described
 
-BLOCK = 2048  # the most elements of a program
 DRAWN = {code: name for name, code in DRAWS.items()}
 
 
@@ -66,7 +65,7 @@ def _of_one(what: Described, *operands: Any) -> list[Any]:
     given = sum(1 << slot for slot in range(Z + 1) if slot in by_role)
     shapes = [jax.ShapeDtypeStruct((math.prod(shape),), jnp.dtype(dtype)) for shape, dtype in what.outputs]
     unused = [jax.ShapeDtypeStruct((1,), jnp.float32)] * (3 - len(shapes))
-    block = min(BLOCK, max(32, 1 << (span - 1).bit_length()))
+    block = kernels.block_of(span, kernels.MOST // (1 + double))
     tiles = -(-span // block)
     levels = levels_of(np.dtype(what.outputs[0][1])) if what.outputs[0][1] in LEVELS else None
     results = jax_triton.triton_call(
