@@ -89,4 +89,5 @@ if compgen -G "$tmp/report*" >/dev/null; then
     cat "$tmp"/report*
     exit 1
 fi
+[ $status = 0 ] || echo "tests/sanitize.sh: the random calls or the tests above failed" >&2
 exit $status

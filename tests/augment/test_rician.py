@@ -4,6 +4,8 @@
 Seen to fail: a normal taken twice, x added to two parts, the normals of the next sample in place of the next draw.
 """
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -49,6 +51,15 @@ def test_a_std_and_a_noise_for_each_sample(compiled):
     for b in range(4):
         assert np.array_equal(rician(x[b], std[b], noises[b], coils=2, batched=False), done[b])
     assert np.allclose(done[0], x[0])
+
+
+def test_squares_beyond_the_type_are_infinite_in_silence(host):
+    """Seen to fail: the reference warned of an overflow, and native did not."""
+    x = np.float32([[1e30, -2e19, np.inf, np.nan, 1.0]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        done = rician(x, 1.0, N)
+    assert np.array_equal(np.isinf(done), [[True, True, True, False, False]]) and np.isnan(done[0, 3])
 
 
 @pytest.mark.skipif(nf.info()["backend"] != "native", reason="the other backends have no fast path")

@@ -16,6 +16,7 @@ from ..arguments.calls import is_batch
 from ..arguments.types import Array, ArrayT, Like
 from ..call.description import FLOAT32, FLOAT64, Rician, Step
 from ..ground.checks import check_integer
+from ..ground.float_mode import float_mode
 from ..language.noise import ELEMENTS, Noise
 from ..operations.draw import UNIT, randn
 from .lists import beside_arrays
@@ -88,12 +89,13 @@ def rician(
         return result
     each = strength.reshape(-1, *[1] * len(sample)).astype(arithmetic)
     total: Array = signal.reshape(shape).astype(arithmetic)
-    for d in range(draws):
-        part = [_part(name, draws, d, sample) for name in names]
-        z = randn((batch, 1, *sample), part[0] if len(part) == 1 else part, dtype=arithmetic)
-        value = each * z[:, 0] if d else total + each * z[:, 0]
-        total = total + value * value if d else value * value
-    total = np.sqrt(total).reshape(signal.shape)
+    with float_mode(), np.errstate(all="ignore"):
+        for d in range(draws):
+            part = [_part(name, draws, d, sample) for name in names]
+            z = randn((batch, 1, *sample), part[0] if len(part) == 1 else part, dtype=arithmetic)
+            value = each * z[:, 0] if d else total + each * z[:, 0]
+            total = total + value * value if d else value * value
+        total = np.sqrt(total).reshape(signal.shape)
     return gaussian(total, 0.0, noise, batched=batched, dtype=signal.dtype, out=result)
 
 
