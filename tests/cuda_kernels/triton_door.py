@@ -11,7 +11,7 @@ python -m cuda_kernels.triton_door ARCH [fused]    runs the machine code of all 
 
 import struct
 import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import ml_dtypes
 import numpy as np
@@ -50,6 +50,7 @@ def opened(*host, launch=lambda kernel, grid: kernel[grid]):
 
     backends.current()  # chosen first, as the choice brings its fast path
     there, addresses, launches = torch_arrays.place_of, {x.data_ptr() for x in host}, []
+    chosen: list[int] = []
 
     def place(name, x):
         return CUDA if x.device.type == "cpu" and x.data_ptr() not in addresses else there(name, x)
@@ -59,8 +60,15 @@ def opened(*host, launch=lambda kernel, grid: kernel[grid]):
             self.kernel = kernel
 
         def __getitem__(self, grid):
+            assert chosen, "launched on the device that happens to be torch's current one"
             launches.append(grid)
             return launch(self.kernel, grid)
+
+    @contextmanager
+    def device(number):
+        chosen.append(number)
+        yield
+        chosen.pop()
 
     with pytest.MonkeyPatch.context() as patch:
         for module in (torch_arrays, torch_categories, graph, torch_tokens):
@@ -68,7 +76,7 @@ def opened(*host, launch=lambda kernel, grid: kernel[grid]):
         patch.setitem(sys.modules, "cupy", None)
         patch.setattr(torch_arrays, "_HAS_CUPY", False)
         patch.setattr(arrays, "place", lambda device: torch.device("cpu"))
-        patch.setattr(torch.cuda, "device", lambda device: nullcontext())
+        patch.setattr(torch.cuda, "device", device)
         for module, name in KERNELS:
             patch.setattr(module, name, Launched(getattr(module, name)))
         patch.setattr(backends, "_tested_devices", backends._tested_devices | {("triton", n) for n in range(2)})
@@ -159,13 +167,31 @@ def calls():
     }  # fmt: skip
 
 
+def calls_on_logits():
+    """Returns the same for rows of logits. The interpreter of machine code does not know how lanes add up there."""
+    noise, info = nf.Noise(1), ("log_prob", "log_prob_raw", "entropy", "margin", "rank")
+    made = {}
+    for v in (300, 32000):
+        x, ids, masked = torch.zeros(2, 3, v), torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 3) > 0
+        few = {"temperature": 0.7, "top_k": 9}
+        made |= {
+            f"categorical of {v}": lambda x=x: nf.categorical(x, noise),
+            f"categorical of {v}, all info": lambda x=x: nf.categorical(x, noise, info=info),
+            f"categorical of {v}, top_k": lambda x=x, few=few: nf.categorical(x, noise, info=info, **few),
+            f"masked_cross_entropy of {v}": lambda x=x, given=(ids, masked): nf.masked_cross_entropy_and_grad(
+                x, *given, weight=0.5
+            ),
+        }
+    return made
+
+
 def counted():
     made = []
 
     def compiled(kernel, grid):
         return lambda *arguments, **options: made.append(kernel.warmup(*arguments, grid=grid, **options))
 
-    for name, call in calls().items():
+    for name, call in (calls() | calls_on_logits()).items():
         with opened(launch=compiled):
             call()
         counts = [machine_code(one.asm["cubin"]) for one in made]

@@ -150,7 +150,7 @@ def disassembled(cubin):
 
 def machine_code(cubin):
     """Returns how often each instruction stands in the machine code, by its name."""
-    return Counter(re.findall(r"/\*[0-9a-f]{4}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]+)", disassembled(cubin)))
+    return Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]+)", disassembled(cubin)))
 
 
 def main():

@@ -156,9 +156,8 @@ def of(array: Any) -> Any:
     if type(array).__module__.startswith(__name__):
         triton: Any = importlib.import_module(".triton.launches", __name__)
         if ("triton", array.device.id) not in _tested_devices:
-            with triton.torch.cuda.device(array.device.id):
-                for dtype in ("float32", "float64"):
-                    self_test("triton", triton.run, dtype, partial(triton.empty, array.device.id), type(array).get)
+            for dtype in ("float32", "float64"):
+                self_test("triton", triton.run, dtype, partial(triton.empty, array.device.id), type(array).get)
             _tested_devices.add(("triton", array.device.id))
         return triton
     global _cuda

@@ -125,6 +125,6 @@ def empty(device: int, shape: Any, dtype: Any) -> Array:
     return Array(torch.empty(shape, dtype=getattr(torch, kind.name), device=place(device)), device, kind)
 
 
-def uploaded(a: Any, device: int) -> Tensor:
-    """Returns the tensor of an array on this device, where NumPy's is copied."""
-    return a.tensor if isinstance(a, Array) else torch.tensor(a, device=place(device))
+def uploaded(a: Any, device: int) -> Any:
+    """Returns the tensor of an array on this device, where NumPy's is copied; None stays None."""
+    return a.tensor if isinstance(a, Array) else None if a is None else torch.tensor(a, device=place(device))

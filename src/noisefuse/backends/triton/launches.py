@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Triton backend: it hands checked calls on torch's tensors of a device to its kernels.
 
-Kernels run on the device and the stream that are torch's current ones; nothing is read back.
+Kernels run where the arrays lie, on torch's current stream there; nothing is read back.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def step(call: Step) -> None:
     block = block_of(span, MOST // (1 + double))
     tiles, out = -(-span // block), call.outputs[0]
     levels = None if out is None else levels_of(out.dtype)
-    kernels.affine[(call.batch * call.size // span * tiles,)](
-        _table(call.rows, double, device), *_index(call, span, device), max(1, call.period), *_memory(call), *noise,
-        span, call.size // span, tiles,
+    _launch(
+        kernels.affine, (call.batch * call.size // span * tiles,), device, _table(call.rows, double, device),
+        *_index(call, span, device), max(1, call.period), *_memory(call), *noise, span, call.size // span, tiles,
         ACTIVE=call.rows.active, DRAW=call.draw, DOUBLE=double, BY_INDEX=call.step_by_index,
         BY_PERIOD=call.period > 0, MASKED=call.masked, LEVELS=LEVELS[levels] if levels else 0,
-        AXES=axes, FOURS=fours, BLOCK=block, num_warps=4, enable_fp_fusion=False,
+        AXES=axes, FOURS=fours, BLOCK=block,
     )  # fmt: skip
 
 
@@ -66,10 +66,10 @@ def walk(call: Walk) -> None:
     block = block_of(span, MOST // (1 + double))
     tiles = -(-span // block)
     x, *_, out, _, _ = _memory(first)
-    kernels.walk[(first.batch * tiles,)](
-        _table(first.rows, double, device), uploaded(call.keep, device), x, out, *noise, span, first.batch * span,
-        tiles, len(call.keep), ACTIVE=first.rows.active, DOUBLE=double, AXES=axes, FOURS=fours, BLOCK=block,
-        num_warps=4, enable_fp_fusion=False,
+    _launch(
+        kernels.walk, (first.batch * tiles,), device, _table(first.rows, double, device), uploaded(call.keep, device),
+        x, out, *noise, span, first.batch * span, tiles, len(call.keep),
+        ACTIVE=first.rows.active, DOUBLE=double, AXES=axes, FOURS=fours, BLOCK=block,
     )  # fmt: skip
 
 
@@ -80,25 +80,26 @@ def loss(call: Loss) -> None:
     noise, span, fours, axes = _noise(residual, device)
     index = _index(residual, span, device)
     sums = None if call.losses is None else empty(device, (call.pieces * chunks,), FLOAT64).tensor
-    weights = None if call.weights is None else uploaded(call.weights, device)
+    weights = uploaded(call.weights, device)
     on_host = isinstance(call.upstream, np.ndarray) and not call.upstream.ndim
     block = block_of(span, TILE, ACCUMULATORS)
-    losses.chunks[(call.pieces * chunks,)](
-        _table(residual.rows, double, device), *index, *_memory(residual)[:-2], *noise, span, residual.size // span,
-        chunks, sums, weights, None if on_host else uploaded(call.upstream, device),
-        int(call.upstream.view(np.int64)) if on_host else 0, call.n,
-        ACTIVE=residual.rows.active, DRAW=residual.draw, DOUBLE=double, AXES=axes, FOURS=fours,
-        EACH=call.upstream.ndim > 0, BLOCK=block, num_warps=max(1, block // 128), enable_fp_fusion=False,
+    _launch(
+        losses.chunks, (call.pieces * chunks,), device, _table(residual.rows, double, device), *index,
+        *_memory(residual)[:-2], *noise, span, residual.size // span, chunks, sums, weights,
+        None if on_host else uploaded(call.upstream, device), int(call.upstream.view(np.int64)) if on_host else 0,
+        call.n, ACTIVE=residual.rows.active, DRAW=residual.draw, DOUBLE=double, AXES=axes, FOURS=fours,
+        EACH=call.upstream.ndim > 0, BLOCK=block, num_warps=max(1, block // 128),
     )  # fmt: skip
     if call.losses is None:
         return
     result: Any = call.losses
     direct = result.ndim or residual.batch == 1
     each, last = (result.tensor, call.n) if direct else (empty(device, (residual.batch,), FLOAT64).tensor, 1)
-    options, of_batch = {"num_warps": 1, "enable_fp_fusion": False}, (residual.batch,)
-    losses.samples[of_batch](sums, weights, *index, each, call.pieces // residual.batch, chunks, last, **options)
+    of_pieces = sums, weights, *index, each, call.pieces // residual.batch, chunks, last
+    _launch(losses.samples, (residual.batch,), device, *of_pieces, num_warps=1)
     if not direct:
-        losses.samples[1,](each, None, 0, None, 0, 1, result.tensor, 1, residual.batch, call.n, **options)
+        of_samples = each, None, 0, None, 0, 1, result.tensor, 1, residual.batch, call.n
+        _launch(losses.samples, (1,), device, *of_samples, num_warps=1)
 
 
 def masks(call: Masks) -> None:
@@ -115,53 +116,55 @@ def masks(call: Masks) -> None:
     grid = call.step.batch, min(tiles, 1 << 15), -(-tiles >> 15)  # CUDA's later axes have less than 2^16
     arrays: tuple[Any, ...] = call.tokens, call.out, call.masked
     count = 0 if p is not None else int(np.rint(call.p[0] * 2.0**32))
-    with torch.cuda.device(device):
-        tokens.masks[grid](
-            *(a.tensor for a in arrays), None if call.where is None else uploaded(call.where, device), p, count,
-            (call.mask ^ 1 << 63) - (1 << 63), call.vocabulary, *noise, size,
-            EACH=p is not None and len(p) > call.step.batch, NEW=call.vocabulary > 0, COMPLEMENT=call.complement,
-            AXES=axes, FOURS=fours, BLOCK=block, num_warps=4, enable_fp_fusion=False,
-        )  # fmt: skip
+    _launch(
+        tokens.masks, grid, device, *(a.tensor for a in arrays), uploaded(call.where, device), p, count,
+        (call.mask ^ 1 << 63) - (1 << 63), call.vocabulary, *noise, size,
+        EACH=p is not None and len(p) > call.step.batch, NEW=call.vocabulary > 0, COMPLEMENT=call.complement,
+        AXES=axes, FOURS=fours, BLOCK=block,
+    )  # fmt: skip
 
 
 def race(call: Race) -> None:
     """Draws a token of each row of logits."""
     x: Any = call.x
     device = x.device.id
-    where = None if call.where is None else uploaded(call.where, device)
     settings = np.array([_setting(*one) for one in zip(call.temperature, call.top_k, strict=True)])
     info = [call.token, call.log_prob, call.log_prob_raw, call.entropy, call.margin, call.rank]
-    with torch.cuda.device(device):
-        races.race[(call.rows,)](
-            x.tensor, call.n, uploaded(settings, device), uploaded(np.array(_setting(1.0, 0)), device), call.of_sample,
-            int(call.each), uploaded(call.position, device), where, call.hidden,
-            *(None if a is None else a.tensor for a in info),  # type: ignore[attr-defined]
-            *_name(call.fields, [0] * len(call.fields), device), CUT=bool(settings[:, -1].any()), **_of_rows(call.n),
-        )  # fmt: skip
+    _launch(
+        races.race, (call.rows,), device, x.tensor, call.n, uploaded(settings, device),
+        uploaded(np.array(_setting(1.0, 0)), device), call.of_sample, int(call.each), uploaded(call.position, device),
+        uploaded(call.where, device), call.hidden, *_tensors(info), *_name(call.fields, [0] * len(call.fields), device),
+        CUT=bool(settings[:, -1].any()), **_of_rows(call.n),
+    )  # fmt: skip
 
 
 def cross_entropy(call: CrossEntropy) -> None:
     """Computes the weighted losses of rows, or their mean, and the gradient."""
     x: Any = call.x
     loss: Any = call.loss
-    device, gradient = x.device.id, None if call.gradient is None else call.gradient.tensor  # type: ignore[attr-defined]
+    device = x.device.id
     unit = uploaded(np.array([*_setting(1.0, 0)[:-1], call.mean_of]), device)
     of_rows = x.empty((call.rows,), loss.dtype).tensor if loss.ndim == 0 else loss.tensor
     numbers = [uploaded(call.weight, device), call.weight_step, uploaded(call.upstream, device), call.upstream_step]
-    counts: Any = call.masked
+    _launch(
+        races.cross_entropy, (call.rows,), device, x.tensor, call.n, unit, uploaded(call.id, device),
+        uploaded(call.masked, device), *numbers, of_rows, *_tensors([call.gradient]), **_of_rows(call.n),
+    )  # fmt: skip
+    if loss.ndim == 0:
+        _launch(races.mean, (1,), device, of_rows, call.rows, loss.tensor, BLOCK=32, num_warps=1)
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], device: int, *arguments: Any, num_warps: int = 4, **of: Any) -> None:
+    """Launches a kernel on a device, with these constants. Products and sums stay apart."""
     with torch.cuda.device(device):
-        races.cross_entropy[(call.rows,)](
-            x.tensor, call.n, unit, uploaded(call.id, device), None if counts is None else uploaded(counts, device),
-            *numbers, of_rows, gradient, **_of_rows(call.n),
-        )  # fmt: skip
-        if loss.ndim == 0:
-            races.mean[(1,)](of_rows, call.rows, loss.tensor, BLOCK=32, num_warps=1)
+        kernel[grid](*arguments, num_warps=num_warps, enable_fp_fusion=False, **of)
 
 
 def _of_rows(n: int) -> dict[str, Any]:
-    """Returns the constants of kernels of rows of n logits: C chunks are added up at once."""
-    chunks = 1 << (-(-n // LOSS_CHUNK) - 1).bit_length()
-    return {"C": min(chunks, 32), "BLOCK": block_of(n), "num_warps": 4, "enable_fp_fusion": False}
+    """Returns the constants of kernels of rows of n logits: C chunks are added up at once. Without its own limit ptxas
+    spills a few registers of sm_90, to hold more threads."""
+    chunks, limit = 1 << (-(-n // LOSS_CHUNK) - 1).bit_length(), {} if torch.version.hip else {"maxnreg": 255}
+    return {"C": min(chunks, 8), "BLOCK": block_of(n, MOST // 2), **limit}
 
 
 def _setting(temperature: float, k: int) -> tuple[float, ...]:
@@ -181,7 +184,10 @@ def _index(call: Step, span: int, device: int) -> tuple[Any, ...]:
 
 def _memory(call: Step) -> list[Tensor | None]:
     """Returns inputs and outputs, without D, which is computed."""
-    arrays: Any = (*call.inputs[:D], *call.inputs[D + 1 :], *call.outputs)
+    return _tensors([*call.inputs[:D], *call.inputs[D + 1 :], *call.outputs])
+
+
+def _tensors(arrays: Sequence[Any]) -> list[Tensor | None]:
     return [None if a is None else a.tensor for a in arrays]
 
 

@@ -137,10 +137,11 @@ def row_sums(x, n, hidden, least, last, most, beta, high, low, rate, reach, SPRE
     number, lane = tl.arange(0, C), tl.arange(0, ACCUMULATORS.value).to(tl.int64)[None, :]
     for first in range(0, n, C * CHUNK.value):
         begin = (first + number.to(tl.int64) * CHUNK.value)[:, None]
-        largest = tl.full((C,), NONE.value, tl.float32)
+        found = tl.full((C, ACCUMULATORS.value), NONE.value, tl.float32)
         end = tl.minimum(n - first, CHUNK.value)
         for at in range(0, end, ACCUMULATORS.value):
-            largest = tl.maximum(largest, tl.max(logits(x, begin + at + lane, n, hidden, least, last), 1))
+            found = tl.maximum(found, logits(x, begin + at + lane, n, hidden, least, last))
+        largest = tl.max(found, 1)
         counts = largest > NONE.value
         largest = tl.where(counts, largest, 0.0)
         shift, fewest, floor = terms_of(largest, high, rate, reach)
@@ -211,7 +212,7 @@ def race(
         own = settings + entry * each * SETTINGS.value
         draws, k = tl.load(own) > 0, tl.load(own + 5).to(tl.int64)
         beta, high, low, rate, reach = scale_of(own)
-        seed, sample, step, stream, _ = name_of(names, seed, sample, step, stream, start, samples, counter, entry)
+        seed, sample, step, stream, start = name_of(names, seed, sample, step, stream, start, samples, counter, entry)
         none, zero = tl.full((), NONE.value, tl.float32), tl.full((), 0.0, tl.float64)
         most, at, nan = largest_of(x, n, hidden, BLOCK)
         races = draws & (most < ALL.value)

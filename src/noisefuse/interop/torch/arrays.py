@@ -312,15 +312,12 @@ _HAS_CUPY, _HAS_TRITON = (find_spec(name) is not None for name in ("cupy", "trit
 
 def on(place: torch.device) -> AbstractContextManager[None]:
     """Runs kernels on this device, in the order of torch's own."""
-    return _HERE if place.type == "cpu" else _on_stream(place)
+    cupy = None if place.type == "cpu" else _cupy()  # Triton's launches see to it themselves
+    return _HERE if cupy is None else _on_stream(cupy, place)
 
 
 @contextmanager
-def _on_stream(device: torch.device) -> Iterator[None]:
-    if (cupy := _cupy()) is None:
-        with torch.cuda.device(device):
-            yield
-        return
+def _on_stream(cupy: Any, device: torch.device) -> Iterator[None]:
     stream = _Stream(torch.cuda.current_stream(device).cuda_stream)
     with cupy.cuda.Device(device.index), cupy.cuda.Stream.from_external(stream):
         yield

@@ -19,11 +19,12 @@ ON_DEVICE = "q_mask", "q_uniform"  # Triton's kernels serve them, also where CuP
 def view(name: str, x: Any) -> Any:
     """Returns the memory of a tensor, which is the host's, or that of a device."""
     check_plain(name, x)
-    if name in ON_DEVICE and (place := place_of(name, x)).type == "cuda":
+    place = place_of(name, x)
+    if place == CPU:
+        return memory(name, x.detach().resolve_neg(), CPU)
+    if name in ON_DEVICE:
         return of_triton(x.detach(), place.index)
-    if not x.is_cpu:
-        raise NotImplementedError(f"{name}: expected tensors on the CPU, got one on {x.device}; copy it there first")
-    return memory(name, x.detach().resolve_neg(), CPU)
+    raise NotImplementedError(f"{name}: expected tensors on the CPU, got one on {place}; copy it there first")
 
 
 def from_numpy(array: Any, like: Any) -> Any:
