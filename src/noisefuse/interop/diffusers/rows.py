@@ -162,7 +162,8 @@ def tokens(scheduler: Any, base: type, times: Any) -> nf.Tableau:
 class _Tracing:
     """Finds the rows of a run. If the class remembers nothing, it finds all of them together. Otherwise it finds the
     first ones one after the other, until a step meets the same state as one of the two steps before it. From there on
-    it finds the rest together."""
+    it guesses that the rest repeats, and finds it together. If the guess is wrong, the next one begins no sooner than
+    where rows took different ways."""
 
     def __init__(self, scheduler: Any, probe: _Probe, step: Any, options: tuple[Any, ...], exact: bool) -> None:
         self.scheduler, self.probe, self.step, self.options, self.exact = scheduler, probe, step, options, exact
@@ -178,13 +179,13 @@ class _Tracing:
         if not self.memory:
             for group in self._guessed([*range(start, n)]):
                 self._together(self._state(), group)
-        i, together = start if self.memory else n, counts and self.in_lanes
+        i, self.guess = start if self.memory else n, start if counts and self.in_lanes else n
         while i < n:
             state = self._state()
-            known = min(len(before), 2) if together else 0
+            known = min(len(before), 2) if i >= self.guess else 0
             period = next((k for k in range(1, known + 1) if self._alike(before[-k], state)), n)
             if i + 2 * period <= n:
-                together, end = False, i + (n - i) // period * period
+                self.guess, end = n, i + (n - i) // period * period
                 places = self._guessed([*range(i, end, period)])
                 i = end if all(self._repeats(state, group, period) for group in places) else i
                 self._set(state, i)
@@ -224,7 +225,9 @@ class _Tracing:
         try:
             end = self._in_lanes(state, places, period) if len(places) > 1 else self._singly(state, places[0], period)
         except Parted as ways:
-            return all(self._repeats(state, group, period) for group in _split(places, ways.flags))
+            groups = _split(places, ways.flags)
+            self.guess = max(group[0] for group in groups)
+            return all(self._repeats(state, group, period) for group in groups)
         except Exception:  # the step's own error comes again
             return False
         return self._alike(state, end) or places == [len(self.timesteps) - period]
