@@ -381,9 +381,9 @@ class _Probe:
         """Makes one step of the scheduler at one of its times or, in lanes, at several. The scheduler goes on from
         there. `past` holds what the step computes, until `numbers` reads it. draws: all but the last of so many draws
         are NaN."""
-        together, self.draws, state = isinstance(t, Lanes), draws, unshared(vars(self.shadow))
-        held = self._hold(together)
-        before, gaps = self._attributes(), [value is None for value in held]
+        together, self.draws, attributes = isinstance(t, Lanes), draws, vars(self.shadow)
+        before, held = unshared(attributes), self._hold(together)
+        gaps = [value is None for value in held]
         token = CLAMP.set(self.clamp)
         try:
             with _Clamps(self) if self.clips and not together else nullcontext():
@@ -393,14 +393,15 @@ class _Probe:
         finally:
             CLAMP.reset(token)
         if self.drawn > draws:
-            vars(self.shadow).clear()
-            vars(self.shadow).update(state)
+            attributes.clear()
+            attributes.update(before)
             return self.rows(step, places, t, options, self.drawn)
         if self.varied is not None:
             self.variances[places[0]] = self.varied
-        after = {name: v for name, v in self._attributes().items() if not _same(before.get(name, self), v)}
+        others = {name: v for name, v in attributes.items() if name not in self.memory}
+        after = unshared({name: v for name, v in others.items() if not _same(before.get(name, self), v)})
         units = self.units
-        if not np.array_equal(self.block, self.columns):  # changed in place, it counts as another tensor
+        if not (self.block == self.columns).all():  # changed in place, it counts as another tensor
             were = dict(zip(map(id, units.values()), self.columns, strict=True))
             held = [v if id(v) not in were or np.array_equal(_array(v)[0], were[id(v)]) else object() for v in held]
         known = [None, t, units["x"], units["m1"], units["d"] if self.thresholds else object(), units["z"], *held]
@@ -413,8 +414,8 @@ class _Probe:
                 written.append(value)
             return pool[id(value)]
 
-        sample, *others = self.result.values()
-        results = _pick([place(value) for value in others])
+        sample, *beside = self.result.values()
+        results = _pick([place(value) for value in beside])
         remembers = self._remembers(place, after)
         if len(written) > 2:
             raise Unsupported(f"a step writes {len(written) + 1} tensors")
@@ -424,7 +425,7 @@ class _Probe:
         computed = _Computed(
             [self._array(value) for value in values], [*units], self.clean is not None, self.lo, self.hi
         )
-        kept = any(value is units["z"] for value in items(vars(self.shadow), self.memory))
+        kept = any(value is units["z"] for value in items(attributes, self.memory))
         steps, middle = {}, before.get("mid_point_sigma")
         for n, (i, then) in enumerate(zip(places, _of_rows(after, places), strict=True)):
             interval = self.interval and tuple(row_of(value, n) for value in self.interval)
@@ -460,9 +461,6 @@ class _Probe:
         _remember(self.shadow, self.memory, held)
         self.clean, self.drawn, self.interval, self.varied = None, 0, None, None
         return held
-
-    def _attributes(self) -> dict[str, Any]:
-        return unshared({name: value for name, value in vars(self.shadow).items() if name not in self.memory})
 
     def _array(self, value: Any) -> Any:
         array: Any = _array(value) if isinstance(value, Tensor) else np.empty(0)
@@ -592,8 +590,7 @@ def unshared(attributes: dict[str, Any]) -> dict[str, Any]:
 
 def _same(a: Any, b: Any) -> bool:
     """Tells whether these are the same object, or lists of the same objects."""
-    lists = isinstance(a, list) and isinstance(b, list) and len(a) == len(b)
-    return all(map(is_, a, b)) if lists else a is b
+    return a is b or (isinstance(a, list) and isinstance(b, list) and len(a) == len(b) and all(map(is_, a, b)))
 
 
 def _parts(interval: Any, middle: Tensor | None) -> tuple[float, float] | None:
