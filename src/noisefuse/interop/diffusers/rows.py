@@ -383,7 +383,6 @@ class _Probe:
         are NaN."""
         together, self.draws, attributes = isinstance(t, Lanes), draws, vars(self.shadow)
         before, held = unshared(attributes), self._hold(together)
-        gaps = [value is None for value in held]
         token = CLAMP.set(self.clamp)
         try:
             with _Clamps(self) if self.clips and not together else nullcontext():
@@ -426,7 +425,7 @@ class _Probe:
             [self._array(value) for value in values], [*units], self.clean is not None, self.lo, self.hi
         )
         kept = any(value is units["z"] for value in items(attributes, self.memory))
-        steps, middle = {}, before.get("mid_point_sigma")
+        gaps, steps, middle = [value is None for value in held], {}, before.get("mid_point_sigma")
         for n, (i, then) in enumerate(zip(places, _of_rows(after, places), strict=True)):
             interval = self.interval and tuple(row_of(value, n) for value in self.interval)
             drawn = self.drawn, kept, interval, _parts(interval, row_of(middle, n))
