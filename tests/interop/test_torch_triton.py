@@ -379,10 +379,12 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_tensors_of_the_host_beside_those_of_a_device(name):
-    """Seen to fail: an array of the wrong device handed to a kernel, where `memory` does not look."""
+    """Seen to fail: no look at where the memory lies."""
     x, y = tensor(2, 16), tensor(2, 16, seed=1)
     with on_triton(y) as launches:
-        with pytest.raises(ValueError, match=r"lies on (cpu|cuda:1), the other tensors on (cuda:1|cpu): expected all on"):
+        with pytest.raises(
+            ValueError, match=r"lies on (cpu|cuda:1), the other tensors on (cuda:1|cpu): "
+        ):
             ELSEWHERE[name](x, y)
         assert not launches
 
@@ -408,7 +410,7 @@ def test_samples_and_steps_beyond_the_last_one(name):
 
 
 def test_times_of_few_bits():
-    """A row's place in the table has more bits than its number."""
+    """A row's place in the table has more bits than its number. Seen to fail: times that are not made int64."""
     table = nf.Schedule.linear(256)
     for dtype in (torch.uint8, torch.int16, torch.int32):
         t = torch.tensor([1, 100, 127]).to(dtype)
@@ -418,12 +420,14 @@ def test_times_of_few_bits():
 
 
 def test_without_triton(monkeypatch):
-    """CuPy does not draw tokens on a device."""
+    """CuPy does not draw tokens on a device. Seen to fail: Triton's own error, or none where it is installed."""
     monkeypatch.setattr(torch_arrays, "_HAS_TRITON", False)
     with on_triton() as launches:
-        with pytest.raises(ImportError, match=r"tokens on a CUDA device need Triton: pip install 'noisefuse\[triton\]'"):
+        with pytest.raises(
+            ImportError, match="tokens on a CUDA device need Triton: pip install 'noisefuse"
+        ):
             nf.q_mask(tensor(3, 4).long(), 0.5, N, 9)
-        with pytest.raises(ImportError, match=r"tensors on a CUDA device need Triton or CuPy: pip install"):
+        with pytest.raises(ImportError, match="tensors on a CUDA device need Triton or CuPy: pip install"):
             nf.q_sample(tensor(3, 4), 3, S, N)
         assert not launches
 
