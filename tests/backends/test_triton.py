@@ -148,10 +148,10 @@ def python(code, **environment):
 def test_what_compiled_code_copies_gives_the_bits_of_native(tmp_path):
     """torch.compile writes a kernel and all that it calls into a program of its own, which runs here. Seen to fail: a
     function called as an attribute of a module, which is left out."""
-    private("torch._inductor.codegen.wrapper", copier := "user_defined_triton_kernel_transitive_closure_source_code")
+    copier = private("torch._inductor.codegen.wrapper", "user_defined_triton_kernel_transitive_closure_source_code")
     program = tmp_path / "copied.py"
     code = (
-        f"from torch._inductor.codegen.wrapper import {copier} as copied; from cuda_kernels import triton_kernels; "
+        f"from {copier.__module__} import {copier.__name__} as copied; from cuda_kernels import triton_kernels; "
         f"open({str(program)!r}, 'w').write(copied(triton_kernels.draw))"
     )
     options = {"cwd": Path(kernels.__file__).parents[1], "env": os.environ | {"TRITON_INTERPRET": "0"}}

@@ -382,9 +382,7 @@ def test_tensors_of_the_host_beside_those_of_a_device(name):
     """Seen to fail: no look at where the memory lies."""
     x, y = tensor(2, 16), tensor(2, 16, seed=1)
     with on_triton(y) as launches:
-        with pytest.raises(
-            ValueError, match=r"lies on (cpu|cuda:1), the other tensors on (cuda:1|cpu): "
-        ):
+        with pytest.raises(ValueError, match=r"lies on (cpu|cuda:1), the other tensors on (cuda:1|cpu): "):
             ELSEWHERE[name](x, y)
         assert not launches
 
@@ -423,9 +421,7 @@ def test_without_triton(monkeypatch):
     """CuPy does not draw tokens on a device. Seen to fail: Triton's own error, or none where it is installed."""
     monkeypatch.setattr(torch_arrays, "_HAS_TRITON", False)
     with on_triton() as launches:
-        with pytest.raises(
-            ImportError, match="tokens on a CUDA device need Triton: pip install 'noisefuse"
-        ):
+        with pytest.raises(ImportError, match="tokens on a CUDA device need Triton: pip install 'noisefuse"):
             nf.q_mask(tensor(3, 4).long(), 0.5, N, 9)
         with pytest.raises(ImportError, match="tensors on a CUDA device need Triton or CuPy: pip install"):
             nf.q_sample(tensor(3, 4), 3, S, N)
