@@ -203,7 +203,7 @@ def public_operations():
 
 def takes_arrays(function):
     given = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
-    return any(re.search(r"\b(Array|Like)\b", str(p.annotation)) or p.name == "x_or_shape" for p in given)
+    return any(re.search(r"\b(Array|Like|Images)\b", str(p.annotation)) or p.name == "x_or_shape" for p in given)
 
 
 def arrays(result):

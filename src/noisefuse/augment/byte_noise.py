@@ -15,7 +15,7 @@ from .. import backends
 from ..arguments.arrays import as_array, batch_shape, host_view
 from ..arguments.calls import Index, is_batch, make_call, run
 from ..arguments.options import FAST_LEVELS
-from ..arguments.types import Array, ArrayT, DType, Like
+from ..arguments.types import Array, ArrayT, DType, Images, Like
 from ..ground.checks import check_number, lie_within
 from ..language.levels import levels_of
 from ..language.noise import Noise
@@ -28,7 +28,7 @@ from .rows import inside
 
 
 def poisson(
-    x: Like[ArrayT], peak: ArrayLike, noise: Noise | Sequence[Noise], *, gamma: float = 1.0,
+    x: Images[ArrayT], peak: ArrayLike, noise: Noise | Sequence[Noise], *, gamma: float = 1.0,
     batched: bool | None = None, out: Like[ArrayT] | None = None, region: Region | None = None,
 ) -> ArrayT:  # fmt: skip
     """The noise of counted photons: top (N / peak)^(1 / gamma), where N is Poisson with mean peak (x / top)^gamma.
@@ -77,7 +77,7 @@ def poisson(
 
 
 def transition(
-    x: Like[ArrayT], matrix: ArrayLike, noise: Noise | Sequence[Noise], *, batched: bool | None = None,
+    x: Images[ArrayT], matrix: ArrayLike, noise: Noise | Sequence[Noise], *, batched: bool | None = None,
     out: Like[ArrayT] | None = None, region: Region | None = None,
 ) -> ArrayT:  # fmt: skip
     """Changes each byte at random: matrix[i, j] is the probability that grey level i becomes j.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from ..arguments.arrays import host_view
-from ..arguments.types import Array, ArrayT, DType, Like
+from ..arguments.types import Array, ArrayT, DType, Images, Like
 from ..ground.checks import check_choice, check_integer
 from ..language.levels import levels_of
 from ..language.noise import Noise
@@ -26,7 +26,7 @@ _AMOUNTS = {  # of severities 1 to 5
 
 
 def corrupt(
-    images: Like[ArrayT], corruption: Literal["gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"],
+    images: Images[ArrayT], corruption: Literal["gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"],
     severity: int, noise: Noise | Sequence[Noise], *, batched: bool | None = None,
     out: Like[ArrayT] | None = None, region: Region | None = None,
 ) -> ArrayT:  # fmt: skip

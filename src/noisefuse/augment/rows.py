@@ -25,7 +25,7 @@ from ..arguments.arrays import (
 )
 from ..arguments.calls import Index, is_batch, make_call, names_or_array, run, warn_once
 from ..arguments.options import FAST_LEVELS
-from ..arguments.types import Array, ArrayT, DType, Like, NoiseLike
+from ..arguments.types import Array, ArrayT, DType, Images, Like, NoiseLike
 from ..call.description import Step
 from ..ground.docstrings import Shared, documented
 from ..ground.libraries import library_of
@@ -46,7 +46,7 @@ _SHARED = Shared(
 
 @documented(_SHARED)
 def gaussian(
-    x: Like[ArrayT], std: ArrayLike, noise: NoiseLike, *, mean: ArrayLike = 0.0, layout: Layout | None = None,
+    x: Images[ArrayT], std: ArrayLike, noise: NoiseLike, *, mean: ArrayLike = 0.0, layout: Layout | None = None,
     shared: bool = False, order: Layout | None = None, clip: Clip = None, dtype: DType | None = None,
     batched: bool | None = None, out: Like[ArrayT] | None = None, region: Region | None = None,
 ) -> ArrayT:  # fmt: skip
@@ -90,7 +90,7 @@ def gaussian(
 
 
 @documented(_SHARED)
-def multiplicative(x: Like[ArrayT], std: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT:
+def multiplicative(x: Images[ArrayT], std: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT:
     """Multiplies by noise around 1, as speckle does: x (1 + std z).
 
     Args:
@@ -105,7 +105,7 @@ def multiplicative(x: Like[ArrayT], std: ArrayLike, noise: NoiseLike, **options:
 
 
 @documented(_SHARED)
-def sensor(x: Like[ArrayT], a: ArrayLike, b: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT:
+def sensor(x: Images[ArrayT], a: ArrayLike, b: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT:
     """The noise of a camera, whose variance is linear in the signal: x + sqrt(max(a x + b, 0)) z.
 
     This is the Poissonian-Gaussian model of Foi, Trimeche, Katkovnik and Egiazarian (2008), "Practical
@@ -125,7 +125,7 @@ def sensor(x: Like[ArrayT], a: ArrayLike, b: ArrayLike, noise: NoiseLike, **opti
 
 @documented(_SHARED)
 def by_level(
-    x: Like[ArrayT], mean_table: ArrayLike, std_table: ArrayLike, noise: NoiseLike, *, dtype: DType | None = None,
+    x: Images[ArrayT], mean_table: ArrayLike, std_table: ArrayLike, noise: NoiseLike, *, dtype: DType | None = None,
     batched: bool | None = None, out: Like[ArrayT] | None = None, region: Region | None = None,
 ) -> ArrayT:  # fmt: skip
     """Adds noise that depends on the grey level in any way, for bytes: mean_table[x] + std_table[x] z.
@@ -181,7 +181,7 @@ def rms(x: Array, *, batched: bool = True) -> NDArray[np.float64]:
 
 
 @documented(_SHARED)
-def at_snr(x: Like[ArrayT], snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT:
+def at_snr(x: Images[ArrayT], snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT:
     """Adds Gaussian noise at a signal-to-noise ratio in decibels: x + rms(x) 10^(-snr / 20) z.
 
     rms is the root mean square of a sample, summed in the fixed order of the losses (docs/loss.md), so the bits do not
