@@ -90,7 +90,8 @@ assert_type(nf.augment.gaussian(j, 0.1, N), jax.Array)
 assert_type(nf.augment.gaussian(x, 0.1, N, region=x > 0), NDArray[Any])
 pictures: list[NDArray[Any]] = [x, x[:1]]
 assert_type(nf.augment.gaussian(pictures, [0.1, 0.2], N), list[NDArray[Any]])
-assert_type(nf.augment.sensor([y], 0.1, 0.2, N, region=[[[0, 0, 2, 2]]]), list[torch.Tensor])
+frames = [y, y]
+assert_type(nf.augment.sensor(frames, 0.1, 0.2, N, region=[[[0, 0, 2, 2]]] * 2), list[torch.Tensor])
 assert_type(nf.augment.poisson(pictures, 100.0, N), list[NDArray[Any]])
 assert_type(nf.augment.corrupt(pictures, "shot_noise", 3, N), list[NDArray[Any]])
 nf.augment.gaussian("cat.png", 0.1, N)  # error
