@@ -64,7 +64,6 @@ FLOAT_TIMES = {
     **{f"{dtype} for each sample": U.astype(dtype) for dtype in ("float64", "float32", "float16")},
     "for each row": np.linspace(0, 1, 32, dtype=np.float32).reshape(2, 16),
     "the cleanest, the noisiest and others": np.linspace(0, 1, 32).reshape(2, 16),
-    "the noisiest": [1.0, 1.0],
 }
 LISTED = [nf.Noise(5, step=7), nf.Noise(6, sample=2**56 - 1).window((18, 9), (1, 2))]
 DRAWS, DDIM = nf.samplers.ddpm(S, 3).tableau, nf.samplers.ddim(S, 3).tableau
