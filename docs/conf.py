@@ -72,7 +72,7 @@ exclude_patterns = ["inventories"]
 pygments_style, pygments_dark_style = "friendly", "monokai"
 
 myst_heading_anchors = 4  # links to headings as GitHub has them
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["colon_fence", "tasklist"]
 copybutton_exclude = ".linenos, .gp, .go"
 copybutton_prompt_text = r">>> |\.\.\. "  # they are not copied
 copybutton_prompt_is_regexp = True
