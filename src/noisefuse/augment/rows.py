@@ -224,6 +224,12 @@ class Model:
         self._columns, self._flags = columns, flags
         self._template = Rows.of({name: 0.0 if isinstance(c, str) else c for name, c in columns}, flags)
         self.places: list[tuple[int, str]] = [(NAMES.index(name), c) for name, c in columns if isinstance(c, str)]
+        ends = np.concatenate([self._template.table, np.zeros((2, self._template.table.shape[1]))])
+        for k, (column, _) in enumerate(self.places[:2]):
+            ends[k + 1, column] = 1
+        self._not_negative = [name for _, name in self.places if name in NOT_NEGATIVE]
+        rows, of_pair = (self._template.single, self._template.table, self._template.active), (None, None, ends, None)
+        self._of_pair = *rows, (*rows, None, None, of_pair), (*rows, None, None, of_pair), of_pair
 
     def rows(self, numbers: Mapping[str, ArrayLike]) -> Rows:
         return Rows.of({name: numbers[c] if isinstance(c, str) else c for name, c in self._columns}, self._flags)
@@ -237,20 +243,20 @@ class Model:
         of_levels = *plain, None, None, None
         return (*plain, of_levels, of_levels, None)
 
+    def alone(self, numbers: Mapping[str, float]) -> tuple[FastTable | None, Any]:
+        """Returns a table, and a pair from which the fast path makes a row: one or two numbers in the columns' order. Or
+        None if one is negative; the fast path declines what is not finite."""
+        for name in self._not_negative:
+            if numbers[name] < 0:
+                return None, 0
+        return self._of_pair, (*numbers.values(), 0.0)[:2]
+
 
 _GAUSSIAN = Model((("out.x", 1.0), ("out.z", "std"), ("out.k", "mean")))
 _MULTIPLICATIVE = Model((("clean.x", 1.0), ("out.x", 1.0), ("out.z", "std")), TIMES_CLEAN)
 _VARIANCE = (("clean.x", "a"), ("clean.k", "b"), ("clean.lo", 0.0), ("clean.hi", math.inf))
 _BY_LEVEL = Model((("out.k", "mean_table"), ("out.z", "std_table")))
 _SENSOR = Model((*_VARIANCE, ("out.x", 1.0), ("out.z", 1.0)), TIMES_ROOT)
-
-
-@lru_cache(256)
-def _plain(model: Model, *numbers: tuple[str, float]) -> FastTable | None:
-    """Returns a row for the fast path, or None if the numbers are wrong."""
-    if not all(math.isfinite(value) and (value >= 0 or name not in NOT_NEGATIVE) for name, value in numbers):
-        return None
-    return model.plain(dict(numbers))
 
 
 def _fast_rows(
@@ -294,7 +300,7 @@ def _apply(
             numbers = {name: float(n) if isinstance(n, _NUMBERS) else n for name, n in numbers.items()}
             alone = {*map(type, numbers.values())} == {float}
         if alone:
-            table = _plain(model, *numbers.items())
+            table, rows = model.alone(numbers)  # type: ignore[arg-type]
         elif is_lazy(x):
             table = None
         else:
@@ -383,8 +389,9 @@ def row_inside(function: Any, options: Mapping[str, Any]) -> Rows | None:
 
 @lru_cache(256)  # with what it rounds to in float32, a third of a call of JAX's
 def _row(model: Model, *numbers: tuple[str, float]) -> Rows | None:
-    plain = _plain(model, *numbers)
-    return None if plain is None else Rows(plain[1], plain[2])
+    if not all(math.isfinite(value) and (value >= 0 or name not in NOT_NEGATIVE) for name, value in numbers):
+        return None
+    return model.rows(dict(numbers))
 
 
 def _snr(x: Array, noise: NoiseLike, *, snr: ArrayLike, **options: Any) -> Array:

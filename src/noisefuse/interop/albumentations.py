@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 
 import noisefuse as nf
 
+from ..augment.products import product
 from ..ground.needs import needs
 from ..language.levels import LEVELS, levels_of
-from ..language.noise import word
+from ..language.noise import made_of, word
 from .transforms.keyed import FromItem, OfUnitRange, applies, given_by, noise_by, strength
 
 with needs(__name__, "albumentations"):
     import albumentations
-    import cv2
     from albumentations.augmentations.utils import non_rgb_error
 
 __all__ = ["GaussNoise", "ISONoise", "MultiplicativeNoise", "SaltAndPepper", "ShotNoise"]
@@ -100,8 +100,7 @@ _transforms: weakref.WeakSet[_Keyed] = weakref.WeakSet()  # those in pipelines
 
 
 def _noise(name: Name) -> nf.Noise:
-    seed, sample, step = name
-    return nf.Noise(seed, sample=sample, step=step)
+    return made_of(*name, 0, None, ())
 
 
 def _has_channels(params: dict[str, Any]) -> bool:
@@ -237,23 +236,13 @@ class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
         return {"noise": self._name(data)}
 
     def apply(self, img: Array, noise: Name, **params: Any) -> Array:
-        if (levels := levels_of(img.dtype)) is None:
+        if levels_of(img.dtype) is None:
             self._warn_of_levels(img)
-        channels = img.shape[-1:] if _has_channels(params) else ()
-        pixels = img.shape[: img.ndim - len(channels)] if self.elementwise else ()
         low, high = self.multiplier
-        shape = (*pixels, *(channels if self.per_channel else ()))
-        factors = nf.uniform(shape or (1,), _noise(noise), dtype="float32", batched=False)
-        factors *= high - low
-        factors += low
-        if pixels and channels and not self.per_channel:
-            factors = factors[..., None]
-        if img.dtype == np.uint8:
-            return _product(img, factors)
-        result: Array = img * factors
-        if levels is not None:
-            return np.rint(result).clip(0, LEVELS[levels]).astype(img.dtype)
-        return np.clip(result, 0.0, 1.0, out=result)
+        return product(
+            img, low, high, _noise(noise), elementwise=self.elementwise, per_channel=self.per_channel,
+            has_channels=_has_channels(params),
+        )  # fmt: skip
 
 
 class SaltAndPepper(_Keyed, albumentations.SaltAndPepper):
@@ -331,17 +320,3 @@ class ShotNoise(_Keyed, albumentations.ShotNoise):
             self._warn_of_levels(img)
             np.clip(result, 0.0, 1.0, out=result)
         return result
-
-
-def _product(img: Array, factors: Array) -> Array:
-    """Multiplies bytes, rounded to nearest even: by tables for the image or its channels, or as OpenCV rounds."""
-    product: Any
-    if factors.ndim == 1 and len(factors) < 100:  # OpenCV looks up so many channels
-        levels = np.arange(256, dtype=np.float32)[:, None]
-        tables = np.rint(levels * factors).clip(0, 255).astype(np.uint8)
-        product = cv2.LUT(np.ascontiguousarray(img).reshape(-1, 1, len(factors)), tables[None])
-    else:
-        x, y = (np.ascontiguousarray(np.broadcast_to(a, img.shape)).reshape(-1, 1) for a in (img, factors))
-        product = cv2.multiply(x, y, dtype=cv2.CV_8U)
-    result: Array = product.reshape(img.shape)
-    return result
