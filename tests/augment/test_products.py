@@ -18,7 +18,7 @@ from noisefuse.augment.products import product
 N = nf.Noise(7, sample=5, step=2)
 RNG = np.random.default_rng(0)
 TOPS = {"uint8": 255, "uint16": 65535, "float32": 1}
-SHAPES = [(1, 1, 1), (5, 7, 3), (41, 33, 1), (24, 50, 7), (9, 4, 200), (3, 2, 300), (90, 129, 3), (2, 17, 19, 3), (300,)]
+SHAPES = (1, 1, 1), (5, 7, 3), (41, 33, 1), (24, 50, 7), (9, 4, 200), (3, 2, 300), (90, 129, 3), (2, 17, 19, 3)
 
 
 def images(shape, dtype):
@@ -52,8 +52,9 @@ def test_the_fast_path_takes_images(monkeypatch):
     odd[0, :3, 0] = np.nan, np.inf, -np.inf
     of = {"elementwise": True, "per_channel": False, "has_channels": True}
     for image, taken in (
-        (odd, "fast_product"), (images((512, 300, 3), "uint8"), "fast_product"), (odd.astype(np.float64), "fast_random"),
-        (images((3, 2, 300), "uint8"), "fast_random"), (images((0, 2, 3), "uint8"), None),
+        (odd, "fast_product"), (images((512, 300, 3), "uint8"), "fast_product"),
+        (odd.astype(np.float64), "fast_random"), (images((3, 2, 300), "uint8"), "fast_random"),
+        (images((0, 2, 3), "uint8"), None),
     ):  # fmt: skip
         with np.errstate(all="ignore"):
             same_as_checked(monkeypatch, lambda image=image: product(image, 0.5, 1.5, N, **of), taken)

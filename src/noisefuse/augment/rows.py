@@ -244,8 +244,8 @@ class Model:
         return (*plain, of_levels, of_levels, None)
 
     def alone(self, numbers: Mapping[str, float]) -> tuple[FastTable | None, Any]:
-        """Returns a table, and a pair from which the fast path makes a row: one or two numbers in the columns' order. Or
-        None if one is negative; the fast path declines what is not finite."""
+        """Returns a table, and a pair from which the fast path makes a row: one or two numbers, in the columns' order.
+        Or None if one is negative; the fast path declines what is not finite."""
         for name in self._not_negative:
             if numbers[name] < 0:
                 return None, 0
