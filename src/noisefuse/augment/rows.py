@@ -227,7 +227,7 @@ class Model:
         ends = np.concatenate([self._template.table, np.zeros((2, self._template.table.shape[1]))])
         for k, (column, _) in enumerate(self.places[:2]):
             ends[k + 1, column] = 1
-        self._not_negative = [name for _, name in self.places if name in NOT_NEGATIVE]
+        self._not_negative = next(name for _, name in self.places if name in NOT_NEGATIVE)
         rows, of_pair = (self._template.single, self._template.table, self._template.active), (None, None, ends, None)
         self._of_pair = *rows, (*rows, None, None, of_pair), (*rows, None, None, of_pair), of_pair
 
@@ -244,12 +244,11 @@ class Model:
         return (*plain, of_levels, of_levels, None)
 
     def alone(self, numbers: Mapping[str, float]) -> tuple[FastTable | None, Any]:
-        """Returns a table, and a pair from which the fast path makes a row: one or two numbers, in the columns' order.
-        Or None if one is negative; the fast path declines what is not finite."""
-        for name in self._not_negative:
-            if numbers[name] < 0:
-                return None, 0
-        return self._of_pair, (*numbers.values(), 0.0)[:2]
+        """Returns a table, and the one or two numbers, in the columns' order, of which the fast path makes a row. Or
+        None if the first is negative and must not be; the fast path declines what is not finite."""
+        if numbers[self._not_negative] < 0:
+            return None, 0
+        return self._of_pair, (*numbers.values(), 0.0)
 
 
 _GAUSSIAN = Model((("out.x", 1.0), ("out.z", "std"), ("out.k", "mean")))
