@@ -132,18 +132,6 @@ struct Rician {
     int32_t padding;
 };
 
-// What MultiplicativeNoise adds to a call, which says where the uniform numbers u of places lie in the field: out =
-// x (u range + low), of float32 clipped to [0, 1].
-struct Products {
-    const void* x;
-    void* out;
-    int64_t channels;  // of a place, which share its number; at most 256
-    int64_t places;    // or, beyond 0: how many there are, all with the same `channels` numbers, one for each channel
-    float low, range;
-    DType type;  // f32, u8 or u16
-    int32_t padding;
-};
-
 // What augment.poisson of floats and uint16 adds to a call, which says where the words lie in the field: out =
 // top (N / peak)^(1 / gamma), N the Poisson number of peak (x / top)^gamma at the word.
 struct Poisson {

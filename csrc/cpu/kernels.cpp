@@ -15,7 +15,6 @@
 #include "masks.h"
 #include "mersenne_normals.h"
 #include "photons.h"
-#include "products.h"
 #include "pyramid_levels.h"
 #include "tile_registers.h"
 #include "turn.h"
@@ -247,8 +246,8 @@ void clip(const Call& call, int64_t begin, int64_t end, double low, double high)
 extern RaceKernel NF_RACE;  // race.cpp
 extern const Kernels NF_KERNELS;
 const Kernels NF_KERNELS{
-    NF_NAME,    step,          walk,         loss,          turned_loss,   step_and_loss, clip,
-    mask_range, impulse_range, rician_range, product_range, poisson_range, iso_range,     lightness_range,
-    enlarged,   torch_normals, kTurn,        NF_RACE};
+    NF_NAME,       step,          walk,         loss,          turned_loss, step_and_loss,   clip,
+    mask_range,    impulse_range, rician_range, poisson_range, iso_range,   lightness_range, enlarged,
+    torch_normals, kTurn,         NF_RACE};
 
 }  // namespace nf

@@ -40,7 +40,6 @@ struct Kernels {
     void (*mask)(const Call&, const Masks&, int64_t begin, int64_t end);
     void (*impulse)(const Call&, const Impulses&, int64_t begin, int64_t end);
     void (*rician)(const Call&, const Rician&, int64_t begin, int64_t end);
-    void (*product)(const Call&, const Products&, int64_t begin, int64_t end);  // counts places
     void (*poisson)(const Call&, const Poisson&, int64_t begin, int64_t end);
     void (*iso)(const Call&, const Iso&, int64_t begin, int64_t end);  // counts pixels, as the next one
     void (*lightness)(const Lightness&, int64_t begin, int64_t end);

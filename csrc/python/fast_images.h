@@ -96,30 +96,4 @@ PyObject* fast_rician(PyObject*, PyObject* const* args, Py_ssize_t n) {
     return run_plain(fast.call, run) ? fast.outputs.give() : nullptr;
 }
 
-// product(x, low, range, noise, elementwise, shares), or NotImplemented: an image of NumPy times low + range u, u of
-// each element, or of each place, if the last axis `shares` it. If not elementwise, of all places, or of each channel.
-PyObject* fast_product(PyObject*, PyObject* const* args, Py_ssize_t n) {
-    if (n != 6) return PyErr_Format(PyExc_TypeError, "product: expected 6 arguments, got %zd", n);
-    FastImage fast;
-    Products products{};
-    if (!PyFloat_CheckExact(args[2]) ||
-        !fast.parse(args[0], args[1], args[3], Py_False, Py_None, 0, args[5] == Py_True))
-        return declined();
-    const View& x = fast.x;
-    constexpr int64_t kMost = 256;
-    const bool elementwise = args[4] == Py_True;
-    if (x.is_tensor || (x.kind != Kind::f32 && !is_level(x.kind)) || fast.channels > kMost || fast.noise.whole ||
-        (!elementwise && fast.channels > fast.call.size))  // the noise was parsed for so many
-        Py_RETURN_NOTIMPLEMENTED;
-    if (!fast.outputs.make(fast.call)) return nullptr;
-    fast.noise.use_uniform(fast.call);
-    products.x = x.data, products.out = fast.call.out[0], products.type = dtype(x.kind);
-    products.low = static_cast<float>(fast.numbers.of(0));
-    products.range = static_cast<float>(PyFloat_AS_DOUBLE(args[2]));
-    products.channels = fast.channels;
-    if (!elementwise) products.places = fast.call.size, fast.call.size = fast.channels;
-    const auto run = [&](const GoOn& go_on) { return run_products(fast.call, products, go_on); };
-    return run_call(x.count > kAtOnce, run) ? fast.outputs.give() : nullptr;
-}
-
 }  // namespace nf

@@ -37,7 +37,6 @@ PyObject* fast_cross_entropy(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* fast_token_step(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* fast_impulse(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* fast_rician(PyObject*, PyObject* const* args, Py_ssize_t n);
-PyObject* fast_product(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* fast_walk(PyObject*, PyObject* const* args, Py_ssize_t n);
 bool init_fast_path();
 

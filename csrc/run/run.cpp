@@ -144,12 +144,6 @@ bool run_rician(const Call& call, const Rician& rician, const GoOn& go_on) {
     return parallel_for(call.batch * call.size, std::max<int64_t>(256, kChunk / rician.draws), body, go_on);
 }
 
-bool run_products(const Call& call, const Products& products, const GoOn& go_on) {
-    const Kernels& k = kernels();
-    const auto body = [&](int64_t begin, int64_t end) { k.product(call, products, begin, end); };
-    return parallel_for(products.places ? products.places : call.batch * call.size, kChunk, body, go_on);
-}
-
 bool run_poisson(const Call& call, const Poisson& poisson, const GoOn& go_on) {
     const Kernels& k = kernels();
     const auto body = [&](int64_t begin, int64_t end) { k.poisson(call, poisson, begin, end); };

@@ -19,7 +19,6 @@ bool run_clipped_step(const Call& call, double low, double high, const GoOn& go_
 bool run_masks(const Call& call, const Masks& masks, const GoOn& go_on, const Turned& turned = {});
 bool run_impulses(const Call& call, const Impulses& impulses, const GoOn& go_on);
 bool run_rician(const Call& call, const Rician& rician, const GoOn& go_on);
-bool run_products(const Call& call, const Products& products, const GoOn& go_on);
 bool run_poisson(const Call& call, const Poisson& poisson, const GoOn& go_on);
 bool run_iso(const Call& call, const Iso& iso, const GoOn& go_on);
 bool run_lightness(const Lightness& call, const GoOn& go_on);

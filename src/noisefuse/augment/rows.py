@@ -20,7 +20,7 @@ from ..call.description import Step
 from ..ground.docstrings import Shared, documented
 from ..ground.libraries import library_of
 from ..language.levels import FLOATS, LEVELS, level_bounds, levels_of
-from ..language.noise import FIELD
+from ..language.noise import FIELD, Noise
 from ..language.rows import NAMES, TIMES_CLEAN, TIMES_ROOT, FastTable, Rows, X, Z
 from ..operations.draw import randn
 from ..operations.loss import mean_squares
@@ -87,6 +87,11 @@ def multiplicative(x: Like[ArrayT], std: ArrayLike, noise: NoiseLike, **options:
     10
     """
     return _apply(x, noise, _MULTIPLICATIVE, {"std": std}, **options)
+
+
+def times(x: Array, gain: float | NDArray[Any], clip: Clip = None) -> Array:
+    """Returns an image times a number, or times one for each of its channels, which are last."""
+    return _apply(x, _NOTHING, _GAIN, {"gain": gain}, layout="HWC", clip=clip, batched=False)
 
 
 @documented(_SHARED)
@@ -227,7 +232,7 @@ class Model:
         ends = np.concatenate([self._template.table, np.zeros((2, self._template.table.shape[1]))])
         for k, (column, _) in enumerate(self.places[:2]):
             ends[k + 1, column] = 1
-        self._not_negative = next(name for _, name in self.places if name in NOT_NEGATIVE)
+        self._not_negative = next((name for _, name in self.places if name in NOT_NEGATIVE), None)
         rows, of_pair = (self._template.single, self._template.table, self._template.active), (None, None, ends, None)
         self._of_pair = *rows, (*rows, None, None, of_pair), (*rows, None, None, of_pair), of_pair
 
@@ -246,13 +251,14 @@ class Model:
     def alone(self, numbers: Mapping[str, float]) -> tuple[FastTable | None, Any]:
         """Returns a table, and the one or two numbers, in the columns' order, of which the fast path makes a row. Or
         None if the first is negative and must not be; the fast path declines what is not finite."""
-        if numbers[self._not_negative] < 0:
+        if self._not_negative is not None and numbers[self._not_negative] < 0:
             return None, 0
         return self._of_pair, (*numbers.values(), 0.0)
 
 
 _GAUSSIAN = Model((("out.x", 1.0), ("out.z", "std"), ("out.k", "mean")))
 _MULTIPLICATIVE = Model((("clean.x", 1.0), ("out.x", 1.0), ("out.z", "std")), TIMES_CLEAN)
+_GAIN, _NOTHING = Model((("out.x", "gain"),)), Noise(0)  # from which nothing is drawn
 _VARIANCE = (("clean.x", "a"), ("clean.k", "b"), ("clean.lo", 0.0), ("clean.hi", math.inf))
 _BY_LEVEL = Model((("out.k", "mean_table"), ("out.z", "std_table")))
 _SENSOR = Model((*_VARIANCE, ("out.x", 1.0), ("out.z", 1.0)), TIMES_ROOT)

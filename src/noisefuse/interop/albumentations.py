@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 import noisefuse as nf
 
-from ..augment.products import product
+from ..augment.rows import times
 from ..ground.needs import needs
 from ..language.levels import LEVELS, levels_of
 from ..language.noise import made_of, word
@@ -29,6 +29,7 @@ from .transforms.keyed import FromItem, OfUnitRange, applies, given_by, noise_by
 
 with needs(__name__, "albumentations"):
     import albumentations
+    import cv2
     from albumentations.augmentations.utils import non_rgb_error
 
 __all__ = ["GaussNoise", "ISONoise", "MultiplicativeNoise", "SaltAndPepper", "ShotNoise"]
@@ -236,13 +237,26 @@ class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
         return {"noise": self._name(data)}
 
     def apply(self, img: Array, noise: Name, **params: Any) -> Array:
-        if levels_of(img.dtype) is None:
+        if (levels := levels_of(img.dtype)) is None:
             self._warn_of_levels(img)
+        channels = img.shape[-1:] if _has_channels(params) else ()
+        pixels = img.shape[: img.ndim - len(channels)] if self.elementwise else ()
         low, high = self.multiplier
-        return product(
-            img, low, high, _noise(noise), elementwise=self.elementwise, per_channel=self.per_channel,
-            has_channels=_has_channels(params),
-        )  # fmt: skip
+        shape = (*pixels, *(channels if self.per_channel else ()))
+        factors = nf.uniform(shape or (1,), _noise(noise), dtype="float32", batched=False)
+        factors *= high - low
+        factors += low
+        if not self.elementwise:
+            gain = factors if len(factors) > 1 else factors.item()
+            return times(img, gain, (0.0, 1.0) if levels is None else None)
+        if channels and not self.per_channel:
+            factors = factors[..., None]
+        if img.dtype == np.uint8:
+            return _product(img, factors)
+        result: Array = img * factors
+        if levels is not None:
+            return np.rint(result).clip(0, LEVELS[levels]).astype(img.dtype)
+        return np.clip(result, 0.0, 1.0, out=result)
 
 
 class SaltAndPepper(_Keyed, albumentations.SaltAndPepper):
@@ -320,3 +334,11 @@ class ShotNoise(_Keyed, albumentations.ShotNoise):
             self._warn_of_levels(img)
             np.clip(result, 0.0, 1.0, out=result)
         return result
+
+
+def _product(img: Array, factors: Array) -> Array:
+    """Multiplies bytes, rounded to nearest even, as OpenCV rounds."""
+    x, y = (np.ascontiguousarray(np.broadcast_to(a, img.shape)).reshape(-1, 1) for a in (img, factors))
+    product: Any = cv2.multiply(x, y, dtype=cv2.CV_8U)
+    result: Array = product.reshape(img.shape)
+    return result
