@@ -86,6 +86,10 @@ class Library:
         """Returns x as a NumPy array in host memory."""
         return x.get() if hasattr(x, "get") else np.asarray(x)  # CuPy's arrays are copied when they are asked to
 
+    def in_memory(self, x: Any) -> bool:
+        """Tells whether x is host memory that operations may write to."""
+        return isinstance(x, np.ndarray)
+
     def moved(self, x: Any, to: Any) -> Any:
         """Returns NumPy's x as an array of the library, on the device of the array `to`."""
         return x
