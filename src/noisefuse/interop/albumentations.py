@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 import noisefuse as nf
 
-from ..augment.rows import times
 from ..ground.needs import needs
 from ..language.levels import LEVELS, levels_of
 from ..language.noise import made_of, word
@@ -248,12 +247,13 @@ class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
         factors += low
         if not self.elementwise:
             gain = factors if len(factors) > 1 else factors.item()
-            return times(img, gain, (0.0, 1.0) if levels is None else None)
+            result: Array = nf.augment.times(img, gain, (0.0, 1.0) if levels is None else None)
+            return result
         if channels and not self.per_channel:
             factors = factors[..., None]
         if img.dtype == np.uint8:
             return _product(img, factors)
-        result: Array = img * factors
+        result = img * factors
         if levels is not None:
             return np.rint(result).clip(0, LEVELS[levels]).astype(img.dtype)
         return np.clip(result, 0.0, 1.0, out=result)
