@@ -282,9 +282,9 @@ class Model:
         ends = np.concatenate([self._template.table, np.zeros((2, self._template.table.shape[1]))])
         for k, (column, _) in enumerate(self.places[:2]):
             ends[k + 1, column] = 1
-        self._not_negative = next((name for _, name in self.places if name in NOT_NEGATIVE), None)
+        self.least_0: str | None = next((name for _, name in self.places if name in NOT_NEGATIVE), None)
         rows, of_pair = (self._template.single, self._template.table, self._template.active), (None, None, ends, None)
-        self._of_pair = *rows, (*rows, None, None, of_pair), (*rows, None, None, of_pair), of_pair
+        self.of_pair: FastTable = *rows, (*rows, None, None, of_pair), (*rows, None, None, of_pair), of_pair
 
     def rows(self, numbers: Mapping[str, ArrayLike]) -> Rows:
         return Rows.of({name: numbers[c] if isinstance(c, str) else c for name, c in self._columns}, self._flags)
@@ -297,13 +297,6 @@ class Model:
         plain = None, table, self._template.active
         of_levels = *plain, None, None, None
         return (*plain, of_levels, of_levels, None)
-
-    def alone(self, numbers: Mapping[str, float]) -> tuple[FastTable | None, Any]:
-        """Returns a table, and the one or two numbers, in the columns' order, of which the fast path makes a row. Or
-        None if the first is negative and must not be; the fast path declines what is not finite."""
-        if self._not_negative is not None and numbers[self._not_negative] < 0:
-            return None, 0
-        return self._of_pair, (*numbers.values(), 0.0)
 
 
 _GAUSSIAN = Model((("out.x", 1.0), ("out.z", "std"), ("out.k", "mean")))
@@ -358,7 +351,8 @@ def _apply(
             numbers = {name: float(n) if isinstance(n, _NUMBERS) else n for name, n in numbers.items()}
             alone = {*map(type, numbers.values())} == {float}
         if alone:
-            table, rows = model.alone(numbers)  # type: ignore[arg-type]
+            table = None if model.least_0 and numbers[model.least_0] < 0 else model.of_pair  # type: ignore[operator]
+            rows = (*numbers.values(), 0.0)  # one or two numbers, of which the fast path makes a row if they are finite
         elif is_lazy(x):
             table = None
         else:
