@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
 from typing import Any, Literal
@@ -45,7 +45,7 @@ class Library:
 
     is_written = True
     is_lazy = False
-    floating: Collection[Any] = frozenset(map(np.dtype, "efd"))
+    floating: frozenset[Any] = frozenset(map(np.dtype, "efd"))
     time: Literal["scalar", "batch"] = "scalar"
     fast_row: Callable[..., Any] | None = None
     fast_random: Callable[..., Any] | None = None
