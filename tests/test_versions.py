@@ -57,6 +57,12 @@ def test_a_failed_compilation_names_the_numba_that_works():
     assert f"pip install 'numba{below}'" in build["messages"]["after-failure"]
 
 
+def test_a_numba_without_a_warning_is_a_declared_one():
+    text = (ROOT / "src" / "noisefuse" / "backends" / "numba" / "internals.py").read_text()
+    tested = re.search(r"^TESTED = \((\d+), (\d+)\), \((\d+), (\d+)\)", text, re.MULTILINE).groups()
+    assert DECLARED["numba"] == ">={}.{},<{}.{}".format(*tested)
+
+
 def test_constraints_are_what_pip_reads():
     assert f"numpy=={BOUNDS['lower'](DECLARED['numpy'])}" in BOUNDS["constraints"]("lowest", "torch")
     assert f"numba{DECLARED['numba']}" in BOUNDS["constraints"]("highest", "torch")
