@@ -375,11 +375,11 @@ def test_lightness_and_hue_move_as_in_theirs(dtype, intensity):
 
 
 def test_poisson_numbers_of_any_mean():
-    """Seen to fail: a distribution that begins at 1."""
+    """Seen to fail: a distribution that begins at 1; numbers too rare for a word, whose last word was the largest."""
     words = np.random.default_rng(0).integers(0, 1 << 32, 1 << 18)
     means = [0.0, 0.03, 2.5, 40.0]
     for mean, last in zip(means, iso._last_words(means), strict=True):
-        found = np.searchsorted(last, words)  # how many of them lie below the word
+        found = sum(words > word for word in last)
         error = 4 * np.sqrt(max(mean, 1e-12) / found.size)
         assert abs(found.mean() - mean) < error
         assert abs(found.var() - mean) < 3 * error * (1 + np.sqrt(mean))

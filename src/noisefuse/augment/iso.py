@@ -75,7 +75,7 @@ def _last_words_of(mean: float) -> list[int]:
         sums.append(1 + total)
         k += 1
         weight *= mean / k
-    last = [round(each / sums[-1] * 2**32) - 1 for each in sums]
+    last = [max(round(each / sums[-1] * 2**32), 1) - 1 for each in sums]  # word 0 has a number, however rare
     return [word for word in last if word < 2**32 - 1]
 
 
