@@ -72,7 +72,8 @@ def test_the_module_is_the_command() -> None:
     """Seen to fail: 'noisefuse' is a package and cannot be directly executed."""
     run = [sys.executable, "-m", "noisefuse", "info"]
     done = subprocess.run(run, capture_output=True, text=True, timeout=120)
-    assert not done.returncode and done.stdout.startswith("noisefuse "), done.stderr
+    assert not done.returncode, done.stderr
+    assert done.stdout.startswith("noisefuse ")
 
 
 def test_demo_draws_a_picture_and_prints_a_table(
