@@ -395,6 +395,12 @@ def test_sensors_have_numpys_bits(dtype, compiled):
             assert np.array_equal(found, iso.iso_noise(x.astype(dtype), 0.01, 0.5, nf.Noise(7, sample=3)))
 
 
+def test_a_sensor_without_a_limit_is_white():
+    """Seen to fail: sums of weights that are infinite."""
+    x = np.random.default_rng(0).integers(1, 255, (1, 8, 8, 3), np.uint8)
+    assert (iso.iso_noise(x, 0.01, 1e6, nf.Noise(7)) == 255).all()
+
+
 def test_frames_and_wrong_shapes_of_sensors():
     """Seen to fail: one deviation of lightness for all frames."""
     frames = np.stack([SMOOTH.astype(np.uint8), np.full((256, 256, 3), 90, np.uint8), SMOOTH.astype(np.uint8)])

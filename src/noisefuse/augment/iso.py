@@ -33,7 +33,8 @@ def iso_noise(frames: Array, turn: float, intensity: float, noise: Noise) -> Arr
         return result
     shape, top = x.shape[:3], float(LEVELS.get(levels_of(x.dtype) or "", 1))
     pixels = shape[1] * shape[2]
-    last = _last_words([deviation * intensity for deviation in _deviations(x, pixels, top)])
+    means = [min(deviation * intensity, 100.0) for deviation in _deviations(x, pixels, top)]  # beyond, all is white
+    last = _last_words(means)
     step = Step.of_one_row(1, shape, UNIT, None, np.empty(1, FLOAT32), "normal", [noise])
     call = Iso(step, x, result, last, last.shape[1], pixels, turn, intensity, top, x.dtype)
     if backends.current().run(call) is NotImplemented:
