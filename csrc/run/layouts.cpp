@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 
 #include "../cpu/dispatch.h"
 
@@ -23,12 +24,14 @@ struct Axis {
 // What is copied at once: columns along the axis that is fastest in `to`, rows along one that is fast in `from`. Each
 // line of either array is then read or written once, whatever the strides. A third order goes through a buffer.
 struct Tiles {
-    Axis others[kMostAxes], row{1, 0, 0}, column{1, 0, 0};
-    int n_others = 0;
-    int64_t rows = 1, columns = 1, row_tiles = 1, column_tiles = 1, count = 1;
+    Axis row{1, 0, 0}, column{1, 0, 0};
+    Axis loops[kMostAxes];  // over tiles: the axes that are left, the row's tiles and the column's
+    int n_loops = 0, row_loop = -1, column_loop = -1;
+    int64_t rows = 1, columns = 1, count = 1;
     bool is_turned = false;
     bool asks = false;     // whether lines of `to` are asked for a tile before: they lie in memory
     bool is_near = false;  // whether `to` lies in the caches, and its lines do not take each other's place there
+    bool reads = false;    // the same of `from`
 
     // from_near: `from` lies in the caches, so any part of its lines may be read, and long runs of `to` be written.
     explicit Tiles(const Copy& copy, bool from_near = false) {
@@ -48,16 +51,43 @@ struct Tiles {
             row = *chosen;
             std::copy(chosen + 1, axes + n--, chosen);
         }
-        n_others = n;
-        std::copy(axes, axes + n, others);
         const int64_t line = kLine / copy.item, tile = kTile / copy.item;
         columns = std::min(column.length, !is_turned ? tile : from_near ? tile / 8 : line);
         rows = std::min(row.length, from_near ? tile / columns : std::max(line, tile / columns));
         columns = std::min(column.length, std::max(columns, tile / rows));
-        row_tiles = (row.length + rows - 1) / rows;
-        column_tiles = (column.length + columns - 1) / columns;
-        count = row_tiles * column_tiles;
-        for (int i = 0; i < n; ++i) count *= others[i].length;
+        std::copy(axes, axes + n, loops);
+        row_loop = n, column_loop = n + 1, n_loops = n + 2;
+        loops[row_loop] = {(row.length + rows - 1) / rows, rows * row.from, rows * row.to};
+        loops[column_loop] = {(column.length + columns - 1) / columns, columns * column.from, columns * column.to};
+        for (int i = 0; i < n_loops; ++i) count *= loops[i].length;
+    }
+
+    // Takes tiles in the order of `from`.
+    void follow_from() {
+        const auto steps = [this](int a, int b) { return std::abs(loops[a].from) > std::abs(loops[b].from); };
+        int order[kMostAxes];
+        std::iota(order, order + n_loops, 0);
+        std::stable_sort(order, order + n_loops, steps);
+        Axis sorted[kMostAxes];
+        for (int i = 0; i < n_loops; ++i) sorted[i] = loops[order[i]];
+        row_loop = static_cast<int>(std::find(order, order + n_loops, row_loop) - order);
+        column_loop = static_cast<int>(std::find(order, order + n_loops, column_loop) - order);
+        std::copy(sorted, sorted + n_loops, loops);
+    }
+
+    struct Tile {
+        int64_t from = 0, to = 0, row = 0, column = 0;  // bytes, and its first row and column
+    };
+
+    Tile tile(int64_t number) const {
+        Tile made;
+        for (int i = n_loops - 1; i >= 0; number /= loops[i--].length) {
+            const int64_t at = number % loops[i].length;
+            made.from += at * loops[i].from, made.to += at * loops[i].to;
+            if (i == row_loop) made.row = at * rows;
+            if (i == column_loop) made.column = at * columns;
+        }
+        return made;
     }
 
     // Makes one axis of two that go on in both arrays. Returns the number of axes.
@@ -210,23 +240,22 @@ void copy_straight(const Tiles& t, const char* from, char* to, int64_t rows, int
 
 template <class T>
 void copy_tiles(const Copy& copy, const Tiles& t, int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; ++tile) {
-        const int64_t c = tile % t.column_tiles * t.columns, r = tile / t.column_tiles % t.row_tiles * t.rows;
-        const char* from = copy.from + r * t.row.from + c * t.column.from;
-        char* to = copy.to + r * t.row.to + c * t.column.to;
-        int64_t rest = tile / t.column_tiles / t.row_tiles;
-        for (int i = t.n_others - 1; i >= 0; rest /= t.others[i--].length) {
-            from += rest % t.others[i].length * t.others[i].from;
-            to += rest % t.others[i].length * t.others[i].to;
-        }
-        const int64_t rows = std::min(t.rows, t.row.length - r), columns = std::min(t.columns, t.column.length - c);
-        // The next tile has the columns that follow, or these ones of the rows that follow.
-        const bool across = c + t.columns < t.column.length;
-        const char* const next = to + (across ? t.columns * t.column.to : t.rows * t.row.to - c * t.column.to);
-        for (int64_t i = 0; t.asks && i < (across ? rows : std::min(t.rows, t.row.length - r - t.rows)); ++i)
+    const auto rows_of = [&t](const Tiles::Tile& tile) { return std::min(t.rows, t.row.length - tile.row); };
+    const auto columns_of = [&t](const Tiles::Tile& tile) { return std::min(t.columns, t.column.length - tile.column); };
+    Tiles::Tile tile = t.tile(begin);
+    for (int64_t number = begin; number < end; ++number) {
+        const Tiles::Tile next = t.tile(number + 1);
+        const int64_t rows = rows_of(next), columns = columns_of(next);
+        const bool goes_on = number + 1 < end;
+        for (int64_t i = 0; t.asks && goes_on && i < rows; ++i)
             for (int64_t byte = 0; byte < columns * copy.item; byte += kLine)
-                __builtin_prefetch(next + i * t.row.to + byte, 1, 2);
-        (t.is_turned ? copy_turned<T> : copy_straight<T>)(t, from, to, rows, columns);
+                __builtin_prefetch(copy.to + next.to + i * t.row.to + byte, 1, 2);
+        for (int64_t i = 0; t.reads && goes_on && i < columns; ++i)
+            for (int64_t byte = 0; byte < rows * copy.item; byte += kLine)
+                __builtin_prefetch(copy.from + next.from + i * t.column.from + byte, 0, 2);
+        (t.is_turned ? copy_turned<T> : copy_straight<T>)(t, copy.from + tile.from, copy.to + tile.to, rows_of(tile),
+                                                          columns_of(tile));
+        tile = next;
     }
 }
 
@@ -252,6 +281,8 @@ void copy_here(const Copy& copy, bool near, bool from_near) {
     Tiles tiles(copy, from_near && !near);
     tiles.is_near = near;
     tiles.asks = from_near && tiles.is_turned;
+    tiles.reads = !from_near && tiles.is_turned;
+    if (tiles.reads) tiles.follow_from();
     copy_tiles_of(copy.item)(copy, tiles, 0, tiles.count);
 }
 
