@@ -229,6 +229,7 @@ class Block {
                 const int64_t begin = (place_.row + row) * columns + c, end = begin + place_.columns;
                 point(row * row_ - begin);
                 point_to_row(place_.row + row, c, begin);
+                if (row + 1 < place_.rows) fetch_row(begin + columns, place_.columns);
                 run_slices(begin, end, prefetches, to_fetch, place_.rows * place_.columns, range);
                 to_fetch += place_.columns;
             }
@@ -289,6 +290,14 @@ class Block {
     struct Runs {
         int64_t first, count, apart, length;
     };
+
+    // Prefetches a part of a row of the inputs that lie in C's order.
+    void fetch_row(int64_t begin, int64_t n) const {
+        for (int s = 0; s < kSlots; ++s)
+            if (const char* const in = static_cast<const char*>(whole_.in[s]); in && !in_[s].size)
+                for (int64_t size = bytes_of(whole_.in_type[s]), byte = 0; byte < n * size; byte += kLine)
+                    __builtin_prefetch(in + size * begin + byte, 0, 2);
+    }
 
     // Prefetches as many elements of the arrays as noise is drawn: of the inputs as they lie, of the outputs in C's
     // order.
