@@ -114,14 +114,14 @@ class FastCall {
     // Copies of arrays that kernels cannot read; those of row numbers are in D's place.
     struct Copies {
         Scratch strided[kSlots];
-        Copy orders[kSlots];            // of arrays that are copied block by block
         PyObject* native[kSlots] = {};  // of swapped bytes
         ~Copies() {
             for (PyObject* o : native) Py_XDECREF(o);
         }
     };
     std::unique_ptr<Copies> copies_;  // few calls have any
-    unsigned lie_turned_ = 0;         // bit s: the array of slot s is not copied, but turned
+    std::unique_ptr<Copy[]> orders_;  // of arrays that are read in their own
+    unsigned lie_turned_ = 0;         // bit s: the array of slot s is not copied, but turned, or has its own order
     View index_{}, inputs_[kSlots] = {};
     FastNoise noise_;
 
@@ -196,9 +196,10 @@ class FastCall {
             return true;
         }
         if (slot != kD && v.count > kFewTurned) {
-            if (!can_copy()) return false;
+            if (!orders_) orders_.reset(new (std::nothrow) Copy[kSlots]);
+            if (!orders_) return false;
             lie_turned_ |= 1u << slot;
-            keep_order(copies_->orders[slot] = copy, v, turned, slot);
+            keep_order(orders_[static_cast<size_t>(slot)] = copy, v, turned, slot);
             return true;
         }
         return copied(copy, v, slot);

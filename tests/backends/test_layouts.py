@@ -251,6 +251,8 @@ def test_noise_is_turned_on_every_instruction_set(isa):
             for dtype in ("float32", "float16"):
                 test_large_sums(name, dtype, "channels last")
                 test_large_sums(name, dtype, "transposed")
+        test_large_sums("log_prob", "float32", "three turned")
+        test_parts_of_arrays("step and log_prob", "float16")
 
 
 @pytest.mark.parametrize("channels", [3, 16])
