@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <numeric>
 
 #include "../cpu/dispatch.h"
 
@@ -64,28 +63,25 @@ struct Tiles {
 
     // Takes tiles in the order of `from`.
     void follow_from() {
-        const auto steps = [this](int a, int b) { return std::abs(loops[a].from) > std::abs(loops[b].from); };
-        int order[kMostAxes];
-        std::iota(order, order + n_loops, 0);
-        std::stable_sort(order, order + n_loops, steps);
-        Axis sorted[kMostAxes];
-        for (int i = 0; i < n_loops; ++i) sorted[i] = loops[order[i]];
-        row_loop = static_cast<int>(std::find(order, order + n_loops, row_loop) - order);
-        column_loop = static_cast<int>(std::find(order, order + n_loops, column_loop) - order);
-        std::copy(sorted, sorted + n_loops, loops);
+        for (int last = 1; last < n_loops; ++last)
+            for (int i = last; i > 0 && std::abs(loops[i - 1].from) < std::abs(loops[i].from); --i) {
+                std::swap(loops[i - 1], loops[i]);
+                for (int* loop : {&row_loop, &column_loop}) *loop += *loop == i ? -1 : *loop == i - 1;
+            }
     }
 
     struct Tile {
-        int64_t from = 0, to = 0, row = 0, column = 0;  // bytes, and its first row and column
+        int64_t from, to;  // bytes
+        int64_t rows, columns;
     };
 
     Tile tile(int64_t number) const {
-        Tile made;
+        Tile made{0, 0, rows, columns};
         for (int i = n_loops - 1; i >= 0; number /= loops[i--].length) {
             const int64_t at = number % loops[i].length;
             made.from += at * loops[i].from, made.to += at * loops[i].to;
-            if (i == row_loop) made.row = at * rows;
-            if (i == column_loop) made.column = at * columns;
+            if (i == row_loop) made.rows = std::min(rows, row.length - at * rows);
+            if (i == column_loop) made.columns = std::min(columns, column.length - at * columns);
         }
         return made;
     }
@@ -238,34 +234,30 @@ void copy_straight(const Tiles& t, const char* from, char* to, int64_t rows, int
     for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * t.row.to, from + r * t.row.from, static_cast<size_t>(run));
 }
 
-template <class T>
+using CopyTile = void (*)(const Tiles&, const char* from, char* to, int64_t rows, int64_t columns);
+
+CopyTile copy_tile_of(int item, bool is_turned) {
+    const auto of = [is_turned]<class T>(T) -> CopyTile { return is_turned ? copy_turned<T> : copy_straight<T>; };
+    return item == 1 ? of(uint8_t{}) : item == 2 ? of(uint16_t{}) : item == 4 ? of(uint32_t{}) : of(uint64_t{});
+}
+
 void copy_tiles(const Copy& copy, const Tiles& t, int64_t begin, int64_t end) {
-    const auto rows_of = [&t](const Tiles::Tile& tile) { return std::min(t.rows, t.row.length - tile.row); };
-    const auto columns_of = [&t](const Tiles::Tile& tile) { return std::min(t.columns, t.column.length - tile.column); };
+    const CopyTile copy_tile = copy_tile_of(copy.item, t.is_turned);
+    const auto prefetch = [item = copy.item](const char* first, int64_t runs, int64_t apart, int64_t run, auto write) {
+        for (int64_t i = 0; i < runs; ++i)
+            for (int64_t byte = 0; byte < run * item; byte += kLine)
+                __builtin_prefetch(first + i * apart + byte, write.value, 2);
+    };
     Tiles::Tile tile = t.tile(begin);
     for (int64_t number = begin; number < end; ++number) {
         const Tiles::Tile next = t.tile(number + 1);
-        const int64_t rows = rows_of(next), columns = columns_of(next);
         const bool goes_on = number + 1 < end;
-        for (int64_t i = 0; t.asks && goes_on && i < rows; ++i)
-            for (int64_t byte = 0; byte < columns * copy.item; byte += kLine)
-                __builtin_prefetch(copy.to + next.to + i * t.row.to + byte, 1, 2);
-        for (int64_t i = 0; t.reads && goes_on && i < columns; ++i)
-            for (int64_t byte = 0; byte < rows * copy.item; byte += kLine)
-                __builtin_prefetch(copy.from + next.from + i * t.column.from + byte, 0, 2);
-        (t.is_turned ? copy_turned<T> : copy_straight<T>)(t, copy.from + tile.from, copy.to + tile.to, rows_of(tile),
-                                                          columns_of(tile));
+        if (t.asks && goes_on) prefetch(copy.to + next.to, next.rows, t.row.to, next.columns, std::true_type());
+        if (t.reads && goes_on)
+            prefetch(copy.from + next.from, next.columns, t.column.from, next.rows, std::false_type());
+        copy_tile(t, copy.from + tile.from, copy.to + tile.to, tile.rows, tile.columns);
         tile = next;
     }
-}
-
-using CopyTiles = void (*)(const Copy&, const Tiles&, int64_t begin, int64_t end);
-
-CopyTiles copy_tiles_of(int item) {
-    return item == 1   ? copy_tiles<uint8_t>
-           : item == 2 ? copy_tiles<uint16_t>
-           : item == 4 ? copy_tiles<uint32_t>
-                       : copy_tiles<uint64_t>;
 }
 
 }  // namespace
@@ -273,7 +265,7 @@ CopyTiles copy_tiles_of(int item) {
 bool run_copy(const Copy& copy, const GoOn& go_on) {
     if (std::find(copy.shape, copy.shape + copy.axes, 0) != copy.shape + copy.axes) return true;
     const Tiles tiles(copy);
-    const auto body = [&](int64_t begin, int64_t end) { copy_tiles_of(copy.item)(copy, tiles, begin, end); };
+    const auto body = [&](int64_t begin, int64_t end) { copy_tiles(copy, tiles, begin, end); };
     return parallel_for(tiles.count, kTilesAtOnce, body, go_on);
 }
 
@@ -283,7 +275,7 @@ void copy_here(const Copy& copy, bool near, bool from_near) {
     tiles.asks = from_near && tiles.is_turned;
     tiles.reads = !from_near && tiles.is_turned;
     if (tiles.reads) tiles.follow_from();
-    copy_tiles_of(copy.item)(copy, tiles, 0, tiles.count);
+    copy_tiles(copy, tiles, 0, tiles.count);
 }
 
 }  // namespace nf
