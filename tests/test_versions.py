@@ -37,7 +37,7 @@ def named(text, library):
 @pytest.mark.parametrize(("page", "library"), [(page, library) for page in PAGES for library in PAGES[page]])
 def test_pages_name_the_declared_versions(page, library):
     text = (ROOT / page).read_text()
-    # "From torch 2.12 on" is about one feature; "torch from 2.5" is the bound, each time.
+    # "From torch 2.11 on" is about one feature; "torch from 2.5" is the bound, each time.
     assert named(text, library) == {DECLARED[library]}
 
 

@@ -761,7 +761,7 @@ def test_what_autograd_has_to_know():
 
 def compiled(function, backend="aot_eager"):
     if not torch_internals.FOLLOWED:
-        pytest.skip("from torch 2.12 on")
+        pytest.skip("from torch 2.11 on")
     torch.compiler.reset()
     private("torch._dynamo.utils", "counters").clear()
     return torch.compile(function, fullgraph=True, backend=backend)
@@ -1147,10 +1147,10 @@ def test_float_times_of_python_in_compiled_code(t):
 def test_what_compiled_code_calls_has_one_number_for_each_value():
     """Seen to fail: a number for each new schedule."""
     fields = "q_sample", (("target", None),), ("x",), 1
-    number = torch_graph.number_of(interop.RowCall, S, *fields)
-    assert torch_graph.number_of(interop.RowCall, Schedule.linear(20), *fields) == number
+    number = torch_graph.number_of(S, interop.RowCall, *fields)
+    assert torch_graph.number_of(Schedule.linear(20), interop.RowCall, *fields) == number
     others = Schedule.linear(20, beta_end=0.5), FLOW
-    assert len({number, *(torch_graph.number_of(interop.RowCall, other, *fields) for other in others)}) == 3
+    assert len({number, *(torch_graph.number_of(other, interop.RowCall, *fields) for other in others)}) == 3
 
 
 @pytest.mark.slow
@@ -1165,7 +1165,7 @@ def test_opcheck(grad):
         "update": (random_table(clamps=True), "update", (), ("x", "m1", "m2", "past1", "past2", "past3", "past4"), 3),
     }
     for name, fields in names.items():
-        number, tensors = torch_graph.number_of(interop.RowCall, *fields), [x] * len(fields[3])
+        number, tensors = torch_graph.number_of(fields[0], interop.RowCall, *fields[1:]), [x] * len(fields[3])
         for row, times in ((3, None), (None, torch.tensor([1, 2, 3]))):
             torch.library.opcheck(torch.ops.noisefuse.apply, (number, row, times, tensors, words))
             if not grad:

@@ -335,9 +335,9 @@ def test_compiled_on_the_stand_in():
 def test_fake_tensors_of_cuda_need_no_device():
     """The compiler asks an operator for shapes, dtypes and devices of results."""
     ops, words = torch.ops.noisefuse, torch_graph.words_of(N)
-    number = torch_graph.number_of(interop.RowCall, S, "q_walk", (("keep", (1, 2)),), ("x",), 1)
+    number = torch_graph.number_of(S, interop.RowCall, "q_walk", (("keep", (1, 2)),), ("x",), 1)
     options = ("target", "v"), ("reduction", "none"), ("batched", True)
-    loss = torch_graph.number_of(torch_loss.Loss, S, "mse_loss", options, ("pred", "x0"), 1)
+    loss = torch_graph.number_of(S, torch_loss.Loss, "mse_loss", options, ("pred", "x0"), 1)
     like = (3, 4), torch.bfloat16
     with private("torch._subclasses.fake_tensor", "FakeTensorMode")():
         x = torch.empty(3, 4, dtype=torch.bfloat16, device="cuda:1")

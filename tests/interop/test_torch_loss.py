@@ -19,7 +19,7 @@ from noisefuse.interop.torch import internals as torch_internals  # noqa: E402
 from private_names import private  # noqa: E402
 from test_torch import FLOATS, FLOW, N, S, numpy, tensor  # noqa: E402
 
-followed = pytest.mark.skipif(not torch_internals.FOLLOWED, reason="from torch 2.12 on")
+followed = pytest.mark.skipif(not torch_internals.FOLLOWED, reason="from torch 2.11 on")
 
 ROW = np.linspace(0.5, 2.0, len(S))
 T = torch.tensor([1, 19, 4])
@@ -313,7 +313,7 @@ def test_opcheck(name):
     options = {"reduction": "mean", "scale": None, "offset": None, "batched": True} | options
     fields, tensors, noise = torch_loss._parts(pred, x0, schedule, noise, weight, options)
     number, row, times = (
-        torch_graph.number_of(torch_loss.Loss, *fields),
+        torch_graph.number_of(fields[0], torch_loss.Loss, *fields[1:]),
         *((t, None) if name == "epsilon" else (None, t)),
     )
     words = torch_graph.words_of(noise)

@@ -35,7 +35,7 @@ def float_mode() -> Iterator[None]:
         yield
         return
     get, put, default = _fenv
-    before = ctypes.create_string_buffer(_BYTES)
+    before = (ctypes.c_char * _BYTES)()
     get(before)
     put(default)
     try:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from operator import attrgetter
 from typing import Any, Literal
@@ -35,6 +35,7 @@ class Library:
         name: The library's name, for messages.
         is_written: Whether results may be written to its arrays.
         is_lazy: Whether its arrays are computed later.
+        floating: The dtypes of its arrays that are no integer levels.
         time: The default of `Sampler.model_input`'s argument `time` for arrays of the library.
         fast_row, fast_random: Replacements of the fast path while `is_traced()` is true, or None.
         sample: A function that runs `Sampler.sample` in one compiled loop, or None.
@@ -44,6 +45,7 @@ class Library:
 
     is_written = True
     is_lazy = False
+    floating: Collection[Any] = frozenset(map(np.dtype, "efd"))
     time: Literal["scalar", "batch"] = "scalar"
     fast_row: Callable[..., Any] | None = None
     fast_random: Callable[..., Any] | None = None

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..ground.checks import check_integer, first_of, is_tracer, lie_within
+from ..ground.constants import Constant
 from ..ground.kept import kept_property
 from ..ground.libraries import NUMPY, check_plain, library_for, library_of
 from ..views import Prediction, Target, own_time, view
@@ -23,7 +24,7 @@ from .forward import KeptRows, OwnTime, forward
 from .tableau import Tableau, of_rows
 
 
-class Curve:
+class Curve(Constant):
     """The noise levels of a `Schedule`, at each of its times."""
 
     alpha: Array

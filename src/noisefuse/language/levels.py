@@ -19,13 +19,12 @@ Range: TypeAlias = tuple[float, float]  # scale and offset
 DEFAULT_RANGE = {name: (2 / top, -1.0) for name, top in LEVELS.items()}  # from 0 .. top to -1 .. 1
 DEFAULT_RESULT = {name: (top / 2, top / 2) for name, top in LEVELS.items()}  # and back
 
-_NAMES = {
-    key: name for name in LEVELS for key in (name, np.dtype(name), np.dtype(name).newbyteorder(), np.dtype(name).type)
+_NAMES = {name: name for name in LEVELS}
+_OF_NUMPYS = {  # apart, as torch below 2.12 compiles no such keys
+    key: name for name in LEVELS for key in (np.dtype(name), np.dtype(name).newbyteorder(), np.dtype(name).type)
 }
 
-FLOATING: set[Any] = {np.dtype(code) for code in "efd"}
-"""Dtypes that are no integer levels, a faster test than `levels_of`. Torch's join them when its module is loaded."""
-_NUMPYS = np.dtype, type  # a union would be made anew at each call
+NUMPYS = np.dtype, type  # a union would be made anew at each call
 
 
 class Levels(NamedTuple):
@@ -44,4 +43,4 @@ def level_bounds(levels: str, bounds: Range) -> Range:
 def levels_of(dtype: Any) -> str | None:
     """Returns which of LEVELS a dtype is, or None. The dtype is NumPy's (of either byte order) or torch's, in any
     spelling."""
-    return _NAMES.get(dtype if isinstance(dtype, _NUMPYS) else str(dtype).removeprefix("torch."))
+    return _OF_NUMPYS.get(dtype) if isinstance(dtype, NUMPYS) else _NAMES.get(str(dtype).removeprefix("torch."))

@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from ..ground import notebook, stored
 from ..ground.checks import check_number
+from ..ground.constants import Constant
 from ..ground.kept import kept_property
 from .rows import AFFINE, COLUMNS, HIGH, LOW, NAMES, OUTPUTS, PAST1, PAST_SYMBOLS, PASTS, ROW, SYMBOLS, Rows, layout
 
@@ -212,7 +213,7 @@ def _stacked(rows: Iterable[Row]) -> npt.NDArray[np.void]:
     return np.concatenate([row.numbers() for row in listed]).view(ROW)[:, 0]
 
 
-class Tableau:
+class Tableau(Constant):
     """An immutable table of rows, with the other numbers that a run needs.
 
     Tables with equal attributes, the name included, are equal and have the same hash.

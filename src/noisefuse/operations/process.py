@@ -28,9 +28,9 @@ from ..arguments.options import (
 )
 from ..arguments.types import Array, ArrayT, DType, LevelOptions, Like, NoiseLike, SampleOptions
 from ..call.description import Step, Walk
-from ..ground.libraries import library_of
+from ..ground.libraries import NUMPY, library_of
 from ..language.forward import forward
-from ..language.levels import FLOATING, FLOATS, LEVELS, Levels, levels_of
+from ..language.levels import FLOATS, LEVELS, Levels, levels_of
 from ..language.noise import FIELD, WALK, Noise
 from ..language.rows import Rows, X, Z
 from ..language.schedule import Schedule, check_schedule
@@ -96,7 +96,7 @@ def q_sample(
     """
     library = None if type(x0) is np.ndarray else library_of(x0)
     levels = None
-    floating = out is None or getattr(out, "dtype", None) in FLOATING
+    floating = out is None or getattr(out, "dtype", None) in (library or NUMPY).floating
     if not (floating and dtype is None and out_scale is None and out_offset is None):
         levels = levels_asked(dtype, out, out_scale, out_offset)
     known = type(target) is str or (target is None and target_out is None)
@@ -153,7 +153,7 @@ def q_step(
     """
     check_schedule(schedule)
     library = None if type(x) is np.ndarray else library_of(x)
-    floating = out is None or getattr(out, "dtype", None) in FLOATING
+    floating = out is None or getattr(out, "dtype", None) in (library or NUMPY).floating
     levels = None if floating and not options else levels_alone(out, **options)
     if (row := backends.fast_row if library is None else fast_path(library, "fast_row")) is not None:
         kept = schedule.kept

@@ -23,8 +23,8 @@ from ..arguments.options import (
 )
 from ..arguments.types import Array, ArrayT, LevelOptions, Like, NoiseLike
 from ..call.description import Step
-from ..ground.libraries import library_of
-from ..language.levels import FLOATING, Levels
+from ..ground.libraries import NUMPY, library_of
+from ..language.levels import Levels
 from ..language.noise import SAMPLER, Noise
 from ..language.rows import Z
 from ..language.tableau import Tableau
@@ -76,7 +76,7 @@ def update(
     True
     """
     library = None if type(x) is np.ndarray else library_of(x)
-    floating = out is None or out is x or getattr(out, "dtype", None) in FLOATING
+    floating = out is None or out is x or getattr(out, "dtype", None) in (library or NUMPY).floating
     levels = None if floating and not options else levels_alone(out, **options)
     row = backends.fast_row if library is None else fast_path(library, "fast_row")
     if type(table) is Tableau and not table.masked and row is not None:

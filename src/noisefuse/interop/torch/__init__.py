@@ -26,7 +26,7 @@ import noisefuse as nf
 
 from ...ground.libraries import Library
 from ...ground.needs import needs
-from ...language.levels import FLOATING, LEVELS
+from ...language.levels import LEVELS
 
 with needs(__name__, "torch"):
     import torch
@@ -44,9 +44,6 @@ from .density import as_given, inputs_of, kl, kl_grad, log_prob, log_prob_grad, 
 from .internals import is_compiling, is_traced
 from .loss import interpolate_loss, interpolate_loss_and_grad, mse_loss, mse_loss_and_grad, mse_loss_grad
 from .tokens import from_numpy, on_device, token_log_prob, view, written
-
-FLOATING.update(dtype for dtype in arrays.DTYPES if dtype.is_floating_point)
-
 
 # ---- operations --------------------------------------------------------------------------------------------
 # Their arguments are those of the functions of the same names; `operations` calls them if x, `out` or dtype is torch's.
@@ -351,7 +348,8 @@ def untraced(function: Any, *arguments: Any) -> Any:
 
 
 library: Library = Library(
-    "torch", time="batch", is_traced=is_traced, can_warn=lambda: not is_traced(), untraced=untraced,
+    "torch", time="batch", floating={kind for kind in arrays.DTYPES if kind.is_floating_point},
+    is_traced=is_traced, can_warn=lambda: not is_traced(), untraced=untraced,
     check_plain=arrays.check_plain, to_numpy=arrays.to_numpy, moved=moved, following=following, of_arrays=of_arrays,
     zeros_like=zeros_like, where=torch.where, times=times, empty=empty, randn=randn, randn_like=randn_like,
     uniform=uniform, q_sample=q_sample, q_step=q_step, q_walk=q_walk, update=update,

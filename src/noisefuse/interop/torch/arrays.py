@@ -21,7 +21,7 @@ from torch import Tensor
 import noisefuse as nf
 
 from ...ground import layouts
-from ...language.levels import FLOATS, LEVELS
+from ...language.levels import FLOATS, LEVELS, NUMPYS
 from .internals import is_compiling, is_dual, written
 
 try:
@@ -277,7 +277,7 @@ def in_format(result: Tensor, x: Tensor) -> Tensor:
 
 def dtype_name(dtype: Any, or_levels: bool = False) -> Any:
     if not isinstance(dtype, torch.dtype):
-        return np.dtype(dtype).name if isinstance(dtype, type | np.dtype) else dtype
+        return np.dtype(dtype).name if isinstance(dtype, NUMPYS) else dtype
     if dtype not in DTYPES or not (dtype.is_floating_point or or_levels):
         raise TypeError(f"dtype {dtype}: expected one of {EXPECTED}")
     return DTYPES[dtype]

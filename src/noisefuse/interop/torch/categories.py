@@ -193,7 +193,7 @@ def _cross_entropy(
     name: str, given: dict[str, Tensor], options: dict[str, Any]
 ) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
     """Returns the fields of a CrossEntropy, and its tensors."""
-    return (None, name, tuple(options.items()), tuple(given), 1), tuple(given.values())
+    return (graph.NO_TABLE, name, tuple(options.items()), tuple(given), 1), tuple(given.values())
 
 
 def _loss_of(loss: Any) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import noisefuse as nf
 
+from ...ground.constants import Constant
 from . import internals
 from .arrays import NAMED, in_format, place_of
 from .internals import operator
@@ -27,7 +28,7 @@ INDEX = (int, float, Tensor)
 class Operation(NamedTuple):
     """A function of the library and its arguments, without tensors, row numbers and noise."""
 
-    table: Any  # Schedule or Tableau
+    table: Any  # Schedule, Tableau or NO_TABLE
     name: str
     options: tuple[tuple[str, Any], ...]
     slots: tuple[str, ...]  # the tensors' slots
@@ -225,13 +226,14 @@ _AGAIN: dict[str, Callable[..., Any]] = {
 # of calls; and torch compiles a function anew only a few times. An operation with a schedule of 1000 steps holds 0.5
 # MiB, with its rows.
 
+NO_TABLE = Constant()
 _operations: list[Operation] = []
 _numbers: dict[Operation, int] = {}
 
 
-def number_of(kind: Any, *fields: Any) -> int:
+def number_of(table: Any, kind: Any, *options: Any) -> int:
     """Returns the number of an operation."""
-    operation = kind(*fields)
+    operation = kind(table, *options)
     number = _numbers.setdefault(operation, len(_operations))
     if number == len(_operations):
         _operations.append(operation)
@@ -247,13 +249,15 @@ def compiled(kind: Any, fields: tuple[Any, ...], index: Any, tensors: Sequence[A
 
 def carried(kind: Any, fields: tuple[Any, ...], index: Any) -> tuple[int, int | None, Tensor | None]:
     """Returns number, row and times. Row or times is None."""
-    id(fields[0])  # a guard, because the compiler takes the operation's number for a constant without one
+    table, *options = fields
+    id(table)  # a guard, because the compiler takes the operation's number for a constant without one
+    number = internals.constant(number_of, table, kind, *options)
     if isinstance(index, int):
-        return internals.constant(number_of, kind, *fields), index, None
+        return number, index, None
     times = torch.as_tensor(index)
     if times.dtype == torch.float32 and not isinstance(index, Tensor | np.ndarray):
         times = torch.as_tensor(index, dtype=torch.float64)  # Python's numbers
-    return internals.constant(number_of, kind, *fields), None, times
+    return number, None, times
 
 
 @operator("apply(int number, SymInt? row, Tensor? times, Tensor[] tensors, SymInt[] words) -> Tensor[]")

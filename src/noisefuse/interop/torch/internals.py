@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The uses of torch's internals, and of interfaces that it may still change, by the modules beside this one. No other
-Python module uses any. (The fast path's uses are in csrc/python/torch.h.) Tested with torch 2.5 and 2.11 (no graphs),
-2.12, 2.13 and 2.15.
+Python module uses any. (The fast path's uses are in csrc/python/torch.h.) Tested with torch 2.5 and 2.8 (no graphs),
+2.11, 2.12, 2.13 and 2.15.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+
+from ...ground.constants import Constant
 
 # Whether a compiler or exporter traces. Fast paths ask the second function: it is quicker, and enough, because they
 # decline fake tensors of other tracers than Dynamo.
@@ -32,10 +34,11 @@ def _generated() -> Iterator[FunctionType]:
                     yield function
 
 
-# An older Dynamo takes no Schedule for a constant of a graph, and raises. Here it learns to skip the whole library:
-# graphs break there (fullgraph=True refuses them, and names the library's files), and the code between is compiled.
+# An older Dynamo cannot trace the library, and raises (2.8 in SourcelessBuilder.create, at the types.UnionType of
+# isinstance(x, list | tuple)). Here it learns to skip the whole library: graphs break there (fullgraph=True refuses
+# them, and names the library's files), and the code between is compiled.
 # Those versions will not change any more, so these uses of their internals stay right.
-FOLLOWED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
+FOLLOWED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
 if not FOLLOWED:
     import torch._dynamo.decorators
     import torch._dynamo.trace_rules
@@ -58,9 +61,9 @@ def _untraced(function: Any, *arguments: Any, **options: Any) -> Any:
     return function(*arguments, **options)
 
 
-def _constant(function: Any, *arguments: Any) -> Any:
+def _constant(function: Any, table: Constant, *arguments: Any) -> Any:
     """Calls a function while Dynamo traces. The result is a constant of the graph."""
-    return function(*arguments)
+    return table._given_to(function, *arguments)
 
 
 def __getattr__(name: str) -> Any:
@@ -68,7 +71,8 @@ def __getattr__(name: str) -> Any:
     if name == "untraced":
         value: Any = torch.compiler.disable(_untraced, **(_REASON if FOLLOWED else {}))
     elif name == "constant":
-        value = torch.compiler.assume_constant_result(_constant)
+        torch.compiler.assume_constant_result(Constant._given_to)
+        value = _constant
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value
