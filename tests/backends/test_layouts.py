@@ -127,7 +127,8 @@ SUMS = {
 }
 LAID = {
     "channels last": (0, 2, 3, 1), "transposed": (0, 1, 3, 2), "the batch last": (1, 2, 3, 0),
-    "rows last": (0, 3, 1, 2), "the batch moved": (1, 0, 2, 3), "three turned": (0, 3, 2, 1), "Fortran order": (3, 2, 1, 0),
+    "rows last": (0, 3, 1, 2), "the batch moved": (1, 0, 2, 3), "three turned": (0, 3, 2, 1),
+    "Fortran order": (3, 2, 1, 0),
 }  # fmt: skip
 
 
