@@ -131,7 +131,7 @@ FIRST = {
     "DPMSolverMultistepScheduler": 2,
     "UniPCMultistepScheduler": 1.8,
     "DDIMScheduler": 1.6,
-    "PNDMScheduler": 3.5,
+    "PNDMScheduler": 2.6,
     "LCMScheduler": 1.2,
     "HeunDiscreteScheduler": 2.6,
     "KDPM2AncestralDiscreteScheduler": 1.6,

@@ -162,7 +162,8 @@ def tokens(scheduler: Any, base: type, times: Any) -> nf.Tableau:
 class _Tracing:
     """Finds the rows of a run. If the class remembers nothing, it finds all of them together. Otherwise it finds the
     first ones one after the other, until a step meets the same state as one of the two steps before it. From there on
-    it finds the rest together."""
+    it guesses that the rest repeats, and finds it together. If the guess is wrong, the next one begins no sooner than
+    where rows took different ways."""
 
     def __init__(self, scheduler: Any, probe: _Probe, step: Any, options: tuple[Any, ...], exact: bool) -> None:
         self.scheduler, self.probe, self.step, self.options, self.exact = scheduler, probe, step, options, exact
@@ -178,13 +179,13 @@ class _Tracing:
         if not self.memory:
             for group in self._guessed([*range(start, n)]):
                 self._together(self._state(), group)
-        i, together = start if self.memory else n, counts and self.in_lanes
+        i, self.guess = start if self.memory else n, start if counts and self.in_lanes else n
         while i < n:
             state = self._state()
-            known = min(len(before), 2) if together else 0
+            known = min(len(before), 2) if i >= self.guess else 0
             period = next((k for k in range(1, known + 1) if self._alike(before[-k], state)), n)
             if i + 2 * period <= n:
-                together, end = False, i + (n - i) // period * period
+                self.guess, end = n, i + (n - i) // period * period
                 places = self._guessed([*range(i, end, period)])
                 i = end if all(self._repeats(state, group, period) for group in places) else i
                 self._set(state, i)
@@ -224,7 +225,9 @@ class _Tracing:
         try:
             end = self._in_lanes(state, places, period) if len(places) > 1 else self._singly(state, places[0], period)
         except Parted as ways:
-            return all(self._repeats(state, group, period) for group in _split(places, ways.flags))
+            groups = _split(places, ways.flags)
+            self.guess = max(group[0] for group in groups)
+            return all(self._repeats(state, group, period) for group in groups)
         except Exception:  # the step's own error comes again
             return False
         return self._alike(state, end) or places == [len(self.timesteps) - period]
@@ -378,9 +381,8 @@ class _Probe:
         """Makes one step of the scheduler at one of its times or, in lanes, at several. The scheduler goes on from
         there. `past` holds what the step computes, until `numbers` reads it. draws: all but the last of so many draws
         are NaN."""
-        together, self.draws, state = isinstance(t, Lanes), draws, unshared(vars(self.shadow))
-        held = self._hold(together)
-        before, gaps = self._attributes(), [value is None for value in held]
+        together, self.draws, attributes = isinstance(t, Lanes), draws, vars(self.shadow)
+        before, held = unshared(attributes), self._hold(together)
         token = CLAMP.set(self.clamp)
         try:
             with _Clamps(self) if self.clips and not together else nullcontext():
@@ -390,14 +392,15 @@ class _Probe:
         finally:
             CLAMP.reset(token)
         if self.drawn > draws:
-            vars(self.shadow).clear()
-            vars(self.shadow).update(state)
+            attributes.clear()
+            attributes.update(before)
             return self.rows(step, places, t, options, self.drawn)
         if self.varied is not None:
             self.variances[places[0]] = self.varied
-        after = {name: v for name, v in self._attributes().items() if not _same(before.get(name, self), v)}
+        others = {name: v for name, v in attributes.items() if name not in self.memory}
+        after = unshared({name: v for name, v in others.items() if not _same(before.get(name, self), v)})
         units = self.units
-        if not np.array_equal(self.block, self.columns):  # changed in place, it counts as another tensor
+        if not (self.block == self.columns).all():  # changed in place, it counts as another tensor
             were = dict(zip(map(id, units.values()), self.columns, strict=True))
             held = [v if id(v) not in were or np.array_equal(_array(v)[0], were[id(v)]) else object() for v in held]
         known = [None, t, units["x"], units["m1"], units["d"] if self.thresholds else object(), units["z"], *held]
@@ -410,8 +413,8 @@ class _Probe:
                 written.append(value)
             return pool[id(value)]
 
-        sample, *others = self.result.values()
-        results = _pick([place(value) for value in others])
+        sample, *beside = self.result.values()
+        results = _pick([place(value) for value in beside])
         remembers = self._remembers(place, after)
         if len(written) > 2:
             raise Unsupported(f"a step writes {len(written) + 1} tensors")
@@ -421,8 +424,8 @@ class _Probe:
         computed = _Computed(
             [self._array(value) for value in values], [*units], self.clean is not None, self.lo, self.hi
         )
-        kept = any(value is units["z"] for value in items(vars(self.shadow), self.memory))
-        steps, middle = {}, before.get("mid_point_sigma")
+        kept = any(value is units["z"] for value in items(attributes, self.memory))
+        gaps, steps, middle = [value is None for value in held], {}, before.get("mid_point_sigma")
         for n, (i, then) in enumerate(zip(places, _of_rows(after, places), strict=True)):
             interval = self.interval and tuple(row_of(value, n) for value in self.interval)
             drawn = self.drawn, kept, interval, _parts(interval, row_of(middle, n))
@@ -457,9 +460,6 @@ class _Probe:
         _remember(self.shadow, self.memory, held)
         self.clean, self.drawn, self.interval, self.varied = None, 0, None, None
         return held
-
-    def _attributes(self) -> dict[str, Any]:
-        return unshared({name: value for name, value in vars(self.shadow).items() if name not in self.memory})
 
     def _array(self, value: Any) -> Any:
         array: Any = _array(value) if isinstance(value, Tensor) else np.empty(0)
@@ -589,8 +589,7 @@ def unshared(attributes: dict[str, Any]) -> dict[str, Any]:
 
 def _same(a: Any, b: Any) -> bool:
     """Tells whether these are the same object, or lists of the same objects."""
-    lists = isinstance(a, list) and isinstance(b, list) and len(a) == len(b)
-    return all(map(is_, a, b)) if lists else a is b
+    return a is b or (isinstance(a, list) and isinstance(b, list) and len(a) == len(b) and all(map(is_, a, b)))
 
 
 def _parts(interval: Any, middle: Tensor | None) -> tuple[float, float] | None:
