@@ -486,8 +486,8 @@ class FastCall {
     // Each output may be exactly one of the inputs.
     bool apart() const {
         if (!outputs.given()) return true;
-        for (int slot = 0; slot < kSlots; ++slot)  // `settle` looks at those that lie in any order
-            if (!turned.order[slot] && outputs.spoil(inputs_[slot], true)) return false;
+        for (const View& in : inputs_)  // `settle` looks at those that lie in any order
+            if (outputs.spoil(in, true) && !turned.order[&in - inputs_]) return false;
         return !outputs.spoil(index_, false);
     }
 
