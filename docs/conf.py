@@ -72,7 +72,7 @@ exclude_patterns = ["inventories"]
 pygments_style, pygments_dark_style = "friendly", "monokai"
 
 myst_heading_anchors = 4  # links to headings as GitHub has them
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["colon_fence", "tasklist"]
 copybutton_exclude = ".linenos, .gp, .go"
 copybutton_prompt_text = r">>> |\.\.\. "  # they are not copied
 copybutton_prompt_is_regexp = True
@@ -82,7 +82,7 @@ nitpicky = True
 nitpick_ignore = [("py:exc", "numba.core.errors.TypingError")]  # not in an inventory: Numba documents none
 # Of annotated attributes: what NumPy's NDArray stands for, and what kernels are handed.
 nitpick_ignore_regex = [
-    ("py:class", r"numpy\.(bool|dtype|float64|floating|int64|integer)|collections\.abc\.Sequence"),
+    ("py:class", r"numpy\.(bool|dtype|float64|floating|int64|integer)|collections\.abc\.(Collection|Sequence)"),
     ("py:class", r"noisefuse\.(call\..*|arguments\.types\.ArrayT)"),
 ]
 default_role = "literal"  # docstrings write `code`, as Markdown does

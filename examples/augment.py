@@ -3,11 +3,12 @@
 
     python examples/augment.py --sheet augment.jpg --speed augment_speed.png
 
-The sheet has a row for each kind of noise and three strengths as columns, with the measured standard deviation over the
-whole picture. The bars are images of 512 x 512 x 3 bytes per second on one thread, beside the transforms of other
-libraries if they are installed.
+The sheet has a row for each kind of noise and three strengths as columns, each with the standard deviation that was
+measured over the whole picture. The right half of a picture is another library's noise of this kind and strength, if
+the library is installed. The bars are images of 512 x 512 x 3 bytes per second on one thread, beside the transforms of
+other libraries.
 
-It needs `pip install '.[demo]'`, and for the other bars albumentations and torchvision.
+It needs `pip install '.[demo]'`, and for the others albumentations, monai and torchvision.
 """
 
 from __future__ import annotations
@@ -28,23 +29,36 @@ from noisefuse.ground.drawing import BLUE, GREY, STYLE
 
 Image = NDArray[np.uint8]
 NOISE = nf.Noise(7)
-KINDS: dict[str, list[tuple[str, Callable[[Image], Image]]]] = {
-    "gaussian": [
-        (f"std {std}", partial(nf.augment.gaussian, std=std, noise=NOISE, batched=False)) for std in (10, 25, 60)
-    ],
-    "gaussian, shared": [
-        (
-            f"std {std}",
-            partial(nf.augment.gaussian, std=std, noise=NOISE, layout="HWC", shared=True, batched=False),
-        )
-        for std in (10, 25, 60)
-    ],
-    "multiplicative": [
-        (f"std {std}", partial(nf.augment.multiplicative, std=std, noise=NOISE, batched=False))
-        for std in (0.1, 0.25, 0.6)
-    ],
-    "sensor": [(f"a {a}, b 4", partial(nf.augment.sensor, a=a, b=4, noise=NOISE, batched=False)) for a in (0.5, 3, 15)],
-}
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+# By kind: the strength's name, strengths, noisefuse's call, and the other library with what makes its transform.
+KINDS: dict[str, tuple[str, tuple[float, ...], Callable[..., Any], str, Callable[[float], Callable[[Image], Any]]]] = {
+    "gaussian": ("std", (10, 25, 60), nf.augment.gaussian, "albumentations", lambda std: _of_albumentations(
+        "GaussNoise", std_range=(std / 255, std / 255))),
+    "multiplicative": ("std", (0.1, 0.25, 0.6), nf.augment.multiplicative, "", lambda std: _nothing()),
+    "sensor": ("a", (0.5, 3, 15), partial(nf.augment.sensor, b=4.0), "", lambda a: _nothing()),
+    "impulse": ("amount", (0.02, 0.1, 0.4), partial(nf.augment.impulse, layout="HWC", shared=True), "albumentations",
+        lambda amount: _of_albumentations("SaltAndPepper", amount=(amount, amount), salt_vs_pepper=(0.5, 0.5))),
+    "rician": ("std", (10, 25, 60), nf.augment.rician, "MONAI", lambda std: _of_monai(std)),
+}  # fmt: skip
+
+
+def _nothing() -> Callable[[Image], Any]:
+    raise ImportError("no library has this kind")
+
+
+def _of_albumentations(name: str, **options: Any) -> Callable[[Image], Any]:
+    import albumentations as A
+
+    transform = A.Compose([getattr(A, name)(p=1.0, **options)], seed=7)
+    return lambda image: transform(image=image)["image"]
+
+
+def _of_monai(std: float) -> Callable[[Image], Any]:
+    from monai.transforms import RandRicianNoise
+
+    transform = RandRicianNoise(prob=1.0, std=std, sample_std=False)
+    transform.set_random_state(7)
+    return lambda image: np.asarray(transform(image.astype(np.float32))).round().clip(0, 255).astype(np.uint8)
 
 
 def photograph() -> Image:
@@ -55,26 +69,38 @@ def photograph() -> Image:
 
 
 def sheet(image: Image, out: Path) -> dict[str, list[float]]:
-    """Draws the sheet, and returns its standard deviations."""
-    from matplotlib.figure import Figure
+    """Draws the sheet, one pixel for one of the photograph's, and returns its standard deviations."""
+    from PIL import Image as Pictures
+    from PIL import ImageDraw, ImageFont
 
-    figure = Figure((9, 3 * len(KINDS)), layout="constrained")
-    found: dict[str, list[float]] = {}
-    for axes, (kind, strengths) in zip(figure.subplots(len(KINDS), 3), KINDS.items(), strict=True):
-        for ax, (label, noised) in zip(axes, strengths, strict=True):
-            noisy = noised(image)
-            found.setdefault(kind, []).append(float((noisy.astype(float) - image).std()))
-            ax.imshow(noisy[20:220, 120:320])
-            ax.set_title(f"{kind}: {label}\nmeasured {found[kind][-1]:.1f}", fontsize=9)
-            ax.set_axis_off()
-    figure.savefig(out, dpi=80)
+    side, gap, line = 164, 8, 19
+    page = Pictures.new("RGB", (3 * side + 2 * gap, len(KINDS) * (side + 2 * line + gap)), "white")
+    draw, found = ImageDraw.Draw(page), {}
+    for row, (kind, (strength, values, ours, library, theirs)) in enumerate(KINDS.items()):
+        top, stds = row * (side + 2 * line + gap), []
+        beside = False
+        for column, value in enumerate(values):
+            noisy = np.array(ours(image, value, noise=NOISE, batched=False))
+            stds.append(float((noisy.astype(float) - image).std()))
+            try:
+                noisy[:, 219:] = theirs(value)(image)[:, 219:]
+                noisy[:, 218:220], beside = 255, True
+            except ImportError:
+                pass
+            left = column * (side + gap)
+            page.paste(Pictures.fromarray(noisy[32 : 32 + side, 137 : 137 + side]), (left, top + 2 * line))
+            label = f"{strength} {value:g}: {stds[-1]:.1f}"
+            draw.text((left, top + line), label, "#1f2430", ImageFont.load_default(13))
+        title = f"{kind}; the right half by {library}" if beside else kind
+        draw.text((0, top), title, "#1f2430", ImageFont.load_default(15))
+        found[kind] = stds
+    page.save(out, quality=70, optimize=True)
     return found
 
 
 def contenders(image: Image) -> dict[str, Callable[[], Any]]:
     """Returns functions, by name, that add noise with a standard deviation of a tenth to the image."""
     found: dict[str, Callable[[], Any]] = {"noisefuse": lambda: nf.augment.gaussian(image, 25.5, NOISE, batched=False)}
-    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     try:
         import albumentations as A
         import cv2
@@ -121,14 +147,14 @@ def bars(speeds: dict[str, float], out: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
-        figure = Figure((8, 0.5 * len(speeds) + 1), layout="constrained")
+    with matplotlib.rc_context(STYLE | {"font.size": 14}):
+        figure = Figure((8, 0.6 * len(speeds) + 1), layout="constrained")
         ax = figure.subplots()
         names = sorted(speeds, key=speeds.__getitem__)
         colors = [BLUE if "noisefuse" in name else GREY for name in names]
         drawn = ax.barh(names, [speeds[name] for name in names], color=colors)
         ax.bar_label(drawn, [f"{speeds[name]:.0f}" for name in names], padding=3)
-        ax.set_xlabel("images of 512 x 512 x 3 bytes a second, one thread")
+        ax.set_xlabel("images (512 x 512 x 3) a second, one thread")
         ax.margins(x=0.12)
         figure.savefig(out, dpi=80)
 

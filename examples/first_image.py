@@ -20,6 +20,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 import noisefuse as nf
+from gallery import tiles
 
 SHOWN = (0, 150, 300, 500, 700, 999)
 SCHEDULE = nf.Schedule.cosine(1000)
@@ -51,13 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
 
     shown = rows(photograph(), nf.Noise(2026))
-    figure = Figure(figsize=(2 * len(SHOWN), 2.1 * len(shown) + 0.4), layout="constrained")
-    for line, (words, images) in zip(figure.subplots(len(shown), len(SHOWN)), shown.items(), strict=True):
-        for ax, x, t in zip(line, images, SHOWN, strict=True):
-            ax.imshow(np.clip((x.transpose(1, 2, 0) + 1) / 2, 0, 1))
-            ax.set(xticks=[], yticks=[], title=f"t = {t}" if words == "x_t" else None)
-            ax.spines[:].set_visible(False)
-        line[0].set_ylabel(words)
+    names = [f"t = {t}" for t in SHOWN] + [name if t == 0 else "" for name in ("v", "no noise") for t in SHOWN]
+    figure = Figure(figsize=(9.6, 4.8))
+    tiles(figure, np.concatenate([*shown.values()]), names, len(SHOWN))
     figure.savefig(arguments.out, dpi=100)
     print(f"wrote {arguments.out}")
 

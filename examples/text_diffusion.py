@@ -19,15 +19,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import noisefuse as nf
+from noisefuse.ground.drawing import INK, STYLE
 
 PAGES = sorted((Path(__file__).parents[1] / "docs").glob("*sampler*.md"))
 LENGTH = 96  # characters of a sample
+SHOWN = 44  # of them in the picture
 SCHEDULE = nf.discrete.llada()  # p = (1 - eps) t + eps
 
 
@@ -177,22 +180,23 @@ def check(network: Network, sampler: nf.DiscreteSampler, noise: nf.Noise) -> Non
 
 
 def picture(text: Text, runs: dict[str, list[Tensor]], losses: Sequence[float]) -> Figure:
-    """Draws the loss, and for each sampler the first sample's characters as they appear over the steps."""
-    figure = Figure(figsize=(13, 1.6 + 2.1 * len(runs)), layout="constrained")
-    top, *axes = figure.subplots(1 + len(runs), 1, height_ratios=[0.8, *(1.0 for _ in runs)])
-    top.plot(losses, color="#c9d2e0", linewidth=0.5)
-    width = max(1, len(losses) // 50)
-    top.plot(np.convolve(losses, np.ones(width) / width, "valid"), color="#1f2430")
-    top.set(xlabel="step", ylabel="loss")
-    top.spines[["top", "right"]].set_visible(False)
-    for ax, (name, seen) in zip(axes, runs.items(), strict=True):
-        frames = np.stack([x[0].numpy() for x in seen])
-        shown = frames != text.mask_id
-        age = np.where(shown, np.arange(len(frames))[:, None] - np.argmax(shown, axis=0), -1)
-        ax.imshow(np.where(shown, 0.2 + 0.8 * np.exp(-age / 3), 0.0), cmap="Blues", aspect="auto", vmin=0, vmax=1.4)
-        ax.set(title=name, ylabel="step", yticks=[0, len(frames) - 1])
-        ax.set_xticks(range(frames.shape[1]), list(text.show(frames[-1])), fontsize=7, family="monospace")
-        ax.tick_params(length=0)
+    """Draws the loss, and for each sampler the first characters of a sample as they appear over the steps."""
+    style = {"font.size": 12, "axes.titlesize": 12, "axes.titlepad": 4}  # 9 pixels or more on a phone
+    with matplotlib.rc_context(STYLE | style):
+        figure = Figure(figsize=(6.5, 1.6 + 1.7 * len(runs)), layout="constrained")
+        top, *axes = figure.subplots(1 + len(runs), 1, height_ratios=[0.8, *(1.0 for _ in runs)])
+        top.plot(losses, color="#c9d2e0", linewidth=0.5)
+        width = max(1, len(losses) // 50)
+        top.plot(np.convolve(losses, np.ones(width) / width, "valid"), color=INK)
+        top.set(xlabel="step of training", ylabel="loss")
+        for ax, (name, seen) in zip(axes, runs.items(), strict=True):
+            frames = np.stack([x[0, :SHOWN].numpy() for x in seen])
+            shown = frames != text.mask_id
+            age = np.where(shown, np.arange(len(frames))[:, None] - np.argmax(shown, axis=0), -1)
+            ax.imshow(np.where(shown, 0.2 + 0.8 * np.exp(-age / 3), 0.0), cmap="Blues", aspect="auto", vmin=0, vmax=1.4)
+            ax.set(title=name, ylabel="step", yticks=[0, len(frames) - 1])
+            ax.set_xticks(range(frames.shape[1]), list(text.show(frames[-1])), family="monospace")
+            ax.tick_params(length=0)
     return figure
 
 
@@ -216,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(f"{name:>14}: {text.show(x)}", flush=True)
             check(network, sampler, noise)
         print("each run was the same in two halves and on two ranks", flush=True)
-    picture(text, runs, losses).savefig(arguments.out, dpi=110)
+    picture(text, runs, losses).savefig(arguments.out, dpi=150)
     print(f"wrote {arguments.out}")
 
 

@@ -97,6 +97,7 @@ AUGMENTED = {
     "augment.gaussian of each image": lambda f: nf.augment.gaussian(
         f(images()), f(np.linspace(1, 9, 4)), N, batched=True
     ),
+    "augment.gaussian in a region": lambda f: nf.augment.gaussian(f(data()), 0.3, N, region=f(data() > 0)),
     "augment.multiplicative": lambda f: nf.augment.multiplicative(f(data()), 0.2, N),
     "augment.sensor": lambda f: nf.augment.sensor(f(images()), 0.1, 2.0, N, batched=True),
     "augment.at_snr": lambda f: nf.augment.at_snr(f(data()), 20.0, N),
@@ -109,6 +110,9 @@ AUGMENTED = {
     "augment.poisson of floats": lambda f: nf.augment.poisson(f(data()), 50.0, N, gamma=2.2),
     "augment.impulse": lambda f: nf.augment.impulse(
         f(images()), f(np.linspace(0, 1, 4)), N, layout="HWC", shared=True, batched=True
+    ),
+    "augment.poisson in boxes": lambda f: nf.augment.poisson(
+        f(images()), 50.0, N, batched=True, region=[[1, 2, 9, 5], [8, 0, 99, 3]]
     ),
     "augment.impulse of floats": lambda f: nf.augment.impulse(f(data()), 0.5, N, random=True),
     "augment.corrupt": lambda f: nf.augment.corrupt(f(images()), "impulse_noise", 3, N, batched=True),
@@ -199,7 +203,7 @@ def public_operations():
 
 def takes_arrays(function):
     given = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
-    return any(re.search(r"\b(Array|Like)\b", str(p.annotation)) or p.name == "x_or_shape" for p in given)
+    return any(re.search(r"\b(Array|Like|Images)\b", str(p.annotation)) or p.name == "x_or_shape" for p in given)
 
 
 def arrays(result):

@@ -37,7 +37,7 @@ def named(text, library):
 @pytest.mark.parametrize(("page", "library"), [(page, library) for page in PAGES for library in PAGES[page]])
 def test_pages_name_the_declared_versions(page, library):
     text = (ROOT / page).read_text()
-    # "From torch 2.11 on" is about one feature; "torch from 2.5" is the bound, each time.
+    # "From torch 2.10 on" is about one feature; "torch from 2.5" is the bound, each time.
     assert named(text, library) == {DECLARED[library]}
 
 
@@ -55,6 +55,12 @@ def test_a_failed_compilation_names_the_numba_that_works():
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["scikit-build"]
     below = DECLARED["numba"].partition(",")[2]
     assert f"pip install 'numba{below}'" in build["messages"]["after-failure"]
+
+
+def test_a_numba_without_a_warning_is_a_declared_one():
+    text = (ROOT / "src" / "noisefuse" / "backends" / "numba" / "internals.py").read_text()
+    tested = re.search(r"^TESTED = \((\d+), (\d+)\), \((\d+), (\d+)\)", text, re.MULTILINE).groups()
+    assert DECLARED["numba"] == ">={}.{},<{}.{}".format(*tested)
 
 
 def test_constraints_are_what_pip_reads():

@@ -76,6 +76,7 @@ WALKS = {
     "impulse": (lambda: lambda: nf.augment.impulse(X, 0.1, N), (2, 2, 1)),
     "rician": (lambda: lambda: nf.augment.rician(X, 0.1, N), (2, 2, 1)),
     "photons of floats": (lambda: lambda: nf.augment.poisson(X, 30.0, N), (67, 14, 33)),
+    "gaussian in a region": (lambda: lambda: nf.augment.gaussian(X, 0.1, N, region=X[0] > 0), (31, 7, 18)),
     "coloured": (lambda: lambda: nf.augment.coloured(X, 20.0, N, "pink"), (78, 12, 46)),
     "two images of a list": (lambda: lambda: nf.augment.gaussian([X[0], X[0]], 0.1, N), (54, 7, 22)),
     "q_mask": (lambda: lambda: nf.q_mask(IDS, P, N, 9), (1, 1, 0)),

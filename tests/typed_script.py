@@ -87,6 +87,14 @@ nf.randn_like(x, 7)  # error
 assert_type(nf.augment.gaussian(x, 0.1, N), NDArray[Any])
 assert_type(nf.augment.gaussian(y, t, N, layout="CHW", dtype=torch.uint8), torch.Tensor)
 assert_type(nf.augment.gaussian(j, 0.1, N), jax.Array)
+assert_type(nf.augment.gaussian(x, 0.1, N, region=x > 0), NDArray[Any])
+pictures: list[NDArray[Any]] = [x, x[:1]]
+assert_type(nf.augment.gaussian(pictures, [0.1, 0.2], N), list[NDArray[Any]])
+frames = [y, y]
+assert_type(nf.augment.sensor(frames, 0.1, 0.2, N, region=[[[0, 0, 2, 2]]] * 2), list[torch.Tensor])
+assert_type(nf.augment.poisson(pictures, 100.0, N), list[NDArray[Any]])
+assert_type(nf.augment.corrupt(pictures, "shot_noise", 3, N), list[NDArray[Any]])
+nf.augment.gaussian("cat.png", 0.1, N)  # error
 assert_type(nf.augment.multiplicative(y, 0.1, N), torch.Tensor)
 assert_type(nf.augment.sensor(x, 0.1, 0.2, N), NDArray[Any])
 assert_type(nf.augment.by_level(y, x, x, N), torch.Tensor)

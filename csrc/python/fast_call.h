@@ -394,8 +394,8 @@ class FastCall {
             if (!(t >= 0 && t <= last) || std::isinf(t) || (by_column && std::signbit(t))) return false;
             zeros += t == 0, ones += t == 1;
         }
-        const bool are_steps = zeros && ones && zeros + ones == indices;
-        if (are_steps && !by_column) return false;  // they look like steps, which gives a warning
+        const bool may_be_steps = ones && zeros + ones == indices;
+        if (may_be_steps && !by_column) return false;  // which may give a warning
         return hold_rows() &&
                (by_column ? rows_of_columns(own_time_, times, call.active, timed_rows_.get())
                           : rows_of_levels(own_time_, times, timed_rows_.get())) &&

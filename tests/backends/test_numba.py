@@ -15,11 +15,13 @@ import math
 import os
 import platform
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,6 +45,20 @@ import noisefuse.numba as nfn
 from noisefuse.backends.numba import kernels
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(("version", "warned"), [((0, 61), True), ((0, 62), False), ((0, 68), False), ((0, 99), True)])
+def test_a_numba_that_is_not_tested_is_warned_of(version, warned, monkeypatch, recwarn):
+    """Seen to fail: 0.61 was silent. Its bits were right."""
+    numba = sys.modules["numba"]
+    monkeypatch.setattr(numba, "version_info", numba.version_info._replace(short=version))
+    warnings.simplefilter("always")
+    internals = runpy.run_path(str(ROOT / "src" / "noisefuse" / "backends" / "numba" / "internals.py"))
+    low, high = ("{}.{}".format(*each) for each in internals["TESTED"])
+    found = [str(each.message) for each in recwarn if each.category is RuntimeWarning]
+    expected = f"is not tested with noisefuse: expected {low} or newer, and below {high}"
+    assert found == [f"Numba {numba.__version__} {expected}"] * warned
+
 
 # ---- in kernels --------------------------------------------------------------------------------------------
 

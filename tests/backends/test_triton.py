@@ -10,6 +10,7 @@ import doctest
 import inspect
 import os
 import re
+import runpy
 import struct
 import subprocess
 import sys
@@ -32,6 +33,7 @@ import noisefuse.triton as nft
 from cuda_kernels import sass
 from cuda_kernels import triton_kernels as kernels
 from cuda_kernels.triton_kernels import KEYS
+from private_names import private
 
 interpreted = pytest.mark.skipif(
     isinstance(nft.normal, triton.JITFunction), reason="needs Triton's interpreter, from 3.9 on (TRITON_INTERPRET=1)"
@@ -140,6 +142,27 @@ def python(code, **environment):
     """Runs Python's code in a process of its own, and returns what it writes to stderr."""
     environment = os.environ | environment
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True).stderr
+
+
+@interpreted
+def test_what_compiled_code_copies_gives_the_bits_of_native(tmp_path):
+    """torch.compile writes a kernel and all that it calls into a program of its own, which runs here. Seen to fail: a
+    function called as an attribute of a module, which is left out."""
+    copier = private("torch._inductor.codegen.wrapper", "user_defined_triton_kernel_transitive_closure_source_code")
+    program = tmp_path / "copied.py"
+    code = (
+        f"from {copier.__module__} import {copier.__name__} as copied; from cuda_kernels import triton_kernels; "
+        f"open({str(program)!r}, 'w').write(copied(triton_kernels.draw))"
+    )
+    options = {"cwd": Path(kernels.__file__).parents[1], "env": os.environ | {"TRITON_INTERPRET": "0"}}
+    subprocess.run([sys.executable, "-c", code], check=True, **options)
+    program.write_text("import triton\nimport triton.language as tl\n@triton.jit\n" + program.read_text())
+    draw = runpy.run_path(str(program))["draw"]
+    seed, *rest = KEYS[2]
+    for name, dtype in CASES:
+        out = torch.empty(1, 64, dtype=getattr(torch, dtype))
+        draw[1,](out, seed - 2**64, *rest, 0, 64, DRAW=name, BLOCK=64)  # as an operator has it, in 64 signed bits
+        assert torch.equal(out, expected(name, dtype, KEYS[2], n=64))
 
 
 def test_an_interpreter_with_other_bits_is_refused():

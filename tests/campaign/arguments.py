@@ -572,6 +572,8 @@ def _augment(draw: Draw) -> Call:
         _may(draw, call, "shared", "True")
         if "layout" not in call.options:
             _may(draw, call, "layout", "'CHW'", "'HWC'")
+    part, box = shape[draw(len(shape) + 1) :], "[[0, 0, 3, 5], [1.5, 2, 90, 9]]"
+    _may(draw, call, "region", _array(draw, part, "bool"), box, f"np.array({box})[:0]", "[[3, 0, 1, 1]]", once_in=6)
     if kind == "by_level" or chosen:
         return call
     _may(draw, call, "clip", "(0, 1)", "(16.5, 235)", "(2, 1)", once_in=5)

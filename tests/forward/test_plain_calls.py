@@ -16,6 +16,7 @@ from noisefuse.operations import draw, update
 from noisefuse.tableau import past
 
 S, F, N = nf.Schedule.linear(50), nf.Schedule.flow(50), nf.Noise(5, sample=9, step=2)
+C = nf.Schedule.cosine(50)
 SHAPE = (2, 16, 7)
 WINDOWS = {
     "of rows": ((40, 7), (8, 0)),
@@ -63,7 +64,6 @@ FLOAT_TIMES = {
     **{f"{dtype} for each sample": U.astype(dtype) for dtype in ("float64", "float32", "float16")},
     "for each row": np.linspace(0, 1, 32, dtype=np.float32).reshape(2, 16),
     "the cleanest, the noisiest and others": np.linspace(0, 1, 32).reshape(2, 16),
-    "the noisiest": [1.0, 1.0],
 }
 LISTED = [nf.Noise(5, step=7), nf.Noise(6, sample=2**56 - 1).window((18, 9), (1, 2))]
 DRAWS, DDIM = nf.samplers.ddpm(S, 3).tableau, nf.samplers.ddim(S, 3).tableau
@@ -400,10 +400,19 @@ def test_weights_have_the_shape_of_float_times(native, t, weight):
         nf.mse_loss(X[0], X[0], t, F, N, target="flow", weight=np.array(weight))
 
 
-def test_float_times_that_look_like_steps_are_warned_of(native, monkeypatch):
+@pytest.mark.parametrize(("t", "schedule"), [([0.0, 1.0], F), (1.0, C), ([1.0] * 2, C), (np.float32(1), C)])
+def test_float_times_that_look_like_steps_are_warned_of(native, monkeypatch, t, schedule):
+    """Seen to fail: 1.0 alone, where networks are given the step."""
     monkeypatch.setattr(calls, "WARNED", set())
     with pytest.warns(UserWarning, match="0.0 and 1.0 are the cleanest and the noisiest time"):
-        nf.q_sample(X[0], [0.0, 1.0], F, N)
+        nf.q_sample(X[0], t, schedule, N)
+
+
+def test_the_ends_of_float_times_are_not_warned_of_elsewhere(native, monkeypatch, recwarn):
+    monkeypatch.setattr(calls, "WARNED", set())
+    for t, schedule in ((1.0, F), ([1.0] * 2, F), (0.0, C), ([1.0, 0.5], C), (1, C)):
+        nf.q_sample(X[0], t, schedule, N)
+    assert not recwarn.list
 
 
 def test_an_interrupt_while_rows_are_made_goes_on(native, monkeypatch):

@@ -762,7 +762,8 @@ def test_repr_says_what_a_float_time_is(schedule, line):
     assert repr(schedule).splitlines()[2:] == [f"  a float t is {line}"]
 
 
-TIMES_AS_MEANT = [1, 0.0, 1.0, [0, 1], [1.0], [0.0, 0.0], [1.0, 1.0], [0.0, 0.5], [0.2, 1.0], [[0, 1, 0.5], [0, 1, 1]]]
+TIMES_AS_MEANT = [1, 0.0, [0, 1], [0.0, 0.0], [0.0, 0.5], [0.2, 1.0], [[0, 1, 0.5], [0, 1, 1]]]
+NOISIEST = [1.0, [1.0], [1.0, 1.0]]  # as meant where networks are given noise levels
 TIMES_LIKE_STEPS = [[0.0, 1.0], np.array([1, 0], np.float32), np.array([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])]
 
 
@@ -781,9 +782,10 @@ def test_float_times_that_look_like_steps_are_warned_of_once(schedule, monkeypat
         warnings.simplefilter("error")
         schedule(TIMES_LIKE_STEPS[0])  # of no samples
         nf.q_sample(x, TIMES_LIKE_STEPS[0], S.karras(50), noise)
-        for t in TIMES_AS_MEANT:
+        of_steps = schedule.kind == "cosine"
+        for t in TIMES_AS_MEANT if of_steps else TIMES_AS_MEANT + NOISIEST:
             nf.q_sample(x, t, schedule, noise)
-        for t, user in itertools.product(TIMES_LIKE_STEPS, users):
+        for t, user in itertools.product(TIMES_LIKE_STEPS + NOISIEST[2:] * of_steps, users):
             said.clear()
             with pytest.warns(UserWarning, match=f"a {schedule.kind} schedule; for the steps 0 and 1 pass int") as seen:
                 user(t)

@@ -761,7 +761,7 @@ def test_what_autograd_has_to_know():
 
 def compiled(function, backend="aot_eager"):
     if not torch_internals.FOLLOWED:
-        pytest.skip("from torch 2.11 on")
+        pytest.skip("from torch 2.10 on")
     torch.compiler.reset()
     private("torch._dynamo.utils", "counters").clear()
     return torch.compile(function, fullgraph=True, backend=backend)

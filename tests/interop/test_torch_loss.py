@@ -19,7 +19,7 @@ from noisefuse.interop.torch import internals as torch_internals  # noqa: E402
 from private_names import private  # noqa: E402
 from test_torch import FLOATS, FLOW, N, S, numpy, tensor  # noqa: E402
 
-followed = pytest.mark.skipif(not torch_internals.FOLLOWED, reason="from torch 2.11 on")
+followed = pytest.mark.skipif(not torch_internals.FOLLOWED, reason="from torch 2.10 on")
 
 ROW = np.linspace(0.5, 2.0, len(S))
 T = torch.tensor([1, 19, 4])

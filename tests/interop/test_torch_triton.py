@@ -365,6 +365,69 @@ def test_what_else_there_is_says_what_it_needs():
         assert not launches
 
 
+ELSEWHERE = {
+    "noise": lambda x, y: nf.q_sample(x, 3, S, y),
+    "out": lambda x, y: nf.q_step(x, 3, S, N, out=y),
+    "x1": lambda x, y: nf.interpolate(x, y, 0.5, nf.paths.linear()),
+    "x0": lambda x, y: nf.mse_loss(x, y, 3, S, N, target="v"),
+    "pred": lambda x, y: nf.mse_loss(y, x, 3, S, N, target="v"),
+    "a loss's out": lambda x, y: nf.mse_loss_and_grad(x, x, 3, S, N, target="v", out=y),
+    "x_next": lambda x, y: nf.density.log_prob(SDE.tableau, 4, x, x, y),
+    "a model's output": lambda x, y: nf.density.kl(SDE.tableau, 4, x, y),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_tensors_of_the_host_beside_those_of_a_device(name):
+    """Seen to fail: no look at where the memory lies."""
+    x, y = tensor(2, 16), tensor(2, 16, seed=1)
+    with on_triton(y) as launches:
+        with pytest.raises(ValueError, match=r"lies on (cpu|cuda:1), the other tensors on (cuda:1|cpu): "):
+            ELSEWHERE[name](x, y)
+        assert not launches
+
+
+LAST = nf.Noise(1, sample=2**56 - 2)
+BEYOND = {
+    "randn": lambda x: nf.randn((3, 4), LAST, dtype=torch.float32, out=torch.empty(3, 4)),
+    "q_sample": lambda x: nf.q_sample(x, 3, S, LAST),
+    "mse_loss": lambda x: nf.mse_loss(x, x, 3, S, LAST, target="v"),
+    "q_mask": lambda x: nf.q_mask(x.long(), 0.5, LAST, 9),
+    "categorical": lambda x: nf.categorical(x, LAST),
+    "steps": lambda x: nf.q_walk(x, S, N.at(step=2**32 - 3)),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_samples_and_steps_beyond_the_last_one(name):
+    """The batch ends beyond 2^56 samples, or 2^32 steps. Seen to fail: the first sample alone checked."""
+    with on_triton() as launches:
+        with pytest.raises(OverflowError, match=r"go(es)? beyond 2\^(56|32) - 1"):
+            BEYOND[name](tensor(3, 4))
+        assert not launches
+
+
+def test_times_of_few_bits():
+    """A row's place in the table has more bits than its number. Seen to fail: times that are not made int64."""
+    table = nf.Schedule.linear(256)
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        t = torch.tensor([1, 100, 127]).to(dtype)
+        expected = nf.q_sample(tensor(3, 4), t, table, N)
+        with on_triton():
+            assert torch.equal(nf.q_sample(tensor(3, 4), t, table, N), expected)
+
+
+def test_without_triton(monkeypatch):
+    """CuPy does not draw tokens on a device. Seen to fail: Triton's own error, or none where it is installed."""
+    monkeypatch.setattr(torch_arrays, "_HAS_TRITON", False)
+    with on_triton() as launches:
+        with pytest.raises(ImportError, match="tokens on a CUDA device need Triton: pip install 'noisefuse"):
+            nf.q_mask(tensor(3, 4).long(), 0.5, N, 9)
+        with pytest.raises(ImportError, match="tensors on a CUDA device need Triton or CuPy: pip install"):
+            nf.q_sample(tensor(3, 4), 3, S, N)
+        assert not launches
+
+
 def test_the_product_refuses_tensors_of_the_cpu():
     with pytest.raises((ValueError, NotImplementedError)):
         torch_arrays.memory("x", X, CUDA)

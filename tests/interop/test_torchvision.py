@@ -190,6 +190,35 @@ def test_prepare_is_what_three_transforms_are(kind):
     torch.testing.assert_close(found.as_subclass(torch.Tensor), expected.as_subclass(torch.Tensor))
 
 
+@pytest.mark.parametrize("mode", ["L", "I;16"])
+@pytest.mark.parametrize("means", [1, 3])
+def test_prepare_takes_grey_images_of_pil(mode, means):
+    """One channel has as many copies as there are means. Seen to fail: ValueErrors of the means, and of uint16; a
+    fraction of 255 where 65535 is white; one noise for all copies."""
+    pil, last = pytest.importorskip("PIL.Image"), 256 if mode == "L" else 65536
+    grey = np.random.default_rng(0).integers(0, last, (20, 30)).astype("uint8" if mode == "L" else "uint16")
+    image, given = pil.fromarray(grey), (MEAN[:means], STD[:means])
+    assert image.mode == mode
+    expected = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*given)])(image)
+    found = Prepare(*given)(image)
+    assert found.is_contiguous()
+    torch.testing.assert_close(found.as_subclass(torch.Tensor), expected.as_subclass(torch.Tensor))
+    noisy = Prepare(*given, sigma=0.1).at(3)(image)
+    z = (noisy - found).as_subclass(torch.Tensor) / 0.1
+    assert noisy.shape == (means, 20, 30)
+    torch.testing.assert_close(z, nf.randn(z.shape, nf.Noise(0, sample=3), batched=False, dtype=torch.float32),
+                               atol=1e-4, rtol=0)  # fmt: skip
+    frames = torch.from_numpy(np.stack([grey] * 2))[:, None]
+    assert Prepare(*given)(frames).shape == (2, means, 20, 30)
+
+
+def test_noise_of_uint16_is_a_fraction_of_65535():
+    image = torch.from_numpy(np.full((1, 64, 64), 30000, np.uint16))
+    found = GaussianNoise(mean=0.01, sigma=0.1).at(3)(image)
+    expected = nf.augment.gaussian(image, 6553.5, nf.Noise(0, sample=3), mean=655.35, batched=False)
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_prepare_adds_noise_by_name(dtype):
     """Equal bit for bit to augment's. Seen to fail: a sigma in units of the image."""

@@ -149,6 +149,7 @@ def test_spacings():
     assert samplers.flow_euler(Schedule.flow(), 4, spacing="trailing").timesteps == pytest.approx([1, 0.75, 0.5, 0.25])
 
 
+OF_FLOW, OF_NOISE = {"prediction": "flow"}, {"prediction": "epsilon"}
 BAD_ARGUMENTS = [
     ("ddim", VP, {"spacing": "log"}, ValueError, "spacing = 'log': expected 'leading', 'trailing'"),
     ("ddim", VP, {"steps": 0}, ValueError, "steps = 0: expected an integer of at least 1"),
@@ -289,11 +290,11 @@ BAD_ARGUMENTS = [
     ("dpm_solver", VP, {"order": [3, 1]}, ValueError, "order: expected a number, or one for each of 10 steps, got 2"),
     ("gradient_estimation_cfg_pp", VP, {"gamma": math.nan}, ValueError, "gamma = nan: expected a finite number"),
     *(
-        (name, FLOW, {"steps": [0.9, 0.3], "eta": 1.6}, ValueError, "eta = 1.6 steps below clean data, from 0.9 to 0.3")
+        (name, FLOW, OF_FLOW | {"steps": [0.9, 0.3], "eta": 1.6}, ValueError, "eta = 1.6 steps .*, from 0.9 to 0.3")
         for name in ("euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_2s_ancestral_cfg_pp")
     ),
     *(
-        (name, FLOW, {"steps": [0.3], "final": 0.9}, ValueError, "draws noise goes to a lower level, not from time 0.3")
+        (name, FLOW, OF_FLOW | {"steps": [0.3], "final": 0.9}, ValueError, "goes to a lower level, not from time 0.3")
         for name in ("euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_2s_ancestral_cfg_pp")
     ),
     (
@@ -306,7 +307,7 @@ BAD_ARGUMENTS = [
     ("dpmpp_sde", VP, {"r": 1.0}, ValueError, "r must lie between 0 and 1, got 1.0"),
     ("gradient_estimation", VP, {"gamma": math.inf}, ValueError, "gamma = inf: expected a finite number"),
     ("tcd", VP, {"gamma": 1.5}, ValueError, "gamma = 1.5: expected a finite number from 0 to 1"),
-    ("tcd", FLOW, {"steps": 3}, ValueError, "tcd counts indices, and with this schedule a model is told noise levels"),
+    ("tcd", FLOW, OF_FLOW, ValueError, "tcd counts indices, and with this schedule a model is told noise levels"),
     ("lcm", VP, {"steps": 60}, ValueError, "1 <= steps <= original_steps <= 1000"),
     ("lcm", VP, {"original_steps": 1001}, ValueError, "1 <= steps <= original_steps <= 1000"),
     ("flow_euler", FLOW, {"levels": [1.5, 0.5], "steps": None}, TypeError, "expected levels or steps, got both"),
@@ -321,11 +322,13 @@ BAD_ARGUMENTS = [
     ("lcm", "linear", {"steps": 4}, TypeError, "schedule: expected a noisefuse.Schedule"),
     ("flow_euler", VP, {}, ValueError, r"^flow_euler needs a schedule with alpha \+ sigma = 1 .*; euler takes others"),
     ("flow_heun", VP, {}, ValueError, r"^flow_heun needs a schedule with alpha \+ sigma = 1 .*; heun takes others"),
-    ("lcm", FLOW, {"steps": 3}, ValueError, r"told noise levels.*: give the levels themselves, levels=\[\.\.\]"),
+    ("lcm", FLOW, OF_FLOW, ValueError, r"told noise levels.*: give the levels themselves, levels=\[\.\.\]"),
+    # seen to fail: epsilon unsaid, but where alpha = 0
+    *((name, FLOW, {}, ValueError, "say what a flow's network predicts") for name in ("ddim", "lcm", "pndm")),
     # alpha = 0: another prediction, or a start with some signal
     ("ddim", ZERO_SNR, {"spacing": "trailing"}, ValueError, 'prediction "epsilon" divides by alpha.*zero terminal SNR'),
-    ("ddim", FLOW, {"spacing": "trailing"}, ValueError, 'say what the network predicts, prediction="flow"'),
-    ("euler", FLOW, {}, ValueError, 'say what the network predicts, prediction="flow", .*, or flow_euler, or leave'),
+    ("ddim", FLOW, {"spacing": "trailing"} | OF_NOISE, ValueError, 'say what the network predicts, prediction="flow"'),
+    ("euler", FLOW, OF_NOISE, ValueError, "say what the network predicts, .*, or flow_euler, or leave"),
     ("euler", FLOW, {"prediction": "flow"}, ValueError, "divides by alpha.*use ddim, .*, or flow_euler, or leave"),
     ("unipc", FLOW, {"prediction": "flow"}, ValueError, '^unipc divides by alpha.*spacing="leading", or a list'),
     *(

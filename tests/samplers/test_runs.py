@@ -94,7 +94,7 @@ def test_the_start_is_that_of_the_schedule(name):
     assert rule(VP, [900, 500]).tableau.start == pytest.approx(1 / over, rel=1e-14)
     assert rule(Schedule.karras(9), [80.0, 3.0]).tableau.start == 80
     own = name not in EXPLODING_FRAME or name in ON_FLOWS_THEMSELVES
-    flow = rule(FLOW, [0.8, 0.5]).tableau.start
+    flow = rule(FLOW, [0.8, 0.5], prediction="flow").tableau.start
     assert flow == pytest.approx(math.hypot(0.2, 0.8) / (1 if own else 0.2))
 
 

@@ -56,10 +56,13 @@ def rows_at(
 
 
 def at_times(schedule: Schedule, t: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns schedule(t) at the samples' times. It warns if floats look like the steps 0 and 1."""
+    """Returns schedule(t) at the samples' times. It warns if floats look like the steps 0 and 1.
+
+    A lone 1.0 does so only where networks are given the step: for a flow's it is the noisiest time.
+    """
     levels = schedule(t)
-    unit = t.size > 1 and t.dtype.kind == "f" and schedule.times == (0, 1)
-    if unit and t.item(t.argmin()) == 0 and t.item(t.argmax()) == 1 and np.isin(t, (0, 1)).all():
+    ends = t.size > 0 and t.dtype.kind == "f" and schedule.times == (0, 1) and t.item(t.argmax()) == 1
+    if ends and (t.item(t.argmin()) == 0 or schedule.axis.timed_by_index) and np.isin(t, (0, 1)).all():
         said = f"0.0 and 1.0 are the cleanest and the noisiest time of a {schedule.kind} schedule"
         warn_once("times", f"t: as floats {said}; for the steps 0 and 1 pass integers")
     return levels

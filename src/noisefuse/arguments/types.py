@@ -31,6 +31,17 @@ class Like(Protocol[_Of]):
     def cumsum(self, axis: int, /) -> _Of: ...
 
 
+class ListLike(Protocol[_Of]):
+    """A list of arrays, whose results are a list of its own type, that of a copy. (Its arrays' dtypes belong to that
+    type: a list[NDArray[Any]] has results of any dtype.)"""
+
+    def append(self, x: Any, /) -> None: ...
+    def copy(self) -> _Of: ...
+
+
+Images: TypeAlias = Like[ArrayT] | ListLike[ArrayT]
+
+
 DType: TypeAlias = "DTypeLike | torch.dtype"
 NumPyDType: TypeAlias = "str | np.dtype[Any] | type[np.generic] | type[float] | None"
 Device: TypeAlias = "torch.device | str"

@@ -15,20 +15,21 @@ from .. import backends
 from ..arguments.arrays import as_array, batch_shape, host_view
 from ..arguments.calls import Index, is_batch, make_call, run
 from ..arguments.options import FAST_LEVELS
-from ..arguments.types import Array, ArrayT, DType, Like
+from ..arguments.types import Array, ArrayT, DType, Images, Like
 from ..ground.checks import check_number, lie_within
 from ..language.levels import levels_of
 from ..language.noise import Noise
 from ..language.rows import Rows, X
 from ..operations import byte_tables
 from .lists import beside_arrays
-from .numbers import as_numbers, keys_for
+from .numbers import Region, as_numbers, keys_for
 from .photons import photons
+from .rows import inside
 
 
 def poisson(
-    x: Like[ArrayT], peak: ArrayLike, noise: Noise | Sequence[Noise], *, gamma: float = 1.0,
-    batched: bool | None = None, out: Like[ArrayT] | None = None,
+    x: Images[ArrayT], peak: ArrayLike, noise: Noise | Sequence[Noise], *, gamma: float = 1.0,
+    batched: bool | None = None, out: Like[ArrayT] | None = None, region: Region | None = None,
 ) -> ArrayT:  # fmt: skip
     """The noise of counted photons: top (N / peak)^(1 / gamma), where N is Poisson with mean peak (x / top)^gamma.
 
@@ -41,7 +42,7 @@ def poisson(
             a = top / peak is as good.)
         noise: as in `gaussian`, but not an array.
         gamma: the display's gamma, if grey levels are not linear in light, such as 2.2. 1 is linear light.
-        batched, out: as in `gaussian`.
+        batched, out, region: as in `gaussian`.
 
     Returns:
         An array of x's shape, dtype and kind. Each byte gets its exact share of the 2^32 words of the noise, rounded to
@@ -56,6 +57,8 @@ def poisson(
     (200, 200.0)
     """
     batched = is_batch("x", x, batched)
+    if region is not None:
+        return inside(region, poisson, x, peak, noise, gamma=gamma, batched=batched, out=out)
     peaks, gammas = as_numbers("peak", peak), as_numbers("gamma", gamma)
     for name, values, most in (("peak", peaks, 1), ("gamma", gammas, 0)):
         if values.ndim > most:
@@ -74,8 +77,8 @@ def poisson(
 
 
 def transition(
-    x: Like[ArrayT], matrix: ArrayLike, noise: Noise | Sequence[Noise], *, batched: bool | None = None,
-    out: Like[ArrayT] | None = None,
+    x: Images[ArrayT], matrix: ArrayLike, noise: Noise | Sequence[Noise], *, batched: bool | None = None,
+    out: Like[ArrayT] | None = None, region: Region | None = None,
 ) -> ArrayT:  # fmt: skip
     """Changes each byte at random: matrix[i, j] is the probability that grey level i becomes j.
 
@@ -90,7 +93,7 @@ def transition(
             of 1 to 1e-6. They are divided by their sums, and the cumulated probabilities are rounded to multiples of
             2^-32. A new matrix takes a millisecond; a matrix that equals one of the last 8 takes a fiftieth of that.
             Tables of batches of more than 8 are not kept.
-        noise, batched, out: as in `poisson`.
+        noise, batched, out, region: as in `poisson`.
 
     Returns:
         uint8, of x's shape and kind.
@@ -106,6 +109,8 @@ def transition(
     ([0, 200], 0.1)
     """
     batched = is_batch("x", x, batched)
+    if region is not None:
+        return inside(region, transition, x, matrix, noise, batched=batched, out=out)
     if (other := beside_arrays(x)) is not None:
         return other.augmented(_transition, x, noise, matrix=matrix, batched=batched, out=out)
     given = _Matrix(matrix if type(matrix) is np.ndarray else as_numbers("matrix", matrix))

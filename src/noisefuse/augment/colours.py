@@ -13,14 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
 from ..arguments.arrays import as_array, batch_shape
-from ..arguments.types import Array, ArrayT, Like
+from ..arguments.types import Array, ArrayT, Images, Like
 from ..call.description import FLOAT32, FLOAT64
 from ..ground.checks import check_choice, check_number
 from ..language.noise import Noise, listed
 from ..operations.draw import randn
 from .lists import beside_arrays
-from .numbers import image_on_host, keys_for
-from .rows import gaussian, rms, std_at, warn_of_one_clip
+from .numbers import Region, image_on_host, keys_for
+from .rows import gaussian, inside, rms, std_at, warn_of_one_clip
 
 Colour: TypeAlias = Literal["brown", "pink", "white", "blue", "violet"]
 _OCTAVE = 10 * math.log10(2)  # decibels of a power that doubles with the frequency
@@ -29,8 +29,8 @@ Gains: TypeAlias = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 def coloured(
-    x: Like[ArrayT], snr: ArrayLike, noise: Noise | Sequence[Noise], slope: float | Colour, *, floor: float = 0.0,
-    batched: bool | None = None, out: Like[ArrayT] | None = None,
+    x: Images[ArrayT], snr: ArrayLike, noise: Noise | Sequence[Noise], slope: float | Colour, *, floor: float = 0.0,
+    batched: bool | None = None, out: Like[ArrayT] | None = None, region: Region | None = None,
 ) -> ArrayT:  # fmt: skip
     """Adds coloured noise at a signal-to-noise ratio in decibels: the density of its power is a power of the frequency.
 
@@ -47,7 +47,7 @@ def coloured(
             (-3.01), "white" (0), "blue" (3.01) or "violet" (6.02).
         floor: the frequency below which the density is flat, in cycles a sample, from 0 to 1/2; 20 / 44100 is 20 Hz.
             With 0 most of brown noise lies in periods as long as the signal.
-        batched, out: as in `gaussian`, but a single clip in stereo gives a warning as in `at_snr`.
+        batched, out, region: as in `gaussian`, but a single clip in stereo gives a warning as in `at_snr`.
 
     Returns:
         An array of x's shape, dtype and kind.
@@ -70,6 +70,8 @@ def coloured(
     if batched is None:
         warn_of_one_clip(x)
         batched = True
+    if region is not None:
+        return inside(region, coloured, x, snr, noise, slope, floor=floor, batched=batched, out=out)
     if (other := beside_arrays(x)) is not None:
         options: dict[str, Any] = {"slope": slope, "floor": floor, "batched": batched, "out": out}
         return other.augmented(_coloured, x, noise, snr=snr, **options)

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from ..arguments.arrays import host_view
-from ..arguments.types import Array, ArrayT, DType, Like
+from ..arguments.types import Array, ArrayT, DType, Images, Like
 from ..ground.checks import check_choice, check_integer
 from ..language.levels import levels_of
 from ..language.noise import Noise
 from .byte_noise import poisson
 from .impulses import impulse
 from .lists import LISTS, beside_arrays
-from .rows import gaussian, multiplicative
+from .numbers import Region
+from .rows import gaussian, inside, multiplicative
 
 _AMOUNTS = {  # of severities 1 to 5
     "gaussian_noise": (0.08, 0.12, 0.18, 0.26, 0.38),
@@ -25,8 +26,9 @@ _AMOUNTS = {  # of severities 1 to 5
 
 
 def corrupt(
-    images: Like[ArrayT], corruption: Literal["gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"],
-    severity: int, noise: Noise | Sequence[Noise], *, batched: bool | None = None, out: Like[ArrayT] | None = None,
+    images: Images[ArrayT], corruption: Literal["gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"],
+    severity: int, noise: Noise | Sequence[Noise], *, batched: bool | None = None,
+    out: Like[ArrayT] | None = None, region: Region | None = None,
 ) -> ArrayT:  # fmt: skip
     """A corruption by noise of ImageNet-C (Hendrycks and Dietterich 2019, "Benchmarking neural network robustness to
     common corruptions and perturbations"), with its numbers. Results are rounded, where its code cuts them off, which
@@ -36,7 +38,7 @@ def corrupt(
         images: uint8, of any shape; axis 0 the batch.
         corruption: "gaussian_noise", "shot_noise", "impulse_noise", or "speckle_noise".
         severity: from 1 to 5.
-        noise, batched, out: as in `poisson`.
+        noise, batched, out, region: as in `poisson`.
 
     Returns:
         uint8, of the images' shape and kind.
@@ -49,6 +51,8 @@ def corrupt(
     >>> round(float(noisy.std()) / 255, 2)
     0.08
     """
+    if region is not None:
+        return inside(region, corrupt, images, corruption, severity, noise, batched=batched, out=out)
     check_choice("corruption", corruption, tuple(_AMOUNTS))
     amount = _AMOUNTS[corruption][check_integer("severity", severity, 1, 5) - 1]
     if (other := beside_arrays(images)) is LISTS:

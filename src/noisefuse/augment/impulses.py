@@ -13,20 +13,21 @@ from numpy.typing import ArrayLike, NDArray
 from .. import backends
 from ..arguments.arrays import batch_shape, check_overlap, host_floats, output
 from ..arguments.calls import is_batch
-from ..arguments.types import Array, ArrayT, Like
+from ..arguments.types import Array, ArrayT, Images, Like
 from ..call.description import Impulses
 from ..ground.checks import check_choice, check_number, first_of, lie_within
 from ..language.levels import LEVELS, levels_of
 from ..language.noise import Noise
 from ..operations.words import drawing, words
 from .lists import beside_arrays
-from .numbers import Layout, image_on_host, keys_for, one_or_each
+from .numbers import Layout, Region, image_on_host, keys_for, one_or_each
+from .rows import inside
 
 
 def impulse(
-    x: Like[ArrayT], amount: ArrayLike, noise: Noise | Sequence[Noise], *, salt: float = 0.5,
+    x: Images[ArrayT], amount: ArrayLike, noise: Noise | Sequence[Noise], *, salt: float = 0.5,
     values: tuple[float, float] | None = None, random: bool = False, layout: Layout | None = None,
-    shared: bool = False, batched: bool | None = None, out: Like[ArrayT] | None = None,
+    shared: bool = False, batched: bool | None = None, out: Like[ArrayT] | None = None, region: Region | None = None,
 ) -> ArrayT:  # fmt: skip
     """Makes impulse noise: each element, or each pixel, becomes salt or pepper with probability `amount`; or a random
     value (Gonzalez and Woods, "Digital image processing", section 5.2).
@@ -44,6 +45,7 @@ def impulse(
         batched: False makes the whole array one sample: then amount is a number. None is True, with the exceptions of
             `gaussian`.
         out: an array to write to; C-contiguous, of x's shape and dtype; it may be x itself.
+        region: as in `gaussian`.
 
     Returns:
         An array of x's shape, dtype and kind.
@@ -56,6 +58,9 @@ def impulse(
     >>> np.unique(noisy).tolist(), round(float((noisy != 128).mean()), 1)
     ([0, 128, 255], 0.1)
     """
+    if region is not None:
+        given: dict[str, Any] = {"salt": salt, "values": values, "random": random, "layout": layout, "shared": shared}
+        return inside(region, impulse, x, amount, noise, batched=batched, out=out, **given)
     other = beside_arrays(x)
     if values is None and (not shared or layout in _PLANES) and not (other is not None and other.is_traced()):
         planes = _PLANES[layout] if shared and layout else None

@@ -13,20 +13,20 @@ from numpy.typing import ArrayLike
 from .. import backends
 from ..arguments.arrays import batch_shape, check_overlap, output
 from ..arguments.calls import is_batch
-from ..arguments.types import Array, ArrayT, Like
+from ..arguments.types import Array, ArrayT, Images, Like
 from ..call.description import FLOAT32, FLOAT64, Rician, Step
 from ..ground.checks import check_integer
 from ..ground.float_mode import float_mode
 from ..language.noise import ELEMENTS, Noise
 from ..operations.draw import UNIT, randn
 from .lists import beside_arrays
-from .numbers import as_numbers, image_on_host, keys_for, one_or_each
-from .rows import gaussian
+from .numbers import Region, as_numbers, image_on_host, keys_for, one_or_each
+from .rows import gaussian, inside
 
 
 def rician(
-    x: Like[ArrayT], std: ArrayLike, noise: Noise | Sequence[Noise], *, coils: int = 1, batched: bool | None = None,
-    out: Like[ArrayT] | None = None,
+    x: Images[ArrayT], std: ArrayLike, noise: Noise | Sequence[Noise], *, coils: int = 1, batched: bool | None = None,
+    out: Like[ArrayT] | None = None, region: Region | None = None,
 ) -> ArrayT:  # fmt: skip
     """The noise of magnitude images, as magnetic resonance gives them: sqrt((x + std z_0)^2 + (std z_1)^2).
 
@@ -44,6 +44,7 @@ def rician(
         batched: False makes the whole array one sample: then std is a number. None is True, with the exceptions of
             `gaussian`.
         out: an array to write to; C-contiguous, of x's shape and dtype; it may be x itself.
+        region: as in `gaussian`.
 
     Returns:
         An array of x's shape, dtype and kind; integers are rounded and clipped as by `gaussian`.
@@ -57,6 +58,8 @@ def rician(
     >>> round(float(noisy.mean()), 1)
     1.3
     """
+    if region is not None:
+        return inside(region, rician, x, std, noise, coils=coils, batched=batched, out=out)
     other = beside_arrays(x)
     if not (other is not None and other.is_traced()):
         done: ArrayT = backends.fast_rician(x, std, noise, coils, batched, out)

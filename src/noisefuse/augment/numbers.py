@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
@@ -20,6 +21,7 @@ from ..language.noise import FIELD, Noise
 
 Layout: TypeAlias = Literal["CHW", "HWC"]
 Clip: TypeAlias = tuple[float, float] | None
+Region: TypeAlias = Array | Sequence[Array]
 
 
 class Options(TypedDict, total=False):
@@ -32,6 +34,7 @@ class Options(TypedDict, total=False):
     order: Layout | None
     clip: Clip
     dtype: DType | None
+    region: Region | None
 
 
 def by_place(

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Unpack
 
@@ -12,20 +12,31 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
-from ..arguments.arrays import as_array, batch_shape, device_of, fast_dtype, float_dtype, is_array, is_lazy, output
+from ..arguments.arrays import (
+    as_array,
+    batch_shape,
+    device_of,
+    fast_dtype,
+    float_dtype,
+    host_view,
+    is_array,
+    is_lazy,
+    output,
+)
 from ..arguments.calls import Index, is_batch, make_call, names_or_array, run, warn_once
 from ..arguments.options import FAST_LEVELS
-from ..arguments.types import Array, ArrayT, DType, Like, NoiseLike
+from ..arguments.types import Array, ArrayT, DType, Images, Like, NoiseLike
 from ..call.description import Step
 from ..ground.docstrings import Shared, documented
 from ..ground.libraries import library_of
 from ..language.levels import FLOATS, LEVELS, level_bounds, levels_of
-from ..language.noise import FIELD
+from ..language.noise import FIELD, Noise
 from ..language.rows import NAMES, TIMES_CLEAN, TIMES_ROOT, FastTable, Rows, X, Z
 from ..operations.draw import randn
 from ..operations.loss import mean_squares
-from .lists import beside_arrays
-from .numbers import NOT_NEGATIVE, Clip, Layout, Options, as_bounds, as_numbers, by_place
+from .lists import LISTS, beside_arrays
+from .numbers import NOT_NEGATIVE, Clip, Layout, Options, Region, as_bounds, as_numbers, by_place
+from .regions import chosen, copied, mask_of, of_each
 
 _SHARED = Shared(
     returns="    An array of x's shape and kind.",
@@ -35,9 +46,9 @@ _SHARED = Shared(
 
 @documented(_SHARED)
 def gaussian(
-    x: Like[ArrayT], std: ArrayLike, noise: NoiseLike, *, mean: ArrayLike = 0.0, layout: Layout | None = None,
+    x: Images[ArrayT], std: ArrayLike, noise: NoiseLike, *, mean: ArrayLike = 0.0, layout: Layout | None = None,
     shared: bool = False, order: Layout | None = None, clip: Clip = None, dtype: DType | None = None,
-    batched: bool | None = None, out: Like[ArrayT] | None = None,
+    batched: bool | None = None, out: Like[ArrayT] | None = None, region: Region | None = None,
 ) -> ArrayT:  # fmt: skip
     """Adds Gaussian noise: x + mean + std z.
 
@@ -62,6 +73,10 @@ def gaussian(
             of shape (H, W, C), with 1, 3 or 4 channels and sides of 16 or more, may be one image and need True or
             False; (C, H, W) gives a warning, once.
         out: an array to write to; C-contiguous, of x's shape; it may be x itself.
+        region: where noise is put; elsewhere x stays as it is, only converted to the result's dtype. A mask of bools,
+            (H, W), (B, H, W), of a sample's shape or with x's axes; or boxes (x0, y0, x1, y1) in pixels, whose ends x1
+            and y1 lie outside: (N, 4) for all samples, or (B, N, 4) or a list of (N, 4) for each. A list of images has
+            a list of regions, or one for all.
 
     >>> image = np.full((1, 64, 64, 3), 128, np.uint8)
     >>> noisy = nf.augment.gaussian(image, 10.0, nf.Noise(7))
@@ -70,12 +85,12 @@ def gaussian(
     """
     return _apply(
         x, noise, _GAUSSIAN, {"std": std, "mean": mean}, layout=layout, shared=shared, order=order, clip=clip,
-        dtype=dtype, batched=batched, out=out,
+        dtype=dtype, batched=batched, out=out, region=region,
     )  # fmt: skip
 
 
 @documented(_SHARED)
-def multiplicative(x: Like[ArrayT], std: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT:
+def multiplicative(x: Images[ArrayT], std: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT:
     """Multiplies by noise around 1, as speckle does: x (1 + std z).
 
     Args:
@@ -90,7 +105,7 @@ def multiplicative(x: Like[ArrayT], std: ArrayLike, noise: NoiseLike, **options:
 
 
 @documented(_SHARED)
-def sensor(x: Like[ArrayT], a: ArrayLike, b: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT:
+def sensor(x: Images[ArrayT], a: ArrayLike, b: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT:
     """The noise of a camera, whose variance is linear in the signal: x + sqrt(max(a x + b, 0)) z.
 
     This is the Poissonian-Gaussian model of Foi, Trimeche, Katkovnik and Egiazarian (2008), "Practical
@@ -110,8 +125,8 @@ def sensor(x: Like[ArrayT], a: ArrayLike, b: ArrayLike, noise: NoiseLike, **opti
 
 @documented(_SHARED)
 def by_level(
-    x: Like[ArrayT], mean_table: ArrayLike, std_table: ArrayLike, noise: NoiseLike, *, dtype: DType | None = None,
-    batched: bool | None = None, out: Like[ArrayT] | None = None,
+    x: Images[ArrayT], mean_table: ArrayLike, std_table: ArrayLike, noise: NoiseLike, *, dtype: DType | None = None,
+    batched: bool | None = None, out: Like[ArrayT] | None = None, region: Region | None = None,
 ) -> ArrayT:  # fmt: skip
     """Adds noise that depends on the grey level in any way, for bytes: mean_table[x] + std_table[x] z.
 
@@ -121,7 +136,7 @@ def by_level(
     Args:
         x: uint8, of any shape; axis 0 the batch.
         mean_table, std_table: the values at each grey level, (256,), in units of the result.
-        noise, batched, out: as in `gaussian`.
+        noise, batched, out, region: as in `gaussian`.
         dtype: the result's dtype: uint8 by default, uint16 or a float.
 
     >>> levels = np.arange(256)
@@ -131,6 +146,8 @@ def by_level(
     """
     batched = is_batch("x", x, batched)
     options: dict[str, Any] = {"dtype": dtype, "batched": batched, "out": out}
+    if region is not None:
+        return inside(region, by_level, x, mean_table, std_table, noise, **options)
     if (other := beside_arrays(x)) is not None:
         return other.augmented(_levels, x, noise, mean_table=mean_table, std_table=std_table, **options)
     tables = _level_tables(mean_table, std_table)
@@ -164,7 +181,7 @@ def rms(x: Array, *, batched: bool = True) -> NDArray[np.float64]:
 
 
 @documented(_SHARED)
-def at_snr(x: Like[ArrayT], snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT:
+def at_snr(x: Images[ArrayT], snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT:
     """Adds Gaussian noise at a signal-to-noise ratio in decibels: x + rms(x) 10^(-snr / 20) z.
 
     rms is the root mean square of a sample, summed in the fixed order of the losses (docs/loss.md), so the bits do not
@@ -184,6 +201,9 @@ def at_snr(x: Like[ArrayT], snr: ArrayLike, noise: NoiseLike, **options: Unpack[
     if (batched := options.get("batched")) is None:
         warn_of_one_clip(x)
         batched = options["batched"] = True
+    if (region := options.pop("region", None)) is not None:
+        given: Any = options
+        return inside(region, at_snr, x, snr, noise, **given)
     if (other := beside_arrays(x)) is not None:
         return other.augmented(_snr, x, noise, snr=snr, **options)
     samples: Any = as_array("x", x)
@@ -209,6 +229,36 @@ def warn_of_one_clip(x: Any) -> None:
     if len(shape) == 2 and shape[0] == 2 and shape[1] >= 1000:
         what = f"x: shape {tuple(shape)} is taken for a batch of two clips"
         warn_once("clip", f"{what}; pass batched=False for one clip in stereo, or batched=True")
+
+
+def inside(region: Region, function: Callable[..., Array], x: Any, *arguments: Any, **options: Any) -> Any:
+    """Returns what a function of this module makes of x, inside of the region, and x outside."""
+    layout, out = options.get("layout"), options.get("out")
+    if beside_arrays(x) is LISTS:
+        noisy = function(x, *arguments, **options)
+        for b, (name, one) in enumerate(of_each(region, len(x))):
+            image = host_view(f"x[{b}]", x[b])
+            noisy[b] = _chosen(mask_of(name, one, image, layout, False), noisy[b], image, False)
+        return noisy
+    x = host_view("x", x)
+    if not hasattr(x, "shape"):
+        return function(x, *arguments, **options)  # says what it expects
+    if not getattr(x.dtype, "isnative", True):
+        x = x.astype(x.dtype.newbyteorder("="))
+    batched = is_batch("x", x, options.get("batched"))
+    mask = mask_of("region", region, x, layout, batched)
+    before = x if out is None else copied(x)  # as out may be x
+    made = _chosen(mask, function(x, *arguments, **options | {"batched": batched}), before, batched)
+    if out is None or made is out:
+        return made
+    out[...] = made
+    return out
+
+
+def _chosen(mask: Array, noisy: Array, x: Array, batched: bool) -> Array:
+    if noisy.dtype != x.dtype:
+        x = _apply(x, Noise(0), _GAUSSIAN, {"std": 0.0, "mean": 0.0}, batched=batched, dtype=noisy.dtype)
+    return chosen(mask, noisy, x)
 
 
 # ---- rows --------------------------------------------------------------------------------------------------
@@ -273,10 +323,13 @@ def _fast_rows(
 def _apply(
     x: Array, noise: NoiseLike, model: Model, numbers: dict[str, ArrayLike], *, layout: Layout | None = None,
     shared: bool = False, order: Layout | None = None, clip: Clip = None, dtype: DType | None = None,
-    batched: bool | None = None, out: Array | None = None,
+    batched: bool | None = None, out: Array | None = None, region: Region | None = None,
 ) -> Array:  # fmt: skip
     """Does one pass. It clips a result piece by piece as it is written; where the fast path does not take the call, a
     second pass clips it."""
+    if region is not None:
+        options: Any = {"layout": layout, "shared": shared, "order": order, "clip": clip, "dtype": dtype, "out": out}
+        return inside(region, _apply, x, noise, model, numbers, batched=batched, **options)
     other = beside_arrays(x)
     if order == layout:
         order = None

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
 from typing import Any, Literal
@@ -45,7 +45,7 @@ class Library:
 
     is_written = True
     is_lazy = False
-    floating: Collection[Any] = frozenset(map(np.dtype, "efd"))
+    floating: frozenset[Any] = frozenset(map(np.dtype, "efd"))
     time: Literal["scalar", "batch"] = "scalar"
     fast_row: Callable[..., Any] | None = None
     fast_random: Callable[..., Any] | None = None
@@ -85,6 +85,10 @@ class Library:
     def to_numpy(self, x: Any) -> Any:
         """Returns x as a NumPy array in host memory."""
         return x.get() if hasattr(x, "get") else np.asarray(x)  # CuPy's arrays are copied when they are asked to
+
+    def in_memory(self, x: Any) -> bool:
+        """Tells whether x is host memory that operations may write to."""
+        return isinstance(x, np.ndarray)
 
     def moved(self, x: Any, to: Any) -> Any:
         """Returns NumPy's x as an array of the library, on the device of the array `to`."""

@@ -47,6 +47,9 @@ class ThroughNumPy(Library, ABC):
     def view(self, name: str, x: Any) -> Any:
         return self.to_numpy(x)
 
+    def in_memory(self, x: Any) -> bool:
+        return self.is_written
+
     def moved(self, x: Any, to: Any) -> Any:
         return self.from_numpy(x, to)
 

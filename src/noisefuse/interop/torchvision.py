@@ -31,6 +31,9 @@ from .transforms.torch_keyed import add, is_plain, row_of, word
 __all__ = ["GaussianNoise", "Prepare"]
 
 
+_WHITE = {torch.uint8: 255, torch.uint16: 65535}
+
+
 class _Noisy(FromItem, Named, OfUnitRange):
     """The part that both share."""
 
@@ -52,8 +55,8 @@ class _Noisy(FromItem, Named, OfUnitRange):
         if image.is_floating_point():
             if is_plain(image):
                 self._warn_of_levels(image)
-        elif image.dtype != torch.uint8:
-            raise ValueError(f"expected a tensor of uint8 or floats, got {image.dtype}")
+        elif image.dtype not in _WHITE:
+            raise ValueError(f"expected a tensor of uint8, uint16 or floats, got {image.dtype}")
         return image
 
 
@@ -63,11 +66,11 @@ def _passes(inpt: Any) -> bool:
 
 
 class GaussianNoise(_Noisy, v2.GaussianNoise):
-    """Gaussian noise for images and videos, (.., H, W): uint8, or floats in [0, 1]. Each frame has its own.
+    """Gaussian noise for images and videos, (.., H, W): uint8, uint16, or floats in [0, 1]. Each frame has its own.
 
     Args:
-        mean, sigma: fractions of 255, or of 1 for floats.
-        clip: clip floats to [0, 1]. Bytes are clipped in any case, while torchvision's overflow.
+        mean, sigma: fractions of 255, of 65535 for uint16, or of 1 for floats.
+        clip: clip floats to [0, 1]. Integers are clipped in any case, while torchvision's bytes overflow.
         key: the entry of the sample's dict with the key of its noise: an int in [0, 2^56), a str (`augment.sample_id`),
             or a pair of that and the epoch. All images of the sample have the same noise.
         noise_seed: the seed beside `key`.
@@ -90,9 +93,8 @@ class GaussianNoise(_Noisy, v2.GaussianNoise):
         if _passes(inpt):
             return inpt
         image = self._pixels(inpt)
-        is_bytes = image.dtype == torch.uint8
-        unit = 255.0 if is_bytes else 1.0
-        clip = (0.0, 1.0) if self.clip and not is_bytes else None
+        unit = _WHITE.get(image.dtype, 1)
+        clip = (0.0, 1.0) if self.clip and unit == 1 else None
         noise = self._drawn() if is_plain(image) else row_of(self._noise)
         noisy = add(image, float(self.sigma) * unit, noise, mean=float(self.mean) * unit, clip=clip, batched=False)
         return tv_tensors.wrap(noisy, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else noisy
@@ -102,7 +104,8 @@ class Prepare(_Noisy, v2.Transform):
     """Turns images into a network's input, in one pass: ToImage, ToDtype(scale=True), Normalize and then Gaussian
     noise.
 
-    Images are PIL's, or tensors (.., C, H, W): uint8, or floats in [0, 1]. Boxes, masks and labels pass through.
+    Images are PIL's, or tensors (.., C, H, W): uint8, uint16, or floats in [0, 1]. One channel is repeated for several
+    means. Boxes, masks and labels pass through.
 
     Args:
         scale_mean, scale_std: one for each channel: mean and std of `torchvision.transforms.v2.Normalize`.
@@ -141,6 +144,8 @@ class Prepare(_Noisy, v2.Transform):
         image = self._pixels(inpt)
         if image.ndim < 3:
             raise ValueError(f"expected a tensor (.., C, H, W), got shape {tuple(image.shape)}")
+        if image.shape[-3] == 1:  # as Normalize does
+            image = image.expand(*image.shape[:-3], len(self.scale_mean), *image.shape[-2:])
         noise: Any = self._drawn()
         if image.ndim > 3 and self.sigma:  # all frames are one sample, and each has its own noise
             real: Any = torch.float64 if self.dtype == torch.float64 else torch.float32
@@ -151,7 +156,7 @@ class Prepare(_Noisy, v2.Transform):
             noise=noise,
             scale_mean=self.scale_mean,
             scale_std=self.scale_std,
-            scale=1 / 255 if image.dtype == torch.uint8 else 1.0,
+            scale=1 / _WHITE.get(image.dtype, 1),
             noise_std=float(self.sigma),
             dtype=self.dtype,
             batched=image.ndim > 3,

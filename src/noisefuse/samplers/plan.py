@@ -308,7 +308,8 @@ class PlanOptions(SpacingOptions, total=False):
     Each sampler's help has their values and its defaults. `lcm` and `tcd` take no spacing, and `pndm` no clip.
 
     Attributes:
-        prediction: what the network predicts. Default: "epsilon", of a few samplers "flow" or "edm".
+        prediction: what the network predicts. Default: "epsilon", of a few samplers "flow" or "edm"; of a flow's
+            schedule none.
         clip: bounds of D. Default: None.
         spacing: how a number of steps becomes times. Default: "leading", "linspace" or "karras".
     """

@@ -36,7 +36,8 @@ _SHARED = Shared(
         "original_steps": "    original_steps: how many times the network was distilled for.",
         "prediction": """\
     prediction: what the network predicts: "epsilon", "sample" (x0), "v", "flow" (z - x0), "edm", "edm_v",
-        "velocity" (as the target of `q_sample`, for schedules that are functions of time), or a `views.View`.""",
+        "velocity" (as the target of `q_sample`, for schedules that are functions of time), or a `views.View`. Of a
+        flow it has to be said, but for samplers of flows alone.""",
         "clip": "    clip: bounds of D: c for (-c, c), or (lo, hi), or a `Threshold`. None: no bounds.",
         "spacing": """\
     spacing: how a number of steps becomes times: by index, "leading", "trailing" or "linspace"; by noise level,
@@ -79,6 +80,15 @@ def _key(given: Any) -> Any:
     return given
 
 
+def _check_no_flow(schedule: Any, *_: Any) -> None:
+    """Raises ValueError for a flow: few of its networks predict epsilon, so the default would seldom be meant."""
+    if isinstance(schedule, Schedule) and schedule.axis.family == "flow":
+        raise ValueError(
+            'prediction: say what a flow\'s network predicts, as a rule prediction="flow" (z - x0), the default of '
+            'flow_euler; got none, and "epsilon" is the default of other schedules'
+        )
+
+
 def sampler(
     *, prediction: Literal["epsilon", "flow", "edm"] = "epsilon", spacing: Spacing = "linspace"
 ) -> Callable[[Callable[P, Tableau]], Callable[P, Sampler]]:
@@ -95,6 +105,8 @@ def sampler(
 
         @wraps(rule)
         def whole(*args: P.args, **kwargs: P.kwargs) -> Tableau:
+            if prediction == "epsilon" and "prediction" not in kwargs:
+                _check_no_flow(*args[:1], kwargs.get("schedule"))
             with np.errstate(all="ignore"):  # of rows that a rule leaves out; a table refuses what is not finite
                 return rule(*args, **{**defaults, **kwargs})  # type: ignore[arg-type]
 

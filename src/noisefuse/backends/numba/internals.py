@@ -6,13 +6,20 @@ They make loops with two hints for LLVM that Numba does not offer: iterations ar
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from llvmlite import ir
 from llvmlite.ir.values import MDValue
-from numba import types
+from numba import __version__, types, version_info
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+TESTED = (0, 62), (0, 69)  # from this version and below that one, as pyproject.toml declares it
+if not TESTED[0] <= version_info.short < TESTED[1]:
+    low, high = ("{}.{}".format(*version) for version in TESTED)
+    said = f"Numba {__version__} is not tested with noisefuse: expected {low} or newer, and below {high}"
+    warnings.warn(said, RuntimeWarning, stacklevel=2)
 
 # vectors in flight at a time. A normal is a chain of some hundred cycles, longer than a processor looks ahead.
 INTERLEAVED = 4

@@ -348,10 +348,11 @@ def untraced(function: Any, *arguments: Any) -> Any:
 
 
 library: Library = Library(
-    "torch", time="batch", floating={kind for kind in arrays.DTYPES if kind.is_floating_point},
+    "torch", time="batch", floating=frozenset(kind for kind in arrays.DTYPES if kind.is_floating_point),
     is_traced=is_traced, can_warn=lambda: not is_traced(), untraced=untraced,
     check_plain=arrays.check_plain, to_numpy=arrays.to_numpy, moved=moved, following=following, of_arrays=of_arrays,
-    zeros_like=zeros_like, where=torch.where, times=times, empty=empty, randn=randn, randn_like=randn_like,
+    zeros_like=zeros_like, in_memory=lambda x: arrays.place_of("x", x).type == "cpu", where=torch.where, times=times,
+    empty=empty, randn=randn, randn_like=randn_like,
     uniform=uniform, q_sample=q_sample, q_step=q_step, q_walk=q_walk, update=update,
     mse_loss=mse_loss, mse_loss_and_grad=mse_loss_and_grad, mse_loss_grad=mse_loss_grad,
     interpolate_loss=interpolate_loss, interpolate_loss_and_grad=interpolate_loss_and_grad,

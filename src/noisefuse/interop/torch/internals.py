@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The uses of torch's internals, and of interfaces that it may still change, by the modules beside this one. No other
 Python module uses any. (The fast path's uses are in csrc/python/torch.h.) Tested with torch 2.5 and 2.8 (no graphs),
-2.11, 2.12, 2.13 and 2.15.
+2.10 to 2.13 and 2.15.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _generated() -> Iterator[FunctionType]:
 # isinstance(x, list | tuple)). Here it learns to skip the whole library: graphs break there (fullgraph=True refuses
 # them, and names the library's files), and the code between is compiled.
 # Those versions will not change any more, so these uses of their internals stay right.
-FOLLOWED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
+FOLLOWED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10)
 if not FOLLOWED:
     import torch._dynamo.decorators
     import torch._dynamo.trace_rules
