@@ -486,8 +486,15 @@ class FastCall {
     // Each output may be exactly one of the inputs.
     bool apart() const {
         if (!outputs.given()) return true;
-        for (const View& in : inputs_)  // `settle` looks at those that lie in any order
-            if (outputs.spoil(in, true) && !turned.order[&in - inputs_]) return false;
+        for (const View& in : inputs_)
+            if (outputs.spoil(in, true)) return lie_turned_ && others_are_apart();
+        return !outputs.spoil(index_, false);
+    }
+
+    // The same but for inputs in their own order, which `settle` looks at.
+    [[gnu::noinline]] bool others_are_apart() const {
+        for (int slot = 0; slot < kSlots; ++slot)
+            if (!turned.order[slot] && outputs.spoil(inputs_[slot], true)) return false;
         return !outputs.spoil(index_, false);
     }
 
