@@ -82,7 +82,7 @@ nitpicky = True
 nitpick_ignore = [("py:exc", "numba.core.errors.TypingError")]  # not in an inventory: Numba documents none
 # Of annotated attributes: what NumPy's NDArray stands for, and what kernels are handed.
 nitpick_ignore_regex = [
-    ("py:class", r"numpy\.(bool|dtype|float64|floating|int64|integer)|collections\.abc\.(Collection|Sequence)"),
+    ("py:class", r"numpy\.(bool|dtype|float64|floating|int64|integer)|collections\.abc\.Sequence"),
     ("py:class", r"noisefuse\.(call\..*|arguments\.types\.ArrayT)"),
 ]
 default_role = "literal"  # docstrings write `code`, as Markdown does

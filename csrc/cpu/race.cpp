@@ -114,22 +114,17 @@ template <DType type>
 class Runner {
   public:
     // Groups that may have the winner, the first ones of a row or one: their words, and upper bounds of their scores.
-    static constexpr int kOpening = 512 / kGroup;
+    static constexpr int kOpening = std::min(512 / kGroup, 64);
     struct Opening {
         int groups;
         const float* x[kOpening];
         int64_t token[kOpening];
         alignas(64) uint32_t words[kGroup * kOpening];
-        alignas(64) float promises[kGroup * kOpening];
+        alignas(64) float promises[kGroup * kOpening], most[kW * kOpening];  // of a group the largest in each lane
     };
 
     Runner(RaceRow& row, Opening& opening)
-        : r(row),
-          opening_(opening),
-          keys_(row.seed),
-          common_(keys_, row.step, row.sample, row.tag),
-          beta_(row.scale.beta),
-          unit_(scale_of(1.0), 0.0f) {
+        : r(row), opening_(opening), beta_(row.scale.beta), unit_(scale_of(1.0), 0.0f) {
         opening_.groups = 0;
     }
 
@@ -148,8 +143,8 @@ class Runner {
         bound(chunk, 0);
         constexpr int kGroupsOfBlock = kBlock / kGroup;
         constexpr uint64_t next = uint64_t{kPhiloxM0} * kW;
-        const RoundKeys keys = keys_;
-        const Common common = common_;
+        const RoundKeys keys(r.seed);
+        const Common common(keys, r.step, r.sample, r.tag);
         const auto block = r.block + static_cast<uint32_t>(token >> 2);
         const U32 blocks = Lane::add(Lane::load(kOrder<float>.block), Lane::splat(block));
         auto product = Lane::product(Lane::word_from(blocks), kPhiloxM0);
@@ -190,13 +185,14 @@ class Runner {
 
   private:
     static constexpr float kUnknown = 0x1p100f, kFar = std::numeric_limits<float>::max(), kLn2f = 0x1.62e43p-1f;
+    // Of an upper bound and the score, where 1 - U < 1/16: 0.0597 of the logarithm, 0.0322 of 1 - U for -ln U.
+    static constexpr float kGap = 0.1f;
     RaceRow& r;
     Opening& opening_;
     float at_least_ = -INFINITY, at_most_ = -INFINITY;  // the score of the best so far
     uint32_t word_ = 0;                                 // its word
     bool exact_ = true;                                 // whether r.score is that
-    const RoundKeys keys_;
-    const Common common_;
+    bool bounded_ = false;                              // whether no score of it was computed yet
     const double beta_;
     const Terms unit_;
     alignas(64) uint32_t bound_[kBlocksOfChunk];
@@ -228,7 +224,7 @@ class Runner {
         Opening& o = opening_;
         const int at = kGroup * o.groups;
         o.x[o.groups] = x, o.token[o.groups++] = token;
-        promise(words, x, o.words + at, o.promises + at);
+        Lane::store(o.most + kW * (o.groups - 1), promise(words, x, o.words + at, o.promises + at));
         if (at_least_ > -INFINITY) return try_all(-1);
         return o.groups == kOpening && open();
     }
@@ -236,25 +232,37 @@ class Runner {
     // Tries of the first groups the most promising token, and then those that may still win.
     [[gnu::noinline, gnu::flatten]] bool open() {
         const Opening& o = opening_;
-        F32 most[2] = {Lane::splat(-INFINITY), Lane::splat(-INFINITY)};
-        for (int i = 0; i < kGroup * o.groups; i += 2 * kW)
-            for (int k = 0; k < 2; ++k) most[k] = Lane::max(most[k], Lane::load(o.promises + i + kW * k));
-        const float top = Lane::largest(Lane::max(most[0], most[1]));
-        int leader = 0;
-        while (!from(o.promises + leader, top)) leader += kGroup;
-        leader += std::countr_zero(from(o.promises + leader, top));
-        const bool better = try_at(leader);
+        F32 most = Lane::load(o.most);
+        for (int g = 1; g < o.groups; ++g) most = Lane::max(most, Lane::load(o.most + kW * g));
+        const float top = Lane::largest(most);
+        int leader = kGroup * std::countr_zero(groups_from(top));
+        leader += std::countr_zero(from<kGroup>(o.promises + leader, top));
+        const bool better = lead(leader) || try_at(leader);
         return try_all(leader) || better;
+    }
+
+    // Makes a token the best by its upper bound alone, if the lower one is close. True: it is.
+    bool lead(int i) {
+        const uint32_t rest = ~opening_.words[i];
+        const float most = opening_.promises[i], error = doubt(most);
+        if (!(rest >= 1u << 14 && rest < 1u << 28 && most < kUnknown && most > -kUnknown)) return false;
+        r.token = opening_.token[i / kGroup] + i % kGroup, r.winner = opening_.x[i / kGroup][i % kGroup];
+        word_ = opening_.words[i];
+        at_least_ = most - kGap - error, at_most_ = most + error;
+        exact_ = false, bounded_ = true;
+        return true;
     }
 
     // Tries those that may win, but for the leader.
     [[gnu::noinline, gnu::flatten]] bool try_all(int leader) {
         bool better = false;
-        for (int g = 0; g < opening_.groups; ++g)
-            for (uint64_t may = from(opening_.promises + kGroup * g, enough()); may; may &= may - 1) {
+        for (uint64_t groups = groups_from(enough()); groups; groups &= groups - 1) {
+            const int g = std::countr_zero(groups);
+            for (uint64_t may = from<kGroup>(opening_.promises + kGroup * g, enough()); may; may &= may - 1) {
                 const int i = kGroup * g + std::countr_zero(may);
                 if (i != leader && opening_.promises[i] >= enough()) better |= try_at(i);
             }
+        }
         opening_.groups = 0;
         return better;
     }
@@ -267,10 +275,17 @@ class Runner {
     // Below this no upper bound is that of a winner.
     float enough() const { return at_least_ - doubt(at_least_); }
 
-    // The tokens of a group whose upper bounds are at least this.
+    // The groups with such a token: without branches, as any of them may have it.
+    uint64_t groups_from(float limit) const {
+        uint64_t found = 0;
+        for (int g = 0; g < opening_.groups; ++g) found |= uint64_t{from<kW>(opening_.most + kW * g, limit) != 0} << g;
+        return found;
+    }
+    // Which of n upper bounds are at least this.
+    template <int n>
     static uint64_t from(const float* promises, float limit) {
-        uint64_t below = ~uint64_t{0} << (kGroup - 1) << 1;
-        for (int i = 0; i < kGroup; i += kW) {
+        uint64_t below = ~uint64_t{0} << (n - 1) << 1;
+        for (int i = 0; i < n; i += kW) {
             const U32 sign = Lane::as_bits(Lane::sub(Lane::load(promises + i), Lane::splat(limit)));
             below |= uint64_t{Lane::lanes_from(sign, Lane::splat(1u << 31))} << i;
         }
@@ -278,22 +293,31 @@ class Runner {
     }
 
     // Writes the words of a group in the order of its tokens, and upper bounds of their scores, but for a doubt: the
-    // bits of a float grow at most like its logarithm.
-    void promise(const Words<U32>& words, const float* x, uint32_t* in_order, float* promises) const {
-        F32 ordered[4];
+    // bits of a float grow at most like its logarithm. Returns the largest in each lane.
+    F32 promise(const Words<U32>& words, const float* x, uint32_t* in_order, float* promises) const {
+        const F32 high = Lane::splat(r.scale.high);
+        F32 ordered[4], largest = Lane::splat(-kFar);
         for (int i = 0; i < 4; ++i) ordered[i] = Lane::as_float(words.w[i]);
         Lane::in_order(ordered);
         for (int i = 0; i < 4; ++i) {
             const U32 word = Lane::as_bits(ordered[i]), rest = Lane::bit_xor(word, Lane::splat(~uint32_t{0}));
             const F32 bits = Lane::to_float(Lane::as_bits(Lane::to_float(Lane::template shift_right<1>(rest))));
-            const F32 tilted = Lane::fma(Lane::load(x + kW * i), Lane::splat(r.scale.high), Lane::splat(157 * kLn2f));
+            const F32 tilted = Lane::fma(Lane::load(x + kW * i), high, Lane::splat(157 * kLn2f));
             Lane::store(in_order + kW * i, word);
             const F32 most = Lane::fma(bits, Lane::splat(-kLn2f * 0x1p-23f), tilted);
-            Lane::store(promises + kW * i, Lane::within(most, Lane::splat(-kFar), Lane::splat(kFar)));
+            const F32 bounded = Lane::within(most, Lane::splat(-kFar), Lane::splat(kFar));
+            Lane::store(promises + kW * i, bounded);
+            largest = Lane::max(largest, bounded);
         }
+        return largest;
     }
 
     [[gnu::noinline, gnu::flatten]] bool try_one(float x, int64_t token, uint32_t word) {
+        if (bounded_) {  // another token comes near
+            const float score = rough_score(r.winner, word_), error = doubt(score);
+            at_least_ = score - error, at_most_ = score + error;
+            bounded_ = false;
+        }
         const float score = rough_score(x, word), error = doubt(score);
         // Of words near 0 and 2^32 the further words count.
         const bool known = word + (1u << 14) >= 1u << 15 && score < kUnknown && score > -kUnknown;
@@ -331,7 +355,8 @@ class Runner {
     [[gnu::noinline, gnu::flatten]] double exact_score(float x, int64_t token, uint32_t word) const {
         const uint32_t block = r.block + static_cast<uint32_t>(token >> 2);
         const auto further =
-            philox_rounds<Scalar>({{block, r.step, r.sample, r.tag | uint32_t{1} << 31}}, keys_, 0).w[token & 3];
+            philox_rounds<Scalar>({{block, r.step, r.sample, r.tag | uint32_t{1} << 31}}, RoundKeys(r.seed), 0)
+                .w[token & 3];
         return score_of<Scalar>(x, beta_, word, further);
     }
 };

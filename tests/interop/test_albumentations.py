@@ -284,6 +284,19 @@ def test_bytes_are_rounded_to_nearest_even(channels, per_channel, elementwise):
     assert np.array_equal(multiplied(levels, **options), np.rint(levels * factors).clip(0, 255).astype(np.uint8))
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_multipliers_of_all_pixels_have_the_same_bits_everywhere(host, dtype, per_channel):
+    """Seen to fail: channels counted along the first axis, floats that are not clipped."""
+    top = {"uint8": 255, "uint16": 65535, "float32": 1}[dtype]
+    image = (np.random.default_rng(0).random((3, 50, 3)) * top).astype(dtype)
+    found = A.Compose([MultiplicativeNoise((0.5, 1.5), per_channel, p=1.0, key="index")])(image=image, index=7)["image"]
+    factors = nf.uniform((3 if per_channel else 1,), nf.Noise(0, sample=7), batched=False) * np.float32(1) + 0.5
+    expected = image * factors
+    expected = (expected if dtype == "float32" else np.rint(expected)).clip(0, top).astype(dtype)
+    assert found.tobytes() == expected.tobytes()
+
+
 def test_frames_have_multipliers_of_their_own_or_share_one():
     frames = np.full((3, 32, 32, 3), 128, np.uint8)
     for elementwise in (True, False):

@@ -277,6 +277,16 @@ def test_a_wrong_guess_is_not_the_last(monkeypatch):
     test_rows_that_are_found_together_are_those_found_alone(case, monkeypatch)
 
 
+def test_clamps_are_looked_for_where_a_sample_is_clipped(monkeypatch):
+    """To look for them slows each operation of diffusers' step. Seen to fail: the range alone, which is always set,
+    made Heun's steps slower."""
+    monkeypatch.setattr(rows, "_Clamps", None)
+    plan, _ = plan_of(Case("HeunDiscreteScheduler", {}))
+    assert isinstance(plan, rows.Plan)
+    with pytest.raises(TypeError):
+        plan_of(Case("HeunDiscreteScheduler", {"clip_sample": True}))
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if getattr(ours, name)._leftovers])
 def test_what_a_finished_run_leaves_means_nothing(name):
     """Leftover attributes do not matter: none is read before it is set. Seen to fail: with Heun's dt among them."""

@@ -27,6 +27,7 @@ from .prepared import prepare
 from .rows import at_snr, by_level, gaussian, multiplicative, rms, sensor
 from .rows import call_inside as call_inside
 from .rows import row_inside as row_inside
+from .rows import times as times
 
 __all__ = [
     "at_snr", "by_level", "coloured", "corrupt", "gaussian", "impulse", "multiplicative", "poisson", "prepare",

@@ -63,11 +63,20 @@ def _deviations(x: Array, pixels: int, top: float) -> list[float]:
 
 def _last_words(means: list[float]) -> NDArray[np.uint32]:
     """Returns the last words that give 0, 1, .. of each Poisson distribution (means, numbers)."""
-    k = np.arange(1, math.ceil(max(means) + 12 * math.sqrt(max(means)) + 30))
-    weights = np.cumprod(np.divide.outer(np.array(means), k), axis=1)
-    sums = 1 + np.insert(np.cumsum(weights, axis=1), 0, 0, axis=1)
-    last = np.rint(sums / sums[:, -1:] * 2.0**32) - 1
-    return np.ascontiguousarray(last[:, (last < 2**32 - 1).any(axis=0)]).astype(np.uint32)
+    rows = [_last_words_of(mean) for mean in means]
+    most = max(map(len, rows))
+    return np.array([row + [2**32 - 1] * (most - len(row)) for row in rows], np.int64).astype(np.uint32)
+
+
+def _last_words_of(mean: float) -> list[int]:
+    sums, total, weight, k = [1.0], 0.0, mean, 1
+    while k <= mean or weight > total * 2**-54:  # smaller ones leave the total as it is
+        total += weight
+        sums.append(1 + total)
+        k += 1
+        weight *= mean / k
+    last = [round(each / sums[-1] * 2**32) - 1 for each in sums]
+    return [word for word in last if word < 2**32 - 1]
 
 
 def _changed(rgb: Floats, counts: Floats, turn: Floats, intensity: np.float32) -> Floats:

@@ -104,6 +104,11 @@ def multiplicative(x: Images[ArrayT], std: ArrayLike, noise: NoiseLike, **option
     return _apply(x, noise, _MULTIPLICATIVE, {"std": std}, **options)
 
 
+def times(x: Array, gain: float | NDArray[Any], clip: Clip = None) -> Array:
+    """Returns an image times a number, or times one for each of its channels, which are last."""
+    return _apply(x, _NOTHING, _GAIN, {"gain": gain}, layout="HWC", clip=clip, batched=False)
+
+
 @documented(_SHARED)
 def sensor(x: Images[ArrayT], a: ArrayLike, b: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT:
     """The noise of a camera, whose variance is linear in the signal: x + sqrt(max(a x + b, 0)) z.
@@ -274,6 +279,12 @@ class Model:
         self._columns, self._flags = columns, flags
         self._template = Rows.of({name: 0.0 if isinstance(c, str) else c for name, c in columns}, flags)
         self.places: list[tuple[int, str]] = [(NAMES.index(name), c) for name, c in columns if isinstance(c, str)]
+        ends = np.concatenate([self._template.table, np.zeros((2, self._template.table.shape[1]))])
+        for k, (column, _) in enumerate(self.places[:2]):
+            ends[k + 1, column] = 1
+        self.least_0: str | None = next((name for _, name in self.places if name in NOT_NEGATIVE), None)
+        rows, of_pair = (self._template.single, self._template.table, self._template.active), (None, None, ends, None)
+        self.of_pair: FastTable = *rows, (*rows, None, None, of_pair), (*rows, None, None, of_pair), of_pair
 
     def rows(self, numbers: Mapping[str, ArrayLike]) -> Rows:
         return Rows.of({name: numbers[c] if isinstance(c, str) else c for name, c in self._columns}, self._flags)
@@ -290,17 +301,10 @@ class Model:
 
 _GAUSSIAN = Model((("out.x", 1.0), ("out.z", "std"), ("out.k", "mean")))
 _MULTIPLICATIVE = Model((("clean.x", 1.0), ("out.x", 1.0), ("out.z", "std")), TIMES_CLEAN)
+_GAIN, _NOTHING = Model((("out.x", "gain"),)), Noise(0)  # from which nothing is drawn
 _VARIANCE = (("clean.x", "a"), ("clean.k", "b"), ("clean.lo", 0.0), ("clean.hi", math.inf))
 _BY_LEVEL = Model((("out.k", "mean_table"), ("out.z", "std_table")))
 _SENSOR = Model((*_VARIANCE, ("out.x", 1.0), ("out.z", 1.0)), TIMES_ROOT)
-
-
-@lru_cache(256)
-def _plain(model: Model, *numbers: tuple[str, float]) -> FastTable | None:
-    """Returns a row for the fast path, or None if the numbers are wrong."""
-    if not all(math.isfinite(value) and (value >= 0 or name not in NOT_NEGATIVE) for name, value in numbers):
-        return None
-    return model.plain(dict(numbers))
 
 
 def _fast_rows(
@@ -347,7 +351,8 @@ def _apply(
             numbers = {name: float(n) if isinstance(n, _NUMBERS) else n for name, n in numbers.items()}
             alone = {*map(type, numbers.values())} == {float}
         if alone:
-            table = _plain(model, *numbers.items())
+            table = None if model.least_0 and numbers[model.least_0] < 0 else model.of_pair  # type: ignore[operator]
+            rows = (*numbers.values(), 0.0)  # one or two numbers, of which the fast path makes a row if they are finite
         elif is_lazy(x):
             table = None
         else:
@@ -436,8 +441,9 @@ def row_inside(function: Any, options: Mapping[str, Any]) -> Rows | None:
 
 @lru_cache(256)  # with what it rounds to in float32, a third of a call of JAX's
 def _row(model: Model, *numbers: tuple[str, float]) -> Rows | None:
-    plain = _plain(model, *numbers)
-    return None if plain is None else Rows(plain[1], plain[2])
+    if not all(math.isfinite(value) and (value >= 0 or name not in NOT_NEGATIVE) for name, value in numbers):
+        return None
+    return model.rows(dict(numbers))
 
 
 def _snr(x: Array, noise: NoiseLike, *, snr: ArrayLike, **options: Any) -> Array:

@@ -23,7 +23,7 @@ import noisefuse as nf
 
 from ..ground.needs import needs
 from ..language.levels import LEVELS, levels_of
-from ..language.noise import word
+from ..language.noise import made_of, word
 from .transforms.keyed import FromItem, OfUnitRange, applies, given_by, noise_by, strength
 
 with needs(__name__, "albumentations"):
@@ -100,8 +100,7 @@ _transforms: weakref.WeakSet[_Keyed] = weakref.WeakSet()  # those in pipelines
 
 
 def _noise(name: Name) -> nf.Noise:
-    seed, sample, step = name
-    return nf.Noise(seed, sample=sample, step=step)
+    return made_of(*name, 0, None, ())
 
 
 def _has_channels(params: dict[str, Any]) -> bool:
@@ -246,11 +245,15 @@ class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
         factors = nf.uniform(shape or (1,), _noise(noise), dtype="float32", batched=False)
         factors *= high - low
         factors += low
-        if pixels and channels and not self.per_channel:
+        if not self.elementwise:
+            gain = factors if len(factors) > 1 else factors.item()
+            result: Array = nf.augment.times(img, gain, (0.0, 1.0) if levels is None else None)
+            return result
+        if channels and not self.per_channel:
             factors = factors[..., None]
         if img.dtype == np.uint8:
             return _product(img, factors)
-        result: Array = img * factors
+        result = img * factors
         if levels is not None:
             return np.rint(result).clip(0, LEVELS[levels]).astype(img.dtype)
         return np.clip(result, 0.0, 1.0, out=result)
@@ -334,14 +337,8 @@ class ShotNoise(_Keyed, albumentations.ShotNoise):
 
 
 def _product(img: Array, factors: Array) -> Array:
-    """Multiplies bytes, rounded to nearest even: by tables for the image or its channels, or as OpenCV rounds."""
-    product: Any
-    if factors.ndim == 1 and len(factors) < 100:  # OpenCV looks up so many channels
-        levels = np.arange(256, dtype=np.float32)[:, None]
-        tables = np.rint(levels * factors).clip(0, 255).astype(np.uint8)
-        product = cv2.LUT(np.ascontiguousarray(img).reshape(-1, 1, len(factors)), tables[None])
-    else:
-        x, y = (np.ascontiguousarray(np.broadcast_to(a, img.shape)).reshape(-1, 1) for a in (img, factors))
-        product = cv2.multiply(x, y, dtype=cv2.CV_8U)
+    """Multiplies bytes, rounded to nearest even, as OpenCV rounds."""
+    x, y = (np.ascontiguousarray(np.broadcast_to(a, img.shape)).reshape(-1, 1) for a in (img, factors))
+    product: Any = cv2.multiply(x, y, dtype=cv2.CV_8U)
     result: Array = product.reshape(img.shape)
     return result

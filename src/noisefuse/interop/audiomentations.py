@@ -13,6 +13,7 @@ says what differs.
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -65,9 +66,9 @@ class _Noise(Named):
         return random.uniform(low, high) if self._noise is None else strength(self._noise.at(stream=stage), low, high)
 
     def _std(self, samples: Samples, decibels: float) -> float:
-        rms = nf.augment.rms(samples, batched=samples.ndim > 1).mean() if samples.size else 0.0
-        std = float(rms * 10 ** (-decibels / 20))
-        if not np.isfinite(std):
+        rms = nf.augment.rms(samples, batched=samples.ndim > 1) if samples.size else np.zeros(1)
+        std = float(rms.mean() if len(rms) > 1 else rms.item()) * 10 ** (-decibels / 20)
+        if not math.isfinite(std):
             raise ValueError("samples: has values that are not finite, so there is no signal-to-noise ratio")
         return std
 

@@ -334,7 +334,8 @@ class _Probe:
         self.lo, self.hi = -np.inf, np.inf
         self.clean: Tensor | None = None
         self.interval: tuple[Tensor, Tensor] | None = None
-        self.clips = any(option.startswith("clip") and value for option, value in shadow.config.items())
+        options = shadow.config.items()
+        self.clips = any(value and name.startswith("clip") and name != "clip_sample_range" for name, value in options)
         shadow._threshold_sample = self.threshold
         if learned:
             self.variances: dict[int, Any] = {}  # by position: what _get_variance makes of 0 and of 1
