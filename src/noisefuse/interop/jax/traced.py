@@ -235,11 +235,12 @@ def remember(
 
 
 def known_times(t: Any, schedule: Any) -> tuple[Any, Any]:
-    """Returns a stand-in for t, and t itself if it is traced. A float's is the schedule's noisiest time, or 1; or
-    the middle of a path, whose ends may have no score."""
+    """Returns a stand-in for t, and t itself if it is traced. A float's lies below the schedule's noisiest time, which
+    could look like a step, or below 1; or in the middle of a path, whose ends may have no score."""
     if is_tracer(t):
         _, last = (0.0, 0.5) if isinstance(schedule, Path) else getattr(schedule, "times", None) or (0.0, 1.0)
-        return np.full(t.shape, 0 if t.dtype.kind in "iu" else last if last < math.inf else 1.0), t
+        below = math.nextafter(last if last < math.inf else 1.0, 0.0)
+        return np.full(t.shape, 0 if t.dtype.kind in "iu" else below), t
     return np.asarray(t) if isinstance(t, jax.Array) else t, None
 
 

@@ -1,8 +1,0 @@
-# SPDX-License-Identifier: Apache-2.0
-"""``python -m noisefuse`` is the command ``noisefuse``."""
-
-from __future__ import annotations
-
-from .commands.cli import main
-
-raise SystemExit(main())
