@@ -17,9 +17,13 @@ from numba.extending import intrinsic
 
 TESTED = (0, 62), (0, 69)  # from this version and below that one, as pyproject.toml declares it
 if not TESTED[0] <= version_info.short < TESTED[1]:
-    low, high = ("{}.{}".format(*version) for version in TESTED)
-    said = f"Numba {__version__} is not tested with noisefuse: expected {low} or newer, and below {high}"
-    warnings.warn(said, RuntimeWarning, stacklevel=2)
+    warnings.warn(
+        "Numba {} is not tested with noisefuse: expected {}.{} or newer, and below {}.{}".format(
+            __version__, *TESTED[0], *TESTED[1]
+        ),
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 # vectors in flight at a time. A normal is a chain of some hundred cycles, longer than a processor looks ahead.
 INTERLEAVED = 4
