@@ -26,7 +26,7 @@ SMALL = (4, 16, 8)
 LARGE = ((4, 16, 16, 16), (4, 64, 64, 64))
 LENGTHS = (256, 7, 65, 129, 300)  # of samples or rows, about 2^14 elements in all; the first is the plain one
 C = "C order"
-LAYOUTS = (C, "channels last", "transposed", "batch second")
+LAYOUTS = (C, "channels last", "transposed")
 DTYPES = {"f": ("float32", "float16", "float64", "uint8"), "i": ("int64", "int32", "uint8"), "u": ("uint8", "float32")}
 WORST = 3.0  # times the plain call; beyond that a call is a cliff
 WORST_NEAR = 2.0  # the same of a layout, a size, a length or a value, for an element
@@ -344,11 +344,7 @@ def _copied(seconds: float, nbytes: int) -> float:
 
 def _laid(x: Any, layout: str) -> Any:
     """Returns x in this layout, of as many axes as it has."""
-    axes = {
-        "channels last": (0, *range(2, x.ndim), 1),
-        "transposed": (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2),
-        "batch second": (1, 0, *range(2, x.ndim)),
-    }
+    axes = {"channels last": (0, *range(2, x.ndim), 1), "transposed": (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2)}
     order = axes.get(layout, range(x.ndim))
     return np.ascontiguousarray(x.transpose(order)).transpose(np.argsort(order))
 

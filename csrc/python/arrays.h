@@ -3,7 +3,6 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 
 #include "../core/call.h"
@@ -174,33 +173,7 @@ inline bool is_turned(const int64_t* shape, int ndim, int64_t item, const int64_
     return follow(0, before) == 0;
 }
 
-// Describes an array of any order for `run_turned`: its planes, if no other array has planes, and the memory between
-// its first and its last byte.
-inline void keep_order(const Copy& copy, View& v, Turned& turned, int slot) {
-    turned.order[slot] = &copy;
-    int fastest = -1;
-    v.data = const_cast<char*>(copy.from), v.bytes = copy.item;
-    for (int axis = 0; axis < copy.axes; ++axis) {
-        const int64_t stride = copy.from_strides[axis], length = copy.shape[axis] - 1;
-        v.bytes += std::abs(stride) * length, v.data += std::min<int64_t>(0, stride * length);
-        if (length && stride && (fastest < 0 || std::abs(stride) <= std::abs(copy.from_strides[fastest])))
-            fastest = axis;
-    }
-    if (turned.rows) return;
-    turned.columns = 1;
-    int axis = copy.axes - 1;
-    for (; axis > fastest; --axis) turned.columns *= copy.shape[axis];
-    turned.rows = axis < 0 ? 1 : copy.shape[axis];
-    if (turned.columns > 1) return;
-    // Columns are then elements with one stride.
-    for (;
-         axis >= 0 && (copy.shape[axis] == 1 || copy.from_strides[axis] == turned.columns * copy.from_strides[fastest]);
-         --axis)
-        turned.columns *= copy.shape[axis];
-    turned.rows = v.count / turned.columns;
-}
-
-// `is_turned` of what `view_any` described, whose elements are aligned.
+// The same of what `view_any` described, whose elements are aligned.
 inline bool is_turned(const View& v, const Copy& copy, Turned& turned) {
     const bool is_aligned = reinterpret_cast<uintptr_t>(v.data) % static_cast<size_t>(copy.item) == 0;
     return is_aligned && is_turned(copy.shape, copy.axes, copy.item, copy.from_strides, turned);

@@ -120,8 +120,7 @@ class FastCall {
         }
     };
     std::unique_ptr<Copies> copies_;  // few calls have any
-    std::unique_ptr<Copy[]> orders_;  // of arrays that are read in their own
-    unsigned lie_turned_ = 0;         // bit s: the array of slot s is not copied, but turned, or has its own order
+    unsigned lie_turned_ = 0;         // bit s: the array of slot s is not copied, but turned
     View index_{}, inputs_[kSlots] = {};
     FastNoise noise_;
 
@@ -190,16 +189,9 @@ class FastCall {
         if (!view_any(o, v, copy, watched) || v.count > kMost) return false;
         Turned found;
         if (slot != kD && is_turned(v, copy, found) &&
-            (!turned.rows || (found.rows == turned.rows && found.columns == turned.columns))) {
+            (!lie_turned_ || (found.rows == turned.rows && found.columns == turned.columns))) {
             lie_turned_ |= 1u << slot;
             turned.rows = found.rows, turned.columns = found.columns;
-            return true;
-        }
-        if (slot != kD && v.count > kFewTurned) {
-            if (!orders_) orders_.reset(new (std::nothrow) Copy[kSlots]);
-            if (!orders_) return false;
-            lie_turned_ |= 1u << slot;
-            keep_order(orders_[static_cast<size_t>(slot)] = copy, v, turned, slot);
             return true;
         }
         return copied(copy, v, slot);
@@ -212,7 +204,7 @@ class FastCall {
         PyObject* const m = PyTuple_CheckExact(a.model_output) ? PyTuple_GET_ITEM(a.model_output, 0) : a.model_output;
         const bool copied = (copies_ && copies_->strided[leads].data) || lies_turned(leads);
         outputs.channels_last = copied && x.is_tensor && torch.is_channels_last(leads == kM1 ? m : a.x);
-        outputs.written_last = outputs.channels_last && lies_turned(leads) && !turned.order[leads];
+        outputs.written_last = outputs.channels_last && lies_turned(leads);
         return true;
     }
 
@@ -247,9 +239,8 @@ class FastCall {
         const unsigned all = (1u << outputs.wanted) - 1, last = outputs.written_last ? outputs.new_ones() : 0;
         const int64_t plane = turned.rows * turned.columns;
         const bool draws = call.draw != Draw::none;
-        const bool planes = std::count(turned.order, turned.order + kSlots, nullptr) == kSlots;
-        turned.alike = planes && read == turned.inputs && call.segment % plane == 0 && call.size % plane == 0 &&
-                       !call.period && (!draws || turns_noise(all, last));
+        turned.alike = read == turned.inputs && call.segment % plane == 0 && call.size % plane == 0 && !call.period &&
+                       (!draws || turns_noise(all, last));
         const bool anywhere = turned.alike && !adds_up;
         if (anywhere && !draws && last == all) {
             turned = {};
@@ -487,14 +478,7 @@ class FastCall {
     bool apart() const {
         if (!outputs.given()) return true;
         for (const View& in : inputs_)
-            if (outputs.spoil(in, true)) return lie_turned_ && others_are_apart();
-        return !outputs.spoil(index_, false);
-    }
-
-    // The same but for inputs in their own order, which `settle` looks at.
-    [[gnu::noinline]] bool others_are_apart() const {
-        for (int slot = 0; slot < kSlots; ++slot)
-            if (!turned.order[slot] && outputs.spoil(inputs_[slot], true)) return false;
+            if (outputs.spoil(in, true)) return false;
         return !outputs.spoil(index_, false);
     }
 

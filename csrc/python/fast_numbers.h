@@ -41,7 +41,7 @@ class FastArray {
     ~FastArray() { Py_XDECREF(native_); }
 
     // False, perhaps with a Python error: it is not plain, but `watched` may be watched by autograd. turned: where
-    // given, many elements stay as they lie, as x.
+    // given, many elements whose planes are turned stay as they lie, as x.
     bool read(PyObject* o, PyObject* watched = nullptr, Turned* turned = nullptr) {
         constexpr int64_t kMost = int64_t{1} << 34;  // elements: beyond are errors, which should not wait for a copy
         if (view(o, v, watched)) return true;
@@ -49,20 +49,12 @@ class FastArray {
             return (native_ = native_copy(array(o))) && view(native_, v);
         Copy copy;
         if (!view_any(o, v, copy, watched) || v.count > kMost) return false;
-        if (turned && v.count > kFewTurned) {
-            turned->inputs = 1u << kX;
-            if (!is_turned(v, copy, *turned)) {
-                turned->rows = 0;
-                keep_order(order_ = copy, v, *turned, kX);
-            }
-            return true;
-        }
+        if (turned && v.count > kFewTurned && is_turned(v, copy, *turned)) return turned->inputs = 1u << kX, true;
         return copy_to(scratch_, copy, v);
     }
 
   private:
     Scratch scratch_;
-    Copy order_;
     PyObject* native_ = nullptr;
 };
 

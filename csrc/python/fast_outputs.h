@@ -72,7 +72,7 @@ class FastOutputs {
     }
 
     // Whether an output overlaps this array in part or, unless the array is an input, at all.
-    [[gnu::always_inline]] bool spoil(const View& v, bool input) const {
+    bool spoil(const View& v, bool input) const {
         if (!v.data) return false;
         for (const View& out : views_)
             if (out.data && out.overlaps(v) && !(input && out.data == v.data && out.bytes == v.bytes)) return true;

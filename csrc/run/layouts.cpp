@@ -23,14 +23,12 @@ struct Axis {
 // What is copied at once: columns along the axis that is fastest in `to`, rows along one that is fast in `from`. Each
 // line of either array is then read or written once, whatever the strides. A third order goes through a buffer.
 struct Tiles {
-    Axis row{1, 0, 0}, column{1, 0, 0};
-    Axis loops[kMostAxes];  // over tiles: the axes that are left, the row's tiles and the column's
-    int n_loops = 0, row_loop = -1, column_loop = -1;
-    int64_t rows = 1, columns = 1, count = 1;
+    Axis others[kMostAxes], row{1, 0, 0}, column{1, 0, 0};
+    int n_others = 0;
+    int64_t rows = 1, columns = 1, row_tiles = 1, column_tiles = 1, count = 1;
     bool is_turned = false;
     bool asks = false;     // whether lines of `to` are asked for a tile before: they lie in memory
     bool is_near = false;  // whether `to` lies in the caches, and its lines do not take each other's place there
-    bool reads = false;    // the same of `from`
 
     // from_near: `from` lies in the caches, so any part of its lines may be read, and long runs of `to` be written.
     explicit Tiles(const Copy& copy, bool from_near = false) {
@@ -50,40 +48,16 @@ struct Tiles {
             row = *chosen;
             std::copy(chosen + 1, axes + n--, chosen);
         }
+        n_others = n;
+        std::copy(axes, axes + n, others);
         const int64_t line = kLine / copy.item, tile = kTile / copy.item;
         columns = std::min(column.length, !is_turned ? tile : from_near ? tile / 8 : line);
         rows = std::min(row.length, from_near ? tile / columns : std::max(line, tile / columns));
         columns = std::min(column.length, std::max(columns, tile / rows));
-        std::copy(axes, axes + n, loops);
-        row_loop = n, column_loop = n + 1, n_loops = n + 2;
-        loops[row_loop] = {(row.length + rows - 1) / rows, rows * row.from, rows * row.to};
-        loops[column_loop] = {(column.length + columns - 1) / columns, columns * column.from, columns * column.to};
-        for (int i = 0; i < n_loops; ++i) count *= loops[i].length;
-    }
-
-    // Takes tiles in the order of `from`.
-    void follow_from() {
-        for (int last = 1; last < n_loops; ++last)
-            for (int i = last; i > 0 && std::abs(loops[i - 1].from) < std::abs(loops[i].from); --i) {
-                std::swap(loops[i - 1], loops[i]);
-                for (int* loop : {&row_loop, &column_loop}) *loop += *loop == i ? -1 : *loop == i - 1;
-            }
-    }
-
-    struct Tile {
-        int64_t from, to;  // bytes
-        int64_t rows, columns;
-    };
-
-    Tile tile(int64_t number) const {
-        Tile made{0, 0, rows, columns};
-        for (int i = n_loops - 1; i >= 0; number /= loops[i--].length) {
-            const int64_t at = number % loops[i].length;
-            made.from += at * loops[i].from, made.to += at * loops[i].to;
-            if (i == row_loop) made.rows = std::min(rows, row.length - at * rows);
-            if (i == column_loop) made.columns = std::min(columns, column.length - at * columns);
-        }
-        return made;
+        row_tiles = (row.length + rows - 1) / rows;
+        column_tiles = (column.length + columns - 1) / columns;
+        count = row_tiles * column_tiles;
+        for (int i = 0; i < n; ++i) count *= others[i].length;
     }
 
     // Makes one axis of two that go on in both arrays. Returns the number of axes.
@@ -234,30 +208,35 @@ void copy_straight(const Tiles& t, const char* from, char* to, int64_t rows, int
     for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * t.row.to, from + r * t.row.from, static_cast<size_t>(run));
 }
 
-using CopyTile = void (*)(const Tiles&, const char* from, char* to, int64_t rows, int64_t columns);
-
-CopyTile copy_tile_of(int item, bool is_turned) {
-    const auto of = [is_turned]<class T>(T) -> CopyTile { return is_turned ? copy_turned<T> : copy_straight<T>; };
-    return item == 1 ? of(uint8_t{}) : item == 2 ? of(uint16_t{}) : item == 4 ? of(uint32_t{}) : of(uint64_t{});
+template <class T>
+void copy_tiles(const Copy& copy, const Tiles& t, int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile) {
+        const int64_t c = tile % t.column_tiles * t.columns, r = tile / t.column_tiles % t.row_tiles * t.rows;
+        const char* from = copy.from + r * t.row.from + c * t.column.from;
+        char* to = copy.to + r * t.row.to + c * t.column.to;
+        int64_t rest = tile / t.column_tiles / t.row_tiles;
+        for (int i = t.n_others - 1; i >= 0; rest /= t.others[i--].length) {
+            from += rest % t.others[i].length * t.others[i].from;
+            to += rest % t.others[i].length * t.others[i].to;
+        }
+        const int64_t rows = std::min(t.rows, t.row.length - r), columns = std::min(t.columns, t.column.length - c);
+        // The next tile has the columns that follow, or these ones of the rows that follow.
+        const bool across = c + t.columns < t.column.length;
+        const char* const next = to + (across ? t.columns * t.column.to : t.rows * t.row.to - c * t.column.to);
+        for (int64_t i = 0; t.asks && i < (across ? rows : std::min(t.rows, t.row.length - r - t.rows)); ++i)
+            for (int64_t byte = 0; byte < columns * copy.item; byte += kLine)
+                __builtin_prefetch(next + i * t.row.to + byte, 1, 2);
+        (t.is_turned ? copy_turned<T> : copy_straight<T>)(t, from, to, rows, columns);
+    }
 }
 
-void copy_tiles(const Copy& copy, const Tiles& t, int64_t begin, int64_t end) {
-    const CopyTile copy_tile = copy_tile_of(copy.item, t.is_turned);
-    const auto prefetch = [item = copy.item](const char* first, int64_t runs, int64_t apart, int64_t run, auto write) {
-        for (int64_t i = 0; i < runs; ++i)
-            for (int64_t byte = 0; byte < run * item; byte += kLine)
-                __builtin_prefetch(first + i * apart + byte, write.value, 2);
-    };
-    Tiles::Tile tile = t.tile(begin);
-    for (int64_t number = begin; number < end; ++number) {
-        const Tiles::Tile next = t.tile(number + 1);
-        const bool goes_on = number + 1 < end;
-        if (t.asks && goes_on) prefetch(copy.to + next.to, next.rows, t.row.to, next.columns, std::true_type());
-        if (t.reads && goes_on)
-            prefetch(copy.from + next.from, next.columns, t.column.from, next.rows, std::false_type());
-        copy_tile(t, copy.from + tile.from, copy.to + tile.to, tile.rows, tile.columns);
-        tile = next;
-    }
+using CopyTiles = void (*)(const Copy&, const Tiles&, int64_t begin, int64_t end);
+
+CopyTiles copy_tiles_of(int item) {
+    return item == 1   ? copy_tiles<uint8_t>
+           : item == 2 ? copy_tiles<uint16_t>
+           : item == 4 ? copy_tiles<uint32_t>
+                       : copy_tiles<uint64_t>;
 }
 
 }  // namespace
@@ -265,7 +244,7 @@ void copy_tiles(const Copy& copy, const Tiles& t, int64_t begin, int64_t end) {
 bool run_copy(const Copy& copy, const GoOn& go_on) {
     if (std::find(copy.shape, copy.shape + copy.axes, 0) != copy.shape + copy.axes) return true;
     const Tiles tiles(copy);
-    const auto body = [&](int64_t begin, int64_t end) { copy_tiles(copy, tiles, begin, end); };
+    const auto body = [&](int64_t begin, int64_t end) { copy_tiles_of(copy.item)(copy, tiles, begin, end); };
     return parallel_for(tiles.count, kTilesAtOnce, body, go_on);
 }
 
@@ -273,9 +252,7 @@ void copy_here(const Copy& copy, bool near, bool from_near) {
     Tiles tiles(copy, from_near && !near);
     tiles.is_near = near;
     tiles.asks = from_near && tiles.is_turned;
-    tiles.reads = !from_near && tiles.is_turned;
-    if (tiles.reads) tiles.follow_from();
-    copy_tiles(copy, tiles, 0, tiles.count);
+    copy_tiles_of(copy.item)(copy, tiles, 0, tiles.count);
 }
 
 }  // namespace nf

@@ -9,6 +9,7 @@
 
 #include "../core/loss.h"
 #include "../cpu/dispatch.h"
+#include "layouts.h"
 #include "memory.h"
 
 namespace nf {
@@ -27,23 +28,6 @@ bool is_small(const Turned& t) { return t.rows * t.columns <= (1 << 13); }  // i
 // Whether the call draws noise that is turned to the order of its arrays.
 bool turns_noise(const Call& call, const Turned& t) { return t.inputs >> kZ & 1 && call.draw != Draw::none; }
 
-// How many axes of an array in its own order the rows of a plane have; the columns have the others.
-int axes_of_rows(const Copy& order, const Turned& t) {
-    int axis = order.axes;
-    for (int64_t columns = 1; columns < t.columns;) columns *= order.shape[--axis];
-    return axis;
-}
-
-// Whether the columns of such an array follow one another in memory: kernels can read them there.
-bool is_direct(const Copy& order, const Turned& t) {
-    int64_t stride = order.item;
-    bool follows = reinterpret_cast<uintptr_t>(order.from) % static_cast<size_t>(order.item) == 0;
-    for (int axis = order.axes - 1, rows = axes_of_rows(order, t); axis >= 0; stride *= order.shape[axis--])
-        follows &= order.shape[axis] == 1 ||
-                   (axis < rows ? order.from_strides[axis] % order.item == 0 : order.from_strides[axis] == stride);
-    return follows;
-}
-
 // How a call is cut into blocks. A block has `height` rows of one plane, and `width` columns of each. Or it has whole
 // rows, of any planes, whose elements follow one another in C's order: those of `chunks` chunks of a loss.
 struct Blocks {
@@ -56,12 +40,8 @@ struct Blocks {
         const bool draws = turns_noise(call, t);
         whole_rows = draws || (piece ? t.columns % unit || piece % t.columns : t.columns < unit);
         if (!whole_rows) {
-            bool direct = t.outputs == 0;  // then nothing is turned, and longer runs are better
-            for (int s = 0; s < kSlots; ++s)
-                direct &= !(t.inputs >> s & 1) || (t.order[s] && is_direct(*t.order[s], t));
             const bool few_arrays = std::popcount(t.inputs) + std::popcount(t.outputs) < 3;
-            const int64_t least = direct ? 1 : few_arrays ? 2 * kFewRows : kFewRows;
-            height = std::min(t.rows, std::max(least, kBlock / (direct ? std::min(t.columns, kBlock) : unit)));
+            height = std::min(t.rows, std::max(few_arrays ? 2 * kFewRows : kFewRows, kBlock / unit));
             width = std::min(t.columns, std::max(unit, kBlock / height / unit * unit));
         } else {
             width = t.columns;
@@ -97,29 +77,6 @@ void take_itself(Call& call) {
         call.type == DType::f64 ? static_cast<const void*>(kOnes<double, slot>.data()) : kOnes<float, slot>.data();
     call.n_rows = 1;
     for (const void*& in : call.in) in = nullptr;
-}
-
-// Cuts elements of some axes, in C's order, into boxes: a part of one axis, and all of those after it.
-// take(axis, its part's length, elements of those after it, the first element).
-template <class Take>
-void for_boxes(const Copy& order, int first, int last, int64_t begin, int64_t end, const Take& take) {
-    for (int64_t at = begin, n; at < end; at += n) {
-        int axis = last - 1;
-        int64_t inner = 1;
-        for (int64_t all; axis > first && at % (all = inner * order.shape[axis]) == 0 && end - at >= all; --axis)
-            inner = all;
-        const int64_t length = std::min(order.shape[axis] - at / inner % order.shape[axis], (end - at) / inner);
-        take(axis, length, inner, at);
-        n = length * inner;
-    }
-}
-
-// How far an element of some axes lies from the first one, in bytes.
-int64_t distance(const Copy& order, int first, int last, int64_t at) {
-    int64_t bytes = 0;
-    for (int axis = last - 1; axis >= first; at /= order.shape[axis--])
-        bytes += at % order.shape[axis] * order.from_strides[axis];
-    return bytes;
 }
 
 DType arithmetic_of(const Call& call) { return call.type == DType::f64 ? DType::f64 : DType::f32; }
@@ -165,33 +122,18 @@ class Block {
         };
         const auto place = [&](Array& a, int bit, unsigned bits, DType type, const void* whole) {
             if (!(bits >> bit & 1)) return;
-            const int64_t size = bytes_of(type), planes = whole_.batch * whole_.size / turned_.rows / turned_.columns;
-            a.size = size, a.whole = const_cast<char*>(static_cast<const char*>(whole)), a.rows = 2;
-            Copy& order = a.order;
-            order.axes = 3, order.shape[0] = planes, order.shape[1] = turned_.rows, order.shape[2] = turned_.columns;
-            order.from_strides[0] = size * turned_.rows * turned_.columns;
-            order.from_strides[1] = size, order.from_strides[2] = size * turned_.rows;
-            a.at = room(size * row_ * rows);
-        };
-        const auto place_own = [&](Array& a, const Copy& order) {
-            a.size = order.item, a.whole = const_cast<char*>(order.from), a.order = order, a.own = true;
-            a.rows = axes_of_rows(order, turned_);
-            a.direct = !blocks_.whole_rows && is_direct(order, turned_);
-            if (!a.direct) a.at = room(a.size * row_ * rows);
+            const int64_t size = bytes_of(type);
+            a = {size, const_cast<char*>(static_cast<const char*>(whole)), room(size * row_ * rows)};
         };
         const unsigned inputs = computes_ ? 1u << kM1 : turned_.inputs;
         const int64_t own = bytes_of(noise_.type), height = std::min(turned_.rows, blocks_.height);
         if (computes_) residuals_ = room(own * (rows / turned_.rows + 2) * turned_.rows * turned_.columns);
         if (draws_) drawn_ = room(own * turned_.columns * ((computes_ ? turned_.rows : height) + kGap));
-        for (int s = 0; s < kSlots; ++s)
-            if (inputs >> s & 1 && turned_.order[s])
-                place_own(in_[s], *turned_.order[s]);
-            else
-                place(in_[s], s, inputs, call_.in_type[s], call_.in[s]);
+        for (int s = 0; s < kSlots; ++s) place(in_[s], s, inputs, call_.in_type[s], call_.in[s]);
         for (int o = 0; o < 3; ++o)
             if (call_.out[o]) place(out_[o], o, turned_.outputs, call_.type_of(o), call_.out[o]);
         // Kernels of steps may write to what they read.
-        if (!piece_ && in_[kX].size == out_[0].size && !in_[kX].direct) out_[0].at = in_[kX].at;
+        if (!piece_ && in_[kX].size == out_[0].size) out_[0].at = in_[kX].at;
         return scratch_.take(static_cast<size_t>(std::max(bytes, kLine)));
     }
 
@@ -228,8 +170,6 @@ class Block {
             for (int64_t row = 0; row < place_.rows; ++row) {
                 const int64_t begin = (place_.row + row) * columns + c, end = begin + place_.columns;
                 point(row * row_ - begin);
-                point_to_row(place_.row + row, c, begin);
-                if (row + 1 < place_.rows) fetch_row(begin + columns, place_.columns);
                 run_slices(begin, end, prefetches, to_fetch, place_.rows * place_.columns, range);
                 to_fetch += place_.columns;
             }
@@ -238,15 +178,11 @@ class Block {
     }
 
   private:
-    // An array that is turned, or has its own order; size 0: there is none.
+    // An array that is turned; size 0: there is none.
     struct Array {
         int64_t size = 0;  // bytes of an element
         char* whole;
-        int64_t at;           // its first byte in the block's memory
-        bool own = false;     // whether the order is its own
-        bool direct = false;  // whether it is read where it lies
-        int rows;             // how many axes the rows have; the columns have the others
-        Copy order;
+        int64_t at;  // its first byte in the block's memory
     };
 
     // The first element of a block of whole rows.
@@ -283,21 +219,13 @@ class Block {
             }
         }
         for (int s = 0; s < kSlots; ++s)
-            if (in_[s].size && !in_[s].direct && !(draws_ && s == kZ)) turn(in_[s], place_, true);
+            if (in_[s].size && !(draws_ && s == kZ)) turn(in_[s], place_, true);
     }
 
     // Runs of noise: so many, `apart` elements apart, of `length` elements.
     struct Runs {
         int64_t first, count, apart, length;
     };
-
-    // Prefetches a part of a row of the inputs that lie in C's order.
-    void fetch_row(int64_t begin, int64_t n) const {
-        for (int s = 0; s < kSlots; ++s)
-            if (const char* const in = static_cast<const char*>(whole_.in[s]); in && !in_[s].size)
-                for (int64_t size = bytes_of(whole_.in_type[s]), byte = 0; byte < n * size; byte += kLine)
-                    __builtin_prefetch(in + size * begin + byte, 0, 2);
-    }
 
     // Prefetches as many elements of the arrays as noise is drawn: of the inputs as they lie, of the outputs in C's
     // order.
@@ -352,16 +280,9 @@ class Block {
     // Makes the call's arrays those of this block, whose elements lie so many elements after their number in the call.
     void point(int64_t shift) {
         for (int s = 0; s < kSlots; ++s)
-            if (in_[s].size && !in_[s].direct) call_.in[s] = scratch_.data + in_[s].at + in_[s].size * shift;
+            if (in_[s].size) call_.in[s] = scratch_.data + in_[s].at + in_[s].size * shift;
         for (int o = 0; o < 3; ++o)
             if (out_[o].size) call_.out[o] = scratch_.data + out_[o].at + out_[o].size * shift;
-    }
-
-    // The same of arrays that are read where they lie, for this row from a column on.
-    void point_to_row(int64_t row, int64_t column, int64_t begin) {
-        for (int s = 0; s < kSlots; ++s)
-            if (const Array& a = in_[s]; a.size && a.direct)
-                call_.in[s] = a.whole + distance(a.order, 0, a.rows, row) + a.size * (column - begin);
     }
 
     // Runs elements of the block in slices, and prefetches as many, from this one on.
@@ -381,40 +302,29 @@ class Block {
                 __builtin_prefetch(a.whole + a.size * first + byte, 1, 2);
         const int64_t next = first + ahead, most = std::min(n, whole_.batch * whole_.size - next);
         for (const Array& a : in_)
-            for (int64_t byte = 0; byte < most * a.size && !a.own; byte += kLine)
+            for (int64_t byte = 0; byte < most * a.size; byte += kLine)
                 __builtin_prefetch(a.whole + a.size * next + byte, 0, 2);
     }
 
-    // Copies these rows to the block's own memory, or back: boxes of rows and columns.
+    // Copies these rows to the block's own memory, or back: whole planes, and parts of others.
     void turn(const Array& a, const Place& place, bool in) const {
-        const Copy& order = a.order;
-        char* const here = scratch_.data + a.at;
-        Copy copy;
-        const auto add = [&](int axis, int64_t length, int64_t step) {
-            copy.shape[copy.axes] = length;
-            (in ? copy.from_strides : copy.to_strides)[copy.axes] = order.from_strides[axis];
-            (in ? copy.to_strides : copy.from_strides)[copy.axes++] = step;
-        };
-        // The axes of a box, whose elements lie `step` bytes apart in the block's memory.
-        const auto add_box = [&](int axis, int last, int64_t length, int64_t inner, int64_t step) {
-            add(axis, length, inner * step);
-            while (++axis < last) add(axis, order.shape[axis], (inner /= order.shape[axis]) * step);
-        };
-        const int64_t row_end = place.row + place.rows, column_end = place.column + place.columns;
-        for_boxes(order, 0, a.rows, place.row, row_end, [&](int r_axis, int64_t rows, int64_t r_inner, int64_t row) {
-            char* const there = a.whole + distance(order, 0, a.rows, row);
-            char* const its_row = here + a.size * row_ * (row - place_.row);
-            for_boxes(order, a.rows, order.axes, place.column, column_end,
-                      [&](int c_axis, int64_t columns, int64_t c_inner, int64_t column) {
-                          copy.item = static_cast<int>(a.size), copy.axes = 0;
-                          add_box(r_axis, a.rows, rows, r_inner, a.size * row_);
-                          add_box(c_axis, order.axes, columns, c_inner, a.size);
-                          char* const far = there + distance(order, a.rows, order.axes, column);
-                          char* const near = its_row + a.size * (column - place_.column);
-                          copy.from = in ? far : near, copy.to = in ? near : far;
-                          copy_here(copy, a.size * (in ? row_ : turned_.rows) % kConflict != 0, !in);
-                      });
-        });
+        const int64_t rows = turned_.rows, end = place.row + place.rows;
+        for (int64_t row = place.row, n; row < end; row += n) {
+            const int64_t r = row % rows, planes = r ? 0 : (end - row) / rows, height = std::min(rows - r, end - row);
+            n = planes ? planes * rows : height;
+            char* const there = a.whole + a.size * ((row / rows * turned_.columns + place.column) * rows + r);
+            char* const here =
+                scratch_.data + a.at + a.size * (row_ * (row - place_.row) + place.column - place_.column);
+            const int64_t of_there[] = {a.size * rows * turned_.columns, a.size * rows, a.size};
+            const int64_t of_here[] = {a.size * rows * row_, a.size, a.size * row_};
+            Copy copy;
+            copy.item = static_cast<int>(a.size), copy.axes = 3;
+            copy.shape[0] = planes ? planes : 1, copy.shape[1] = place.columns, copy.shape[2] = height;
+            copy.from = in ? there : here, copy.to = in ? here : there;
+            std::copy_n(in ? of_there : of_here, 3, copy.from_strides);
+            std::copy_n(in ? of_here : of_there, 3, copy.to_strides);
+            copy_here(copy, a.size * (in ? row_ : rows) % kConflict != 0, !in);
+        }
     }
 
     const Call& whole_;

@@ -1,25 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 // Calls with arrays whose planes are turned: channels_last arrays, transposed ones. Kernels read and write C's order,
 // and sums are added up in that order. So the elements are turned on the way: a block is turned to C's order, computed
-// and turned back, while it lies in the second-level cache. Inputs of any other order go the same way. Those whose
-// columns follow one another in memory, as where the batch is no first axis, or of parts of arrays, are read where they
-// lie. python/fast_call.h decides which arrays are turned.
+// and turned back, while it lies in the second-level cache. python/fast_call.h decides which arrays are turned.
 #pragma once
 #include <functional>
 
 #include "../core/call.h"
-#include "layouts.h"
+#include "../cpu/pool.h"
 
 namespace nf {
 
 // The arrays of a call that are turned: their planes (rows, columns) lie as (columns, rows) in memory. The rows of
-// channels_last arrays are channels, and their columns pixels. Or an input has an order of its own, of the call's axes,
-// the last of which make the columns. All other arrays lie in C's order.
+// channels_last arrays are channels, and their columns pixels. All other arrays lie in C's order.
 struct Turned {
     int64_t rows = 0, columns = 0;     // of a plane
     unsigned inputs = 0, outputs = 0;  // bit s: in[s], bit o: out[o]
     bool alike = false;  // all inputs are turned, and each plane has one row: sums may be taken as the arrays lie
-    const Copy* order[kSlots] = {};  // of the inputs that have their own: where their elements lie
 
     bool any() const { return inputs || outputs; }
 };
