@@ -61,8 +61,8 @@ def test_tokens_and_their_info_have_the_bits_of_the_reference(compiled, n):
 
 @pytest.mark.parametrize("vocabulary", [65, 256, 1000])
 def test_winners_that_others_come_near(compiled, vocabulary):
-    """Of 1,500 rows some have a second token whose score nearly is the winner's. Seen to fail: a lower bound of a score
-    that is the upper one (5 and 9 other tokens); nothing with few rows sees it."""
+    """A few of 1,500 rows have a second token whose score comes near the winner's. Seen to fail: a lower bound of a
+    score that is the upper one (5 and 9 other tokens), which the tests with fewer rows do not see."""
     x = logits_of((1500, vocabulary), 2.0)
     found = nf.categorical(x, NOISE)
     with using("reference"):

@@ -284,7 +284,8 @@ class Model:
             ends[k + 1, column] = 1
         self.least_0: str | None = next((name for _, name in self.places if name in NOT_NEGATIVE), None)
         rows, of_pair = (self._template.single, self._template.table, self._template.active), (None, None, ends, None)
-        self.of_pair: FastTable = *rows, (*rows, None, None, of_pair), (*rows, None, None, of_pair), of_pair
+        of_levels = *rows, None, None, of_pair
+        self.of_pair: FastTable = *rows, of_levels, of_levels, of_pair
 
     def rows(self, numbers: Mapping[str, ArrayLike]) -> Rows:
         return Rows.of({name: numbers[c] if isinstance(c, str) else c for name, c in self._columns}, self._flags)

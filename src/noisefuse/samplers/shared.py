@@ -80,7 +80,7 @@ def _key(given: Any) -> Any:
     return given
 
 
-def _check_no_flow(schedule: Any, *_: Any) -> None:
+def _check_no_flow(schedule: Any) -> None:
     """Raises ValueError for a flow: few of its networks predict epsilon, so the default would seldom be meant."""
     if isinstance(schedule, Schedule) and schedule.axis.family == "flow":
         raise ValueError(
@@ -106,7 +106,7 @@ def sampler(
         @wraps(rule)
         def whole(*args: P.args, **kwargs: P.kwargs) -> Tableau:
             if prediction == "epsilon" and "prediction" not in kwargs:
-                _check_no_flow(*args[:1], kwargs.get("schedule"))
+                _check_no_flow(args[0] if args else kwargs.get("schedule"))
             with np.errstate(all="ignore"):  # of rows that a rule leaves out; a table refuses what is not finite
                 return rule(*args, **{**defaults, **kwargs})  # type: ignore[arg-type]
 
