@@ -630,8 +630,8 @@ def test_ctrl_c_ends_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 def test_a_reader_that_has_seen_enough() -> None:
     """Seen to fail: a line about a broken pipe, and status 2."""
-    code = "import sys; from noisefuse.commands.cli import main; sys.exit(main(['info']))"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+    line = [sys.executable, "-m", "noisefuse", "info"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
         assert command.stdout is not None
         assert command.stderr is not None
         command.stdout.close()
