@@ -13,6 +13,7 @@ have thumbnails, and their code below them.
 import ast
 import inspect
 import re
+import struct
 import sys
 import tomllib
 from functools import partial
@@ -182,6 +183,29 @@ def of_another_library(literal):
     head = next(iter(table.findall(nodes.thead)), None)
     title = head.children[0].children[row.index(cell)].astext() if head is not None else ""
     return title.startswith(("k-diffusion", "diffusers", "ComfyUI", "extra"))
+
+
+def show_whole_letters(app, doctree, document):
+    """A wide picture scrolls on a phone, in a box that gives its letters nine pixels."""
+    for image in [*doctree.findall(nodes.image)]:
+        width = letters(Path(app.srcdir) / image["uri"])
+        if width > 440:  # a phone's column has 360
+            box = f'<span class="wide" style="--width: {width:.0f}px">', "</span>"
+            begin, end = (nodes.raw("", tag, format="html") for tag in box)
+            image.replace_self([begin, image, end])
+
+
+def letters(path):
+    """The width at which a picture's letters have nine pixels: the smallest of a drawing, 10 points of a plot."""
+    content = path.read_bytes()
+    if path.suffix == ".svg":
+        sizes = map(int, re.findall(rb'font-size="(\d+)', content))
+        return 9 * int(re.search(rb'viewBox="0 0 (\d+)', content)[1]) / min(sizes)
+    if path.suffix != ".png":
+        return 0  # photographs
+    (width,), dots = struct.unpack(">I", content[16:20]), content.find(b"pHYs") + 4
+    inch = struct.unpack(">I", content[dots : dots + 4])[0] * 0.0254 if dots > 3 else 100
+    return 65 * width / inch
 
 
 def link_names(app, doctree, document):
@@ -372,4 +396,5 @@ def setup(app):
     ):
         app.connect("source-read", change)
     app.connect("doctree-resolved", link_names)
+    app.connect("doctree-resolved", show_whole_letters)
     app.connect("html-page-context", describe_page)

@@ -182,11 +182,11 @@ def bars(d: Drawing, x: float, y: float, width: float) -> None:
     """Draws a pair of bars for each measurement: the other library's takes all of the width."""
     for n, (label, rival, ratio) in enumerate(times()):
         top = y + 64 * n
-        d.text(x, top + 11, label, "start", 14)
+        d.text(x, top + 11, label, "start", 15)
         d.cell(x, top + 18, width, 15, GREY)
         d.cell(x, top + 35, width / ratio, 15, BLUE)
-        d.text(x + width - 6, top + 30, rival, "end", 12)
-        d.text(x + width / ratio + 6, top + 47, "noisefuse", "start", 12, f' fill="{BLUE}"')
+        d.text(x + width - 6, top + 30, rival, "end", 14)
+        d.text(x + width / ratio + 6, top + 47, "noisefuse", "start", 14, f' fill="{BLUE}"')
         d.text(x + width + 12, top + 42, f"{TABLES['number'](ratio)}x", "start", 20, BOLD)
 
 
@@ -197,8 +197,8 @@ def speed() -> Drawing:
     d.text(12, 26, "The same work in less time", "start", 17, BOLD)
     bars(d, 12, 44, 462)
     where = BENCH["machine"]
-    d.text(12, 444, "Time, less is better; one thread each, by `noisefuse bench`.", "start", 12)
-    d.text(12, 460, f"{where['cpu']}, {where['isa'].upper()}, load {where['load']:.0f}, {where['date']}.", "start", 12)
+    d.text(12, 442, "Time, less is better; one thread each, by `noisefuse bench`.", "start", 14)
+    d.text(12, 461, f"{where['cpu']}, {where['isa'].upper()}, load {where['load']:.0f}, {where['date']}.", "start", 14)
     return d
 
 

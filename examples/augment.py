@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import noisefuse as nf
-from noisefuse.ground.drawing import BLUE, GREY, STYLE
+from noisefuse.ground.drawing import BLUE, GREY, INK, STYLE
 
 Image = NDArray[np.uint8]
 NOISE = nf.Noise(7)
@@ -74,7 +74,8 @@ def sheet(image: Image, out: Path) -> dict[str, list[float]]:
     from PIL import ImageDraw, ImageFont
 
     side, gap, line = 164, 8, 19
-    page = Pictures.new("RGB", (3 * side + 2 * gap, len(KINDS) * (side + 2 * line + gap)), "white")
+    # dark paper, for bright pages and for dark ones
+    page = Pictures.new("RGB", (3 * side + 2 * gap, len(KINDS) * (side + 2 * line + gap)), INK)
     draw, found = ImageDraw.Draw(page), {}
     for row, (kind, (strength, values, ours, library, theirs)) in enumerate(KINDS.items()):
         top, stds = row * (side + 2 * line + gap), []
@@ -90,9 +91,9 @@ def sheet(image: Image, out: Path) -> dict[str, list[float]]:
             left = column * (side + gap)
             page.paste(Pictures.fromarray(noisy[32 : 32 + side, 137 : 137 + side]), (left, top + 2 * line))
             label = f"{strength} {value:g}: {stds[-1]:.1f}"
-            draw.text((left, top + line), label, "#1f2430", ImageFont.load_default(13))
+            draw.text((left + 3, top + line), label, "white", ImageFont.load_default(13))
         title = f"{kind}; the right half by {library}" if beside else kind
-        draw.text((0, top), title, "#1f2430", ImageFont.load_default(15))
+        draw.text((3, top), title, "white", ImageFont.load_default(15))
         found[kind] = stds
     page.save(out, quality=70, optimize=True)
     return found

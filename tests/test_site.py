@@ -139,8 +139,8 @@ def site(tmp_path_factory):
 
 @pytest.mark.release
 def test_what_the_site_adds_to_pages(site):
-    """Seen to fail: links called noise.md, arguments without types, a gallery without code or thumbnails, words
-    of a wrapped alternative text joined, notebooks with links to files beside the page."""
+    """Seen to fail: links called noise.md, arguments without types, a gallery without code or thumbnails, words of a
+    wrapped alternative text joined, a wide picture that does not scroll, notebooks with links to files beside them."""
     pages = {path.relative_to(site).as_posix(): path.read_text() for path in site.rglob("*.html")}
     links = r'<a class="reference internal" href="[^"]+"><span[^>]*>([^<]+\.md)</span></a>'
     assert {name: found for name, text in pages.items() if (found := re.findall(links, text))} == {}
@@ -149,6 +149,7 @@ def test_what_the_site_adds_to_pages(site):
         "times as long for the same work"
         in re.search(r'<img alt="([^"]*)" src="_images/speed', pages["performance.html"])[1]
     )
+    assert '<span class="wide" style="--width: 780px"><img alt="A spiral' in pages["gallery.html"]
     operations = pages["reference/operations.html"]
     assert "viewcode-link" in operations
     assert re.search(r"<strong>x0</strong> – <code[^>]*><span class=\"pre\">Array</span></code>: an array", operations)

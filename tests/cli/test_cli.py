@@ -158,8 +158,7 @@ def test_what_is_not_installed_is_named(
     np.save("x.npy", np.zeros(4))
     for name in [name for name in sys.modules if name.partition(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
-    for command_module in ("_ideal", "_noise_cluster"):
-        monkeypatch.delitem(sys.modules, f"noisefuse.{command_module}", raising=False)
+    monkeypatch.delitem(sys.modules, "noisefuse.commands.noise.cluster", raising=False)  # imported by another test
     monkeypatch.setitem(sys.modules, module, None)
     assert main(command.split()) == 2
     command = command.partition(" ")[0]
@@ -630,8 +629,8 @@ def test_ctrl_c_ends_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 def test_a_reader_that_has_seen_enough() -> None:
     """Seen to fail: a line about a broken pipe, and status 2."""
-    code = "import sys; from noisefuse.commands.cli import main; sys.exit(main(['info']))"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+    line = [sys.executable, "-m", "noisefuse", "info"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
         assert command.stdout is not None
         assert command.stderr is not None
         command.stdout.close()
@@ -712,12 +711,12 @@ def test_a_bar_is_as_long_as_its_figure_says(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_verdict_of_the_benchmark_is_in_words() -> None:
     """Seen to fail: a pair that is faster within the spread only, which counted."""
     slow = RECORD | {"work": "b", "ratio": 1.1, "range": [0.9, 1.3]}
-    missing = {"work": "c", "rival": "JAX", "missing": ["jax"]}
+    missing = {"work": "c", "rival": "JAX", "missing": ["jax", "jaxlib"]}
     assert _pairs.verdict([RECORD, missing]) == "Here noisefuse is faster in 1 of 1, 12 times as fast."
     assert _pairs.verdict([RECORD, RECORD | {"ratio": 5.0}, slow]) == (
         "Here noisefuse is faster in 2 of 3, 5.0 to 12 times as fast; not faster, or not surely: b (torch)."
     )
-    assert _pairs.shown(missing)[0] == "c: not measured, as jax is not installed"
+    assert _pairs.shown(missing)[0] == "c: not measured; pip install jax jaxlib"
 
 
 def test_bench_answers_whether_it_is_faster_here(
@@ -745,7 +744,7 @@ def test_bench_answers_whether_it_is_faster_here(
     assert all(record["ratio"] == pytest.approx(4.0) for record in records if record not in named)
     assert len(run) == 6 - len(named)
     shown = " ".join(capsys.readouterr().out.split())
-    assert "the same, with arrays of JAX under jit: not measured, as jax is not installed" in shown
+    assert "the same, with arrays of JAX under jit: not measured; pip install jax" in shown
     assert shown.endswith(f"Here noisefuse is faster in {len(run)} of {len(run)}, 4.0 times as fast.")
 
 

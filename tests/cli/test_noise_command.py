@@ -37,7 +37,7 @@ from noisefuse.commands.noise.journal import Journal
 from noisefuse.language.levels import LEVELS
 
 AT_300 = ["--schedule", "cosine", "--t", "300", "--seed", "7"]
-COMMAND = [sys.executable, "-m", "noisefuse.commands.cli", "noise"]
+COMMAND = [sys.executable, "-m", "noisefuse", "noise"]
 
 
 def save(path: Path, *shape: int, dtype: str = "float32") -> np.ndarray[Any, Any]:

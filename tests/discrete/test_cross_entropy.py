@@ -150,6 +150,7 @@ BAD = {
     "ids below": (IndexError, "ids: -1", lambda g: both_of(LOGITS, IDS - 1, out=g)),
     "ids floats": (TypeError, "ids: expected integers", lambda g: both_of(LOGITS, IDS + 0.5, out=g)),
     "ids shape": (ValueError, r"ids: expected shape \(2, 3\)", lambda g: both_of(LOGITS, IDS[0], out=g)),
+    "torch's order": (ValueError, "ids: .*tokens last", lambda g: loss_of(LOGITS.swapaxes(1, 2), IDS, IDS == 0)),
     "masked": (TypeError, "masked: expected bool", lambda g: both_of(LOGITS, IDS, IDS, out=g)),
     "masked shape": (ValueError, "masked: .*broadcasts", lambda g: both_of(LOGITS, IDS, [True] * 2, out=g)),
     "weight": (ValueError, "weight: expected numbers >= 0", lambda g: both_of(LOGITS, IDS, None, -1, out=g)),

@@ -79,7 +79,7 @@ def test_bad_input():
     with pytest.raises(IndexError, match="ids: 300 is out of range"):
         loss_of(logits, IDS * 0 + 300)
     for compile in (lambda f: f, jax.jit):
-        with pytest.raises(ValueError, match=r"ids: expected shape \(2, 3\), got \(3,\)"):
+        with pytest.raises(ValueError, match=r"ids: expected shape \(2, 3\), as .*, got \(3,\)"):
             compile(loss_of)(logits, GIVEN[0][0])
         with pytest.raises(TypeError, match="masked: expected bool"):
             compile(loss_of)(logits, GIVEN[0], GIVEN[0])

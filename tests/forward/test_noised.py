@@ -78,7 +78,7 @@ def test_gradients_reach_x0_and_the_levels(target):
 
 
 BAD = [
-    (lambda: nf.noised(X, [0.1, 0.2], 1.0, N), ValueError, "alpha: expected a scalar or a prefix of x's shape"),
+    (lambda: nf.noised(X, [0.1, 0.2], 1.0, N), ValueError, r"alpha: .* prefix of x's shape .*, such as \(\d+,\), got"),
     (
         lambda: nf.noised(X, T, np.ones((4, 3)), N),
         ValueError,

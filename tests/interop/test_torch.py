@@ -982,7 +982,8 @@ def test_a_model_that_converts_arrays_gives_no_gradient():
 
 
 def test_runs_in_which_arrays_and_tensors_meet():
-    """Seen to fail: "IndexError: invalid index to scalar variable", and an error of a later step."""
+    """Seen to fail: "IndexError: invalid index to scalar variable", also with dtype="float32", and an error of a later
+    step."""
     sampler = SAMPLERS["ddim"]
     network = lambda x, t: x * t[:, None]  # noqa: E731
     options = r"give dtype=torch\.float32 or device=\"cpu\", .* dtype=jnp\.float32"
@@ -994,8 +995,10 @@ def test_runs_in_which_arrays_and_tensors_meet():
     for given, words in (((np.zeros((3, 4), "f4"),), {}), (((3, 4),), {"dtype": "float32"})):
         with pytest.raises(TypeError, match=r"model: expected NumPy's arrays, as x is one, got torch\.Tensor in row 0"):
             sampler.sample(lambda x, t: torch.as_tensor(x), *given, N, **words)
-        with pytest.raises(IndexError, match="invalid index"):  # the message said that x is NumPy's
-            sampler.sample(network, *given, N, **words)
+    with pytest.raises(TypeError, match=options):
+        sampler.sample(network, (3, 4), N, dtype="float32")
+    with pytest.raises(IndexError, match="invalid index"):  # the caller knows that x is NumPy's
+        sampler.sample(network, np.zeros((3, 4), "f4"), N)
     with pytest.raises(TypeError, match=r"device: expected None where x is given"):
         sampler.sample(network, torch.zeros(3, 4), N, device="cpu")
     with pytest.raises(

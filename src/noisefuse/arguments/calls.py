@@ -101,7 +101,8 @@ def segments(name: str, t: ArrayLike, shape: tuple[int, ...]) -> tuple[Array, in
     if times.size == 1:
         return times.reshape(1), max(1, math.prod(shape))
     if shape[: times.ndim] != times.shape:
-        raise ValueError(f"{name}: expected a scalar or a prefix of x's shape {shape}, got {times.shape}")
+        prefix = f"a scalar or a prefix of x's shape {shape}, such as {shape[:1]}"
+        raise ValueError(f"{name}: expected {prefix}, got {times.shape}")
     return arrays.contiguous(times).reshape(-1), max(1, math.prod(shape[times.ndim :]))
 
 

@@ -195,7 +195,3 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"expected a finite number, got {text!r}")
     return value
-
-
-if __name__ == "__main__":
-    sys.exit(main())

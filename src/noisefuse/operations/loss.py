@@ -470,7 +470,7 @@ def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> tuple
         index = Index(np.arange(times.size), index.segment)
     expected = shape if floating or of_each else (len(rows.table),)
     if row.dtype.kind not in "iuf":
-        raise TypeError(f"weight: expected numbers, got {row.dtype}")
+        raise TypeError(f"weight: expected numbers, such as those of noisefuse.weights, got {weight!r:.60}")
     if of_each:
         row = row.reshape(shape)
     if row.shape != expected:

@@ -126,13 +126,10 @@ def bar(rows: range, progress: bool) -> Iterable[int]:
     return bar
 
 
-_HINT = (
-    "as neither dtype= nor device= was given; for a network in torch give dtype=torch.float32 or "
-    'device="cpu", for one in JAX dtype=jnp.float32'
-)
+_HINT = 'for a network in torch give dtype=torch.float32 or device="cpu", for one in JAX dtype=jnp.float32'
 
 
-def asked(model: Callable[..., Any], x: Any, t: Any, hint: str) -> Any:
+def asked(model: Callable[..., Any], x: Any, t: Any, hint: str = _HINT) -> Any:
     """Returns what the model answers NumPy's x of a new sample. TypeError: it takes another library's arrays."""
     try:
         return model(x, t)
@@ -140,13 +137,13 @@ def asked(model: Callable[..., Any], x: Any, t: Any, hint: str) -> Any:
         if not {"torch", "jax"} & sys.modules.keys():
             raise
         what = f"{type(error).__name__} ({str(error)[:80]})"
-        raise TypeError(f"model: {what} where x is NumPy's and t = {t!r}, {hint}") from error
+        raise TypeError(f"model: {what} where x is NumPy's and t = {t!r}; {hint}") from error
 
 
 def first_answer(model: Model, x: Array, x_in: Array, t: Any) -> tuple[Any, Array]:
     """Asks the model about the input of NumPy's x, a new sample. Returns the answer, and x in the answer's library and
     on its device."""
-    answer = asked(model, x_in, t, _HINT)
+    answer = asked(model, x_in, t)
     check_answer(answer, x, 0, any_library=True)
     first = answer[0] if isinstance(answer, list | tuple) else answer
     return answer, library_for(first).moved(x, first)

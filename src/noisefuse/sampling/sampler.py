@@ -21,7 +21,7 @@ from ..language.noise import START, Noises, are_names, each, names_of
 from ..language.tableau import Tableau
 from ..operations.draw import randn
 from ..operations.update import update
-from .arrays import arrays_of_rows, at, bar, check_answer, check_output, drawn_for, first_answer, zeros_like
+from .arrays import arrays_of_rows, asked, at, bar, check_answer, check_output, drawn_for, first_answer, zeros_like
 from .inpainting import keeper
 from .rows import first_without_past, times_of
 from .steps import Steps, check_log_prob
@@ -266,6 +266,8 @@ class Sampler(Steps):
             answer, x = first_answer(model, x, *self.model_input(0, x, time=time))
             if (of_arrays := library_for(x).of_arrays) is not None:
                 (model, answer), time = of_arrays(model, answer), "scalar" if time is None else time
+        elif is_new and keep is None and isinstance(x, np.ndarray):
+            answer = asked(model, *self.model_input(0, x, time=time))
         scanned = library_for(x).sample
         if scanned is not None and drawn is None and callback is None and keep is None and not log_probs:
             if out is not None:

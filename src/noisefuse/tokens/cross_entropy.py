@@ -169,12 +169,15 @@ def checked(
     rows, n = x.shape[:-1], x.shape[-1]
     size = math.prod(rows)
     of_rates = x_t is not None
+    for name, given in (("ids", ids), ("x_t", x_t if of_rates else ids)):
+        if (shape := tuple(np.shape(given))) != rows:
+            raise ValueError(f"{name}: expected shape {rows}, as logits {x.shape} have the tokens last, got {shape}")
     counts: Any = np.ones(size, np.bool_) if on_host else None
     if masked is not None:  # a copy, as the gradient may be written there
         name = "where" if of_rates else "masked"
         counts = spread_bools(name, as_numbers(name, masked).copy(), rows).reshape(-1)
-    tokens = _ids("ids", ids, rows, counts, n)
-    others = _ids("x_t", x_t, rows, counts, n) if of_rates else None
+    tokens = _ids("ids", ids, counts, n)
+    others = _ids("x_t", x_t, counts, n) if of_rates else None
     share = None if p is None else _numbers("p", p, rows)
     if share is not None and not lie_within(share, 2.0**-32, 1.0):
         first = share[~((share >= 2.0**-32) & (share <= 1))][0]
@@ -226,12 +229,10 @@ def _numbers(name: str, value: Any, rows: tuple[int, ...]) -> NDArray[np.float64
     )
 
 
-def _ids(name: str, ids: Any, rows: tuple[int, ...], counts: NDArray[np.bool_], n: int) -> NDArray[np.int64]:
+def _ids(name: str, ids: Any, counts: NDArray[np.bool_], n: int) -> NDArray[np.int64]:
     array = as_numbers(name, ids)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got {array.dtype}")
-    if array.shape != rows:
-        raise ValueError(f"{name}: expected shape {rows}, got {array.shape}")
     if not isinstance(array, np.ndarray):  # of a device: an id outside of the vocabulary gives NaN
         return contiguous(array).reshape(-1)
     flat = array.flatten()  # kernels read the numbers that are checked

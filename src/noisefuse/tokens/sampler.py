@@ -510,7 +510,7 @@ def _by_sample(tokens: Any) -> Any:
     return tokens.reshape(len(tokens), math.prod(tokens.shape[1:]))
 
 
-_HINT = 'as no device= was given; for a network in torch give device="cpu"'
+_HINT = 'for a network in torch give device="cpu"'
 
 
 def _allowed(where: Any, lengths: Any, x: Any) -> Any:

@@ -165,7 +165,7 @@ def bar(share: float) -> str:
 def shown(record: Mapping[str, Any]) -> list[str]:
     """Returns the lines of a pair: a bar of time for each, the time at its end, and the ratio."""
     if "missing" in record:
-        return [f"{record['work']}: not measured, as {', '.join(record['missing'])} is not installed", ""]
+        return [f"{record['work']}: not measured; pip install {' '.join(record['missing'])}", ""]
     times = {record["rival"]: record["theirs_ms"], "noisefuse": record["ours_ms"]}
     low, high = map(number, record["range"])
     lines = [f"{record['work']}: {number(record['ratio'])}x as fast ({low} to {high})"]

@@ -161,8 +161,8 @@ def _in_chunks(name: str, value: Any, chunks: Chunks, axes: Shape | None) -> Any
     of_x = tuple(range(array.ndim)) if axes is None else axes
     expected = tuple(shape[axis] for axis in of_x if axis < len(shape))
     if array.shape != expected:
-        wanted = f"a scalar or a prefix of x's shape {shape}" if axes is None else f"shape {expected}"
-        raise ValueError(f"{name}: expected {wanted}, got {array.shape}")
+        prefix = f"a scalar or a prefix of x's shape {shape}, such as {shape[:1]}"
+        raise ValueError(f"{name}: expected {prefix if axes is None else f'shape {expected}'}, got {array.shape}")
     along = tuple(chunks[axis] for axis in of_x)
     if not is_lazy:
         return da.from_array(array, along, name=f"{name}-{tokenize(array, along)}")
