@@ -219,7 +219,8 @@ def _numbers(noise: Noise, start: int) -> tuple[int, ...]:
 
 def _table(call: calls.Step, device: int) -> tuple[Tensor, int]:
     """Returns the table, uploaded once and kept with the rows, and their number."""
-    rows, double, kept = call.rows, call.arithmetic == calls.FLOAT64, call.rows.on_devices
+    rows, double = call.rows, call.arithmetic == calls.FLOAT64
+    kept: dict[Any, Any] = rows.on_devices
     if (key := ("triton", device, double)) not in kept:
         kept[key] = uploaded(rows.table if double else rows.single, device)
     return kept[key], len(rows.table)
