@@ -32,40 +32,41 @@ def step(call: calls.Step) -> None:
     """Computes the outputs of one pass."""
     if call.by_level or call.draw == "words":
         raise NotImplementedError(NEEDS_CUPY)
-    device = _device(call)
+    device, double = _device(call), call.arithmetic == calls.FLOAT64
     noise, span, known = _noise(call, device)
-    block = block_of(span, MOST // (1 + known["DOUBLE"]))
+    block = block_of(span, MOST // (1 + double))
     tiles, out = -(-span // block), call.outputs[0]
     levels = None if out is None else levels_of(out.dtype)
-    memory, (table, n_rows), (index, row, of_row) = _memory(call), _table(call, device), _index(call, span, device)
-    names, *name, axes, run = noise
+    (table, n_rows), (index, row, of_row) = _table(call, double, device), _index(call, span, device)
+    memory, (names, *name, axes, run) = _memory(call), noise
     _launch(
         kernels.affine, (call.batch * call.size // span * tiles,), device, table, index, *memory[:-3], names, axes,
         *memory[-3:], n_rows, row, of_row, max(1, call.period), *name, run, span, call.size // span, tiles,
         DRAW=call.draw, BY_INDEX=call.step_by_index, BY_PERIOD=call.period > 0, MASKED=call.masked,
-        LEVELS=LEVELS[levels] if levels else 0, BLOCK=block, **known,
+        LEVELS=LEVELS[levels] if levels else 0, ACTIVE=call.rows.active, DOUBLE=double, BLOCK=block, **known,
     )  # fmt: skip
 
 
 def walk(call: calls.Walk) -> None:
     """Computes the kept times of a random walk."""
     first = call.first._replace(segment=call.first.batch * call.first.size)
-    device = _device(first)
+    device, double = _device(first), first.arithmetic == calls.FLOAT64
     noise, span, known = _noise(first, device)
-    block = block_of(span, MOST // (1 + known["DOUBLE"]))
-    tiles, (table, _), (x, *_, out, _, _) = -(-span // block), _table(first, device), _memory(first)
+    block = block_of(span, MOST // (1 + double))
+    tiles, (table, _), (x, *_, out, _, _) = -(-span // block), _table(first, double, device), _memory(first)
     _launch(
         kernels.walk, (first.batch * tiles,), device, table, uploaded(call.keep, device), x, out, *noise, span,
-        first.batch * span, tiles, len(call.keep), BLOCK=block, **known,
+        first.batch * span, tiles, len(call.keep), ACTIVE=first.rows.active, DOUBLE=double,
+        BLOCK=block, **known,
     )  # fmt: skip
 
 
 def loss(call: calls.Loss) -> None:
     """Computes losses and their gradient, chunk by chunk; then adds the sums of chunks, and those of samples."""
     residual, chunks = call.residual, call.chunks
-    device = _device(residual)
+    device, double = _device(residual), residual.arithmetic == calls.FLOAT64
     noise, span, known = _noise(residual, device)
-    (table, n_rows), index = _table(residual, device), _index(residual, span, device)
+    (table, n_rows), index = _table(residual, double, device), _index(residual, span, device)
     sums = None if call.losses is None else empty(device, (call.pieces * chunks,), calls.FLOAT64).tensor
     weights = uploaded(call.weights, device)
     on_host = isinstance(call.upstream, np.ndarray) and not call.upstream.ndim
@@ -74,7 +75,7 @@ def loss(call: calls.Loss) -> None:
         losses.chunks, (call.pieces * chunks,), device, table, n_rows, *index, *_memory(residual)[:-2], *noise, span,
         residual.size // span, chunks, sums, weights, None if on_host else uploaded(call.upstream, device),
         int(call.upstream.view(np.int64)) if on_host else 0, call.n, DRAW=residual.draw, EACH=call.upstream.ndim > 0,
-        BLOCK=block, num_warps=max(1, block // 128), **known,
+        ACTIVE=residual.rows.active, DOUBLE=double, BLOCK=block, num_warps=max(1, block // 128), **known,
     )  # fmt: skip
     if call.losses is None:
         return
@@ -105,7 +106,7 @@ def masks(call: calls.Masks) -> None:
         kernels.masks, grid, device, *(a.tensor for a in arrays), uploaded(call.where, device), p, count,
         (call.mask ^ 1 << 63) - (1 << 63), call.vocabulary, *noise, size,
         EACH=p is not None and len(p) > call.step.batch, NEW=call.vocabulary > 0, COMPLEMENT=call.complement,
-        AXES=known["AXES"], FOURS=known["FOURS"], BLOCK=block,
+        BLOCK=block, **known,
     )  # fmt: skip
 
 
@@ -183,10 +184,10 @@ def _device(call: calls.Step) -> int:
 
 
 def _noise(call: calls.Step, device: int) -> tuple[list[Any], int, dict[str, Any]]:
-    """Returns the arguments that name the noise; the elements of a span; and constants: the columns, the arithmetic,
-    the axes of a window, and whether spans are whole blocks of the generator."""
+    """Returns the arguments that name the noise; the elements of a span; and constants: the axes of a window, and
+    whether spans are whole blocks of the generator."""
     span = min(call.size, call.segment) if not call.period else call.size
-    known = {"ACTIVE": call.rows.active, "DOUBLE": call.arithmetic == calls.FLOAT64, "AXES": 0, "FOURS": True}
+    known: dict[str, Any] = {"AXES": 0, "FOURS": True}
     if not call.noise:
         return [None, 0, 0, 0, 0, 0, None, None, None, 1], span, known
     windows = [calls.window_runs(noise, call.sample_shape) for noise in call.noise]
@@ -196,8 +197,8 @@ def _noise(call: calls.Step, device: int) -> tuple[list[Any], int, dict[str, Any
     axes = uploaded(np.array((*lengths, *strides)), device) if lengths else None
     whole = (span == call.size or span % 4 == 0) and not lengths and all(window[0] % 4 == 0 for window in windows)
     whole &= not (call.period and call.step_by_index)  # then elements of a block have steps of their own
-    named = _name(call.noise, [window[0] for window in windows], device)
-    return [*named, axes, run], span, known | {"AXES": len(lengths), "FOURS": whole}
+    known["AXES"], known["FOURS"] = len(lengths), whole
+    return [*_name(call.noise, [window[0] for window in windows], device), axes, run], span, known
 
 
 def _name(noises: Sequence[Noise], starts: Sequence[int], device: int) -> list[Any]:
@@ -217,10 +218,9 @@ def _numbers(noise: Noise, start: int) -> tuple[int, ...]:
     return noise.seed, sample, noise.step if isinstance(noise.step, int) else 0, noise.stream, start
 
 
-def _table(call: calls.Step, device: int) -> tuple[Tensor, int]:
+def _table(call: calls.Step, double: bool, device: int) -> tuple[Tensor, int]:
     """Returns the table, uploaded once and kept with the rows, and their number."""
-    rows, double = call.rows, call.arithmetic == calls.FLOAT64
-    kept: dict[Any, Any] = rows.on_devices
+    kept: dict[Any, Any] = (rows := call.rows).on_devices
     if (key := ("triton", device, double)) not in kept:
         kept[key] = uploaded(rows.table if double else rows.single, device)
     return kept[key], len(rows.table)
