@@ -34,14 +34,17 @@ def peer(name: str, shape: tuple[int, ...]) -> Call | None:
     return make and partial(make, **arguments(name, shape, torch.from_numpy))
 
 
-def peers(torch: Any) -> dict[str, Callable[..., Any]]:
+def peers(torch: Any, **there: Any) -> dict[str, Callable[..., Any]]:
+    """Returns torch's functions by name. `there`: a device, in host memory nothing."""
     functional, normal, upsample = torch.nn.functional, torch.randn_like, torch.nn.functional.interpolate
-    alpha, sigma = (torch.tensor(column, dtype=torch.float32) for column in (cliffs.FLOW.alpha, cliffs.FLOW.sigma))
+    alpha, sigma = (
+        torch.tensor(column, dtype=torch.float32, **there) for column in (cliffs.FLOW.alpha, cliffs.FLOW.sigma)
+    )
     a, b, s = 0.9, 0.1, 0.3  # a step's coefficients
     ones = cliffs.WALK.betas
-    walk = torch.tensor(np.sqrt([1 - ones, ones]), dtype=torch.float32)
-    changes = torch.tensor(cliffs.CHANGES, dtype=torch.float32)
-    levels = torch.arange(256.0), torch.full((256,), 10.0)
+    walk = torch.tensor(np.sqrt([1 - ones, ones]), dtype=torch.float32, **there)
+    changes = torch.tensor(cliffs.CHANGES, dtype=torch.float32, **there)
+    levels = torch.arange(256.0, **there), torch.full((256,), 10.0, **there)
 
     def noised(x0: Any, a: Any, s: Any) -> Any:
         return a * x0 + s * normal(x0)
@@ -88,21 +91,21 @@ def peers(torch: Any) -> dict[str, Callable[..., Any]]:
         return loss, torch.autograd.grad(loss, logits)
 
     def with_noise_of(x: Any, sizes: tuple[int, ...]) -> Any:
-        return normal(x) + 0.1 * torch.randn(sizes)
+        return normal(x) + 0.1 * torch.randn(sizes, **there)
 
     def pyramid(x: Any, discount: float, **_: Any) -> Any:
         size = x.shape[-2:]
         z = normal(x).view(1, -1, *size)
         for level in range(1, 6):
             small = [max(1, n >> level) for n in size]
-            z = z + discount**level * upsample(torch.randn(*z.shape[:2], *small), size, mode="bilinear")
+            z = z + discount**level * upsample(torch.randn(*z.shape[:2], *small, **there), size, mode="bilinear")
         return (z / z.std()).view(x.shape)
 
     def nearest(k: int, x0: Any, **_: Any) -> Any:
-        return (torch.randn(k, *x0.shape) - x0).flatten(2).square().sum(2).argmin(0)
+        return (torch.randn(k, *x0.shape, **there) - x0).flatten(2).square().sum(2).argmin(0)
 
     def changed(ids: Any, p: float, to: Any) -> Any:
-        chosen = torch.rand(ids.shape) < p
+        chosen = torch.rand(ids.shape, **there) < p
         return torch.where(chosen, to, ids), chosen
 
     def q_uniform(ids: Any, p: float, vocabulary: int, **_: Any) -> Any:
@@ -125,7 +128,7 @@ def peers(torch: Any) -> dict[str, Callable[..., Any]]:
 
     def coloured(x: Any, snr: float, slope: float, **_: Any) -> Any:
         bins = torch.fft.rfft(normal(x))
-        frequency = torch.arange(bins.shape[-1]).clamp(min=1)
+        frequency = torch.arange(bins.shape[-1], **there).clamp(min=1)
         z = torch.fft.irfft(bins * frequency ** (slope / 6.02), x.shape[-1])
         return x + 10 ** (-snr / 20) * (x.square().mean() / z.square().mean()).sqrt() * z
 
@@ -133,15 +136,15 @@ def peers(torch: Any) -> dict[str, Callable[..., Any]]:
         return torch.multinomial(changes[x.flatten().long()], 1).to(torch.uint8).view(x.shape)
 
     def salt_and_pepper(x: Any, amount: float, **_: Any) -> Any:
-        u = torch.rand(x.shape)
+        u = torch.rand(x.shape, **there)
         return torch.where(u < amount / 2, 1.0, torch.where(u < amount, 0.0, x))
 
     def as_bytes(x: Any) -> Any:
         return x.round().clamp(0, 255).to(torch.uint8)
 
     return {
-        "randn": lambda shape, **_: torch.randn(shape),
-        "uniform": lambda shape, **_: torch.rand(shape),
+        "randn": lambda shape, **_: torch.randn(shape, **there),
+        "uniform": lambda shape, **_: torch.rand(shape, **there),
         "randn_like": lambda x, **_: normal(x),
         "q_sample": lambda x0, t, **_: noised(x0, alpha[t], sigma[t]),
         "q_step": lambda x, t, **_: noised(x, alpha[t], sigma[t]),
@@ -188,11 +191,13 @@ def peers(torch: Any) -> dict[str, Callable[..., Any]]:
         "augment.poisson": lambda x, peak, **_: as_bytes(torch.poisson(x * (peak / 255)) * (255 / peak)),
         "augment.transition": transition,
         "augment.rician": lambda x, std, **_: torch.hypot(x + std * normal(x), std * normal(x)),
-        "augment.corrupt": lambda images, **_: as_bytes(images + 0.08 * 255 * torch.randn(images.shape)),
+        "augment.corrupt": lambda images, **_: as_bytes(images + 0.08 * 255 * torch.randn(images.shape, **there)),
         "augment.impulse": salt_and_pepper,
-        "augment.by_level": lambda x, **_: as_bytes(levels[0][x.long()] + levels[1][x.long()] * torch.randn(x.shape)),
+        "augment.by_level": lambda x, **_: as_bytes(
+            levels[0][x.long()] + levels[1][x.long()] * torch.randn(x.shape, **there)
+        ),
         "augment.prepare": lambda images, **_: images.permute(0, 3, 1, 2).float().div(255).contiguous(),
-        "augment.strengths": lambda n, low, high, **_: torch.empty(n, dtype=torch.float64).uniform_(low, high),
+        "augment.strengths": lambda n, low, high, **_: torch.empty(n, dtype=torch.float64, **there).uniform_(low, high),
         "fields.offset_like": lambda x, **_: with_noise_of(x, (*x.shape[:2], *[1] * (x.ndim - 2))),
         "fields.mixed_like": lambda x, **_: with_noise_of(x, (x.shape[0], 1, *x.shape[2:])),
         "fields.perturbed": lambda x_t, t, gamma, **_: x_t + gamma * sigma[t] * normal(x_t),

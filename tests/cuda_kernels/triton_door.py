@@ -21,7 +21,7 @@ import triton
 
 import noisefuse as nf
 from noisefuse import backends
-from noisefuse.backends.triton import arrays, kernels, loss, races, tokens
+from noisefuse.backends.triton import arrays, kernels, loss, races
 from noisefuse.interop.torch import arrays as torch_arrays
 from noisefuse.interop.torch import categories as torch_categories
 from noisefuse.interop.torch import graph
@@ -31,8 +31,8 @@ from . import sass
 from .triton_kernels import disassembled, machine_code
 
 CUDA = torch.device("cuda", 1)
-KERNELS = [(kernels, "affine"), (kernels, "walk"), (loss, "chunks"), (loss, "samples"), (tokens, "masks")]
-KERNELS += [(races, "race"), (races, "cross_entropy"), (races, "mean")]
+KERNELS = [(kernels, "affine"), (kernels, "walk"), (loss, "chunks"), (loss, "samples"), (loss, "total")]
+KERNELS += [(kernels, "masks"), (races, "race"), (races, "cross_entropy")]
 interpreted = not isinstance(kernels.affine, triton.JITFunction)
 
 

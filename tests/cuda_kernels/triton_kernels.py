@@ -17,7 +17,7 @@ from pathlib import Path
 import triton
 import triton.language as tl
 
-from noisefuse.backends.triton import races, tokens
+from noisefuse.backends.triton import kernels, races
 from noisefuse.triton import normal, normal4, normal64, uniform, uniform64, words
 
 THREADS = 128
@@ -94,7 +94,7 @@ ABSENT = dict.fromkeys(("where", "p", "names", "samples", "counter", "axes"))
 OF_TOKENS = {"tokens": "*i64", "out": "*i64", "masked": "*i1", "count": "i64", "mask": "i64", "vocabulary": "i64"}
 OF_TOKENS |= OF_NAME | {"run": "i64", "size": "i64"}
 PLAIN = {"AXES": 0, "FOURS": True, "BLOCK": 512, "EACH": False, "COMPLEMENT": False}
-OF_RACE = {"x": "*fp32", "n": "i64", "settings": "*fp64", "unit": "*fp64", "of_sample": "i64", "each": "i64"}
+OF_RACE = {"x": "*fp32", "n": "i64", "settings": "*fp64", "of_sample": "i64", "each": "i64"}
 OF_RACE |= {"places": "*i64", "hidden": "i64", "token": "*i64"}
 NO_INFO = dict.fromkeys(
     ("where", "log_prob", "log_prob_raw", "entropy", "margin", "rank", "names", "samples", "counter")
@@ -108,8 +108,8 @@ CODES = {
     "scaled": (scaled, OF_USERS, {"DRAW": "normal", "BLOCK": 512}),
     "half": (alone, OF_USERS | {"out": "*bf16"}, {"DRAW": "normal", "BLOCK": 512}),
     "alone64": (alone, OF_USERS64, {"DRAW": "normal64", "BLOCK": 512}),
-    "masks": (tokens.masks, OF_TOKENS, {**ABSENT, **PLAIN, "NEW": False}),
-    "anew": (tokens.masks, OF_TOKENS, {**ABSENT, **PLAIN, "NEW": True}),
+    "masks": (kernels.masks, OF_TOKENS, {**ABSENT, **PLAIN, "NEW": False}),
+    "anew": (kernels.masks, OF_TOKENS, {**ABSENT, **PLAIN, "NEW": True}),
     "race": (races.race, OF_RACE | OF_NAME, {**NO_INFO, "CUT": False, "C": 1, "BLOCK": 512}),
     "known": (
         races.race,

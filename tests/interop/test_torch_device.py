@@ -139,14 +139,15 @@ def test_draws(door, dtype):
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_strides(door, dtype):
     x = tensor(4, 6, dtype=dtype)
+    lazy = [negative] if dtype in FLOATS[:2] else []  # torch makes it of complex numbers
     for view in (lambda x: x.t(), lambda x: x[:, ::2], lambda x: x[1:, 2:], lambda x: x[:1].expand(4, 6),
-                 lambda x: x[2], lambda x: x[0, 0], lambda x: x[:0], negative):  # fmt: skip
+                 lambda x: x[2], lambda x: x[0, 0], lambda x: x[:0], *lazy):  # fmt: skip
         assert alike(nf.q_sample(view(x.cuda()), 3, S, N), nf.q_sample(view(x), 3, S, N))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_losses(cupy, dtype, reduction):
+def test_losses(door, dtype, reduction):
     pred, x0 = tensor(3, 512, dtype=dtype), tensor(3, 512, seed=1)
     options = {"target": "v", "reduction": reduction}
 
@@ -160,8 +161,53 @@ def test_losses(cupy, dtype, reduction):
     arguments = pred, x0, TIMES, tensor(len(S), seed=2).abs()
     there = [*map(to_cuda, arguments)]
     assert alike(run(*there), run(*arguments))
-    with nobody_waits():
-        run(*there)
+    if door == "cupy":
+        with nobody_waits():
+            run(*there)
+
+
+# ---- Triton's own ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("door", ["triton"], indirect=True)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_log_densities(door, dtype):
+    law = nf.samplers.flow_sde(nf.Schedule.flow(20), 10).tableau
+    x, m, after = (tensor(3, 5, 16, dtype=dtype, seed=seed) for seed in range(3))
+
+    def run(x, m, after):
+        stepped = nf.density.update_with_log_prob(law, 1, x, m, N)
+        return nf.density.log_prob(law, 1, x, m, after), nf.density.log_prob_grad(law, 1, x, m, after), *stepped
+
+    assert alike(run(x.cuda(), m.cuda(), after.cuda()), run(x, m, after))
+
+
+@pytest.mark.parametrize("door", ["triton"], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8], ids=str)
+def test_masks(door, dtype):
+    ids, p = (tensor(3, 5000) * 20).abs().to(dtype), torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)
+
+    def run(ids, p):
+        draws = nf.q_mask(ids, 0.3, N, 99, where=ids > 9), nf.q_mask(ids, p, N, 99), nf.q_uniform(ids, p, N, 100)
+        return [x for pair in draws for x in pair]
+
+    assert alike(run(ids.cuda(), p.cuda()), run(ids, p))
+
+
+@pytest.mark.parametrize("door", ["triton"], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("v", [50, 9000])
+def test_rows_of_logits(door, dtype, v):
+    logits, ids = 4 * tensor(3, 5, v).to(dtype), torch.arange(15).view(3, 5)
+
+    def run(logits, ids):
+        info = "log_prob", "log_prob_raw", "entropy", "margin", "rank"
+        token, known = nf.categorical(logits, N, temperature=0.7, top_k=9, info=info)
+        losses = nf.masked_cross_entropy_and_grad(logits, ids, ids > 3, reduction="none")
+        mean = nf.masked_cross_entropy(logits, ids)
+        return nf.categorical(logits, N), token, *known, *losses, mean
+
+    assert alike(run(logits.cuda(), ids.cuda()), run(logits, ids))
 
 
 # ---- streams, memory, devices ------------------------------------------------------------------------------

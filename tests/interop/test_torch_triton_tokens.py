@@ -19,11 +19,11 @@ import torch
 import triton
 
 from cuda_kernels.triton_door import opened as on_triton
-from noisefuse.backends.triton import tokens
+from noisefuse.backends.triton import kernels
 from test_torch import N, numpy
 
 pytestmark = pytest.mark.skipif(
-    isinstance(tokens.masks, triton.JITFunction), reason="needs Triton's interpreter, from 3.9 on (TRITON_INTERPRET=1)"
+    isinstance(kernels.masks, triton.JITFunction), reason="needs Triton's interpreter, from 3.9 on (TRITON_INTERPRET=1)"
 )
 KEYS = [nf.Noise(77, sample=5, step=9), nf.Noise(1, sample=1, step=1)]
 KEYS += [nf.Noise(2**63 + 5, sample=2**40 + 3, step=2**31 + 7), nf.Noise(2**64 - 1, sample=2**56 - 3, step=2**32 - 1)]

@@ -38,9 +38,9 @@ LN2 = _constants(
 
 
 @triton.jit
-def u32(x, like):
-    """Returns a constant as uint32, of the shape of a block or scalar."""
-    return tl.full(like.shape, x, tl.uint32)
+def like(x, c):
+    """Returns a constant of the shape and the type of x."""
+    return tl.full(x.shape, c, x.dtype)
 
 
 @triton.jit
@@ -55,10 +55,10 @@ def u64(x):
 def philox4x32(c0, c1, c2, c3, k0, k1):
     """Returns Philox4x32-10 of a counter and a key, all uint32: Salmon et al. (SC11), section 3.3."""
     for _ in tl.static_range(10):
-        m0, m1 = u32(ROUNDS.value[0], c0), u32(ROUNDS.value[1], c2)
+        m0, m1 = like(c0, ROUNDS.value[0]), like(c2, ROUNDS.value[1])
         h0, h1 = tl.umulhi(c0, m0), tl.umulhi(c2, m1)
         c0, c1, c2, c3 = h1 ^ c1 ^ k0, c2 * m1, h0 ^ c3 ^ k1, c0 * m0
-        k0, k1 = k0 + u32(ROUNDS.value[2], k0), k1 + u32(ROUNDS.value[3], k1)
+        k0, k1 = k0 + like(k0, ROUNDS.value[2]), k1 + like(k1, ROUNDS.value[3])
     return c0, c1, c2, c3
 
 
@@ -81,18 +81,11 @@ def place(element):
 
 
 @triton.jit
-def chosen(element, w0, w1, w2, w3):
-    """Returns the element's own word of its block."""
-    _, upper, odd = place(element)
-    return tl.where(upper, tl.where(odd, w3, w2), tl.where(odd, w1, w0))
-
-
-@triton.jit
 def polynomial(x, c: tl.constexpr):
     """Returns c[0] + x (c[1] + x (c[2] + ...)), with one fma for each term (Horner)."""
-    total = tl.full(x.shape, c.value[-1], x.dtype)
+    total = like(x, c.value[-1])
     for i in tl.static_range(1, len(c.value)):
-        total = tl.fma(total, x, tl.full(x.shape, c.value[-1 - i], x.dtype))
+        total = tl.fma(total, x, like(x, c.value[-1 - i]))
     return total
 
 
@@ -115,28 +108,27 @@ def normal_pair32(w0, w1):
     low = (w0 & 0xFF | OF32.value[3]).to(tl.float32, bitcast=True) - OF32.value[4]
     e23 = ((high + low).to(tl.int32, bitcast=True) - OF32.value[1]) & -8388608  # 2^23 e
     scale = (OF32.value[2] - e23).to(tl.float32, bitcast=True)  # 2^-(24 + e)
-    r = tl.fma(low, scale, tl.fma(high, scale, tl.full(high.shape, -1.0, tl.float32)))
-    ln4 = tl.full(r.shape, -OF32.value[0], tl.float32)
-    radius = tl.sqrt_rn(tl.fma(e23.to(tl.float32), ln4, r * polynomial(r, LOG1P32)))
+    r = tl.fma(low, scale, tl.fma(high, scale, like(high, -1.0)))
+    radius = tl.sqrt_rn(tl.fma(e23.to(tl.float32), like(r, -OF32.value[0]), r * polynomial(r, LOG1P32)))
     t = (w1 + w1 | 1).to(tl.int32, bitcast=True).to(tl.float32) * 2.0**-32
-    return on_circle(radius, t, (w1 ^ w1 + w1) & u32(1 << 31, w1))
+    return on_circle(radius, t, (w1 ^ w1 + w1) & like(w1, 1 << 31))
 
 
 @triton.jit
 def minus_two_ln_of(e, r):
     """Returns -2 ln(2^e (1 + r))."""
-    return tl.fma(e.to(tl.float64), tl.full(r.shape, -OF64.value[0], tl.float64), r * polynomial(r, LOG1P64))
+    return tl.fma(e.to(tl.float64), like(r, -OF64.value[0]), r * polynomial(r, LOG1P64))
 
 
 @triton.jit
 def exponential64(w, v):
     """Returns -2 ln U, U = (2^32 w + v + 1/2) / 2^64."""
     high, low = w.to(tl.float64), v.to(tl.float64) + 0.5
-    u = tl.fma(high, tl.full(high.shape, 2.0**32, tl.float64), low)
+    u = tl.fma(high, like(high, 2.0**32), low)
     e = (u.to(tl.int64, bitcast=True) - OF64.value[1]) >> 52
     scale_high = ((991 - e) << 52).to(tl.float64, bitcast=True)  # 2^-(32 + e)
     scale = ((959 - e) << 52).to(tl.float64, bitcast=True)  # 2^-(64 + e)
-    return minus_two_ln_of(e, tl.fma(low, scale, tl.fma(high, scale_high, tl.full(high.shape, -1.0, tl.float64))))
+    return minus_two_ln_of(e, tl.fma(low, scale, tl.fma(high, scale_high, like(high, -1.0))))
 
 
 @triton.jit
@@ -149,15 +141,50 @@ def normal_pair64(w0, v0, w1, v1):
 
 
 @triton.jit
-def uniform32(w):
-    """Returns the middle of one of 2^23 cells of (0, 1); exact, so no compiler changes it."""
+def middle(w, v, DOUBLE: tl.constexpr):
+    """Returns the middle of one of 2^23 cells of (0, 1), or of 2^52; exact, so no compiler changes it."""
+    if DOUBLE:
+        return ((w.to(tl.uint64) << 20 | v >> 12).to(tl.float64) + 0.5) * 2.0**-52
     return ((w >> 9).to(tl.float32) + 0.5) * 2.0**-23
 
 
 @triton.jit
-def uniform_pair64(w, v):
-    """Returns the middle of one of 2^52 cells of (0, 1); exact."""
-    return ((w.to(tl.uint64) << 20 | v >> 12).to(tl.float64) + 0.5) * 2.0**-52
+def pair(w0, w1, v0, v1, DRAW: tl.constexpr, DOUBLE: tl.constexpr):
+    """Returns the numbers of two elements from their words and, for float64, their further digits; of "words" these
+    themselves."""
+    if DRAW == "normal":
+        z0, z1 = normal_pair64(w0, v0, w1, v1) if DOUBLE else normal_pair32(w0, w1)
+    elif DRAW == "uniform":
+        z0, z1 = middle(w0, v0, DOUBLE), middle(w1, v1, DOUBLE)
+    else:
+        z0, z1 = (v0, v1) if DOUBLE else (w0, w1)
+    return z0, z1
+
+
+@triton.jit
+def fours(seed, sample, step, block, stream, DRAW: tl.constexpr, DOUBLE: tl.constexpr):
+    """Returns the four numbers of each block of the generator."""
+    w0, w1, w2, w3 = block_words(seed, sample, step, block, stream, 0)
+    v0, v1, v2, v3 = block_words(seed, sample, step, block, stream, 1) if DOUBLE else (w0, w1, w2, w3)
+    z0, z1 = pair(w0, w1, v0, v1, DRAW, DOUBLE)
+    z2, z3 = pair(w2, w3, v2, v3, DRAW, DOUBLE)
+    return z0, z1, z2, z3
+
+
+@triton.jit
+def ones(seed, sample, step, element, stream, DRAW: tl.constexpr, DOUBLE: tl.constexpr):
+    """Returns the number of each element."""
+    block, upper, odd = place(element)
+    w0, w1, w2, w3 = block_words(seed, sample, step, block, stream, 0)
+    v0, v1, v2, v3 = block_words(seed, sample, step, block, stream, 1) if DOUBLE else (w0, w1, w2, w3)
+    w0, w1, v0, v1 = tl.where(upper, w2, w0), tl.where(upper, w3, w1), tl.where(upper, v2, v0), tl.where(upper, v3, v1)
+    if DRAW == "normal":
+        z0, z1 = pair(w0, w1, v0, v1, DRAW, DOUBLE)
+        z0 = tl.where(odd, z1, z0)
+    else:
+        w, v = tl.where(odd, w1, w0), tl.where(odd, v1, v0)
+        z0, _ = pair(w, w, v, v, DRAW, DOUBLE)
+    return z0
 
 
 # ---- races and sums of exponentials ------------------------------------------------------------------------
@@ -168,17 +195,16 @@ def minus_two_ln64(x):
     """Returns -2 ln x of a normal x > 0."""
     e = (x.to(tl.int64, bitcast=True) - LN2.value[7]) >> 52
     scale = ((1023 - e) << 52).to(tl.float64, bitcast=True)
-    return minus_two_ln_of(e, tl.fma(x, scale, tl.full(x.shape, -1.0, tl.float64)))
+    return minus_two_ln_of(e, tl.fma(x, scale, like(x, -1.0)))
 
 
 @triton.jit
 def exp64(x):
     """Returns e^x for x <= 0, or 0 below -708."""
     y = tl.where(x > -708.0, x, -708.0)
-    rounded = tl.fma(y, tl.full(y.shape, LN2.value[6], tl.float64), tl.full(y.shape, LN2.value[5], tl.float64))
+    rounded = tl.fma(y, like(y, LN2.value[6]), like(y, LN2.value[5]))
     n = rounded - LN2.value[5]
-    r = tl.fma(n, tl.full(y.shape, -LN2.value[3], tl.float64), y)
-    p = polynomial(tl.fma(n, tl.full(y.shape, -LN2.value[4], tl.float64), r), EXP64)
+    p = polynomial(tl.fma(n, like(y, -LN2.value[4]), tl.fma(n, like(y, -LN2.value[3]), y)), EXP64)
     e = p.to(tl.int64, bitcast=True) + (rounded.to(tl.int64, bitcast=True) << 52)
     return tl.where(x > -708.0, e.to(tl.float64, bitcast=True), 0.0)
 
@@ -204,19 +230,17 @@ def terms_of(largest, high, rate, reach):
     scaled = largest * high
     shift = tl.where((scaled < 512.0) & (scaled > -512.0), 0.0, largest)
     top = largest - shift
-    like = tl.full(top.shape, LN2.value[2], tl.float32)
-    return shift, top - reach, tl.fma(top, tl.broadcast_to(rate, top.shape), like) - 126.0
+    return shift, top - reach, tl.fma(top, tl.broadcast_to(rate, top.shape), like(top, LN2.value[2])) - 126.0
 
 
 @triton.jit
 def term32(z, high, low, rate, floor):
     """Returns e^((high + low) z) in units that the floor says, as spec.py's chunk_term32 does."""
-    like = tl.full(z.shape, LN2.value[2], tl.float32)
-    rounded = tl.fma(z, tl.broadcast_to(rate, z.shape), like)
+    rounded = tl.fma(z, tl.broadcast_to(rate, z.shape), like(z, LN2.value[2]))
     n = rounded - LN2.value[2]
     main = tl.fma(z, tl.broadcast_to(high, z.shape), n * -LN2.value[0])
     main = tl.fma(z, tl.broadcast_to(low, z.shape), main)
-    p = polynomial(tl.fma(n, tl.full(z.shape, -LN2.value[1], tl.float32), main), EXP32)
+    p = polynomial(tl.fma(n, like(z, -LN2.value[1]), main), EXP32)
     above = tl.where(rounded > floor, rounded, floor).to(tl.int32, bitcast=True)
     unit = (above - tl.broadcast_to(floor, z.shape).to(tl.int32, bitcast=True)) << 23
     return p * unit.to(tl.float32, bitcast=True)

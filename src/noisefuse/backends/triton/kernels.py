@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel of rows: the linear combinations of language/rows.py, element by element.
+"""The kernels of rows, the linear combinations of language/rows.py, element by element, and of masks of tokens.
 
 Triton compiles one for each set of columns and dtypes, and fuses no product and sum but those of `tl.fma` (launches.py
 tells it so). It reads the annotations of arguments, so they are no text here.
@@ -9,8 +9,7 @@ import triton
 import triton.language as tl
 
 from ...language import rows
-from .device import block_words, normal_pair32, normal_pair64, uniform32, uniform_pair64
-from .noise import normal, normal64, uniform, uniform64
+from .device import fours, ones, u64
 
 
 def _terms(slots):
@@ -36,17 +35,14 @@ def block_of(span: int, most: int = MOST, least: int = 32) -> int:
 @triton.jit
 def coefficient(row, known, column: tl.constexpr, like):
     """Returns a number of the elements' rows: NaN where there is no such row."""
-    found = tl.load(row + column, mask=known, other=float("nan"))
-    return tl.broadcast_to(found, like.shape)
+    return tl.broadcast_to(tl.load(row + column, mask=known, other=float("nan")), like.shape)
 
 
 @triton.jit
 def combination(row, known, values, like, ACTIVE: tl.constexpr, FIRST: tl.constexpr, TERMS: tl.constexpr):
     """Returns the combination whose constant is column FIRST. Without a constant its first term is a rounded product;
     each later one is an fma."""
-    total = like
-    if ACTIVE >> FIRST & 1:
-        total = coefficient(row, known, FIRST, like)
+    total = coefficient(row, known, FIRST, like) if ACTIVE >> FIRST & 1 else like
     for n in tl.static_range(len(TERMS.value)):
         if ACTIVE >> (FIRST + 1 + TERMS.value[n][0]) & 1:
             factor = coefficient(row, known, FIRST + 1 + TERMS.value[n][0], like)
@@ -60,43 +56,17 @@ def combination(row, known, values, like, ACTIVE: tl.constexpr, FIRST: tl.conste
 @triton.jit
 def value(pointer, at, inside, like):
     """Returns an input at these elements, in the type of arithmetic; `like` where there is none."""
-    found = like
-    if pointer is not None:
-        found = tl.load(pointer + at, mask=inside, other=0).to(like.dtype)
-    return found
+    return like if pointer is None else tl.load(pointer + at, mask=inside, other=0).to(like.dtype)
 
 
 @triton.jit
 def put(pointer, at, inside, result, LEVELS: tl.constexpr):
-    """Stores a result, rounded once; LEVELS: the greatest of integer levels, of which NaN becomes 0."""
+    """Stores a wanted result, rounded once; LEVELS: the greatest of integer levels, of which NaN becomes 0."""
     if LEVELS:
         within = tl.where(result > 0, tl.where(result < LEVELS, result, LEVELS), 0).to(tl.float32)
         result = (within + 2.0**23).to(tl.int32, bitcast=True) & LEVELS
-    tl.store(pointer + at, result.to(pointer.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def fours(seed, sample, step, block, stream, DRAW: tl.constexpr, DOUBLE: tl.constexpr):
-    """Returns the four numbers of each block of the generator."""
-    w0, w1, w2, w3 = block_words(seed, sample, step, block, stream, 0)
-    if DOUBLE:
-        v0, v1, v2, v3 = block_words(seed, sample, step, block, stream, 1)
-        if DRAW == "normal":
-            z0, z1 = normal_pair64(w0, v0, w1, v1)
-            z2, z3 = normal_pair64(w2, v2, w3, v3)
-        else:
-            z0, z1, z2, z3 = (
-                uniform_pair64(w0, v0),
-                uniform_pair64(w1, v1),
-                uniform_pair64(w2, v2),
-                uniform_pair64(w3, v3),
-            )
-    elif DRAW == "normal":
-        z0, z1 = normal_pair32(w0, w1)
-        z2, z3 = normal_pair32(w2, w3)
-    else:
-        z0, z1, z2, z3 = uniform32(w0), uniform32(w1), uniform32(w2), uniform32(w3)
-    return z0, z1, z2, z3
+    if pointer is not None:
+        tl.store(pointer + at, result.to(pointer.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -130,26 +100,17 @@ def name_of(names, seed, sample, step, stream, start, samples, counter, entry):
 
 @triton.jit
 def drawn(
-    names, seed, sample, step, stream, start, samples, counter, axes, run, entry, later, place, block,
-    DRAW: tl.constexpr, DOUBLE: tl.constexpr, AXES: tl.constexpr, FOURS: tl.constexpr, BLOCK: tl.constexpr,
+    seed, sample, step, stream, start, first, run, axes, DRAW: tl.constexpr, DOUBLE: tl.constexpr, AXES: tl.constexpr,
+    FOURS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Returns the noise of BLOCK elements: of places of a sample, or of blocks of the generator."""
-    seed, sample, step, stream, start = name_of(names, seed, sample, step, stream, start, samples, counter, entry)
-    step += later
+    """Returns the noise of BLOCK places of a sample, from this one on. FOURS: they are whole blocks of the generator,
+    one behind another."""
     if FOURS:
-        z0, z1, z2, z3 = fours(seed, sample, step, start // 4 + block, stream, DRAW, DOUBLE)
-        noise = tl.reshape(tl.join(tl.join(z0, z2), tl.join(z1, z3)), (BLOCK,))
-    else:
-        element = element_of(start, place, run, axes, AXES)
-        if DRAW == "normal" and DOUBLE:
-            noise = normal64(seed, sample, step, element, stream)
-        elif DRAW == "normal":
-            noise = normal(seed, sample, step, element, stream)
-        elif DOUBLE:
-            noise = uniform64(seed, sample, step, element, stream)
-        else:
-            noise = uniform(seed, sample, step, element, stream)
-    return noise
+        block = (start + first >> 2) + tl.arange(0, BLOCK // 4)
+        z0, z1, z2, z3 = fours(seed, sample, step, block, stream, DRAW, DOUBLE)
+        return tl.reshape(tl.join(tl.join(z0, z2), tl.join(z1, z3)), (BLOCK,))
+    element = element_of(start, first + tl.arange(0, BLOCK), run, axes, AXES)
+    return ones(seed, sample, step, element, stream, DRAW, DOUBLE)
 
 
 @triton.jit
@@ -161,11 +122,11 @@ def combined(
 ):  # fmt: skip
     """Returns the three outputs of a tile of BLOCK elements of span `number`, their places in the flat order, and which
     of them lie within the span."""
-    entry, part = (number // parts).to(tl.int64), (number % parts).to(tl.int64)
+    entry, first = (number // parts).to(tl.int64), (number % parts).to(tl.int64) * span + tile * BLOCK
     i = tile * BLOCK + tl.arange(0, BLOCK)
-    inside, at, place = i < span, number.to(tl.int64) * span + i, part * span + i
+    inside, at = i < span, number.to(tl.int64) * span + i
     if BY_PERIOD:
-        row = tl.load(index + entry * period + place % period, mask=inside, other=0)
+        row = tl.load(index + entry * period + (first + tl.arange(0, BLOCK)) % period, mask=inside, other=0)
     elif index is not None:
         row = tl.load(index + number // of_row)
     known, numbers = (row >= 0) & (row < n_rows), rows + row * COLUMNS.value
@@ -174,11 +135,9 @@ def combined(
     if DRAW == "none":
         noise = value(z, at, inside, like)
     else:
-        block = part * (span // 4) + tile * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
-        noise = drawn(
-            names, seed, sample, step, stream, start, samples, counter, axes, run, entry, row if BY_INDEX else 0, place,
-            block, DRAW, DOUBLE, AXES, FOURS, BLOCK,
-        )  # fmt: skip
+        seed, sample, step, stream, start = name_of(names, seed, sample, step, stream, start, samples, counter, entry)
+        step += row if BY_INDEX else 0
+        noise = drawn(seed, sample, step, stream, start, first, run, axes, DRAW, DOUBLE, AXES, FOURS, BLOCK)
     x, m1, m2 = value(x, at, inside, like), value(m1, at, inside, like), value(m2, at, inside, like)
     past1, past2 = value(past1, at, inside, like), value(past2, at, inside, like)
     past3, past4 = value(past3, at, inside, like), value(past4, at, inside, like)
@@ -204,58 +163,31 @@ def combined(
 
 @triton.jit(do_not_specialize=["seed", "sample", "step", "stream", "start", "row"])
 def affine(
-    rows, n_rows: tl.int64, index, row: tl.int64, of_row: tl.int32, period: tl.int64,
-    x, m1, m2, past1, past2, past3, past4, z, out, aux1, aux2,
-    names, seed: tl.uint64, sample: tl.int64, step: tl.int64, stream: tl.int64, start: tl.int64, samples, counter, axes,
+    rows, index, x, m1, m2, past1, past2, past3, past4, z, names, axes, out, aux1, aux2,
+    n_rows: tl.int64, row: tl.int64, of_row: tl.int32, period: tl.int64,
+    seed: tl.uint64, sample: tl.int64, step: tl.int64, stream: tl.int64, start: tl.int64, samples, counter,
     run: tl.int64, span: tl.int64, parts: tl.int32, tiles: tl.int32,
     ACTIVE: tl.constexpr, DRAW: tl.constexpr, DOUBLE: tl.constexpr, BY_INDEX: tl.constexpr, BY_PERIOD: tl.constexpr,
     MASKED: tl.constexpr, LEVELS: tl.constexpr, AXES: tl.constexpr, FOURS: tl.constexpr, BLOCK: tl.constexpr,
+    GIVEN: tl.constexpr = -1,
 ):  # fmt: skip
     """Computes the outputs of one pass. `tiles` programs of BLOCK elements have a span of the flat order; `parts` spans
     are a sample, and `of_row` spans take one row of numbers (or each element its own, by its place). FOURS: all spans,
-    and the window, begin with whole blocks of the generator."""
+    and the window, begin with whole blocks of the generator. GIVEN: the slots of inputs that there are, for jax-triton,
+    which hands over arrays, and none for None."""
     program = tl.program_id(0)
     tile, number = (program % tiles).to(tl.int64), program // tiles
     # All is read before anything is written, as an output may be an input.
     first, second, third, at, inside = combined(
-        rows, n_rows, index, row, of_row, period, x, m1, m2, past1, past2, past3, past4, z,
+        rows, n_rows, index, row, of_row, period, x if GIVEN & 1 else None, m1 if GIVEN & 2 else None,
+        m2 if GIVEN & 4 else None, past1 if GIVEN & 16 else None, past2 if GIVEN & 32 else None,
+        past3 if GIVEN & 64 else None, past4 if GIVEN & 128 else None, z if GIVEN & 256 else None,
         names, seed, sample, step, stream, start, samples, counter, axes, run, span, parts, number, tile,
         ACTIVE, DRAW, DOUBLE, BY_INDEX, BY_PERIOD, MASKED, AXES, FOURS, BLOCK,
     )  # fmt: skip
-    if out is not None:
-        put(out, at, inside, first, LEVELS)
-    if aux1 is not None:
-        put(aux1, at, inside, second, 0)
-    if aux2 is not None:
-        put(aux2, at, inside, third, 0)
-
-
-@triton.jit
-def chosen(pointer, GIVEN: tl.constexpr, SLOT: tl.constexpr):
-    """Returns an array that a call has, or None."""
-    found = None
-    if GIVEN >> SLOT & 1:
-        found = pointer
-    return found
-
-
-@triton.jit
-def of_jax(
-    rows, index, x, m1, m2, past1, past2, past3, past4, z, names, axes, out, aux1, aux2,
-    N_ROWS: tl.constexpr, OF_ROW: tl.constexpr, PERIOD: tl.constexpr, RUN: tl.constexpr, SPAN: tl.constexpr,
-    PARTS: tl.constexpr, TILES: tl.constexpr, GIVEN: tl.constexpr, OUTPUTS: tl.constexpr, ACTIVE: tl.constexpr,
-    DRAW: tl.constexpr, DOUBLE: tl.constexpr, BY_INDEX: tl.constexpr, BY_PERIOD: tl.constexpr, MASKED: tl.constexpr,
-    LEVELS: tl.constexpr, AXES: tl.constexpr, FOURS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The same pass with arguments as jax-triton hands them over: arrays alone, and outputs after inputs. GIVEN: the
-    slots of inputs that the call has, in place of which others are some array."""
-    affine(
-        rows, N_ROWS, index, 0, OF_ROW, PERIOD,
-        chosen(x, GIVEN, 0), chosen(m1, GIVEN, 1), chosen(m2, GIVEN, 2), chosen(past1, GIVEN, 4),
-        chosen(past2, GIVEN, 5), chosen(past3, GIVEN, 6), chosen(past4, GIVEN, 7), chosen(z, GIVEN, 8),
-        out, chosen(aux1, OUTPUTS, 1), chosen(aux2, OUTPUTS, 2), names, 0, 0, 0, 0, 0, None, None, axes,
-        RUN, SPAN, PARTS, TILES, ACTIVE, DRAW, DOUBLE, BY_INDEX, BY_PERIOD, MASKED, LEVELS, AXES, FOURS, BLOCK,
-    )  # fmt: skip
+    put(out, at, inside, first, LEVELS)
+    put(aux1, at, inside, second, 0)
+    put(aux2, at, inside, third, 0)
 
 
 @triton.jit(do_not_specialize=["seed", "sample", "step", "stream", "start", "times"])
@@ -267,16 +199,51 @@ def walk(
     """Writes the kept times of a random walk of `tiles` programs for each sample. Only what is stored is rounded to 16
     bits, not the state."""
     tile, entry = (tl.program_id(0) % tiles).to(tl.int64), (tl.program_id(0) // tiles).to(tl.int64)
-    i, block = tile * BLOCK + tl.arange(0, BLOCK), tile * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
+    i = tile * BLOCK + tl.arange(0, BLOCK)
     inside, like = i < span, tl.full((BLOCK,), 0, tl.float64 if DOUBLE else tl.float32)
+    seed, sample, step, stream, start = name_of(names, seed, sample, step, stream, start, samples, counter, entry)
     state = value(x, entry * span + i, inside, like)
     for time in range(times):
         noise = drawn(
-            names, seed, sample, step, stream, start, samples, counter, axes, run, entry, time, i, block,
-            "normal", DOUBLE, AXES, FOURS, BLOCK,
-        )  # fmt: skip
+            seed, sample, step + time, stream, start, tile * BLOCK, run, axes, "normal", DOUBLE, AXES, FOURS, BLOCK
+        )
         values = (state, like, like, like, like, like, like, like, noise)
         place = tl.load(keep + time)
         state = combination(rows + time * COLUMNS.value, time < times, values, like, ACTIVE, OUT.value, TERMS)
         if place >= 0:
             tl.store(out + place * total + entry * span + i, state.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["count", "mask", "vocabulary", "seed", "sample", "step", "stream", "start"])
+def masks(
+    tokens, out, masked, where, p, count: tl.int64, mask: tl.int64, vocabulary: tl.int64,
+    names, seed: tl.uint64, sample: tl.int64, step: tl.int64, stream: tl.int64, start: tl.int64, samples, counter, axes,
+    run: tl.int64, size: tl.int64,
+    EACH: tl.constexpr, NEW: tl.constexpr, COMPLEMENT: tl.constexpr, AXES: tl.constexpr, FOURS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Masks the tokens whose words lie below rint(2^32 p), or draws them anew. p is one for each sample, or for
+    each token (EACH), or there is the count."""
+    entry, tile = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64) + (tl.program_id(2).to(tl.int64) << 15)
+    i = tile * BLOCK + tl.arange(0, BLOCK)
+    inside, at = i < size, entry * size + i
+    seed, sample, step, stream, start = name_of(names, seed, sample, step, stream, start, samples, counter, entry)
+    w = drawn(seed, sample, step, stream, start, tile * BLOCK, run, axes, "words", False, AXES, FOURS, BLOCK)
+    if p is None:
+        changed = w.to(tl.int64) < count
+    else:
+        chance = tl.load(p + at, mask=inside, other=0.0) if EACH else tl.load(p + entry)
+        changed = w.to(tl.float64) < (chance * 2.0**32 + 2.0**52) - 2.0**52  # rounded, ties to even
+    if COMPLEMENT:
+        changed = changed == 0
+    if where is not None:
+        changed &= tl.load(where + at, mask=inside, other=0) != 0
+    old = tl.load(tokens + at, mask=inside, other=0)
+    new = mask
+    if NEW:
+        stream += 1
+        high = drawn(seed, sample, step, stream, start, tile * BLOCK, run, axes, "words", False, AXES, FOURS, BLOCK)
+        low = drawn(seed, sample, step, stream, start, tile * BLOCK, run, axes, "words", True, AXES, FOURS, BLOCK)
+        new = (u64(high) * vocabulary + (u64(low) * vocabulary >> 32)) >> 32
+    tl.store(out + at, tl.where(changed, new.to(old.dtype), old), mask=inside)
+    tl.store(masked + at, changed, mask=inside)

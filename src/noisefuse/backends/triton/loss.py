@@ -2,7 +2,7 @@
 """The kernels of losses: sums of squares in the fixed order of docs/loss.md.
 
 Triton's own sums have no fixed order. So a chunk's 64 accumulators are a block, and groups of 64 residuals are taken
-apart (a split is exact) and added one by one.
+apart (a split is exact) and added one by one. No function calls itself, which Triton 3.2 does not compile.
 """
 
 import triton
@@ -15,48 +15,43 @@ CHUNK, ACCUMULATORS = tl.constexpr(description.LOSS_CHUNK), tl.constexpr(descrip
 
 
 @triton.jit
-def halves(x, N: tl.constexpr):
-    """Returns the halves of each of these rows of N numbers."""
-    return tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, N // 2)), (0, 2, 1)))
+def halves(x):
+    """Returns the halves of each of these rows."""
+    return tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1)))
 
 
 @triton.jit
 def add_squares(sums, r, GROUPS: tl.constexpr):
-    """Adds the squares of r, (accumulators, groups), to their accumulators, group by group."""
-    if GROUPS == 1:
-        group = tl.reshape(r, sums.shape)
+    """Adds the squares of r, (accumulators, groups), to their accumulators, group by group; of up to 8 groups."""
+    for number in tl.static_range(GROUPS):
+        group = r
+        for level in tl.static_range(3):
+            if GROUPS >> level > 1:
+                first, second = halves(group)
+                group = second if number & GROUPS >> level + 1 else first
+        group = tl.reshape(group, sums.shape)
         sums = tl.fma(group, group, sums)
-    else:
-        first, second = halves(r, GROUPS)
-        sums = add_squares(sums, first, GROUPS // 2)
-        sums = add_squares(sums, second, GROUPS // 2)
     return sums
 
 
 @triton.jit
-def halved(sums, N: tl.constexpr):
-    """Returns the sums of rows of N accumulators, (rows, 1): j is added to j + N / 2, and so on."""
-    if N > 1:
-        lower, upper = halves(sums, N)
-        sums = halved(lower + upper, N // 2)
+def halved(sums):
+    """Returns the sums of rows of accumulators, (rows, 1): j is added to j + 32, then to j + 16, and so on."""
+    for _ in tl.static_range(6):
+        lower, upper = halves(sums)
+        sums = lower + upper
     return sums
 
 
 @triton.jit
-def row_of(index, row, of_row, number):
-    """Returns the row of a piece."""
+def row_of(weights, n_rows, index, row, of_row, number):
+    """Returns the row of a piece, and its weight: NaN where there is no such row."""
+    weight = tl.full((), 1, tl.float64)
     if index is not None:
         row = tl.load(index + number // of_row)
-    return row
-
-
-@triton.jit
-def weight_of(weights, n_rows, row):
-    """Returns the weight of a row: NaN where there is no such row."""
-    weight = tl.full((), 1, tl.float64)
     if weights is not None:
         weight = tl.load(weights + row, mask=(row >= 0) & (row < n_rows), other=float("nan"))
-    return weight
+    return row, weight
 
 
 @triton.jit(do_not_specialize=["seed", "sample", "step", "stream", "start", "row", "g", "n"])
@@ -70,10 +65,10 @@ def chunks(
     """Writes the sum of squared residuals of a chunk, and their gradient. A span is a piece. The upstream gradient is
     the float64 of bits g, or that of the sample, or (not EACH) of all."""
     number, chunk = tl.program_id(0) // n_chunks, (tl.program_id(0) % n_chunks).to(tl.int64)
-    row = row_of(index, row, of_row, number)
     above = g.to(tl.float64, bitcast=True) if upstream is None else tl.load(upstream + (number // parts if EACH else 0))
     total = tl.full((ACCUMULATORS.value,), 0, tl.float64 if DOUBLE else tl.float32)
-    factor = (2.0 * weight_of(weights, n_rows, row) * above / n.to(tl.float64)).to(total.dtype)
+    row, weight = row_of(weights, n_rows, index, row, of_row, number)
+    factor = (2.0 * weight * above / n.to(tl.float64)).to(total.dtype)
     first, last = chunk * CHUNK.value, tl.minimum(chunk * CHUNK.value + CHUNK.value, span)
     for tile in range(first // BLOCK, tl.cdiv(last, BLOCK)):
         r, _, _, at, inside = combined(
@@ -84,10 +79,9 @@ def chunks(
         if sums is not None:
             groups = tl.reshape(tl.where(inside, r, 0.0), (BLOCK // ACCUMULATORS.value, ACCUMULATORS.value))
             total = add_squares(total, tl.permute(groups, (1, 0)), BLOCK // ACCUMULATORS.value)
-        if gradient is not None:
-            put(gradient, at, inside, factor * r, 0)
+        put(gradient, at, inside, factor * r, 0)
     if sums is not None:
-        whole = halved(tl.reshape(total, (1, ACCUMULATORS.value)), ACCUMULATORS.value)
+        whole = halved(tl.reshape(total, (1, ACCUMULATORS.value)))
         tl.store(sums + tl.program_id(0) + tl.reshape(tl.arange(0, 1), (1, 1)), whole.to(tl.float64))
 
 
@@ -103,5 +97,16 @@ def samples(
         piece = tl.full((), 0, tl.float64)
         for chunk in range(number * n_chunks, (number + 1) * n_chunks):
             piece += tl.load(sums + chunk)
-        total = tl.fma(weight_of(weights, n_rows, row_of(index, row, of_row, number)), piece, total)
+        _, weight = row_of(weights, n_rows, index, row, of_row, number)
+        total = tl.fma(weight, piece, total)
     tl.store(losses + sample, total / n.to(tl.float64))
+
+
+@triton.jit(do_not_specialize=["n", "count"])
+def total(losses, n: tl.int64, count: tl.int64, out, BLOCK: tl.constexpr):
+    """Adds n losses in order, and divides once by the count. Zeros beyond the end change no sum."""
+    found = tl.full((), 0.0, tl.float64)
+    for first in range(0, n, BLOCK):
+        for i in tl.static_range(BLOCK):
+            found += tl.load(losses + first + i, mask=first + i < n, other=0.0)
+    tl.store(out, found / count.to(tl.float64))

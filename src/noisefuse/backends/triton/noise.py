@@ -8,10 +8,10 @@ from inspect import signature
 from typing import Any
 
 import triton
-import triton.language as tl
+import triton.language as tl  # noqa: F401 - the interpreter looks for it beside functions
 
 from ...ground.docstrings import ARGS_OF_ELEMENT, Shared, completed
-from .device import block_words, chosen, normal_pair32, normal_pair64, place, uniform32, uniform_pair64
+from .device import block_words, fours, ones, place
 
 if not isinstance(place, triton.JITFunction) and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
     raise ImportError(
@@ -20,13 +20,25 @@ if not isinstance(place, triton.JITFunction) and tuple(map(int, triton.__version
     )
 
 _SHARED = Shared(args=ARGS_OF_ELEMENT)
+_EXAMPLE = """\
+>>> @triton.jit
+... def draw(out, seed, BLOCK: tl.constexpr):
+...     i = tl.arange(0, BLOCK)
+...     tl.store(out + i, {name}(seed, 0, 0, i))
+>>> out = torch.empty(1, 32, dtype=torch.{dtype})
+>>> draw[(1,)](out, 7, BLOCK=32)
+>>> torch.equal(out, nf.{like}((1, 32), nf.Noise(7), dtype=out.dtype))
+True"""
 
 
 def _public(function: Callable[..., Any]) -> Any:
     """Returns the function for kernels, with a whole docstring."""
     made: Any = triton.jit(function)
     if function.__doc__ is not None:  # python -OO
-        made.__doc__ = completed(function.__doc__, signature(function).parameters, _SHARED, "")
+        name = function.__name__
+        dtype, like = "float64" if "64" in name else "float32", "randn" if "normal" in name else "uniform"
+        example = _EXAMPLE.format(name=name, dtype=dtype, like=like)
+        made.__doc__ = completed(function.__doc__, signature(function).parameters, _SHARED, example)
     return made
 
 
@@ -73,10 +85,7 @@ def normal4(seed, sample, step, block, stream=0):
     >>> torch.equal(out, nf.randn((1, 32), nf.Noise(7), dtype=torch.float32))
     True
     """
-    w0, w1, w2, w3 = block_words(seed, sample, step, block, stream, 0)
-    z0, z1 = normal_pair32(w0, w1)
-    z2, z3 = normal_pair32(w2, w3)
-    return z0, z1, z2, z3
+    return fours(seed, sample, step, block, stream, "normal", False)
 
 
 @_public
@@ -86,20 +95,8 @@ def normal(seed, sample, step, element, stream=0):
 
     Returns:
         float32, those of `noisefuse.randn`. In float16 and bfloat16 noisefuse rounds them once, as `.to` does.
-
-    >>> @triton.jit
-    ... def draw(out, seed, BLOCK: tl.constexpr):
-    ...     i = tl.arange(0, BLOCK)
-    ...     tl.store(out + i, normal(seed, 0, 0, i))
-    >>> out = torch.empty(1, 32)
-    >>> draw[(1,)](out, 7, BLOCK=32)
-    >>> torch.equal(out, nf.randn((1, 32), nf.Noise(7), dtype=torch.float32))
-    True
     """
-    block, upper, odd = place(element)
-    w0, w1, w2, w3 = block_words(seed, sample, step, block, stream, 0)
-    z0, z1 = normal_pair32(tl.where(upper, w2, w0), tl.where(upper, w3, w1))
-    return tl.where(odd, z1, z0)
+    return ones(seed, sample, step, element, stream, "normal", False)
 
 
 @_public
@@ -108,22 +105,8 @@ def normal64(seed, sample, step, element, stream=0):
 
     Returns:
         float64, those of `noisefuse.randn` with dtype="float64".
-
-    >>> @triton.jit
-    ... def draw(out, seed, BLOCK: tl.constexpr):
-    ...     i = tl.arange(0, BLOCK)
-    ...     tl.store(out + i, normal64(seed, 0, 0, i))
-    >>> out = torch.empty(1, 32, dtype=torch.float64)
-    >>> draw[(1,)](out, 7, BLOCK=32)
-    >>> torch.equal(out, nf.randn((1, 32), nf.Noise(7), dtype=torch.float64))
-    True
     """
-    block, upper, odd = place(element)
-    w0, w1, w2, w3 = block_words(seed, sample, step, block, stream, 0)
-    v0, v1, v2, v3 = block_words(seed, sample, step, block, stream, 1)
-    w, v = tl.where(upper, w2, w0), tl.where(upper, v2, v0)
-    z0, z1 = normal_pair64(w, v, tl.where(upper, w3, w1), tl.where(upper, v3, v1))
-    return tl.where(odd, z1, z0)
+    return ones(seed, sample, step, element, stream, "normal", True)
 
 
 @_public
@@ -132,18 +115,8 @@ def uniform(seed, sample, step, element, stream=7):
 
     Returns:
         float32, those of `noisefuse.uniform`, whose stream is 7.
-
-    >>> @triton.jit
-    ... def draw(out, seed, BLOCK: tl.constexpr):
-    ...     i = tl.arange(0, BLOCK)
-    ...     tl.store(out + i, uniform(seed, 0, 0, i))
-    >>> out = torch.empty(1, 32)
-    >>> draw[(1,)](out, 7, BLOCK=32)
-    >>> torch.equal(out, nf.uniform((1, 32), nf.Noise(7), dtype=torch.float32))
-    True
     """
-    w0, w1, w2, w3 = words(seed, sample, step, element, stream)
-    return uniform32(chosen(element, w0, w1, w2, w3))
+    return ones(seed, sample, step, element, stream, "uniform", False)
 
 
 @_public
@@ -152,17 +125,5 @@ def uniform64(seed, sample, step, element, stream=7):
 
     Returns:
         float64, those of `noisefuse.uniform` with dtype="float64".
-
-    >>> @triton.jit
-    ... def draw(out, seed, BLOCK: tl.constexpr):
-    ...     i = tl.arange(0, BLOCK)
-    ...     tl.store(out + i, uniform64(seed, 0, 0, i))
-    >>> out = torch.empty(1, 32, dtype=torch.float64)
-    >>> draw[(1,)](out, 7, BLOCK=32)
-    >>> torch.equal(out, nf.uniform((1, 32), nf.Noise(7), dtype=torch.float64))
-    True
     """
-    block, _, _ = place(element)
-    w0, w1, w2, w3 = block_words(seed, sample, step, block, stream, 0)
-    v0, v1, v2, v3 = block_words(seed, sample, step, block, stream, 1)
-    return uniform_pair64(chosen(element, w0, w1, w2, w3), chosen(element, v0, v1, v2, v3))
+    return ones(seed, sample, step, element, stream, "uniform", True)

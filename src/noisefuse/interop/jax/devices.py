@@ -64,18 +64,18 @@ def _of_one(what: Described, *operands: Any) -> list[Any]:
     arrays = [by_role[slot].reshape(-1) if slot in by_role else table for slot in range(Z + 1) if slot != D]
     given = sum(1 << slot for slot in range(Z + 1) if slot in by_role)
     shapes = [jax.ShapeDtypeStruct((math.prod(shape),), jnp.dtype(dtype)) for shape, dtype in what.outputs]
-    unused = [jax.ShapeDtypeStruct((1,), jnp.float32)] * (3 - len(shapes))
+    absent = dict.fromkeys(("aux1", "aux2")[len(shapes) - 1 :])
     block = kernels.block_of(span, kernels.MOST // (1 + double))
     tiles = -(-span // block)
     levels = levels_of(np.dtype(what.outputs[0][1])) if what.outputs[0][1] in LEVELS else None
     results = jax_triton.triton_call(
         table, jnp.clip(index, 0, table.shape[0] - 1), *arrays, names, axes,
-        kernel=kernels.of_jax, out_shape=(*shapes, *unused), grid=(batch * size // span * tiles,),
-        num_warps=4, enable_fp_fusion=False, N_ROWS=table.shape[0], OF_ROW=max(1, of_row), PERIOD=max(1, period),
-        RUN=run, SPAN=span, PARTS=size // span, TILES=tiles, GIVEN=given, OUTPUTS=(1 << len(shapes)) - 1,
-        ACTIVE=int(record["active"]), DRAW=draw, DOUBLE=double, BY_INDEX=bool(record["step_by_index"]),
-        BY_PERIOD=period > 0, MASKED=bool(record["masked"]), LEVELS=LEVELS[levels] if levels else 0,
-        AXES=len(lengths), BLOCK=block,
+        kernel=kernels.affine, out_shape=tuple(shapes), grid=(batch * size // span * tiles,), num_warps=4,
+        enable_fp_fusion=False, **absent, n_rows=table.shape[0], row=0, of_row=max(1, of_row), period=max(1, period),
+        seed=0, sample=0, step=0, stream=0, start=0, samples=None, counter=None, run=run, span=span,
+        parts=size // span, tiles=tiles, GIVEN=given, ACTIVE=int(record["active"]), DRAW=draw, DOUBLE=double,
+        BY_INDEX=bool(record["step_by_index"]), BY_PERIOD=period > 0, MASKED=bool(record["masked"]),
+        LEVELS=LEVELS[levels] if levels else 0, AXES=len(lengths), BLOCK=block,
         FOURS=(span == size or span % 4 == 0) and not what.window and not (period and bool(record["step_by_index"])),
     )  # fmt: skip
     return [out.reshape(shape) for out, (shape, _) in zip(results, what.outputs, strict=False)]
