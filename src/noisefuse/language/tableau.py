@@ -353,7 +353,7 @@ class Tableau(Constant):
         most = np.maximum(self.push, self.denoised)
         for n, first in enumerate(AFFINE[1 : 1 + most.max(initial=0)], 1):
             computed = self.numbers[:, first : first + len(SYMBOLS)].any(axis=1)
-            for row in (computed < (most >= n)).nonzero()[0]:
+            for row in (computed < (most >= n)).nonzero()[0].tolist():
                 given = f"push {self.push[row]} and denoised {self.denoised[row]} take aux{n}"
                 raise ValueError(f"row {row} of {self.name!r}: {given}, which the row does not compute")
 
