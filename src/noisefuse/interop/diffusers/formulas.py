@@ -17,11 +17,11 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteSchedulerOutput
 
 import noisefuse as nf
-from noisefuse.tableau import ROW, Row, m1, past, x
 
 from . import rows
 from .rows import NOTHING, REMEMBERED, SAMPLE, Pick, Plan, Step
 
+ROW, m1, past, x = nf.tableau.ROW, nf.tableau.m1, nf.tableau.past, nf.tableau.x
 COMPARED = "0.35.2", "0.38.0", "0.42.1"
 _NONE = itemgetter(slice(0, 0))
 
@@ -78,7 +78,7 @@ def _heun(scheduler: Any, sigmas: Any, start: int) -> Any:
         clean = x - s * m1
         e = (x - clean) / s
         mean = (past[0] + e) / 2
-        row = Row(x + dt * e, aux1=clean, aux2=e) if first == start else Row(past[1] + dt * mean, aux1=clean)
+        row = nf.Row(x + dt * e, aux1=clean, aux2=e) if first == start else nf.Row(past[1] + dt * mean, aux1=clean)
         table[first::2] = (row.numbers() + 0.0).view(ROW)  # + 0.0: no -0
     before, denoised, derivative = itemgetter(REMEMBERED, REMEMBERED + 1), REMEMBERED + 3, REMEMBERED + 4
     result, places = itemgetter(slice(denoised, derivative)), {"prev_derivative": derivative, "sample": SAMPLE}
