@@ -263,6 +263,8 @@ class Tableau(Constant):
     threshold: tuple[float, float] | None
     masked: bool
     active: npt.NDArray[np.void]
+    numbers: Array
+    """The rows as a plain (n, 36) float64 array, read-only, without a copy."""
     kept: dict[Any, Any]  # values that other modules compute from the table, by function: a table never changes
 
     def __init__(
@@ -301,12 +303,16 @@ class Tableau(Constant):
             if len(threshold) != 2:
                 raise ValueError(f"threshold: expected (ratio, maximum), got {threshold!r}")
             threshold = float(threshold[0]), float(threshold[1])
-        columns["rows"] = rows.view(_BYTES).copy().view(ROW)  # copied as records it takes six times as long
         for values in columns.values():
             values.flags.writeable = False
+        # Arrays on bytes are read-only. Copied as records, rows that are not contiguous would take six times as long.
+        copied = (rows if rows.flags.c_contiguous else rows.view(_BYTES)).tobytes()
+        columns["rows"], columns["numbers"] = np.ndarray(n, ROW, copied), np.ndarray((n, COLUMNS), np.float64, copied)
         # this bypasses __setattr__, which refuses
         self.__dict__.update(columns, name=name, start=float(start), threshold=threshold, masked=bool(masked))
         self._check()
+        if push is not None or denoised is not None:
+            self._check_kept()
         self.__dict__["active"] = self._nonzero if active is None else _frozen_mask(active)
         if self.masked:
             self._check_masked()
@@ -324,27 +330,30 @@ class Tableau(Constant):
     def _check(self) -> None:
         check_number("start", self.start, 0)
         numbers = self.numbers
-        fit, bounds = np.isfinite(numbers), numbers[:, LOW : HIGH + 1]
-        fit[:, LOW : HIGH + 1] = ~np.isnan(bounds)
-        for row, column in () if fit.all() else np.argwhere(~fit):
-            raise ValueError(f"row {row} of {self.name!r}: {NAMES[column]} is {numbers[row, column]}")
+        fit, lo, hi = np.isfinite(numbers), numbers[:, LOW], numbers[:, HIGH]
+        fit[:, LOW] = fit[:, HIGH] = lo <= hi  # which NaN is not
+        if not fit.all():
+            fit[:, LOW : HIGH + 1] = ~np.isnan(numbers[:, LOW : HIGH + 1])
+            for row, column in np.argwhere(~fit):
+                raise ValueError(f"row {row} of {self.name!r}: {NAMES[column]} is {numbers[row, column]}")
+            for row in np.flatnonzero(lo > hi):
+                raise ValueError(f"row {row} of {self.name!r}: lo <= hi must hold, got {lo[row]} > {hi[row]}")
         if self.threshold is not None:
             ratio, maximum = self.threshold
             if not (0 <= ratio <= 1 and maximum >= 1):
                 raise ValueError(f"threshold: expected 0 <= ratio <= 1 and maximum >= 1, got {ratio} and {maximum}")
-        lo, hi = bounds.T
-        for row in np.flatnonzero(lo > hi):
-            raise ValueError(f"row {row} of {self.name!r}: lo <= hi must hold, got {lo[row]} > {hi[row]}")
+
+    def _check_kept(self) -> None:
+        """Checks that a row computes the auxiliary outputs that it pushes or gives as its estimate."""
         pairs = [*zip(self.push.tolist(), self.denoised.tolist(), strict=True)]
         if wrong := {*pairs} - _PUSHES:
             row = min(map(pairs.index, wrong))
             given = "push {} and denoised {}".format(*pairs[row])
             raise ValueError(f"row {row} of {self.name!r}: there are two auxiliary outputs, got {given}")
-        taken = max(map(max, {*pairs}), default=0)
-        for n, first in enumerate(AFFINE[1 : 1 + taken], 1):
-            most = np.maximum(self.push, self.denoised)
-            computed = numbers[:, first : first + len(SYMBOLS)].any(axis=1)
-            for row in np.flatnonzero((most >= n) & ~computed):
+        most = np.maximum(self.push, self.denoised)
+        for n, first in enumerate(AFFINE[1 : 1 + most.max(initial=0)], 1):
+            computed = self.numbers[:, first : first + len(SYMBOLS)].any(axis=1)
+            for row in (computed < (most >= n)).nonzero()[0].tolist():
                 given = f"push {self.push[row]} and denoised {self.denoised[row]} take aux{n}"
                 raise ValueError(f"row {row} of {self.name!r}: {given}, which the row does not compute")
 
@@ -383,17 +392,12 @@ class Tableau(Constant):
     def _hash(self) -> int:
         return hash(self._key)
 
-    @kept_property
-    def numbers(self) -> Array:
-        """The rows as a plain (n, 36) float64 array, read-only, without a copy."""
-        return self.rows.view(np.float64).reshape(len(self), COLUMNS)
-
     @property
     def _nonzero(self) -> npt.NDArray[np.void]:
         """The default of `active`."""
         found = np.asarray(self.numbers.any(axis=0))
         found[LOW : HIGH + 1] = np.isfinite(self.numbers[:, LOW : HIGH + 1]).any(axis=0)
-        return _frozen_mask(found.view(_ACTIVE)[0])
+        return np.ndarray((), _ACTIVE, found.tobytes())[()]
 
     @kept_property
     def as_rows(self) -> Rows:

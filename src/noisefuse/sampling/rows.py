@@ -15,14 +15,16 @@ from ..arguments.arrays import is_lazy
 from ..arguments.types import Array
 from ..ground.checks import is_tracer
 from ..ground.libraries import check_plain, library_for
-from ..language.rows import AFFINE, OUTPUTS, PAST1, SYMBOLS
-from ..language.tableau import Row, Tableau, x
+from ..language.rows import AFFINE, OUTPUTS, PAST1, ROW, SYMBOLS
+from ..language.tableau import Tableau
 from ..operations.update import update
 from ..views import guidance
 
 
 def oldest_past(tableau: Tableau) -> list[int]:
     """Returns the oldest past that each row reads: 0 for none, else 1 .."""
+    if not tableau.slots:
+        return [0] * len(tableau)
     read = tableau.numbers[:, AFFINE[0] :].reshape(-1, len(OUTPUTS), len(SYMBOLS))[:, :, PAST1 + 1 : PAST1 + 5] != 0
     oldest: list[int] = (read * np.arange(1, 5)).max(axis=(1, 2)).tolist()
     return oldest
@@ -141,19 +143,15 @@ def _clean(table: Tableau) -> Tableau:
     return Tableau(rows, name=f"{table.name}: D")
 
 
-def level_rows(tableau: Tableau) -> Tableau:
-    """Returns rows that bring x0 to each row's noise level."""
-    rows = np.zeros(len(tableau), tableau.rows.dtype)
+def noising(alpha: npt.NDArray[np.float64], sigma: npt.NDArray[np.float64] | float) -> Tableau:
+    """Returns rows alpha x + sigma z."""
+    rows = np.zeros(len(alpha), ROW)
     rows["clean"]["lo"], rows["clean"]["hi"] = -math.inf, math.inf
-    rows["out"]["x"], rows["out"]["z"] = tableau.alpha, tableau.sigma
+    rows["out"]["x"], rows["out"]["z"] = alpha, sigma
     return Tableau(rows)
 
 
-SAME = Tableau([Row(out=x)])
-
-
-def scaling(factors: npt.NDArray[np.float64]) -> Tableau:
-    return Tableau([Row(out=factors * x)])
+SAME = noising(np.ones(1), 0.0)
 
 
 def times_of(table: Tableau, clock: Callable[[Any, Any], Any] | None) -> list[float]:

@@ -25,7 +25,7 @@ from ..language.tableau import Tableau
 from ..operations.draw import are_increments, randn_like
 from ..operations.update import update
 from .arrays import drawn_for, in_words_of_a_step, several_zeros_like, times_like
-from .rows import SAME, first_without_past, guided, level_rows, mixed, oldest_past, scaling, thresholded
+from .rows import SAME, first_without_past, guided, mixed, noising, oldest_past, thresholded
 from .state import NEW, State
 from .types import LikelyStepOptions, Models, StepOptions, Time
 
@@ -77,10 +77,10 @@ class Steps:
             _integer_times=tableau.timesteps.dtype.kind in "iu",
             _reads=reads,
             _draws=tableau.as_rows.draws.tolist(),
-            _levels=level_rows(tableau),
+            _levels=noising(tableau.alpha, tableau.sigma),
             _has_level=((tableau.alpha != 0) | (tableau.sigma != 0)).tolist(),
-            _start=None if tableau.start == 1 else scaling(np.array([tableau.start])),
-            _inputs=None if np.all(tableau.scale == 1) else scaling(tableau.scale),
+            _start=None if tableau.start == 1 else noising(np.array([tableau.start]), 0.0),
+            _inputs=None if np.all(tableau.scale == 1) else noising(tableau.scale, 0.0),
             _mixed=lru_cache(maxsize=64)(partial(mixed, tableau)),
         )
 

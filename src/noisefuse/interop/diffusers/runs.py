@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..torch.internals import version
-from . import rows
+from . import formulas, rows
 from .rows import Plan, Step, Unsupported
 
 Options: TypeAlias = tuple[Any, ...]
@@ -45,8 +45,9 @@ class Clock(NamedTuple):
             return None
         host, first = timesteps.cpu(), timesteps.data_ptr()
         times, size = host.tolist(), timesteps.element_size() * timesteps.stride(0)
-        places = {first + size * k: k for k in range(len(times))}
-        values = {value: k for k, value in reversed([*enumerate(times)])}
+        n = len(times)
+        places = dict(zip(range(first, first + size * n, size) if size else [first] * n, range(n), strict=True))
+        values = dict(zip(reversed(times), range(n - 1, -1, -1), strict=True))
         return cls(timesteps, version(timesteps), host, places, values, {})
 
     def entry(self, t: Tensor) -> int | None:
@@ -104,7 +105,7 @@ def run_from(scheduler: Any, i: int, clock: Clock, options: Options) -> Run:
             return run
     start = i if scheduler._memory else 0
     key = (type(scheduler), scheduler.coefficients, start, options, fingerprint(scheduler))
-    plan = planned(key, lambda: rows.trace(scheduler, scheduler._base, start, options))
+    plan = planned(key, lambda: formulas.plan(scheduler, start, options))
     steps: Any = {}
     if isinstance(plan, Plan):
         steps = plan.steps
