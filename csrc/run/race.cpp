@@ -202,12 +202,25 @@ class Rows {
         kernel_(r);
         if (cut.doubtful) add_in_order(cut, space.some);
         auto after = row.begin();  // the last of the ties that stay
+        while (after < row.end()) {
+            const auto some = std::min<int64_t>(64, row.end() - after);
+            const int32_t here = count_of(cut.least, &*after, some);
+            if (here >= cut.ties) break;
+            cut.ties -= here, after += some;
+        }
         for (; cut.ties > 0 && after < row.end(); ++after) cut.ties -= *after == cut.least;
         const auto keep = [](auto from, auto to, const auto& stays) {
             std::transform(from, to, from, [&](float x) { return stays(x) ? x : -INFINITY; });
         };
         keep(row.begin(), after, [least = cut.least](float x) { return x >= least; });
         keep(after, row.end(), [least = cut.least](float x) { return x > least; });
+    }
+
+    // Not inlined, the loop takes vectors.
+    [[gnu::noinline]] static int32_t count_of(float one, const float* x, int64_t n) {
+        int32_t count = 0;
+        for (int64_t i = 0; i < n; ++i) count += x[i] == one;
+        return count;
     }
 
     // Finds the cut of a sum in the order of the contract.
