@@ -114,8 +114,8 @@ class CutFinder {
         uint32_t beyond = 0;
         for (int v = 0; v < kLanes; v += Lane::width) {
             const auto bits = Lane::as_bits(Lane::add(Lane::load(x + v), Lane::splat(0.0f)));
-            const auto place = Lane::from(bits, 1u << 31, Lane::bit_xor(bits, Lane::splat(~uint32_t{0})),
-                                          Lane::bit_xor(bits, Lane::splat(1u << 31)));
+            const auto negative = Lane::sub(0u, Lane::template shift_right<31>(bits));
+            const auto place = Lane::bit_xor(bits, Lane::bit_or(negative, 1u << 31));
             beyond |= Lane::lanes_from(Lane::sub(place, first), Lane::splat(count)) << v;
         }
         return ~beyond & ((1u << kLanes) - 1);
