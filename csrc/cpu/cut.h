@@ -7,10 +7,12 @@
 // Sums of terms depend on their order, and the contract's is that of the sorted row. Here another order takes its
 // place, and where its rounding could matter to the cut, `doubtful` says so.
 #pragma once
+#include <bit>
 #include <cmath>
 
 #include "../core/narrow.h"
 #include "../core/race.h"
+#include "tile.h"
 
 namespace nf {
 namespace {
@@ -107,17 +109,29 @@ class CutFinder {
         low = least, high = most + 1;
     }
 
+    // Which of kLanes logits have one of `count` places from the first on. -0 counts as 0, which it equals.
+    [[gnu::flatten]] static uint32_t between(const float* x, uint32_t first, uint32_t count) {
+        uint32_t beyond = 0;
+        for (int v = 0; v < kLanes; v += Lane::width) {
+            const auto bits = Lane::as_bits(Lane::add(Lane::load(x + v), Lane::splat(0.0f)));
+            const auto negative = Lane::sub(0u, Lane::template shift_right<31>(bits));
+            const auto place = Lane::bit_xor(bits, Lane::bit_or(negative, 1u << 31));
+            beyond |= Lane::lanes_from(Lane::sub(place, first), Lane::splat(count)) << v;
+        }
+        return ~beyond & ((1u << kLanes) - 1);
+    }
+
     // Leaves out of x what does not lie between the places, if that is most of it.
     void narrow(int64_t most) {
         if (n_ < 4 * (found_.number - above_.number + most)) return;
-        const float low = at_place(low_), high = at_place(high_);
+        const uint32_t first = place_of(at_place(low_) + 0.0f), count = place_of(at_place(high_) + 0.0f) - first;
         int64_t n = 0;
-        for (int64_t i = 0; i < n_; ++i) {
-            const float x = x_[i];
-            c.some[n] = x;
-            if (c.k == 0 && most) c.terms[n] = c.terms[i];
-            n += (x >= low) & (x < high);
-        }
+        for (int64_t i = 0; i < n_; i += kLanes)
+            for (uint32_t left = between(x_ + i, first, count); left; left &= left - 1, ++n) {
+                const int64_t at = i + std::countr_zero(left);
+                c.some[n] = x_[at];
+                if (c.k == 0 && most) c.terms[n] = c.terms[at];
+            }
         x_ = c.some, beyond_ = above_;
         for (n_ = n; n_ % kLanes; ++n_) c.some[n_] = -INFINITY, c.terms[n_] = 0;
     }

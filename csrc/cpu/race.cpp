@@ -13,7 +13,6 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <optional>
 #include <type_traits>
 
 #include "cut.h"
@@ -69,7 +68,8 @@ template <DType type>
 // reads.
 inline void ask_for_next(const Chunk& chunk, int group) {
     const char* const p = chunk.next + int64_t{kGroup} * group * chunk.width;
-    for (int i = 0; i < kGroup * chunk.width; i += 64) __builtin_prefetch(p + i, 0, 2);
+#pragma GCC unroll 4
+    for (int i = 0; i < kGroup; i += 16) __builtin_prefetch(p + i * chunk.width, 0, 2);
 }
 
 // False: there is a NaN.
@@ -455,13 +455,26 @@ class Reader {
     alignas(64) float values_[kLossChunk], last_[kBlock];
 };
 
+// Which numbers of a block equal this one, of a finite one.
+[[gnu::flatten]] uint64_t places_of(const float* x, float wanted) {
+    uint64_t found = 0;
+    for (int i = 0; i < kBlock; i += kW) {
+        const U32 twice =
+            Lane::template shift_left<1>(Lane::as_bits(Lane::sub(Lane::load(x + i), Lane::splat(wanted))));
+        const U32 none = Lane::splat(~uint32_t{0});
+        found |= uint64_t{Lane::lanes_from(Lane::bit_xor(twice, none), none)} << i;
+    }
+    return found;
+}
+
 // Makes the first of the row's largest, which is among the n tokens of this chunk, the winner. If another thread has
 // written over it since, the winner is any of them.
 void take_largest(RaceRow& r, const Chunk& chunk, int64_t at, int64_t n) {
     int64_t b = 0;
     while (b < chunk.blocks - 1 && chunk.of_block[b] != r.largest) ++b;
     const float* const x = chunk.block(static_cast<int>(b));
-    int64_t i = 0;
+    const uint64_t equal = places_of(x, r.largest);
+    int64_t i = equal ? std::countr_zero(equal) : 0;
     const int64_t last = least(kBlock, n - kBlock * b) - 1;
     while (i < last && x[i] != r.largest) ++i;
     r.token = r.first + at + kBlock * b + i;
@@ -611,8 +624,8 @@ void NF_RACE(RaceRow& r) {
     r.score = r.winner = r.largest = -INFINITY;
     if (r.wanted == 0 && !r.copy) return find_largest(r, reader);
     Runner::Opening opening;
-    std::optional<Runner> runner;
-    if (r.wanted & kDraw) runner.emplace(r, opening);
+    Runner runner(r, opening);
+    const bool draws = r.wanted & kDraw;
     F32 first = Lane::splat(-INFINITY), second = first;
     for (int64_t at = 0, c = 0; at < r.n; at += kLossChunk, ++c) {
         const int64_t n = least(kLossChunk, r.n - at);
@@ -623,11 +636,11 @@ void NF_RACE(RaceRow& r) {
         }
         if (chunk.largest > r.largest) {
             r.largest = chunk.largest;
-            if (!(r.wanted & kDraw) || r.largest == INFINITY) take_largest(r, chunk, at, n);
+            if (!draws || r.largest == INFINITY) take_largest(r, chunk, at, n);
         }
         if (r.chunk_largest) r.chunk_largest[c] = chunk.largest;
         const bool none = chunk.largest == -INFINITY || chunk.largest == INFINITY;
-        if (runner && !none && r.largest < INFINITY) runner->race(chunk, r.first + at);
+        if (draws && !none && r.largest < INFINITY) runner.race(chunk, r.first + at);
         if (r.wanted & kSecond) two_largest(chunk, first, second);
         if (r.wanted & kPlain) {
             r.plain[c] = 0;
@@ -641,7 +654,7 @@ void NF_RACE(RaceRow& r) {
             if (!none) add(chunk, r.scale, r.tempered + c, r.spread + c, nullptr);
         }
     }
-    if (runner && (r.wanted & kScore) && r.largest < INFINITY) runner->settle();
+    if (draws && (r.wanted & kScore) && r.largest < INFINITY) runner.settle();
     if (r.wanted & kSecond) {
         alignas(64) float firsts[kW], seconds[kW];
         Lane::store(firsts, first);

@@ -51,13 +51,29 @@ class Rows {
         if (!spaces_.empty())  // no more threads than these work at once
             while (spaces_[place].taken.exchange(true)) place = (place + 1) % spaces_.size();
         RaceRow r{};
-        if (!c.each) r.scale = scale_at(c.temperature[0]);
-        for (int64_t row = begin; row < end; ++row)
-            if (!c.where || c.where[row]) one(row, r, spaces_.empty() ? nullptr : &spaces_[place]);
+        float largest[kMostChunks];
+        double sums[3][kMostChunks];
+        r.chunk_largest = largest, r.plain = sums[0], r.tempered = sums[1], r.spread = sums[2];
+        r.n = c.n, r.first = c.first, r.hidden = c.hidden;
+        Asked asked{};
+        for (int64_t row = begin; row < end;) {
+            const int64_t sample = row / c.of_sample, next = std::min(end, (sample + 1) * c.of_sample);
+            if (c.each || row == begin) asked = ask(c.each ? sample : 0, r.scale);
+            const Field& field = describe(r, sample);
+            for (; row < next; ++row)
+                if (!c.where || c.where[row]) one(row, r, field, asked, spaces_.empty() ? nullptr : &spaces_[place]);
+        }
         if (!spaces_.empty()) spaces_[place].taken = false;
     }
 
   private:
+    // What to find out about the rows of a setting: in the last pass, and whether it is more than their tokens.
+    struct Asked {
+        int64_t setting;
+        uint32_t wanted;
+        bool draws, filters, plain, tempered, once, more;
+    };
+
     const Race& c;
     RaceKernel* const kernel_;
     std::vector<Workspace> spaces_;
@@ -66,55 +82,55 @@ class Rows {
         return c.temperature[setting] > 0 && (c.top_k[setting] > 0 || c.top_p[setting] < 1);
     }
 
-    static Scale scale_at(double temperature) { return scale_of(temperature > 0 ? temperature : 1.0); }
-
-    void one(int64_t row, RaceRow& r, Workspace* space) {
-        const int64_t sample = row / c.of_sample, setting = c.each ? sample : 0;
+    Asked ask(int64_t setting, Scale& scale) const {
         const double temperature = c.temperature[setting];
-        const bool draws = temperature > 0, unit = temperature == 1 || !draws;
-        float largest[kMostChunks];
-        double sums[3][kMostChunks];
-        r.chunk_largest = c.chunk_largest ? c.chunk_largest + row * c.chunks : largest;
-        r.plain = c.plain ? c.plain + row * c.chunks : sums[0];
-        r.tempered = c.tempered ? c.tempered + row * c.chunks : sums[1];
-        r.spread = sums[2];
-        if (c.each) r.scale = scale_at(temperature);
-        if (!c.x) return of_chunks(row, r);
-        describe(r, row, sample);
-        const RaceRow all = r;
-        bool plain = c.log_prob_raw || c.plain;
+        const bool draws = temperature > 0, plain = c.log_prob_raw || c.plain;
         const bool tempered = c.tempered || c.entropy || c.margin || (c.log_prob && draws);
+        const bool once = plain && tempered && (temperature == 1 || !draws);
+        const uint32_t wanted = (draws ? kDraw : 0u) | (c.score ? kScore : 0u) | (plain && !once ? kPlain : 0u) |
+                                (tempered ? kTempered : 0u) | (c.entropy ? kSpread : 0u) | (c.margin ? kSecond : 0u);
+        scale = scale_of(draws ? temperature : 1.0);
+        const bool more = plain || tempered || c.log_prob || c.score || c.rank;
+        return {setting, wanted, draws, filtered(setting), plain, tempered, once, more};
+    }
+
+    void one(int64_t row, RaceRow& r, const Field& field, const Asked& asked, Workspace* space) {
+        if (c.chunk_largest) r.chunk_largest = c.chunk_largest + row * c.chunks;
+        if (c.plain) r.plain = c.plain + row * c.chunks;
+        if (c.tempered) r.tempered = c.tempered + row * c.chunks;
+        if (!c.x) return of_chunks(row, r);
+        r.type = c.type, r.x = logits_of(row);
+        r.seed = race_seed<Scalar>(field.seed, c.position[row]);
+        r.block = race_block(c.position[row]);
         std::optional<RowSums> raw;
-        if (filtered(setting)) {
-            const int64_t k = c.top_k[setting];
-            const double p = c.top_p[setting];
+        if (asked.filters) {
+            const int64_t k = c.top_k[asked.setting];
             space->resize(c.n);
             r.copy = space->row.data();
-            r.wanted = (plain ? kPlain : 0u) | (k == 0 ? kTempered : 0u);
+            r.wanted = (asked.plain ? kPlain : 0u) | (k == 0 ? kTempered : 0u);
             kernel_(r);
             r.copy = nullptr;
             if (refused(row, r)) return;
             if (r.largest < INFINITY) {
-                if (plain) raw = fast_sums(r);
-                leave(r, k, p, *space);
+                if (asked.plain) raw = fast_sums(r);
+                leave(r, k, c.top_p[asked.setting], *space);
             }
-            plain = plain && !raw;
         }
-        const bool once = plain && tempered && unit;
-        r.wanted = (draws ? kDraw : 0u) | (c.score ? kScore : 0u) | (plain && !once ? kPlain : 0u) |
-                   (tempered ? kTempered : 0u) | (c.entropy ? kSpread : 0u) | (c.margin ? kSecond : 0u);
+        r.wanted = raw ? asked.wanted & ~kPlain : asked.wanted;
         kernel_(r);
         if (refused(row, r)) return;
-        if (once) std::copy_n(r.tempered, c.chunks, r.plain);
-        if (plain && r.token >= 0 && r.largest < INFINITY) raw = fast_sums(r);
-        if (c.score) c.score[row] = r.score, c.winner[row] = r.winner;
         if (c.token)
             c.token_is_32 ? void(static_cast<int32_t*>(c.token)[row] = static_cast<int32_t>(r.token))
                           : void(static_cast<int64_t*>(c.token)[row] = r.token);
+        if (!asked.more) return;
+        const bool plain = asked.plain && !raw;
+        if (plain && asked.once) std::copy_n(r.tempered, c.chunks, r.plain);
+        if (plain && r.token >= 0 && r.largest < INFINITY) raw = fast_sums(r);
+        if (c.score) c.score[row] = r.score, c.winner[row] = r.winner;
         if (r.token < 0) return;
         if (c.log_prob_raw) c.log_prob_raw[row] = raw ? raw->log_prob(r.winner) : 0.0f;
-        if (c.log_prob || c.entropy || c.margin) of_softmax(row, r, draws, tempered);
-        if (c.rank) c.rank[row] = rank(all, r);
+        if (c.log_prob || c.entropy || c.margin) of_softmax(row, r, asked.draws, asked.tempered);
+        if (c.rank) c.rank[row] = rank(row, r);
     }
 
     void of_softmax(int64_t row, const RaceRow& r, bool draws, bool tempered) const {
@@ -144,19 +160,17 @@ class Rows {
 
     RowSums fast_sums(const RaceRow& r) const { return {c.chunks, r.chunk_largest, r.largest, 1.0, r.plain}; }
 
-    void describe(RaceRow& r, int64_t row, int64_t sample) const {
-        r.type = c.type;
-        r.x = static_cast<const char*>(c.x) + row * c.n * bytes_of(c.type);
-        r.n = c.n;
-        r.first = c.first, r.hidden = c.hidden;
+    const void* logits_of(int64_t row) const { return static_cast<const char*>(c.x) + row * c.n * bytes_of(c.type); }
+
+    // Writes down the noise of a sample, but for what depends on a position. Returns its field.
+    const Field& describe(RaceRow& r, int64_t sample) const {
         const Field& f = c.fields[c.field_per_sample ? sample : 0];
         const int64_t entry = c.field_per_sample ? 0 : sample;
         const uint64_t id = f.samples ? f.samples[entry] : f.sample + static_cast<uint64_t>(entry);
-        r.seed = race_seed<Scalar>(f.seed, c.position[row]);
         r.step = f.step;
         r.sample = static_cast<uint32_t>(id);
         r.tag = f.stream << 24 | static_cast<uint32_t>(id >> 32);
-        r.block = race_block(c.position[row]);
+        return f;
     }
 
     // Only a part of a vocabulary may have no token that can win. (Another thread may take all of them away.)
@@ -188,12 +202,25 @@ class Rows {
         kernel_(r);
         if (cut.doubtful) add_in_order(cut, space.some);
         auto after = row.begin();  // the last of the ties that stay
+        while (after < row.end()) {
+            const auto some = std::min<int64_t>(64, row.end() - after);
+            const int32_t here = count_of(cut.least, &*after, some);
+            if (here >= cut.ties) break;
+            cut.ties -= here, after += some;
+        }
         for (; cut.ties > 0 && after < row.end(); ++after) cut.ties -= *after == cut.least;
         const auto keep = [](auto from, auto to, const auto& stays) {
             std::transform(from, to, from, [&](float x) { return stays(x) ? x : -INFINITY; });
         };
         keep(row.begin(), after, [least = cut.least](float x) { return x >= least; });
         keep(after, row.end(), [least = cut.least](float x) { return x > least; });
+    }
+
+    // Not inlined, the loop takes vectors.
+    [[gnu::noinline]] static int32_t count_of(float one, const float* x, int64_t n) {
+        int32_t count = 0;
+        for (int64_t i = 0; i < n; ++i) count += x[i] == one;
+        return count;
     }
 
     // Finds the cut of a sum in the order of the contract.
@@ -210,7 +237,9 @@ class Rows {
         }
     }
 
-    static int32_t rank(const RaceRow& all, const RaceRow& r) {
+    int32_t rank(int64_t row, const RaceRow& r) const {
+        RaceRow all = r;
+        all.type = c.type, all.x = logits_of(row);
         int32_t before = 0;
         const auto place = static_cast<int64_t>(r.token - all.first);
         for (int64_t i = 0; i < all.n; ++i) {

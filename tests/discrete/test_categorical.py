@@ -300,16 +300,17 @@ def test_filters_put_minus_infinity_in_place_of_the_others(compiled):
 
 
 def rows_of_all_kinds(n):
-    """Yields rows in which a cut is found in other ways: few values, one, zeros of both signs, tiny and huge ones, a
-    leader, flat ones that differ in their last places, and -inf."""
+    """Yields rows in which a cut is found in other ways: few values, one, zeros of both signs, also as the least
+    of a row, tiny and huge ones, a leader, flat ones that differ in their last places, and -inf."""
     x = logits_of((9, n), 1.0)
     yield from (x[0], np.round(x[1]), np.full(n, 0.3), x[2] * 1e-40, x[3] * 1e30, np.where(x[4] > 0, 0.0, -0.0))
     yield from (x[5] + 30 * (np.arange(n) == 5), 1 + x[6] * 1e-6, np.where(x[7] < 1.5, -np.inf, x[7]), -(x[8] ** 4))
+    yield np.where(np.arange(n) % 60 == 0, np.where(np.arange(n) % 120 == 0, 0.0, -0.0), 0.1 + np.abs(x[8]))
 
 
 def test_cuts_of_rows_of_all_kinds(compiled):
-    """Seen to fail: 0 after -0, a place moved to a logit beyond the others, sums of terms in another order where the
-    last one decides."""
+    """Seen to fail: 0 after -0, -0 before 0 where few are left, a place moved to a logit beyond the others, sums of
+    terms in another order where the last one decides."""
     logits = np.stack(list(rows_of_all_kinds(500))).astype(np.float32)
     last = []  # probabilities that the terms of 150 tokens reach within the last place, if they do
     for row in logits:
@@ -318,8 +319,9 @@ def test_cuts_of_rows_of_all_kinds(compiled):
         last.append(min(np.cumsum(terms)[:150][-1] / part.tempered.item(), 1.0))
     below = np.nextafter(last, 0)
     for options in (
-        {"top_k": 1}, {"top_k": 50, "top_p": 0.7}, {"top_k": 400}, {"top_p": 0.3}, {"top_p": 0.9, "temperature": 1e-3},
-        {"top_p": 0.9999, "temperature": 100.0}, {"top_p": last}, {"top_p": below}, {"top_p": np.nextafter(below, 0)},
+        {"top_k": 1}, {"top_k": 50, "top_p": 0.7}, {"top_k": 400}, {"top_k": 498}, {"top_p": 0.3},
+        {"top_p": 0.9, "temperature": 1e-3}, {"top_p": 0.9999, "temperature": 100.0}, {"top_p": last}, {"top_p": below},
+        {"top_p": np.nextafter(below, 0)},
     ):  # fmt: skip
         found = drawn(logits, NOISE, **options)
         with using("reference"):
