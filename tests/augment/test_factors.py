@@ -18,8 +18,8 @@ RNG = np.random.default_rng(0)
 @pytest.mark.parametrize("last", [True, False])
 @pytest.mark.parametrize("shape", [(5, 3, 40), (1, 1), (67, 3), (2, 31, 33, 3), (90, 71, 1), (9, 8, 100), (3, 2, 256)])
 def test_one_pass_has_the_bits_of_the_checked_way(dtype, each, last, shape, monkeypatch):
-    """Seen to fail: as many factors as places for channels that have one each; tiles that end within a place; a
-    channel's factors from the second place on."""
+    """Seen to fail: floats that are not clipped, the last axis taken for none. Channels that have a factor each, and
+    are more than the places, had those of other elements once."""
     x = (RNG.random(shape) * {"uint8": 256, "uint16": 65536, "float32": 1.2}[dtype]).astype(dtype)
     for noise in (N, N.at(stream=64)):
         same_as_checked(monkeypatch, lambda noise=noise: times(x, 0.25, 1.5, noise, each, last), "fast_factors")
@@ -29,7 +29,7 @@ def test_one_pass_has_the_bits_of_the_checked_way(dtype, each, last, shape, monk
 @pytest.mark.parametrize("each", [True, False])
 @pytest.mark.parametrize("last", [True, False])
 def test_threads_share_an_image(each, last):
-    """A part that begins anywhere has the factors of its places. Seen to fail: factors that begin anew in each part."""
+    """A part that begins anywhere has the factors of its places. Seen to fail: the last axis taken for none."""
     x = RNG.integers(0, 256, (700, 450, 3), np.uint8)
     shape = x.shape[: 3 - last] if each else x.shape[3 - last :]
     factors = nf.uniform(shape or (1,), N, batched=False) * np.float32(1.25) + np.float32(0.25)
@@ -40,7 +40,7 @@ def test_threads_share_an_image(each, last):
 
 
 def test_floats_are_clipped():
-    """NaN stays. Seen to fail: floats that are not clipped, NaN that becomes 0."""
+    """NaN stays."""
     x = np.array([[0.5, -0.5, np.nan, 0.9, np.inf]], np.float32)
     found = times(x, 2.0, 2.0, N, False, False)
     assert np.array_equal(found, np.array([[1, 0, np.nan, 1, 1]], np.float32), equal_nan=True)
