@@ -150,6 +150,17 @@ struct PoissonTables {
     Transition* tables;
 };
 
+// What MultiplicativeNoise adds to a call, which says where the uniform numbers lie in the field: out = x (low + range
+// u), of floats clipped to [0, 1].
+struct Factors {
+    const void* x;
+    void* out;
+    int64_t places, channels;  // channels: the elements of a place, at most 256
+    float low, range;
+    DType type;
+    int32_t repeat;  // whether the channels have a factor each, the same in all places; else each place has one
+};
+
 // What ISONoise adds to a call, which says where the noise of RGB pixels lies in the field.
 struct Iso {
     const void* x;

@@ -7,6 +7,7 @@
 #include "kernels.h"
 
 #include "drawing.h"
+#include "factors.h"
 #include "float_mode.h"
 #include "impulses.h"
 #include "iso.h"
@@ -246,8 +247,8 @@ void clip(const Call& call, int64_t begin, int64_t end, double low, double high)
 extern RaceKernel NF_RACE;  // race.cpp
 extern const Kernels NF_KERNELS;
 const Kernels NF_KERNELS{
-    NF_NAME,       step,          walk,         loss,          turned_loss, step_and_loss,   clip,
-    mask_range,    impulse_range, rician_range, poisson_range, iso_range,   lightness_range, enlarged,
-    torch_normals, kTurn,         NF_RACE};
+    NF_NAME,    step,          walk,         loss,          turned_loss,  step_and_loss, clip,
+    mask_range, impulse_range, rician_range, poisson_range, factor_range, iso_range,     lightness_range,
+    enlarged,   torch_normals, kTurn,        NF_RACE};
 
 }  // namespace nf

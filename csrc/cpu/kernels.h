@@ -41,7 +41,8 @@ struct Kernels {
     void (*impulse)(const Call&, const Impulses&, int64_t begin, int64_t end);
     void (*rician)(const Call&, const Rician&, int64_t begin, int64_t end);
     void (*poisson)(const Call&, const Poisson&, int64_t begin, int64_t end);
-    void (*iso)(const Call&, const Iso&, int64_t begin, int64_t end);  // counts pixels, as the next one
+    void (*factors)(const Call&, const Factors&, int64_t begin, int64_t end);  // counts places
+    void (*iso)(const Call&, const Iso&, int64_t begin, int64_t end);          // counts pixels, as the next one
     void (*lightness)(const Lightness&, int64_t begin, int64_t end);
     void (*enlarged)(const Pyramid&, int64_t begin, int64_t end);  // counts rows
     // The float32 normals of legacy.TorchCPU, n of them, a multiple of 16, from as many words.

@@ -2,7 +2,7 @@
 // The fast path of noise whose images, words or normals are no rows: impulses and magnitudes.
 #pragma once
 #include "fast_call.h"
-#include "fast_numbers.h"
+#include "fast_rows.h"
 
 namespace nf {
 namespace {
@@ -17,10 +17,10 @@ class FastImage {
     const View& x = image_.v;
     int64_t segment = 0;  // the places that have one number
 
-    // The noise has a sample's axes but for `first` and `last` of them, and each place that many elements. False:
-    // declined, perhaps with a Python error.
+    // The noise has a sample's axes but for `first` and `last` of them, and each place that many elements; or, with
+    // `repeats`, it has the elements of a place. False: declined, perhaps with a Python error.
     bool parse(PyObject* image, PyObject* number, PyObject* names, PyObject* batched, PyObject* out, int first,
-               int last) {
+               int last, bool repeats = false) {
         const bool is_batch = batched != Py_False;
         const int cut = first + last, leads = is_batch + first;
         if (!(torch.is_tensor(image) ? view(image, image_.v) : image_.read(image)) ||
@@ -30,7 +30,7 @@ class FastImage {
             return false;
         channels = first ? x.shape[is_batch] : last ? x.shape[x.ndim - 1] : 1;
         call.batch = is_batch ? x.shape[0] : 1;
-        call.size = x.count / call.batch / channels;
+        call.size = repeats ? channels : x.count / call.batch / channels;
         call.segment = call.batch * call.size, call.index = &first_row_, call.n_rows = 1;
         segment = numbers.ndim == 0 ? call.segment : call.size;
         outputs.first = {x.kind, x.is_tensor, x.ndim, x.shape, x.count, nullptr};
@@ -94,6 +94,32 @@ PyObject* fast_rician(PyObject*, PyObject* const* args, Py_ssize_t n) {
     rician.type = dtype(x.kind);
     const auto run = [&](const Call& normals, const GoOn& go_on) { return run_rician(normals, rician, go_on); };
     return run_plain(fast.call, run) ? fast.outputs.give() : nullptr;
+}
+
+// factors(x, low, high, noise, each, last), or NotImplemented: an array times factors from low to high, one of its own
+// for each place or, without `each`, for all; last: the places have the last axis, whose elements share a factor or,
+// without `each`, have their own.
+PyObject* fast_factors(PyObject*, PyObject* const* args, Py_ssize_t n) {
+    if (n != 6) return PyErr_Format(PyExc_TypeError, "factors: expected 6 arguments, got %zd", n);
+    FastImage fast;
+    Factors factors{};
+    factors.repeat = args[4] != Py_True;
+    if (!PyFloat_CheckExact(args[1]) || !PyFloat_CheckExact(args[2]) ||
+        !fast.parse(args[0], args[1], args[3], Py_False, Py_None, 0, args[5] == Py_True, factors.repeat))
+        return declined();
+    const View& x = fast.x;
+    const double low = PyFloat_AS_DOUBLE(args[1]), range = PyFloat_AS_DOUBLE(args[2]) - low;
+    if ((x.kind != Kind::f32 && !is_level(x.kind)) || fast.channels > kLevels || fast.noise.whole > 0 ||
+        !is_single(low) || !is_single(range))
+        Py_RETURN_NOTIMPLEMENTED;
+    if (!fast.outputs.make(fast.call)) return nullptr;
+    factors.x = x.data, factors.out = fast.call.out[0];
+    factors.places = x.count / fast.channels, factors.channels = fast.channels;
+    factors.low = static_cast<float>(low), factors.range = static_cast<float>(range);
+    factors.type = dtype(x.kind);
+    fast.noise.use_uniform(fast.call);
+    const auto run = [&](const GoOn& go_on) { return run_factors(fast.call, factors, go_on); };
+    return run_call(x.count > kAtOnce, run) ? fast.outputs.give() : nullptr;
 }
 
 }  // namespace nf

@@ -36,6 +36,7 @@ PyObject* fast_categorical(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* fast_cross_entropy(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* fast_token_step(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* fast_impulse(PyObject*, PyObject* const* args, Py_ssize_t n);
+PyObject* fast_factors(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* fast_rician(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* fast_walk(PyObject*, PyObject* const* args, Py_ssize_t n);
 bool init_fast_path();

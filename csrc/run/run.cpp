@@ -150,6 +150,12 @@ bool run_poisson(const Call& call, const Poisson& poisson, const GoOn& go_on) {
     return parallel_for(call.batch * call.size, kChunk / 8, body, go_on);
 }
 
+bool run_factors(const Call& call, const Factors& factors, const GoOn& go_on) {
+    const Kernels& k = kernels();
+    const auto body = [&](int64_t begin, int64_t end) { k.factors(call, factors, begin, end); };
+    return parallel_for(factors.places, kChunk / factors.channels, body, go_on);
+}
+
 bool run_iso(const Call& call, const Iso& iso, const GoOn& go_on) {
     const Kernels& k = kernels();
     const auto body = [&](int64_t begin, int64_t end) { k.iso(call, iso, begin, end); };

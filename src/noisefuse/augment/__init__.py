@@ -17,6 +17,7 @@ from .colours import add_spectrum as add_spectrum
 from .colours import coloured
 from .colours import slope_gains as slope_gains
 from .corruptions import corrupt
+from .factors import times as times
 from .impulses import impulse
 from .iso import iso_noise as iso_noise
 from .keys import sample_id, strengths
@@ -27,7 +28,6 @@ from .prepared import prepare
 from .rows import at_snr, by_level, gaussian, multiplicative, rms, sensor
 from .rows import call_inside as call_inside
 from .rows import row_inside as row_inside
-from .rows import times as times
 
 __all__ = [
     "at_snr", "by_level", "coloured", "corrupt", "gaussian", "impulse", "multiplicative", "poisson", "prepare",

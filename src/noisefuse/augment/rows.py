@@ -104,11 +104,6 @@ def multiplicative(x: Images[ArrayT], std: ArrayLike, noise: NoiseLike, **option
     return _apply(x, noise, _MULTIPLICATIVE, {"std": std}, **options)
 
 
-def times(x: Array, gain: float | NDArray[Any], clip: Clip = None) -> Array:
-    """Returns an image times a number, or times one for each of its channels, which are last."""
-    return _apply(x, _NOTHING, _GAIN, {"gain": gain}, layout="HWC", clip=clip, batched=False)
-
-
 @documented(_SHARED)
 def sensor(x: Images[ArrayT], a: ArrayLike, b: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT:
     """The noise of a camera, whose variance is linear in the signal: x + sqrt(max(a x + b, 0)) z.
@@ -302,7 +297,6 @@ class Model:
 
 _GAUSSIAN = Model((("out.x", 1.0), ("out.z", "std"), ("out.k", "mean")))
 _MULTIPLICATIVE = Model((("clean.x", 1.0), ("out.x", 1.0), ("out.z", "std")), TIMES_CLEAN)
-_GAIN, _NOTHING = Model((("out.x", "gain"),)), Noise(0)  # from which nothing is drawn
 _VARIANCE = (("clean.x", "a"), ("clean.k", "b"), ("clean.lo", 0.0), ("clean.hi", math.inf))
 _BY_LEVEL = Model((("out.k", "mean_table"), ("out.z", "std_table")))
 _SENSOR = Model((*_VARIANCE, ("out.x", 1.0), ("out.z", 1.0)), TIMES_ROOT)

@@ -32,7 +32,7 @@ class Backend(Protocol):
     """The interface of a backend module. Its arguments were checked in `arguments`.
 
     Attributes:
-        fast_row .. fast_rician: its fast path, or None.
+        fast_row .. fast_factors: its fast path, or None.
         empty: allocates outputs in host memory, like `numpy.empty`.
         tests_itself: whether it is tested on first use, and not when it is loaded.
     """
@@ -50,6 +50,7 @@ class Backend(Protocol):
     fast_walk: Callable[..., Any] | None
     fast_impulse: Callable[..., Any] | None
     fast_rician: Callable[..., Any] | None
+    fast_factors: Callable[..., Any] | None
     empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
     tests_itself: bool
 
@@ -113,6 +114,7 @@ fast_token_step: Callable[..., Any] = _at_first("fast_token_step")
 fast_walk: Callable[..., Any] = _at_first("fast_walk")
 fast_impulse: Callable[..., Any] = _at_first("fast_impulse")
 fast_rician: Callable[..., Any] = _at_first("fast_rician")
+fast_factors: Callable[..., Any] = _at_first("fast_factors")
 FAST_PATH = tuple(name for name in Backend.__annotations__ if name.startswith("fast_"))
 empty: Callable[..., Any] = _at_first("empty")
 

@@ -50,6 +50,7 @@ fast_token_step: Callable[..., Any] = _native.token_step
 fast_walk: Callable[..., Any] = _native.walk
 fast_impulse: Callable[..., Any] = _native.impulse
 fast_rician: Callable[..., Any] = _native.rician
+fast_factors: Callable[..., Any] = _native.factors
 # Large ones in memory that earlier outputs gave back.
 empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]] = _native.empty
 tests_itself = False

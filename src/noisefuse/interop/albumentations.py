@@ -28,7 +28,6 @@ from .transforms.keyed import FromItem, OfUnitRange, applies, given_by, noise_by
 
 with needs(__name__, "albumentations"):
     import albumentations
-    import cv2
     from albumentations.augmentations.utils import non_rgb_error
 
 __all__ = ["GaussNoise", "ISONoise", "MultiplicativeNoise", "SaltAndPepper", "ShotNoise"]
@@ -85,7 +84,8 @@ class _Keyed(FromItem, OfUnitRange):
     def _numbers(self, name: Name, *ranges: tuple[float, float]) -> list[float]:
         """Draws a number in each range: by the image's key, or from the transform's own generator."""
         if self.key is None:
-            return [self.py_random.uniform(*one) for one in ranges]
+            draw = self.py_random.random
+            return [low + (high - low) * draw() for low, high in ranges]  # `uniform`, with fewer calls
         return [strength(_noise(name).at(stream=64 * n), *one) for n, one in enumerate(ranges)]
 
     def apply_to_images(self, images: Array, *args: Any, **params: Any) -> Array:
@@ -236,27 +236,10 @@ class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
         return {"noise": self._name(data)}
 
     def apply(self, img: Array, noise: Name, **params: Any) -> Array:
-        if (levels := levels_of(img.dtype)) is None:
+        if levels_of(img.dtype) is None:
             self._warn_of_levels(img)
-        channels = img.shape[-1:] if _has_channels(params) else ()
-        pixels = img.shape[: img.ndim - len(channels)] if self.elementwise else ()
-        low, high = self.multiplier
-        shape = (*pixels, *(channels if self.per_channel else ()))
-        factors = nf.uniform(shape or (1,), _noise(noise), dtype="float32", batched=False)
-        factors *= high - low
-        factors += low
-        if not self.elementwise:
-            gain = factors if len(factors) > 1 else factors.item()
-            result: Array = nf.augment.times(img, gain, (0.0, 1.0) if levels is None else None)
-            return result
-        if channels and not self.per_channel:
-            factors = factors[..., None]
-        if img.dtype == np.uint8:
-            return _product(img, factors)
-        result = img * factors
-        if levels is not None:
-            return np.rint(result).clip(0, LEVELS[levels]).astype(img.dtype)
-        return np.clip(result, 0.0, 1.0, out=result)
+        last = self.per_channel != self.elementwise and _has_channels(params)
+        return nf.augment.times(img, *self.multiplier, _noise(noise), self.elementwise, last)
 
 
 class SaltAndPepper(_Keyed, albumentations.SaltAndPepper):
@@ -334,11 +317,3 @@ class ShotNoise(_Keyed, albumentations.ShotNoise):
             self._warn_of_levels(img)
             np.clip(result, 0.0, 1.0, out=result)
         return result
-
-
-def _product(img: Array, factors: Array) -> Array:
-    """Multiplies bytes, rounded to nearest even, as OpenCV rounds."""
-    x, y = (np.ascontiguousarray(np.broadcast_to(a, img.shape)).reshape(-1, 1) for a in (img, factors))
-    product: Any = cv2.multiply(x, y, dtype=cv2.CV_8U)
-    result: Array = product.reshape(img.shape)
-    return result
