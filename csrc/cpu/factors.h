@@ -6,15 +6,18 @@
 namespace nf {
 namespace {
 
-// Multiplies groups of bytes. Returns how many elements it did.
-int multiply_bytes(const Factors& m, int64_t at, const float* factor, int n) {
+// Multiplies whole groups. Returns how many elements it did. NaN stays NaN.
+template <DType Type>
+int multiply_groups(const Factors& m, int64_t at, const float* factor, int n) {
     constexpr int W = Lane::width;
     int i = 0;
     for (; i + kGroup <= n; i += kGroup) {
         Lane::f32 product[kVectors];
-        for (int v = 0; v < kVectors; ++v)
-            product[v] = Lane::mul(load_lanes<DType::u8>(m.x, at + i + v * W), Lane::load(factor + i + v * W));
-        store_lanes<DType::u8>(m.out, at + i, product, false);
+        for (int v = 0; v < kVectors; ++v) {
+            product[v] = Lane::mul(load_lanes<Type>(m.x, at + i + v * W), Lane::load(factor + i + v * W));
+            if (Type == DType::f32) product[v] = Lane::clamp(product[v], Lane::splat(0.0f), Lane::splat(1.0f));
+        }
+        store_lanes<Type>(m.out, at + i, product, false);
     }
     return i;
 }
@@ -29,15 +32,14 @@ void factor_range(const Call& s, const Factors& m, int64_t begin, int64_t end) {
     const auto multiply = [&](int64_t place, int places) {
         int64_t at = place * each;
         int n = places * each;
-        const int done = m.type == DType::u8 ? multiply_bytes(m, at, factor, n) : 0;
+        const int done = m.type == DType::u8    ? multiply_groups<DType::u8>(m, at, factor, n)
+                         : m.type == DType::f32 ? multiply_groups<DType::f32>(m, at, factor, n)
+                                                : 0;
         if ((n -= done) == 0) return;
         load_as(value, m.x, m.type, at += done, n);
         for (int i = 0; i < n; ++i) value[i] *= factor[done + i];
-        if (m.type == DType::f32)  // NaN stays NaN
-            for (int i = 0; i < n; ++i) {
-                const float above = 0 > value[i] ? 0 : value[i];
-                value[i] = 1 < above ? 1 : above;
-            }
+        if (m.type == DType::f32)
+            for (int i = 0; i < n; ++i) value[i] = value[i] < 0 ? 0 : value[i] > 1 ? 1 : value[i];
         store_as(m.out, m.type, at, value, n, false);
     };
     const auto tile = [&](int64_t at, Counters& counters, Noise<float>& noise, const RoundKeys& keys) {
