@@ -239,7 +239,8 @@ class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
         if levels_of(img.dtype) is None:
             self._warn_of_levels(img)
         last = self.per_channel != self.elementwise and _has_channels(params)
-        return nf.augment.times(img, *self.multiplier, _noise(noise), self.elementwise, last)
+        low, high = self.multiplier
+        return nf.augment.times(img, low, high, _noise(noise), self.elementwise, last)
 
 
 class SaltAndPepper(_Keyed, albumentations.SaltAndPepper):
