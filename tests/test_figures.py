@@ -57,7 +57,6 @@ def test_a_ratio_of_ours_is_turned_round():
 @pytest.mark.parametrize(
     ("page", "count"),
     [
-        ("docs/which-call.md", r"`samplers\.\*`: (\d+) of them"),
         ("docs/compare.md", r"\| samplers \| (\d+),"),
         ("docs/index.md", r"(\d+) samplers, each"),
     ],

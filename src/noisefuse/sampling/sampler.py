@@ -267,6 +267,7 @@ class Sampler(Steps):
             if (of_arrays := library_for(x).of_arrays) is not None:
                 (model, answer), time = of_arrays(model, answer), "scalar" if time is None else time
         elif is_new and keep is None and isinstance(x, np.ndarray):
+            check_output(out, x)
             answer = asked(model, *self.model_input(0, x, time=time))
         scanned = library_for(x).sample
         if scanned is not None and drawn is None and callback is None and keep is None and not log_probs:

@@ -169,9 +169,7 @@ def checked(
     rows, n = x.shape[:-1], x.shape[-1]
     size = math.prod(rows)
     of_rates = x_t is not None
-    for name, given in (("ids", ids), ("x_t", x_t if of_rates else ids)):
-        if (shape := tuple(np.shape(given))) != rows:
-            raise ValueError(f"{name}: expected shape {rows}, as logits {x.shape} have the tokens last, got {shape}")
+    ids, x_t = _integers("ids", ids, x.shape), _integers("x_t", x_t, x.shape) if of_rates else None
     counts: Any = np.ones(size, np.bool_) if on_host else None
     if masked is not None:  # a copy, as the gradient may be written there
         name = "where" if of_rates else "masked"
@@ -229,10 +227,18 @@ def _numbers(name: str, value: Any, rows: tuple[int, ...]) -> NDArray[np.float64
     )
 
 
-def _ids(name: str, ids: Any, counts: NDArray[np.bool_], n: int) -> NDArray[np.int64]:
-    array = as_numbers(name, ids)
+def _integers(name: str, value: Any, shape: tuple[int, ...]) -> Any:
+    """Returns integers, one for each row of logits of this shape."""
+    array = as_numbers(name, value)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got {array.dtype}")
+    if array.shape != shape[:-1]:
+        expected = f"shape {shape[:-1]}, as logits {shape} have the tokens last"
+        raise ValueError(f"{name}: expected {expected}, got {array.shape}")
+    return array
+
+
+def _ids(name: str, array: Any, counts: NDArray[np.bool_], n: int) -> NDArray[np.int64]:
     if not isinstance(array, np.ndarray):  # of a device: an id outside of the vocabulary gives NaN
         return contiguous(array).reshape(-1)
     flat = array.flatten()  # kernels read the numbers that are checked
