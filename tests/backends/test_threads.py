@@ -199,9 +199,9 @@ def fork(*_):
         child = os.fork()
 
 signal.signal(signal.SIGALRM, fork)
-signal.setitimer(signal.ITIMER_REAL, 0.2)
+signal.setitimer(signal.ITIMER_REAL, 0.1)
 try:
-    walk(1 << 17)
+    walk(1 << 18)
 except RuntimeError as error:
     assert "forked in the middle of this call" in str(error)
 if os.getpid() != before:
