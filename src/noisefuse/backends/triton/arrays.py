@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,18 @@ from .. import NEEDS_CUPY
 
 class Array:
     """The memory of a tensor on a device. `device`: its number, which is not looked up in the tensor."""
+
+    tensor: Tensor
+    device: SimpleNamespace
+    data: SimpleNamespace
+    flags: SimpleNamespace
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    ndim: int
+    size: int
+    itemsize: int
+    nbytes: int
 
     def __init__(self, tensor: Tensor, device: int, dtype: np.dtype[Any]) -> None:
         self.tensor, self.dtype, self.shape = tensor, dtype, tuple(tensor.shape)
@@ -94,7 +107,12 @@ class Array:
     def _refuse(self, *given: Any, **options: Any) -> Any:
         raise NotImplementedError(NEEDS_CUPY)
 
-    swapaxes = __array__ = __iadd__ = __imul__ = __sub__ = __truediv__ = _refuse
+    swapaxes: Callable[..., Any] = _refuse
+    __array__: Callable[..., Any] = _refuse
+    __iadd__: Callable[..., Any] = _refuse
+    __imul__: Callable[..., Any] = _refuse
+    __sub__: Callable[..., Any] = _refuse
+    __truediv__: Callable[..., Any] = _refuse
 
 
 def place(device: int) -> torch.device:

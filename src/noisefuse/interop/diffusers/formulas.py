@@ -7,6 +7,7 @@ the releases that it was compared with. Other versions of diffusers, and what no
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import itemgetter
 from typing import Any
 
@@ -21,7 +22,6 @@ import noisefuse as nf
 from . import rows
 from .rows import NOTHING, REMEMBERED, SAMPLE, Pick, Plan, Step
 
-ROW, m1, past, x = nf.tableau.ROW, nf.tableau.m1, nf.tableau.past, nf.tableau.x
 COMPARED = "0.35.2", "0.38.0", "0.42.1"
 _NONE = itemgetter(slice(0, 0))
 
@@ -45,7 +45,7 @@ def plan(scheduler: Any, start: int, options: tuple[Any, ...]) -> Plan:
 
 def _flow_euler(scheduler: Any, sigmas: Any, start: int) -> Any:
     s, s_next, draws = sigmas[:-1], sigmas[1:], bool(scheduler.config.stochastic_sampling)
-    table = np.zeros(len(s), ROW)
+    table = np.zeros(len(s), nf.tableau.ROW)
     table["clean"]["lo"], table["clean"]["hi"] = -np.inf, np.inf
     out = table["out"]
     if draws:  # (1 - s') (x - s m1) + s' z
@@ -71,7 +71,8 @@ def _heun(scheduler: Any, sigmas: Any, start: int) -> Any:
         or not changes[start:-1:2].all()  # a factor of 0 reads nothing
     ):
         return None
-    table = np.zeros((n, 1), ROW)
+    m1, past, x = nf.tableau.m1, nf.tableau.past, nf.tableau.x
+    table = np.zeros((n, 1), nf.tableau.ROW)
     table["clean"]["lo"], table["clean"]["hi"] = -np.inf, np.inf
     for first, dt in ((start, changes[start::2]), (start + 1, changes[start:-1:2])):
         s = sigmas[first:-1:2]
@@ -79,7 +80,7 @@ def _heun(scheduler: Any, sigmas: Any, start: int) -> Any:
         e = (x - clean) / s
         mean = (past[0] + e) / 2
         row = nf.Row(x + dt * e, aux1=clean, aux2=e) if first == start else nf.Row(past[1] + dt * mean, aux1=clean)
-        table[first::2] = (row.numbers() + 0.0).view(ROW)  # + 0.0: no -0
+        table[first::2] = (row.numbers() + 0.0).view(nf.tableau.ROW)  # + 0.0: no -0
     before, denoised, derivative = itemgetter(REMEMBERED, REMEMBERED + 1), REMEMBERED + 3, REMEMBERED + 4
     result, places = itemgetter(slice(denoised, derivative)), {"prev_derivative": derivative, "sample": SAMPLE}
     kept: list[tuple[str, Pick, bool]] = [(name, itemgetter(place), False) for name, place in places.items()]
@@ -96,4 +97,7 @@ def _heun(scheduler: Any, sigmas: Any, start: int) -> Any:
     return table[:, 0], (steps, names, begins, itemgetter(*names), HeunDiscreteSchedulerOutput, fields, True)
 
 
-FORMULAS = {diffusers.FlowMatchEulerDiscreteScheduler: _flow_euler, diffusers.HeunDiscreteScheduler: _heun}
+FORMULAS: dict[type, Callable[[Any, Any, int], Any]] = {
+    diffusers.FlowMatchEulerDiscreteScheduler: _flow_euler,
+    diffusers.HeunDiscreteScheduler: _heun,
+}
