@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The fast path of noise whose images, words or normals are no rows: impulses and magnitudes.
+// The fast path of noise whose images, words or normals are no rows: impulses, magnitudes and factors.
 #pragma once
 #include "fast_call.h"
 #include "fast_rows.h"
