@@ -115,6 +115,7 @@ class FastCall {
     struct Copies {
         Scratch strided[kSlots];
         PyObject* native[kSlots] = {};  // of swapped bytes
+        Copy orders[kSlots];            // of arrays that are read block by block
         ~Copies() {
             for (PyObject* o : native) Py_XDECREF(o);
         }
@@ -189,13 +190,28 @@ class FastCall {
         if (!view_any(o, v, copy, watched) || v.count > kMost) return false;
         Turned found;
         if (slot != kD && is_turned(v, copy, found) &&
-            (!lie_turned_ || (found.rows == turned.rows && found.columns == turned.columns))) {
+            (!turned.rows || (found.rows == turned.rows && found.columns == turned.columns))) {
             lie_turned_ |= 1u << slot;
             turned.rows = found.rows, turned.columns = found.columns;
             return true;
         }
-        return copied(copy, v, slot);
+        return keep_order(copy, v, slot) || copied(copy, v, slot);
     }
+
+    // Keeps the order of an array whose elements follow one another in long runs. It then has no memory that outputs
+    // could overlap: `settle` looks at that.
+    bool keep_order(Copy& copy, View& v, int slot) {
+        constexpr int64_t kLongRun = 512;
+        strides_of(copy.shape, copy.axes, copy.item, false, copy.to_strides);
+        if (slot == kD || v.count <= kFewTurned || run_in_order(copy) < kLongRun || !can_copy()) return false;
+        turned.orders = copies_->orders;
+        copies_->orders[slot] = copy;
+        v.data = reinterpret_cast<char*>(&copies_->orders[slot]), v.bytes = 0;
+        lie_turned_ |= 1u << slot;
+        return true;
+    }
+
+    bool has_order(int slot) const { return turned.orders && turned.orders[slot].item; }
 
     bool can_copy() { return copies_ || (copies_.reset(new (std::nothrow) Copies), copies_); }
 
@@ -204,7 +220,7 @@ class FastCall {
         PyObject* const m = PyTuple_CheckExact(a.model_output) ? PyTuple_GET_ITEM(a.model_output, 0) : a.model_output;
         const bool copied = (copies_ && copies_->strided[leads].data) || lies_turned(leads);
         outputs.channels_last = copied && x.is_tensor && torch.is_channels_last(leads == kM1 ? m : a.x);
-        outputs.written_last = outputs.channels_last && lies_turned(leads);
+        outputs.written_last = outputs.channels_last && lies_turned(leads) && !has_order(leads);
         return true;
     }
 
@@ -230,17 +246,18 @@ class FastCall {
     // copied before, and so are arrays whose memory is written to.
     bool settle() {
         if (!lie_turned_) return true;
+        if (!turned.rows) turned.rows = turned.columns = 1;
         unsigned read = 0;
         bool written = false;
         for (int slot = 0; slot < kSlots; ++slot) {
             read |= call.in[slot] ? 1u << slot : 0;
-            written |= lies_turned(slot) && outputs.spoil(inputs_[slot], false);
+            written |= lies_turned(slot) && (has_order(slot) ? outputs.given() : outputs.spoil(inputs_[slot], false));
         }
         const unsigned all = (1u << outputs.wanted) - 1, last = outputs.written_last ? outputs.new_ones() : 0;
         const int64_t plane = turned.rows * turned.columns;
         const bool draws = call.draw != Draw::none;
-        turned.alike = read == turned.inputs && call.segment % plane == 0 && call.size % plane == 0 && !call.period &&
-                       (!draws || turns_noise(all, last));
+        turned.alike = !turned.orders && read == turned.inputs && call.segment % plane == 0 && call.size % plane == 0 &&
+                       !call.period && (!draws || turns_noise(all, last));
         const bool anywhere = turned.alike && !adds_up;
         if (anywhere && !draws && last == all) {
             turned = {};

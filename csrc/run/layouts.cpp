@@ -255,4 +255,38 @@ void copy_here(const Copy& copy, bool near, bool from_near) {
     copy_tiles_of(copy.item)(copy, tiles, 0, tiles.count);
 }
 
+int64_t run_in_order(const Copy& copy) {
+    int64_t run = 1;
+    for (int axis = copy.axes - 1; axis >= 0; run *= copy.shape[axis--])
+        if (copy.shape[axis] > 1 && copy.from_strides[axis] != copy.to_strides[axis]) break;
+    return run;
+}
+
+const char* part_of(const Copy& whole, int64_t begin, int64_t end, char* to) {
+    const auto place = [&](int64_t at) {
+        const char* from = whole.from;
+        for (int a = whole.axes - 1; a >= 0; at /= whole.shape[a--])
+            from += at % whole.shape[a] * whole.from_strides[a];
+        return from;
+    };
+    const char* const first = place(begin);
+    const int64_t run = run_in_order(whole);
+    if (begin % run + end - begin <= run && reinterpret_cast<uintptr_t>(first) % static_cast<size_t>(whole.item) == 0)
+        return first;
+    for (int64_t at = begin; at < end;) {
+        // A box: a part of one axis, and all of those after it.
+        Copy box = whole;
+        int axis = whole.axes - 1;
+        int64_t inner = 1;
+        for (int64_t all; axis > 0 && at % (all = inner * whole.shape[axis]) == 0 && all <= end - at; --axis)
+            inner = all;
+        std::fill_n(box.shape, axis, 1);
+        box.shape[axis] = std::min(whole.shape[axis] - at / inner % whole.shape[axis], (end - at) / inner);
+        box.from = place(at), box.to = to + whole.item * (at - begin);
+        copy_here(box, false, false);
+        at += box.shape[axis] * inner;
+    }
+    return to;
+}
+
 }  // namespace nf

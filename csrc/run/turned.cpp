@@ -38,7 +38,7 @@ struct Blocks {
     Blocks(const Call& call, const Turned& t, int64_t piece) {
         const int64_t total = call.batch * call.size, unit = piece ? kLossChunk : kRun;
         const bool draws = turns_noise(call, t);
-        whole_rows = draws || (piece ? t.columns % unit || piece % t.columns : t.columns < unit);
+        whole_rows = draws || t.orders || (piece ? t.columns % unit || piece % t.columns : t.columns < unit);
         if (!whole_rows) {
             const bool few_arrays = std::popcount(t.inputs) + std::popcount(t.outputs) < 3;
             height = std::min(t.rows, std::max(few_arrays ? 2 * kFewRows : kFewRows, kBlock / unit));
@@ -47,6 +47,10 @@ struct Blocks {
             width = t.columns;
             // Noise of a part of a plane is drawn in runs of that height.
             height = std::max(draws && !is_small(t) ? kRun : kFewRows, kBlock / width);
+            // A run of arrays in their own order is read where it lies.
+            for (int s = 0; s < kSlots && t.orders; ++s)
+                if (t.inputs >> s & 1 && t.orders[s].item)
+                    height = std::clamp<int64_t>(run_in_order(t.orders[s]) / width, 1, height);
         }
         down = (t.rows + height - 1) / height, across = (t.columns + width - 1) / width;
         count = down * across * (total / (t.rows * t.columns));
@@ -129,7 +133,10 @@ class Block {
         const int64_t own = bytes_of(noise_.type), height = std::min(turned_.rows, blocks_.height);
         if (computes_) residuals_ = room(own * (rows / turned_.rows + 2) * turned_.rows * turned_.columns);
         if (draws_) drawn_ = room(own * turned_.columns * ((computes_ ? turned_.rows : height) + kGap));
-        for (int s = 0; s < kSlots; ++s) place(in_[s], s, inputs, call_.in_type[s], call_.in[s]);
+        for (int s = 0; s < kSlots; ++s) {
+            place(in_[s], s, inputs, call_.in_type[s], call_.in[s]);
+            if (in_[s].size && turned_.orders && turned_.orders[s].item) in_[s].order = turned_.orders + s;
+        }
         for (int o = 0; o < 3; ++o)
             if (call_.out[o]) place(out_[o], o, turned_.outputs, call_.type_of(o), call_.out[o]);
         // Kernels of steps may write to what they read.
@@ -182,7 +189,9 @@ class Block {
     struct Array {
         int64_t size = 0;  // bytes of an element
         char* whole;
-        int64_t at;  // its first byte in the block's memory
+        int64_t at;                   // its first byte in the block's memory
+        const Copy* order = nullptr;  // or it lies in this order,
+        const char* here = nullptr;   // and this block of it here
     };
 
     // The first element of a block of whole rows.
@@ -219,7 +228,10 @@ class Block {
             }
         }
         for (int s = 0; s < kSlots; ++s)
-            if (in_[s].size && !(draws_ && s == kZ)) turn(in_[s], place_, true);
+            if (Array& a = in_[s]; a.order)
+                a.here = part_of(*a.order, place.row * row_, (place.row + place.rows) * row_, scratch_.data + a.at);
+            else if (a.size && !(draws_ && s == kZ))
+                turn(a, place_, true);
     }
 
     // Runs of noise: so many, `apart` elements apart, of `length` elements.
@@ -280,7 +292,8 @@ class Block {
     // Makes the call's arrays those of this block, whose elements lie so many elements after their number in the call.
     void point(int64_t shift) {
         for (int s = 0; s < kSlots; ++s)
-            if (in_[s].size) call_.in[s] = scratch_.data + in_[s].at + in_[s].size * shift;
+            if (const Array& a = in_[s]; a.size)
+                call_.in[s] = (a.order ? a.here : scratch_.data + a.at) + a.size * shift;
         for (int o = 0; o < 3; ++o)
             if (out_[o].size) call_.out[o] = scratch_.data + out_[o].at + out_[o].size * shift;
     }
@@ -302,7 +315,7 @@ class Block {
                 __builtin_prefetch(a.whole + a.size * first + byte, 1, 2);
         const int64_t next = first + ahead, most = std::min(n, whole_.batch * whole_.size - next);
         for (const Array& a : in_)
-            for (int64_t byte = 0; byte < most * a.size; byte += kLine)
+            for (int64_t byte = 0; byte < most * a.size && !a.order; byte += kLine)
                 __builtin_prefetch(a.whole + a.size * next + byte, 0, 2);
     }
 

@@ -10,12 +10,15 @@
 
 namespace nf {
 
+struct Copy;
+
 // The arrays of a call that are turned: their planes (rows, columns) lie as (columns, rows) in memory. The rows of
 // channels_last arrays are channels, and their columns pixels. All other arrays lie in C's order.
 struct Turned {
     int64_t rows = 0, columns = 0;     // of a plane
     unsigned inputs = 0, outputs = 0;  // bit s: in[s], bit o: out[o]
     bool alike = false;  // all inputs are turned, and each plane has one row: sums may be taken as the arrays lie
+    const Copy* orders = nullptr;  // or null; in[s] is no plane but lies in orders[s], where that has an `item`
 
     bool any() const { return inputs || outputs; }
 };

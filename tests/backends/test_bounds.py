@@ -81,6 +81,10 @@ for name in (*NATIVE, *NUMBA):
                 nf.q_walk(a, schedule, part, keep=[1, 3])
                 nf.randn(shape, part, dtype=dtype)
                 nf.uniform(shape, ids, dtype="float64")
+            for length in (4099, 4096):  # read where they lie, but for parts of the longer ones
+                a, b = (np.ones((5, 3, length)).astype(dtype).transpose(1, 0, 2) for _ in range(2))
+                nf.mse_loss_and_grad(a, b, 3, schedule, noise, target="v")
+                nf.update(table, 3, a, b, past=[b], noise=noise, aux_out=1)
 assert held
 os._exit(0)  # what is left would be given back to functions that are gone
 """

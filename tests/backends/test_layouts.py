@@ -125,7 +125,26 @@ SUMS = {
     "a step with noise": lambda a, b: nf.update(FLOW, TIMES, b, b / 2, noise=IDS),
     "into out": lambda a, b: nf.mse_loss_and_grad(b, b / 2, 3, S, N, target="v", out=np.empty(a.shape, a.dtype)),
 }
-LAID = {"channels last": (0, 2, 3, 1), "transposed": (0, 1, 3, 2), "the batch last": (1, 2, 3, 0)}
+LAID = {
+    "channels last": (0, 2, 3, 1), "transposed": (0, 1, 3, 2), "the batch last": (1, 2, 3, 0),
+    "rows last": (0, 3, 1, 2), "the batch moved": (1, 0, 2, 3), "three turned": (0, 3, 2, 1),
+    "Fortran order": (3, 2, 1, 0),
+}  # fmt: skip
+
+
+def laid(x, axes):
+    """Returns the numbers of x in memory where its axes have this order."""
+    return np.ascontiguousarray(x.transpose(axes)).transpose(np.argsort(axes))
+
+
+def parts(x):
+    """Returns the numbers of x in parts of larger arrays, backwards, and those of one sample for all."""
+    wide = np.repeat(np.repeat(x, 2, axis=1), 2, axis=-1)
+    yield "channels", np.concatenate([x, x], axis=1)[:, : x.shape[1]]
+    yield "columns", wide[:, ::2, :, ::2]
+    yield "backwards", np.ascontiguousarray(x[::-1, :, ::-1])[::-1, :, ::-1]
+    yield "channels last, in part", laid(wide, (0, 2, 3, 1))[:, 1::2, :, ::2]
+    yield "misaligned", np.frombuffer(b"." + x.tobytes(), x.dtype, offset=1).reshape(x.shape)
 
 
 @pytest.mark.parametrize("layout", LAID)
@@ -134,11 +153,12 @@ LAID = {"channels last": (0, 2, 3, 1), "transposed": (0, 1, 3, 2), "the batch la
 def test_large_sums(name, dtype, layout):
     """Losses, densities and gradients are added up in C's order. Seen to fail: a block that writes the rows of its
     neighbours; accumulators of a row that take chunks of two rows; one row for planes of several; noise of a block's
-    first columns for those that follow; accumulators that are emptied within a chunk."""
+    first columns for those that follow; accumulators that are emptied within a chunk; a box that begins within an axis
+    and has all of those after it; sums in the order of arrays that have no planes."""
     axes = LAID[layout]
     for shape in ((6, 3, 64, 64), (6, 3, 61, 67), (6, 9, 64, 64), (6, 70, 17, 31), (6, 6, 32, 40)):
         x = np.random.default_rng(7).random(shape).astype(dtype)
-        last = np.ascontiguousarray(x.transpose(axes)).transpose(np.argsort(axes))
+        last = laid(x, axes)
         for threads in (1, 3):
             with nf.set_num_threads(threads):
                 found, expected = SUMS[name](x, last), SUMS[name](x, x)
@@ -154,12 +174,56 @@ def test_large_calls(name, dtype):
     call = LARGE[name]
     for (channels, height, width), axes in itertools.product(((3, 61, 67), (16, 64, 64), (70, 17, 31)), LAID.values()):
         x = (np.arange(4 * channels * height * width) % 251).astype(dtype).reshape(4, channels, height, width)
-        last = np.ascontiguousarray(x.transpose(axes)).transpose(np.argsort(axes))
+        last = laid(x, axes)
         for threads in (1, 3):
             with nf.set_num_threads(threads):
                 found, expected = call(x, last), call(x, x)
             for one, other in zip(found, expected, strict=True) if type(found) is tuple else [(found, expected)]:
                 assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
+@pytest.mark.parametrize("name", SUMS)
+def test_parts_of_arrays(name, dtype):
+    """They are read where they lie, or copied block by block. Seen to fail: a block that goes on after its run."""
+    for shape in ((6, 8, 64, 64), (6, 4, 61, 67), (6, 70, 17, 31)):
+        x = np.random.default_rng(7).random(shape).astype(dtype)
+        expected = SUMS[name](x, x)
+        for threads, (_, part) in itertools.product((1, 3), parts(x)):
+            with nf.set_num_threads(threads):
+                found = SUMS[name](x, part)
+            for one, other in zip(found, expected, strict=True) if type(found) is tuple else [(found, expected)]:
+                assert np.array_equal(one, other)
+
+
+def test_arrays_in_several_orders():
+    """Each input has its own."""
+    x, y, z = np.random.default_rng(7).random((3, 6, 8, 64, 64), np.float32)
+    calls = (
+        lambda a, b, c: nf.density.log_prob(FLOW, TIMES, a, b, c),
+        lambda a, b, c: nf.interpolate_loss_and_grad(a, b, c, 0.3, LINEAR, target="velocity")[1],
+        lambda a, b, c: nf.update(FLOW, TIMES, a, b, noise=IDS),
+    )
+    ways = [*LAID.values(), None]
+    for call, one, other, third in itertools.product(calls, ways, ways, ways):
+        a, b, c = (v if axes is None else laid(v, axes) for v, axes in ((x, one), (y, other), (z, third)))
+        assert np.array_equal(call(a, b, c), call(x, y, z))
+
+
+def test_an_output_where_a_part_lies():
+    """Seen to fail: elements that are read after others were written in their place."""
+    whole = np.random.default_rng(1).random((8, 64, 64, 64), np.float32)
+    kept = whole.copy()
+    for part, out in (
+        (whole[:4].transpose(1, 0, 2, 3), whole[:4].reshape(64, 4, 64, 64)),
+        (whole[:4].transpose(0, 3, 2, 1), whole[:4]),
+        (whole[:, :32], whole[4:].reshape(8, 32, 64, 64)),
+        (whole[7::-2], whole[:4]),
+    ):
+        x, m = part.copy(), part.copy() / 2
+        expected = nf.update(DDIM.tableau, 3, x, m)
+        assert np.array_equal(nf.update(DDIM.tableau, 3, part, m, out=out), expected)
+        whole[:] = kept
 
 
 def test_few_pixels_of_many_channels():
@@ -194,6 +258,8 @@ def test_noise_is_turned_on_every_instruction_set(isa):
             for dtype in ("float32", "float16"):
                 test_large_sums(name, dtype, "channels last")
                 test_large_sums(name, dtype, "transposed")
+        test_large_sums("log_prob", "float32", "three turned")
+        test_parts_of_arrays("step and log_prob", "float16")
 
 
 @pytest.mark.parametrize("channels", [3, 16])
@@ -222,7 +288,7 @@ def test_tokens(dtype):
     """Seen to fail: tokens read as they lie; the mask's place over tokens that lie in another order."""
     for shape, axes in itertools.product(((6, 3, 64, 64), (6, 70, 17, 31), (6, 32, 4, 5)), LAID.values()):
         ids = (np.arange(np.prod(shape)) % 50).astype(dtype).reshape(shape)
-        last = np.ascontiguousarray(ids.transpose(axes)).transpose(np.argsort(axes))
+        last = laid(ids, axes)
         where = ids % 3 > 0
         for call in (
             lambda x: nf.q_mask(x, EACH / 6, IDS, 50),
