@@ -100,16 +100,17 @@ class Waiting {
     Block blocks_[kMost];
     size_t count_ = 0, bytes_ = 0;
 };
-Waiting large_blocks(4, size_t{1} << 30), small_blocks(8, size_t{16} << 20);
+// Those without large pages, and those with them. An index finds the list: of `? :`, clang loads from both lists and
+// drops one, which ThreadSanitizer takes for a race.
+Waiting blocks[] = {{8, size_t{16} << 20}, {4, size_t{1} << 30}};
 
-Waiting& waiting_of(size_t length) { return has_large_pages(length) ? large_blocks : small_blocks; }
+Waiting& waiting_of(size_t length) { return blocks[has_large_pages(length)]; }
 
 void* allocate_block(size_t length) {
     Block block = waiting_of(length).take(length);
     if (!block.begin) block = map(length);
     if (!block.begin) {  // the waiting blocks may be the missing memory
-        large_blocks.unmap_all();
-        small_blocks.unmap_all();
+        for (Waiting& waiting : blocks) waiting.unmap_all();
         block = map(length);
     }
     if (!block.begin) return nullptr;
@@ -167,8 +168,13 @@ PyObject* memory_handler([[maybe_unused]] size_t size) {
 void init_memory() {
 #if NF_BLOCKS
     // Tensors are freed without the GIL: a child must not be born while another thread is at the list.
-    const auto unlock = [] { large_blocks.mutex.unlock(), small_blocks.mutex.unlock(); };
-    pthread_atfork([] { large_blocks.mutex.lock(), small_blocks.mutex.lock(); }, unlock, unlock);
+    const auto unlock = [] {
+        for (Waiting& waiting : blocks) waiting.mutex.unlock();
+    };
+    const auto lock = [] {
+        for (Waiting& waiting : blocks) waiting.mutex.lock();
+    };
+    pthread_atfork(lock, unlock, unlock);
 #endif
 }
 
