@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 import tomllib
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -162,6 +163,23 @@ def threads(request):
 def torch():
     """Yields the library, for single tests of it: the extra test-core has it not."""
     return pytest.importorskip("torch")
+
+
+@pytest.fixture
+def x64():
+    """Lets JAX have 64 bits."""
+    jax = pytest.importorskip("jax")
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+def until(true, seconds=60):
+    """Waits."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="session")

@@ -101,43 +101,34 @@ class FastRace {
     std::vector<uint8_t> bad_;
 };
 
-}  // namespace
-
 // categorical(logits, noise, temperature, top_k, top_p, where, info, dtype, out), or NotImplemented: a token for each
 // row. A row of which no token can be drawn declines the call after all.
-PyObject* fast_categorical(PyObject*, PyObject* const* args, Py_ssize_t n) {
-    if (n != 9) return PyErr_Format(PyExc_TypeError, "categorical: expected 9 arguments, got %zd", n);
-    try {
-        FastLogits logits;
-        FastSettings settings;
-        FastArray where;
-        FastNoise names;
-        FastOutputs outputs;
-        Call keys{};
-        View given{};
-        const View& x = logits.array.v;
-        if (!PyTuple_CheckExact(args[6]) || PyTuple_GET_SIZE(args[6]) || args[7] != Py_None || !logits.read(args[0]) ||
-            logits.of_sample > kPositions || !settings.parse(args[2], args[3], args[4], logits) ||
-            !take_bools(args[5], logits.shape, where) || !take_names(args[1], logits, names, keys))
-            return declined();
-        if (args[8] != Py_None && !view(args[8], given)) Py_RETURN_NOTIMPLEMENTED;
-        const bool is_32 = given.data && given.kind == Kind::i32;
-        outputs.first = logits.of_rows(is_32 ? Kind::i32 : Kind::i64, int64);
-        if (!outputs.take(0, args[8], keys) || outputs.spoil(x, false) || outputs.spoil(where.v, false))
-            Py_RETURN_NOTIMPLEMENTED;
-        if (!outputs.make(keys)) return nullptr;
-        if (where.v.data && !given.data) std::memset(keys.out[0], -1, static_cast<size_t>(8 * logits.rows));
-        FastRace fast(logits, settings, keys);
-        fast.race.where = reinterpret_cast<const uint8_t*>(where.v.data);
-        fast.race.token = keys.out[0], fast.race.token_is_32 = is_32;
-        if (!run_call(x.count > kAtOnce, [&](const GoOn& go_on) { return run_race(fast.race, go_on); })) return nullptr;
-        return fast.is_good() ? outputs.give() : Py_NewRef(Py_NotImplemented);
-    } catch (const std::bad_alloc&) {
-        return PyErr_NoMemory();
-    }
+PyObject* fast_categorical(PyObject* const* args) {
+    FastLogits logits;
+    FastSettings settings;
+    FastArray where;
+    FastNoise names;
+    FastOutputs outputs;
+    Call keys{};
+    View given{};
+    const View& x = logits.array.v;
+    if (!PyTuple_CheckExact(args[6]) || PyTuple_GET_SIZE(args[6]) || args[7] != Py_None || !logits.read(args[0]) ||
+        logits.of_sample > kPositions || !settings.parse(args[2], args[3], args[4], logits) ||
+        !take_bools(args[5], logits.shape, where) || !take_names(args[1], logits, names, keys))
+        return declined();
+    if (args[8] != Py_None && !view(args[8], given)) Py_RETURN_NOTIMPLEMENTED;
+    const bool is_32 = given.data && given.kind == Kind::i32;
+    outputs.first = logits.of_rows(is_32 ? Kind::i32 : Kind::i64, int64);
+    if (!outputs.take(0, args[8], keys) || outputs.spoil(x, false) || outputs.spoil(where.v, false))
+        Py_RETURN_NOTIMPLEMENTED;
+    if (!outputs.make(keys)) return nullptr;
+    if (where.v.data && !given.data) std::memset(keys.out[0], -1, static_cast<size_t>(8 * logits.rows));
+    FastRace fast(logits, settings, keys);
+    fast.race.where = reinterpret_cast<const uint8_t*>(where.v.data);
+    fast.race.token = keys.out[0], fast.race.token_is_32 = is_32;
+    if (!run_call(x.count > kAtOnce, [&](const GoOn& go_on) { return run_race(fast.race, go_on); })) return nullptr;
+    return fast.is_good() ? outputs.give() : Py_NewRef(Py_NotImplemented);
 }
-
-namespace {
 
 // The rows that count, and their tokens, and those of x_t: copies, as the gradient may be written where they lie.
 struct FastLabels {
@@ -187,57 +178,51 @@ void weigh(const CrossEntropy& call, bool each, std::vector<double>& found) {
     if (!each) found[0] = total / static_cast<double>(call.rows);
 }
 
-}  // namespace
-
 // masked_cross_entropy(logits, ids, masked, weight, each, upstream, grad, x_t, p), or NotImplemented: the loss, or
 // (loss, gradient), where grad is None, an array, or True: make it. As in `mse`, the gradient is made where autograd
 // needs it. With x_t, not None, a rate_loss.
-PyObject* fast_cross_entropy(PyObject*, PyObject* const* args, Py_ssize_t n) {
-    if (n != 9) return PyErr_Format(PyExc_TypeError, "masked_cross_entropy: expected 9 arguments, got %zd", n);
-    try {
-        FastLogits logits;
-        FastLabels labels;
-        FastReals weight, upstream, p;
-        FastOutputs outputs;
-        Call written{};
-        const View& x = logits.array.v;
-        const bool each = args[4] == Py_True;
-        const bool watched = torch.is_tensor(args[0]) && torch.is_watched(args[0]), has_p = args[8] != Py_None;
-        if (watched && (each || args[6] != Py_None || args[7] != Py_None)) return declined();
-        if (!logits.read(args[0], watched ? args[0] : nullptr) || !labels.parse(args[1], args[2], args[7], logits) ||
-            (has_p && (!take_of_rows(args[8], logits, p) || !p.within(0x1p-32, 1))) ||
-            !take_of_rows(args[3], logits, weight) || !weight.within(0, INFINITY) ||
-            !take_of_rows(args[5], logits, upstream) || (!each && upstream.ndim))
-            return declined();
-        outputs.first = {x.kind, x.is_tensor, x.ndim, x.shape, x.count, nullptr};
-        if (!x.is_tensor) outputs.first.descriptor = PyArray_DESCR(array(x.object));
-        outputs.wanted = watched || args[6] != Py_None;
-        if (!outputs.take(0, args[6] == Py_True ? Py_None : args[6], written) || outputs.spoil(x, true))
-            Py_RETURN_NOTIMPLEMENTED;
-        if (!outputs.make(written)) return nullptr;
-        std::vector<double> losses(labels.ids.size());
-        CrossEntropy call{};
-        call.rows = logits.rows, call.n = logits.n;
-        call.x = x.data, call.type = dtype(x.kind);
-        call.id = labels.ids.data(), call.masked = labels.counts.data();
-        if (args[7] != Py_None) call.other = labels.others.data();
-        if (has_p) call.p = p.values.get(), call.p_step = p.count > 1;
-        call.weight = weight.values.get(), call.weight_step = weight.count > 1;
-        call.upstream = upstream.values.get(), call.upstream_step = upstream.count > 1;
-        call.mean_of = each ? 1 : static_cast<double>(logits.rows);
-        call.loss = losses.data(), call.gradient = written.out[0];
-        const auto run = [&](const GoOn& go_on) { return run_cross_entropy(call, go_on); };
-        if (!run_call(x.count > kAtOnce, run)) return nullptr;
-        FastNumbers sums(each ? logits.rows : 1, !each);
-        sums.reshape(logits.shape.ndim, logits.shape.shape);
-        weigh(call, each, sums.values);
-        const Reference loss(sums.give(x.is_tensor, !x.is_tensor));
-        if (!loss.object || !outputs.wanted) return Py_XNewRef(loss.object);
-        const Reference gradient(outputs.give());
-        return gradient.object ? PyTuple_Pack(2, loss.object, gradient.object) : nullptr;
-    } catch (const std::bad_alloc&) {
-        return PyErr_NoMemory();
-    }
+PyObject* fast_cross_entropy(PyObject* const* args) {
+    FastLogits logits;
+    FastLabels labels;
+    FastReals weight, upstream, p;
+    FastOutputs outputs;
+    Call written{};
+    const View& x = logits.array.v;
+    const bool each = args[4] == Py_True;
+    const bool watched = torch.is_tensor(args[0]) && torch.is_watched(args[0]), has_p = args[8] != Py_None;
+    if (watched && (each || args[6] != Py_None || args[7] != Py_None)) return declined();
+    if (!logits.read(args[0], watched ? args[0] : nullptr) || !labels.parse(args[1], args[2], args[7], logits) ||
+        (has_p && (!take_of_rows(args[8], logits, p) || !p.within(0x1p-32, 1))) ||
+        !take_of_rows(args[3], logits, weight) || !weight.within(0, INFINITY) ||
+        !take_of_rows(args[5], logits, upstream) || (!each && upstream.ndim))
+        return declined();
+    outputs.first = {x.kind, x.is_tensor, x.ndim, x.shape, x.count, nullptr};
+    if (!x.is_tensor) outputs.first.descriptor = PyArray_DESCR(array(x.object));
+    outputs.wanted = watched || args[6] != Py_None;
+    if (!outputs.take(0, args[6] == Py_True ? Py_None : args[6], written) || outputs.spoil(x, true))
+        Py_RETURN_NOTIMPLEMENTED;
+    if (!outputs.make(written)) return nullptr;
+    std::vector<double> losses(labels.ids.size());
+    CrossEntropy call{};
+    call.rows = logits.rows, call.n = logits.n;
+    call.x = x.data, call.type = dtype(x.kind);
+    call.id = labels.ids.data(), call.masked = labels.counts.data();
+    if (args[7] != Py_None) call.other = labels.others.data();
+    if (has_p) call.p = p.values.get(), call.p_step = p.count > 1;
+    call.weight = weight.values.get(), call.weight_step = weight.count > 1;
+    call.upstream = upstream.values.get(), call.upstream_step = upstream.count > 1;
+    call.mean_of = each ? 1 : static_cast<double>(logits.rows);
+    call.loss = losses.data(), call.gradient = written.out[0];
+    const auto run = [&](const GoOn& go_on) { return run_cross_entropy(call, go_on); };
+    if (!run_call(x.count > kAtOnce, run)) return nullptr;
+    FastNumbers sums(each ? logits.rows : 1, !each);
+    sums.reshape(logits.shape.ndim, logits.shape.shape);
+    weigh(call, each, sums.values);
+    const Reference loss(sums.give(x.is_tensor, !x.is_tensor));
+    if (!loss.object || !outputs.wanted) return Py_XNewRef(loss.object);
+    const Reference gradient(outputs.give());
+    return gradient.object ? PyTuple_Pack(2, loss.object, gradient.object) : nullptr;
 }
 
+}  // namespace
 }  // namespace nf

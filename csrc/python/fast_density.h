@@ -8,6 +8,7 @@
 #include "fast_results.h"
 
 namespace nf {
+namespace {
 
 // Whether it is this name, a string that is interned.
 bool is_named(PyObject* o, PyObject* name) {
@@ -61,8 +62,7 @@ class FastLaw {
 // each sample its log-density, for which the step's result stands in the place of the noise. table: None, or (rows, the
 // deviation's rows, the numbers of FastLaw); law: a dict, of FastLaw's names. Returns (out, float64 (B,)); of what is
 // stored, which is given as the noise, that alone.
-PyObject* fast_density(PyObject*, PyObject* const* args, Py_ssize_t n) {
-    if (n != 11) return PyErr_Format(PyExc_TypeError, "density: expected 11 arguments, got %zd", n);
+PyObject* fast_density(PyObject* const* args) {
     PyObject* const table = args[0];
     if (table == Py_None) Py_RETURN_NOTIMPLEMENTED;
     const bool stored = args[1] == Py_True;
@@ -134,8 +134,7 @@ double coefficient(PyObject* table, PyObject* column, const FastCall& fast, int6
 
 // density_gradient(table, column, i, x, model_output, past, x_next, upstream, out, law), or NotImplemented: of the
 // log-density of what is stored, with respect to the input whose coefficient in the deviation's rows has this column.
-PyObject* fast_density_gradient(PyObject*, PyObject* const* args, Py_ssize_t n) {
-    if (n != 10) return PyErr_Format(PyExc_TypeError, "density_gradient: expected 10 arguments, got %zd", n);
+PyObject* fast_density_gradient(PyObject* const* args) {
     PyObject* const table = args[0];
     if (table == Py_None || args[1] == Py_None) Py_RETURN_NOTIMPLEMENTED;
     PyObject* const deviation = PyTuple_GET_ITEM(table, 1);
@@ -150,21 +149,16 @@ PyObject* fast_density_gradient(PyObject*, PyObject* const* args, Py_ssize_t n) 
         return law.of_sample(call, b).factor * coefficient(deviation, args[1], fast, b);
     };
     FastUpstream upstream;
-    try {
-        if (!upstream.parse(args[7], fast.indices > 1, factor, call)) Py_RETURN_NOTIMPLEMENTED;
-        if (!fast.outputs.make(call)) return nullptr;
-        call.draw = Draw::none, call.piece = call.size;
-        return fast.run_loss() ? fast.outputs.give() : nullptr;
-    } catch (const std::bad_alloc&) {
-        return PyErr_NoMemory();
-    }
+    if (!upstream.parse(args[7], fast.indices > 1, factor, call)) Py_RETURN_NOTIMPLEMENTED;
+    if (!fast.outputs.make(call)) return nullptr;
+    call.draw = Draw::none, call.piece = call.size;
+    return fast.run_loss() ? fast.outputs.give() : nullptr;
 }
 
 // divergence(table, differences, column, i, model_output, reference, upstream, out, law), or NotImplemented: float64
 // (B,), of two model outputs, whose coefficient in the deviation's rows has this column; or, where `upstream` is not
 // None, its gradient. differences: the rows of the first less the second.
-PyObject* fast_divergence(PyObject*, PyObject* const* args, Py_ssize_t n) {
-    if (n != 9) return PyErr_Format(PyExc_TypeError, "divergence: expected 9 arguments, got %zd", n);
+PyObject* fast_divergence(PyObject* const* args) {
     PyObject* const table = args[0];
     if (table == Py_None) Py_RETURN_NOTIMPLEMENTED;
     const bool is_gradient = args[6] != Py_None;
@@ -181,23 +175,20 @@ PyObject* fast_divergence(PyObject*, PyObject* const* args, Py_ssize_t n) {
         return -law.of_sample(call, b).factor * slope * slope;
     };
     FastUpstream upstream;
-    try {
-        if (is_gradient && !upstream.parse(args[6], fast.indices > 1, factor, call)) Py_RETURN_NOTIMPLEMENTED;
-        fast.outputs.wanted = is_gradient;
-        if (!fast.outputs.make(call)) return nullptr;
-        call.draw = Draw::none, call.piece = call.size, call.n = 1;
-        FastNumbers sums(is_gradient ? 0 : call.batch, false);
-        if (!is_gradient) call.losses = sums.values.data(), call.n_losses = call.batch;
-        if (!fast.run_loss()) return nullptr;
-        if (is_gradient) return fast.outputs.give();
-        for (int64_t b = 0; b < call.batch; ++b) {
-            double& sum = sums.values[static_cast<size_t>(b)];
-            sum = sum * factor(b) + 0.0;
-        }
-        return sums.give(fast.x.is_tensor, true);
-    } catch (const std::bad_alloc&) {
-        return PyErr_NoMemory();
+    if (is_gradient && !upstream.parse(args[6], fast.indices > 1, factor, call)) Py_RETURN_NOTIMPLEMENTED;
+    fast.outputs.wanted = is_gradient;
+    if (!fast.outputs.make(call)) return nullptr;
+    call.draw = Draw::none, call.piece = call.size, call.n = 1;
+    FastNumbers sums(is_gradient ? 0 : call.batch, false);
+    if (!is_gradient) call.losses = sums.values.data(), call.n_losses = call.batch;
+    if (!fast.run_loss()) return nullptr;
+    if (is_gradient) return fast.outputs.give();
+    for (int64_t b = 0; b < call.batch; ++b) {
+        double& sum = sums.values[static_cast<size_t>(b)];
+        sum = sum * factor(b) + 0.0;
     }
+    return sums.give(fast.x.is_tensor, true);
 }
 
+}  // namespace
 }  // namespace nf

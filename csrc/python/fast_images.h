@@ -47,12 +47,9 @@ class FastImage {
     FastArray image_;
 };
 
-}  // namespace
-
 // impulse(x, amount, noise, salt, random, planes, batched, out), or NotImplemented: `augment.impulse` with its own
 // values. planes: whether the channels that share a place come first, True, or last, False; None: none do.
-PyObject* fast_impulse(PyObject*, PyObject* const* args, Py_ssize_t n) {
-    if (n != 8) return PyErr_Format(PyExc_TypeError, "impulse: expected 8 arguments, got %zd", n);
+PyObject* fast_impulse(PyObject* const* args) {
     FastImage fast;
     Impulses impulses{};
     const bool planes = args[5] == Py_True;
@@ -74,8 +71,7 @@ PyObject* fast_impulse(PyObject*, PyObject* const* args, Py_ssize_t n) {
 }
 
 // rician(x, std, noise, coils, batched, out), or NotImplemented.
-PyObject* fast_rician(PyObject*, PyObject* const* args, Py_ssize_t n) {
-    if (n != 6) return PyErr_Format(PyExc_TypeError, "rician: expected 6 arguments, got %zd", n);
+PyObject* fast_rician(PyObject* const* args) {
     FastImage fast;
     Rician rician{};
     int64_t coils;
@@ -99,8 +95,7 @@ PyObject* fast_rician(PyObject*, PyObject* const* args, Py_ssize_t n) {
 // factors(x, low, high, noise, each, last), or NotImplemented: an array times factors from low to high, one of its own
 // for each place or, without `each`, for all; last: the places have the last axis, whose elements share a factor or,
 // without `each`, have their own.
-PyObject* fast_factors(PyObject*, PyObject* const* args, Py_ssize_t n) {
-    if (n != 6) return PyErr_Format(PyExc_TypeError, "factors: expected 6 arguments, got %zd", n);
+PyObject* fast_factors(PyObject* const* args) {
     FastImage fast;
     Factors factors{};
     factors.repeat = args[4] != Py_True;
@@ -122,4 +117,5 @@ PyObject* fast_factors(PyObject*, PyObject* const* args, Py_ssize_t n) {
     return run_call(x.count > kAtOnce, run) ? fast.outputs.give() : nullptr;
 }
 
+}  // namespace
 }  // namespace nf

@@ -63,8 +63,6 @@ bool kept_times(PyObject* keep, int64_t steps, std::vector<int64_t>& slots, int6
     return count > 0;
 }
 
-}  // namespace
-
 // row(table, i, x, model_output, past, noise, stream, out, aux, dtype, batched, clip), or NotImplemented. Returns out,
 // or the tuple (out, aux1, ..) if aux is a number of new arrays. clip may be left out. It is a table of one row, for
 // any dtype of x, which clips the result.
@@ -90,8 +88,7 @@ PyObject* fast_row(PyObject*, PyObject* const* args, Py_ssize_t n) {
 
 // random(table, shape, noise, uniform, dtype, batched, tensor, out), or NotImplemented: noise of this shape, or like a
 // tensor in its place: with its order in memory and, if dtype is None, its dtype.
-PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n) {
-    if (n != 8) return PyErr_Format(PyExc_TypeError, "random: expected 8 arguments, got %zd", n);
+PyObject* fast_random(PyObject* const* args) {
     Call call{};
     FastNoise noise;
     FastOutputs outputs;
@@ -129,8 +126,7 @@ PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n) {
 // that the rows read as m2. weights: one for each row. out: None, where the gradient is to be written, or True: make
 // it. Returns the loss, float64 (B,) or a float (of tensors a tensor, of float32 unless pred is of float64), the
 // gradient, or (loss, gradient): this too where autograd watches pred, and the loss of all elements is wanted alone.
-PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
-    if (n != 11) return PyErr_Format(PyExc_TypeError, "mse: expected 11 arguments, got %zd", n);
+PyObject* fast_mse(PyObject* const* args) {
     PyObject *weights = args[5], *out = args[8] == Py_True ? Py_None : args[8];
     PyObject* const pred = PyTuple_CheckExact(args[3]) ? PyTuple_GET_ITEM(args[3], 0) : args[3];
     const bool wants_loss = args[7] == Py_True, each = args[10] == Py_True;
@@ -148,61 +144,52 @@ PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
     call.piece = call.segment < call.size ? call.segment : call.size;
     call.g = PyFloat_AS_DOUBLE(args[6]);
     call.n = static_cast<double>(each ? call.size : fast.x.count);
-    try {
-        FastNumbers losses(each ? call.batch : 1, !each);
-        if (wants_loss) call.losses = losses.values.data(), call.n_losses = each ? call.batch : 1;
-        if (!fast.run_loss()) return nullptr;
-        if (!wants_loss) return fast.outputs.give();
-        const bool is_tensor = fast.x.is_tensor;
-        const Reference loss(losses.give(is_tensor, !is_tensor || call.type == DType::f64));
-        if (!loss.object || !fast.outputs.wanted) return Py_XNewRef(loss.object);
-        const Reference gradient(fast.outputs.give());
-        return gradient.object ? PyTuple_Pack(2, loss.object, gradient.object) : nullptr;
-    } catch (const std::bad_alloc&) {
-        return PyErr_NoMemory();
-    }
+    FastNumbers losses(each ? call.batch : 1, !each);
+    if (wants_loss) call.losses = losses.values.data(), call.n_losses = each ? call.batch : 1;
+    if (!fast.run_loss()) return nullptr;
+    if (!wants_loss) return fast.outputs.give();
+    const bool is_tensor = fast.x.is_tensor;
+    const Reference loss(losses.give(is_tensor, !is_tensor || call.type == DType::f64));
+    if (!loss.object || !fast.outputs.wanted) return Py_XNewRef(loss.object);
+    const Reference gradient(fast.outputs.give());
+    return gradient.object ? PyTuple_Pack(2, loss.object, gradient.object) : nullptr;
 }
 
 // walk(table, x0, noise, keep, out, batched), or NotImplemented: q_walk of floats.
-PyObject* fast_walk(PyObject*, PyObject* const* args, Py_ssize_t n) {
-    if (n != 6) return PyErr_Format(PyExc_TypeError, "walk: expected 6 arguments, got %zd", n);
+PyObject* fast_walk(PyObject* const* args) {
     constexpr int kWalk = 1;  // a stream, as in noise.py
-    try {
-        Call call{};
-        FastArray given;
-        FastNoise noise;
-        FastOutputs outputs;
-        std::vector<int64_t> slots;
-        int64_t shape[NPY_MAXDIMS];
-        const int64_t first_row = 0;
-        const bool batched = args[5] != Py_False;
-        const View& x = given.v;
-        if (!(torch.is_tensor(args[1]) ? view(args[1], given.v) : given.read(args[1])) || !is_float(x.kind) ||
-            x.ndim == 0 || x.ndim == NPY_MAXDIMS || (x.is_tensor && torch.dual()) ||
-            (args[5] != Py_None && !PyBool_Check(args[5])))
-            Py_RETURN_NOTIMPLEMENTED;
-        call.type = call.out_type = call.in_type[kX] = dtype(x.kind);
-        take_rows(args[0], call.type, call);
-        call.batch = batched ? x.shape[0] : 1;
-        call.size = x.count / call.batch;
-        call.segment = x.count, call.index = &first_row, call.in[kX] = x.data;
-        Made& made = outputs.first;
-        made = {x.kind, x.is_tensor, x.ndim + 1, shape, 0, x.is_tensor ? nullptr : PyArray_DESCR(array(x.object))};
-        if (!kept_times(args[3], call.n_rows, slots, shape[0]) ||
-            __builtin_mul_overflow(shape[0], x.count, &made.count) || made.count > int64_t{1} << 56)
-            return declined();
-        std::copy_n(x.shape, x.ndim, shape + 1);
-        if (!noise.parse(args[2], kWalk, call, x.ndim - batched, x.shape + batched) ||
-            !outputs.take(0, args[4], call) || outputs.spoil(x, false))
-            Py_RETURN_NOTIMPLEMENTED;
-        call.step_by_index = 0;
-        call.keep = slots.data(), call.times = static_cast<int64_t>(slots.size());
-        if (!outputs.make(call)) return nullptr;
-        const auto run = [&](const GoOn& go_on) { return run_walk(call, go_on); };
-        return run_call(x.count > kAtOnce / call.times, run) ? outputs.give() : nullptr;
-    } catch (const std::bad_alloc&) {
-        return PyErr_NoMemory();
-    }
+    Call call{};
+    FastArray given;
+    FastNoise noise;
+    FastOutputs outputs;
+    std::vector<int64_t> slots;
+    int64_t shape[NPY_MAXDIMS];
+    const int64_t first_row = 0;
+    const bool batched = args[5] != Py_False;
+    const View& x = given.v;
+    if (!(torch.is_tensor(args[1]) ? view(args[1], given.v) : given.read(args[1])) || !is_float(x.kind) ||
+        x.ndim == 0 || x.ndim == NPY_MAXDIMS || (x.is_tensor && torch.dual()) ||
+        (args[5] != Py_None && !PyBool_Check(args[5])))
+        Py_RETURN_NOTIMPLEMENTED;
+    call.type = call.out_type = call.in_type[kX] = dtype(x.kind);
+    take_rows(args[0], call.type, call);
+    call.batch = batched ? x.shape[0] : 1;
+    call.size = x.count / call.batch;
+    call.segment = x.count, call.index = &first_row, call.in[kX] = x.data;
+    Made& made = outputs.first;
+    made = {x.kind, x.is_tensor, x.ndim + 1, shape, 0, x.is_tensor ? nullptr : PyArray_DESCR(array(x.object))};
+    if (!kept_times(args[3], call.n_rows, slots, shape[0]) || __builtin_mul_overflow(shape[0], x.count, &made.count) ||
+        made.count > int64_t{1} << 56)
+        return declined();
+    std::copy_n(x.shape, x.ndim, shape + 1);
+    if (!noise.parse(args[2], kWalk, call, x.ndim - batched, x.shape + batched) || !outputs.take(0, args[4], call) ||
+        outputs.spoil(x, false))
+        Py_RETURN_NOTIMPLEMENTED;
+    call.step_by_index = 0;
+    call.keep = slots.data(), call.times = static_cast<int64_t>(slots.size());
+    if (!outputs.make(call)) return nullptr;
+    const auto run = [&](const GoOn& go_on) { return run_walk(call, go_on); };
+    return run_call(x.count > kAtOnce / call.times, run) ? outputs.give() : nullptr;
 }
 
 // Where instances of a class keep this slot; -1: a Python error is set.
@@ -215,7 +202,42 @@ Py_ssize_t slot(PyObject* type, const char* name) {
     return -1;
 }
 
-bool init_fast_path() {
+using FastFunction = PyObject*(PyObject* const* args);
+
+// Calls it with so many arguments; where there is no memory, with Python's error.
+[[gnu::noinline]] PyObject* guarded(FastFunction* function, Py_ssize_t count, PyObject* const* args, Py_ssize_t n) {
+    if (n != count) return PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", count, n);
+    try {
+        return function(args);
+    } catch (const std::bad_alloc&) {
+        return PyErr_NoMemory();
+    }
+}
+
+template <FastFunction* function, Py_ssize_t count>
+PyObject* entry(PyObject*, PyObject* const* args, Py_ssize_t n) {
+    return guarded(function, count, args, n);
+}
+
+PyMethodDef methods[] = {{"row", fast_call(fast_row), METH_FASTCALL, nullptr},
+                         {"random", fast_call(entry<fast_random, 8>), METH_FASTCALL, nullptr},
+                         {"mse", fast_call(entry<fast_mse, 11>), METH_FASTCALL, nullptr},
+                         {"density", fast_call(entry<fast_density, 11>), METH_FASTCALL, nullptr},
+                         {"density_gradient", fast_call(entry<fast_density_gradient, 10>), METH_FASTCALL, nullptr},
+                         {"divergence", fast_call(entry<fast_divergence, 9>), METH_FASTCALL, nullptr},
+                         {"tokens", fast_call(entry<fast_tokens, 9>), METH_FASTCALL, nullptr},
+                         {"categorical", fast_call(entry<fast_categorical, 9>), METH_FASTCALL, nullptr},
+                         {"masked_cross_entropy", fast_call(entry<fast_cross_entropy, 9>), METH_FASTCALL, nullptr},
+                         {"token_step", fast_call(entry<fast_token_step, 7>), METH_FASTCALL, nullptr},
+                         {"impulse", fast_call(entry<fast_impulse, 8>), METH_FASTCALL, nullptr},
+                         {"factors", fast_call(entry<fast_factors, 6>), METH_FASTCALL, nullptr},
+                         {"rician", fast_call(entry<fast_rician, 6>), METH_FASTCALL, nullptr},
+                         {"walk", fast_call(entry<fast_walk, 6>), METH_FASTCALL, nullptr},
+                         {nullptr, nullptr, 0, nullptr}};
+
+}  // namespace
+
+bool init_fast_path(PyObject* module) {
     const Reference noise(PyImport_ImportModule("noisefuse.noise"));
     if (!noise.object || !(noise_type = PyObject_GetAttrString(noise.object, "Noise"))) return false;
     float32 = PyArray_DescrFromType(NPY_FLOAT), float64 = PyArray_DescrFromType(NPY_DOUBLE),
@@ -228,9 +250,9 @@ bool init_fast_path() {
     name_no_constants = PyUnicode_InternFromString("no_constants");
     name_squared = PyUnicode_InternFromString("squared");
     name_partial = PyUnicode_InternFromString("partial");
-    return (at_seed = slot(noise_type, "seed")) > 0 && (at_sample = slot(noise_type, "sample")) > 0 &&
-           (at_step = slot(noise_type, "step")) > 0 && (at_stream = slot(noise_type, "stream")) > 0 &&
-           (at_window_shape = slot(noise_type, "window_shape")) > 0 &&
+    return PyModule_AddFunctions(module, methods) == 0 && (at_seed = slot(noise_type, "seed")) > 0 &&
+           (at_sample = slot(noise_type, "sample")) > 0 && (at_step = slot(noise_type, "step")) > 0 &&
+           (at_stream = slot(noise_type, "stream")) > 0 && (at_window_shape = slot(noise_type, "window_shape")) > 0 &&
            (at_window_start = slot(noise_type, "window_start")) > 0;
 }
 

@@ -218,49 +218,43 @@ PyObject* of_positions(const std::vector<Number>& numbers, Kind kind, PyArray_De
     return made;
 }
 
-}  // namespace
-
 // token_step(row, i, x, logits, noise, where, out), or NotImplemented: (the next x, the drawn tokens, which positions
 // took them), the last two as arrays of NumPy.
-PyObject* fast_token_step(PyObject*, PyObject* const* args, Py_ssize_t n) {
-    if (n != 7) return PyErr_Format(PyExc_TypeError, "token_step: expected 7 arguments, got %zd", n);
-    try {
-        FastTokenRow row;
-        FastTokenStep step;
-        FastLogits logits;
-        FastSettings settings;
-        FastOutputs outputs;
-        Call written{};
-        int64_t i;
-        if (!row.parse(args[0])) return nullptr;
-        const View &x = step.x.v, &given = logits.array.v;
-        if (!take_integer(args[1], i) || !step.read(row, args[2]) || !logits.read(args[3]) ||
-            !logits.shape.same_shape(x) || given.is_tensor != x.is_tensor || logits.of_sample > kPositions ||
-            logits.n < row.vocabulary || !settings.parse(row.temperature, row.top_k, row.top_p, logits) ||
-            !step.name(args[4], i) || !step.allow(row, args[5]))
-            return declined();
-        outputs.first = {x.kind, x.is_tensor, x.ndim, x.shape, x.count, nullptr};
-        if (!x.is_tensor) outputs.first.descriptor = PyArray_DESCR(array(x.object));
-        if (!outputs.take(0, args[6], written) || outputs.spoil(x, true)) Py_RETURN_NOTIMPLEMENTED;
-        const int good = step.draw(row, logits, settings);
-        if (good <= 0) return good ? nullptr : Py_NewRef(Py_NotImplemented);
-        if (!step.change(row) || !outputs.make(written)) return nullptr;
-        View out = x;
-        out.data = static_cast<char*>(written.out[0]);
-        of_tokens(out, [&](auto* first) {
-            using Token = std::remove_cvref_t<decltype(*first)>;
-            std::transform(step.made.begin(), step.made.end(), const_cast<Token*>(first),
-                           [](int64_t token) { return static_cast<Token>(token); });
-        });
-        for (size_t k = 0; k < step.drawn.size(); ++k)
-            if (!step.may[k]) step.drawn[k] = step.old[k];
-        const Reference next(outputs.give()), drawn(of_positions(step.drawn, Kind::i64, int64, x)),
-            taken(of_positions(step.taken, Kind::b1, boolean, x));
-        return next.object && drawn.object && taken.object ? PyTuple_Pack(3, next.object, drawn.object, taken.object)
-                                                           : nullptr;
-    } catch (const std::bad_alloc&) {
-        return PyErr_NoMemory();
-    }
+PyObject* fast_token_step(PyObject* const* args) {
+    FastTokenRow row;
+    FastTokenStep step;
+    FastLogits logits;
+    FastSettings settings;
+    FastOutputs outputs;
+    Call written{};
+    int64_t i;
+    if (!row.parse(args[0])) return nullptr;
+    const View &x = step.x.v, &given = logits.array.v;
+    if (!take_integer(args[1], i) || !step.read(row, args[2]) || !logits.read(args[3]) || !logits.shape.same_shape(x) ||
+        given.is_tensor != x.is_tensor || logits.of_sample > kPositions || logits.n < row.vocabulary ||
+        !settings.parse(row.temperature, row.top_k, row.top_p, logits) || !step.name(args[4], i) ||
+        !step.allow(row, args[5]))
+        return declined();
+    outputs.first = {x.kind, x.is_tensor, x.ndim, x.shape, x.count, nullptr};
+    if (!x.is_tensor) outputs.first.descriptor = PyArray_DESCR(array(x.object));
+    if (!outputs.take(0, args[6], written) || outputs.spoil(x, true)) Py_RETURN_NOTIMPLEMENTED;
+    const int good = step.draw(row, logits, settings);
+    if (good <= 0) return good ? nullptr : Py_NewRef(Py_NotImplemented);
+    if (!step.change(row) || !outputs.make(written)) return nullptr;
+    View out = x;
+    out.data = static_cast<char*>(written.out[0]);
+    of_tokens(out, [&](auto* first) {
+        using Token = std::remove_cvref_t<decltype(*first)>;
+        std::transform(step.made.begin(), step.made.end(), const_cast<Token*>(first),
+                       [](int64_t token) { return static_cast<Token>(token); });
+    });
+    for (size_t k = 0; k < step.drawn.size(); ++k)
+        if (!step.may[k]) step.drawn[k] = step.old[k];
+    const Reference next(outputs.give()), drawn(of_positions(step.drawn, Kind::i64, int64, x)),
+        taken(of_positions(step.taken, Kind::b1, boolean, x));
+    return next.object && drawn.object && taken.object ? PyTuple_Pack(3, next.object, drawn.object, taken.object)
+                                                       : nullptr;
 }
 
+}  // namespace
 }  // namespace nf

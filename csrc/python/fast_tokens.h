@@ -48,12 +48,9 @@ bool take_bools(PyObject* o, const View& of, FastArray& bools) {
 constexpr int kMasks = 14;                         // a stream, as in noise.py
 constexpr int64_t kVocabulary = int64_t{1} << 31;  // as MOST of operations/tokens.py
 
-}  // namespace
-
 // tokens(ids, p, noise, token, is_vocabulary, where, complement, batched, out), or NotImplemented: (x_t, changed) of
 // q_mask, whose mask the token is, or of q_uniform, whose vocabulary it is.
-PyObject* fast_tokens(PyObject*, PyObject* const* args, Py_ssize_t n) {
-    if (n != 9) return PyErr_Format(PyExc_TypeError, "tokens: expected 9 arguments, got %zd", n);
+PyObject* fast_tokens(PyObject* const* args) {
     FastArray tokens, where;
     FastReals p;
     FastNoise noise;
@@ -104,4 +101,5 @@ PyObject* fast_tokens(PyObject*, PyObject* const* args, Py_ssize_t n) {
     return run_plain(call, run) ? outputs.give() : nullptr;
 }
 
+}  // namespace
 }  // namespace nf

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Python boundary. run takes the bytes of records (core/), which call/packed.py packs after the checks. row,
-// random, mse, density and its gradient are the fast path (fast_path.cpp). The rest are settings.
+// The Python boundary. run takes the bytes of records (core/), which call/packed.py packs after the checks. The
+// fast path (fast_path.cpp) adds its functions. The rest are settings.
 #define NF_MODULE
 #include <cstddef>
 #include <cstring>
@@ -120,27 +120,9 @@ PyObject* py_set_num_threads(PyObject*, PyObject* n) {
     Py_RETURN_NONE;
 }
 
-PyCFunction fast_call(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
-    return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
-}
-
 PyMethodDef methods[] = {{"run", fast_call(py_run), METH_FASTCALL, nullptr},
                          {"empty", py_empty, METH_VARARGS, nullptr},
                          {"copy", fast_call(py_copy), METH_FASTCALL, nullptr},
-                         {"row", fast_call(fast_row), METH_FASTCALL, nullptr},
-                         {"random", fast_call(fast_random), METH_FASTCALL, nullptr},
-                         {"mse", fast_call(fast_mse), METH_FASTCALL, nullptr},
-                         {"density", fast_call(fast_density), METH_FASTCALL, nullptr},
-                         {"density_gradient", fast_call(fast_density_gradient), METH_FASTCALL, nullptr},
-                         {"divergence", fast_call(fast_divergence), METH_FASTCALL, nullptr},
-                         {"tokens", fast_call(fast_tokens), METH_FASTCALL, nullptr},
-                         {"categorical", fast_call(fast_categorical), METH_FASTCALL, nullptr},
-                         {"masked_cross_entropy", fast_call(fast_cross_entropy), METH_FASTCALL, nullptr},
-                         {"token_step", fast_call(fast_token_step), METH_FASTCALL, nullptr},
-                         {"impulse", fast_call(fast_impulse), METH_FASTCALL, nullptr},
-                         {"factors", fast_call(fast_factors), METH_FASTCALL, nullptr},
-                         {"rician", fast_call(fast_rician), METH_FASTCALL, nullptr},
-                         {"walk", fast_call(fast_walk), METH_FASTCALL, nullptr},
                          {"xla_handler", py_xla_handler, METH_NOARGS, nullptr},
                          {"isas", py_isas, METH_NOARGS, nullptr},
                          {"isa", py_isa, METH_NOARGS, nullptr},
@@ -150,14 +132,14 @@ PyMethodDef methods[] = {{"run", fast_call(py_run), METH_FASTCALL, nullptr},
                          {nullptr, nullptr, 0, nullptr}};
 
 // -1: a Python error is set.
-int execute(PyObject*) {
+int execute(PyObject* module) {
     import_array1(-1);
     static std::once_flag once;  // the module may be loaded again
     std::call_once(once, [] {
         init_pool();
         init_memory();
     });
-    return init_fast_path() ? 0 : -1;
+    return init_fast_path(module) ? 0 : -1;
 }
 
 PyModuleDef_Slot slots[] = {{Py_mod_exec, reinterpret_cast<void*>(execute)},

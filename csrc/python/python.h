@@ -24,21 +24,12 @@ struct Reference {
 // A new C-contiguous array; steals dtype. Null: a Python error is set.
 PyObject* new_array(int ndim, const npy_intp* shape, PyArray_Descr* dtype);
 
-// fast_path.cpp: the module's functions, and their one-time look-ups. False: a Python error is set.
-PyObject* fast_row(PyObject*, PyObject* const* args, Py_ssize_t n);
-PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n);
-PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n);
-PyObject* fast_density(PyObject*, PyObject* const* args, Py_ssize_t n);
-PyObject* fast_density_gradient(PyObject*, PyObject* const* args, Py_ssize_t n);
-PyObject* fast_divergence(PyObject*, PyObject* const* args, Py_ssize_t n);
-PyObject* fast_tokens(PyObject*, PyObject* const* args, Py_ssize_t n);
-PyObject* fast_categorical(PyObject*, PyObject* const* args, Py_ssize_t n);
-PyObject* fast_cross_entropy(PyObject*, PyObject* const* args, Py_ssize_t n);
-PyObject* fast_token_step(PyObject*, PyObject* const* args, Py_ssize_t n);
-PyObject* fast_impulse(PyObject*, PyObject* const* args, Py_ssize_t n);
-PyObject* fast_factors(PyObject*, PyObject* const* args, Py_ssize_t n);
-PyObject* fast_rician(PyObject*, PyObject* const* args, Py_ssize_t n);
-PyObject* fast_walk(PyObject*, PyObject* const* args, Py_ssize_t n);
-bool init_fast_path();
+// A function for METH_FASTCALL.
+inline PyCFunction fast_call(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
+    return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
+// Adds the functions of the fast path, after their one-time look-ups. False: a Python error is set.
+bool init_fast_path(PyObject* module);
 
 }  // namespace nf

@@ -271,9 +271,11 @@ def update_with_log_prob(
 # ---- the fast path -----------------------------------------------------------------------------------------
 
 
-def fast_table(table: Tableau) -> Any:
-    """Returns what the fast path takes. The table keeps it, because even a hash of the table would take as long as the
+def fast_table(table: Any) -> Any:
+    """Returns what the fast path takes, or None. The table keeps it, as even a hash of it would take as long as the
     call."""
+    if type(table) is not Tableau:
+        return None
     try:
         return table.kept[fast_table]
     except KeyError:
@@ -296,8 +298,7 @@ def fast(
 ) -> Any:  # fmt: skip
     """Computes `update_with_log_prob`, or `log_prob` if `stored`: `noise` is the stored array then. It may return
     NotImplemented."""
-    plain = fast_table(table) if type(table) is Tableau else None
-    return backends.fast_density(plain, stored, i, x, model_output, past, noise, SAMPLER, out, aux_out, law)
+    return backends.fast_density(fast_table(table), stored, i, x, model_output, past, noise, SAMPLER, out, aux_out, law)
 
 
 _COLUMN_OF = {name: NAMES.index(f"out.{name}") for name in ("m1", "m2", "x")}
@@ -308,8 +309,7 @@ def fast_gradient(
     x_next: Array, upstream: Any, out: Array | None, law: dict[str, Any],
 ) -> Any:  # fmt: skip
     """Computes `log_prob_grad`, or returns NotImplemented."""
-    plain = fast_table(table) if type(table) is Tableau else None
-    column = _COLUMN_OF.get(wrt) if type(wrt) is str else None
+    plain, column = fast_table(table), _COLUMN_OF.get(wrt) if type(wrt) is str else None
     return backends.fast_density_gradient(plain, column, i, x, model_output, past, x_next, upstream, out, law)
 
 
@@ -318,7 +318,7 @@ def fast_kl(
     law: dict[str, Any],
 ) -> Any:  # fmt: skip
     """`kl`, or `kl_grad` if there is an upstream gradient; or NotImplemented."""
-    plain = fast_table(table) if type(table) is Tableau else None
+    plain = fast_table(table)
     rows = None if plain is None else _differences(len(table)).plain
     return backends.fast_divergence(plain, rows, _COLUMN_OF["m1"], i, model_output, reference, upstream, out, law)
 

@@ -28,7 +28,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import noisefuse as nf
-from conftest import first_and_slow, one_in
+from conftest import first_and_slow, one_in, until
 from noisefuse.arguments import calls
 from noisefuse.commands.cli import main
 from noisefuse.commands.noise import _Progress
@@ -717,13 +717,6 @@ def one_worker() -> Iterator[Any]:
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
         yield cluster
-
-
-def until(true: Any, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def once_there_are(blocks: int, act: Any, monkeypatch: pytest.MonkeyPatch) -> None:

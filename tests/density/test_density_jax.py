@@ -34,13 +34,6 @@ def equal(found, expected):
     return np.array_equal(bits(np.asarray(found)), bits(expected.astype(found.dtype)))
 
 
-@pytest.fixture
-def x64():
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", False)
-
-
 def check(sampler, i, x, m, law):
     expected = sampler.step(i, x, m, N, log_prob=True, **law)
     for run in (lambda f: f, jax.jit):

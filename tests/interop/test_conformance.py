@@ -8,29 +8,23 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from conformance import CALLS, FIELDS, SUMS, N, S, T, arrays, data, images, operation, public_operations
+from conformance import (
+    CALLS,
+    FIELDS,
+    SUMS,
+    Boxed,
+    Boxes,
+    N,
+    S,
+    T,
+    arrays,
+    data,
+    images,
+    operation,
+    public_operations,
+)
 from conftest import bits
 from noisefuse import backends
-
-
-class Boxed:
-    """An array type unknown to noisefuse: no arithmetic, no DLPack, no NumPy."""
-
-    def __init__(self, values):
-        self.inside, self.shape, self.dtype = values, values.shape, values.dtype
-
-    __array_ufunc__ = __array__ = None
-
-
-class Boxes(nf.interop.ThroughNumPy):
-    def to_numpy(self, x):
-        return x.inside
-
-    def from_numpy(self, array, like):
-        return Boxed(array)
-
-
-nf.interop.register(Boxed, Boxes("Boxed"))
 
 
 class Memory(Boxed):

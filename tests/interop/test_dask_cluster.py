@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
+from conftest import until
 
 distributed = pytest.importorskip("distributed")
 import dask.array as da  # noqa: E402
@@ -38,13 +39,6 @@ def finished(client, lazy):
     """Returns how many of its blocks are in some worker's memory."""
     held = {key for keys in client.has_what().values() for key in keys}
     return sum(1 for key in held if isinstance(key, tuple) and key[0] == lazy.name)
-
-
-def until(true, seconds=60):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_a_worker_is_killed_and_another_joins(cluster):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """k-diffusion's functions: against loops, with the same noise.
 
-The loops repeat k_diffusion/sampling.py of crowsonkb/k-diffusion and, for ddpm, lcm, ipndm and gradient_estimation,
-ComfyUI's comfy/k_diffusion/sampling.py. The others of ComfyUI's, and flows, are in test_menu.py.
+The loops (host_loops.py) of ddpm, lcm, ipndm and gradient_estimation are ComfyUI's. The others of ComfyUI's, and flows,
+are in test_menu.py.
 
 Seen to fail: noise that s_noise does not scale; `lower_order_final` as in `samplers.dpmpp_2m`; churn one step late; a
 Brownian motion's second piece taken from the step's beginning.
@@ -17,7 +17,9 @@ import pickle
 import numpy as np
 import pytest
 
+import host_loops as loops
 import noisefuse as nf
+from host_loops import Host, ancestral, churned, multistep, multistep_sde
 
 torch = pytest.importorskip("torch")
 kd = pytest.importorskip("noisefuse.interop.k_diffusion")
@@ -57,199 +59,30 @@ class Motion:
         return (self.at[b] - self.at[a]) / math.sqrt(abs(self.levels[b] - self.levels[a])) * (1 if b > a else -1)
 
 
-# ---- the loops ---------------------------------------------------------------------------------------------
+# ---- the functions and the loops ---------------------------------------------------------------------------
 
 
-def down_up(sigma, to, eta):
-    up = min(to, eta * math.sqrt(to**2 * (sigma**2 - to**2) / sigma**2)) if eta else 0.0
-    return math.sqrt(to**2 - up**2), up
-
-
-def D(x, sigma):
-    return model(x, torch.full(x.shape[:1], sigma, dtype=x.dtype))
-
-
-def slope(x, sigma):
-    return (x - D(x, sigma)) / sigma
-
-
-def ancestral(step):
-    """Makes a method without noise step to sigma_down, and then adds noise."""
-
-    def loop(x, sigmas, draw, eta=1.0, s_noise=1.0):
-        for sigma, to in itertools.pairwise(sigmas):
-            low, up = down_up(sigma, to, eta)
-            x = x + (low - sigma) * slope(x, sigma) if low == 0 else step(x, sigma, low)
-            x = x + up * s_noise * draw(sigma, to) if to else x
-        return x
-
-    return loop
-
-
-def euler(x, sigma, to):
-    return x + (to - sigma) * slope(x, sigma)
-
-
-def heun(x, sigma, to):
-    if to == 0:
-        return euler(x, sigma, to)
-    d = slope(x, sigma)
-    return x + (to - sigma) * (d + slope(x + (to - sigma) * d, to)) / 2
-
-
-def dpm_2(x, sigma, to):
-    if to == 0:
-        return euler(x, sigma, to)
-    middle = math.sqrt(sigma * to)
-    return x + (to - sigma) * slope(x + (middle - sigma) * slope(x, sigma), middle)
-
-
-def dpmpp_2s(x, sigma, to):
-    middle = math.sqrt(sigma * to)
-    u = middle / sigma * x + (1 - middle / sigma) * D(x, sigma)
-    return to / sigma * x + (1 - to / sigma) * D(u, middle)
-
-
-def churned(step):
-    def loop(x, sigmas, draw, s_churn=0.0, s_tmin=0.0, s_tmax=inf, s_noise=1.0):
-        for sigma, to in itertools.pairwise(sigmas):
-            gamma = min(s_churn / (len(sigmas) - 1), math.sqrt(2) - 1) if s_tmin <= sigma <= s_tmax else 0
-            hat = sigma * (1 + gamma)
-            if gamma:
-                x = x + s_noise * math.sqrt(hat**2 - sigma**2) * draw(sigma, to)
-            x = step(x, hat, to)
-        return x
-
-    return loop
-
-
-def multistep(weights):
-    """Returns x' = x + sum of weights times the slopes, the newest first."""
-
-    def loop(x, sigmas, draw, **options):
-        slopes = []
-        for i, to in enumerate(sigmas[1:]):
-            slopes.insert(0, slope(x, sigmas[i]))
-            found = weights(sigmas[i::-1], to, **options)
-            x = x + sum(w * d for w, d in zip(found, slopes, strict=False))
-        return x
-
-    return loop
-
-
-def lms(levels, to, order=4):
-    levels = levels[:order]
-    found = []
-    for level in levels:
-        others = [other for other in levels if other != level]
-        lagrange = np.poly1d(np.poly(others) if others else [1.0]) / math.prod(level - other for other in others)
-        found.append(lagrange.integ()(to) - lagrange.integ()(levels[0]))
-    return found
-
-
-ADAMS = [[1], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24]]
-
-
-def ipndm(levels, to, max_order=4):
-    return [(to - levels[0]) * w for w in ADAMS[min(len(levels), max_order) - 1 if to else 0]]
-
-
-def gradient_estimation(levels, to, ge_gamma=2.0):
-    h = to - levels[0]
-    return [h * ge_gamma, h * (1 - ge_gamma)] if len(levels) > 1 and to else [h]
-
-
-def dpmpp_2m(x, sigmas, draw):
-    old = last = None
-    for sigma, to in itertools.pairwise(sigmas):
-        d = new = D(x, sigma)
-        h = math.log(sigma / to) if to else inf
-        if old is not None and to:
-            d = new + (new - old) * h / (2 * last)
-        x = math.exp(-h) * x - math.expm1(-h) * d
-        old, last = new, h
-    return x
-
-
-def dpmpp_sde(x, sigmas, draw, eta=1.0, s_noise=1.0, r=0.5):
-    for sigma, to in itertools.pairwise(sigmas):
-        d = D(x, sigma)
-        if to == 0:
-            x = d
-            continue
-        middle = sigma ** (1 - r) * to**r
-        low, up = down_up(sigma, middle, eta)
-        u = low / sigma * x + (1 - low / sigma) * d + up * s_noise * draw(sigma, middle)
-        d = (1 - 1 / (2 * r)) * d + 1 / (2 * r) * D(u, middle)
-        low, up = down_up(sigma, to, eta)
-        x = low / sigma * x + (1 - low / sigma) * d + up * s_noise * draw(sigma, to)
-    return x
-
-
-def multistep_sde(third):
-    """Computes dpmpp_2m_sde and, with its third level, dpmpp_3m_sde."""
-
-    def loop(x, sigmas, draw, eta=1.0, s_noise=1.0, solver_type="heun" if third else "midpoint"):
-        known = []  # (D, h), the newest first
-        for sigma, to in itertools.pairwise(sigmas):
-            d = D(x, sigma)
-            if to == 0:
-                x = d
-                continue
-            h = math.log(sigma / to)
-            a = (1 + eta) * h
-            phi = -math.expm1(-a)
-            phi_2 = 1 - phi / a if solver_type == "heun" else phi / 2
-            x = to / sigma * math.exp(-eta * h) * x + phi * d
-            if third and len(known) > 1:
-                (d_1, h_1), (d_2, h_2) = known[:2]
-                first, second = (d - d_1) * h / h_1, (d_1 - d_2) * h / h_2
-                curve = (first - second) * h / (h_1 + h_2)
-                x = x + phi_2 * (first + curve * h_1 / h) - (phi_2 / a - 0.5) * curve
-            elif known:
-                x = x + phi_2 * (d - known[0][0]) * h / known[0][1]
-            if eta:
-                x = x + to * s_noise * math.sqrt(-math.expm1(-2 * eta * h)) * draw(sigma, to)
-            known.insert(0, (d, h))
-        return x
-
-    return loop
-
-
-def ddpm(x, sigmas, draw):
-    for sigma, to in itertools.pairwise(sigmas):
-        abar, before = 1 / (1 + sigma**2), 1 / (1 + to**2)
-        e, alpha = slope(x, sigma), abar / before
-        x = (x * math.sqrt(abar) - (1 - alpha) / math.sqrt(1 - abar) * e) / math.sqrt(alpha)
-        if to:
-            x = (x + math.sqrt((1 - alpha) * (1 - before) / (1 - abar)) * draw(sigma, to)) / math.sqrt(before)
-    return x
-
-
-def lcm(x, sigmas, draw, s_noise=1.0):
-    for sigma, to in itertools.pairwise(sigmas):
-        x = D(x, sigma)
-        x = x + to * s_noise * draw(sigma, to) if to else x
-    return x
+def host(draw):
+    return Host(lambda x, sigma: (model(x, torch.full(x.shape[:1], sigma, dtype=x.dtype)), None), draw)
 
 
 SOME, CHURN = {"eta": 0.5, "s_noise": 0.9}, {"s_churn": 3.0, "s_noise": 1.003}
 CASES = {
-    "euler": (churned(euler), [{}, CHURN, {"s_churn": 60.0, "s_tmin": 0.1, "s_tmax": 5.0}]),
-    "heun": (churned(heun), [{}, CHURN]),
-    "dpm_2": (churned(dpm_2), [{}, CHURN]),
-    "lms": (multistep(lms), [{}, {"order": 2}]),
-    "ipndm": (multistep(ipndm), [{}, {"max_order": 3}]),
-    "gradient_estimation": (multistep(gradient_estimation), [{}, {"ge_gamma": 1.5}]),
-    "dpmpp_2m": (dpmpp_2m, [{}]),
-    "euler_ancestral": (ancestral(euler), [{}, SOME, {"eta": 0.0}]),
-    "dpm_2_ancestral": (ancestral(dpm_2), [{}, SOME]),
-    "dpmpp_2s_ancestral": (ancestral(dpmpp_2s), [{}, SOME]),
-    "dpmpp_sde": (dpmpp_sde, [{}, SOME, {"r": 0.3}, {"eta": 0.0}]),
-    "dpmpp_2m_sde": (multistep_sde(False), [{}, {"solver_type": "heun"}, SOME, {"eta": 0.0}]),
-    "dpmpp_3m_sde": (multistep_sde(True), [{}, SOME, {"eta": 0.0}]),
-    "ddpm": (ddpm, [{}]),
-    "lcm": (lcm, [{}, {"s_noise": 0.9}]),
+    "euler": (churned(loops.euler), [{}, CHURN, {"s_churn": 60.0, "s_tmin": 0.1, "s_tmax": 5.0}]),
+    "heun": (churned(loops.heun), [{}, CHURN]),
+    "dpm_2": (churned(loops.dpm_2), [{}, CHURN]),
+    "lms": (multistep(loops.lms), [{}, {"order": 2}]),
+    "ipndm": (multistep(loops.ipndm), [{}, {"max_order": 3}]),
+    "gradient_estimation": (multistep(loops.gradient_estimation), [{}, {"ge_gamma": 1.5}]),
+    "dpmpp_2m": (loops.dpmpp_2m, [{}]),
+    "euler_ancestral": (ancestral(loops.euler), [{}, SOME, {"eta": 0.0}]),
+    "dpm_2_ancestral": (ancestral(loops.dpm_2), [{}, SOME]),
+    "dpmpp_2s_ancestral": (ancestral(loops.dpmpp_2s), [{}, SOME]),
+    "dpmpp_sde": (loops.dpmpp_sde, [{}, SOME, {"r": 0.3}, {"eta": 0.0}]),
+    "dpmpp_2m_sde": (multistep_sde(False, "midpoint"), [{}, {"solver_type": "heun"}, SOME, {"eta": 0.0}]),
+    "dpmpp_3m_sde": (multistep_sde(True, "heun"), [{}, SOME, {"eta": 0.0}]),
+    "ddpm": (loops.ddpm, [{}]),
+    "lcm": (loops.lcm, [{}, {"s_noise": 0.9}]),
 }
 ALL = [(name, options) for name, (_, several) in CASES.items() for options in several]
 SDE = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")
@@ -282,7 +115,7 @@ def test_a_function_is_the_loop(name, options, levels, dtype, close):
     elif "s_churn" in options:
         draw = lambda sigma, to: torch.randn_like(x)  # noqa: E731
     torch.manual_seed(3)
-    expected = CASES[name][0](x, sigmas.tolist(), draw, **options)
+    expected = CASES[name][0](x, sigmas.tolist(), host(draw), **options)
     torch.manual_seed(3)
     found = function(name)(model, x, sigmas, disable=True, **given, **options)
     assert found.dtype == dtype
@@ -294,7 +127,7 @@ def test_a_function_is_the_loop(name, options, levels, dtype, close):
 def test_a_seed_of_torchs_gives_the_picture_that_it_gave(name):
     x, sigmas = start(), LEVELS["to clean data"]
     torch.manual_seed(7)
-    expected = CASES[name][0](x, sigmas.tolist(), lambda sigma, to: torch.randn_like(x))
+    expected = CASES[name][0](x, sigmas.tolist(), host(lambda sigma, to: torch.randn_like(x)))
     torch.manual_seed(7)
     assert torch.allclose(function(name)(model, x, sigmas, disable=True), expected, rtol=1e-12, atol=1e-12)
 
@@ -326,7 +159,7 @@ def test_named_noise_is_a_samples_own(name):
 )
 def test_our_noise_sampler_draws_what_rows_draw(name):
     x, sigmas, noise = start(), LEVELS["to clean data"], [nf.Noise(seed, step=5) for seed in (11, 12, 13)]
-    loop = CASES[name][0](x, sigmas.tolist(), kd.noise_sampler(x, noise))
+    loop = CASES[name][0](x, sigmas.tolist(), host(kd.noise_sampler(x, noise)))
     assert torch.allclose(function(name)(model, x, sigmas, disable=True, noise=noise), loop, rtol=1e-12, atol=1e-12)
     sampler = kd.noise_sampler(x, nf.Noise(11, step=5))
     sampler(1.0, 0.5)
@@ -515,7 +348,7 @@ def test_churn_before_the_first_row_has_the_name_of_a_row_that_there_is_not():
     x, levels, noise = start(), [9.0, 4.0, 1.0], nf.Noise(3, step=5)
     rows = iter([2, 0])
     draw = lambda sigma, to: nf.randn_like(x, noise.at(step=5 + next(rows), stream=3))  # noqa: E731
-    expected = churned(euler)(x, levels, draw, **CHURN)
+    expected = churned(loops.euler)(x, levels, host(draw), **CHURN)
     found = function("euler")(model, x, torch.tensor(levels, dtype=x.dtype), disable=True, noise=noise, **CHURN)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
+from conformance import Boxed
 from conftest import using
 
 P, N = nf.paths, nf.Noise(7, sample=[3, 1, 4, 8])
@@ -127,20 +128,6 @@ def test_tensors(reduction):
 
 
 def test_an_array_type_of_ones_own():
-    class Boxed:
-        def __init__(self, values):
-            self.inside, self.shape, self.dtype = values, values.shape, values.dtype
-
-        __array_ufunc__ = __array__ = None
-
-    class Boxes(nf.interop.ThroughNumPy):
-        def to_numpy(self, x):
-            return x.inside
-
-        def from_numpy(self, array, like):
-            return Boxed(array)
-
-    nf.interop.register(Boxed, Boxes("Boxed"))
     options = {"target": "velocity", "reduction": "none"}
     given = (TIMES["(B,)"], PATHS["brownian_bridge"], N)
     found = nf.interpolate_loss(*map(Boxed, (PRED, X0, X1)), *given, **options)

@@ -7,7 +7,9 @@ import math
 import numpy as np
 import pytest
 
+import host_loops as loops
 from exact import run_exact
+from host_loops import Host, denoiser
 from noisefuse import samplers
 from noisefuse.samplers.integrals import integral_weights
 from noisefuse.schedule import Schedule
@@ -27,24 +29,21 @@ def test_edm_is_algorithm_2():
     )
     draws = np.random.default_rng(0).normal(size=(len(sampler), 5))
 
-    def denoise(x, sigma):
-        return np.cos(x / (1 + sigma)) + 0.1 * sigma
-
     x = 80 * draws[-1]  # t[0] > S_max: nothing is added before the first call
     expected, row = x, -1
     for i in range(9):
         gamma = min(S_churn / 9, math.sqrt(2) - 1) if S_min <= t[i] <= S_max else 0
         t_hat = t[i] + gamma * t[i]
         x_hat = expected + math.sqrt(t_hat**2 - t[i] ** 2) * S_noise * draws[row]
-        d = (x_hat - denoise(x_hat, t_hat)) / t_hat
+        d = (x_hat - denoiser(x_hat, t_hat)) / t_hat
         expected = x_hat + (t[i + 1] - t_hat) * d
         row += 1
         if t[i + 1]:
-            d2 = (expected - denoise(expected, t[i + 1])) / t[i + 1]
+            d2 = (expected - denoiser(expected, t[i + 1])) / t[i + 1]
             expected = x_hat + (t[i + 1] - t_hat) * (d + d2) / 2
             row += 1
     rows = iter(draws)
-    got = run_exact(sampler.tableau, denoise, x, lambda: next(rows))
+    got = run_exact(sampler.tableau, denoiser, x, lambda: next(rows))
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
     churned = samplers.edm(Schedule.karras(9), 9, S_churn=4.0, final="sigma_min").tableau
     assert churned.start == pytest.approx(80 * math.sqrt(2))  # gamma is at its bound
@@ -67,54 +66,8 @@ def test_repaint_walks_as_published():
     assert len(sampler) == n + length * (times - 1) * len(left)
 
 
-def answer(x, sigma):
-    """Stands for a denoiser, not linear in x."""
-    return np.cos(x / (1 + sigma)) + 0.1 * sigma
-
-
-def k_euler(x, here, there):
-    return x + (there - here) * (x - answer(x, here)) / here
-
-
-def k_heun(x, here, there):
-    if there == 0:
-        return k_euler(x, here, there)
-    guess = k_euler(x, here, there)
-    slopes = (x - answer(x, here)) / here + (guess - answer(guess, there)) / there
-    return x + (there - here) * slopes / 2
-
-
-def k_dpm_2(x, here, there):
-    if there == 0:
-        return k_euler(x, here, there)
-    middle = math.exp((math.log(here) + math.log(there)) / 2)
-    u = k_euler(x, here, middle)
-    return x + (there - here) * (u - answer(u, middle)) / middle
-
-
-def k_dpmpp_2m(x, sigmas):
-    """Computes Lu et al. 2022, algorithm 2, with t = -log sigma; a first-order step if there is nothing to divide
-    by."""
-    before = None
-    for i, (here, there) in enumerate(itertools.pairwise(sigmas)):
-        D = guess = answer(x, here)
-        length = math.log(here / there) if there else math.inf
-        last = math.log(sigmas[i - 1] / here) if i else 0.0
-        if there and last:
-            r = last / length if length else math.inf
-            guess = (1 + 1 / (2 * r)) * D - 1 / (2 * r) * before
-        x = there / here * x - math.expm1(-length) * guess
-        before = D
-    return x
-
-
-def k_diffusion(name, x, sigmas):
-    if name == "dpmpp_2m":
-        return k_dpmpp_2m(x, sigmas)
-    step = {"euler": k_euler, "heun": k_heun, "dpm_2": k_dpm_2}[name]
-    for here, there in itertools.pairwise(sigmas):
-        x = step(x, here, there)
-    return x
+def host(draw=None):
+    return Host(lambda x, sigma: (denoiser(x, sigma), None), draw)
 
 
 SIGMAS = [*Schedule.karras(9).sigma[::-1].tolist(), 0.0]
@@ -128,7 +81,12 @@ GRIDS = {
 }
 
 
-@pytest.mark.parametrize("name", ["euler", "heun", "dpm_2", "dpmpp_2m"])
+STILL = {name: loops.churned(getattr(loops, name)) for name in ("euler", "heun", "dpm_2")} | {
+    "dpmpp_2m": loops.dpmpp_2m
+}
+
+
+@pytest.mark.parametrize("name", STILL)
 @pytest.mark.parametrize("sigmas", GRIDS.values(), ids=GRIDS)
 def test_any_list_of_sigmas_is_k_diffusions_loop(sigmas, name):
     """The formulas are those of the papers, on the same levels. Seen to fail: a refusal of levels that do not fall."""
@@ -136,52 +94,18 @@ def test_any_list_of_sigmas_is_k_diffusions_loop(sigmas, name):
     steps, final = np.array(sigmas[:-1]), np.array(sigmas)[-1]
     table = getattr(samplers, name)(Schedule.karras(9), steps, final=final, prediction="sample", **options).tableau
     x = sigmas[0] * np.linspace(-2, 2, 7)
-    np.testing.assert_allclose(run_exact(table, answer, x), k_diffusion(name, x, sigmas), rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(run_exact(table, denoiser, x), STILL[name](x, sigmas, host()), rtol=1e-11, atol=1e-11)
 
 
-def ancestral(here, there, eta):
-    """Returns k-diffusion's sigma_down and sigma_up."""
-    up = min(there, eta * math.sqrt(there**2 * (here**2 - there**2) / here**2))
-    return math.sqrt(there**2 - up**2), up
-
-
-def k_dpm_2_ancestral(x, here, there, eta, w):
-    down, up = ancestral(here, there, eta)
-    return k_dpm_2(x, here, down) + up * w(here, there)
-
-
-def k_dpmpp_2s_ancestral(x, here, there, eta, w):
-    """Computes Lu et al. 2022, algorithm 1, with t = -log sigma, r = 1 / 2."""
-    down, up = ancestral(here, there, eta)
-    if down == 0:
-        return k_euler(x, here, 0.0)
-    h = math.log(here / down)
-    middle = math.exp(-(-math.log(here) + h / 2))
-    u = middle / here * x - math.expm1(-h / 2) * answer(x, here)
-    return down / here * x - math.expm1(-h) * answer(u, middle) + up * w(here, there)
-
-
-def k_dpmpp_sde(x, here, there, eta, w, r=0.5):
-    """Computes Lu et al. 2022, section 5, of second order, with k-diffusion's steps."""
-    if there == 0:
-        return k_euler(x, here, 0.0)
-    D, middle = answer(x, here), math.exp(math.log(here) + r * math.log(there / here))
-    down, up = ancestral(here, middle, eta)
-    u = down / here * x - math.expm1(math.log(down / here)) * D + up * w(here, middle)
-    down, up = ancestral(here, there, eta)
-    mixed = (1 - 1 / (2 * r)) * D + 1 / (2 * r) * answer(u, middle)
-    return down / here * x - math.expm1(math.log(down / here)) * mixed + up * w(here, there)
-
-
-TWO_STAGE_REFERENCES = {
-    "dpm_2_ancestral": k_dpm_2_ancestral,
-    "dpmpp_2s_ancestral": k_dpmpp_2s_ancestral,
-    "dpmpp_sde": k_dpmpp_sde,
+TWO_STAGES = {
+    "dpm_2_ancestral": loops.ancestral(loops.dpm_2),
+    "dpmpp_2s_ancestral": loops.ancestral(loops.dpmpp_2s),
+    "dpmpp_sde": loops.dpmpp_sde,
 }
 
 
 @pytest.mark.parametrize("eta", [1.0, 0.4])
-@pytest.mark.parametrize("name", TWO_STAGE_REFERENCES)
+@pytest.mark.parametrize("name", TWO_STAGES)
 def test_two_stages_with_noise_are_k_diffusions_loop(name, eta):
     """All are on one Brownian path. A row of dpmpp_sde draws a piece of it, the others draw a step's increment."""
     table = getattr(samplers, name)(Schedule.karras(9), np.array(SIGMAS[:-1]), prediction="sample", eta=eta).tableau
@@ -198,10 +122,8 @@ def test_two_stages_with_noise_are_k_diffusions_loop(name, eta):
         path = sum(math.sqrt(a - b) * pieces[at[a]] for a, b in itertools.pairwise(levels))
         return path / math.sqrt(here - there)
 
-    draws, expected = iter(pieces), x
-    for here, there in itertools.pairwise(SIGMAS):
-        expected = TWO_STAGE_REFERENCES[name](expected, here, there, eta, w if there else lambda a, b: 0.0)
-    got = run_exact(table, answer, x, lambda: next(draws))
+    draws, expected = iter(pieces), TWO_STAGES[name](x, SIGMAS, host(w), eta)
+    got = run_exact(table, denoiser, x, lambda: next(draws))
     np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -226,29 +148,6 @@ def test_dpmpp_sde_has_the_variance_of_data():
     assert deviation(independent) == pytest.approx(0.436, abs=0.001)
 
 
-def k_dpmpp_3m_sde(x, sigmas, eta, z):
-    """Computes k-diffusion's steps, with t = -log sigma."""
-    Ds, hs = [], []
-    for here, there, noise in zip(sigmas[:-1], sigmas[1:], z, strict=True):
-        D = answer(x, here)
-        if there == 0:
-            return D
-        h = math.log(here / there)
-        a = h * (eta + 1)
-        x = math.exp(-a) * x - math.expm1(-a) * D
-        phi_2 = math.expm1(-a) / a + 1
-        if len(hs) > 1:
-            r0, r1 = hs[-1] / h, hs[-2] / h
-            d0, d1 = (D - Ds[-1]) / r0, (Ds[-1] - Ds[-2]) / r1
-            x = x + phi_2 * (d0 + (d0 - d1) * r0 / (r0 + r1)) - (phi_2 / a - 0.5) * (d0 - d1) / (r0 + r1)
-        elif hs:
-            x = x + phi_2 * (D - Ds[-1]) / (hs[-1] / h)
-        x = x + there * math.sqrt(-math.expm1(-2 * h * eta)) * noise
-        Ds.append(D)
-        hs.append(h)
-    return x
-
-
 @pytest.mark.parametrize("solver", ["midpoint", "heun"])
 @pytest.mark.parametrize("zero_snr", [False, True])
 def test_dpmpp_2m_sde_without_noise_is_dpmpp_2m(solver, zero_snr):
@@ -263,19 +162,10 @@ def test_dpmpp_2m_sde_without_noise_is_dpmpp_2m(solver, zero_snr):
 def test_dpmpp_3m_sde_is_k_diffusions_loop(eta):
     table = samplers.dpmpp_3m_sde(Schedule.karras(9), np.array(SIGMAS[:-1]), prediction="sample", eta=eta).tableau
     x, draws = 80 * np.linspace(-2, 2, 7), np.random.default_rng(0).normal(size=(9, 7))
-    rows = iter(draws)
-    got = run_exact(table, answer, x, lambda: next(rows))
-    np.testing.assert_allclose(got, k_dpmpp_3m_sde(x, SIGMAS, eta, draws), rtol=1e-11, atol=1e-11)
-
-
-def k_gradient_estimation(x, sigmas, gamma=2.0):
-    """Computes Permenter & Yuan 2023, algorithm 2."""
-    before = None
-    for here, there in itertools.pairwise(sigmas):
-        d = (x - answer(x, here)) / here
-        mixed = d if before is None or there == 0 else gamma * d + (1 - gamma) * before
-        x, before = x + (there - here) * mixed, d
-    return x
+    rows, own = iter(draws), iter(draws)
+    got = run_exact(table, denoiser, x, lambda: next(rows))
+    expected = loops.multistep_sde(True, "heun")(x, SIGMAS, host(lambda sigma, to: next(own)), eta)
+    np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("sigmas", GRIDS.values(), ids=GRIDS)
@@ -285,7 +175,8 @@ def test_gradient_estimation_is_its_algorithm(sigmas):
     steps = np.array(sigmas[:-1])
     table = samplers.gradient_estimation(Schedule.karras(9), steps, final=sigmas[-1], prediction="sample").tableau
     x = sigmas[0] * np.linspace(-2, 2, 7)
-    np.testing.assert_allclose(run_exact(table, answer, x), k_gradient_estimation(x, sigmas), rtol=1e-11, atol=1e-11)
+    expected = loops.multistep(loops.gradient_estimation)(x, sigmas, host())
+    np.testing.assert_allclose(run_exact(table, denoiser, x), expected, rtol=1e-11, atol=1e-11)
 
 
 def test_weights_of_equal_steps_are_adams_and_bashforths():

@@ -75,7 +75,7 @@ def tcd(
     """
     check_number("gamma", gamma, 0, 1)
     axis = axis_of(schedule)
-    check_index(axis, "tcd")
+    _check_index(axis, "tcd")
     if isinstance(steps, int | np.integer) and "levels" not in options:
         steps = _distilled(axis, original_steps, int(steps))
     run = plan(schedule, steps, prediction=prediction, clip=clip, spacing="leading", **options)
@@ -92,22 +92,16 @@ def tcd(
     return run.table("tcd", run.row(here, ratio * x_s + fresh * z))
 
 
-def check_index(axis: Axis, name: str) -> None:
+def _check_index(axis: Axis, name: str, instead: str = "") -> None:
     """Raises ValueError if the schedule's time is no index."""
     if not axis.timed_by_index:
-        raise ValueError(
-            f"{name} counts indices, and with this schedule a model is told noise levels (alpha = 1 or "
-            "alpha + sigma = 1)"
-        )
+        why = "with this schedule a model is told noise levels (alpha = 1 or alpha + sigma = 1)"
+        raise ValueError(f"{name} counts indices, and {why}{instead}")
 
 
 def _distilled(axis: Axis, original: int, n: int) -> npt.NDArray[np.int64]:
     """Returns n of the times r - 1, 2 r - 1, .., r = length // original, evenly by index, the noisiest first."""
-    if not axis.timed_by_index:
-        raise ValueError(
-            "lcm counts indices, and with this schedule a model is told noise levels (alpha = 1 or alpha + sigma = 1): "
-            "give the levels themselves, levels=[..]"
-        )
+    _check_index(axis, "lcm", ": give the levels themselves, levels=[..]")
     length = len(axis.levels)
     if not 1 <= n <= original <= length:
         raise ValueError(f"1 <= steps <= original_steps <= {length} must hold, got {n} and {original}")

@@ -91,21 +91,16 @@ def _cuts(table: TokenTable) -> bool:
     return table.top_p < 1 and not table.crossing
 
 
-_ROWS = 1 << 18  # logits at a time
-
-
-def _parts(shape: tuple[int, ...]) -> Any:
-    n = max(1, _ROWS // shape[-1])
-    rows = math.prod(shape[:-1])
-    return (slice(at, at + n) for at in range(0, rows, n))
+_AT_ONCE = 1 << 18  # logits
 
 
 def _nucleus(logits: Any, temperature: float, k: int, p: float) -> Any:
     """Returns a copy of the logits with -inf for all but the most probable tokens that together have at most p of the k
     largest's probability (0: of all); one token is always left."""
     cut = logits.reshape(-1, logits.shape[-1]).copy()
-    for part in _parts(cut.shape):
-        values = cut[part].astype(np.float64) / temperature
+    rows = max(1, _AT_ONCE // cut.shape[1])
+    for part in (cut[at : at + rows] for at in range(0, len(cut), rows)):
+        values = part.astype(np.float64) / temperature
         order = np.argsort(-values, axis=-1, kind="stable")
         falling = np.take_along_axis(values, order[:, : k or None], axis=-1)
         with np.errstate(invalid="ignore"):
@@ -113,5 +108,5 @@ def _nucleus(logits: Any, temperature: float, k: int, p: float) -> Any:
         n = np.maximum(1, (reached <= p * reached[:, -1:]).sum(axis=-1, keepdims=True))
         ranks = np.empty_like(order)
         np.put_along_axis(ranks, order, np.arange(order.shape[1])[None], axis=-1)
-        cut[part][(ranks >= n) & ~np.isnan(values)] = -math.inf  # a NaN is an error of the draw
+        part[(ranks >= n) & ~np.isnan(values)] = -math.inf  # a NaN is an error of the draw
     return cut.reshape(logits.shape)

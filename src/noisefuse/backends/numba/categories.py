@@ -25,7 +25,6 @@ minus_two_ln64: Any = SPEC.minus_two_ln64
 sum_accumulators: Any = SPEC.sum_accumulators
 
 
-@pasted
 def score_tokens(
     x: NDArray[np.float32], token: NDArray[np.int64], position: int, beta: float, step: int, sample: int, stream: int,
     seed: Any, out: NDArray[np.float64],
@@ -47,21 +46,25 @@ def of_four(w: Any, i: Any) -> Any:
 
 
 @pasted
+def limits(largest: Any, high: Any, rate: Any, reach: Any) -> Any:
+    """Of terms: what is subtracted from their logits, the largest result, the exponent's floor, the least result."""
+    scaled = largest * high
+    shift = select((scaled < float32(512)) & (scaled > float32(-512)), float32(0), largest)
+    top = largest - shift
+    return shift, top, fma(top, rate, ROUND32) - float32(126), top - reach
+
+
 def write_terms(
     x: NDArray[np.float32], largest: Any, high: Any, low: Any, rate: Any, reach: Any, out: NDArray[np.float32]
 ) -> Any:
     """The terms of a row in units of its largest logit's, which are returned."""
-    scaled = largest * high
-    shift = select((scaled < float32(512)) & (scaled > float32(-512)), float32(0), largest)
-    top = largest - shift
-    floor, least = fma(top, rate, ROUND32) - float32(126), top - reach
+    shift, top, floor, least = limits(largest, high, rate, reach)
     for i in range(len(x)):
         moved = x[i] - shift
         out[i] = chunk_term32(select(moved > least, moved, least), high, low, rate, floor)
     return chunk_term32(top, high, low, rate, floor)
 
 
-@pasted
 def sum_terms(
     chunk: NDArray[np.float32], largest: NDArray[np.float32], high: Any, low: Any, rate: Any, reach: Any,
     sums: NDArray[np.float64], spreads: NDArray[np.float64],
@@ -69,10 +72,7 @@ def sum_terms(
     """Sums the terms of each chunk, and the terms' products with largest - x, in units of the largest term."""
     total, spread = np.empty(ACCUMULATORS), np.empty(ACCUMULATORS)
     for c in range(len(chunk)):
-        scaled = largest[c] * high
-        shift = select((scaled < float32(512)) & (scaled > float32(-512)), float32(0), largest[c])
-        top = largest[c] - shift
-        floor, least = fma(top, rate, ROUND32) - float32(126), top - reach
+        shift, top, floor, least = limits(largest[c], high, rate, reach)
         total[:], spread[:] = 0, 0
         for first in range(0, chunk.shape[1], ACCUMULATORS):
             for j in range(ACCUMULATORS):

@@ -71,7 +71,7 @@ def loss(call: Loss) -> None:
                     of_slab[:] = np.multiply(factor[p : p + n, None].astype(r.dtype), r)
     if call.losses is not None:
         sums = np.empty(call.residual.batch)
-        kernels.add_up(chunk_sums, np.ones(call.pieces) if weight is None else weight, sums)
+        kernels.pieces(chunk_sums, np.ones(call.pieces) if weight is None else weight, sums)
         call.losses[...] = (sums if call.losses.ndim else np.cumsum(sums)[-1]) / call.n  # cumsum adds in order
 
 

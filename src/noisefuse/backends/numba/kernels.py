@@ -195,20 +195,6 @@ def walk_tile(p: Any, w: Any, tile: Any, others: Any, at: int, end: int, total: 
 
 
 @compiled
-def squares(r: NDArray[Any], sums: NDArray[np.float64]) -> None:
-    before = float_mode(NEAREST)
-    sum_squares(r, sums)
-    float_mode(before)
-
-
-@compiled
-def add_up(chunk_sums: NDArray[np.float64], weights: NDArray[np.float64], sums: NDArray[np.float64]) -> None:
-    before = float_mode(NEAREST)
-    sum_pieces(chunk_sums, weights, sums)
-    float_mode(before)
-
-
-@compiled
 def philox(n: int, counter: int, key: int, out: int) -> None:
     for i in range(n):
         c, k = pointer(counter + 16 * i, uint32), pointer(key + 8 * i, uint32)
@@ -217,46 +203,17 @@ def philox(n: int, counter: int, key: int, out: int) -> None:
 
 
 @compiled
-def scores(
-    x: NDArray[np.float32], token: NDArray[np.int64], position: int, beta: float, step: int, sample: int, stream: int,
-    seed: Any, out: NDArray[np.float64],
-) -> None:  # fmt: skip
-    before = float_mode(NEAREST)
-    score_tokens(x, token, position, beta, step, sample, stream, seed, out)
-    float_mode(before)
-
-
-@compiled
-def term_sums(
-    chunk: NDArray[np.float32], largest: NDArray[np.float32], high: Any, low: Any, rate: Any, reach: Any,
-    sums: NDArray[np.float64], spreads: NDArray[np.float64],
-) -> None:  # fmt: skip
-    before = float_mode(NEAREST)
-    sum_terms(chunk, largest, high, low, rate, reach, sums, spreads)
-    float_mode(before)
-
-
-@compiled
-def terms(
-    x: NDArray[np.float32], largest: Any, high: Any, low: Any, rate: Any, reach: Any, out: NDArray[np.float32]
-) -> Any:
-    before = float_mode(NEAREST)
-    unit = write_terms(x, largest, high, low, rate, reach, out)
-    float_mode(before)
-    return unit
-
-
-@compiled
 def functions(x: NDArray[np.float64], exp: NDArray[np.float64], minus_two_ln: NDArray[np.float64]) -> None:
-    before = float_mode(NEAREST)
     for i in range(len(x)):
         exp[i], minus_two_ln[i] = exp64(x[i]), minus_two_ln64(x[i])
-    float_mode(before)
 
 
 @compiled
 def fmas(a: NDArray[np.float64], b: NDArray[np.float64], c: NDArray[np.float64], out: NDArray[np.float64]) -> None:
-    before = float_mode(NEAREST)
     for i in range(len(out)):
         out[i] = fma(a[i], b[i], c[i])
-    float_mode(before)
+
+
+# The caller of these, and of the two above, sets the floating-point mode.
+squares, pieces, scores = compiled(sum_squares), compiled(sum_pieces), compiled(score_tokens)
+terms, term_sums = compiled(write_terms), compiled(sum_terms)

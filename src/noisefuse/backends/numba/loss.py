@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...call.description import ACCUMULATORS, LOSS_CHUNK
-from .device import SPEC, pasted
+from .device import SPEC
 from .pointers import least, pointer
 
 add_square: Any = SPEC.add_square
@@ -17,7 +17,6 @@ sum_accumulators: Any = SPEC.sum_accumulators
 add_piece: Any = SPEC.add_piece
 
 
-@pasted
 def sum_squares(r: NDArray[Any], sums: NDArray[np.float64]) -> None:
     """Writes the sums of squares of chunks of the rows of r."""
     sum_of, chunks = np.empty(ACCUMULATORS, r.dtype), len(sums) // len(r)
@@ -31,7 +30,6 @@ def sum_squares(r: NDArray[Any], sums: NDArray[np.float64]) -> None:
             sums[row * chunks + c] = sum_accumulators(pointer(sum_of.ctypes.data, r.dtype))
 
 
-@pasted
 def sum_pieces(chunk_sums: NDArray[np.float64], weights: NDArray[np.float64], sums: NDArray[np.float64]) -> None:
     """Of samples, which have the same number of pieces each, the weighted sums of their chunks."""
     pieces = len(weights) // len(sums)
