@@ -22,7 +22,7 @@
 namespace nf {
 namespace {
 
-constexpr int kBlock = 64;           // tokens that share a bound
+constexpr int kBlock = kTokenBlock;
 constexpr double kLn2 = 0.69314718;  // and not more
 constexpr int kBlocksOfChunk = kLossChunk / kBlock;
 constexpr int kW = Lane::width;
@@ -634,6 +634,7 @@ void NF_RACE(RaceRow& r) {
             r.bad = true;
             return;
         }
+        if (r.copy) std::copy_n(chunk.of_block, chunk.blocks, r.of_block + kBlocksOfChunk * c);
         if (chunk.largest > r.largest) {
             r.largest = chunk.largest;
             if (!draws || r.largest == INFINITY) take_largest(r, chunk, at, n);

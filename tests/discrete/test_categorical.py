@@ -319,7 +319,7 @@ def test_cuts_of_rows_of_all_kinds(compiled):
         last.append(min(np.cumsum(terms)[:150][-1] / part.tempered.item(), 1.0))
     below = np.nextafter(last, 0)
     for options in (
-        {"top_k": 1}, {"top_k": 50, "top_p": 0.7}, {"top_k": 400}, {"top_k": 498}, {"top_p": 0.3},
+        {"top_k": 1}, {"top_k": 3}, {"top_k": 7}, {"top_k": 8}, {"top_k": 50, "top_p": 0.7}, {"top_k": 400}, {"top_k": 498}, {"top_p": 0.3},
         {"top_p": 0.9, "temperature": 1e-3}, {"top_p": 0.9999, "temperature": 100.0}, {"top_p": last}, {"top_p": below},
         {"top_p": np.nextafter(below, 0)},
     ):  # fmt: skip
