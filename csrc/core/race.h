@@ -78,7 +78,7 @@ enum Wanted : uint32_t {
 struct Cut {
     const float* x;  // which no other thread changes; n is a multiple of 16, and -inf fills it up
     int64_t n;
-    const float* of_block;  // null, or of each 64 the largest, or more; -inf fills up both to multiples
+    const float* of_block;  // null, or of each 64 the largest, or more; -inf fills it up, too
     float largest;
     double beta;
     int64_t k;      // the k largest stay; 0: the fewest, from the largest on, whose terms have the sum `wanted`

@@ -131,7 +131,8 @@ class CutFinder {
         if (!c.of_block || c.k < 1) return false;
         Cut largest = c;
         largest.x = c.of_block, largest.of_block = nullptr;
-        largest.n = (c.n / kTokenBlock + kLanes - 1) / kLanes * kLanes;
+        const int64_t blocks = (c.n + kTokenBlock - 1) / kTokenBlock;
+        largest.n = (blocks + kLanes - 1) / kLanes * kLanes;
         CutFinder(largest).find();
         if (largest.least == c.largest) c.least = c.largest, c.ties = c.k;
         if (largest.least == -INFINITY || c.ties) return false;

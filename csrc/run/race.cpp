@@ -23,6 +23,7 @@ int64_t rows_at_once(int64_t n) { return std::max<int64_t>(1, kTokensAtOnce / st
 
 // Memory for one thread at a time: the logits of a row as floats, filled up with -inf, and room to cut them.
 struct Workspace {
+    static constexpr int kLane = 16;
     int64_t blocks = 0;
     std::unique_ptr<float[]> row, some, of_block;
     std::unique_ptr<double[]> terms;
@@ -38,9 +39,6 @@ struct Workspace {
         std::fill(row.get() + n, row.get() + whole, -INFINITY);
         std::fill_n(of_block.get() + blocks, kLane, -INFINITY);
     }
-
-  private:
-    static constexpr int kLane = 16;
 };
 
 class Rows {
@@ -200,7 +198,8 @@ class Rows {
 
     void cut(RaceRow& r, int64_t k, double wanted, Workspace& space) const {
         Cut cut{};
-        cut.x = space.row.get(), cut.of_block = space.of_block.get(), cut.n = space.blocks * kTokenBlock;
+        cut.x = space.row.get(), cut.of_block = space.of_block.get();
+        cut.n = (c.n + Workspace::kLane - 1) / Workspace::kLane * Workspace::kLane;
         cut.largest = r.largest, cut.beta = r.scale.beta;
         cut.k = k, cut.wanted = wanted;
         cut.some = space.some.get(), cut.terms = space.terms.get();
