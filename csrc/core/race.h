@@ -15,6 +15,7 @@ constexpr int kTokenBits = 20, kPlaceBits = 14;        // element = (position mo
 constexpr int64_t kTokens = int64_t{1} << kTokenBits;  // of a vocabulary, at most
 constexpr int64_t kPositions = int64_t{1} << 31;       // of a sample, as in call/description.py
 constexpr int64_t kMostChunks = kTokens / kLossChunk;
+constexpr int kTokenBlock = 64;  // tokens that share a bound
 
 // The block of token 0 of a position; from 2^14 on the upper bits fall off.
 constexpr uint32_t race_block(int64_t position) { return static_cast<uint32_t>(position) << (kTokenBits - 2); }
@@ -77,6 +78,7 @@ enum Wanted : uint32_t {
 struct Cut {
     const float* x;  // which no other thread changes; n is a multiple of 16, and -inf fills it up
     int64_t n;
+    const float* of_block;  // null, or of each 64 the largest, or more; -inf fills it up, too
     float largest;
     double beta;
     int64_t k;      // the k largest stay; 0: the fewest, from the largest on, whose terms have the sum `wanted`
@@ -105,6 +107,7 @@ struct RaceRow {
     int64_t token;                  // -1: there is none, all are -inf
     float winner, largest, second;  // logits
     float* copy;                    // of the whole row, or null
+    float* of_block;                // with it: of each 64 tokens the largest
     // For each chunk of 4,096: the largest, and sums over e^largest.
     float* chunk_largest;
     double *plain, *tempered, *spread;

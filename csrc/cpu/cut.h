@@ -30,9 +30,13 @@ class CutFinder {
 
     void find() {
         c.least = -INFINITY, c.ties = 0, c.doubtful = false;
-        found_.number = count_from(at_place(low_));
-        if (c.k > 0 && found_.number <= c.k) return;
-        narrow(0);
+        const bool narrowed = narrow_by_blocks();
+        if (c.ties > 0) return;
+        if (!narrowed) {
+            found_.number = count_from(at_place(low_));
+            if (c.k > 0 && found_.number <= c.k) return;
+            narrow(0);
+        }
         if (c.k == 0) {
             write_terms(x_, n_, c.largest, c.beta, c.terms);
             found_.weight = weight_from(at_place(low_));
@@ -121,19 +125,46 @@ class CutFinder {
         return ~beyond & ((1u << kLanes) - 1);
     }
 
+    // Leaves out of x what lies below the k-th largest of the blocks' largest, as k logits are at least that; or finds
+    // that this is the largest of all. False: it leaves nothing out.
+    bool narrow_by_blocks() {
+        if (!c.of_block || c.k < 1) return false;
+        Cut largest = c;
+        largest.x = c.of_block, largest.of_block = nullptr;
+        const int64_t blocks = (c.n + kTokenBlock - 1) / kTokenBlock;
+        largest.n = (blocks + kLanes - 1) / kLanes * kLanes;
+        CutFinder(largest).find();
+        if (largest.least == c.largest) c.least = c.largest, c.ties = c.k;
+        if (largest.least == -INFINITY || c.ties) return false;
+        low_ = place_of(largest.least);
+        found_.number = gather(false);
+        return true;
+    }
+
     // Leaves out of x what does not lie between the places, if that is most of it.
     void narrow(int64_t most) {
         if (n_ < 4 * (found_.number - above_.number + most)) return;
-        const uint32_t first = place_of(at_place(low_) + 0.0f), count = place_of(at_place(high_) + 0.0f) - first;
+        gather(c.k == 0 && most);
+    }
+    int64_t gather(bool terms) {
+        const float least = at_place(low_);
+        const uint32_t first = place_of(least + 0.0f), count = place_of(at_place(high_) + 0.0f) - first;
+        const float* const of_block = x_ == c.x ? c.of_block : nullptr;
         int64_t n = 0;
-        for (int64_t i = 0; i < n_; i += kLanes)
+        for (int64_t i = 0; i < n_; i += kLanes) {
+            if (of_block && of_block[i / kTokenBlock] < least) {
+                i += kTokenBlock - kLanes;
+                continue;
+            }
             for (uint32_t left = between(x_ + i, first, count); left; left &= left - 1, ++n) {
                 const int64_t at = i + std::countr_zero(left);
                 c.some[n] = x_[at];
-                if (c.k == 0 && most) c.terms[n] = c.terms[at];
+                if (terms) c.terms[n] = c.terms[at];
             }
+        }
         x_ = c.some, beyond_ = above_;
         for (n_ = n; n_ % kLanes; ++n_) c.some[n_] = -INFINITY, c.terms[n_] = 0;
+        return n;
     }
 
     // Goes on from `above` to the cut, one logit at a time: through a handful of them, or equal ones.

@@ -22,7 +22,7 @@
 namespace nf {
 namespace {
 
-constexpr int kBlock = 64;           // tokens that share a bound
+constexpr int kBlock = kTokenBlock;
 constexpr double kLn2 = 0.69314718;  // and not more
 constexpr int kBlocksOfChunk = kLossChunk / kBlock;
 constexpr int kW = Lane::width;
@@ -33,7 +33,7 @@ using U32 = Lane::u32;
 struct Chunk {
     const float *x, *last;
     const char* next;  // the memory of the next one
-    int width;         // bytes of a logit there
+    int64_t width;     // bytes of a logit there
     int blocks;
     float largest;
     alignas(64) float of_block[kBlocksOfChunk];
@@ -64,12 +64,11 @@ template <DType type>
     std::memcpy(to + i, numbers, size_t(left) * 4);
 }
 
-// Asks for the memory of the next chunk, a part of it for each group of this one: between its passes nothing else
+// Asks for the memory of a group of the next chunk, one for each group of this one: between its passes nothing else
 // reads.
-inline void ask_for_next(const Chunk& chunk, int group) {
-    const char* const p = chunk.next + int64_t{kGroup} * group * chunk.width;
+inline void ask_for(const char* group, int64_t width) {
 #pragma GCC unroll 4
-    for (int i = 0; i < kGroup; i += 16) __builtin_prefetch(p + i * chunk.width, 0, 2);
+    for (int i = 0; i < kGroup; i += 16) __builtin_prefetch(group + i * width, 0, 2);
 }
 
 // False: there is a NaN.
@@ -148,8 +147,10 @@ class Runner {
         const auto block = r.block + static_cast<uint32_t>(token >> 2);
         const U32 blocks = Lane::add(Lane::load(kOrder<float>.block), Lane::splat(block));
         auto product = Lane::product(Lane::word_from(blocks), kPhiloxM0);
+        const char* const ahead = chunk.next;
+        const int64_t width = chunk.width;
         const auto look = [&](int g, const Words<U32>& words) {
-            ask_for_next(chunk, g);
+            ask_for(ahead + kGroup * width * g, width);
             const U32 most = Lane::max(Lane::max(words.w[0], words.w[1]), Lane::max(words.w[2], words.w[3]));
             const int b = g / kGroupsOfBlock, at = kGroup * g;
             if (Lane::any_from(most, bound_[b])) [[unlikely]]
@@ -445,8 +446,8 @@ class Reader {
         chunk.last = chunk.x + kBlock * (chunk.blocks - 1);
         const int64_t left = n % kBlock;
         if (left == 0) return;
+        std::fill_n(last_, kBlock, -INFINITY);
         std::memcpy(last_, chunk.last, size_t(left) * 4);
-        std::fill(last_ + left, last_ + kBlock, -INFINITY);
         chunk.last = last_;
     }
 
@@ -634,6 +635,7 @@ void NF_RACE(RaceRow& r) {
             r.bad = true;
             return;
         }
+        if (r.copy) std::copy_n(chunk.of_block, chunk.blocks, r.of_block + kBlocksOfChunk * c);
         if (chunk.largest > r.largest) {
             r.largest = chunk.largest;
             if (!draws || r.largest == INFINITY) take_largest(r, chunk, at, n);

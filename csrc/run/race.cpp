@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -22,18 +23,22 @@ int64_t rows_at_once(int64_t n) { return std::max<int64_t>(1, kTokensAtOnce / st
 
 // Memory for one thread at a time: the logits of a row as floats, filled up with -inf, and room to cut them.
 struct Workspace {
-    std::vector<float> row, some;
-    std::vector<double> terms;
+    static constexpr int kLane = 16;
+    int64_t blocks = 0;
+    std::unique_ptr<float[]> row, some, of_block;
+    std::unique_ptr<double[]> terms;
     std::atomic<bool> taken{false};
 
-    void resize(int64_t n) {
-        const auto whole = static_cast<size_t>((n + kLane - 1) / kLane * kLane);
-        row.resize(whole), some.resize(whole), terms.resize(whole);
-        std::fill(row.begin() + n, row.end(), -INFINITY);
+    void make(int64_t n) {
+        blocks = (n + kTokenBlock - 1) / kTokenBlock;
+        const auto whole = static_cast<size_t>(blocks * kTokenBlock);
+        if (!row) {  // nothing is written to what no row needs
+            row.reset(new float[whole]), some.reset(new float[whole]);
+            terms.reset(new double[whole]), of_block.reset(new float[static_cast<size_t>(blocks) + kLane]);
+        }
+        std::fill(row.get() + n, row.get() + whole, -INFINITY);
+        std::fill_n(of_block.get() + blocks, kLane, -INFINITY);
     }
-
-  private:
-    static constexpr int64_t kLane = 16;
 };
 
 class Rows {
@@ -105,8 +110,8 @@ class Rows {
         std::optional<RowSums> raw;
         if (asked.filters) {
             const int64_t k = c.top_k[asked.setting];
-            space->resize(c.n);
-            r.copy = space->row.data();
+            space->make(c.n);
+            r.copy = space->row.get(), r.of_block = space->of_block.get();
             r.wanted = (asked.plain ? kPlain : 0u) | (k == 0 ? kTempered : 0u);
             kernel_(r);
             r.copy = nullptr;
@@ -181,7 +186,7 @@ class Rows {
 
     // Leaves of a row the k largest (0: all), then of these the fewest that have p of the probability.
     void leave(RaceRow& r, int64_t k, double p, Workspace& space) const {
-        r.x = space.row.data(), r.type = DType::f32;
+        r.x = space.row.get(), r.type = DType::f32;
         if (k > 0) cut(r, k, 0, space);
         if (!(p < 1)) return;
         if (k > 0) {
@@ -192,28 +197,28 @@ class Rows {
     }
 
     void cut(RaceRow& r, int64_t k, double wanted, Workspace& space) const {
-        std::vector<float>& row = space.row;
         Cut cut{};
-        cut.x = row.data(), cut.n = static_cast<int64_t>(row.size());
+        cut.x = space.row.get(), cut.of_block = space.of_block.get();
+        cut.n = (c.n + Workspace::kLane - 1) / Workspace::kLane * Workspace::kLane;
         cut.largest = r.largest, cut.beta = r.scale.beta;
         cut.k = k, cut.wanted = wanted;
-        cut.some = space.some.data(), cut.terms = space.terms.data();
+        cut.some = space.some.get(), cut.terms = space.terms.get();
         r.cut = &cut, r.wanted = kBound;
         kernel_(r);
-        if (cut.doubtful) add_in_order(cut, space.some);
-        auto after = row.begin();  // the last of the ties that stay
-        while (after < row.end()) {
-            const auto some = std::min<int64_t>(64, row.end() - after);
-            const int32_t here = count_of(cut.least, &*after, some);
-            if (here >= cut.ties) break;
-            cut.ties -= here, after += some;
+        if (cut.doubtful) add_in_order(cut);
+        float least = cut.least;
+        for (int64_t b = 0; b < space.blocks && least > -INFINITY; ++b) {
+            float* const x = space.row.get() + kTokenBlock * b;
+            if (space.of_block[b] < least) {
+                std::fill_n(x, kTokenBlock, -INFINITY);
+                continue;
+            }
+            int64_t ties = cut.ties > 0 ? count_of(least, x, kTokenBlock) : 0;
+            for (float* last = x + kTokenBlock; ties > cut.ties;)
+                if (*--last == least) *last = -INFINITY, --ties;
+            std::transform(x, x + kTokenBlock, x, [least](float one) { return one >= least ? one : -INFINITY; });
+            if (ties > 0 && (cut.ties -= ties) == 0) least = std::nextafter(least, INFINITY);
         }
-        for (; cut.ties > 0 && after < row.end(); ++after) cut.ties -= *after == cut.least;
-        const auto keep = [](auto from, auto to, const auto& stays) {
-            std::transform(from, to, from, [&](float x) { return stays(x) ? x : -INFINITY; });
-        };
-        keep(row.begin(), after, [least = cut.least](float x) { return x >= least; });
-        keep(after, row.end(), [least = cut.least](float x) { return x > least; });
     }
 
     // Not inlined, the loop takes vectors.
@@ -224,12 +229,12 @@ class Rows {
     }
 
     // Finds the cut of a sum in the order of the contract.
-    static void add_in_order(Cut& cut, std::vector<float>& sorted) {
-        const auto end = std::copy_if(cut.x, cut.x + cut.n, sorted.begin(), [](float x) { return x > -INFINITY; });
-        std::sort(sorted.begin(), end, std::greater<>());
+    static void add_in_order(Cut& cut) {
+        float* const end = std::copy_if(cut.x, cut.x + cut.n, cut.some, [](float x) { return x > -INFINITY; });
+        std::sort(cut.some, end, std::greater<>());
         double reached = 0;
         cut.least = -INFINITY;
-        for (auto x = sorted.begin(); x < end && reached < cut.wanted; ++x) {
+        for (const float* x = cut.some; x < end && reached < cut.wanted; ++x) {
             const double behind = static_cast<double>(cut.largest) - static_cast<double>(*x);
             reached += exp_of(-(behind * cut.beta));
             cut.ties = *x == cut.least ? cut.ties + 1 : 1;

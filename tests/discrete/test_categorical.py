@@ -310,7 +310,7 @@ def rows_of_all_kinds(n):
 
 def test_cuts_of_rows_of_all_kinds(compiled):
     """Seen to fail: 0 after -0, -0 before 0 where few are left, a place moved to a logit beyond the others, sums of
-    terms in another order where the last one decides."""
+    terms in another order where the last one decides, a block left out whose largest is the least that stays."""
     logits = np.stack(list(rows_of_all_kinds(500))).astype(np.float32)
     last = []  # probabilities that the terms of 150 tokens reach within the last place, if they do
     for row in logits:
@@ -319,7 +319,8 @@ def test_cuts_of_rows_of_all_kinds(compiled):
         last.append(min(np.cumsum(terms)[:150][-1] / part.tempered.item(), 1.0))
     below = np.nextafter(last, 0)
     for options in (
-        {"top_k": 1}, {"top_k": 50, "top_p": 0.7}, {"top_k": 400}, {"top_k": 498}, {"top_p": 0.3},
+        {"top_k": 1}, {"top_k": 3}, {"top_k": 7}, {"top_k": 8}, {"top_k": 50, "top_p": 0.7}, {"top_k": 400},
+        {"top_k": 498}, {"top_p": 0.3},
         {"top_p": 0.9, "temperature": 1e-3}, {"top_p": 0.9999, "temperature": 100.0}, {"top_p": last}, {"top_p": below},
         {"top_p": np.nextafter(below, 0)},
     ):  # fmt: skip
