@@ -127,10 +127,10 @@ LARGE: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
 ONE_LATENT = (1, 4, 64, 64)
 FIRST = {
     "FlowMatchEulerDiscreteScheduler": 2,
-    "EulerDiscreteScheduler": 1.6,
+    "EulerDiscreteScheduler": 1.2,
     "DPMSolverMultistepScheduler": 2,
     "UniPCMultistepScheduler": 1.8,
-    "DDIMScheduler": 1.6,
+    "DDIMScheduler": 1.2,
     "PNDMScheduler": 2.6,
     "LCMScheduler": 1.2,
     "HeunDiscreteScheduler": 1.3,
