@@ -12,6 +12,7 @@ import pytest
 
 import noisefuse as nf
 from conftest import DTYPES, using
+from cuda_kernels import stand_in
 from noisefuse.augment import coloured, gaussian, rms
 from noisefuse.augment.colours import _period
 
@@ -109,6 +110,13 @@ def test_tensors_and_nothing():
         assert coloured(np.ones(shape, np.float32), 3.0, N, "pink").shape == shape
     silent = np.zeros((2, 9), np.float32)
     assert np.array_equal(coloured(silent, 3.0, N, "pink"), silent)
+
+
+def test_an_array_on_a_device_is_refused_before_a_kernel_runs():
+    """Seen to fail: a sum of squares of the device, which came first."""
+    with stand_in.installed() as cupy, pytest.raises(NotImplementedError, match="host memory, got an array on a dev"):
+        coloured(cupy.asarray(np.ones((2, 9), np.float32)), 3.0, N, "pink")
+    assert not cupy.launches
 
 
 def test_periods_are_fast():

@@ -32,14 +32,15 @@ def test_other_libraries_give_numpys_bits(library, cases, capsys):
 
 
 def test_tensors_of_a_device_have_numpys_bits(capsys):
-    """By Triton's kernels, in its interpreter."""
+    """By Triton's kernels, in its interpreter, which runs a program for each sample that has an id of its own: the 35th
+    call would take a minute, for 236 of them. Seen to fail: a row of the table taken for its neighbour."""
     pytest.importorskip("torch")
     pytest.importorskip("triton")
     from cuda_kernels.triton_door import interpreted
 
     if not interpreted:
         pytest.skip("needs Triton's interpreter, from 3.9 on (TRITON_INTERPRET=1)")
-    assert random_calls.compare_libraries(["triton"], 40, 5, 1), capsys.readouterr().out
+    assert random_calls.compare_libraries(["triton"], 34, 5, 1), capsys.readouterr().out
     assert "compared" in capsys.readouterr().out
 
 

@@ -89,7 +89,10 @@ def narrow(a):
     return array.astype({"float64": np.float32, "int64": np.int32}.get(array.dtype.name, array.dtype))
 
 
-OF_NUMPY = {"augment.rms", "DiscreteSampler.log_prob_grad"}  # they take no other library's arrays
+OF_NUMPY = {  # they take no other library's arrays
+    "x: expected a NumPy array, as the other arguments are": {"DiscreteSampler.log_prob_grad"},
+    r"x: expected an array of NumPy or CuPy, got \w*; np.asarray": {"augment.rms"},
+}
 OF_SUMS = {operation(call) for call in SUMS} - {"Sampler.step"}
 # What a library does not offer, operations or calls, by what it says.
 NOT_OFFERED = r": noisefuse does not offer .*for arrays of "
@@ -110,7 +113,7 @@ REFUSED = {
 
 def refusal(call, library):
     """Returns what the library says to a call that it does not offer, or None."""
-    of_library = {"x: expected a NumPy array, as the other arguments are": OF_NUMPY, **REFUSED.get(library, {})}
+    of_library = OF_NUMPY | REFUSED.get(library, {})
     return next((says for says, calls in of_library.items() if {call, operation(call)} & calls), None)
 
 
@@ -154,7 +157,7 @@ LACKING = {
     "x: expected an image in host memory": {
         *("augment.coloured", "augment.impulse", "augment.corrupt", "augment.rician", "augment.poisson of floats"),
     },
-    "x: expected a NumPy array": OF_NUMPY,
+    **OF_NUMPY,
     "top_p, partial: neither has a kernel for CUDA devices": {"categorical, where"},
     "rate_loss has no kernel for cuda:1": {"rate_loss", "rate_loss_and_grad"},
     "expected tensors on the CPU, got one on cuda:1": {

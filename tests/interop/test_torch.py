@@ -987,11 +987,18 @@ def test_runs_in_which_arrays_and_tensors_meet():
     sampler = SAMPLERS["ddim"]
     network = lambda x, t: x * t[:, None]  # noqa: E731
     options = r"give dtype=torch\.float32 or device=\"cpu\", .* dtype=jnp\.float32"
-    wrong = {IndexError: network, TypeError: torch.nn.Linear(4, 4), AttributeError: lambda x, t: x.to(t)}
+    wrong = {IndexError: network, TypeError: lambda x, t: torch.sin(x), AttributeError: lambda x, t: x.to(t)}
     for kind, model in wrong.items():
         with pytest.raises(TypeError, match=f"^model: {kind.__name__} .* where x is NumPy's .*{options}") as caught:
             sampler.sample(model, (3, 4), N)
         assert isinstance(caught.value.__cause__, kind)
+    own = {  # a model of NumPy's arrays has errors of its own
+        TypeError: lambda x, t: (lambda a: a)(), IndexError: lambda x, t: x[5], AttributeError: lambda x, t: None.gain,
+    }  # fmt: skip
+    for kind, model in own.items():
+        with pytest.raises(kind) as caught:
+            sampler.sample(model, (3, 4), N)
+        assert "torch" not in str(caught.value)
     for given, words in (((np.zeros((3, 4), "f4"),), {}), (((3, 4),), {"dtype": "float32"})):
         with pytest.raises(TypeError, match=r"model: expected NumPy's arrays, as x is one, got torch\.Tensor in row 0"):
             sampler.sample(lambda x, t: torch.as_tensor(x), *given, N, **words)

@@ -8,6 +8,7 @@ Noises left out, spans of 7 elements drawn as whole blocks, steps of their own f
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,7 @@ from cuda_kernels.triton_kernels import KEYS
 from noisefuse import backends
 from noisefuse.backends import selftest as backend_test
 from noisefuse.backends.triton import kernels
+from noisefuse.backends.triton.arrays import too_old
 from noisefuse.commands import cli, selftest
 from noisefuse.commands.bench.contenders import Case
 from noisefuse.commands.bench.cuda import OPERATIONS, contenders
@@ -426,6 +428,26 @@ def test_without_triton(monkeypatch):
         with pytest.raises(ImportError, match="tensors on a CUDA device need Triton or CuPy: pip install"):
             nf.q_sample(tensor(3, 4), 3, S, N)
         assert not launches
+
+
+def test_an_old_triton(monkeypatch):
+    """Seen to fail: Triton's own error, and one of 3.3 for what 3.3 compiles."""
+    said = "a tensor on a CUDA device needs Triton from 3.4 on, .* got Triton "
+    x = tensor(3, 4)
+    calls = {"draw": lambda: nf.q_sample(x, 3, S, N), "tokens": lambda: nf.q_mask(x.long(), 0.5, N, 9)}
+    calls["loss"] = lambda: nf.masked_cross_entropy(x, torch.tensor([1, 2, 3]))
+    for version, refused in (("3.2.0", {*calls}), ("3.3.1+git0", {"loss"}), ("3.4.0", set()), ("3.10", set())):
+        too_old.cache_clear()
+        monkeypatch.setattr(triton, "__version__", version)
+        for name, call in calls.items():
+            with on_triton() as launches:
+                if name in refused:
+                    with pytest.raises(ImportError, match=said + re.escape(version)):
+                        call()
+                else:
+                    call()
+            assert bool(launches) == (name not in refused)
+    too_old.cache_clear()
 
 
 def test_the_product_refuses_tensors_of_the_cpu():

@@ -77,7 +77,7 @@ def coloured(
     if (other := beside_arrays(x)) is not None:
         options: dict[str, Any] = {"slope": slope, "floor": floor, "batched": batched, "out": out}
         return other.augmented(_coloured, x, noise, snr=snr, **options)
-    samples = as_array("x", x)
+    samples = image_on_host(as_array("x", x))
     std = std_at(samples, snr, batched)
     return add_spectrum(samples, std, noise, gains, batched, out)
 

@@ -421,6 +421,9 @@ def mean_squares(x: Array, batched: bool) -> NDArray[np.float64]:
         found: Any = backends.fast_mse(_SQUARE.plain, 0, x, x, None, None, 1.0, True, None, batched, True)
         if found is not NotImplemented:
             return found
+    if library_of(x) is not None:
+        kind = type(x).__name__
+        raise TypeError(f"x: expected an array of NumPy or CuPy, got {kind}; np.asarray(..) or cupy.asarray(..) is one")
     return _means(_SQUARE, x, batched, (), 1)[0]
 
 

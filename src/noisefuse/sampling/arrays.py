@@ -129,12 +129,16 @@ def bar(rows: range, progress: bool) -> Iterable[int]:
 _HINT = 'for a network in torch give dtype=torch.float32 or device="cpu", for one in JAX dtype=jnp.float32'
 
 
+# What is said of arrays in place of tensors; of t[:, None] and of x.size(0), the last two.
+_OF_ARRAYS = "Tensor", "numpy.", "scalar variable", "'int' object is not callable"
+
+
 def asked(model: Callable[..., Any], x: Any, t: Any, hint: str = _HINT) -> Any:
     """Returns what the model answers NumPy's x of a new sample. TypeError: it takes another library's arrays."""
     try:
         return model(x, t)
     except (AttributeError, IndexError, TypeError) as error:  # networks raise these for arrays of another library
-        if not {"torch", "jax"} & sys.modules.keys():
+        if not {"torch", "jax"} & sys.modules.keys() or not any(said in str(error) for said in _OF_ARRAYS):
             raise
         what = f"{type(error).__name__} ({str(error)[:80]})"
         raise TypeError(f"model: {what} where x is NumPy's and t = {t!r}; {hint}") from error

@@ -16,4 +16,7 @@ def state() -> str:
         torch = None
     if torch is None or find_spec("triton") is None:
         return "needs torch and Triton: pip install 'noisefuse[triton]'"
-    return "available" if torch.cuda.is_available() else "torch finds no CUDA device"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    too_old: str = import_module(".arrays", __name__).too_old()
+    return too_old or "available"

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import cache
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +15,16 @@ import torch
 from torch import Tensor
 
 from .. import NEEDS_CUPY
+
+
+@cache
+def too_old(least: tuple[int, int] = (3, 3)) -> str:
+    """Returns "" if kernels compile with the Triton that is installed, else what they need. 3.3 lacks that of
+    masked_cross_entropy."""
+    has = import_module("triton").__version__
+    if tuple(map(int, re.findall(r"\d+", has)[:2])) >= least:
+        return ""
+    return f"needs Triton from 3.4 on, as torch has from 2.8 on, or CuPy, which has no tokens; got Triton {has}"
 
 
 class Array:

@@ -329,10 +329,19 @@ def _array(tensor: Tensor, device: int) -> Any:
     return of_triton(tensor, device)
 
 
+def check_triton(*least: tuple[int, int]) -> None:
+    """Raises ImportError for a Triton that does not compile the kernels, or those that need at least this version."""
+    from ...backends.triton.arrays import too_old
+
+    if said := too_old(*least):
+        raise ImportError(f"a tensor on a CUDA device {said}")
+
+
 def of_triton(tensor: Tensor, device: int) -> Any:
     """Returns the memory of a tensor on a device for Triton's kernels, also where CuPy is installed."""
     if not _HAS_TRITON:
         raise ImportError("tokens on a CUDA device need Triton: pip install 'noisefuse[triton]'")
+    check_triton()
     if tensor.numel() and not tensor.untyped_storage().data_ptr():
         raise RuntimeError("no memory")
     from ...backends.triton.arrays import Array

@@ -19,6 +19,7 @@ from .arrays import (
     as_tensor,
     check_memory,
     check_plain,
+    check_triton,
     checked,
     memory,
     of_triton,
@@ -218,6 +219,8 @@ class CrossEntropy(graph.Operation):
                 f"logits: rate_loss has no kernel for {place}; pass them in host memory, logits.cpu()"
             )
         values = _memory("logits", logits, place)
+        if place != CPU:
+            check_triton((3, 4))
         given = {name: _read(name, x, place) for name, x in zip(self.slots, tensors, strict=True) if name != "logits"}
         given |= dict(self.options)
         if grad is None:
