@@ -31,6 +31,7 @@ constexpr size_t kLine = 64;
 constexpr size_t kPage = size_t{2} << 20, kHeader = kLine;
 constexpr size_t kLargePages = size_t{4} << 20;  // bytes of arrays that have large pages
 constexpr size_t kUnit = size_t{1} << 16;        // the lengths of others are multiples of it
+constexpr size_t kKept = size_t{8} << 20;        // longer ones wait as MADV_FREE
 
 // A mapping, with its length in its first bytes: data begins kHeader bytes on.
 struct Block {
@@ -72,7 +73,7 @@ class Waiting {
 
     void put(Block block) {
         if (block.length > most_bytes_ ||
-            (has_large_pages(block.length) && madvise(block.begin, block.length, MADV_FREE) != 0))
+            (block.length > kKept && madvise(block.begin, block.length, MADV_FREE) != 0))
             return unmap(block);
         const std::lock_guard lock(mutex);
         while (count_ == most_blocks_ || (count_ && bytes_ + block.length > most_bytes_)) unmap(remove(0));
