@@ -53,6 +53,24 @@ void take_rows(PyObject* table, DType type, Call& call) {
     call.active = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(table, 2));
 }
 
+// Numbers of the length of a call, without an allocation for few of them.
+template <class Number, size_t kFew>
+class Numbers {
+  public:
+    // False: there is no memory.
+    bool take(size_t n) {
+        if (n > kFew) many_.reset(new (std::nothrow) Number[n]);
+        data = n > kFew ? many_.get() : few_;
+        return data;
+    }
+
+    Number* data = nullptr;
+
+  private:
+    Number few_[kFew];
+    std::unique_ptr<Number[]> many_;
+};
+
 class FastCall {
   public:
     Call call{};
@@ -78,13 +96,13 @@ class FastCall {
         call.batch = batched_ ? x.shape[0] : 1;
         call.size = x.count / call.batch;
         input(kX, x);
-        return index(a.index) && (!times_ || timed()) && model_output(a.model_output) && past(a.past) &&
+        return index(a.index) && (!times_.data || timed()) && model_output(a.model_output) && past(a.past) &&
                noise(a.noise, a.stream) && outputs.take(0, a.out, call) && outputs.take_auxiliary(a.auxiliary, call) &&
                apart() && complete() && !(watched && reads_watched()) && follow(a) && settle();
     }
 
     // Whether numbers (n_rows,) are one for each row: those of float times have the shape of the times.
-    bool takes_weights() const { return !times_ || index_.ndim == 1; }
+    bool takes_weights() const { return !times_.data || index_.ndim == 1; }
 
     // Of the row numbers, or the times.
     int index_axes() const { return index_.ndim; }
@@ -105,12 +123,13 @@ class FastCall {
   private:
     bool batched_ = true;
     int64_t scalar_, listed_;
-    std::unique_ptr<int64_t[]> copied_;
-    PyObject* own_time_;                            // see `timed`; borrowed
-    std::unique_ptr<double[]> times_, timed_rows_;  // null: row numbers
-    std::unique_ptr<float[]> rounded_;              // rows; null: those of the table
-    bool own_rows_ = false;                         // whether the table is of this call alone
-    PyObject* past_ = nullptr;                      // a tuple
+    Numbers<int64_t, 1> copied_;
+    PyObject* own_time_;        // see `timed`; borrowed
+    Numbers<double, 1> times_;  // no data: row numbers
+    Numbers<double, kColumns> timed_rows_;
+    Numbers<float, kColumns> rounded_;  // rows
+    bool own_rows_ = false;             // whether the table is of this call alone
+    PyObject* past_ = nullptr;          // a tuple
     // Copies of arrays that kernels cannot read; those of row numbers are in D's place.
     struct Copies {
         Scratch strided[kSlots];
@@ -167,12 +186,11 @@ class FastCall {
     // Rounds double rows to float rows.
     bool round_rows() {
         const int64_t n = kColumns * call.n_rows;
-        rounded_.reset(new (std::nothrow) float[static_cast<size_t>(n)]);
-        if (!rounded_) return false;
+        if (!rounded_.take(static_cast<size_t>(n))) return false;
         const auto* const rows = static_cast<const double*>(call.rows);
         const FloatMode mode;
-        std::transform(rows, rows + n, rounded_.get(), [](double number) { return static_cast<float>(number); });
-        call.rows = rounded_.get();
+        std::transform(rows, rows + n, rounded_.data, [](double number) { return static_cast<float>(number); });
+        call.rows = rounded_.data;
         return true;
     }
 
@@ -320,7 +338,7 @@ class FastCall {
     bool index(PyObject* i) {
         call.segment = x.count;
         if (own_time_ != Py_None && PyTuple_GET_ITEM(own_time_, 0) == Py_None) return levels(i);
-        if (is_real(i)) return hold_times(1) && take_real(i, times_[0]);
+        if (is_real(i)) return hold_times(1) && take_real(i, times_.data[0]);
         if (take_integer(i, scalar_)) {
             call.index = &scalar_;
             return scalar_ >= 0 && scalar_ < call.n_rows;
@@ -336,7 +354,7 @@ class FastCall {
     }
 
     bool in_table() const {
-        for (int64_t b = 0; b < indices && !times_; ++b)
+        for (int64_t b = 0; b < indices && !times_.data; ++b)
             if (call.index[b] < 0 || call.index[b] >= call.n_rows) return false;
         return true;
     }
@@ -355,14 +373,14 @@ class FastCall {
         indices = index_.count;
         if (is_float(index_.kind)) {
             if (indices > x.count || !hold_times(indices)) return false;
-            for (int64_t b = 0; b < indices; ++b) times_[static_cast<size_t>(b)] = real_at(index_, b);
+            for (int64_t b = 0; b < indices; ++b) times_.data[b] = real_at(index_, b);
             return true;
         }
         if (index_.kind != Kind::i64 && index_.kind != Kind::i32) return false;
         call.index = reinterpret_cast<const int64_t*>(index_.data);
         if (index_.kind == Kind::i64) return true;
         if (indices > x.count || !copy(indices)) return false;
-        std::copy_n(reinterpret_cast<const int32_t*>(index_.data), indices, copied_.get());
+        std::copy_n(reinterpret_cast<const int32_t*>(index_.data), indices, copied_.data);
         return true;
     }
 
@@ -377,16 +395,12 @@ class FastCall {
         bool good = floats ? hold_times(indices) : copy(indices);
         for (int64_t b = 0; b < indices && good; ++b) {
             PyObject* const one = PyTuple_GET_ITEM(rows.object, b);
-            const auto at = static_cast<size_t>(b);
-            good = floats ? PyFloat_Check(one) && take_real(one, times_[at]) : take_integer(one, copied_[at]);
+            good = floats ? PyFloat_Check(one) && take_real(one, times_.data[b]) : take_integer(one, copied_.data[b]);
         }
         return good;
     }
 
-    bool hold_times(int64_t n) {
-        if (own_time_ != Py_None) times_.reset(new (std::nothrow) double[static_cast<size_t>(n)]);
-        return times_ != nullptr;
-    }
+    bool hold_times(int64_t n) { return own_time_ != Py_None && times_.take(static_cast<size_t>(n)); }
 
     // Makes the rows of float times, if the table has (a function from a float, or from float64 (n,), to alpha, sigma
     // and perhaps more numbers at these times; the last time; the rows where all of these numbers are 0, and where one
@@ -396,7 +410,7 @@ class FastCall {
     bool timed() {
         const double last = PyFloat_AsDouble(PyTuple_GET_ITEM(own_time_, 1));
         const bool by_column = PyTuple_GET_ITEM(own_time_, 2) == Py_None;
-        const std::span<const double> times(times_.get(), static_cast<size_t>(indices));
+        const std::span<const double> times(times_.data, static_cast<size_t>(indices));
         int64_t zeros = 0, ones = 0;
         for (const double t : times) {
             if (!(t >= 0 && t <= last) || std::isinf(t) || (by_column && std::signbit(t))) return false;
@@ -405,21 +419,23 @@ class FastCall {
         const bool may_be_steps = ones && zeros + ones == indices;
         if (may_be_steps && !by_column) return false;  // which may give a warning
         return hold_rows() &&
-               (by_column ? rows_of_columns(own_time_, times, call.active, timed_rows_.get())
-                          : rows_of_levels(own_time_, times, timed_rows_.get())) &&
+               (by_column ? rows_of_columns(own_time_, times, call.active, timed_rows_.data)
+                          : rows_of_levels(own_time_, times, timed_rows_.data)) &&
                use_rows();
     }
 
     bool hold_rows() {
-        timed_rows_.reset(new (std::nothrow) double[static_cast<size_t>(kColumns * indices)]());
-        return timed_rows_ && copy(indices);
+        const auto n = static_cast<size_t>(kColumns * indices);
+        if (!timed_rows_.take(n) || !copy(indices)) return false;
+        std::fill_n(timed_rows_.data, n, 0.0);
+        return true;
     }
 
     // Makes them the call's rows, which index counts.
     bool use_rows() {
-        std::iota(copied_.get(), copied_.get() + indices, 0);
+        std::iota(copied_.data, copied_.data + indices, 0);
         call.n_rows = indices;
-        call.rows = timed_rows_.get();
+        call.rows = timed_rows_.data;
         return call.type == DType::f64 || round_rows();
     }
 
@@ -435,15 +451,15 @@ class FastCall {
         for (int64_t b = 0; b < indices; ++b) {
             if (!is_single(alpha.of(b)) || !is_single(sigma.of(b))) return false;
             const double both[] = {alpha.of(b), sigma.of(b)};
-            level_row(own_time_, both, &timed_rows_[static_cast<size_t>(kColumns * b)]);
+            level_row(own_time_, both, timed_rows_.data + kColumns * b);
         }
         return use_rows();
     }
 
     bool copy(int64_t n) {
-        copied_.reset(new (std::nothrow) int64_t[static_cast<size_t>(n)]);
-        call.index = copied_.get();
-        return copied_ != nullptr;
+        const bool taken = copied_.take(static_cast<size_t>(n));
+        call.index = copied_.data;
+        return taken;
     }
 
     bool model_output(PyObject* m) {

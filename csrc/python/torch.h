@@ -112,10 +112,7 @@ class Torch {
 
     // Whether this is the memory that the exchange API shows, and autograd does not watch it, unless it is `watched`.
     // The API does not tell.
-    bool can_see(PyObject* o, PyObject* watched) const {
-        const Reference negated(is_neg_->ml_meth(o, nullptr));
-        return negated.object == Py_False && (o == watched || !is_watched(o));
-    }
+    bool can_see(PyObject* o, PyObject* watched) const { return !is_negated(o) && (o == watched || !is_watched(o)); }
 
     // Whether autograd watches it.
     bool is_watched(PyObject* o) const {
@@ -224,18 +221,29 @@ class Torch {
     PyObject *is_grad_enabled_, *increment_version_;
     const PyGetSetDef* requires_grad_;  // looking up a name costs as much as calling it, and so does
     const PyMethodDef* is_neg_;         // calling it through the interpreter
-    const PyMethodDef *storage_offset_, *untyped_storage_, *nbytes_;
-    PyObject* forward_ad_;     // a module's dictionary
-    PyObject* current_level_;  // a name
+    // Functions of torch's libraries. They take the place in a tensor where its C++ tensor lies.
+    using Ask = int32_t (*)(const void* place, int64_t* answer);
+    Ask storage_size_, storage_offset_;   // of the stable C interface
+    bool (*negated_)(const void* place);  // of C++, in a sixth of the method's instructions; null in another ABI
+    Py_ssize_t place_;                    // the offset of that place
+    PyObject* forward_ad_;                // a module's dictionary
+    PyObject* current_level_;             // a name
 
-    // Whether the storage holds all elements: it may have been resized, as FSDP does with parameters.
+    const void* place(PyObject* o) const { return reinterpret_cast<const char*>(o) + place_; }
+
+    bool is_negated(PyObject* o) const {
+        if (negated_) return negated_(place(o));
+        const Reference negated(is_neg_->ml_meth(o, nullptr));
+        return negated.object != Py_False;
+    }
+
+    // Whether the storage holds all elements: it may have been resized, as FSDP does with parameters. (Three methods of
+    // Python say the same in ten times as many instructions.)
     bool holds(PyObject* o, const DLTensor& t) const {
-        const Reference storage(untyped_storage_->ml_meth(o, nullptr)), offset(storage_offset_->ml_meth(o, nullptr));
-        const Reference bytes(storage.object ? nbytes_->ml_meth(storage.object, nullptr) : nullptr);
-        if (!offset.object || !bytes.object) return false;
-        int64_t last = PyLong_AsLongLong(offset.object);
+        int64_t bytes, last;
+        if (storage_size_(place(o), &bytes) != 0 || storage_offset_(place(o), &last) != 0) return false;
         for (int axis = 0; axis < t.ndim; ++axis) last += (t.shape[axis] - 1) * t.strides[axis];
-        return (last + 1) * (t.bits / 8) <= PyLong_AsLongLong(bytes.object);
+        return (last + 1) * (t.bits / 8) <= bytes;
     }
 
     // The header before the elements of a tensor from `make`; its lengths and strides follow.
@@ -268,10 +276,42 @@ class Torch {
                (parameter_ = reinterpret_cast<PyTypeObject*>(get("torch.nn", "Parameter"))) &&
                (forward_ad_ = get("torch.autograd.forward_ad", "__dict__")) &&
                (requires_grad_ = property(type, "requires_grad")) && (is_neg_ = method(type, "is_neg")) &&
-               (storage_offset_ = method(type, "storage_offset")) &&
-               (untyped_storage_ = method(type, "untyped_storage")) &&
-               (nbytes_ = method(get("torch", "UntypedStorage"), "nbytes")) &&
+               (place_ = place_of_tensor(type)) > 0 && find_functions() &&
                (current_level_ = PyUnicode_InternFromString("_current_level"));
+    }
+
+    bool find_functions() {
+#if defined(_WIN32)
+        const Reference path(PyUnicode_FromString("torch_cpu.dll"));
+#else
+        const Reference path(get("torch._C", "__file__"));  // whose libraries are searched, too
+#endif
+        const Reference ctypes(PyImport_ImportModule("ctypes"));
+        if (!path.object || !ctypes.object) return false;
+        const Reference library(PyObject_CallMethod(ctypes.object, "CDLL", "O", path.object));
+        if (!library.object) return false;
+        const auto find = [&](const char* name, auto& function) {
+            const Reference found(PyObject_GetAttrString(library.object, name)),
+                address(found.object ? PyObject_CallMethod(ctypes.object, "addressof", "O", found.object) : nullptr);
+            if (address.object) std::memcpy(&function, PyLong_AsVoidPtr(address.object), sizeof function);
+            return address.object != nullptr;
+        };
+        negated_ = nullptr;
+        if (!find("_ZN2at6native6is_negERKNS_6TensorE", negated_)) PyErr_Clear();
+        return find("aoti_torch_get_storage_size", storage_size_) &&
+               find("aoti_torch_get_storage_offset", storage_offset_);
+    }
+
+    // Where a tensor keeps the address that its `_cdata` is; 0: nowhere.
+    static Py_ssize_t place_of_tensor(PyObject* type) {
+        const Reference tensor(PyObject_CallNoArgs(type));
+        const Reference number(tensor.object ? PyObject_GetAttrString(tensor.object, "_cdata") : nullptr);
+        const void* const wanted = number.object ? PyLong_AsVoidPtr(number.object) : nullptr;
+        constexpr Py_ssize_t kWord = sizeof wanted;
+        const Py_ssize_t size = reinterpret_cast<PyTypeObject*>(type)->tp_basicsize;
+        for (Py_ssize_t at = sizeof(PyObject); wanted && at + kWord <= size; at += kWord)
+            if (std::memcmp(reinterpret_cast<const char*>(tensor.object) + at, &wanted, kWord) == 0) return at;
+        return 0;
     }
 
     // Null if there is no such property. The descriptor stays alive, as what `find` keeps does.

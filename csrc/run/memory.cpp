@@ -4,6 +4,7 @@
 #include <numpy/ndarraytypes.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -11,8 +12,6 @@
 #if defined(__linux__)
 #include <pthread.h>
 #include <sys/mman.h>
-#elif defined(_WIN32)
-#include <malloc.h>
 #endif
 
 #if defined(__linux__) && defined(MADV_FREE) && defined(MADV_HUGEPAGE)
@@ -31,6 +30,7 @@ constexpr size_t kLine = 64;
 constexpr size_t kPage = size_t{2} << 20, kHeader = kLine;
 constexpr size_t kLargePages = size_t{4} << 20;  // bytes of arrays that have large pages
 constexpr size_t kUnit = size_t{1} << 16;        // the lengths of others are multiples of it
+constexpr size_t kKept = size_t{8} << 20;        // longer ones wait as MADV_FREE
 
 // A mapping, with its length in its first bytes: data begins kHeader bytes on.
 struct Block {
@@ -71,8 +71,7 @@ class Waiting {
     }
 
     void put(Block block) {
-        if (block.length > most_bytes_ ||
-            (has_large_pages(block.length) && madvise(block.begin, block.length, MADV_FREE) != 0))
+        if (block.length > most_bytes_ || (block.length > kKept && madvise(block.begin, block.length, MADV_FREE) != 0))
             return unmap(block);
         const std::lock_guard lock(mutex);
         while (count_ == most_blocks_ || (count_ && bytes_ + block.length > most_bytes_)) unmap(remove(0));
@@ -183,23 +182,20 @@ void* take_memory(size_t size, [[maybe_unused]] size_t large) {
     if (is_large(size, large))
         return large == kLargeArray ? allocate(nullptr, size) : allocate_block(length_for(size, kPage));
 #endif
-    const size_t lines = (size + kLine - 1) / kLine * kLine;
-#if defined(_WIN32)
-    return _aligned_malloc(lines, kLine);  // aligned_alloc does not exist here, because its free could not tell
-#else
-    return std::aligned_alloc(kLine, lines);
-#endif
+    // malloc keeps small blocks at hand, aligned_alloc cuts each one anew. The distance to the line lies before it.
+    char* const begin = static_cast<char*>(std::malloc(size + kLine));
+    if (!begin) return nullptr;
+    const size_t distance = kLine - reinterpret_cast<uintptr_t>(begin) % kLine;
+    begin[distance - 1] = static_cast<char>(distance);
+    return begin + distance;
 }
 
 void give_memory_back(void* memory, [[maybe_unused]] size_t size, [[maybe_unused]] size_t large) {
 #if NF_BLOCKS
     if (is_large(size, large)) return release(nullptr, memory, size);
 #endif
-#if defined(_WIN32)
-    _aligned_free(memory);
-#else
-    std::free(memory);
-#endif
+    char* const line = static_cast<char*>(memory);
+    std::free(line - line[-1]);
 }
 
 }  // namespace nf

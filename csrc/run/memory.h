@@ -11,8 +11,8 @@ namespace nf {
 // null for small arrays, if the system has no such memory, and with NOISEFUSE_HUGE_PAGES=0 in the environment.
 //
 // The first touch of a page costs about as much as the noise that is written there. So the memory of a freed array
-// waits for the next one. Beyond 4 MiB it waits as MADV_FREE: the system may take it at any time, and until then it
-// needs no first touch. Its pages are large then (2 MiB). Arrays begin on a cache line.
+// waits for the next one. From 4 MiB on its pages are large (2 MiB). Beyond 8 MiB it waits as MADV_FREE: the system may
+// take it at any time, and until then it needs no first touch. Arrays begin on a cache line.
 PyObject* memory_handler(size_t size);
 
 // Called once, before the first use.

@@ -82,6 +82,27 @@ def test_what_is_given_back_is_used_again(shape):
     assert (again == 1).all()
 
 
+@pytest.mark.parametrize("mib", [5, 16])
+def test_only_long_ones_are_the_system_s_to_take(mib):
+    """Seen to fail: every block with large pages, which took a tenth of the time of the pass that writes to it."""
+    array = _native.empty((mib << 20,), np.uint8)
+    array[:] = 1
+    place = array.ctypes.data
+    del array
+    with open("/proc/self/smaps") as lines:
+        found = 0
+        for line in lines:
+            name, *rest = line.split()
+            if "-" in name and not name.endswith(":"):
+                first, last = (int(number, 16) for number in name.split("-"))
+            elif name == "LazyFree:" and first <= place < last:
+                found += int(rest[0])
+                break
+        else:
+            pytest.skip("this system does not tell what it may take")
+    assert (found > 0) == (mib > 8)
+
+
 def test_what_was_given_back_long_ago_takes_no_room():
     """Seen to fail: a count of bytes that only grows, and with it a list that keeps one block."""
     for _ in range(100):
