@@ -6,18 +6,24 @@
 namespace nf {
 namespace {
 
-// Multiplies whole groups. Returns how many elements it did. NaN stays NaN.
+// Multiplies whole groups. Returns how many elements it did. NaN stays NaN; no product of a byte is one, so that
+// packing clips what adding 2^23 has rounded.
 template <DType Type>
 int multiply_groups(const Factors& m, int64_t at, const float* factor, int n) {
     constexpr int W = Lane::width;
     int i = 0;
     for (; i + kGroup <= n; i += kGroup) {
         Lane::f32 product[kVectors];
+        Lane::u32 level[kVectors];
         for (int v = 0; v < kVectors; ++v) {
             product[v] = Lane::mul(load_lanes<Type>(m.x, at + i + v * W), Lane::load(factor + i + v * W));
             if (Type == DType::f32) product[v] = Lane::clamp(product[v], Lane::splat(0.0f), Lane::splat(1.0f));
+            level[v] = Lane::sub(Lane::as_bits(Lane::add(product[v], Lane::splat(0x1p23f))), 0x4B000000u);
         }
-        store_lanes<Type>(m.out, at + i, product, false);
+        if constexpr (Type == DType::u8)
+            Lane::store(static_cast<uint8_t*>(m.out) + at + i, Lane::low_bytes(level[0], level[1], level[2], level[3]));
+        else
+            store_lanes<Type>(m.out, at + i, product, false);
     }
     return i;
 }
@@ -46,7 +52,11 @@ void factor_range(const Call& s, const Factors& m, int64_t begin, int64_t end) {
         const float* const u = noise.fill_alone(counters, keys, Draw::uniform);
         if (m.repeat) {
             for (int i = 0; i < each; ++i) factor[i] = u[i] * m.range + m.low;
-            for (int i = each; i < most * each; ++i) factor[i] = factor[i - each];
+            const auto all = static_cast<int>(least(most, end - begin)) * each;
+            for (int i = each, n; i < all; i += n) {
+                n = static_cast<int>(least(i, all - i));
+                std::memcpy(factor + i, factor, sizeof(float) * static_cast<size_t>(n));
+            }
             for (int64_t done = begin; done < end; done += most)
                 multiply(done, static_cast<int>(least(most, end - done)));
             return;

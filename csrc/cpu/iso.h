@@ -5,6 +5,7 @@
 // Nothing is fused here, so that NumPy's arithmetic gives the same bits.
 #pragma once
 #include <atomic>
+#include <utility>
 
 #include "drawing.h"
 
@@ -13,59 +14,71 @@ namespace {
 
 constexpr int kPixels = Lane::width < 4 ? 4 : Lane::width;
 using Floats = float __attribute__((vector_size(kPixels * sizeof(float))));
+using Whole = int32_t __attribute__((vector_size(kPixels * sizeof(int32_t))));
+using Reals = double __attribute__((vector_size(kPixels * sizeof(double))));
 
 constexpr uint32_t kUniforms = 7;  // their stream
 
-// Red, green and blue of a tile of pixels.
-struct Pixels {
-    alignas(64) float channel[3][kTile];
+// Where number i of vector v comes from among three vectors, one after another, as pixels become channels (Apart) or
+// channels pixels.
+template <bool Apart>
+constexpr int source(int v, int i) {
+    return Apart ? 3 * i + v : (v * kPixels + i) % 3 * kPixels + (v * kPixels + i) / 3;
+}
+template <bool Apart, int V, int... I>
+Floats moved(const Floats (&x)[3], std::integer_sequence<int, I...>) {
+    constexpr int n = kPixels;
+    const Floats two = __builtin_shufflevector(x[0], x[1], (source<Apart>(V, I) % (2 * n))...);
+    return __builtin_shufflevector(two, x[2], (source<Apart>(V, I) < 2 * n ? I : source<Apart>(V, I) - n)...);
+}
+template <bool Apart>
+void move(Floats (&x)[3]) {
+    constexpr std::make_integer_sequence<int, kPixels> all;
+    const Floats first = moved<Apart, 0>(x, all), second = moved<Apart, 1>(x, all);
+    x[2] = moved<Apart, 2>(x, all), x[0] = first, x[1] = second;
+}
 
-    template <class Record>
-    void load(const Record& m, int64_t at, int n) {
-        alignas(64) float all[3 * kTile];
-        load_as(all, m.x, m.type, 3 * at, 3 * n);
-        const auto unit = static_cast<float>(1 / m.top);
-        for (int c = 0; c < 3; ++c)
-            for (int i = 0; i < n; ++i) channel[c][i] = all[3 * i + c] * unit;
-    }
-    void store(const Iso& m, int64_t at, int n) const {
-        alignas(64) float all[3 * kTile];
-        const auto top = static_cast<float>(m.top);
-        for (int c = 0; c < 3; ++c)
-            for (int i = 0; i < n; ++i) all[3 * i + c] = channel[c][i] * top;
-        store_as(m.out, m.type, 3 * at, all, 3 * n, false);
-    }
-};
+// Red, green and blue of pixels, whose greatest is 1.
+void load_pixels(Floats (&x)[3], const float* from, float unit) {
+    std::memcpy(x, from, sizeof x);
+    move<true>(x);
+    for (Floats& channel : x) channel = channel * unit;
+}
 
-// Adds up twice the lightness of each frame, and its square, in units of 2^-16.
+// Adds up twice the lightness of each frame, and of its square, in units of 2^-16. The sums of a tile are below 2^43.
 void lightness_range(const Lightness& m, int64_t begin, int64_t end) {
     const FloatMode mode;
-    Pixels pixels;
+    alignas(64) float pixels[3 * kTile];
     for (int64_t at = begin, n; at < end; at += n) {
         const int64_t frame = at / m.frame;
         n = least(least(end, (frame + 1) * m.frame) - at, kTile);
-        pixels.load(m, at, static_cast<int>(n));
-        uint64_t sum = 0, squares = 0;
-        for (int i = 0; i < n; ++i) {
-            const float r = pixels.channel[0][i], g = pixels.channel[1][i], b = pixels.channel[2][i];
-            const float high = r > g ? r : g, low = r < g ? r : g, most = b > high ? b : high, few = b < low ? b : low;
-            const float both = (most + few) * 0x1p16f;
-            const auto light =
-                static_cast<uint64_t>(static_cast<int32_t>(both > 0 ? both < 0x1p17f ? both : 0x1p17f : 0));
-            sum += light, squares += light * light;
+        load_as(pixels, m.x, m.type, 3 * at, static_cast<int>(3 * n));
+        for (int64_t i = 3 * n; i % (3 * kPixels); ++i) pixels[i] = 0;
+        Reals sum{}, squares{};
+        for (int64_t i = 0; i < n; i += kPixels) {
+            Floats x[3];
+            load_pixels(x, pixels + 3 * i, static_cast<float>(1 / m.top));
+            const Floats high = x[0] > x[1] ? x[0] : x[1], low = x[0] < x[1] ? x[0] : x[1];
+            const Floats most = x[2] > high ? x[2] : high, few = x[2] < low ? x[2] : low;
+            Floats both = (most + few) * 0x1p16f;
+            both = both > 0 ? both < 0x1p17f ? both : Floats{} + 0x1p17f : Floats{};
+            const Reals light = __builtin_convertvector(__builtin_convertvector(both, Whole), Reals);
+            sum = sum + light, squares = squares + light * light;
         }
-        std::atomic_ref(m.sums[2 * frame]) += sum;
-        std::atomic_ref(m.sums[2 * frame + 1]) += squares;
+        for (int i = 1; i < kPixels; ++i) sum[0] += sum[i], squares[0] += squares[i];
+        std::atomic_ref(m.sums[2 * frame]) += static_cast<uint64_t>(sum[0]);
+        std::atomic_ref(m.sums[2 * frame + 1]) += static_cast<uint64_t>(squares[0]);
     }
 }
 
 // Changes pixels by numbers for their lightness and hue, the latter in sixths of a turn.
-void change(Pixels& pixels, const float* count, const float* turn, int n, float intensity) {
+void change(float* pixels, const float* count, const float* turn, int n, const Iso& m) {
+    const auto unit = static_cast<float>(1 / m.top), intensity = static_cast<float>(m.intensity);
+    const auto top = static_cast<float>(m.top);
     for (int i = 0; i < n; i += kPixels) {
-        Floats r, g, b, counted, turned;
-        std::memcpy(&r, pixels.channel[0] + i, sizeof r);
-        std::memcpy(&g, pixels.channel[1] + i, sizeof g);
-        std::memcpy(&b, pixels.channel[2] + i, sizeof b);
+        Floats x[3], counted, turned;
+        load_pixels(x, pixels + 3 * i, unit);
+        const Floats r = x[0], g = x[1], b = x[2];
         std::memcpy(&counted, count + i, sizeof counted);
         std::memcpy(&turned, turn + i, sizeof turned);
         const Floats above = r > g ? r : g, below = r < g ? r : g, most = b > above ? b : above,
@@ -85,14 +98,15 @@ void change(Pixels& pixels, const float* count, const float* turn, int n, float 
             down = down < 1 ? down > -1 ? down : Floats{} - 1 : Floats{} + 1;
             Floats value = lit - amplitude * down;
             value = value > 0 ? value < 1 ? value : Floats{} + 1 : Floats{};
-            std::memcpy(pixels.channel[c] + i, &value, sizeof value);
+            x[c] = value * top;
         }
+        move<false>(x);
+        std::memcpy(pixels + 3 * i, x, sizeof x);
     }
 }
 
 void iso_range(const Call& s, const Iso& m, int64_t begin, int64_t end) {
-    Pixels pixels;
-    alignas(64) float count[kTile], turn[kTile];
+    alignas(64) float pixels[3 * kTile], count[kTile], turn[kTile];
     alignas(64) uint32_t words[kTile];
     const auto tile = [&](int64_t at, Counters& counters, Noise<float>& noise, const RoundKeys& keys) {
         const int n = counters.size;
@@ -111,9 +125,9 @@ void iso_range(const Call& s, const Iso& m, int64_t begin, int64_t end) {
                 for (int j = i; j < stop; ++j) count[j] += words[j] > last[k] ? 1.0f : 0.0f;
             i = stop;
         }
-        pixels.load(m, at, n);
-        change(pixels, count, turn, n, static_cast<float>(m.intensity));
-        pixels.store(m, at, n);
+        load_as(pixels, m.x, m.type, 3 * at, 3 * n);
+        change(pixels, count, turn, n, m);
+        store_as(m.out, m.type, 3 * at, pixels, 3 * n, false);
     };
     for_each_tile_of_words(s, begin, end, tile);
 }

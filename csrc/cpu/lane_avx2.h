@@ -189,8 +189,8 @@ struct Avx2 {
         return _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xD8);  // packed are quarters of a, b, a, b
     }
     static u16x2 upper_halves(u32 a, u32 b) { return low_halves(shift_right<16>(a), shift_right<16>(b)); }
-    static u8x4 low_bytes(u32 a, u32 b, u32 c, u32 d) {  // of words below 2^8
-        const u32 quarters = _mm256_packus_epi16(_mm256_packus_epi32(a, b), _mm256_packus_epi32(c, d));
+    static u8x4 low_bytes(u32 a, u32 b, u32 c, u32 d) {
+        const u32 quarters = _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
         return _mm256_permutevar8x32_epi32(quarters, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
     }
     static void store(uint8_t* p, u8x4 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }

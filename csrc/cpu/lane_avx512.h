@@ -212,8 +212,8 @@ struct Avx512 {
         const u32 quarters = _mm512_packus_epi32(a, b);  // of a, b, a, b, ..
         return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), quarters);
     }
-    static u8x4 low_bytes(u32 a, u32 b, u32 c, u32 d) {  // of words below 2^8
-        const u32 quarters = _mm512_packus_epi16(_mm512_packus_epi32(a, b), _mm512_packus_epi32(c, d));
+    static u8x4 low_bytes(u32 a, u32 b, u32 c, u32 d) {
+        const u32 quarters = _mm512_packus_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
         return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15),
                                         quarters);
     }

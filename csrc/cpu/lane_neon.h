@@ -185,9 +185,9 @@ struct Neon {
     static void store_nontemporal(uint16_t* p, u16 x) { store(p, x); }
     static u16x2 upper_halves(u32 a, u32 b) { return vuzp2q_u16(vreinterpretq_u16_u32(a), vreinterpretq_u16_u32(b)); }
     static u16x2 low_halves(u32 a, u32 b) { return vcombine_u16(vmovn_u32(a), vmovn_u32(b)); }  // of words below 2^16
-    static u8x4 low_bytes(u32 a, u32 b, u32 c, u32 d) {                                         // of words below 2^8
-        const uint16x8_t ab = vcombine_u16(vmovn_u32(a), vmovn_u32(b)), cd = vcombine_u16(vmovn_u32(c), vmovn_u32(d));
-        return vcombine_u8(vmovn_u16(ab), vmovn_u16(cd));
+    static u8x4 low_bytes(u32 a, u32 b, u32 c, u32 d) {
+        const auto half = [](u32 x) { return vqmovun_s32(vreinterpretq_s32_u32(x)); };
+        return vcombine_u8(vqmovn_u16(vcombine_u16(half(a), half(b))), vqmovn_u16(vcombine_u16(half(c), half(d))));
     }
     static void store(uint8_t* p, u8x4 x) { vst1q_u8(p, x); }
     static void store_nontemporal(uint8_t* p, u8x4 x) { store(p, x); }

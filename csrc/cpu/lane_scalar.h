@@ -155,8 +155,11 @@ struct Scalar {
     static u16x2 low_halves(u32 a, u32 b) {  // of words below 2^16
         return {static_cast<uint16_t>(a), static_cast<uint16_t>(b)};
     }
-    static u8x4 low_bytes(u32 a, u32 b, u32 c, u32 d) {  // of words below 2^8
-        return {{static_cast<uint8_t>(a), static_cast<uint8_t>(b), static_cast<uint8_t>(c), static_cast<uint8_t>(d)}};
+    static u8x4 low_bytes(u32 a, u32 b, u32 c, u32 d) {  // of signed words, which are clipped
+        const auto byte = [](u32 x) {
+            return static_cast<uint8_t>(static_cast<int32_t>(x) < 0 ? 0 : x < 255 ? x : 255);
+        };
+        return {{byte(a), byte(b), byte(c), byte(d)}};
     }
     static void store(uint8_t* p, u8x4 x) { std::memcpy(p, x.x, sizeof x.x); }
     static void store_nontemporal(uint8_t* p, u8x4 x) { store(p, x); }

@@ -17,6 +17,10 @@ using Doubles = double __attribute__((vector_size(kDoubles * sizeof(double))));
 using Truths = decltype(Doubles{} < Doubles{});  // of each 0 or -1
 using Bits = uint64_t __attribute__((vector_size(kDoubles * sizeof(double))));
 
+// A function is one long chain of operations. So many chains side by side take little longer.
+constexpr int kChains = Lane::width > 1 ? 4 : 1, kSome = kChains * kDoubles;
+using Some = Doubles[kChains];
+
 void take(Doubles& x, const double* from) { std::memcpy(&x, from, sizeof x); }
 void put(double* to, const Doubles& x) { std::memcpy(to, &x, sizeof x); }
 
@@ -57,34 +61,43 @@ void take_exponential(Doubles& x) {
 
 // n numbers to a power; 0, infinities and NaN stay.
 [[gnu::noinline]] void raise(double* numbers, int n, double exponent) {
-    for (int i = 0; i < n; i += kDoubles) {
-        Doubles x, y;
-        take(x, numbers + i), take(y, numbers + i);
-        take_logarithm(y);
-        y = y * exponent;
-        y = y < -700 ? Doubles{} - 700 : y;
-        y = y > 700 ? Doubles{} + 700 : y;
-        take_exponential(y);
-        put(numbers + i, ((x > 0) & (x - x == 0)) ? y : x);
+    for (int i = 0; i < n; i += kSome) {
+        Some x, y;
+        for (int v = 0; v < kChains; ++v) {
+            take(x[v], numbers + i + v * kDoubles);
+            take_logarithm(y[v] = x[v]);
+            y[v] = y[v] * exponent;
+            y[v] = y[v] < -700 ? Doubles{} - 700 : y[v];
+            y[v] = y[v] > 700 ? Doubles{} + 700 : y[v];
+            take_exponential(y[v]);
+            put(numbers + i + v * kDoubles, ((x[v] > 0) & (x[v] - x[v] == 0)) ? y[v] : x[v]);
+        }
     }
 }
 
 // Poisson numbers of small means: of each the first whose probability to be reached is beyond u.
 constexpr double kSmall = 32;  // from there on, counting takes longer than a normal number
-[[gnu::noinline]] void count(Doubles& number, const Doubles& mean, const Doubles& u) {
-    const Doubles m = mean < kSmall ? mean : Doubles{};
-    Doubles target = m, weight = Doubles{} + 1, sum = weight, found{};
-    take_exponential(target);
-    target = target * u;
-    for (int k = 1; k < 256; k += 4) {
-        for (int j = k; j < k + 4; ++j) {
-            found = sum <= target ? found + 1 : found;
-            weight = weight * (m * (1.0 / j));
-            sum = sum + weight;
-        }
-        if (!how_many(sum <= target)) break;
+[[gnu::noinline]] void count(Some& number, const Some& mean, const Some& u) {
+    Some m, target, weight, sum;
+    for (int v = 0; v < kChains; ++v) {
+        target[v] = m[v] = mean[v] < kSmall ? mean[v] : Doubles{};
+        take_exponential(target[v]);
+        target[v] = target[v] * u[v];
+        sum[v] = weight[v] = Doubles{} + 1, number[v] = Doubles{};
     }
-    number = found;
+    for (int k = 1; k < 256; k += 2) {
+        for (int j = k; j < k + 2; ++j) {
+            const double each = 1.0 / j;
+            for (int v = 0; v < kChains; ++v) {
+                number[v] = sum[v] <= target[v] ? number[v] + 1 : number[v];
+                weight[v] = weight[v] * (m[v] * each);
+                sum[v] = sum[v] + weight[v];
+            }
+        }
+        Truths more{};
+        for (int v = 0; v < kChains; ++v) more |= sum[v] <= target[v];
+        if (!how_many(more)) break;
+    }
 }
 
 // The normal numbers of which a fraction u lies below (Wichura 1988, algorithm AS 241, PPND7).
@@ -106,6 +119,7 @@ void take_normal(Doubles& x, const Doubles& u) {
 
 // The same of large means, by the expansion in 1 / sqrt(m) (Giles 2016, algorithm 955). From 2^40 on it is the mean.
 [[gnu::noinline]] void expand(Doubles& number, const Doubles& m, const Doubles& u) {
+    if (how_many(m < kSmall) == kDoubles) return;
     Doubles z, root = m;
     take_normal(z, u);
     take_root(root);
@@ -119,15 +133,21 @@ void take_normal(Doubles& x, const Doubles& u) {
 // Makes photons of n numbers, light whose greatest is 1, and light of their counts.
 void count_photons(double* light, const double* u, const double* peaks, int n, double gamma) {
     if (gamma != 1) raise(light, n, gamma);
-    for (int i = 0; i < n; i += kDoubles) {
-        Doubles x, of, peak;
-        take(x, light + i), take(of, u + i), take(peak, peaks + i);
-        const Doubles mean = (x < 0 ? Doubles{} : x) * peak;
-        Doubles number = mean;
-        const int64_t small = how_many(mean < kSmall);
-        if (small) count(number, mean, of);
-        if (small < kDoubles) expand(number, mean, of);
-        put(light + i, (mean == mean ? number : mean) / peak);  // NaN stays
+    for (int i = 0; i < n; i += kSome) {
+        Some number, mean, of, peak;
+        Truths small{};
+        for (int v = 0; v < kChains; ++v) {
+            const int at = i + v * kDoubles;
+            take(mean[v], light + at), take(of[v], u + at), take(peak[v], peaks + at);
+            number[v] = mean[v] = (mean[v] < 0 ? Doubles{} : mean[v]) * peak[v];
+            small += mean[v] < kSmall;
+        }
+        const int64_t all = how_many(small);
+        if (all) count(number, mean, of);
+        for (int v = 0; v < kChains; ++v) {
+            if (all < kSome) expand(number[v], mean[v], of[v]);
+            put(light + i + v * kDoubles, (mean[v] == mean[v] ? number[v] : mean[v]) / peak[v]);  // NaN stays
+        }
     }
     if (gamma != 1) raise(light, n, 1 / gamma);
 }
@@ -152,7 +172,7 @@ void poisson_range(const Call& s, const Poisson& m, int64_t begin, int64_t end) 
             for (int i = 0; i < n; ++i) value[i] = single[i] * unit;
         }
         for (int i = 0; i < n; ++i) u[i] = (words[i] + 0.5) * 0x1p-32;
-        for (int i = n; i % kDoubles; ++i) value[i] = 0, u[i] = peak[i] = 1;
+        for (int i = n; i % kSome; ++i) value[i] = u[i] = 0, peak[i] = 1;
         count_photons(value, u, peak, n, m.gamma);
         if (m.type == DType::f64) return store_as(m.out, m.type, at, value, n, false);
         for (int i = 0; i < n; ++i) single[i] = static_cast<float>(value[i] * m.top);

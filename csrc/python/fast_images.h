@@ -104,8 +104,9 @@ PyObject* fast_factors(PyObject* const* args) {
         return declined();
     const View& x = fast.x;
     const double low = PyFloat_AS_DOUBLE(args[1]), range = PyFloat_AS_DOUBLE(args[2]) - low;
+    constexpr double kMost = 1e30;  // with which no product is infinite, or NaN if x is not
     if ((x.kind != Kind::f32 && !is_level(x.kind)) || fast.channels > kLevels || fast.noise.whole > 0 ||
-        !is_single(low) || !is_single(range))
+        !(std::fabs(low) < kMost && std::fabs(range) < kMost))
         Py_RETURN_NOTIMPLEMENTED;
     if (!fast.outputs.make(fast.call)) return nullptr;
     factors.x = x.data, factors.out = fast.call.out[0];

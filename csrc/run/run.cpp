@@ -234,17 +234,9 @@ void torch_normals64(const uint64_t* words, double* out, int64_t n) {
 
 constexpr int64_t kWords = int64_t{1} << 32;
 
-// Sets a table from how many of the words give each byte or a smaller one.
-void set_words(Transition& table, const int64_t* counts) {
-    for (int64_t byte = 0, top = 0; byte < kLevels; ++byte) {
-        const int64_t last = counts[byte] - 1;
-        table.last[byte] = static_cast<uint32_t>(std::max<int64_t>(last, 0));
-        for (; top < kLevels && top << 24 <= last; ++top) table.first[top] = static_cast<uint8_t>(byte);
-    }
-}
-
-// Sets the table of one level, as operations/byte_tables.py does. sums: room.
-void tabulate(const PoissonTables& call, int64_t level, std::vector<double>& sums) {
+// Sets the table of one level, as operations/byte_tables.py does. ends: where runs of bytes with one `greatest` end,
+// all but the last byte's; sums: room.
+void tabulate(const PoissonTables& call, int64_t level, const std::vector<int>& ends, std::vector<double>& sums) {
     const auto spread = [](double mean) { return 12 * std::sqrt(mean) + 30; };
     const double mean = call.mean[level], lowest = std::max(std::floor(mean - spread(mean)), 0.0);
     const double most = std::ceil(2 * spread(call.mean[kLevels - 1])) + 1;
@@ -255,23 +247,30 @@ void tabulate(const PoissonTables& call, int64_t level, std::vector<double>& sum
         weight *= mean / (lowest + k);
         sums.push_back(sum += weight);
     }
-    int64_t counts[kLevels];
-    const auto end = static_cast<double>(sums.size() - 1);
-    double before = -1;
-    for (int64_t byte = 0, count = 0; byte < kLevels - 1; ++byte) {
-        const double at = std::min(call.greatest[byte] - lowest, end);
-        if (at > before) count = static_cast<int64_t>(count_of(sums[static_cast<size_t>(before = at)] / sum));
-        counts[byte] = count;
+    Transition& table = call.tables[level];
+    int64_t byte = 0, top = 0;  // of the bytes and of the words' upper bits: how many are set
+    // Sets bytes up to `to`: so many of the words give them or smaller ones.
+    const auto set = [&](int64_t to, int64_t words) {
+        std::fill(table.last + byte, table.last + to, static_cast<uint32_t>(std::max<int64_t>(words - 1, 0)));
+        const int64_t beyond = words ? ((words - 1) >> 24) + 1 : 0;
+        std::fill(table.first + top, table.first + beyond, static_cast<uint8_t>(byte));
+        byte = to, top = beyond;
+    };
+    for (const int to : ends) {
+        const double at = std::min(call.greatest[byte] - lowest, static_cast<double>(sums.size() - 1));
+        set(to, at < 0 ? 0 : static_cast<int64_t>(count_of(sums[static_cast<size_t>(at)] / sum)));
     }
-    counts[kLevels - 1] = kWords;
-    set_words(call.tables[level], counts);
+    set(kLevels, kWords);
 }
 
 bool run_poisson_tables(const PoissonTables& call, const GoOn& go_on) {
+    std::vector<int> ends;
+    for (int byte = 1; byte < kLevels; ++byte)
+        if (byte == kLevels - 1 || call.greatest[byte] > call.greatest[byte - 1]) ends.push_back(byte);
     const auto levels = [&](int64_t begin, int64_t end) {
         const FloatMode mode;
         std::vector<double> sums;
-        for (; begin < end; ++begin) tabulate(call, begin, sums);
+        for (; begin < end; ++begin) tabulate(call, begin, ends, sums);
     };
     const double steps = 256 + 24 * std::sqrt(call.mean[kLevels - 1]);
     return parallel_for(kLevels, std::max<int64_t>(1, static_cast<int64_t>(kChunk / steps)), levels, go_on);

@@ -23,7 +23,8 @@ def test_one_pass_has_the_bits_of_the_checked_way(dtype, each, last, shape, monk
     x = (RNG.random(shape) * {"uint8": 256, "uint16": 65536, "float32": 1.2}[dtype]).astype(dtype)
     for noise in (N, N.at(stream=64)):
         same_as_checked(monkeypatch, lambda noise=noise: times(x, 0.25, 1.5, noise, each, last), "fast_factors")
-    same_as_checked(monkeypatch, lambda: times(x[::-1], 0.25, 1.5, N, each, last), "fast_factors")
+    for low, high in ((0.25, 1.5), (-1.0, 2.0), (-1e29, 1e29)):  # beyond a dtype's ends, too
+        same_as_checked(monkeypatch, lambda ends=(low, high): times(x[::-1], *ends, N, each, last), "fast_factors")
 
 
 @pytest.mark.parametrize("each", [True, False])
@@ -54,5 +55,6 @@ def test_what_is_not_plain_goes_the_checked_way(dtype, monkeypatch):
     same_as_checked(monkeypatch, lambda: times(x, 0.25, 1.5, N, False, True), checked)
     single = x.astype(np.float32)
     same_as_checked(monkeypatch, lambda: times(single, np.float64(0.25), 1.5, N, True, True), checked)
+    same_as_checked(monkeypatch, lambda: times(single, 0.25, 1e31, N, True, True), checked)
     same_as_checked(monkeypatch, lambda: times(np.ones((2, 257), np.uint8), 0.25, 1.5, N, False, True), checked)
     assert times(single[:0], 0.25, 1.5, N, True, True).shape == (0, 5, 3)

@@ -28,7 +28,7 @@ def iso_noise(frames: Array, turn: float, intensity: float, noise: Noise) -> Arr
     lightness in the frame, and the hue turns by `turn` sixths of a circle times a normal number.
     """
     x = np.ascontiguousarray(frames)
-    result = np.empty_like(x)
+    result: Array = backends.empty(x.shape, x.dtype)
     if not x.size:
         return result
     shape, top = x.shape[:3], float(LEVELS.get(levels_of(x.dtype) or "", 1))
@@ -66,7 +66,7 @@ def _last_words(means: list[float]) -> NDArray[np.uint32]:
     """Returns the last words that give 0, 1, .. of each Poisson distribution (means, numbers)."""
     rows = [_last_words_of(mean) for mean in means]
     most = max(map(len, rows))
-    return np.array([row + [2**32 - 1] * (most - len(row)) for row in rows], np.int64).astype(np.uint32)
+    return np.array([row + [2**32 - 1] * (most - len(row)) for row in rows], np.uint32)
 
 
 def _last_words_of(mean: float) -> list[int]:
