@@ -215,5 +215,8 @@ def fmas(a: NDArray[np.float64], b: NDArray[np.float64], c: NDArray[np.float64],
 
 
 # The caller of these, and of the two above, sets the floating-point mode.
-squares, pieces, scores = compiled(sum_squares), compiled(sum_pieces), compiled(score_tokens)
-terms, term_sums = compiled(write_terms), compiled(sum_terms)
+squares: Any = compiled(sum_squares)
+pieces: Any = compiled(sum_pieces)
+scores: Any = compiled(score_tokens)
+terms: Any = compiled(write_terms)
+term_sums: Any = compiled(sum_terms)
