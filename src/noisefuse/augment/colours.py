@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
-from ..arguments.arrays import as_array, batch_shape
+from ..arguments.arrays import batch_shape
 from ..arguments.types import Array, ArrayT, Images, Like
 from ..call.description import FLOAT32, FLOAT64
 from ..ground.checks import check_choice, check_number
@@ -77,7 +77,7 @@ def coloured(
     if (other := beside_arrays(x)) is not None:
         options: dict[str, Any] = {"slope": slope, "floor": floor, "batched": batched, "out": out}
         return other.augmented(_coloured, x, noise, snr=snr, **options)
-    samples = image_on_host(as_array("x", x))
+    samples = image_on_host(x)
     std = std_at(samples, snr, batched)
     return add_spectrum(samples, std, noise, gains, batched, out)
 
