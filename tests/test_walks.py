@@ -77,7 +77,7 @@ WALKS = {
     "rician": (lambda: lambda: nf.augment.rician(X, 0.1, N), (2, 2, 1)),
     "photons of floats": (lambda: lambda: nf.augment.poisson(X, 30.0, N), (67, 14, 33)),
     "gaussian in a region": (lambda: lambda: nf.augment.gaussian(X, 0.1, N, region=X[0] > 0), (31, 7, 18)),
-    "coloured": (lambda: lambda: nf.augment.coloured(X, 20.0, N, "pink"), (78, 12, 46)),
+    "coloured": (lambda: lambda: nf.augment.coloured(X, 20.0, N, "pink"), (74, 12, 47)),
     "two images of a list": (lambda: lambda: nf.augment.gaussian([X[0], X[0]], 0.1, N), (54, 7, 22)),
     "q_mask": (lambda: lambda: nf.q_mask(IDS, P, N, 9), (1, 1, 0)),
     "q_mask of tensors": (lambda: of_ids(lambda ids, p: nf.q_mask(ids, p, N, 9)), (3, 3, 2)),
