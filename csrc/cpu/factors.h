@@ -2,6 +2,7 @@
 // An image times random factors, uniform in a range (augment/factors.py), in one pass.
 #pragma once
 #include "drawing.h"
+#include "pixels.h"
 
 namespace nf {
 namespace {
@@ -63,7 +64,12 @@ void factor_range(const Call& s, const Factors& m, int64_t begin, int64_t end) {
         }
         for (int i = 0, n; i < counters.size; i += n) {
             n = static_cast<int>(least(most, counters.size - i));
-            for (int k = 0; k < n && each > 1; ++k) {  // what is too much is overwritten
+            for (int k = 0; k < n && each == 3; k += kPixels) {
+                Floats x;
+                std::memcpy(&x, u + i + k, sizeof x);
+                write_thrice(x * m.range + m.low, factor + 3 * k, AllPixels());
+            }
+            for (int k = 0; k < n && each > 1 && each != 3; ++k) {  // what is too much is overwritten
                 const Few of_place = Few{} + (u[i + k] * m.range + m.low);
                 std::memcpy(factor + k * each, &of_place, sizeof of_place);
                 for (int c = kFew; c < each; c += kFew) std::memcpy(factor + k * each + c, &of_place, sizeof of_place);

@@ -5,38 +5,17 @@
 // Nothing is fused here, so that NumPy's arithmetic gives the same bits.
 #pragma once
 #include <atomic>
-#include <utility>
 
 #include "drawing.h"
+#include "pixels.h"
 
 namespace nf {
 namespace {
 
-constexpr int kPixels = Lane::width < 4 ? 4 : Lane::width;
-using Floats = float __attribute__((vector_size(kPixels * sizeof(float))));
 using Whole = int32_t __attribute__((vector_size(kPixels * sizeof(int32_t))));
 using Reals = double __attribute__((vector_size(kPixels * sizeof(double))));
 
 constexpr uint32_t kUniforms = 7;  // their stream
-
-// Where number i of vector v comes from among three vectors, one after another, as pixels become channels (Apart) or
-// channels pixels.
-template <bool Apart>
-constexpr int source(int v, int i) {
-    return Apart ? 3 * i + v : (v * kPixels + i) % 3 * kPixels + (v * kPixels + i) / 3;
-}
-template <bool Apart, int V, int... I>
-Floats moved(const Floats (&x)[3], std::integer_sequence<int, I...>) {
-    constexpr int n = kPixels;
-    const Floats two = __builtin_shufflevector(x[0], x[1], (source<Apart>(V, I) % (2 * n))...);
-    return __builtin_shufflevector(two, x[2], (source<Apart>(V, I) < 2 * n ? I : source<Apart>(V, I) - n)...);
-}
-template <bool Apart>
-void move(Floats (&x)[3]) {
-    constexpr std::make_integer_sequence<int, kPixels> all;
-    const Floats first = moved<Apart, 0>(x, all), second = moved<Apart, 1>(x, all);
-    x[2] = moved<Apart, 2>(x, all), x[0] = first, x[1] = second;
-}
 
 // Red, green and blue of pixels, whose greatest is 1.
 void load_pixels(Floats (&x)[3], const float* from, float unit) {
