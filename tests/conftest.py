@@ -224,30 +224,12 @@ def read_known(name):
     return [line.split() for line in lines if not line.startswith("#")]
 
 
-# ---- fewer tests -------------------------------------------------------------------------------------------
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config, items):
-    """With --first-and-last few tests are left, which import all and take every path that needs no library. Where the
-    libraries are installed, too, all parameters run."""
-    if not config.getoption("first_and_last"):
-        return
-    last = {item.nodeid.partition("[")[0]: item for item in items}
-    first = {item.nodeid.partition("[")[0]: item for item in reversed(items)}
-    kept = {*first.values(), *last.values()}
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = [item for item in items if item in kept]
-
-
 # ---- skips -------------------------------------------------------------------------------------------------
 
 
 def pytest_addoption(parser):
     help = "fail where a test is skipped that this file does not name (tests/allowed_skips.toml), as CI does"
     parser.addoption("--allowed-skips", type=Path, metavar="FILE", help=help)
-    help = "run each test function with the first and the last of its parameters, as CI does for the extra test-core"
-    parser.addoption("--first-and-last", action="store_true", help=help)
     help = "list the lines of noisefuse's whose calls failed, as is asked of new versions of libraries"
     parser.addoption("--broken-calls", action="store_true", help=help)
 
