@@ -569,9 +569,10 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 def late():
-    begin = time.process_time()
-    {call}
-    whole = time.process_time() - begin
+    for _ in range(2):  # the first call touches new memory, which may take longer than all else
+        begin = time.process_time()
+        {call}
+        whole = time.process_time() - begin
     for part in (0.1, 0.3, 0.5, 0.7, 0.9):
         signal.signal(signal.SIGPROF, interrupt)
         signal.setitimer(signal.ITIMER_PROF, part * whole)
