@@ -175,7 +175,7 @@ def x64():
 
 
 def until(true, seconds=60):
-    """Waits."""
+    """Waits until true() is true, at most so many seconds."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end

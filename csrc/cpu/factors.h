@@ -15,16 +15,18 @@ int multiply_groups(const Factors& m, int64_t at, const float* factor, int n) {
     int i = 0;
     for (; i + kGroup <= n; i += kGroup) {
         Lane::f32 product[kVectors];
-        Lane::u32 level[kVectors];
         for (int v = 0; v < kVectors; ++v) {
             product[v] = Lane::mul(load_lanes<Type>(m.x, at + i + v * W), Lane::load(factor + i + v * W));
             if (Type == DType::f32) product[v] = Lane::clamp(product[v], Lane::splat(0.0f), Lane::splat(1.0f));
-            level[v] = Lane::sub(Lane::as_bits(Lane::add(product[v], Lane::splat(0x1p23f))), 0x4B000000u);
         }
-        if constexpr (Type == DType::u8)
-            Lane::store(static_cast<uint8_t*>(m.out) + at + i, Lane::low_bytes(level[0], level[1], level[2], level[3]));
-        else
+        if constexpr (Type == DType::u8) {
+            const auto level = [&](int v) {
+                return Lane::sub(Lane::as_bits(Lane::add(product[v], Lane::splat(0x1p23f))), 0x4B000000u);
+            };
+            Lane::store(static_cast<uint8_t*>(m.out) + at + i, Lane::low_bytes(level(0), level(1), level(2), level(3)));
+        } else {
             store_lanes<Type>(m.out, at + i, product, false);
+        }
     }
     return i;
 }

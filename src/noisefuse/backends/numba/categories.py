@@ -47,7 +47,7 @@ def of_four(w: Any, i: Any) -> Any:
 
 @pasted
 def limits(largest: Any, high: Any, rate: Any, reach: Any) -> Any:
-    """Of terms: what is subtracted from their logits, the largest result, the exponent's floor, the least result."""
+    """Returns what terms subtract from their logits, the largest result, the exponent's floor and the least result."""
     scaled = largest * high
     shift = select((scaled < float32(512)) & (scaled > float32(-512)), float32(0), largest)
     top = largest - shift
