@@ -150,6 +150,12 @@ def general_calls(dtype, shape=(3, 5, 7)):
         yield lambda array: nf.mse_loss(
             array(tokens), None, times, linear, nf.Noise(1), target="epsilon", weight=weight
         )
+        if dtype == np.float32:  # more chunks than an unrolled loop takes at once
+            whole = random.standard_normal((1, 31 * 4096)).astype(dtype)
+            for weights in (None, weight):
+                yield lambda array, w=weights: nf.mse_loss(
+                    array(whole), None, 5, linear, array(whole), target="epsilon", weight=w
+                )
         for pred, upstream in (
             (m, 1e-310),
             (m, 1e300),
