@@ -46,12 +46,13 @@ def loss_of_theirs(case, n):
 
 
 def is_refused_by_diffusers(case):
-    """Tells whether diffusers' step raises an error, as SASolver's does if it bounds D by data and predicts noise."""
+    """Tells whether diffusers' step raises an error, as SASolver's does if it predicts noise and bounds D by data, or
+    has a network of flow."""
     theirs, x = case.pair(5)[0], torch.zeros(SHAPE)
     try:
         for t in times(theirs):
             x = theirs.step(x, t, x, **arguments(theirs, torch.Generator(), case.options)).prev_sample
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         return True
     return False
 
