@@ -18,13 +18,13 @@
 #include "cut.h"
 #include "row_sums.h"
 #include "tile_noise.h"
+#include "tile_rows.h"
 
 namespace nf {
 namespace {
 
-constexpr int kBlock = kTokenBlock;
 constexpr double kLn2 = 0.69314718;  // and not more
-constexpr int kBlocksOfChunk = kLossChunk / kBlock;
+constexpr int kBlocksOfChunk = kLossChunk / kTokenBlock;
 constexpr int kW = Lane::width;
 using F32 = Lane::f32;
 using U32 = Lane::u32;
@@ -38,29 +38,19 @@ struct Chunk {
     float largest;
     alignas(64) float of_block[kBlocksOfChunk];
 
-    const float* block(int b) const { return b < blocks - 1 ? x + kBlock * b : last; }
+    const float* block(int b) const { return b < blocks - 1 ? x + kTokenBlock * b : last; }
 };
-
-template <DType type>
-F32 load_logits(const void* x, int64_t at) {
-    if constexpr (type == DType::f32)
-        return Lane::load(static_cast<const float*>(x) + at);
-    else if constexpr (type == DType::f16)
-        return Lane::from_half(Lane::load(static_cast<const uint16_t*>(x) + at));
-    else
-        return Lane::as_float(Lane::as_upper_halves(Lane::load(static_cast<const uint16_t*>(x) + at)));
-}
 
 template <DType type>
 [[gnu::flatten]] void convert(const void* from, int64_t at, int n, float* to) {
     int i = 0;
-    for (; i + kW <= n; i += kW) Lane::store(to + i, load_logits<type>(from, at + i));
+    for (; i + kW <= n; i += kW) Lane::store(to + i, load_lanes<type>(from, at + i));
     const int left = n - i;
     if (left <= 0) return;
     uint16_t last[kW] = {};
     std::memcpy(last, static_cast<const uint16_t*>(from) + at + i, size_t(left) * 2);
     alignas(64) float numbers[kW];
-    Lane::store(numbers, load_logits<type>(last, 0));
+    Lane::store(numbers, load_lanes<type>(last, 0));
     std::memcpy(to + i, numbers, size_t(left) * 4);
 }
 
@@ -79,7 +69,7 @@ inline void ask_for(const char* group, int64_t width) {
         const float* x = chunk.block(b);
         F32 most[2] = {Lane::load(x), Lane::load(x + kW)};
         bad |= Lane::any_nan(most[0], most[1]);
-        for (int i = 2 * kW; i < kBlock; i += 2 * kW) {
+        for (int i = 2 * kW; i < kTokenBlock; i += 2 * kW) {
             const F32 a = Lane::load(x + i), c = Lane::load(x + i + kW);
             bad |= Lane::any_nan(a, c);
             most[0] = Lane::max(most[0], a);
@@ -101,7 +91,7 @@ template <DType type>
     bool bad = false;
     for (int i = 0; i < n; i += 4 * kW) {
         F32 v[4];
-        for (int k = 0; k < 4; ++k) v[k] = load_logits<type>(x, at + i + kW * k);
+        for (int k = 0; k < 4; ++k) v[k] = load_lanes<type>(x, at + i + kW * k);
         bad |= Lane::any_nan(v[0], v[1]);
         bad |= Lane::any_nan(v[2], v[3]);
         for (int k = 0; k < 4; ++k) most[k] = Lane::max(most[k], v[k]);
@@ -140,7 +130,7 @@ class Runner {
 
     [[gnu::flatten]] void race(const Chunk& chunk, int64_t token) {
         bound(chunk, 0);
-        constexpr int kGroupsOfBlock = kBlock / kGroup;
+        constexpr int kGroupsOfBlock = kTokenBlock / kGroup;
         constexpr uint64_t next = uint64_t{kPhiloxM0} * kW;
         const RoundKeys keys(r.seed);
         const Common common(keys, r.step, r.sample, r.tag);
@@ -384,12 +374,12 @@ template <bool spread, bool unit>
     for (int b = 0; b < chunk.blocks; ++b) {
         const float* x = chunk.block(b);
         if (chunk.of_block[b] == -INFINITY) {  // zeros
-            if (unit && !spread && kept) std::fill_n(kept + kBlock * b, kBlock, 0.0f);
+            if (unit && !spread && kept) std::fill_n(kept + kTokenBlock * b, kTokenBlock, 0.0f);
             continue;
         }
-        for (int v = 0; v < kBlock / kW; ++v) {
+        for (int v = 0; v < kTokenBlock / kW; ++v) {
             const F32 z = terms.shifted<Lane>(Lane::load(x + kW * v)), t = terms.term<Lane, unit>(z);
-            if (unit && !spread && kept) Lane::store(kept + kBlock * b + kW * v, t);
+            if (unit && !spread && kept) Lane::store(kept + kTokenBlock * b + kW * v, t);
             const auto add = [&]<int half>() {
                 const int i = Lane::halves * v + half;
                 const auto term = Lane::template widened<half>(t);
@@ -410,7 +400,7 @@ template <bool spread, bool unit>
 
 [[gnu::flatten]] void two_largest(const Chunk& chunk, F32& first, F32& second) {
     for (int b = 0; b < chunk.blocks; ++b)
-        for (int i = 0; i < kBlock; i += kW) {
+        for (int i = 0; i < kTokenBlock; i += kW) {
             const F32 x = Lane::load(chunk.block(b) + i);
             second = Lane::max(second, Lane::min(first, x));
             first = Lane::max(first, x);
@@ -427,7 +417,7 @@ class Reader {
     explicit Reader(const RaceRow& row) : r(row) { chunk.width = bytes_of(r.type); }
     [[gnu::noinline]] void read(int64_t at, int64_t n) {
         chunk.x = values_;
-        chunk.blocks = static_cast<int>((n + kBlock - 1) / kBlock);
+        chunk.blocks = static_cast<int>((n + kTokenBlock - 1) / kTokenBlock);
         chunk.next = static_cast<const char*>(r.x) + (at + kLossChunk) * chunk.width;
         if (r.type == DType::f16)
             convert<DType::f16>(r.x, at, static_cast<int>(n), values_);
@@ -443,23 +433,23 @@ class Reader {
             chunk.x = own;  // which no other thread changes: all that is found out is of the copy
         }
         if (hides) own[hidden] = -INFINITY;
-        chunk.last = chunk.x + kBlock * (chunk.blocks - 1);
-        const int64_t left = n % kBlock;
+        chunk.last = chunk.x + kTokenBlock * (chunk.blocks - 1);
+        const int64_t left = n % kTokenBlock;
         if (left == 0) return;
-        std::fill_n(last_, kBlock, -INFINITY);
+        std::fill_n(last_, kTokenBlock, -INFINITY);
         std::memcpy(last_, chunk.last, size_t(left) * 4);
         chunk.last = last_;
     }
 
   private:
     const RaceRow& r;
-    alignas(64) float values_[kLossChunk], last_[kBlock];
+    alignas(64) float values_[kLossChunk], last_[kTokenBlock];
 };
 
 // Which numbers of a block equal this one, of a finite one.
 [[gnu::flatten]] uint64_t places_of(const float* x, float wanted) {
     uint64_t found = 0;
-    for (int i = 0; i < kBlock; i += kW) {
+    for (int i = 0; i < kTokenBlock; i += kW) {
         const U32 twice =
             Lane::template shift_left<1>(Lane::as_bits(Lane::sub(Lane::load(x + i), Lane::splat(wanted))));
         const U32 none = Lane::splat(~uint32_t{0});
@@ -476,9 +466,9 @@ void take_largest(RaceRow& r, const Chunk& chunk, int64_t at, int64_t n) {
     const float* const x = chunk.block(static_cast<int>(b));
     const uint64_t equal = places_of(x, r.largest);
     int64_t i = equal ? std::countr_zero(equal) : 0;
-    const int64_t last = least(kBlock, n - kBlock * b) - 1;
+    const int64_t last = least(kTokenBlock, n - kTokenBlock * b) - 1;
     while (i < last && x[i] != r.largest) ++i;
-    r.token = r.first + at + kBlock * b + i;
+    r.token = r.first + at + kTokenBlock * b + i;
     r.score = static_cast<double>(r.winner = r.largest);
 }
 
@@ -491,7 +481,7 @@ void find_largest(RaceRow& r, Reader& reader) {
                         : r.type == DType::f16 ? largest_of<DType::f16>
                                                : largest_of<DType::bf16>;
         float largest, of_last;
-        const int left = n % kBlock;
+        const int left = n % kTokenBlock;
         bool good;
         if (is_below(r.hidden - at, n - left)) {
             reader.read(at, n - left);
@@ -501,7 +491,7 @@ void find_largest(RaceRow& r, Reader& reader) {
         }
         if (left) {
             reader.read(at + n - left, left);
-            good &= largest_of<DType::f32>(reader.chunk.last, 0, kBlock, of_last);
+            good &= largest_of<DType::f32>(reader.chunk.last, 0, kTokenBlock, of_last);
             largest = largest > of_last ? largest : of_last;
         }
         if (!good) {
@@ -529,11 +519,11 @@ template <DType type>
         return Lane::mul(t, Lane::splat(factor));
     };
     auto* out = static_cast<Stored*>(gradient);
-    for (int b = 0; b < chunk.blocks; ++b, n -= kBlock, out += kBlock) {
-        alignas(64) Stored last[kBlock];
-        Stored* const to = n < kBlock ? last : out;
-        const float* const from = known ? known + kBlock * b : chunk.block(b);
-        for (int i = 0; i < kBlock; i += 2 * kW) {
+    for (int b = 0; b < chunk.blocks; ++b, n -= kTokenBlock, out += kTokenBlock) {
+        alignas(64) Stored last[kTokenBlock];
+        Stored* const to = n < kTokenBlock ? last : out;
+        const float* const from = known ? known + kTokenBlock * b : chunk.block(b);
+        for (int i = 0; i < kTokenBlock; i += 2 * kW) {
             const F32 x = product(from + i), y = product(from + i + kW);
             if constexpr (type == DType::f32) {
                 Lane::store(to + i, x);
@@ -545,7 +535,7 @@ template <DType type>
                 Lane::store(to + i, Lane::upper_halves(round_to_bfloat16<Lane>(x), round_to_bfloat16<Lane>(y)));
             }
         }
-        if (n < kBlock) std::memcpy(out, last, size_t(n) * sizeof(Stored));
+        if (n < kTokenBlock) std::memcpy(out, last, size_t(n) * sizeof(Stored));
     }
 }
 
