@@ -285,21 +285,14 @@ def within(v: Reals, low: Reals, high: Reals, a: Reals, zero: Reals) -> Reals:
 TWICE_EXP32 = _reals(
     float32, "2.0", "2.0", "0x1.fffffcp-1", "0x1.55548cp-2", "0x1.555858p-4", "0x1.123de0p-6", "0x1.6ac74ep-9"
 )
+# fmt: off
 EXP64 = _reals(
     float64,
-    "1.0",
-    "1.0",
-    "0x1.000000000000bp-1",
-    "0x1.555555555550fp-3",
-    "0x1.55555555502a5p-5",
-    "0x1.1111111122b48p-7",
-    "0x1.6c16c1852a413p-10",
-    "0x1.a01a014497aa9p-13",
-    "0x1.a01997cc5a612p-16",
-    "0x1.71deec6c1241dp-19",
-    "0x1.28af3c30572acp-22",
-    "0x1.add757660e28dp-26",
+    "1.0", "1.0", "0x1.000000000000bp-1", "0x1.555555555550fp-3", "0x1.55555555502a5p-5", "0x1.1111111122b48p-7",
+    "0x1.6c16c1852a413p-10", "0x1.a01a014497aa9p-13", "0x1.a01997cc5a612p-16", "0x1.71deec6c1241dp-19",
+    "0x1.28af3c30572acp-22", "0x1.add757660e28dp-26",
 )
+# fmt: on
 # Adding it rounds a smaller number to an integer, which the last bits then hold.
 ROUND32, ROUND64 = float32(1.5 * 2.0**23), float64(1.5 * 2.0**52)
 LN2_HIGH32, LN2_LOW32 = _reals(float32, "0x1.62ep-1", "0x1.0bfbe8p-15")
@@ -431,22 +424,8 @@ def transition(word: Words, byte: Integers, last: Any, level: Integers) -> Integ
 
 # Each function follows those that it calls.
 _FUNCTIONS: tuple[Any, ...] = (
-    *(
-        philox4x32,
-        counter,
-        race_element,
-        race_key,
-        join,
-        polynomial,
-        continued,
-        power_of_two,
-        radius32,
-        exponential64,
-        radius64,
-        circle,
-        circle32,
-        circle64,
-    ),
+    *(philox4x32, counter, race_element, race_key, join, polynomial, continued, power_of_two),
+    *(radius32, exponential64, radius64, circle, circle32, circle64),
     *(normal_pair32, normal_pair64, uniform32, uniform64, affine, times, times_root, clamp, within),
     *(minus_two_ln64, race_score, chunk_term32, exp64),
     *(add_square, sum_accumulators, add_piece),
