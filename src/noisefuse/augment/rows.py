@@ -29,7 +29,7 @@ from ..arguments.types import Array, ArrayT, DType, Images, Like, NoiseLike
 from ..call.description import Step
 from ..ground.docstrings import Shared, documented
 from ..ground.libraries import library_of
-from ..language.levels import FLOATS, LEVELS, level_bounds, levels_of
+from ..language.levels import FLOATS, LEVELS, OF_NUMPY, level_bounds, levels_of
 from ..language.noise import FIELD, Noise
 from ..language.rows import NAMES, TIMES_CLEAN, TIMES_ROOT, FastTable, Rows, X, Z
 from ..operations.draw import randn
@@ -329,35 +329,36 @@ def _apply(
     if region is not None:
         options: Any = {"layout": layout, "shared": shared, "order": order, "clip": clip, "dtype": dtype, "out": out}
         return inside(region, _apply, x, noise, model, numbers, batched=batched, **options)
-    other = beside_arrays(x)
+    known = _ASKED.get(x.dtype) if type(x) is np.ndarray and dtype is None and out is None else None
+    other = None if known else beside_arrays(x)
     if order == layout:
         order = None
     if (shared or order is not None) and other is None:
         batched, x = is_batch("x", x, batched), as_array("x", x, (*FLOATS, *LEVELS))
         noise = _stored(x, noise, layout, shared, order, _kinds(x, dtype, out)[0], batched)
         shared, order = False, None
-    wanted = getattr(x if out is None else out, "dtype", None) if dtype is None else dtype
-    if dtype is None and out is None and type(x) is np.ndarray and not x.dtype.isnative:
+    if known:
+        wanted = x.dtype
+    elif dtype is None and out is None and type(x) is np.ndarray:
         wanted = x.dtype.newbyteorder("=")
+    else:
+        wanted = getattr(x if out is None else out, "dtype", None) if dtype is None else dtype
     if order is None and not shared and wanted is not None and not (other is not None and other.is_traced()):
         bounds = None if clip is None else as_bounds(clip)
-        rows: Any = 0
-        if not (alone := {*map(type, numbers.values())} == {float}):
-            numbers = {name: float(n) if isinstance(n, _NUMBERS) else n for name, n in numbers.items()}
-            alone = {*map(type, numbers.values())} == {float}
-        if alone:
-            table = None if model.least_0 and numbers[model.least_0] < 0 else model.of_pair  # type: ignore[operator]
-            rows = (*numbers.values(), 0.0)  # one or two numbers, of which the fast path makes a row if they are finite
+        levels, asked = known or _asked(wanted, other)
+        few = levels and model is _GAUSSIAN
+        if rows := _pair(numbers):
+            table = None if model.least_0 and rows[0] < 0 else model.of_pair
+            if few and rows[0] <= _LITTLE:
+                _warn_of_little(rows[0], rows[1], LEVELS[levels])
         elif is_lazy(x):
             table = None
         else:
             table, rows = _fast_rows(model, numbers, tuple(x.shape), layout, batched is not False)
+            if few and table is not None:
+                std, mean = (table[1][:, column] for column, _ in model.places)
+                _warn_of_little(std.max(), mean.any(), LEVELS[levels])
         if table is not None:
-            levels = levels_of(wanted) or ""
-            if levels and model is _GAUSSIAN:
-                strength = numbers if alone else {name: table[1][:, column] for column, name in model.places}
-                _warn_of_little(strength, LEVELS[levels])
-            asked = FAST_LEVELS.get(levels) or fast_dtype(wanted, other)
             within = None if bounds is None or not asked else _bounds_in(asked[1], bounds)
             done: Array = backends.fast_row(table, rows, x, None, None, noise, -1, out, None, asked, batched, within)
             if done is not NotImplemented:
@@ -372,14 +373,30 @@ def _apply(
     return result if bounds is None else _clipped(result, bounds)
 
 
+def _asked(dtype: Any, library: Any) -> tuple[str, Any]:
+    """Returns which levels a result's dtype is, or "", and the dtype as the fast path takes it."""
+    levels = levels_of(dtype) or ""
+    return levels, FAST_LEVELS.get(levels) or fast_dtype(dtype, library)
+
+
+_ASKED = {np.dtype(name): _asked(np.dtype(name), None) for name in OF_NUMPY}  # by the dtype of a native array
+
+
+def _pair(numbers: Mapping[str, ArrayLike]) -> Any:
+    """Returns the one or two numbers of a call, and 0, if they are plain: of finite ones the fast path makes a row."""
+    pair: tuple[Any, ...] = (*numbers.values(), 0.0)
+    if type(pair[0]) is type(pair[1]) is float:
+        return pair
+    return tuple(map(float, pair)) if all(isinstance(n, _NUMBERS) for n in pair) else None
+
+
 _LITTLE = 0.2  # grey levels: one value in 80 is rounded to another one
 
 
-def _warn_of_little(numbers: Mapping[str, Any], top: int) -> None:
+def _warn_of_little(std: float, mean: float, top: int) -> None:
     """Warns once if hardly a value changes, as results are rounded to whole levels up to `top`. Other libraries take a
     fraction of the range."""
-    std = numbers["std"] if type(numbers["std"]) is float else numbers["std"].max()
-    if 0 < std <= _LITTLE and not np.any(numbers["mean"]):
+    if 0 < std <= _LITTLE and not mean:
         said = f"std = {std:g} is in grey levels, which are whole numbers: it hardly changes any"
         warn_once("std", f"{said}; if a fraction of the range 0 .. {top} was meant, pass std = {std * top:g}")
 
