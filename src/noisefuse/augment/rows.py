@@ -357,7 +357,7 @@ def _apply(
             table, rows = _fast_rows(model, numbers, tuple(x.shape), layout, batched is not False)
             if few and table is not None:
                 std, mean = (table[1][:, column] for column, _ in model.places)
-                _warn_of_little(std.max(), mean.any(), LEVELS[levels])
+                _warn_of_little(float(std.max()), float(abs(mean).max()), LEVELS[levels])
         if table is not None:
             within = None if bounds is None or not asked else _bounds_in(asked[1], bounds)
             done: Array = backends.fast_row(table, rows, x, None, None, noise, -1, out, None, asked, batched, within)
