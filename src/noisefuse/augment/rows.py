@@ -25,7 +25,7 @@ from ..arguments.arrays import (
 )
 from ..arguments.calls import Index, is_batch, make_call, names_or_array, run, warn_once
 from ..arguments.options import FAST_LEVELS
-from ..arguments.types import Array, ArrayT, DType, Images, Like, NoiseLike
+from ..arguments.types import Array, ArrayT, DType, Images, NoiseLike
 from ..call.description import Step
 from ..ground.docstrings import Shared, documented
 from ..ground.libraries import library_of
@@ -34,7 +34,7 @@ from ..language.noise import FIELD, Noise
 from ..language.rows import NAMES, TIMES_CLEAN, TIMES_ROOT, FastTable, Rows, X, Z
 from ..operations.draw import randn
 from ..operations.loss import mean_squares
-from .lists import LISTS, beside_arrays
+from .lists import LISTS, beside_arrays, new_like, put
 from .numbers import NOT_NEGATIVE, Clip, Layout, Options, Region, as_bounds, as_numbers, by_place
 from .regions import chosen, copied, mask_of, of_each
 
@@ -48,14 +48,14 @@ _SHARED = Shared(
 def gaussian(
     x: Images[ArrayT], std: ArrayLike, noise: NoiseLike, *, mean: ArrayLike = 0.0, layout: Layout | None = None,
     shared: bool = False, order: Layout | None = None, clip: Clip = None, dtype: DType | None = None,
-    batched: bool | None = None, out: Like[ArrayT] | None = None, region: Region | None = None,
+    batched: bool | None = None, out: Images[ArrayT] | None = None, region: Region | None = None,
 ) -> ArrayT:  # fmt: skip
     """Adds Gaussian noise: x + mean + std z.
 
     Args:
         x: images, volumes or signals, axis 0 the batch; float32, float64, float16, bfloat16, uint8 or uint16, of NumPy,
             CuPy or torch. Or a list of images of any sizes (or an array of objects), each of which is a sample; that
-            gives a list, without `out`.
+            gives a list.
         std: the standard deviation in the units of x's values, grey levels for integers: a number, (B,) for each
             sample, or (B, C) for each channel of each sample, with `layout` for the channels' axis. One that hardly
             changes a grey level, up to 0.2, gives a warning, once: it may be a fraction of the range.
@@ -72,7 +72,8 @@ def gaussian(
         batched: False makes the whole array one sample: then std and mean are numbers, or (C,). None is True. Integers
             of shape (H, W, C), with 1, 3 or 4 channels and sides of 16 or more, may be one image and need True or
             False; (C, H, W) gives a warning, once.
-        out: an array to write to; C-contiguous, of x's shape; it may be x itself.
+        out: an array to write to; C-contiguous, of x's shape; it may be x itself. A list of images of NumPy's has a
+            list of such arrays, which are written after the last image's noise is made.
         region: where noise is put; elsewhere x stays as it is, only converted to the result's dtype. A mask of bools,
             (H, W), (B, H, W), of a sample's shape or with x's axes; or boxes (x0, y0, x1, y1) in pixels, whose ends x1
             and y1 lie outside: (N, 4) for all samples, or (B, N, 4) or a list of (N, 4) for each. A list of images has
@@ -126,7 +127,7 @@ def sensor(x: Images[ArrayT], a: ArrayLike, b: ArrayLike, noise: NoiseLike, **op
 @documented(_SHARED)
 def by_level(
     x: Images[ArrayT], mean_table: ArrayLike, std_table: ArrayLike, noise: NoiseLike, *, dtype: DType | None = None,
-    batched: bool | None = None, out: Like[ArrayT] | None = None, region: Region | None = None,
+    batched: bool | None = None, out: Images[ArrayT] | None = None, region: Region | None = None,
 ) -> ArrayT:  # fmt: skip
     """Adds noise that depends on the grey level in any way, for bytes: mean_table[x] + std_table[x] z.
 
@@ -235,11 +236,13 @@ def inside(region: Region, function: Callable[..., Array], x: Any, *arguments: A
     """Returns what a function of this module makes of x, inside of the region, and x outside."""
     layout, out = options.get("layout"), options.get("out")
     if beside_arrays(x) is LISTS:
+        if out is not None:
+            options["out"] = new_like(out, x)
         noisy = function(x, *arguments, **options)
         for b, (name, one) in enumerate(of_each(region, len(x))):
             image = host_view(f"x[{b}]", x[b])
             noisy[b] = _chosen(mask_of(name, one, image, layout, False), noisy[b], image, False)
-        return noisy
+        return noisy if out is None else put(noisy, out)
     x = host_view("x", x)
     if not hasattr(x, "shape"):
         return function(x, *arguments, **options)  # says what it expects

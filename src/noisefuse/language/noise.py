@@ -617,7 +617,8 @@ def word(rng: np.random.Generator) -> int:
     """Draws 64 bits from a generator: `rng.integers(1 << 64, dtype=np.uint64)`, in a fifth of its time."""
     bits: Any = rng.bit_generator
     if type(bits) is np.random.PCG64:  # as in `default_rng`; others draw 32 bits at a time
-        return bits.random_raw()  # type: ignore[no-any-return]
+        drawn: int = bits.random_raw()
+        return drawn
     return int(rng.integers(1 << 64, dtype=np.uint64))
 
 
