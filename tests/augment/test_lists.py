@@ -115,7 +115,12 @@ def test_tensors(name):
         ({"noise": ONES[:2]}, ValueError, "noise: expected one Noise for each of 6 samples, got 2"),
         ({"noise": N.at(sample=[1, 2])}, ValueError, "has 2 sample ids, expected one for each of 6"),
         ({"batched": False}, ValueError, "batched = False: expected None or True for a list"),
-        ({"out": IMAGES}, TypeError, "out: expected None for a list of images, which has new results, got list"),
+        ({"out": IMAGES[0]}, TypeError, "out: expected a list of arrays for a list of images, got ndarray"),
+        ({"out": IMAGES[:2]}, ValueError, "out: expected one array for each of 6 images, got 2"),
+        ({"out": [None] * 6}, TypeError, r"out\[0\]: expected an array of NumPy's.*got NoneType"),
+        ({"out": [*IMAGES[:5], IMAGES[5][::-1]]}, ValueError, r"out\[5\]: expected a C-contiguous, aligned array"),
+        ({"out": [*IMAGES[:5], IMAGES[4]]}, ValueError, r"out\[5\]: expected shape \(70, 211, 3\), got \(0, 4\)"),
+        ({"out": [*IMAGES[:3], IMAGES[0][0, 0, :1, None], *IMAGES[4:]]}, ValueError, r"out\[3\] overlaps out\[0\]"),
         ({"dtype": "int8"}, TypeError, "dtype int8: expected one of"),
     ],
 )  # fmt: skip
@@ -123,6 +128,46 @@ def test_what_is_wrong_is_said(change, error, said):
     given = {"x": IMAGES, "std": 1.0, "noise": N} | change
     with pytest.raises(error, match=said):
         augment.gaussian(**given)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_results_in_the_callers_memory(name):
+    """In arrays of the images' shapes, and in the images themselves. Seen to fail: a new list; images that are written
+    before the region's rest is taken from them."""
+    expected = CALLS[name](IMAGES, EACH, N)
+    for out in ([np.zeros_like(x) for x in IMAGES], [x.copy() for x in IMAGES]):
+        assert CALLS[name](IMAGES, EACH, N, out=out) is out
+        same(out, expected)
+    own, mask = [x.copy() for x in IMAGES], [RNG.random(shape[:2]) < 0.5 for shape in SHAPES]
+    assert CALLS[name](own, EACH, N, out=own, region=mask) is own
+    same(own, CALLS[name](IMAGES, EACH, N, region=mask))
+
+
+def test_a_result_of_another_dtype_in_the_callers_memory():
+    out = [np.zeros(x.shape, np.float32) for x in IMAGES]
+    augment.gaussian(IMAGES, 2.0, N, out=out)
+    same(out, augment.gaussian(IMAGES, 2.0, N, dtype="float32"))
+
+
+def test_nothing_is_written_after_an_error():
+    """Seen to fail: results of the images before the wrong one."""
+    whole = np.zeros(10, np.uint8)
+    good, torn = np.zeros((2, 3), np.uint8), whole[:6].reshape(2, 3)
+    frozen = torn.copy()
+    frozen.flags.writeable = False
+    for x, out, error, said in (
+        ([good, good.astype(np.int64)], [good.copy(), good.astype(np.int64)], TypeError, "dtype int64"),
+        ([good, good], [good.copy(), good.astype(np.int8)], TypeError, "int8"),
+        ([good, good], [good.copy(), frozen], ValueError, r"out\[1\]: expected a writable array"),
+        ([good, torn], [good.copy(), whole[1:7].reshape(2, 3)], ValueError, r"out\[1\] overlaps x\[1\] in part"),
+    ):
+        for more in ({}, {"region": np.ones((1, 3), bool)}):
+            with nf.set_num_threads(2), pytest.raises(error, match=said):
+                augment.gaussian(x, 90.0, N, mean=90.0, out=out, **more)
+            assert not any(one.any() for one in out)
+    with pytest.raises(ValueError, match=r"region\[1\]"):
+        augment.gaussian([good, good], 90.0, N, out=[torn, good], region=[np.ones((2, 3), bool), np.ones(7, bool)])
+    assert not torn.any()
 
 
 def test_the_error_is_that_of_the_first_image_that_has_one():

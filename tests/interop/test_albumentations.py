@@ -132,6 +132,17 @@ def test_a_key_names_whether_an_image_is_augmented():
                 missing(image=IMAGE)
 
 
+def test_without_a_key_the_generator_draws_whether_an_image_is_augmented():
+    """Seen to fail: all are."""
+    for kind in (GaussNoise, ISONoise, partial(MultiplicativeNoise, elementwise=True), SaltAndPepper, ShotNoise):
+        pipeline = A.Compose([kind(p=0.5)], seed=1, save_applied_params=True)
+        found = [pipeline(image=IMAGE) for _ in range(40)]
+        changed = [not np.array_equal(one["image"], IMAGE) for one in found]
+        assert 8 < sum(changed) < 32
+        assert [len(one["applied_transforms"]) for one in found] == changed
+        assert np.array_equal(kind(p=0.0)(image=IMAGE, force_apply=True)["image"], IMAGE)
+
+
 def test_a_strict_pipeline_knows_the_key():
     """Seen to fail: "Key index is not in available keys", as before."""
     for options, given in (({}, {}), ({"key": "index"}, {"index": 3})):

@@ -15,7 +15,7 @@ from .. import backends
 from ..arguments.arrays import as_array, batch_shape, host_view
 from ..arguments.calls import Index, is_batch, make_call, run
 from ..arguments.options import FAST_LEVELS
-from ..arguments.types import Array, ArrayT, DType, Images, Like
+from ..arguments.types import Array, ArrayT, DType, Images
 from ..ground.checks import check_number, lie_within
 from ..language.levels import levels_of
 from ..language.noise import Noise
@@ -29,7 +29,7 @@ from .rows import inside
 
 def poisson(
     x: Images[ArrayT], peak: ArrayLike, noise: Noise | Sequence[Noise], *, gamma: float = 1.0,
-    batched: bool | None = None, out: Like[ArrayT] | None = None, region: Region | None = None,
+    batched: bool | None = None, out: Images[ArrayT] | None = None, region: Region | None = None,
 ) -> ArrayT:  # fmt: skip
     """The noise of counted photons: top (N / peak)^(1 / gamma), where N is Poisson with mean peak (x / top)^gamma.
 
@@ -78,7 +78,7 @@ def poisson(
 
 def transition(
     x: Images[ArrayT], matrix: ArrayLike, noise: Noise | Sequence[Noise], *, batched: bool | None = None,
-    out: Like[ArrayT] | None = None, region: Region | None = None,
+    out: Images[ArrayT] | None = None, region: Region | None = None,
 ) -> ArrayT:  # fmt: skip
     """Changes each byte at random: matrix[i, j] is the probability that grey level i becomes j.
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
 from ..arguments.arrays import batch_shape
-from ..arguments.types import Array, ArrayT, Images, Like
+from ..arguments.types import Array, ArrayT, Images
 from ..call.description import FLOAT32, FLOAT64
 from ..ground.checks import check_choice, check_number
 from ..language.noise import Noise, listed
@@ -32,7 +32,7 @@ Gains: TypeAlias = Callable[[NDArray[Any]], NDArray[Any]]
 
 def coloured(
     x: Images[ArrayT], snr: ArrayLike, noise: Noise | Sequence[Noise], slope: float | Colour, *, floor: float = 0.0,
-    batched: bool | None = None, out: Like[ArrayT] | None = None, region: Region | None = None,
+    batched: bool | None = None, out: Images[ArrayT] | None = None, region: Region | None = None,
 ) -> ArrayT:  # fmt: skip
     """Adds coloured noise at a signal-to-noise ratio in decibels: the density of its power is a power of the frequency.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from ..arguments.arrays import host_view
-from ..arguments.types import Array, ArrayT, DType, Images, Like
+from ..arguments.types import Array, ArrayT, DType, Images
 from ..ground.checks import check_choice, check_integer
 from ..language.levels import levels_of
 from ..language.noise import Noise
@@ -28,7 +28,7 @@ _AMOUNTS = {  # of severities 1 to 5
 def corrupt(
     images: Images[ArrayT], corruption: Literal["gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"],
     severity: int, noise: Noise | Sequence[Noise], *, batched: bool | None = None,
-    out: Like[ArrayT] | None = None, region: Region | None = None,
+    out: Images[ArrayT] | None = None, region: Region | None = None,
 ) -> ArrayT:  # fmt: skip
     """A corruption by noise of ImageNet-C (Hendrycks and Dietterich 2019, "Benchmarking neural network robustness to
     common corruptions and perturbations"), with its numbers. Results are rounded, where its code cuts them off, which

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import backends
 from ..arguments.arrays import batch_shape, check_overlap, host_floats, output
 from ..arguments.calls import is_batch
-from ..arguments.types import Array, ArrayT, Images, Like
+from ..arguments.types import Array, ArrayT, Images
 from ..call.description import Impulses
 from ..ground.checks import check_choice, check_number, first_of, lie_within
 from ..language.levels import LEVELS, levels_of
@@ -27,7 +27,7 @@ from .rows import inside
 def impulse(
     x: Images[ArrayT], amount: ArrayLike, noise: Noise | Sequence[Noise], *, salt: float = 0.5,
     values: tuple[float, float] | None = None, random: bool = False, layout: Layout | None = None,
-    shared: bool = False, batched: bool | None = None, out: Like[ArrayT] | None = None, region: Region | None = None,
+    shared: bool = False, batched: bool | None = None, out: Images[ArrayT] | None = None, region: Region | None = None,
 ) -> ArrayT:  # fmt: skip
     """Makes impulse noise: each element, or each pixel, becomes salt or pepper with probability `amount`; or a random
     value (Gonzalez and Woods, "Digital image processing", section 5.2).

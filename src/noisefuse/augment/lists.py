@@ -6,16 +6,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from itertools import accumulate, repeat
+from itertools import accumulate, pairwise, repeat
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import backends
-from ..arguments.arrays import float_dtype, is_array, wanted
+from ..arguments.arrays import contiguous, float_dtype, is_array, output, overlap, same, wanted
 from ..arguments.types import Array, DType
 from ..backends import threads
+from ..call.packed import address
 from ..ground.libraries import Library, library_of
 from ..language.levels import levels_of
 from ..language.noise import one_each
@@ -45,11 +46,9 @@ class _Lists(Library):
                 raise TypeError(f"x[{b}]: expected {wanted(image)}, got {type(image).__name__}")
         if batched is not None and not batched:
             raise ValueError("batched = False: expected None or True for a list, each image of which is a sample")
-        if out is not None:
-            raise TypeError(f"out: expected None for a list of images, which has new results, got {type(out).__name__}")
         names, options = one_each(noise, len(x)), options | {"batched": False, "dtype": dtype}
         of_numpy = all(isinstance(image, np.ndarray) for image in x)
-        outs = _outputs(x, dtype) if of_numpy else [None] * len(x)
+        outs: Any = new_like(out, x) if out is not None else _outputs(x, dtype) if of_numpy else [None] * len(x)
         calls = deque(zip(range(len(x)), x, names, outs, _of_each(options, len(x)), strict=True))
         results: Any = [None] * len(x) if isinstance(x, list | tuple) else np.empty(len(x), object)
         errors: dict[int, Exception] = {}
@@ -72,7 +71,7 @@ class _Lists(Library):
         threads.together(work, calls.clear, max(1, min(large, threads.count())))
         if errors:
             raise errors[min(errors)]
-        return results
+        return results if out is None else put(results, out)
 
 
 LISTS = _Lists("lists")
@@ -99,11 +98,45 @@ def _of_each(options: dict[str, Any], n: int) -> Iterable[dict[str, Any]]:
     return [options | ({"numbers": given | numbers} if "numbers" in options else numbers) for numbers in own]
 
 
+def new_like(out: Any, images: Any) -> list[NDArray[Any]]:
+    """Returns memory for results that `put` copies to the caller's list of outputs, which is checked: an error of a
+    later image then comes before anything is written."""
+    if beside_arrays(out) is not LISTS:
+        raise TypeError(f"out: expected a list of arrays for a list of images, got {type(out).__name__}")
+    if len(out) != len(images):
+        raise ValueError(f"out: expected one array for each of {len(images)} images, got {len(out)}")
+    spans = []
+    for b, (one, image) in enumerate(zip(out, images, strict=True)):
+        if not (isinstance(one, np.ndarray) and isinstance(image, np.ndarray)):
+            given = type(image if isinstance(one, np.ndarray) else one).__name__
+            raise TypeError(f"out[{b}]: expected an array of NumPy's for an image of NumPy's, got {given}")
+        output(f"out[{b}]", one, image.shape, one.dtype)
+        if one.size and (overlap(one, image) and not same(one, contiguous(image))):
+            raise ValueError(f"out[{b}] overlaps x[{b}] in part: expected x[{b}] itself, or separate memory")
+        spans.append((address(one), address(one) + one.nbytes, b))
+    spans = sorted(span for span in spans if span[0] < span[1])
+    for (_, end, b), (start, _, c) in pairwise(spans):
+        if start < end:
+            raise ValueError(f"out[{max(b, c)}] overlaps out[{min(b, c)}]: outputs must not share memory")
+    return _placed(images, [one.dtype for one in out])
+
+
+def put(results: Any, out: Any) -> Any:
+    """Copies results to the caller's outputs, and returns these."""
+    for one, result in zip(out, results, strict=True):
+        one[...] = result
+    return out
+
+
 def _outputs(images: Any, dtype: DType | None) -> list[NDArray[Any]]:
-    """Returns memory for results, parts of one array: its pages are large, and for arrays of their own the system takes
-    as long as the kernel."""
+    """Returns memory for results of this dtype, or those of the images."""
     given = None if dtype is None else np.dtype(levels_of(dtype) or float_dtype(dtype))
-    kinds = [given or image.dtype.newbyteorder("=") for image in images]
+    return _placed(images, [given or image.dtype.newbyteorder("=") for image in images])
+
+
+def _placed(images: Any, kinds: list[np.dtype[Any]]) -> list[NDArray[Any]]:
+    """Returns new arrays, parts of one: its pages are large, and for arrays of their own the system takes as long as
+    the kernel."""
     sizes = (-(-image.size * kind.itemsize // _LINE) * _LINE for image, kind in zip(images, kinds, strict=True))
     *starts, end = accumulate(sizes, initial=0)
     memory = backends.empty((end,), np.dtype(np.uint8))

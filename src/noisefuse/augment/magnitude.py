@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from .. import backends
 from ..arguments.arrays import batch_shape, check_overlap, output
 from ..arguments.calls import is_batch
-from ..arguments.types import Array, ArrayT, Images, Like
+from ..arguments.types import Array, ArrayT, Images
 from ..call.description import FLOAT32, FLOAT64, Rician, Step
 from ..ground.checks import check_integer
 from ..ground.float_mode import float_mode
@@ -26,7 +26,7 @@ from .rows import gaussian, inside
 
 def rician(
     x: Images[ArrayT], std: ArrayLike, noise: Noise | Sequence[Noise], *, coils: int = 1, batched: bool | None = None,
-    out: Like[ArrayT] | None = None, region: Region | None = None,
+    out: Images[ArrayT] | None = None, region: Region | None = None,
 ) -> ArrayT:  # fmt: skip
     """The noise of magnitude images, as magnetic resonance gives them: sqrt((x + std z_0)^2 + (std z_1)^2).
 

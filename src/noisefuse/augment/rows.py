@@ -25,16 +25,16 @@ from ..arguments.arrays import (
 )
 from ..arguments.calls import Index, is_batch, make_call, names_or_array, run, warn_once
 from ..arguments.options import FAST_LEVELS
-from ..arguments.types import Array, ArrayT, DType, Images, Like, NoiseLike
+from ..arguments.types import Array, ArrayT, DType, Images, NoiseLike
 from ..call.description import Step
 from ..ground.docstrings import Shared, documented
 from ..ground.libraries import library_of
-from ..language.levels import FLOATS, LEVELS, level_bounds, levels_of
+from ..language.levels import FLOATS, LEVELS, OF_NUMPY, level_bounds, levels_of
 from ..language.noise import FIELD, Noise
 from ..language.rows import NAMES, TIMES_CLEAN, TIMES_ROOT, FastTable, Rows, X, Z
 from ..operations.draw import randn
 from ..operations.loss import mean_squares
-from .lists import LISTS, beside_arrays
+from .lists import LISTS, beside_arrays, new_like, put
 from .numbers import NOT_NEGATIVE, Clip, Layout, Options, Region, as_bounds, as_numbers, by_place
 from .regions import chosen, copied, mask_of, of_each
 
@@ -48,14 +48,14 @@ _SHARED = Shared(
 def gaussian(
     x: Images[ArrayT], std: ArrayLike, noise: NoiseLike, *, mean: ArrayLike = 0.0, layout: Layout | None = None,
     shared: bool = False, order: Layout | None = None, clip: Clip = None, dtype: DType | None = None,
-    batched: bool | None = None, out: Like[ArrayT] | None = None, region: Region | None = None,
+    batched: bool | None = None, out: Images[ArrayT] | None = None, region: Region | None = None,
 ) -> ArrayT:  # fmt: skip
     """Adds Gaussian noise: x + mean + std z.
 
     Args:
         x: images, volumes or signals, axis 0 the batch; float32, float64, float16, bfloat16, uint8 or uint16, of NumPy,
             CuPy or torch. Or a list of images of any sizes (or an array of objects), each of which is a sample; that
-            gives a list, without `out`.
+            gives a list.
         std: the standard deviation in the units of x's values, grey levels for integers: a number, (B,) for each
             sample, or (B, C) for each channel of each sample, with `layout` for the channels' axis. One that hardly
             changes a grey level, up to 0.2, gives a warning, once: it may be a fraction of the range.
@@ -72,7 +72,8 @@ def gaussian(
         batched: False makes the whole array one sample: then std and mean are numbers, or (C,). None is True. Integers
             of shape (H, W, C), with 1, 3 or 4 channels and sides of 16 or more, may be one image and need True or
             False; (C, H, W) gives a warning, once.
-        out: an array to write to; C-contiguous, of x's shape; it may be x itself.
+        out: an array to write to; C-contiguous, of x's shape; it may be x itself. A list of images of NumPy's has a
+            list of such arrays, which are written after the last image's noise is made.
         region: where noise is put; elsewhere x stays as it is, only converted to the result's dtype. A mask of bools,
             (H, W), (B, H, W), of a sample's shape or with x's axes; or boxes (x0, y0, x1, y1) in pixels, whose ends x1
             and y1 lie outside: (N, 4) for all samples, or (B, N, 4) or a list of (N, 4) for each. A list of images has
@@ -126,7 +127,7 @@ def sensor(x: Images[ArrayT], a: ArrayLike, b: ArrayLike, noise: NoiseLike, **op
 @documented(_SHARED)
 def by_level(
     x: Images[ArrayT], mean_table: ArrayLike, std_table: ArrayLike, noise: NoiseLike, *, dtype: DType | None = None,
-    batched: bool | None = None, out: Like[ArrayT] | None = None, region: Region | None = None,
+    batched: bool | None = None, out: Images[ArrayT] | None = None, region: Region | None = None,
 ) -> ArrayT:  # fmt: skip
     """Adds noise that depends on the grey level in any way, for bytes: mean_table[x] + std_table[x] z.
 
@@ -235,11 +236,13 @@ def inside(region: Region, function: Callable[..., Array], x: Any, *arguments: A
     """Returns what a function of this module makes of x, inside of the region, and x outside."""
     layout, out = options.get("layout"), options.get("out")
     if beside_arrays(x) is LISTS:
+        if out is not None:
+            options["out"] = new_like(out, x)
         noisy = function(x, *arguments, **options)
         for b, (name, one) in enumerate(of_each(region, len(x))):
             image = host_view(f"x[{b}]", x[b])
             noisy[b] = _chosen(mask_of(name, one, image, layout, False), noisy[b], image, False)
-        return noisy
+        return noisy if out is None else put(noisy, out)
     x = host_view("x", x)
     if not hasattr(x, "shape"):
         return function(x, *arguments, **options)  # says what it expects
@@ -329,35 +332,36 @@ def _apply(
     if region is not None:
         options: Any = {"layout": layout, "shared": shared, "order": order, "clip": clip, "dtype": dtype, "out": out}
         return inside(region, _apply, x, noise, model, numbers, batched=batched, **options)
-    other = beside_arrays(x)
+    known = _ASKED.get(x.dtype) if type(x) is np.ndarray and dtype is None and out is None else None
+    other = None if known else beside_arrays(x)
     if order == layout:
         order = None
     if (shared or order is not None) and other is None:
         batched, x = is_batch("x", x, batched), as_array("x", x, (*FLOATS, *LEVELS))
         noise = _stored(x, noise, layout, shared, order, _kinds(x, dtype, out)[0], batched)
         shared, order = False, None
-    wanted = getattr(x if out is None else out, "dtype", None) if dtype is None else dtype
-    if dtype is None and out is None and type(x) is np.ndarray and not x.dtype.isnative:
+    if known:
+        wanted = x.dtype
+    elif dtype is None and out is None and type(x) is np.ndarray:
         wanted = x.dtype.newbyteorder("=")
+    else:
+        wanted = getattr(x if out is None else out, "dtype", None) if dtype is None else dtype
     if order is None and not shared and wanted is not None and not (other is not None and other.is_traced()):
         bounds = None if clip is None else as_bounds(clip)
-        rows: Any = 0
-        if not (alone := {*map(type, numbers.values())} == {float}):
-            numbers = {name: float(n) if isinstance(n, _NUMBERS) else n for name, n in numbers.items()}
-            alone = {*map(type, numbers.values())} == {float}
-        if alone:
-            table = None if model.least_0 and numbers[model.least_0] < 0 else model.of_pair  # type: ignore[operator]
-            rows = (*numbers.values(), 0.0)  # one or two numbers, of which the fast path makes a row if they are finite
+        levels, asked = known or _asked(wanted, other)
+        few = levels and model is _GAUSSIAN
+        if rows := _pair(numbers):
+            table = None if model.least_0 and rows[0] < 0 else model.of_pair
+            if few and rows[0] <= _LITTLE:
+                _warn_of_little(rows[0], rows[1], LEVELS[levels])
         elif is_lazy(x):
             table = None
         else:
             table, rows = _fast_rows(model, numbers, tuple(x.shape), layout, batched is not False)
+            if few and table is not None:
+                std, mean = (table[1][:, column] for column, _ in model.places)
+                _warn_of_little(float(std.max()), float(abs(mean).max()), LEVELS[levels])
         if table is not None:
-            levels = levels_of(wanted) or ""
-            if levels and model is _GAUSSIAN:
-                strength = numbers if alone else {name: table[1][:, column] for column, name in model.places}
-                _warn_of_little(strength, LEVELS[levels])
-            asked = FAST_LEVELS.get(levels) or fast_dtype(wanted, other)
             within = None if bounds is None or not asked else _bounds_in(asked[1], bounds)
             done: Array = backends.fast_row(table, rows, x, None, None, noise, -1, out, None, asked, batched, within)
             if done is not NotImplemented:
@@ -372,14 +376,30 @@ def _apply(
     return result if bounds is None else _clipped(result, bounds)
 
 
+def _asked(dtype: Any, library: Any) -> tuple[str, Any]:
+    """Returns which levels a result's dtype is, or "", and the dtype as the fast path takes it."""
+    levels = levels_of(dtype) or ""
+    return levels, FAST_LEVELS.get(levels) or fast_dtype(dtype, library)
+
+
+_ASKED = {np.dtype(name): _asked(np.dtype(name), None) for name in OF_NUMPY}  # by the dtype of a native array
+
+
+def _pair(numbers: Mapping[str, ArrayLike]) -> Any:
+    """Returns the one or two numbers of a call, and 0, if they are plain: of finite ones the fast path makes a row."""
+    pair: tuple[Any, ...] = (*numbers.values(), 0.0)
+    if type(pair[0]) is type(pair[1]) is float:
+        return pair
+    return tuple(map(float, pair)) if all(isinstance(n, _NUMBERS) for n in pair) else None
+
+
 _LITTLE = 0.2  # grey levels: one value in 80 is rounded to another one
 
 
-def _warn_of_little(numbers: Mapping[str, Any], top: int) -> None:
+def _warn_of_little(std: float, mean: float, top: int) -> None:
     """Warns once if hardly a value changes, as results are rounded to whole levels up to `top`. Other libraries take a
     fraction of the range."""
-    std = numbers["std"] if type(numbers["std"]) is float else numbers["std"].max()
-    if 0 < std <= _LITTLE and not np.any(numbers["mean"]):
+    if 0 < std <= _LITTLE and not mean:
         said = f"std = {std:g} is in grey levels, which are whole numbers: it hardly changes any"
         warn_once("std", f"{said}; if a fraction of the range 0 .. {top} was meant, pass std = {std * top:g}")
 

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 import noisefuse as nf
 
 from ..ground.needs import needs
-from ..language.levels import LEVELS, levels_of
-from ..language.noise import made_of, word
+from ..language.levels import LEVELS
+from ..language.noise import plain, word
 from .transforms.keyed import FromItem, OfUnitRange, applies, given_by, noise_by, strength
 
 with needs(__name__, "albumentations"):
@@ -43,6 +43,11 @@ class _Keyed(FromItem, OfUnitRange):
     random_generator: np.random.Generator
     py_random: random.Random
     apply: Any
+    apply_with_params: Any
+    get_params_dependent_on_data: Any
+    should_apply: Any
+    update_transform_params: Any
+    deterministic: bool
     p: float
     params: dict[str, Any]
     processors: dict[str, Any]
@@ -59,14 +64,22 @@ class _Keyed(FromItem, OfUnitRange):
     def __call__(self, *args: Any, force_apply: bool = False, **data: Any) -> Any:
         """Calls the transform as Albumentations does. The key of an image, not a worker's generator, decides whether it
         is augmented."""
-        call: Any = super().__call__  # type: ignore[misc]
-        if self.key is None or self.replay_mode or args:
-            return call(*args, force_apply=force_apply, **data)
-        given_by(self.key, data, type(self).__name__)
-        if force_apply or self.p >= 1 or applies(_noise(self._name(data)), self.p):
-            return call(force_apply=True, **data)
+        if self.key is not None and not (self.replay_mode or args):
+            given_by(self.key, data, type(self).__name__)
+            if not (force_apply := force_apply or self.p >= 1 or applies(plain(*self._name(data)), self.p)):
+                self.params = {}
+                return data
+        if args or self.replay_mode or self.deterministic:
+            return super().__call__(*args, force_apply=force_apply, **data)  # type: ignore[misc]
         self.params = {}
-        return data
+        if not self.should_apply(force_apply):
+            return data
+        # What follows is theirs, without its questions about arguments that these transforms do not have.
+        one = "image" in data and data.keys().isdisjoint(_VOLUMES)
+        params = {"shape": data["image"].shape} if one else self.update_transform_params({}, data)
+        params.update(self.get_params_dependent_on_data(params, data))
+        self.params = params
+        return self.apply_with_params(params, **data)
 
     @property
     def available_keys(self) -> set[str]:
@@ -81,12 +94,20 @@ class _Keyed(FromItem, OfUnitRange):
         noise = noise_by(self.key, data, self.noise_seed, type(self).__name__)
         return noise.seed, int(noise.sample), noise.step
 
-    def _numbers(self, name: Name, *ranges: tuple[float, float]) -> list[float]:
-        """Draws a number in each range: by the image's key, or from the transform's own generator."""
+    def _number(self, name: Name, n: int, limits: tuple[float, float]) -> float:
+        """Draws the n-th number, in these limits: by the image's key, or from the transform's own generator."""
+        low, high = limits
         if self.key is None:
-            draw = self.py_random.random
-            return [low + (high - low) * draw() for low, high in ranges]  # `uniform`, with fewer calls
-        return [strength(_noise(name).at(stream=64 * n), *one) for n, one in enumerate(ranges)]
+            return low + (high - low) * self.py_random.random()  # `uniform`, with fewer calls
+        return strength(plain(*name).at(stream=64 * n), low, high)
+
+    def _top(self, image: Array) -> float:
+        """Returns the value of white."""
+        top = _TOPS.get(image.dtype)
+        if top is None:
+            self._warn_of_levels(image)
+            return 1.0
+        return top
 
     def apply_to_images(self, images: Array, *args: Any, **params: Any) -> Array:
         result: Array = self.apply(images, *args, **params)
@@ -99,8 +120,8 @@ class _Keyed(FromItem, OfUnitRange):
 _transforms: weakref.WeakSet[_Keyed] = weakref.WeakSet()  # those in pipelines
 
 
-def _noise(name: Name) -> nf.Noise:
-    return made_of(*name, 0, None, ())
+_VOLUMES = "volume", "volumes"  # whose shape theirs looks at first
+_TOPS = {d: float(top) for name, top in LEVELS.items() for d in (np.dtype(name), np.dtype(name).newbyteorder())}
 
 
 def _has_channels(params: dict[str, Any]) -> bool:
@@ -143,22 +164,20 @@ class GaussNoise(_Keyed, albumentations.GaussNoise):
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         name = self._name(data)
-        std, mean = self._numbers(name, self.std_range, self.mean_range)
+        std, mean = self._number(name, 0, self.std_range), self._number(name, 1, self.mean_range)
         return {"std": std, "mean": mean, "noise": name}
 
     def apply(self, img: Array, std: float, mean: float, noise: Name, **params: Any) -> Array:
         """Adds noise to the whole array as one sample, so that frames and slices have different noise."""
-        if (levels := levels_of(img.dtype)) is None:
-            self._warn_of_levels(img)
-        unit = 1.0 if levels is None else float(LEVELS[levels])
+        unit = self._top(img)
         result: Array = nf.augment.gaussian(
             img,
             std * unit,
-            _noise(noise),
+            plain(*noise),
             mean=mean * unit,
             layout="HWC",
             shared=not self.per_channel and _has_channels(params),
-            clip=(0.0, 1.0) if levels is None else None,
+            clip=(0.0, 1.0) if unit == 1 else None,
             batched=False,
         )
         return result
@@ -193,16 +212,15 @@ class ISONoise(_Keyed, albumentations.ISONoise):
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         name = self._name(data)
-        shift, intensity = self._numbers(name, self.color_shift, self.intensity)
+        shift, intensity = self._number(name, 0, self.color_shift), self._number(name, 1, self.intensity)
         return {"color_shift": shift, "intensity": intensity, "noise": name}
 
     def apply(self, img: Array, color_shift: float, intensity: float, noise: Name, **params: Any) -> Array:
         """Adds noise to the whole array as one sample. Each frame has its own deviation of lightness."""
         non_rgb_error(img[(0,) * (img.ndim - 3)])
-        if levels_of(img.dtype) is None:
-            self._warn_of_levels(img)
+        self._top(img)
         frames = img.reshape(-1, *img.shape[-3:])
-        return nf.augment.iso_noise(frames, color_shift * intensity / 60, intensity, _noise(noise)).reshape(img.shape)
+        return nf.augment.iso_noise(frames, color_shift * intensity / 60, intensity, plain(*noise)).reshape(img.shape)
 
 
 class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
@@ -236,11 +254,10 @@ class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
         return {"noise": self._name(data)}
 
     def apply(self, img: Array, noise: Name, **params: Any) -> Array:
-        if levels_of(img.dtype) is None:
-            self._warn_of_levels(img)
+        self._top(img)
         last = self.per_channel != self.elementwise and _has_channels(params)
         low, high = self.multiplier
-        return nf.augment.times(img, low, high, _noise(noise), self.elementwise, last)
+        return nf.augment.times(img, low, high, plain(*noise), self.elementwise, last)
 
 
 class SaltAndPepper(_Keyed, albumentations.SaltAndPepper):
@@ -268,14 +285,13 @@ class SaltAndPepper(_Keyed, albumentations.SaltAndPepper):
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         name = self._name(data)
-        amount, salt = self._numbers(name, self.amount, self.salt_vs_pepper)
+        amount, salt = self._number(name, 0, self.amount), self._number(name, 1, self.salt_vs_pepper)
         return {"amount": amount, "salt": salt, "noise": name}
 
     def apply(self, img: Array, amount: float, salt: float, noise: Name, **params: Any) -> Array:
-        if levels_of(img.dtype) is None:
-            self._warn_of_levels(img)
+        self._top(img)
         result: Array = nf.augment.impulse(
-            img, amount, _noise(noise), salt=salt, layout="HWC", shared=_has_channels(params), batched=False
+            img, amount, plain(*noise), salt=salt, layout="HWC", shared=_has_channels(params), batched=False
         )
         return result
 
@@ -307,14 +323,13 @@ class ShotNoise(_Keyed, albumentations.ShotNoise):
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         name = self._name(data)
-        return {"scale": self._numbers(name, self.scale_range)[0], "noise": name}
+        return {"scale": self._number(name, 0, self.scale_range), "noise": name}
 
     def get_params(self) -> dict[str, Any]:
         return {}
 
     def apply(self, img: Array, scale: float, noise: Name, **params: Any) -> Array:
-        result: Array = nf.augment.poisson(img, 1 / scale, _noise(noise), gamma=2.2, batched=False)
-        if levels_of(img.dtype) is None:
-            self._warn_of_levels(img)
+        result: Array = nf.augment.poisson(img, 1 / scale, plain(*noise), gamma=2.2, batched=False)
+        if self._top(img) == 1:
             np.clip(result, 0.0, 1.0, out=result)
         return result

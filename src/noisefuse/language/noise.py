@@ -514,6 +514,23 @@ def made_of(
     return new
 
 
+_put_seed, _put_sample, _put_step, _put_stream, _put_shape, _put_start = (
+    getattr(Noise, name).__set__ for name in ("seed", "sample", "step", "stream", "window_shape", "window_start")
+)
+
+
+def plain(seed: int, sample: int, step: int) -> Noise:
+    """Makes a Noise of checked numbers in half of the time of `made_of`. (torch before 2.15 traces no such calls.)"""
+    new = Noise.__new__(Noise)
+    _put_seed(new, seed)
+    _put_sample(new, sample)
+    _put_step(new, step)
+    _put_stream(new, 0)
+    _put_shape(new, None)
+    _put_start(new, ())
+    return new
+
+
 def _splits_of(tensor: Any) -> tuple[tuple[int, int, int], ...]:
     """Returns (rank, world, axis) for each mesh axis that splits this DTensor, or this spec."""
     mesh = tensor.device_mesh if hasattr(tensor, "device_mesh") else tensor.mesh
@@ -600,7 +617,8 @@ def word(rng: np.random.Generator) -> int:
     """Draws 64 bits from a generator: `rng.integers(1 << 64, dtype=np.uint64)`, in a fifth of its time."""
     bits: Any = rng.bit_generator
     if type(bits) is np.random.PCG64:  # as in `default_rng`; others draw 32 bits at a time
-        return int(bits.random_raw())
+        drawn: int = bits.random_raw()
+        return drawn
     return int(rng.integers(1 << 64, dtype=np.uint64))
 
 
