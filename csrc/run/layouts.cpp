@@ -41,10 +41,9 @@ struct Tiles {
         if (n == 0) return;
         column = axes[--n];
         if (n > 0) {
-            const auto fastest = std::min_element(
-                axes, axes + n, [](const Axis& a, const Axis& b) { return std::abs(a.from) < std::abs(b.from); });
+            Axis* const fastest = nearest(axes, n);
             is_turned = std::abs(fastest->from) < std::abs(column.from);
-            const auto chosen = is_turned ? fastest : axes + n - 1;
+            Axis* const chosen = is_turned ? fastest : axes + n - 1;
             row = *chosen;
             std::copy(chosen + 1, axes + n--, chosen);
         }
@@ -54,10 +53,28 @@ struct Tiles {
         columns = std::min(column.length, !is_turned ? tile : from_near ? tile / 8 : line);
         rows = std::min(row.length, from_near ? tile / columns : std::max(line, tile / columns));
         columns = std::min(column.length, std::max(columns, tile / rows));
+        if (is_turned && !from_near) fill_lines(line);
         row_tiles = (row.length + rows - 1) / rows;
         column_tiles = (column.length + columns - 1) / columns;
         count = row_tiles * column_tiles;
         for (int i = 0; i < n; ++i) count *= others[i].length;
+    }
+
+    // Makes the next axes of `from` the inner loops, where rows are shorter than a line: it is then read once.
+    void fill_lines(int64_t line) {
+        int n = n_others;
+        for (int64_t filled = row.length; filled < line && n > 0; --n) {
+            Axis* const next = nearest(others, n);
+            if (std::abs(next->from) > std::abs(column.from)) return;
+            filled *= next->length;
+            std::rotate(next, next + 1, others + n);
+        }
+    }
+
+    // The axis whose elements are the nearest ones in `from`.
+    static Axis* nearest(Axis* axes, int n) {
+        return std::min_element(axes, axes + n,
+                                [](const Axis& a, const Axis& b) { return std::abs(a.from) < std::abs(b.from); });
     }
 
     // Makes one axis of two that go on in both arrays. Returns the number of axes.
