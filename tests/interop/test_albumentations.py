@@ -406,6 +406,19 @@ def test_sensors_have_numpys_bits(dtype, compiled):
             assert np.array_equal(found, iso.iso_noise(x.astype(dtype), 0.01, 0.5, nf.Noise(7, sample=3)))
 
 
+def test_sensors_have_numpys_bits_where_pixels_are_not_finite(compiled):
+    """Seen to fail: the largest and smallest channels by NumPy's max and min, through which NaN passes."""
+    x = np.random.default_rng(0).random((2, 9, 17, 3), np.float32)
+    for i, value in enumerate((np.nan, np.inf, -np.inf)):
+        for channel in range(3):
+            x[0, i, channel::5, channel] = value
+    x[1, 0, :4] = np.nan
+    for turn, intensity in ((0.0, 0.0), (0.01, 0.5), (0.5, 5.0)):
+        found = iso.iso_noise(x, turn, intensity, nf.Noise(7, sample=3))
+        with using("reference"):
+            assert np.array_equal(found, iso.iso_noise(x, turn, intensity, nf.Noise(7, sample=3)))
+
+
 def test_a_sensor_without_a_limit_is_white():
     """Seen to fail: sums of weights that are infinite."""
     x = np.random.default_rng(0).integers(1, 255, (1, 8, 8, 3), np.uint8)

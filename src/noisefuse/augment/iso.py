@@ -41,7 +41,7 @@ def iso_noise(frames: Array, turn: float, intensity: float, noise: Noise) -> Arr
         z = randn(shape, noise, dtype="float32", batched=False)
         word = words((1, *shape), [noise.at(stream=UNIFORM)]).reshape(shape)
         counts = (word[..., None] > last[:, None, None]).sum(-1, dtype=FLOAT32)
-        with float_mode():
+        with float_mode(), np.errstate(invalid="ignore"):  # of pixels that are not finite
             changed = _changed(_light(x, top), counts, z * np.float32(turn), np.float32(intensity)) * np.float32(top)
         result[...] = changed if top == 1 else np.rint(changed)
     return result
@@ -56,7 +56,8 @@ def _deviations(x: Array, pixels: int, top: float) -> list[float]:
     sums = np.zeros((len(x), 2), np.uint64)
     if backends.current().run(Lightness(x, sums, len(x) * pixels, pixels, top, x.dtype)) is NotImplemented:
         light = _light(x, top)
-        both = (light.max(-1) + light.min(-1)) * np.float32(2**16)
+        with np.errstate(invalid="ignore"):
+            both = np.add(*_extremes(light)) * np.float32(2**16)
         whole = np.where(both > 0, both, 0).clip(0, 2**17).astype(np.uint64).reshape(len(x), -1)
         sums[:] = np.stack([whole.sum(1), (whole * whole).sum(1)], 1)
     return [math.sqrt((pixels * squares - total * total) / pixels**2) / 2**17 for total, squares in sums.tolist()]
@@ -83,9 +84,9 @@ def _last_words_of(mean: float) -> list[int]:
 def _changed(rgb: Floats, counts: Floats, turn: Floats, intensity: np.float32) -> Floats:
     """Returns pixels in other light and hue: lightness and saturation of HLS, and the hue in sixths of a circle."""
     one, r, g, b = np.float32(1), *np.moveaxis(rgb, -1, 0)
-    most, few = rgb.max(-1), rgb.min(-1)
+    most, few = _extremes(rgb)
     spread, both = most - few, most + few
-    light, grey = both * np.float32(0.5), spread <= 0
+    light, grey = both * np.float32(0.5), ~(spread > 0)
     part = np.where(grey, one, spread)
     saturation = np.where(grey, 0, spread / np.where(grey, one, np.where(both <= 1, both, 2 - both)))
     first, second = most == r, most == g
@@ -95,8 +96,17 @@ def _changed(rgb: Floats, counts: Floats, turn: Floats, intensity: np.float32) -
     amplitude = saturation * np.minimum(lit, 1 - lit)
     place = hue[..., None] * 2 + np.array([0, 8, 4], np.float32)
     place = np.where(place < 0, place + 12, np.where(place >= 12, place - 12, place))
-    changed: Any = lit[..., None] - amplitude[..., None] * np.minimum(place - 3, 9 - place).clip(-1, 1)
+    down = np.minimum(place - 3, 9 - place)
+    down = np.where(down < 1, np.maximum(down, np.float32(-1)), one)  # 1 where it is NaN
+    changed: Any = lit[..., None] - amplitude[..., None] * down
     return _within_one(changed)
+
+
+def _extremes(rgb: Floats) -> tuple[Any, Any]:
+    """Returns the largest and smallest channels by the comparisons of the kernels, which say what a NaN gives."""
+    r, g, b = np.moveaxis(rgb, -1, 0)
+    most, few = np.where(r > g, r, g), np.where(r < g, r, g)
+    return np.where(b > most, b, most), np.where(b < few, b, few)
 
 
 def _within_one(x: Floats) -> Floats:
