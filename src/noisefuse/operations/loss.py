@@ -99,8 +99,8 @@ def mse_loss(
         x, each = pred if x0 is None and target == "epsilon" else x0, reduction == "none"
         found = backends.fast_mse(table, t, x, pred, noise, weight, 1.0, True, None, batched, each)
         if library is not None and type(found) is tuple:
-            names = "pred", "x0", "t", "noise", "weight", "schedule", "target", "scale", "offset", "batched"
-            rest, constant = (t, noise, weight), (schedule, target, scale, offset, batched)
+            names = "pred", "x0", "t", "noise", "weight", "scale", "offset", "schedule", "target", "batched"
+            rest, constant = (t, noise, weight, scale, offset), (schedule, target, batched)
             return library.with_gradient("mse_loss", found, pred, names, (pred, x0), rest, constant)
         if found is not NotImplemented:
             return found

@@ -177,7 +177,8 @@ def with_gradient(
     which is that of backward() of the loss itself. Otherwise backward makes it, in the same memory if it can be, from
     the arguments of these names: tensors (or None), the rest, and what nobody can change. The caller may overwrite the
     rest before: autograd sees writes to tensors, other values are copied."""
-    at, where = -1, ()
+    at = -1
+    where: tuple[int, ...] = ()
     for x in rest:
         at += 1  # `enumerate` takes three times as long
         if type(x) in _FIXED:
