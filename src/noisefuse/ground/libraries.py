@@ -139,9 +139,12 @@ class Library:
         NotImplemented: autograd watches none of the arrays, or the call is not plain."""
         return NotImplemented
 
-    def with_gradient(self, name: str, made: Any, first: Any, tensors: Any, rest: Any) -> Any:
+    def with_gradient(
+        self, name: str, made: Any, first: Any, names: Any, tensors: Any, rest: Any = (), constant: Any = ()
+    ) -> Any:
         """Returns the loss of a function of this name, whose fast path made it and its gradient by the first array,
-        because autograd watches it. The function's arguments are tensors (or None) and the rest, by name."""
+        because autograd watches it. The function's arguments have these names: tensors (or None), the rest, and what
+        nobody can change."""
         raise self._refusal(name)
 
     def token_log_prob(self, sampler: Any, i: int, x: Any, logits: Any, x_next: Any, where: Any) -> Any:

@@ -99,11 +99,9 @@ def mse_loss(
         x, each = pred if x0 is None and target == "epsilon" else x0, reduction == "none"
         found = backends.fast_mse(table, t, x, pred, noise, weight, 1.0, True, None, batched, each)
         if library is not None and type(found) is tuple:
-            rest = {
-                "t": t, "schedule": schedule, "noise": noise, "target": target, "weight": weight, "scale": scale,
-                "offset": offset, "batched": batched,
-            }  # fmt: skip
-            return library.with_gradient("mse_loss", found, pred, {"pred": pred, "x0": x0}, rest)
+            names = "pred", "x0", "t", "noise", "weight", "scale", "offset", "schedule", "target", "batched"
+            rest, constant = (t, noise, weight, scale, offset), (schedule, target, batched)
+            return library.with_gradient("mse_loss", found, pred, names, (pred, x0), rest, constant)
         if found is not NotImplemented:
             return found
     batched = is_batch("x0", x0, batched)
@@ -246,7 +244,7 @@ def interpolate_loss(
         each = reduction == "none"
         found = backends.fast_mse(table, t, x0, (pred, x1), noise, weight, 1.0, True, None, batched, each)
         if library is not None and type(found) is tuple:
-            return library.with_gradient("interpolate_loss", found, pred, {"gradient": found[1]}, {})
+            return library.with_gradient("interpolate_loss", found, pred, ("gradient",), found[1:])
         if found is not NotImplemented:
             return found
     options: dict[str, Any] = {"target": target, "weight": weight, "reduction": reduction, "batched": batched}

@@ -81,8 +81,9 @@ def masked_cross_entropy(
         weights = 1.0 if weight is None else weight
         loss = backends.fast_cross_entropy(logits, ids, masked, weights, reduction == "none", 1.0, None, None, None)
         if library is not None and type(loss) is tuple:
-            rest = {"ids": ids, "masked": masked, "weight": weight}
-            return library.with_gradient("masked_cross_entropy", loss, logits, {"logits": logits}, rest)
+            names = "logits", "ids", "masked", "weight"
+            tensors, rest = ((logits,), (ids,)) if type(ids) is np.ndarray else ((logits, ids), ())
+            return library.with_gradient("masked_cross_entropy", loss, logits, names, tensors, (*rest, masked, weight))
         if loss is not NotImplemented:
             return loss
     if library is not None:

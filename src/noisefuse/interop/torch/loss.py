@@ -81,7 +81,7 @@ def interpolate_loss(pred: Any, x0: Any, x1: Any, t: Any, path: Any, noise: Any,
     with torch.no_grad():
         loss, gradient = nf.interpolate_loss_and_grad(pred, x0, x1, t, path, noise, weight=weight, **options)
     made = loss, gradient if options["reduction"] == "mean" and arrays.place_of("pred", pred).type == "cpu" else None
-    return graph.with_gradient("interpolate_loss", made, pred, {"gradient": gradient}, {})
+    return graph.with_gradient("interpolate_loss", made, pred, ("gradient",), (gradient,))
 
 
 def interpolate_loss_and_grad(
