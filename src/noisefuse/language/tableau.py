@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, ClassVar, NoReturn, TypeAlias
 
 import numpy as np
@@ -53,6 +53,16 @@ _RUN_COLUMNS: dict[str, Any] = {  # and their defaults
     "timesteps": np.arange, "push": _INTEGERS, "denoised": _INTEGERS, "scale": np.ones, "alpha": np.zeros,
     "sigma": np.zeros,
 }  # fmt: skip
+
+
+@lru_cache(64)
+def _defaults(n: int) -> dict[str, Any]:
+    """Returns the default columns of n rows, which tables share."""
+    columns = {column: default(n) for column, default in _RUN_COLUMNS.items()}
+    for values in columns.values():
+        values.flags.writeable = False
+    return columns
+
 
 _PRINTED = {"k": "", "d": "D"}
 
@@ -278,23 +288,22 @@ class Tableau(Constant):
         if rows.dtype != ROW or rows.ndim != 1:
             raise ValueError(f"rows must have dtype ROW and shape (n,), got {rows.dtype} {rows.shape}")
         n = len(rows)
-        columns: dict[str, Any] = {}
+        columns = _defaults(n).copy()
         arguments = timesteps, push, denoised, scale, alpha, sigma
-        for (column, default), argument in zip(_RUN_COLUMNS.items(), arguments, strict=True):
+        for column, argument in zip(_RUN_COLUMNS, arguments, strict=True):
             if argument is None:
-                columns[column] = default(n)
                 continue
-            values = np.asarray(argument, np.float64 if column in ("scale", "alpha", "sigma") else None)
-            if values.shape != (n,) or values.dtype.kind not in "iuf" or not np.isfinite(values).all():
+            values = np.array(argument, np.float64 if column in ("scale", "alpha", "sigma") else None)
+            kind = values.dtype.kind
+            if values.shape != (n,) or kind not in "iuf" or (kind == "f" and not np.isfinite(values).all()):
                 raise ValueError(f"{column} must be {n} finite numbers, got {values!r}")
-            columns[column] = values.copy()
-        for column in ("push", "denoised"):
-            if columns[column].dtype == np.int64:
-                continue
-            if np.any(columns[column] % 1):
-                raise ValueError(f"{column} must be {n} integers, got {columns[column]!r}")
-            with np.errstate(invalid="ignore"):  # numbers beyond int64 are refused below, whatever they become
-                columns[column] = columns[column].astype(np.int64)
+            if column in ("push", "denoised") and values.dtype != np.int64:
+                if np.any(values % 1):
+                    raise ValueError(f"{column} must be {n} integers, got {values!r}")
+                with np.errstate(invalid="ignore"):  # numbers beyond int64 are refused below, whatever they become
+                    values = values.astype(np.int64)
+            values.flags.writeable = False
+            columns[column] = values
         if not isinstance(name, str):
             raise TypeError(f"name: expected a str, got {type(name).__name__}")
         if not isinstance(masked, bool | np.bool_):
@@ -303,8 +312,6 @@ class Tableau(Constant):
             if len(threshold) != 2:
                 raise ValueError(f"threshold: expected (ratio, maximum), got {threshold!r}")
             threshold = float(threshold[0]), float(threshold[1])
-        for values in columns.values():
-            values.flags.writeable = False
         # Arrays on bytes are read-only. Copied as records, rows that are not contiguous would take six times as long.
         copied = (rows if rows.flags.c_contiguous else rows.view(_BYTES)).tobytes()
         columns["rows"], columns["numbers"] = np.ndarray(n, ROW, copied), np.ndarray((n, COLUMNS), np.float64, copied)
@@ -395,9 +402,9 @@ class Tableau(Constant):
     @property
     def _nonzero(self) -> npt.NDArray[np.void]:
         """The default of `active`."""
-        found = np.asarray(self.numbers.any(axis=0))
-        found[LOW : HIGH + 1] = np.isfinite(self.numbers[:, LOW : HIGH + 1]).any(axis=0)
-        return np.ndarray((), _ACTIVE, found.tobytes())[()]
+        found = self.numbers != 0
+        found[:, LOW : HIGH + 1] = np.isfinite(self.numbers[:, LOW : HIGH + 1])
+        return np.ndarray((), _ACTIVE, found.any(axis=0).tobytes())[()]
 
     @kept_property
     def as_rows(self) -> Rows:
