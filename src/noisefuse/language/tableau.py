@@ -29,7 +29,23 @@ from ..ground import notebook, stored
 from ..ground.checks import check_number
 from ..ground.constants import Constant
 from ..ground.kept import kept_property
-from .rows import AFFINE, COLUMNS, HIGH, LOW, NAMES, OUTPUTS, PAST1, PAST_SYMBOLS, PASTS, ROW, SYMBOLS, Rows, layout
+from .rows import (
+    AFFINE,
+    COLUMNS,
+    HIGH,
+    LOW,
+    NAMES,
+    OUTPUTS,
+    PAST1,
+    PAST_SYMBOLS,
+    PASTS,
+    ROW,
+    SYMBOLS,
+    Z_COLUMNS,
+    Rows,
+    X,
+    layout,
+)
 
 __all__ = ["ROW", "ZERO", "Affine", "D", "Row", "Tableau", "k", "m1", "m2", "past", "x", "z"]
 
@@ -312,18 +328,20 @@ class Tableau(Constant):
             if len(threshold) != 2:
                 raise ValueError(f"threshold: expected (ratio, maximum), got {threshold!r}")
             threshold = float(threshold[0]), float(threshold[1])
-        # Arrays on bytes are read-only. Copied as records, rows that are not contiguous would take six times as long.
+        # Copied as records, rows that are not contiguous would take six times as long.
         copied = (rows if rows.flags.c_contiguous else rows.view(_BYTES)).tobytes()
-        columns["rows"], columns["numbers"] = np.ndarray(n, ROW, copied), np.ndarray((n, COLUMNS), np.float64, copied)
-        # this bypasses __setattr__, which refuses
-        self.__dict__.update(columns, name=name, start=float(start), threshold=threshold, masked=bool(masked))
+        self._fill(n, copied, columns, name=name, start=float(start), threshold=threshold, masked=bool(masked))
         self._check()
         if push is not None or denoised is not None:
             self._check_kept()
         self.__dict__["active"] = self._nonzero if active is None else _frozen_mask(active)
         if self.masked:
             self._check_masked()
-        self.__dict__["kept"] = {}
+
+    def _fill(self, n: int, copied: bytes, columns: dict[str, Any], **run: Any) -> None:
+        """Bypasses __setattr__, which refuses. Arrays on bytes are read-only."""
+        rows, numbers = np.ndarray(n, ROW, copied), np.ndarray((n, COLUMNS), np.float64, copied)
+        self.__dict__.update(columns, rows=rows, numbers=numbers, kept={}, **run)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a Tableau is immutable: cannot set {name!r}")
@@ -409,8 +427,8 @@ class Tableau(Constant):
     @kept_property
     def as_rows(self) -> Rows:
         """The table as kernels take it."""
-        flags = np.frombuffer(self.active.tobytes(), np.bool_)
-        return Rows(self.numbers, sum(1 << column for column in np.flatnonzero(flags).tolist()))
+        bits = np.packbits(np.frombuffer(self.active.tobytes(), np.bool_), bitorder="little")
+        return Rows(self.numbers, int.from_bytes(bits.tobytes(), "little"))
 
     @kept_property
     def slots(self) -> int:
@@ -684,6 +702,16 @@ def _probed(
 
 def _coefficients(record: np.void) -> dict[str, float]:
     return {name: float(record[name]) for name in record.dtype.names or () if name in SYMBOLS}
+
+
+def noising(alpha: Array, sigma: Array | float) -> Tableau:
+    """Returns rows alpha x + sigma z. The numbers come from a table, which has checked them."""
+    numbers, made = np.zeros((n := len(alpha), COLUMNS)), object.__new__(Tableau)
+    numbers[:, LOW], numbers[:, HIGH] = -math.inf, math.inf
+    numbers[:, AFFINE[0] + 1 + X], numbers[:, Z_COLUMNS[0]] = alpha, sigma
+    made._fill(n, numbers.tobytes(), _defaults(n), name="tableau", start=1.0, threshold=None, masked=False)
+    made.__dict__["active"] = made._nonzero
+    return made
 
 
 def of_rows(rows: Rows, name: str) -> Tableau:

@@ -82,7 +82,7 @@ class Node(NamedTuple):
 
     def at(self, rows: Any) -> Node:
         """Returns these of the levels, an index of arrays."""
-        return Node(*(column[rows] for column in self))
+        return Node._make([column[rows] for column in self])
 
 
 class Placed(NamedTuple):
