@@ -919,6 +919,28 @@ def test_compiled_runs(name):
     assert equal(compiled(function)(x, N), function(x, N))
 
 
+@pytest.mark.parametrize("dtype", first_and_slow(FLOATS), ids=str)
+def test_compiled_ways_into_a_run(dtype):
+    """New samplers, which no plain call has used. Their x is scaled or not, and begins at 1 or above. Seen to fail:
+    rows of noise levels that are made when they are first asked for, which Dynamo cannot trace."""
+    karras = nf.samplers.euler(nf.Schedule.karras(9), 3)
+    samplers = [nf.Sampler(sampler.tableau) for sampler in (SAMPLERS["ddim"], EULER, karras)]
+
+    def function(x, noise):
+        found, given = [], {"dtype": x.dtype}
+        for sampler in samplers:
+            found += sampler.model_input(1, x)
+            found += sampler.model_input(1, x, out=torch.zeros_like(x))
+            found += sampler.start((3, 4), noise, **given), sampler.start((3, 4), noise, device=x.device)
+            found.append(sampler.start((3, 4), noise, **given, out=torch.zeros_like(x)))
+            found += sampler.noised(1, 2 * x, noise), sampler.noised(1, x, noise, out=torch.zeros_like(x))
+        return found
+
+    call, x = compiled(function), tensor(3, 4, dtype=dtype)
+    for noise in (N, N.at(step=3)):
+        assert equal(call(x, noise), function(x, noise))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
 def test_time_of_a_batch(dtype):

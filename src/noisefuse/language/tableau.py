@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, ClassVar, NoReturn, TypeAlias
 
 import numpy as np
@@ -29,7 +29,23 @@ from ..ground import notebook, stored
 from ..ground.checks import check_number
 from ..ground.constants import Constant
 from ..ground.kept import kept_property
-from .rows import AFFINE, COLUMNS, HIGH, LOW, NAMES, OUTPUTS, PAST1, PAST_SYMBOLS, PASTS, ROW, SYMBOLS, Rows, layout
+from .rows import (
+    AFFINE,
+    COLUMNS,
+    HIGH,
+    LOW,
+    NAMES,
+    OUTPUTS,
+    PAST1,
+    PAST_SYMBOLS,
+    PASTS,
+    ROW,
+    SYMBOLS,
+    Z_COLUMNS,
+    Rows,
+    X,
+    layout,
+)
 
 __all__ = ["ROW", "ZERO", "Affine", "D", "Row", "Tableau", "k", "m1", "m2", "past", "x", "z"]
 
@@ -53,6 +69,16 @@ _RUN_COLUMNS: dict[str, Any] = {  # and their defaults
     "timesteps": np.arange, "push": _INTEGERS, "denoised": _INTEGERS, "scale": np.ones, "alpha": np.zeros,
     "sigma": np.zeros,
 }  # fmt: skip
+
+
+@lru_cache(64)
+def _defaults(n: int) -> dict[str, Any]:
+    """Returns the default columns of n rows, which tables share."""
+    columns = {column: default(n) for column, default in _RUN_COLUMNS.items()}
+    for values in columns.values():
+        values.flags.writeable = False
+    return columns
+
 
 _PRINTED = {"k": "", "d": "D"}
 
@@ -278,23 +304,22 @@ class Tableau(Constant):
         if rows.dtype != ROW or rows.ndim != 1:
             raise ValueError(f"rows must have dtype ROW and shape (n,), got {rows.dtype} {rows.shape}")
         n = len(rows)
-        columns: dict[str, Any] = {}
+        columns = _defaults(n).copy()
         arguments = timesteps, push, denoised, scale, alpha, sigma
-        for (column, default), argument in zip(_RUN_COLUMNS.items(), arguments, strict=True):
+        for column, argument in zip(_RUN_COLUMNS, arguments, strict=True):
             if argument is None:
-                columns[column] = default(n)
                 continue
-            values = np.asarray(argument, np.float64 if column in ("scale", "alpha", "sigma") else None)
-            if values.shape != (n,) or values.dtype.kind not in "iuf" or not np.isfinite(values).all():
+            values = np.array(argument, np.float64 if column in ("scale", "alpha", "sigma") else None)
+            kind = values.dtype.kind
+            if values.shape != (n,) or kind not in "iuf" or (kind == "f" and not np.isfinite(values).all()):
                 raise ValueError(f"{column} must be {n} finite numbers, got {values!r}")
-            columns[column] = values.copy()
-        for column in ("push", "denoised"):
-            if columns[column].dtype == np.int64:
-                continue
-            if np.any(columns[column] % 1):
-                raise ValueError(f"{column} must be {n} integers, got {columns[column]!r}")
-            with np.errstate(invalid="ignore"):  # numbers beyond int64 are refused below, whatever they become
-                columns[column] = columns[column].astype(np.int64)
+            if column in ("push", "denoised") and values.dtype != np.int64:
+                if np.any(values % 1):
+                    raise ValueError(f"{column} must be {n} integers, got {values!r}")
+                with np.errstate(invalid="ignore"):  # numbers beyond int64 are refused below, whatever they become
+                    values = values.astype(np.int64)
+            values.flags.writeable = False
+            columns[column] = values
         if not isinstance(name, str):
             raise TypeError(f"name: expected a str, got {type(name).__name__}")
         if not isinstance(masked, bool | np.bool_):
@@ -303,20 +328,20 @@ class Tableau(Constant):
             if len(threshold) != 2:
                 raise ValueError(f"threshold: expected (ratio, maximum), got {threshold!r}")
             threshold = float(threshold[0]), float(threshold[1])
-        for values in columns.values():
-            values.flags.writeable = False
-        # Arrays on bytes are read-only. Copied as records, rows that are not contiguous would take six times as long.
+        # Copied as records, rows that are not contiguous would take six times as long.
         copied = (rows if rows.flags.c_contiguous else rows.view(_BYTES)).tobytes()
-        columns["rows"], columns["numbers"] = np.ndarray(n, ROW, copied), np.ndarray((n, COLUMNS), np.float64, copied)
-        # this bypasses __setattr__, which refuses
-        self.__dict__.update(columns, name=name, start=float(start), threshold=threshold, masked=bool(masked))
+        self._fill(n, copied, columns, name=name, start=float(start), threshold=threshold, masked=bool(masked))
         self._check()
         if push is not None or denoised is not None:
             self._check_kept()
         self.__dict__["active"] = self._nonzero if active is None else _frozen_mask(active)
         if self.masked:
             self._check_masked()
-        self.__dict__["kept"] = {}
+
+    def _fill(self, n: int, copied: bytes, columns: dict[str, Any], **run: Any) -> None:
+        """Bypasses __setattr__, which refuses. Arrays on bytes are read-only."""
+        rows, numbers = np.ndarray(n, ROW, copied), np.ndarray((n, COLUMNS), np.float64, copied)
+        self.__dict__.update(columns, rows=rows, numbers=numbers, kept={}, **run)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a Tableau is immutable: cannot set {name!r}")
@@ -395,15 +420,15 @@ class Tableau(Constant):
     @property
     def _nonzero(self) -> npt.NDArray[np.void]:
         """The default of `active`."""
-        found = np.asarray(self.numbers.any(axis=0))
-        found[LOW : HIGH + 1] = np.isfinite(self.numbers[:, LOW : HIGH + 1]).any(axis=0)
-        return np.ndarray((), _ACTIVE, found.tobytes())[()]
+        found = self.numbers != 0
+        found[:, LOW : HIGH + 1] = np.isfinite(self.numbers[:, LOW : HIGH + 1])
+        return np.ndarray((), _ACTIVE, found.any(axis=0).tobytes())[()]
 
     @kept_property
     def as_rows(self) -> Rows:
         """The table as kernels take it."""
-        flags = np.frombuffer(self.active.tobytes(), np.bool_)
-        return Rows(self.numbers, sum(1 << column for column in np.flatnonzero(flags).tolist()))
+        bits = np.packbits(np.frombuffer(self.active.tobytes(), np.bool_), bitorder="little")
+        return Rows(self.numbers, int.from_bytes(bits.tobytes(), "little"))
 
     @kept_property
     def slots(self) -> int:
@@ -677,6 +702,16 @@ def _probed(
 
 def _coefficients(record: np.void) -> dict[str, float]:
     return {name: float(record[name]) for name in record.dtype.names or () if name in SYMBOLS}
+
+
+def noising(alpha: Array, sigma: Array | float) -> Tableau:
+    """Returns rows alpha x + sigma z. The numbers come from a table, which has checked them."""
+    numbers, made = np.zeros((n := len(alpha), COLUMNS)), object.__new__(Tableau)
+    numbers[:, LOW], numbers[:, HIGH] = -math.inf, math.inf
+    numbers[:, AFFINE[0] + 1 + X], numbers[:, Z_COLUMNS[0]] = alpha, sigma
+    made._fill(n, numbers.tobytes(), _defaults(n), name="tableau", start=1.0, threshold=None, masked=False)
+    made.__dict__["active"] = made._nonzero
+    return made
 
 
 def of_rows(rows: Rows, name: str) -> Tableau:

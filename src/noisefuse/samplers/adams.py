@@ -63,13 +63,14 @@ def pndm(
 
 
 def _multistep(
-    name: str, run: Plan, order: int, weights: Callable[[Array, Array], Array], lower_order_final: bool = False
-) -> Tableau:
+    name: str, run: Plan, order: int, weights: Callable[[Array, Array], Array], *, lower_order_final: bool = False,
+    clean_order: int = 1,
+) -> Tableau:  # fmt: skip
     """x' = (alpha' / alpha) x + alpha' sum_j w_j e_j, the steps of a linear multistep method in rho = sigma / alpha.
 
-    e_j is the noise predicted at rho_j, the newest first; weights(rho (n, j), rho' (n,)) are the w_j of n rows, which
-    all end on clean data, or all do not. If a noise level is visited twice, its newest e counts. lower_order_final: use
-    at most as many e_j as steps are left.
+    e_j is the noise predicted at rho_j, the newest first; weights(rho (n, j), rho' (n,)) are the w_j of n rows. If a
+    noise level is visited twice, its newest e counts. lower_order_final: use at most as many e_j as steps are left.
+    clean_order: the largest number of e_j in a step to clean data.
     """
     run.check_signal(name)
     here, there = run.steps
@@ -78,16 +79,16 @@ def _multistep(
     used = newest(rho[:-1], order)
     if lower_order_final:
         used &= np.cumsum(used, axis=0) <= run.n - i
+    used[clean_order:, run.clean_end] = False
     count, first = used.sum(axis=0), np.argsort(~used, axis=0, kind="stable").T
-    for n, to_clean in dict.fromkeys(zip(count.tolist(), (end == 0).tolist(), strict=True)):
-        rows = np.flatnonzero((count == n) & ((end == 0) == to_clean))[:, None]
-        places = first[rows[:, 0], :n]
-        found = weights(rho[rows - places], end[rows[:, 0]])
-        of_rows[rows, places[:, : found.shape[1]]] = found
+    for n in {*count.tolist()}:
+        rows = (count == n).nonzero()[0]
+        places = first[rows, :n]
+        of_rows[rows[:, None], places] = weights(rho[rows[:, None] - places], end[rows])
     e = run.noise(here)
     out = there.alpha / here.alpha * x
     out = sum((there.alpha * w * term for w, term in zip(of_rows.T, (e, *past), strict=False)), out)
-    if found.shape[1] == 1 and run.to_clean:  # the last group has the last row
+    if count[-1] == 1 and run.to_clean:
         last = run.row(here, there.alpha * D, at=run.clean_end)
         return run.table(name, run.row(here, out, keep=[e] if order > 1 else [], at=run.noisy), last)
     return run.table(name, run.row(here, out, keep=[e] if order > 1 else []))
@@ -103,7 +104,7 @@ def lms(schedule: Schedule, steps: Steps = 50, *, order: int = 4, **options: Unp
     """
     check_integer("order", order, 1, 4)
     run = plan(schedule, steps, whole=False, **options).exploding()
-    return _multistep("lms", run, order, integral_weights)
+    return _multistep("lms", run, order, integral_weights, clean_order=order)
 
 
 @sampler()
@@ -119,8 +120,7 @@ def ipndm(schedule: Schedule, steps: Steps = 50, *, order: int = 4, **options: U
     run = plan(schedule, steps, whole=False, **options)
 
     def weights(levels: Array, end: Array) -> Array:
-        average = _ADAMS[levels.shape[1] - 1 if end[0] else 0]
-        return np.asarray((end - levels[:, 0])[:, None] * np.array(average))
+        return np.asarray((end - levels[:, 0])[:, None] * np.array(_ADAMS[levels.shape[1] - 1]))
 
     return _multistep("ipndm", run, order, weights)
 
@@ -150,9 +150,9 @@ def ipndm_v(schedule: Schedule, steps: Steps = 50, *, order: int = 4, **options:
 
 def _weights_of_ipndm_v(levels: Array, end: Array) -> Array:
     h, *before = (a - b for a, b in pairwise([end, *levels.T]))
-    if not end[0] or not before:
-        return np.asarray(h[:, None])
-    terms: list[tuple[Any, list[Any]]] = [(1.0, [1.0]), (h / (2 * before[0]), [1.0, -1.0])]
+    terms: list[tuple[Any, list[Any]]] = [(1.0, [1.0])]
+    if before:
+        terms.append((h / (2 * before[0]), [1.0, -1.0]))
     if len(before) > 1:
         h_1, h_2 = before[:2]
         a = h_1 / h_2
@@ -196,7 +196,7 @@ def deis(
     def weights(levels: Array, end: Array) -> Array:
         """Substitutes s = log rho - log t; the density is then -rho e^-s."""
         rho = levels[:, :1]
-        if not end[0] or levels.shape[1] == 1:
+        if levels.shape[1] == 1:
             return end[:, None] - rho
         if variable == "vp_time":
             t, t_end = each(_vp_time, levels.ravel()).reshape(levels.shape), each(_vp_time, end)
@@ -204,7 +204,7 @@ def deis(
         s, s_end = each(math.log, (rho / levels).ravel()).reshape(levels.shape), each(math.log, rho[:, 0] / end)
         return integral_weights(s, s_end, lambda s: -rho * np.exp(-s), points=points)
 
-    return _multistep("deis", run, order, weights, lower_order_final and run.n < 15)
+    return _multistep("deis", run, order, weights, lower_order_final=lower_order_final and run.n < 15)
 
 
 _LEAST, _MOST = math.log1p(0.002**2) / 1e-3, math.log1p(80.0**2)  # b_d t / 2 + b at t = 0.001 and t = 1
@@ -241,6 +241,6 @@ def gradient_estimation(
 
     def weights(levels: Array, end: Array) -> Array:
         h = end - levels[:, 0]
-        return np.outer(h, [gamma, 1 - gamma] if end[0] and levels.shape[1] > 1 else [1.0])
+        return np.outer(h, [gamma, 1 - gamma] if levels.shape[1] > 1 else [1.0])
 
     return _multistep("gradient_estimation", run, 2, weights)

@@ -14,7 +14,7 @@ from ..ground.checks import check_integer, check_number
 from ..language.schedule import Schedule
 from ..language.tableau import ZERO, Affine, D, Tableau, past, x, z
 from .dpmpp import earlier, phi, weight
-from .integrals import integral_weights
+from .integrals import integral_weights, quadrature
 from .plan import Array, Node, Plan, PlanOptions, check_fall, each, plan, split, squared
 from .shared import sampler
 from .spacing import Steps
@@ -376,11 +376,7 @@ def _integrals(
         first, second = ratio(s), (s - here) * ratio(s)
         return np.sum(first, axis=1) * width[:, 0], np.sum(second, axis=1) * width[:, 0]
 
-    def integral(power: int) -> Array:
-        def density(u: Array) -> Array:
-            s: Array = np.exp(u)
-            return np.asarray(s * (s - here) ** power * ratio(s))
-
-        return integral_weights(each(math.log, end[:, 0])[:, None], each(math.log, here[:, 0]), density)[:, 0]
-
-    return integral(0), integral(1)
+    u, measure = quadrature(each(math.log, end[:, 0]), each(math.log, here[:, 0]))
+    s = np.exp(u)
+    whole = ratio(s)
+    return (measure * (s * whole)).sum(axis=1), (measure * (s * (s - here) * whole)).sum(axis=1)

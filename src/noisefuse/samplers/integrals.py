@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["integral_weights"]
+__all__ = ["integral_weights", "quadrature"]
 
 Array = npt.NDArray[np.float64]
 
@@ -18,6 +19,13 @@ Array = npt.NDArray[np.float64]
 def _gauss_legendre() -> tuple[Array, Array]:
     """Returns points and weights on [-1, 1], on first use: numpy.polynomial takes long to import."""
     return np.polynomial.legendre.leggauss(32)
+
+
+def quadrature(begin: Array, end: Array) -> tuple[Array, Array]:
+    """Returns the points and weights, (n, 32), of integrals from begin to end, (n,) each."""
+    at, weights = _gauss_legendre()
+    half = ((end - begin) / 2)[:, None]
+    return begin[:, None] + half * (1 + at), half * weights
 
 
 def integral_weights(
@@ -36,19 +44,14 @@ def integral_weights(
     nodes, end = np.asarray(nodes, np.float64), np.asarray(end, np.float64)
     begin = nodes[:, 0] if begin is None else begin
     if points is None:
-        at, weights = _gauss_legendre()
-        half = ((end - begin) / 2)[:, None]
-        s = begin[:, None] + half * (1 + at)
-        measure = half * weights * density(s)
+        s, lengths = quadrature(begin, end)
+        measure = lengths * density(s)
     else:
         s = np.ascontiguousarray(np.linspace(begin, end, points, axis=-1))
         measure = ((end - begin) / points)[:, None] * density(s)
     columns = [nodes[:, [k]] for k in range(nodes.shape[1])]
     behind, found = [s - column for column in columns], np.empty(nodes.shape)
     for j, own in enumerate(columns):
-        basis = np.ones_like(s)
-        for k, column in enumerate(columns):
-            if k != j:
-                basis *= behind[k] / (own - column)
-        found[:, j] = np.sum(measure * basis, axis=1)
+        basis = math.prod(behind[k] / (own - column) for k, column in enumerate(columns) if k != j)
+        found[:, j] = (measure * basis).sum(axis=1)
     return found

@@ -82,7 +82,7 @@ class Node(NamedTuple):
 
     def at(self, rows: Any) -> Node:
         """Returns these of the levels, an index of arrays."""
-        return Node(*(column[rows] for column in self))
+        return Node._make([column[rows] for column in self])
 
 
 class Placed(NamedTuple):
@@ -199,7 +199,7 @@ class Plan:
 
     def check_signal(self, name: str, instead: str = _INSTEAD, nodes: slice = slice(None)) -> None:
         """Raises ValueError if x is pure noise at one of the nodes, for formulas that divide by alpha there."""
-        for i in np.flatnonzero(self.nodes.alpha[nodes] == 0):
+        for i in (self.nodes.alpha[nodes] == 0).nonzero()[0]:
             instead += ", or flow_euler" if self.axis.family == "flow" else ""
             raise ValueError(
                 f"{name} divides by alpha, which is 0 at time {self.nodes.t[nodes][i]:g} (zero terminal SNR, or "

@@ -42,19 +42,20 @@ def _of_older(r: list[Array], known: list[Array], h: Array, B: Array, scale: Arr
     known: which rows have D_m. UniC has D', the model's answer at x', as one more D_m with r = 1. A step to clean data
     (h = inf) or of no length (h = 0) uses only D_0. If a noise level is visited twice, its newest D counts.
     """
-    r, known = [*r, np.ones_like(h)] if correct else r, [*known]
-    for m, r_m in enumerate(r[: len(known)]):
-        known[m] = known[m] & (h != 0) & (h < math.inf) & (r_m != 0) & np.all([r_m != one for one in r[:m]], axis=0)
-        known[m] &= (r_m != 1) | (not correct)
-    known += [(h != 0) & (h < math.inf)] * correct
+    whole, answer = (h != 0) & (h < math.inf), np.ones_like(h)
+    known = [whole & has & (r_m != 0) for r_m, has in zip(r, known, strict=True)]
+    for m, r_m in enumerate(r):
+        for other in [*r[:m], *[answer] * correct]:
+            known[m] &= r_m != other
+    if correct:
+        r, known = [*r, answer], [*known, whole]
     found = np.zeros((len(r), len(h)))
-    for pattern in {*zip(*(has.tolist() for has in known), strict=True)}:
-        rows = np.flatnonzero(np.all([has == own for has, own in zip(known, pattern, strict=True)], axis=0))
-        used = np.flatnonzero(pattern)
-        if len(used):
-            nodes = np.array([r[m][rows] for m in used])
-            rho = _weights(nodes, h[rows], B[rows])
-            found[used[:, None], rows] = np.where(rho == 0, 0.0, scale[rows] * rho / nodes)
+    pattern = sum((has * 2**m for m, has in enumerate(known)), np.zeros(len(h), int))
+    for one in {*pattern.tolist()} - {0}:
+        rows, used = (pattern == one).nonzero()[0], [m for m in range(len(known)) if one >> m & 1]
+        nodes = np.array([r[m][rows] for m in used])
+        rho = _weights(nodes, h[rows], B[rows])
+        found[np.ix_(used, rows)] = np.where(rho == 0, 0.0, scale[rows] * rho / nodes)
     return found
 
 

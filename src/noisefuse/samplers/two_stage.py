@@ -312,7 +312,7 @@ def dpm_solver(
     down = np.where(fresh > 0, np.maximum(keep, run.nodes.sigma[-1]), keep)
     noise = np.sqrt(np.maximum(0.0, (there.sigma - down) * (there.sigma + down)))
     rows = [run.row(here, D + fresh * z, at=down == 0)]
-    for one in (1, 2, 3):
+    for one in {*orders.tolist()}:
         some = (orders == one) & (down != 0)
         rows += _dpm_solver_rows(run, here.at(some), down[some], one, noise[some] * z)
     return run.table("dpm_solver", *rows)
