@@ -33,7 +33,7 @@ TIMES = {
     "q_walk of 5 steps": 5,
 }
 # The most instructions of a loss with autograd above those of an empty `torch.autograd.Function`: 10 microseconds.
-ABOVE_EMPTY = 45_000
+ABOVE_EMPTY = 31_500
 
 steps = pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="single steps of x86-64 on Linux"

@@ -419,6 +419,18 @@ def test_sensors_have_numpys_bits_where_pixels_are_not_finite(compiled):
             assert np.array_equal(found, iso.iso_noise(x, turn, intensity, nf.Noise(7, sample=3)))
 
 
+def test_a_sensor_takes_frames_of_three_dtypes():
+    """Seen to fail: float64 read as float32; the noise of two axes over frames without a first one."""
+    x = np.random.default_rng(0).random((2, 5, 7, 3)).astype(np.float32)
+    found = iso.iso_noise(x, 0.01, 0.5, nf.Noise(7))
+    assert np.array_equal(iso.iso_noise(x.astype(">f4"), 0.01, 0.5, nf.Noise(7)), found)
+    for frames in (x[0], x[..., :1], x.astype(np.float64), x.astype(np.float16), x.astype(np.uint32)):
+        with pytest.raises(TypeError, match=r"frames: expected \(n, height, width, 3\) of uint8, uint16 or float32, got"):
+            iso.iso_noise(frames, 0.01, 0.5, nf.Noise(7))
+    with pytest.raises(TypeError, match="got .* of float64"):
+        albumentations.ISONoise(p=1)(image=x[0].astype(np.float64))
+
+
 def test_a_sensor_without_a_limit_is_white():
     """Seen to fail: sums of weights that are infinite."""
     x = np.random.default_rng(0).integers(1, 255, (1, 8, 8, 3), np.uint8)

@@ -19,15 +19,20 @@ from ..operations.draw import UNIT, randn
 from ..operations.words import words
 
 Floats = NDArray[np.float32]
+_DTYPES = np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.float32)
 
 
 def iso_noise(frames: Array, turn: float, intensity: float, noise: Noise) -> Array:
-    """Changes checked frames (n, height, width, 3), one sample of the noise.
+    """Changes frames (n, height, width, 3) of uint8, uint16 or float32, one sample of the noise.
 
     The lightness l becomes l + N intensity (1 - l), N Poisson with mean intensity times the standard deviation of
     lightness in the frame, and the hue turns by `turn` sixths of a circle times a normal number.
     """
-    x = np.ascontiguousarray(frames)
+    x = np.asarray(frames)
+    x = np.ascontiguousarray(x, x.dtype.newbyteorder("="))
+    if x.ndim != 4 or x.shape[3] != 3 or x.dtype not in _DTYPES:
+        expected = "expected (n, height, width, 3) of uint8, uint16 or float32"
+        raise TypeError(f"frames: {expected}, got {x.shape} of {x.dtype}")
     result: Array = backends.empty(x.shape, x.dtype)
     if not x.size:
         return result
