@@ -19,11 +19,12 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteSchedulerOutput
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 import noisefuse as nf
 
 from . import rows
-from .rows import NOTHING, REMEMBERED, SAMPLE, Pick, Plan, Step
+from .rows import MODEL, NOTHING, REMEMBERED, SAMPLE, Pick, Plan, Step
 
 COMPARED = "0.35.2", "0.38.0", "0.42.1"
 _NONE = itemgetter(slice(0, 0))
@@ -49,10 +50,10 @@ def _alone(numbers: Any, result: int, output: type, counts: bool = True, draws: 
     """Returns the rows of a class that remembers nothing, and their steps. result: the place of the result beside the
     next sample, NOTHING if there is none. counts: whether the class counts its steps."""
     pick, fields = (itemgetter(slice(result, result + 1)), _BOTH) if result else (_NONE, _BOTH[:1])
-    steps = {
-        i: Step(None, _NONE, int(result > REMEMBERED), int(draws), False, None, None, pick, [], then)
-        for i, then in enumerate({"_step_index": i + 1} if counts else {} for i in range(len(numbers)))
-    }
+    written, drawn, steps = int(result > REMEMBERED), int(draws), {}
+    for i in range(len(numbers)):
+        then = {"_step_index": i + 1} if counts else {}
+        steps[i] = Step(None, _NONE, written, drawn, False, None, None, pick, [], then)
     return numbers, (steps, [], {}, lambda state: None, output, fields, bool(result))
 
 
@@ -149,9 +150,104 @@ def _heun(scheduler: Any, sigmas: Any, start: int, options: tuple[Any, ...]) -> 
     return table, (steps, names, begins, itemgetter(*names), HeunDiscreteSchedulerOutput, _BOTH, True)
 
 
+# The kinds of PNDM's steps: of Runge-Kutta's method the first of four, then the two in the middle and the last; the
+# second step of a run without them, which begins at the first's sample; and steps of the linear multistep method. Each
+# has the factors of x, m1 and past1 to past3 in its mean of model outputs, in its sample, and in the sum that
+# Runge-Kutta's method keeps.
+_FIRST, _MIDDLE, _LAST, _AGAIN, _SECOND, _THIRD, _FOURTH = range(7)
+_TERMS = "x", "m1", "past1", "past2", "past3"
+_MEANS = np.array(
+    [
+        (0, 1, 0, 0, 0),
+        (0, 1, 0, 0, 0),
+        (0, 1 / 6, 1, 0, 0),
+        (0, 1 / 2, 1 / 2, 0, 0),
+        (0, 3 / 2, -1 / 2, 0, 0),
+        (0, 23 / 12, 5 / 12, -16 / 12, 0),
+        (0, 1 / 24 * 55, 1 / 24 * -9, 1 / 24 * 37, 1 / 24 * -59),
+    ]
+)
+_SAMPLES = np.eye(5)[[0, 3, 3, 3, 0, 0, 0]]
+_SUMS = np.array([(1 / 6, 0), (1 / 3, 1)])  # of m1 and past1
+
+
+def _pndm(scheduler: Any, levels: Any, start: int, options: tuple[Any, ...]) -> Any:
+    """Covers a run from its first step on."""
+    config, final, count = scheduler.config, scheduler.final_alpha_cumprod, scheduler.num_inference_steps
+    times, total, held = scheduler.timesteps.cpu().numpy(), len(levels), scheduler.cur_model_output
+    n, prk = len(times), 0 if config.skip_prk_steps else 12
+    if (
+        config.prediction_type not in ("epsilon", "v_prediction")
+        or not start == scheduler.counter == 0 == len(scheduler.ets)
+        or type(held) is not int
+        or held
+        or not count
+        or final.dtype is not torch.float32
+        or times.dtype.kind != "i"
+        or (prk and not n >= prk == len(scheduler.prk_timesteps))
+    ):
+        return None
+    kinds = np.full(n, _FOURTH)
+    kinds[: prk or 4] = ([_FIRST, _MIDDLE, _MIDDLE, _LAST] * 3 if prk else [_FIRST, _AGAIN, _SECOND, _THIRD])[:n]
+    here, later = times.copy(), times - total // count
+    if prk:
+        here[:prk] = scheduler.prk_timesteps[::4].repeat(4)
+        later[:prk] = times[:prk] - np.tile([total // count // 2, 0], prk // 2)
+    else:
+        here[1:2], later[1:2] = times[1:2] + total // count, times[1:2]
+    if not ((here >= 0) & (here < total) & (later >= -total) & (later < total)).all():
+        return None
+    a, a_next = levels[here, None], np.where(later < 0, final.cpu().numpy(), levels[later])[:, None]
+    b, b_next, change = 1 - a, 1 - a_next, a_next - a
+    means, samples = _MEANS[kinds], _SAMPLES[kinds]
+    reads = ((means + samples)[:, 2:] != 0).any(1) & (change != 0)[:, 0]  # a factor of 0 reads nothing
+    if config.prediction_type == "v_prediction":
+        means = _root(a) * means + _root(b) * samples
+    out = _root(a_next / a) * samples - change * means / (a * _root(b_next) + _root(a * b * a_next))
+    again = samples[:, 3] > 0
+    if not (reads[again] & (out[again, 3] != 0)).all():
+        return None
+    table = np.zeros((n, 1), nf.tableau.ROW)
+    table["clean"]["lo"], table["clean"]["hi"] = -np.inf, np.inf
+    for symbol, column in zip(_TERMS, out.T, strict=True):
+        table["out"][symbol][:, 0] = column
+    for kind, factors in zip((_FIRST, _MIDDLE) if prk else (), _SUMS, strict=False):
+        for symbol, factor in zip(("m1", "past1"), factors, strict=True):
+            table["aux1"][symbol][kinds == kind] = factor
+    return table.view(np.float64), _pndm_steps(kinds.tolist(), reads.tolist(), prk)
+
+
+def _pndm_steps(kinds: list[int], reads: list[bool], prk: int) -> Any:
+    """Returns what steps read and remember, of ets, cur_model_output and cur_sample, in this order."""
+    pasts: list[list[int]] = []
+    rest: list[tuple[int, Pick, list[tuple[str, Pick, bool]], dict[str, Any]]] = []
+    kept = 0  # so many ets
+    for i, kind in enumerate(kinds):
+        ets, total, sample = [*range(REMEMBERED, REMEMBERED + kept)], REMEMBERED + kept, REMEMBERED + kept + 1
+        past = ets[-kind + _AGAIN :] if kind > _AGAIN else [ets[-1], sample] if kind == _AGAIN else [total, sample]
+        pasts.append(past if reads[i] else [])
+        summed = i < prk and kind != _LAST
+        if kind == _FIRST or kind > _AGAIN:
+            ets = [*ets[-3:], MODEL]
+        place = SAMPLE if kind == _FIRST else NOTHING if kind == _AGAIN else sample
+        remembers: list[tuple[str, Pick, bool]] = [("ets", rows._pick(ets), True)]
+        remembers += [("cur_model_output", itemgetter(sample + 2), False)] * summed
+        remembers.append(("cur_sample", itemgetter(place), False))
+        after = {"counter": i + 1} if summed else {"counter": i + 1, "cur_model_output": 0}
+        rest.append((int(summed), _NONE, remembers, after))
+        kept = len(ets)
+    slots = max(map(len, pasts))
+    steps = {
+        i: Step(i, rows._pick(past + [SAMPLE] * (slots - len(past))), written, 0, False, None, None, *others)
+        for i, (past, (written, *others)) in enumerate(zip(pasts, rest, strict=True))
+    }
+    return steps, ["counter"], {"counter": 0}, itemgetter("counter"), SchedulerOutput, _BOTH[:1], True
+
+
 FORMULAS: dict[type, Callable[[Any, Any, int, tuple[Any, ...]], Any]] = {
     diffusers.DDIMScheduler: _ddim,
     diffusers.EulerDiscreteScheduler: _euler,
     diffusers.FlowMatchEulerDiscreteScheduler: _flow_euler,
     diffusers.HeunDiscreteScheduler: _heun,
+    diffusers.PNDMScheduler: _pndm,
 }

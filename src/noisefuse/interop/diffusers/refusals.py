@@ -40,8 +40,9 @@ def patched(scheduler: Any, *unused: str) -> str | None:
     reads names that a trace does not have, and expects to be called at each step."""
     base = scheduler._base
     key = base, scheduler.coefficients, unused
-    if _unpatched.get(key) == (methods := dict(vars(base))):  # a tenth of the time of a first step
+    if _unpatched.get(key) == vars(base):  # a tenth of the time of a first step
         return None
+    methods = dict(vars(base))
     if scheduler.coefficients != "exact":  # these are called as they are
         unused = *unused, "set_timesteps", "scale_model_input"
     for name, method in methods.items():

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -28,14 +29,15 @@ _UNREAD = {
 }  # fmt: skip
 
 
-class Clock(NamedTuple):
+@dataclass
+class Clock:
     """The timesteps of a scheduler, in a form that needs no values from a device."""
 
     timesteps: Tensor
     version: int | None  # the version of their values: torch/internals.py
     host: Tensor
+    times: list[float]
     places: dict[int, int]  # by the address of an entry: loops run over views of `timesteps`
-    values: dict[float, int]  # by value: its first place
     levels: dict[float, int]  # by value, for add_noise, filled on use
 
     @classmethod
@@ -47,8 +49,12 @@ class Clock(NamedTuple):
         times, size = host.tolist(), timesteps.element_size() * timesteps.stride(0)
         n = len(times)
         places = dict(zip(range(first, first + size * n, size) if size else [first] * n, range(n), strict=True))
-        values = dict(zip(reversed(times), range(n - 1, -1, -1), strict=True))
-        return cls(timesteps, version(timesteps), host, places, values, {})
+        return cls(timesteps, version(timesteps), host, times, places, {})
+
+    @functools.cached_property
+    def values(self) -> dict[float, int]:
+        """Places by value: the first of equal ones. Most runs go by addresses alone."""
+        return dict(zip(reversed(self.times), range(len(self.times) - 1, -1, -1), strict=True))
 
     def entry(self, t: Tensor) -> int | None:
         """Returns the place of the timestep that t is a view of; None if there is none, or torch.func hides the
@@ -104,7 +110,8 @@ def run_from(scheduler: Any, i: int, clock: Clock, options: Options) -> Run:
         if step is not None and run.plan.state(state) == step.state:
             return run
     start = i if scheduler._memory else 0
-    key = (type(scheduler), scheduler.coefficients, start, options, fingerprint(scheduler))
+    configured = _configured(scheduler)
+    key = (type(scheduler), scheduler.coefficients, start, options, fingerprint(scheduler, configured))
     plan = planned(key, lambda: formulas.plan(scheduler, start, options))
     steps: Any = {}
     if isinstance(plan, Plan):
@@ -114,14 +121,14 @@ def run_from(scheduler: Any, i: int, clock: Clock, options: Options) -> Run:
         state.update(rows.unshared(plan.begins))
     counts = isinstance(plan, Plan) and (bool(plan.names) or scheduler._gaps)
     scheduler._run = Run(
-        *made_for, _configured(scheduler), versions, options, clock.host.dtype, clock.places, plan, steps,
+        *made_for, configured, versions, options, clock.host.dtype, clock.places, plan, steps,
         scheduler._source, scheduler._memory, scheduler._by_time, counts, scheduler._upcasts,
     )  # fmt: skip
     return scheduler._run
 
 
-def fingerprint(scheduler: Any) -> Any:
-    """Returns all that a plan depends on. At the beginning of a run there is no last_sample."""
+def fingerprint(scheduler: Any, configured: str | None = None) -> Any:
+    """Returns all that a plan depends on. configured: the text of the configuration, where it is known. At the beginning of a run there is no last_sample."""
     left = scheduler._leftovers if scheduler.__dict__.get("last_sample") is None else ()
     unread = [*scheduler._memory, *left]
     if not scheduler._memory:
@@ -132,7 +139,7 @@ def fingerprint(scheduler: Any) -> Any:
         _bytes(value) for name, value in scheduler.__dict__.items() if name not in _UNREAD and name not in unread
     ]
     kept = tuple(name for name in scheduler._memory if name not in left)
-    return *numbers, _configured(scheduler), *(value is None for value in rows.items(vars(scheduler), kept))
+    return *numbers, configured or _configured(scheduler), *(value is None for value in rows.items(vars(scheduler), kept))
 
 
 def _configured(scheduler: Any) -> str:
