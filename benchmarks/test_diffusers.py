@@ -126,14 +126,14 @@ LARGE: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
 )
 ONE_LATENT = (1, 4, 64, 64)
 FIRST = {
-    "FlowMatchEulerDiscreteScheduler": 2,
+    "FlowMatchEulerDiscreteScheduler": 1.7,
     "EulerDiscreteScheduler": 1.2,
     "DPMSolverMultistepScheduler": 2,
     "UniPCMultistepScheduler": 1.8,
     "DDIMScheduler": 1.2,
-    "PNDMScheduler": 2.6,
+    "PNDMScheduler": 1.2,
     "LCMScheduler": 1.2,
-    "HeunDiscreteScheduler": 1.3,
+    "HeunDiscreteScheduler": 1.2,
     "KDPM2AncestralDiscreteScheduler": 1.6,
 }
 TITLE, SUFFIX = "The drop-in schedulers", "-diffusers"

@@ -425,9 +425,11 @@ def test_a_sensor_takes_frames_of_three_dtypes():
     found = iso.iso_noise(x, 0.01, 0.5, nf.Noise(7))
     assert np.array_equal(iso.iso_noise(x.astype(">f4"), 0.01, 0.5, nf.Noise(7)), found)
     for frames in (x[0], x[..., :1], x.astype(np.float64), x.astype(np.float16), x.astype(np.uint32)):
-        with pytest.raises(TypeError, match=r"frames: expected \(n, height, width, 3\) of uint8, uint16 or float32, got"):
+        with pytest.raises(
+            TypeError, match=r"frames: expected \(n, height, width, 3\) of uint8, uint16 or float32, got"
+        ):
             iso.iso_noise(frames, 0.01, 0.5, nf.Noise(7))
-    with pytest.raises(TypeError, match="got .* of float64"):
+    with pytest.raises(TypeError, match=r"got .* of float64"):
         albumentations.ISONoise(p=1)(image=x[0].astype(np.float64))
 
 

@@ -260,12 +260,12 @@ def options_of(scheduler, given):
 def test_rows_by_formula_are_those_that_are_found(name, n, monkeypatch):
     """Rows have the same bits in every configuration, from any place on. Seen to fail: a noise's factor in x and not in
     the model's output; past outputs in the other order; a change of 0, whose step reads no past; NumPy's root, which
-    is not always torch's; a D that is read where it is clamped."""
+    is not always torch's; a D that is read where it is clamped; PNDM's factors or outputs in another order."""
     trace, found, by_formula = rows.trace, [], 0
     monkeypatch.setattr(rows, "trace", lambda *given: found.append(given) or trace(*given))
     cases = distinct(all_of_them(name))
     for case in cases if n > 20 else covering(cases):
-        few = 4 if name == "PNDMScheduler" else 1  # of Runge-Kutta's method
+        few = 4 if name == "PNDMScheduler" and not case.config.get("skip_prk_steps") else 1  # of Runge-Kutta's method
         scheduler = case.pair(max(n, few))[1]
         scheduler.is_scale_input_called = True
         options = options_of(scheduler, case.options)

@@ -128,7 +128,8 @@ def run_from(scheduler: Any, i: int, clock: Clock, options: Options) -> Run:
 
 
 def fingerprint(scheduler: Any, configured: str | None = None) -> Any:
-    """Returns all that a plan depends on. configured: the text of the configuration, where it is known. At the beginning of a run there is no last_sample."""
+    """Returns all that a plan depends on. configured: the text of the configuration, where it is known. At the
+    beginning of a run there is no last_sample."""
     left = scheduler._leftovers if scheduler.__dict__.get("last_sample") is None else ()
     unread = [*scheduler._memory, *left]
     if not scheduler._memory:
@@ -139,7 +140,11 @@ def fingerprint(scheduler: Any, configured: str | None = None) -> Any:
         _bytes(value) for name, value in scheduler.__dict__.items() if name not in _UNREAD and name not in unread
     ]
     kept = tuple(name for name in scheduler._memory if name not in left)
-    return *numbers, configured or _configured(scheduler), *(value is None for value in rows.items(vars(scheduler), kept))
+    return (
+        *numbers,
+        configured or _configured(scheduler),
+        *(value is None for value in rows.items(vars(scheduler), kept)),
+    )
 
 
 def _configured(scheduler: Any) -> str:
