@@ -220,7 +220,7 @@ def _pndm(scheduler: Any, levels: Any, start: int, options: tuple[Any, ...]) -> 
 def _pndm_steps(kinds: list[int], reads: list[bool], prk: int) -> Any:
     """Returns what steps read and remember, of ets, cur_model_output and cur_sample, in this order."""
     pasts: list[list[int]] = []
-    rest: list[tuple[int, Pick, list[tuple[str, Pick, bool]], dict[str, Any]]] = []
+    rest: list[tuple[int, list[tuple[str, Pick, bool]], dict[str, Any]]] = []
     kept = 0  # so many ets
     for i, kind in enumerate(kinds):
         ets, total, sample = [*range(REMEMBERED, REMEMBERED + kept)], REMEMBERED + kept, REMEMBERED + kept + 1
@@ -234,12 +234,14 @@ def _pndm_steps(kinds: list[int], reads: list[bool], prk: int) -> Any:
         remembers += [("cur_model_output", itemgetter(sample + 2), False)] * summed
         remembers.append(("cur_sample", itemgetter(place), False))
         after = {"counter": i + 1} if summed else {"counter": i + 1, "cur_model_output": 0}
-        rest.append((int(summed), _NONE, remembers, after))
+        rest.append((int(summed), remembers, after))
         kept = len(ets)
     slots = max(map(len, pasts))
     steps = {
-        i: Step(i, rows._pick(past + [SAMPLE] * (slots - len(past))), written, 0, False, None, None, *others)
-        for i, (past, (written, *others)) in enumerate(zip(pasts, rest, strict=True))
+        i: Step(
+            i, rows._pick(past + [SAMPLE] * (slots - len(past))), written, 0, False, None, None, _NONE, keeps, after
+        )
+        for i, (past, (written, keeps, after)) in enumerate(zip(pasts, rest, strict=True))
     }
     return steps, ["counter"], {"counter": 0}, itemgetter("counter"), SchedulerOutput, _BOTH[:1], True
 
