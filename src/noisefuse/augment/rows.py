@@ -332,7 +332,9 @@ def _apply(
     if region is not None:
         options: Any = {"layout": layout, "shared": shared, "order": order, "clip": clip, "dtype": dtype, "out": out}
         return inside(region, _apply, x, noise, model, numbers, batched=batched, **options)
-    known = _ASKED.get(x.dtype) if type(x) is np.ndarray and dtype is None and out is None else None
+    like: Any = x if out is None else out
+    of_numpy = type(x) is type(like) is np.ndarray and x.dtype in _ASKED and dtype is None
+    known = _ASKED.get(like.dtype) if of_numpy else None
     other = None if known else beside_arrays(x)
     if order == layout:
         order = None
@@ -341,11 +343,11 @@ def _apply(
         noise = _stored(x, noise, layout, shared, order, _kinds(x, dtype, out)[0], batched)
         shared, order = False, None
     if known:
-        wanted = x.dtype
+        wanted = like.dtype
     elif dtype is None and out is None and type(x) is np.ndarray:
         wanted = x.dtype.newbyteorder("=")
     else:
-        wanted = getattr(x if out is None else out, "dtype", None) if dtype is None else dtype
+        wanted = getattr(like, "dtype", None) if dtype is None else dtype
     if order is None and not shared and wanted is not None and not (other is not None and other.is_traced()):
         bounds = None if clip is None else as_bounds(clip)
         levels, asked = known or _asked(wanted, other)

@@ -29,23 +29,7 @@ from ..ground import notebook, stored
 from ..ground.checks import check_number
 from ..ground.constants import Constant
 from ..ground.kept import kept_property
-from .rows import (
-    AFFINE,
-    COLUMNS,
-    HIGH,
-    LOW,
-    NAMES,
-    OUTPUTS,
-    PAST1,
-    PAST_SYMBOLS,
-    PASTS,
-    ROW,
-    SYMBOLS,
-    Z_COLUMNS,
-    Rows,
-    X,
-    layout,
-)
+from .rows import AFFINE, COLUMNS, HIGH, LOW, NAMES, OUTPUTS, PAST1, PAST_SYMBOLS, PASTS, ROW, SYMBOLS, Rows, layout
 
 __all__ = ["ROW", "ZERO", "Affine", "D", "Row", "Tableau", "k", "m1", "m2", "past", "x", "z"]
 
@@ -74,10 +58,12 @@ _RUN_COLUMNS: dict[str, Any] = {  # and their defaults
 @lru_cache(64)
 def _defaults(n: int) -> dict[str, Any]:
     """Returns the default columns of n rows, which tables share."""
-    columns = {column: default(n) for column, default in _RUN_COLUMNS.items()}
-    for values in columns.values():
-        values.flags.writeable = False
-    return columns
+    return {column: _frozen(default(n)) for column, default in _RUN_COLUMNS.items()}
+
+
+def _frozen(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    values.flags.writeable = False
+    return values
 
 
 _PRINTED = {"k": "", "d": "D"}
@@ -318,8 +304,7 @@ class Tableau(Constant):
                     raise ValueError(f"{column} must be {n} integers, got {values!r}")
                 with np.errstate(invalid="ignore"):  # numbers beyond int64 are refused below, whatever they become
                     values = values.astype(np.int64)
-            values.flags.writeable = False
-            columns[column] = values
+            columns[column] = _frozen(values)
         if not isinstance(name, str):
             raise TypeError(f"name: expected a str, got {type(name).__name__}")
         if not isinstance(masked, bool | np.bool_):
@@ -328,20 +313,17 @@ class Tableau(Constant):
             if len(threshold) != 2:
                 raise ValueError(f"threshold: expected (ratio, maximum), got {threshold!r}")
             threshold = float(threshold[0]), float(threshold[1])
-        # Copied as records, rows that are not contiguous would take six times as long.
+        # Arrays on bytes are read-only. Copied as records, rows that are not contiguous would take six times as long.
         copied = (rows if rows.flags.c_contiguous else rows.view(_BYTES)).tobytes()
-        self._fill(n, copied, columns, name=name, start=float(start), threshold=threshold, masked=bool(masked))
+        columns["rows"], columns["numbers"] = np.ndarray(n, ROW, copied), np.ndarray((n, COLUMNS), np.float64, copied)
+        # this bypasses __setattr__, which refuses
+        self.__dict__.update(columns, name=name, start=float(start), threshold=threshold, masked=bool(masked), kept={})
         self._check()
         if push is not None or denoised is not None:
             self._check_kept()
         self.__dict__["active"] = self._nonzero if active is None else _frozen_mask(active)
         if self.masked:
             self._check_masked()
-
-    def _fill(self, n: int, copied: bytes, columns: dict[str, Any], **run: Any) -> None:
-        """Bypasses __setattr__, which refuses. Arrays on bytes are read-only."""
-        rows, numbers = np.ndarray(n, ROW, copied), np.ndarray((n, COLUMNS), np.float64, copied)
-        self.__dict__.update(columns, rows=rows, numbers=numbers, kept={}, **run)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a Tableau is immutable: cannot set {name!r}")
@@ -702,16 +684,6 @@ def _probed(
 
 def _coefficients(record: np.void) -> dict[str, float]:
     return {name: float(record[name]) for name in record.dtype.names or () if name in SYMBOLS}
-
-
-def noising(alpha: Array, sigma: Array | float) -> Tableau:
-    """Returns rows alpha x + sigma z. The numbers come from a table, which has checked them."""
-    numbers, made = np.zeros((n := len(alpha), COLUMNS)), object.__new__(Tableau)
-    numbers[:, LOW], numbers[:, HIGH] = -math.inf, math.inf
-    numbers[:, AFFINE[0] + 1 + X], numbers[:, Z_COLUMNS[0]] = alpha, sigma
-    made._fill(n, numbers.tobytes(), _defaults(n), name="tableau", start=1.0, threshold=None, masked=False)
-    made.__dict__["active"] = made._nonzero
-    return made
 
 
 def of_rows(rows: Rows, name: str) -> Tableau:

@@ -15,8 +15,8 @@ from ..arguments.arrays import is_lazy
 from ..arguments.types import Array
 from ..ground.checks import is_tracer
 from ..ground.libraries import check_plain, library_for
-from ..language.rows import AFFINE, OUTPUTS, PAST1, SYMBOLS
-from ..language.tableau import Tableau, noising
+from ..language.rows import AFFINE, OUTPUTS, PAST1, ROW, SYMBOLS
+from ..language.tableau import Tableau
 from ..operations.update import update
 from ..views import guidance
 
@@ -141,6 +141,14 @@ def _clean(table: Tableau) -> Tableau:
     rows["clean"] = table.rows["clean"]
     rows["out"]["d"] = 1
     return Tableau(rows, name=f"{table.name}: D")
+
+
+def noising(alpha: npt.NDArray[np.float64], sigma: npt.NDArray[np.float64] | float) -> Tableau:
+    """Returns rows alpha x + sigma z."""
+    rows = np.zeros(len(alpha), ROW)
+    rows["clean"]["lo"], rows["clean"]["hi"] = -math.inf, math.inf
+    rows["out"]["x"], rows["out"]["z"] = alpha, sigma
+    return Tableau(rows)
 
 
 SAME = noising(np.ones(1), 0.0)

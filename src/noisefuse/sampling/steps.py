@@ -21,11 +21,11 @@ from ..ground.kept import kept_property
 from ..ground.libraries import library_for, library_of
 from ..language.noise import SAMPLER, Noise, Noises
 from ..language.rows import FastTable
-from ..language.tableau import Tableau, noising
+from ..language.tableau import Tableau
 from ..operations.draw import are_increments, randn_like
 from ..operations.update import update
 from .arrays import drawn_for, in_words_of_a_step, several_zeros_like, times_like
-from .rows import SAME, first_without_past, guided, mixed, oldest_past, thresholded
+from .rows import SAME, first_without_past, guided, mixed, noising, oldest_past, thresholded
 from .state import NEW, State
 from .types import LikelyStepOptions, Models, StepOptions, Time
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...ground.kept import kept_property
 from ..torch.internals import version
 from . import formulas, rows
 from .rows import Plan, Step, Unsupported
@@ -51,7 +51,7 @@ class Clock:
         places = dict(zip(range(first, first + size * n, size) if size else [first] * n, range(n), strict=True))
         return cls(timesteps, version(timesteps), host, times, places, {})
 
-    @functools.cached_property
+    @kept_property
     def values(self) -> dict[float, int]:
         """Places by value: the first of equal ones. Most runs go by addresses alone."""
         return dict(zip(reversed(self.times), range(len(self.times) - 1, -1, -1), strict=True))

@@ -165,14 +165,9 @@ _FIXED = {int, float, bool, str, type(None), nf.Noise, nf.Schedule}  # `isinstan
 
 
 def with_gradient(
-    name: str,
-    made: tuple[Tensor, Tensor | None],
-    first: Tensor,
-    names: tuple[str, ...],
-    tensors: tuple[Any, ...],
-    rest: tuple[Any, ...] = (),
-    constant: tuple[Any, ...] = (),
-) -> Any:
+    name: str, made: tuple[Tensor, Tensor | None], first: Tensor, names: tuple[str, ...], tensors: tuple[Any, ...],
+    rest: tuple[Any, ...] = (), constant: tuple[Any, ...] = (),
+) -> Any:  # fmt: skip
     """Returns the loss in `made`, which is differentiable once through the first tensor. A mean brings its gradient,
     which is that of backward() of the loss itself. Otherwise backward makes it, in the same memory if it can be, from
     the arguments of these names: tensors (or None), the rest, and what nobody can change. The caller may overwrite the
