@@ -167,6 +167,13 @@ def test_what_was_changed_before_the_backward_pass_is_noticed_or_does_not_matter
             {"pred": pred, "x0": x0, "t": t}[changed].zero_()
         loss.backward()
         assert torch.equal(leaf.grad, expected)
+    for name, value in (("weight", np.linspace(0.5, 2, len(S))), ("scale", np.array(2.0)), ("offset", np.array(0.5))):
+        leaf, given = tensor(3, 4, grad=True), value.copy()
+        loss = nf.mse_loss(leaf, x0, T, S, N, target="v", **{name: given})
+        given[...] = 7
+        (2 * loss).backward()
+        expected = nf.mse_loss_grad(leaf.detach(), x0, T, S, N, target="v", upstream=2.0, **{name: value})
+        assert torch.equal(leaf.grad, expected)
 
 
 def test_a_prediction_that_is_also_something_else_is_refused():
