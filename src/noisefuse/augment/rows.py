@@ -333,8 +333,9 @@ def _apply(
         options: Any = {"layout": layout, "shared": shared, "order": order, "clip": clip, "dtype": dtype, "out": out}
         return inside(region, _apply, x, noise, model, numbers, batched=batched, **options)
     like: Any = x if out is None else out
-    of_numpy = type(x) is type(like) is np.ndarray and x.dtype in _ASKED and dtype is None
-    known = _ASKED.get(like.dtype) if of_numpy else None
+    known = _ASKED.get(x.dtype) if type(x) is np.ndarray and dtype is None else None
+    if known and out is not None:
+        known = _ASKED.get(out.dtype) if type(out) is np.ndarray else None
     other = None if known else beside_arrays(x)
     if order == layout:
         order = None

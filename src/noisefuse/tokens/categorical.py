@@ -417,7 +417,7 @@ def _settings(batch: int, temperature: Any, top_k: Any, top_p: Any) -> Settings:
         raise ValueError(f"temperature = {heat[bad][0]}: expected 0, or a number from 2^-64 to 2^64")
     k = _setting("top_k", top_k, "iu", batch)
     if (bad := (k < 0) | (k > np.iinfo(np.int64).max)).any():
-        raise ValueError(f"top_k = {k[bad][0]}: expected an integer from 0 to 2^63 - 1; 0 keeps all tokens")
+        raise ValueError(f"top_k = {k[bad][0]}: expected an integer >= 0 and below 2^63; 0 keeps all tokens")
     p = _setting("top_p", top_p, "iuf", batch).astype(np.float64)
     if (bad := ~((p > 0) & (p <= 1))).any():
         raise ValueError(f"top_p = {p[bad][0]}: expected a number in (0, 1]")
