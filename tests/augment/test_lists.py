@@ -132,8 +132,8 @@ def test_what_is_wrong_is_said(change, error, said):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_results_in_the_callers_memory(name):
-    """In arrays of the images' shapes, and in the images themselves. Seen to fail: a new list; images that are written
-    before the region's rest is taken from them."""
+    """Results are written to arrays of the images' shapes, and to the images themselves. Seen to fail: a new list;
+    images that are written before the region's rest is taken from them."""
     expected = CALLS[name](IMAGES, EACH, N)
     for out in ([np.zeros_like(x) for x in IMAGES], [x.copy() for x in IMAGES]):
         assert CALLS[name](IMAGES, EACH, N, out=out) is out

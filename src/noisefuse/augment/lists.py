@@ -111,7 +111,7 @@ def new_like(out: Any, images: Any) -> list[NDArray[Any]]:
             given = type(image if isinstance(one, np.ndarray) else one).__name__
             raise TypeError(f"out[{b}]: expected an array of NumPy's for an image of NumPy's, got {given}")
         output(f"out[{b}]", one, image.shape, one.dtype)
-        if one.size and (overlap(one, image) and not same(one, contiguous(image))):
+        if one.size and overlap(one, image) and not same(one, contiguous(image)):
             raise ValueError(f"out[{b}] overlaps x[{b}] in part: expected x[{b}] itself, or separate memory")
         spans.append((address(one), address(one) + one.nbytes, b))
     spans = sorted(span for span in spans if span[0] < span[1])
