@@ -21,14 +21,17 @@ struct Axis {
 };
 
 // What is copied at once: columns along the axis that is fastest in `to`, rows along one that is fast in `from`. Each
-// line of either array is then read or written once, whatever the strides. A third order goes through a buffer.
+// line of either array is then read or written once, whatever the strides. A third order goes through a buffer. Where
+// such an axis is shorter than a line, the axes that go on in its array belong to it: lines are gathered.
 struct Tiles {
-    Axis others[kMostAxes], row{1, 0, 0}, column{1, 0, 0};
-    int n_others = 0;
+    Axis others[kMostAxes], row_axes[kMostAxes], column_axes[kMostAxes];
+    Axis row{1, 0, 0}, column{1, 0, 0};  // the first of these axes, or all of them where one array has them in order
+    int n_others = 0, n_row_axes = 0, n_column_axes = 0;
     int64_t rows = 1, columns = 1, row_tiles = 1, column_tiles = 1, count = 1;
     bool is_turned = false;
-    bool asks = false;     // whether lines of `to` are asked for a tile before: they lie in memory
-    bool is_near = false;  // whether `to` lies in the caches, and its lines do not take each other's place there
+    bool is_gathered = false;  // whether rows or columns have several axes
+    bool asks = false;         // whether lines of `to` are asked for a tile before: they lie in memory
+    bool is_near = false;      // whether `to` lies in the caches, and its lines do not take each other's place there
 
     // from_near: `from` lies in the caches, so any part of its lines may be read, and long runs of `to` be written.
     explicit Tiles(const Copy& copy, bool from_near = false) {
@@ -47,28 +50,36 @@ struct Tiles {
             row = *chosen;
             std::copy(chosen + 1, axes + n--, chosen);
         }
+        const int64_t line = kLine / copy.item, tile = kTile / copy.item;
+        if (is_turned && row.from == copy.item && column.to == copy.item) {
+            n_row_axes = fill_line(row, &Axis::from, line, row_axes, axes, n);
+            n_column_axes = fill_line(column, &Axis::to, line, column_axes, axes, n);
+            is_gathered = n_row_axes + n_column_axes > 2;
+        }
         n_others = n;
         std::copy(axes, axes + n, others);
-        const int64_t line = kLine / copy.item, tile = kTile / copy.item;
         columns = std::min(column.length, !is_turned ? tile : from_near ? tile / 8 : line);
         rows = std::min(row.length, from_near ? tile / columns : std::max(line, tile / columns));
         columns = std::min(column.length, std::max(columns, tile / rows));
-        if (is_turned && !from_near) fill_lines(line);
         row_tiles = (row.length + rows - 1) / rows;
         column_tiles = (column.length + columns - 1) / columns;
         count = row_tiles * column_tiles;
         for (int i = 0; i < n; ++i) count *= others[i].length;
     }
 
-    // Makes the next axes of `from` the inner loops, where rows are shorter than a line: it is then read once.
-    void fill_lines(int64_t line) {
-        int n = n_others;
-        for (int64_t filled = row.length; filled < line && n > 0; --n) {
-            Axis* const next = nearest(others, n);
-            if (std::abs(next->from) > std::abs(column.from)) return;
-            filled *= next->length;
-            std::rotate(next, next + 1, others + n);
+    // Takes the axes that go on in one array after this one, until they fill a line there. Returns their number.
+    static int fill_line(Axis& all, int64_t Axis::* side, int64_t line, Axis* taken, Axis* axes, int& n) {
+        int count = 1;
+        taken[0] = all;
+        while (all.length < line) {
+            const auto goes_on = [&](const Axis& a) { return a.*side == all.*side * all.length; };
+            Axis* const next = std::find_if(axes, axes + n, goes_on);
+            if (next == axes + n) break;
+            all.length *= next->length;
+            taken[count++] = *next;
+            std::copy(next + 1, axes + n--, next);
         }
+        return count;
     }
 
     // The axis whose elements are the nearest ones in `from`.
@@ -217,6 +228,47 @@ void copy_turned(const Tiles& t, const char* from, char* to, int64_t rows, int64
     for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * t.row.to, near + r * row.to, static_cast<size_t>(row.to));
 }
 
+// The places of elements that follow one another along several axes, in one array.
+class Walk {
+  public:
+    Walk(const Axis* axes, int n, int64_t Axis::* side, int64_t first) : axes_(axes), n_(n), side_(side) {
+        for (int i = 0; i < n; first /= axes[i++].length) place_ += (at_[i] = first % axes[i].length) * (axes[i].*side);
+    }
+    int64_t next() {
+        const int64_t place = place_;
+        for (int i = 0; i < n_; at_[i++] = 0) {
+            place_ += axes_[i].*side_;
+            if (++at_[i] < axes_[i].length) break;
+            place_ -= axes_[i].length * (axes_[i].*side_);
+        }
+        return place;
+    }
+
+  private:
+    const Axis* axes_;
+    int n_;
+    int64_t Axis::* side_;
+    int64_t place_ = 0, at_[kMostAxes];
+};
+
+// Copies rows x columns elements of several axes: lines of `from` to a buffer, which is turned to lines of `to`.
+template <class T>
+void copy_gathered(const Tiles& t, const char* from, char* to, int64_t r, int64_t c, int64_t rows, int64_t columns) {
+    constexpr int64_t size = sizeof(T);
+    alignas(kLine) char lines[kTile], turned[kTile];
+    const Axis row{rows, size, columns * size}, column{columns, rows * size, size};
+    Walk from_lines(t.column_axes, t.n_column_axes, &Axis::from, c);
+    for (int64_t i = 0; i < columns; ++i)
+        std::memcpy(lines + i * column.from, from + r * size + from_lines.next(), static_cast<size_t>(column.from));
+    if constexpr (size < 8)
+        turn_plane<T>(lines, turned, row, column);
+    else
+        turn_pairs(lines, turned, row, column);
+    Walk to_lines(t.row_axes, t.n_row_axes, &Axis::to, r);
+    for (int64_t i = 0; i < rows; ++i)
+        std::memcpy(to + c * size + to_lines.next(), turned + i * row.to, static_cast<size_t>(row.to));
+}
+
 template <class T>
 void copy_straight(const Tiles& t, const char* from, char* to, int64_t rows, int64_t columns) {
     const int64_t size = sizeof(T), run = columns * size;
@@ -229,14 +281,20 @@ template <class T>
 void copy_tiles(const Copy& copy, const Tiles& t, int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; ++tile) {
         const int64_t c = tile % t.column_tiles * t.columns, r = tile / t.column_tiles % t.row_tiles * t.rows;
-        const char* from = copy.from + r * t.row.from + c * t.column.from;
-        char* to = copy.to + r * t.row.to + c * t.column.to;
+        const char* from = copy.from;
+        char* to = copy.to;
         int64_t rest = tile / t.column_tiles / t.row_tiles;
         for (int i = t.n_others - 1; i >= 0; rest /= t.others[i--].length) {
             from += rest % t.others[i].length * t.others[i].from;
             to += rest % t.others[i].length * t.others[i].to;
         }
         const int64_t rows = std::min(t.rows, t.row.length - r), columns = std::min(t.columns, t.column.length - c);
+        if (t.is_gathered) {
+            copy_gathered<T>(t, from, to, r, c, rows, columns);
+            continue;
+        }
+        from += r * t.row.from + c * t.column.from;
+        to += r * t.row.to + c * t.column.to;
         // The next tile has the columns that follow, or these ones of the rows that follow.
         const bool across = c + t.columns < t.column.length;
         const char* const next = to + (across ? t.columns * t.column.to : t.rows * t.row.to - c * t.column.to);
