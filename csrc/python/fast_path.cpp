@@ -168,7 +168,7 @@ PyObject* fast_walk(PyObject* const* args) {
     const bool batched = args[5] != Py_False;
     const View& x = given.v;
     if (!(torch.is_tensor(args[1]) ? view(args[1], given.v) : given.read(args[1])) || !is_float(x.kind) ||
-        x.ndim == 0 || x.ndim == NPY_MAXDIMS || (x.is_tensor && torch.dual()) ||
+        x.ndim == 0 || x.ndim >= NPY_MAXDIMS || (x.is_tensor && torch.dual()) ||
         (args[5] != Py_None && !PyBool_Check(args[5])))
         Py_RETURN_NOTIMPLEMENTED;
     call.type = call.out_type = call.in_type[kX] = dtype(x.kind);

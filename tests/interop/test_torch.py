@@ -649,6 +649,18 @@ def test_a_loss_keeps_the_memory_format():
     assert torch.equal(gradient, nf.mse_loss_grad(plain, g, 3, S, N, target="v"))
 
 
+def test_more_axes_than_numpy_has():
+    """Seen to fail: a walk wrote its shape beyond the place for it, and ended the process."""
+    x, many = tensor(4, 6), (4, 6, *[1] * 62)
+    for axes in (62, 63, 64, 65, 70):
+        wide = x.view(4, 6, *[1] * (axes - 2))
+        assert same(nf.q_sample(wide, 3, S, N).view(4, 6), nf.q_sample(numpy(x), 3, S, N))
+    assert same(nf.q_walk(x.view(many[:63]), S, N, keep=[3, 7]).view(2, 4, 6), nf.q_walk(numpy(x), S, N, keep=[3, 7]))
+    for axes in (64, 65, 70):
+        with pytest.raises(ValueError, match="number of dimensions must be within|maximum supported dimension"):
+            nf.q_walk(x.view(4, 6, *[1] * (axes - 2)), S, N, keep=[3, 7])
+
+
 def test_what_has_no_format_is_in_c_order():
     """Walks have one more axis; kernels make plain tensors of transposed ones."""
     x = tensor(2, 3, 4, 5).to(memory_format=torch.channels_last)
@@ -1306,6 +1318,21 @@ def test_memory_that_is_too_short(name, place):
 
     with pytest.raises(ValueError, match=rf"^{name.split()[0]}.*: expected a tensor with its memory, .* resized to"):
         FREED[name](cut)
+
+
+@pytest.mark.parametrize("name", [name for name in FREED if "requires grad" not in name])  # torch refuses it there
+@pytest.mark.parametrize("place", [0, 2])
+def test_functional_tensors_have_no_memory(name, place):
+    """Seen to fail: NumPy's new memory was read, and written, at place 0; elsewhere it ended the process."""
+
+    def call(one):
+        def make(view=lambda x: x, dtype=torch.float32):
+            return view((torch.ones(8, 3, 4, 5, dtype=dtype) * one.to(dtype))[place : place + 4])
+
+        return FREED[name](make)
+
+    with pytest.raises(TypeError, match="expected a tensor with memory of its own, not one of torch.func"):
+        torch.func.functionalize(call)(torch.ones(()))
 
 
 def test_the_last_element_may_be_the_memory_s_last():

@@ -163,10 +163,17 @@ def memory(name: str, tensor: Tensor, place: torch.device) -> Any:
         if own.type == "cuda":
             return _array(tensor, own.index)
         if tensor.dtype != torch.bfloat16:
-            return tensor.numpy()
-        return tensor.view(torch.int16).numpy().view(_numpy_dtype(tensor))
+            return _view(tensor)
+        return _view(tensor.view(torch.int16)).view(_numpy_dtype(tensor))
     except RuntimeError as error:  # for instance in vmap, or a FakeTensor
         raise _no_memory(name) from error
+
+
+def _view(tensor: Tensor) -> Any:
+    """Returns NumPy's view. Of a tensor of `torch.func.functionalize` torch would make one of no memory."""
+    if tensor.numel() and not tensor.untyped_storage().data_ptr():
+        raise RuntimeError("no memory")
+    return tensor.numpy()
 
 
 def to_numpy(x: Any) -> Any:
@@ -175,7 +182,7 @@ def to_numpy(x: Any) -> Any:
     _check_storage("tensor", x)
     x = x.detach().cpu()
     try:
-        return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+        return _view(x.float() if x.dtype == torch.bfloat16 else x)
     except RuntimeError as error:
         raise _no_memory("a number, such as a time, level or weight") from error
 
