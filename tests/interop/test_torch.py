@@ -300,6 +300,31 @@ def test_bad_out(name):
             assert not out.any()
 
 
+def test_remembered_leaves_are_not_written_to():
+    """Seen to fail: torch refused it when the leaf was written already."""
+    leaf = torch.zeros(3, 4, requires_grad=True)
+    table = nf.samplers.dpmpp_2m(S, steps=3).tableau
+    with pytest.raises(ValueError, match=r"aux_out\[0\]: is a leaf that requires grad"):
+        nf.update(table, 0, X, X, aux_out=[leaf])
+    assert not leaf.any()
+
+
+@pytest.mark.parametrize("make", [torch.tensor, np.array])
+def test_complex_numbers_are_refused(make):
+    """Seen to fail: their imaginary parts were lost, with a warning."""
+    x, w = (X, X) if make is torch.tensor else (numpy(X), numpy(X))
+    table = nf.samplers.ddpm(S, steps=3).tableau
+    for name, call in (
+        ("weight", lambda of: nf.mse_loss(x, w, 3, S, N, target="v", weight=of([1j] * 20))),
+        ("upstream", lambda of: nf.mse_loss_grad(x, w, 3, S, N, target="v", upstream=of(1j))),
+        ("upstream", lambda of: nf.mse_loss_grad(x, w, 3, S, N, target="v", reduction="none", upstream=of([1j] * 3))),
+        ("upstream", lambda of: nf.density.log_prob_grad(table, 1, x, w, w, upstream=of([1j] * 3))),
+        ("guidance_scale", lambda of: SAMPLERS["ddim"].step(1, x, (x, w), N, guidance_scale=of([1j] * 3))),
+    ):
+        with pytest.raises(TypeError, match=f"^{name}: expected numbers"):
+            call(make)
+
+
 def test_other_arguments():
     memory = torch.zeros(20)
     for error, message, call in (
@@ -657,7 +682,7 @@ def test_more_axes_than_numpy_has():
         assert same(nf.q_sample(wide, 3, S, N).view(4, 6), nf.q_sample(numpy(x), 3, S, N))
     assert same(nf.q_walk(x.view(many[:63]), S, N, keep=[3, 7]).view(2, 4, 6), nf.q_walk(numpy(x), S, N, keep=[3, 7]))
     for axes in (64, 65, 70):
-        with pytest.raises(ValueError, match="number of dimensions must be within|maximum supported dimension"):
+        with pytest.raises(ValueError, match=r"number of dimensions must be within|maximum supported dimension"):
             nf.q_walk(x.view(4, 6, *[1] * (axes - 2)), S, N, keep=[3, 7])
 
 
@@ -1305,6 +1330,14 @@ def test_memory_that_was_freed(name, place):
         FREED[name](lambda *view, **options: freed(*view, place=place, **options))
 
 
+def test_tokens_into_memory_that_is_too_short():
+    """Seen to fail: 48 tokens were written to memory of 47."""
+    out = torch.zeros(4, 3, 4, dtype=torch.int64)
+    out.untyped_storage().resize_(8 * 47)
+    with pytest.raises(ValueError, match=r"^out: expected a tensor with its memory, .* resized to 376 bytes"):
+        nf.categorical(ONES, N, out=out)
+
+
 @pytest.mark.parametrize("name", sorted(FREED.keys() - {"t", "alpha", "tensor", "weight"}))  # these need what is left
 @pytest.mark.parametrize("place", [0, 2])
 def test_memory_that_is_too_short(name, place):
@@ -1331,7 +1364,7 @@ def test_functional_tensors_have_no_memory(name, place):
 
         return FREED[name](make)
 
-    with pytest.raises(TypeError, match="expected a tensor with memory of its own, not one of torch.func"):
+    with pytest.raises(TypeError, match=r"expected a tensor with memory of its own, not one of torch\.func"):
         torch.func.functionalize(call)(torch.ones(()))
 
 

@@ -90,9 +90,14 @@ def read_numbers(name: str, x: Any, place: torch.device) -> Any:
         return x
     check_plain(name, x)
     if place_of(name, x).type == "cuda":
-        return memory(name, x.detach().double(), place)
-    numbers = to_numpy(x.double())
+        return memory(name, _double(x.detach()), place)
+    numbers = to_numpy(_double(x))
     return numbers.item() if x.ndim == 0 else numbers
+
+
+def _double(x: Tensor) -> Tensor:
+    """Complex numbers stay, to be refused."""
+    return x if x.is_complex() else x.double()
 
 
 def read_noise(noise: Any, beside: str) -> Any:
