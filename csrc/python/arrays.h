@@ -54,7 +54,7 @@ struct View {
     }
     // Moves the shape here: a thread or a signal handler may change the array's own while kernels run. False: it has
     // more axes than NumPy's arrays have.
-    bool keep_shape(int64_t* lengths) {
+    [[gnu::noinline]] bool keep_shape(int64_t* lengths) {
         if (ndim > kMostAxes) return false;
         std::copy_n(shape, ndim, lengths);
         shape = lengths;

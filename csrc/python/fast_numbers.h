@@ -54,7 +54,9 @@ class FastArray {
     }
 
     // The same without a copy.
-    bool see(PyObject* o, PyObject* watched = nullptr) { return view(o, v, watched) && v.keep_shape(lengths_); }
+    [[gnu::noinline]] bool see(PyObject* o, PyObject* watched = nullptr) {
+        return view(o, v, watched) && v.keep_shape(lengths_);
+    }
 
   private:
     Scratch scratch_;
