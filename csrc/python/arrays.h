@@ -50,7 +50,15 @@ struct View {
     bool writable, is_tensor;
 
     bool same_shape(const View& other) const {
-        return ndim == other.ndim && std::equal(shape, shape + ndim, other.shape);
+        return ndim == other.ndim && count == other.count && std::equal(shape, shape + ndim, other.shape);
+    }
+    // Moves the shape here: a thread or a signal handler may change the array's own while kernels run. False: it has
+    // more axes than NumPy's arrays have.
+    [[gnu::noinline]] bool keep_shape(int64_t* lengths) {
+        if (ndim > kMostAxes) return false;
+        std::copy_n(shape, ndim, lengths);
+        shape = lengths;
+        return true;
     }
     bool overlaps(const View& other) const { return data < other.data + other.bytes && other.data < data + bytes; }
 };

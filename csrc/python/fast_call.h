@@ -122,7 +122,7 @@ class FastCall {
 
   private:
     bool batched_ = true;
-    int64_t scalar_, listed_;
+    int64_t scalar_, listed_, lengths_[kMostAxes];  // x's shape
     Numbers<int64_t, 1> copied_;
     PyObject* own_time_;        // see `timed`; borrowed
     Numbers<double, 1> times_;  // no data: row numbers
@@ -196,7 +196,7 @@ class FastCall {
 
     // Views the array, or a copy that is kept for this slot. False, perhaps with a Python error: it is not plain.
     bool read(PyObject* o, View& v, int slot) {
-        if (view(o, v, watched)) return true;
+        if (view(o, v, watched)) return slot != kX || v.keep_shape(lengths_);
         if (PyArray_CheckExact(o) && PyArray_ISBYTESWAPPED(array(o))) {
             if (!can_copy()) return false;
             PyObject*& native = copies_->native[slot];
@@ -205,7 +205,7 @@ class FastCall {
         }
         Copy copy;
         constexpr int64_t kMost = int64_t{1} << 34;  // elements: beyond are errors, which should not wait for a copy
-        if (!view_any(o, v, copy, watched) || v.count > kMost) return false;
+        if (!view_any(o, v, copy, watched) || v.count > kMost || (slot == kX && !v.keep_shape(lengths_))) return false;
         Turned found;
         if (slot != kD && is_turned(v, copy, found) &&
             (!turned.rows || (found.rows == turned.rows && found.columns == turned.columns))) {
@@ -304,7 +304,7 @@ class FastCall {
     bool copy_turned(int slot) {
         View& v = inputs_[slot];
         Copy copy;
-        if (!view_any(v.object, v, copy, watched) || !copied(copy, v, slot)) return false;
+        if (!view_any(v.object, v, copy, watched) || v.count != x.count || !copied(copy, v, slot)) return false;
         call.in[slot] = v.data;
         return true;
     }

@@ -23,7 +23,7 @@ class FastImage {
                int last, bool repeats = false) {
         const bool is_batch = batched != Py_False;
         const int cut = first + last, leads = is_batch + first;
-        if (!(torch.is_tensor(image) ? view(image, image_.v) : image_.read(image)) ||
+        if (!(torch.is_tensor(image) ? image_.see(image) : image_.read(image)) ||
             (!is_float(x.kind) && !is_level(x.kind)) || x.count == 0 || x.ndim < leads + last + (cut ? 1 : !is_batch) ||
             (x.is_tensor && torch.dual()) || (batched == Py_None ? may_be_image(x) : !PyBool_Check(batched)) ||
             !numbers.parse(number) || numbers.is_tensor > x.is_tensor)

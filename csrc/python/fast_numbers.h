@@ -44,18 +44,24 @@ class FastArray {
     // given, many elements whose planes are turned stay as they lie, as x.
     bool read(PyObject* o, PyObject* watched = nullptr, Turned* turned = nullptr) {
         constexpr int64_t kMost = int64_t{1} << 34;  // elements: beyond are errors, which should not wait for a copy
-        if (view(o, v, watched)) return true;
+        if (see(o, watched)) return true;
         if (PyArray_CheckExact(o) && PyArray_ISBYTESWAPPED(array(o)))
-            return (native_ = native_copy(array(o))) && view(native_, v);
+            return (native_ = native_copy(array(o))) && see(native_);
         Copy copy;
-        if (!view_any(o, v, copy, watched) || v.count > kMost) return false;
+        if (!view_any(o, v, copy, watched) || v.count > kMost || !v.keep_shape(lengths_)) return false;
         if (turned && v.count > kFewTurned && is_turned(v, copy, *turned)) return turned->inputs = 1u << kX, true;
         return copy_to(scratch_, copy, v);
+    }
+
+    // The same without a copy.
+    [[gnu::noinline]] bool see(PyObject* o, PyObject* watched = nullptr) {
+        return view(o, v, watched) && v.keep_shape(lengths_);
     }
 
   private:
     Scratch scratch_;
     PyObject* native_ = nullptr;
+    int64_t lengths_[kMostAxes];
 };
 
 bool is_real(PyObject* o) { return PyFloat_Check(o) || PyArray_IsScalar(o, Floating); }
@@ -124,7 +130,8 @@ class FastReals {
     int64_t covers(int of_ndim, const int64_t* of_shape, int64_t elements) const {
         int axes = ndim;
         while (axes && shape_[axes - 1] == 1) --axes;
-        return axes <= of_ndim && std::equal(shape_, shape_ + axes, of_shape) ? elements / count : 0;
+        const bool good = axes <= of_ndim && std::equal(shape_, shape_ + axes, of_shape) && elements % count == 0;
+        return good ? elements / count : 0;
     }
 
     // Makes n of them: each covers as many of n. False: there is no memory.

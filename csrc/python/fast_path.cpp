@@ -167,9 +167,8 @@ PyObject* fast_walk(PyObject* const* args) {
     const int64_t first_row = 0;
     const bool batched = args[5] != Py_False;
     const View& x = given.v;
-    if (!(torch.is_tensor(args[1]) ? view(args[1], given.v) : given.read(args[1])) || !is_float(x.kind) ||
-        x.ndim == 0 || x.ndim == NPY_MAXDIMS || (x.is_tensor && torch.dual()) ||
-        (args[5] != Py_None && !PyBool_Check(args[5])))
+    if (!(torch.is_tensor(args[1]) ? given.see(args[1]) : given.read(args[1])) || !is_float(x.kind) || x.ndim == 0 ||
+        x.ndim >= NPY_MAXDIMS || (x.is_tensor && torch.dual()) || (args[5] != Py_None && !PyBool_Check(args[5])))
         Py_RETURN_NOTIMPLEMENTED;
     call.type = call.out_type = call.in_type[kX] = dtype(x.kind);
     take_rows(args[0], call.type, call);

@@ -237,11 +237,13 @@ class Torch {
         return negated.object != Py_False;
     }
 
-    // Whether the storage holds all elements: it may have been resized, as FSDP does with parameters. (Three methods of
-    // Python say the same in ten times as many instructions.)
+    // Whether the storage holds all elements: it may have been resized, as FSDP does with parameters, or begin nowhere,
+    // as that of torch.func.functionalize. (Three methods of Python say the same in ten times as many instructions.)
     bool holds(PyObject* o, const DLTensor& t) const {
         int64_t bytes, last;
-        if (storage_size_(place(o), &bytes) != 0 || storage_offset_(place(o), &last) != 0) return false;
+        if (storage_size_(place(o), &bytes) != 0 || storage_offset_(place(o), &last) != 0 ||
+            reinterpret_cast<intptr_t>(t.data) == last * (t.bits / 8))
+            return false;
         for (int axis = 0; axis < t.ndim; ++axis) last += (t.shape[axis] - 1) * t.strides[axis];
         return (last + 1) * (t.bits / 8) <= bytes;
     }

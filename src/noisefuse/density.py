@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import backends
-from .arguments.arrays import as_array, as_numbers, device_of, is_written, on_device, output, overlap
+from .arguments.arrays import as_array, as_reals, device_of, is_written, on_device, output, overlap
 from .arguments.calls import Index, converted, like, make_call, row_index, run
 from .arguments.options import check_tableau, inputs_of, those_read
 from .arguments.types import Array, Inputs, NoiseLike
@@ -575,7 +575,7 @@ def _chunk_sums(call: Step) -> Array:
 
 def _gradient(call: Step, factor: Any, upstream: ArrayLike) -> Array:
     """Returns 2 factor upstream times the residual, which the call's output holds."""
-    g: Any = as_numbers("upstream", upstream).astype(np.float64, copy=False)
+    g: Any = as_reals("upstream", upstream)
     if g.shape not in ((), (call.batch,)):
         raise ValueError(f"upstream: expected a number or shape ({call.batch},), got shape {g.shape}")
     out = call.outputs[0]

@@ -161,6 +161,33 @@ def test_a_mode_may_change_the_tensor_that_it_is_asked_about():
         assert same(result, nf.q_sample(np.zeros((100, 10, 10), np.float32), 3, S, N))
 
 
+def test_a_mode_may_change_a_tensor_that_was_read():
+    """Seen to fail: calls were refused, as they saw two shapes. And where a signal handler did this while kernels ran,
+    results had the new shape with memory for the old one, and a step of tokens wrote beyond its arrays."""
+
+    class Turns(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if args[0] is asked and read.dim() == first:
+                read.unsqueeze_(0)
+            return function(*args, **(kwargs or {}))
+
+    ids, masks, mask = torch.arange(24).view(4, 6), torch.full((4, 6), 30), torch.ones(4, 6) > 0
+    logits = tensor(4, 6, 30)
+    sampler = nf.samplers.mdlm(steps=4, mask_id=30)
+    for call, read, asked in (  # noqa: B007 (the mode reads it)
+        (lambda: nf.masked_cross_entropy(logits, ids, reduction="none"), logits, ids),
+        (lambda: nf.masked_cross_entropy_and_grad(logits, ids, mask, reduction="none")[1], logits, mask),
+        (lambda: nf.categorical(logits, N, where=mask), logits, mask),
+        (lambda: sampler.step(1, masks, logits, N, where=mask), masks, mask),
+        (lambda: nf.q_mask(ids, 0.5, N, 30, where=mask)[0], ids, mask),
+    ):
+        expected, first = call(), read.dim()
+        with Turns():
+            result = call()
+        read.squeeze_(0)
+        assert torch.equal(result, expected)
+
+
 def negative(x):
     """Returns -x as a view, whose memory holds x."""
     return torch.complex(x, x).conj().imag
@@ -298,6 +325,31 @@ def test_bad_out(name):
             call(out)
         if name != "meta":
             assert not out.any()
+
+
+def test_remembered_leaves_are_not_written_to():
+    """Seen to fail: torch refused it when the leaf was written already."""
+    leaf = torch.zeros(3, 4, requires_grad=True)
+    table = nf.samplers.dpmpp_2m(S, steps=3).tableau
+    with pytest.raises(ValueError, match=r"aux_out\[0\]: is a leaf that requires grad"):
+        nf.update(table, 0, X, X, aux_out=[leaf])
+    assert not leaf.any()
+
+
+@pytest.mark.parametrize("make", [torch.tensor, np.array])
+def test_complex_numbers_are_refused(make):
+    """Seen to fail: their imaginary parts were lost, with a warning."""
+    x, w = (X, X) if make is torch.tensor else (numpy(X), numpy(X))
+    table = nf.samplers.ddpm(S, steps=3).tableau
+    for name, call in (
+        ("weight", lambda of: nf.mse_loss(x, w, 3, S, N, target="v", weight=of([1j] * 20))),
+        ("upstream", lambda of: nf.mse_loss_grad(x, w, 3, S, N, target="v", upstream=of(1j))),
+        ("upstream", lambda of: nf.mse_loss_grad(x, w, 3, S, N, target="v", reduction="none", upstream=of([1j] * 3))),
+        ("upstream", lambda of: nf.density.log_prob_grad(table, 1, x, w, w, upstream=of([1j] * 3))),
+        ("guidance_scale", lambda of: SAMPLERS["ddim"].step(1, x, (x, w), N, guidance_scale=of([1j] * 3))),
+    ):
+        with pytest.raises(TypeError, match=f"^{name}: expected numbers"):
+            call(make)
 
 
 def test_other_arguments():
@@ -647,6 +699,24 @@ def test_a_loss_keeps_the_memory_format():
     _, gradient = nf.mse_loss_and_grad(x, g, 3, S, N, target="v")
     assert gradient.stride() == x.stride()
     assert torch.equal(gradient, nf.mse_loss_grad(plain, g, 3, S, N, target="v"))
+
+
+def test_more_axes_than_numpy_has():
+    """Seen to fail: a walk wrote its shape beyond the place for it, and ended the process."""
+    x = tensor(4, 6)
+    for axes in (63, 64, 65, 70):
+        wide = x.view(4, 6, *[1] * (axes - 2))
+        for most, call in (
+            (64, lambda x: nf.q_sample(x, 3, S, N)),
+            (63, lambda x: nf.q_walk(x, S, N, keep=[3, 7])),
+        ):
+            if axes <= most:
+                assert same(call(wide).flatten(), call(numpy(x)).ravel())
+            else:
+                with pytest.raises(
+                    ValueError, match=r"number of dimensions must be within|maximum supported dimension"
+                ):
+                    call(wide)
 
 
 def test_what_has_no_format_is_in_c_order():
@@ -1293,6 +1363,14 @@ def test_memory_that_was_freed(name, place):
         FREED[name](lambda *view, **options: freed(*view, place=place, **options))
 
 
+def test_tokens_into_memory_that_is_too_short():
+    """Seen to fail: 48 tokens were written to memory of 47."""
+    out = torch.zeros(4, 3, 4, dtype=torch.int64)
+    out.untyped_storage().resize_(8 * 47)
+    with pytest.raises(ValueError, match=r"^out: expected a tensor with its memory, .* resized to 376 bytes"):
+        nf.categorical(ONES, N, out=out)
+
+
 @pytest.mark.parametrize("name", sorted(FREED.keys() - {"t", "alpha", "tensor", "weight"}))  # these need what is left
 @pytest.mark.parametrize("place", [0, 2])
 def test_memory_that_is_too_short(name, place):
@@ -1306,6 +1384,21 @@ def test_memory_that_is_too_short(name, place):
 
     with pytest.raises(ValueError, match=rf"^{name.split()[0]}.*: expected a tensor with its memory, .* resized to"):
         FREED[name](cut)
+
+
+@pytest.mark.parametrize("name", [name for name in FREED if "requires grad" not in name])  # torch refuses it there
+@pytest.mark.parametrize("place", [0, 2])
+def test_functional_tensors_have_no_memory(name, place):
+    """Seen to fail: NumPy's new memory was read, and written, at place 0; elsewhere it ended the process."""
+
+    def call(one):
+        def make(view=lambda x: x, dtype=torch.float32):
+            return view((torch.ones(8, 3, 4, 5, dtype=dtype) * one.to(dtype))[place : place + 4])
+
+        return FREED[name](make)
+
+    with pytest.raises(TypeError, match=r"expected a tensor with memory of its own, not one of torch\.func"):
+        torch.func.functionalize(call)(torch.ones(()))
 
 
 def test_the_last_element_may_be_the_memory_s_last():

@@ -205,6 +205,15 @@ def as_numbers(name: str, x: Any) -> Array:
     return array
 
 
+def as_reals(name: str, x: Any) -> Array:
+    """Returns `as_numbers` in float64. TypeError: they are complex, and their imaginary parts would be lost."""
+    array: Any = as_numbers(name, x)
+    if array.dtype.kind == "c":
+        raise TypeError(f"{name}: expected numbers, got {array.dtype}")
+    made: Array = array.astype(np.float64, copy=False)
+    return made
+
+
 def host_numbers(name: str, x: Any) -> NDArray[Any]:
     """Returns x as NumPy's array of any numbers, copied if it lies on a device. TypeError: x is masked."""
     if type(x) is np.ndarray:

@@ -491,8 +491,7 @@ def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> tuple
 
 
 def _upstream(upstream: ArrayLike, reduction: Reduction, batch: int) -> Any:
-    g: Any = arrays.as_numbers("upstream", upstream)
-    g = g.astype(np.float64, copy=False)
+    g: Any = arrays.as_reals("upstream", upstream)
     if g.shape != () and (reduction == "mean" or g.shape != (batch,)):
         expected = f"a number or shape {(batch,)}" if reduction == "none" else "a number"
         raise ValueError(f"upstream: expected {expected}, got shape {g.shape}")

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..arguments.arrays import is_lazy
+from ..arguments.arrays import host_floats, is_lazy
 from ..arguments.types import Array
 from ..ground.checks import is_tracer
-from ..ground.libraries import check_plain, library_for
+from ..ground.libraries import library_for
 from ..language.rows import AFFINE, OUTPUTS, PAST1, ROW, SYMBOLS
 from ..language.tableau import Tableau
 from ..operations.update import update
@@ -53,12 +53,11 @@ def guided(
             f"guidance needs both: model_output=(uncond, cond) and guidance_scale, got {output} and "
             f"{'no' if scale is None else 'a'} guidance_scale; without guidance the model returns one array"
         )
-    check_plain("guidance_scale", scale)
     if is_tracer(scale):
         raise TypeError(
             "guidance_scale: JAX traces it; expected a number that is known, as it is a part of the program"
         )
-    weights = np.asarray(scale, np.float64)
+    weights = host_floats("guidance_scale", scale)
     if not np.all(np.isfinite(weights)):
         raise ValueError(f"guidance_scale must be finite, got {scale!r}")
     if weights.shape not in ((), x.shape[:1]):

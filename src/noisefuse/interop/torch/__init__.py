@@ -278,6 +278,9 @@ def _call(
         for label, out in zip(call.out_labels(), outs[: len(outs) - len(remembered)], strict=False):
             if out is not None:
                 raise ValueError(f"{label}: expected None, as an input requires grad and autograd needs a new tensor")
+        for label, out in zip(call.out_labels()[1:], remembered, strict=False):
+            if graph.is_watched((out,)) and out.is_leaf:
+                raise ValueError(f"{label}: is a leaf that requires grad, which autograd does not let others write to")
         return graph.differentiable(call, index, noise, values, remembered)
     labels, out_labels = [call.label(slot) for slot in call.slots], call.out_labels()
     noise, place = arrays.read_noise(noise, "x"), arrays.place_of(labels[0], arrays.checked(labels[0], values[0]))

@@ -90,9 +90,14 @@ def read_numbers(name: str, x: Any, place: torch.device) -> Any:
         return x
     check_plain(name, x)
     if place_of(name, x).type == "cuda":
-        return memory(name, x.detach().double(), place)
-    numbers = to_numpy(x.double())
+        return memory(name, _double(x.detach()), place)
+    numbers = to_numpy(_double(x))
     return numbers.item() if x.ndim == 0 else numbers
+
+
+def _double(x: Tensor) -> Tensor:
+    """Complex numbers stay, to be refused."""
+    return x if x.is_complex() else x.double()
 
 
 def read_noise(noise: Any, beside: str) -> Any:
@@ -163,10 +168,17 @@ def memory(name: str, tensor: Tensor, place: torch.device) -> Any:
         if own.type == "cuda":
             return _array(tensor, own.index)
         if tensor.dtype != torch.bfloat16:
-            return tensor.numpy()
-        return tensor.view(torch.int16).numpy().view(_numpy_dtype(tensor))
+            return _view(tensor)
+        return _view(tensor.view(torch.int16)).view(_numpy_dtype(tensor))
     except RuntimeError as error:  # for instance in vmap, or a FakeTensor
         raise _no_memory(name) from error
+
+
+def _view(tensor: Tensor) -> Any:
+    """Returns NumPy's view. Of a tensor of `torch.func.functionalize` torch would make one of no memory."""
+    if tensor.numel() and not tensor.untyped_storage().data_ptr():
+        raise RuntimeError("no memory")
+    return tensor.numpy()
 
 
 def to_numpy(x: Any) -> Any:
@@ -175,7 +187,7 @@ def to_numpy(x: Any) -> Any:
     _check_storage("tensor", x)
     x = x.detach().cpu()
     try:
-        return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+        return _view(x.float() if x.dtype == torch.bfloat16 else x)
     except RuntimeError as error:
         raise _no_memory("a number, such as a time, level or weight") from error
 

@@ -100,6 +100,7 @@ def _written(out: Any) -> Any:
         raise TypeError(f"out: expected a torch.Tensor, as logits is one, got {type(out).__name__}")
     if out.dtype not in TOKENS:
         raise TypeError(f"out: dtype {out.dtype}: expected torch.int64 or torch.int32")
+    check_plain("out", out)
     place = place_of("out", out)
     return memory("out", out.detach(), CPU) if place == CPU else of_triton(out.detach(), place.index)
 

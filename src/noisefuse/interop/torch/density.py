@@ -169,6 +169,6 @@ def _arguments(table: Any, i: Any, tensors: dict[str, Any], place: torch.device)
     """Returns the arguments of the functions of `density`, read on this device."""
     inputs = {name: arrays.read(nf.tableau.ARGUMENTS.get(name, name), a, place) for name, a in tensors.items()}
     models, past = as_given(inputs)
-    arguments = {"table": table, "i": i.cpu().numpy() if isinstance(i, Tensor) else i, "model_output": models}
+    arguments = {"table": table, "i": arrays.to_numpy(i) if isinstance(i, Tensor) else i, "model_output": models}
     arguments |= {name: inputs[name] for name in ("x", "x_next", "reference") if name in inputs}
     return arguments | ({"past": past} if past else {})
