@@ -161,25 +161,17 @@ struct Factors {
     int32_t repeat;  // whether the channels have a factor each, the same in all places; else each place has one
 };
 
+constexpr int64_t kCounts = 256;  // of a Poisson distribution whose mean is at most 100
+
 // What ISONoise adds to a call, which says where the noise of RGB pixels lies in the field.
 struct Iso {
     const void* x;
     void* out;
-    const uint32_t* last;   // `counts` of each frame: its Poisson number is how many lie below a word of stream 7
-    int64_t counts, frame;  // frame: its pixels
+    uint64_t* sums;         // of twice the lightness of each frame, and of its square, in units of 2^-16
+    const uint32_t* last;   // kCounts of each frame: its Poisson number is how many lie below a word of stream 7
+    int64_t counts, frame;  // so many can lie below one; the pixels of a frame
     double turn, intensity, top;
     DType type;
-    int32_t padding;
-};
-
-// The sums of twice the lightness of each frame, and of its square, in units of 2^-16.
-struct Lightness {
-    const void* x;
-    uint64_t* sums;
-    int64_t pixels, frame;
-    double top;
-    DType type;
-    int32_t padding;
 };
 
 // The generator's raw words: of each block four words of a counter, and two of a key.

@@ -25,7 +25,7 @@ void load_pixels(Floats (&x)[3], const float* from, float unit) {
 }
 
 // Adds up twice the lightness of each frame, and of its square, in units of 2^-16. The sums of a tile are below 2^43.
-void lightness_range(const Lightness& m, int64_t begin, int64_t end) {
+void lightness_range(const Iso& m, int64_t begin, int64_t end) {
     const FloatMode mode;
     alignas(64) float pixels[3 * kTile];
     for (int64_t at = begin, n; at < end; at += n) {
@@ -98,7 +98,7 @@ void iso_range(const Call& s, const Iso& m, int64_t begin, int64_t end) {
         for (int i = 0; i < n;) {
             const int64_t frame = (at + i) / m.frame;
             const auto stop = static_cast<int>(least((frame + 1) * m.frame - at, n));
-            const uint32_t* const last = m.last + frame * m.counts;
+            const uint32_t* const last = m.last + frame * kCounts;
             for (int j = i; j < stop; ++j) count[j] = 0;
             for (int64_t k = 0; k < m.counts; ++k)
                 for (int j = i; j < stop; ++j) count[j] += words[j] > last[k] ? 1.0f : 0.0f;

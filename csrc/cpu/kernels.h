@@ -43,7 +43,7 @@ struct Kernels {
     void (*poisson)(const Call&, const Poisson&, int64_t begin, int64_t end);
     void (*factors)(const Call&, const Factors&, int64_t begin, int64_t end);  // counts places
     void (*iso)(const Call&, const Iso&, int64_t begin, int64_t end);          // counts pixels, as the next one
-    void (*lightness)(const Lightness&, int64_t begin, int64_t end);
+    void (*lightness)(const Iso&, int64_t begin, int64_t end);
     void (*enlarged)(const Pyramid&, int64_t begin, int64_t end);  // counts rows
     // The float32 normals of legacy.TorchCPU, n of them, a multiple of 16, from as many words.
     void (*torch_normals)(const uint64_t* words, float* out, int64_t n);

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The fast path of noise whose images, words or normals are no rows: impulses, magnitudes and factors.
+// The fast path of noise whose images, words or normals are no rows: impulses, magnitudes, factors and sensors.
 #pragma once
+#include <cmath>
+#include <vector>
+
 #include "fast_call.h"
 #include "fast_rows.h"
 
@@ -115,6 +118,57 @@ PyObject* fast_factors(PyObject* const* args) {
     factors.type = dtype(x.kind);
     fast.noise.use_uniform(fast.call);
     const auto run = [&](const GoOn& go_on) { return run_factors(fast.call, factors, go_on); };
+    return run_call(x.count > kAtOnce, run) ? fast.outputs.give() : nullptr;
+}
+
+// Sets the last words that give 0, 1, .. of a Poisson distribution, as augment/iso.py does, and returns their number.
+int64_t set_last_words(double mean, uint32_t* last) {
+    const FloatMode mode;
+    double sums[kCounts] = {1}, total = 0, weight = mean;
+    int n = 1;
+    for (; n < kCounts && (n <= mean || weight > total * 0x1p-54); weight *= mean / n) {
+        total += weight;
+        sums[n++] = 1 + total;
+    }
+    int64_t count = 0;
+    for (int k = 0; k < kCounts; ++k) {
+        const double words = k < n ? std::rint(sums[k] / sums[n - 1] * 0x1p32) : 0x1p32;
+        count += words < 0x1p32;
+        last[k] = static_cast<uint32_t>(static_cast<int64_t>(std::max(words, 1.0)) - 1);
+    }
+    return count;
+}
+
+// iso(frames, turn, intensity, noise, mean_of), or NotImplemented: augment/iso.py, whose `mean_of` gives the mean of a
+// frame's Poisson numbers, by the sums of its lightness.
+PyObject* fast_iso(PyObject* const* args) {
+    FastImage fast;
+    Iso iso{};
+    const View& x = fast.x;
+    if (!PyFloat_CheckExact(args[1]) || !PyFloat_CheckExact(args[2]) ||
+        !fast.parse(args[0], args[2], args[3], Py_False, Py_None, 0, 1))
+        return declined();
+    if (x.is_tensor || (x.kind != Kind::f32 && !is_level(x.kind)) || x.ndim < 3 || fast.channels != 3)
+        Py_RETURN_NOTIMPLEMENTED;
+    iso.x = x.data, iso.type = dtype(x.kind), iso.top = x.kind == Kind::u8 ? 255 : x.kind == Kind::u16 ? 65535 : 1;
+    iso.turn = PyFloat_AS_DOUBLE(args[1]), iso.intensity = PyFloat_AS_DOUBLE(args[2]);
+    iso.frame = x.shape[x.ndim - 3] * x.shape[x.ndim - 2];
+    const auto frames = static_cast<size_t>(fast.call.size / iso.frame);
+    std::vector<uint64_t> memory(frames * (2 + kCounts / 2));
+    auto* const last = reinterpret_cast<uint32_t*>(memory.data() + 2 * frames);
+    iso.sums = memory.data();
+    const auto run = [&](const GoOn& go_on) {
+        return iso.last ? run_iso(fast.call, iso, go_on) : run_lightness(fast.call, iso, go_on);
+    };
+    if (!run_call(x.count > kAtOnce, run)) return nullptr;
+    for (size_t f = 0; f < frames; ++f) {
+        const Reference mean(
+            PyObject_CallFunction(args[4], "KKLO", iso.sums[2 * f], iso.sums[2 * f + 1], iso.frame, args[2]));
+        if (!mean.object) return nullptr;
+        iso.counts = std::max(iso.counts, set_last_words(PyFloat_AS_DOUBLE(mean.object), last + kCounts * f));
+    }
+    if (!fast.outputs.make(fast.call)) return nullptr;
+    iso.last = last, iso.out = fast.call.out[0];
     return run_call(x.count > kAtOnce, run) ? fast.outputs.give() : nullptr;
 }
 

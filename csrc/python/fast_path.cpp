@@ -231,6 +231,7 @@ PyMethodDef methods[] = {{"row", fast_call(fast_row), METH_FASTCALL, nullptr},
                          {"impulse", fast_call(entry<fast_impulse, 8>), METH_FASTCALL, nullptr},
                          {"factors", fast_call(entry<fast_factors, 6>), METH_FASTCALL, nullptr},
                          {"rician", fast_call(entry<fast_rician, 6>), METH_FASTCALL, nullptr},
+                         {"iso", fast_call(entry<fast_iso, 5>), METH_FASTCALL, nullptr},
                          {"walk", fast_call(entry<fast_walk, 6>), METH_FASTCALL, nullptr},
                          {nullptr, nullptr, 0, nullptr}};
 

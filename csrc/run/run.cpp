@@ -162,9 +162,10 @@ bool run_iso(const Call& call, const Iso& iso, const GoOn& go_on) {
     return parallel_for(call.batch * call.size, kChunk / 8, body, go_on);
 }
 
-bool run_lightness(const Lightness& call, const GoOn& go_on) {
+bool run_lightness(const Call& call, const Iso& iso, const GoOn& go_on) {
     const Kernels& k = kernels();
-    return parallel_for(call.pixels, kChunk, [&](int64_t begin, int64_t end) { k.lightness(call, begin, end); }, go_on);
+    return parallel_for(
+        call.batch * call.size, kChunk, [&](int64_t begin, int64_t end) { k.lightness(iso, begin, end); }, go_on);
 }
 
 bool run_pyramid(const Pyramid& call, const GoOn& go_on) {
@@ -332,8 +333,6 @@ const Operation* find_operation(std::string_view name) {
         on<Call, Impulses, run_impulses>("Impulses"),
         on<Call, Rician, run_rician>("Rician"),
         on<Call, Poisson, run_poisson>("Poisson"),
-        on<Call, Iso, run_iso>("Iso"),
-        on<Lightness, run_lightness>("Lightness"),
         on<PoissonTables, run_poisson_tables>("PoissonTables"),
         on<Race, run_race>("Race"),
         on<CrossEntropy, run_cross_entropy>("CrossEntropy"),

@@ -22,7 +22,7 @@ bool run_rician(const Call& call, const Rician& rician, const GoOn& go_on);
 bool run_poisson(const Call& call, const Poisson& poisson, const GoOn& go_on);
 bool run_factors(const Call& call, const Factors& factors, const GoOn& go_on);
 bool run_iso(const Call& call, const Iso& iso, const GoOn& go_on);
-bool run_lightness(const Lightness& call, const GoOn& go_on);
+bool run_lightness(const Call& call, const Iso& iso, const GoOn& go_on);
 bool run_pyramid(const Pyramid& call, const GoOn& go_on);
 bool run_walk(const Call& call, const GoOn& go_on);
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 SHORT = launches.SHORT | {"uint8": "u8", "uint16": "u16"}
 RECORDS = {"Field": packed.FIELD, "Call": packed.CALL, "RoundKeys": launches.KEYS, "Launch": launches.LAUNCH}
 OWN = (
-    "Masks", "Impulses", "Rician", "Poisson", "Iso", "Lightness", "PoissonTables", "Race", "CrossEntropy", "Level",
+    "Masks", "Impulses", "Rician", "Poisson", "PoissonTables", "Race", "CrossEntropy", "Level",
     "Pyramid", "Philox", "TorchNormals",
 )  # fmt: skip
 RECORDS |= {name: packed.layout_of(getattr(description, name)) for name in OWN}

@@ -10,6 +10,7 @@ import pytest
 
 import noisefuse as nf
 from conftest import using
+from fast import same_as_checked
 from noisefuse.augment import iso
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask the network for a newer version
@@ -389,8 +390,8 @@ def test_poisson_numbers_of_any_mean():
     """Seen to fail: a distribution that begins at 1; numbers too rare for a word, whose last word was the largest."""
     words = np.random.default_rng(0).integers(0, 1 << 32, 1 << 18)
     means = [0.0, 0.03, 2.5, 40.0]
-    for mean, last in zip(means, iso._last_words(means), strict=True):
-        found = sum(words > word for word in last)
+    for mean in means:
+        found = np.searchsorted(iso._last_words(mean), words)
         error = 4 * np.sqrt(max(mean, 1e-12) / found.size)
         assert abs(found.mean() - mean) < error
         assert abs(found.var() - mean) < 3 * error * (1 + np.sqrt(mean))
@@ -419,14 +420,26 @@ def test_sensors_have_numpys_bits_where_pixels_are_not_finite(compiled):
             assert np.array_equal(found, iso.iso_noise(x, turn, intensity, nf.Noise(7, sample=3)))
 
 
+@pytest.mark.skipif(nf.info()["backend"] != "native", reason="the other backends have no fast path")
+def test_a_sensor_is_one_call(monkeypatch):
+    """Seen to fail: the numbers of the first frame for all; distributions that end where the mean begins."""
+    x = np.random.default_rng(0).random((3, 1, 33, 70, 3), np.float32)
+    x[1] *= 0.5
+    for light in (x, x[:, 0], x[0, 0], x[:, :, ::-1, ::2]):
+        for intensity in (0.0, 1e-9, 0.5, 40.0):
+            call = partial(iso.iso_noise, light, 0.01, intensity, nf.Noise(7, sample=3))
+            same_as_checked(monkeypatch, call, "fast_iso")
+    same_as_checked(monkeypatch, lambda: iso.iso_noise(x, 0.01, 1, nf.Noise(7)), "fast_random")  # 1 is no float
+
+
 def test_a_sensor_takes_frames_of_three_dtypes():
     """Seen to fail: float64 read as float32; the noise of two axes over frames without a first one."""
     x = np.random.default_rng(0).random((2, 5, 7, 3)).astype(np.float32)
     found = iso.iso_noise(x, 0.01, 0.5, nf.Noise(7))
     assert np.array_equal(iso.iso_noise(x.astype(">f4"), 0.01, 0.5, nf.Noise(7)), found)
-    for frames in (x[0], x[..., :1], x.astype(np.float64), x.astype(np.float16), x.astype(np.uint32)):
+    for frames in (x[0, 0], x[..., :1], x.astype(np.float64), x.astype(np.float16), x.astype(np.uint32)):
         with pytest.raises(
-            TypeError, match=r"frames: expected \(n, height, width, 3\) of uint8, uint16 or float32, got"
+            TypeError, match=r"frames: expected \(.., height, width, 3\) of uint8, uint16 or float32, got"
         ):
             iso.iso_noise(frames, 0.01, 0.5, nf.Noise(7))
     with pytest.raises(TypeError, match=r"got .* of float64"):

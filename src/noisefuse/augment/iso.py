@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from .. import backends
 from ..arguments.types import Array
-from ..call.description import FLOAT32, Iso, Lightness, Step
+from ..call.description import FLOAT32
 from ..ground.float_mode import float_mode
 from ..language.levels import LEVELS, levels_of
 from ..language.noise import UNIFORM, Noise
-from ..operations.draw import UNIT, randn
+from ..operations.draw import randn
 from ..operations.words import words
 
 Floats = NDArray[np.float32]
@@ -23,59 +23,46 @@ _DTYPES = np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.float32)
 
 
 def iso_noise(frames: Array, turn: float, intensity: float, noise: Noise) -> Array:
-    """Changes frames (n, height, width, 3) of uint8, uint16 or float32, one sample of the noise.
+    """Changes frames (.., height, width, 3) of uint8, uint16 or float32, one sample of the noise.
 
     The lightness l becomes l + N intensity (1 - l), N Poisson with mean intensity times the standard deviation of
     lightness in the frame, and the hue turns by `turn` sixths of a circle times a normal number.
     """
+    done: Array = backends.fast_iso(frames, turn, intensity, noise, _mean)
+    if done is not NotImplemented:
+        return done
     x = np.asarray(frames)
-    x = np.ascontiguousarray(x, x.dtype.newbyteorder("="))
-    if x.ndim != 4 or x.shape[3] != 3 or x.dtype not in _DTYPES:
-        expected = "expected (n, height, width, 3) of uint8, uint16 or float32"
+    x = x.astype(x.dtype.newbyteorder("="), copy=False)
+    if x.ndim < 3 or x.shape[-1] != 3 or x.dtype not in _DTYPES:
+        expected = "expected (.., height, width, 3) of uint8, uint16 or float32"
         raise TypeError(f"frames: {expected}, got {x.shape} of {x.dtype}")
     result: Array = backends.empty(x.shape, x.dtype)
     if not x.size:
         return result
-    shape, top = x.shape[:3], float(LEVELS.get(levels_of(x.dtype) or "", 1))
-    pixels = shape[1] * shape[2]
-    means = [min(deviation * intensity, 100.0) for deviation in _deviations(x, pixels, top)]  # beyond, all is white
-    last = _last_words(means)
-    step = Step.of_one_row(1, shape, UNIT, None, np.empty(1, FLOAT32), "normal", [noise])
-    call = Iso(step, x, result, last, last.shape[1], pixels, turn, intensity, top, x.dtype)
-    if backends.current().run(call) is NotImplemented:
-        z = randn(shape, noise, dtype="float32", batched=False)
-        word = words((1, *shape), [noise.at(stream=UNIFORM)]).reshape(shape)
-        counts = (word[..., None] > last[:, None, None]).sum(-1, dtype=FLOAT32)
-        with float_mode(), np.errstate(invalid="ignore"):  # of pixels that are not finite
-            changed = _changed(_light(x, top), counts, z * np.float32(turn), np.float32(intensity)) * np.float32(top)
-        result[...] = changed if top == 1 else np.rint(changed)
+    shape, top = x.shape[:-1], np.float32(LEVELS.get(levels_of(x.dtype) or "", 1))
+    light = x.astype(FLOAT32) * np.float32(1 / float(top))
+    z = randn(shape, noise, dtype="float32", batched=False)
+    word = words((1, *shape), [noise.at(stream=UNIFORM)]).reshape(-1, shape[-2] * shape[-1])
+    with float_mode(), np.errstate(invalid="ignore"):  # of pixels that are not finite
+        both = (np.add(*_extremes(light)) * np.float32(2**16)).reshape(word.shape)
+        whole = np.where(both > 0, both, 0).clip(0, 2**17).astype(np.uint64)
+        sums = zip(whole.sum(1).tolist(), (whole * whole).sum(1).tolist(), strict=True)
+        last = [_last_words(_mean(*of_frame, word.shape[1], intensity)) for of_frame in sums]
+        counts = np.concatenate([np.searchsorted(*both) for both in zip(last, word, strict=True)], dtype=FLOAT32)
+        changed = _changed(light, counts.reshape(shape), z * np.float32(turn), np.float32(intensity)) * top
+    result[...] = changed if top == 1 else np.rint(changed)
     return result
 
 
-def _light(x: Array, top: float) -> Floats:
-    return x.astype(FLOAT32) * np.float32(1 / top)
+def _mean(total: int, squares: int, pixels: int, intensity: float) -> float:
+    """Returns the mean of a frame's Poisson numbers from the sums of twice the lightness of its pixels, and of its
+    square, in units of 2^-16. (They are whole, so that they do not depend on the order.)"""
+    deviation = math.sqrt((pixels * squares - total * total) / pixels**2) / 2**17
+    return min(deviation * intensity, 100.0)  # beyond, all is white
 
 
-def _deviations(x: Array, pixels: int, top: float) -> list[float]:
-    """Returns the standard deviation of the lightness of each frame. The sums are whole numbers, in any order."""
-    sums = np.zeros((len(x), 2), np.uint64)
-    if backends.current().run(Lightness(x, sums, len(x) * pixels, pixels, top, x.dtype)) is NotImplemented:
-        light = _light(x, top)
-        with np.errstate(invalid="ignore"):
-            both = np.add(*_extremes(light)) * np.float32(2**16)
-        whole = np.where(both > 0, both, 0).clip(0, 2**17).astype(np.uint64).reshape(len(x), -1)
-        sums[:] = np.stack([whole.sum(1), (whole * whole).sum(1)], 1)
-    return [math.sqrt((pixels * squares - total * total) / pixels**2) / 2**17 for total, squares in sums.tolist()]
-
-
-def _last_words(means: list[float]) -> NDArray[np.uint32]:
-    """Returns the last words that give 0, 1, .. of each Poisson distribution (means, numbers)."""
-    rows = [_last_words_of(mean) for mean in means]
-    most = max(map(len, rows))
-    return np.array([row + [2**32 - 1] * (most - len(row)) for row in rows], np.uint32)
-
-
-def _last_words_of(mean: float) -> list[int]:
+def _last_words(mean: float) -> NDArray[np.uint32]:
+    """Returns the last words that give 0, 1, .. of a Poisson distribution."""
     sums, total, weight, k = [1.0], 0.0, mean, 1
     while k <= mean or weight > total * 2**-54:  # smaller ones leave the total as it is
         total += weight
@@ -83,7 +70,7 @@ def _last_words_of(mean: float) -> list[int]:
         k += 1
         weight *= mean / k
     last = [max(round(each / sums[-1] * 2**32), 1) - 1 for each in sums]  # word 0 has a number, however rare
-    return [word for word in last if word < 2**32 - 1]
+    return np.array([word for word in last if word < 2**32 - 1], np.uint32)
 
 
 def _changed(rgb: Floats, counts: Floats, turn: Floats, intensity: np.float32) -> Floats:

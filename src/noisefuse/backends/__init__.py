@@ -32,7 +32,7 @@ class Backend(Protocol):
     """The interface of a backend module. Its arguments were checked in `arguments`.
 
     Attributes:
-        fast_row .. fast_factors: its fast path, or None.
+        fast_row .. fast_iso: its fast path, or None.
         empty: allocates outputs in host memory, like `numpy.empty`.
         tests_itself: whether it is tested on first use, and not when it is loaded.
     """
@@ -51,6 +51,7 @@ class Backend(Protocol):
     fast_impulse: Callable[..., Any] | None
     fast_rician: Callable[..., Any] | None
     fast_factors: Callable[..., Any] | None
+    fast_iso: Callable[..., Any] | None
     empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
     tests_itself: bool
 
@@ -115,6 +116,7 @@ fast_walk: Callable[..., Any] = _at_first("fast_walk")
 fast_impulse: Callable[..., Any] = _at_first("fast_impulse")
 fast_rician: Callable[..., Any] = _at_first("fast_rician")
 fast_factors: Callable[..., Any] = _at_first("fast_factors")
+fast_iso: Callable[..., Any] = _at_first("fast_iso")
 FAST_PATH = tuple(name for name in Backend.__annotations__ if name.startswith("fast_"))
 empty: Callable[..., Any] = _at_first("empty")
 

@@ -51,6 +51,7 @@ fast_walk: Callable[..., Any] = _native.walk
 fast_impulse: Callable[..., Any] = _native.impulse
 fast_rician: Callable[..., Any] = _native.rician
 fast_factors: Callable[..., Any] = _native.factors
+fast_iso: Callable[..., Any] = _native.iso
 # Large ones in memory that earlier outputs gave back.
 empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]] = _native.empty
 tests_itself = False

@@ -169,34 +169,6 @@ class Poisson(NamedTuple):
     padding: Int32 = 0
 
 
-class Iso(NamedTuple):
-    """RGB pixels whose hue turns by normal numbers, and whose lightness grows by Poisson numbers (augment/iso.py)."""
-
-    step: Step  # draws the normal numbers of pixels; words of stream 7 choose the others
-    x: Array
-    out: Array  # of x's shape and dtype; it may be x
-    last: NDArray[np.uint32]  # (frames, counts): a Poisson number is how many of its frame lie below the word
-    counts: int
-    frame: int  # its pixels
-    turn: float
-    intensity: float
-    top: float
-    type: np.dtype[Any]
-    padding: Int32 = 0
-
-
-class Lightness(NamedTuple):
-    """Sums of twice the lightness of each frame, and of its square, in units of 2^-16."""
-
-    x: Array
-    sums: NDArray[np.uint64]  # (frames, 2), zeros
-    pixels: int  # of all frames
-    frame: int
-    top: float
-    type: np.dtype[Any]
-    padding: Int32 = 0
-
-
 class PoissonTables(NamedTuple):
     """Tables for Poisson numbers of 256 levels (docs/noise.md)."""
 

@@ -219,8 +219,7 @@ class ISONoise(_Keyed, albumentations.ISONoise):
         """Adds noise to the whole array as one sample. Each frame has its own deviation of lightness."""
         non_rgb_error(img[(0,) * (img.ndim - 3)])
         self._top(img)
-        frames = img.reshape(-1, *img.shape[-3:])
-        return nf.augment.iso_noise(frames, color_shift * intensity / 60, intensity, plain(*noise)).reshape(img.shape)
+        return nf.augment.iso_noise(img, color_shift * intensity / 60, intensity, plain(*noise))
 
 
 class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import backends
-from ..call.description import Impulses, Iso, Masks, Poisson, Race, Rician, Step, StepAndLoss, Walk
+from ..call.description import Impulses, Masks, Poisson, Race, Rician, Step, StepAndLoss, Walk
 from ..language.noise import INTERVAL
 
 __all__ = ["Audit", "Draw", "audit"]
@@ -37,7 +37,7 @@ NOISE = re.compile(  # what returns noise alone, of torch and of NumPy. An order
 )
 DRAWING = {
     "fast_row", "fast_random", "fast_tokens", "fast_categorical", "fast_token_step", "fast_walk", "fast_impulse",
-    "fast_rician", "fast_factors",
+    "fast_rician", "fast_factors", "fast_iso",
 }  # fmt: skip
 INIT, CHECKPOINT = (os.path.join("torch", *path) for path in (("nn", "init.py"), ("utils", "checkpoint.py")))
 MIX = np.uint64(0x9E3779B97F4A7C15)  # odd
@@ -183,7 +183,7 @@ class Keys:
 
     def run(self, call: Any) -> Any:
         done = self._backend.run(call)
-        while isinstance(call, Walk | Masks | Impulses | Iso | Poisson | Rician | StepAndLoss):
+        while isinstance(call, Walk | Masks | Impulses | Poisson | Rician | StepAndLoss):
             call = call.first if isinstance(call, Walk) else call.step
         drawn: Any = (), (), ()
         if isinstance(call, Race):
