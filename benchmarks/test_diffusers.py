@@ -128,8 +128,8 @@ ONE_LATENT = (1, 4, 64, 64)
 FIRST = {
     "FlowMatchEulerDiscreteScheduler": 1.7,
     "EulerDiscreteScheduler": 1.2,
-    "DPMSolverMultistepScheduler": 2,
-    "UniPCMultistepScheduler": 1.8,
+    "DPMSolverMultistepScheduler": 1.2,
+    "UniPCMultistepScheduler": 1.2,
     "DDIMScheduler": 1.2,
     "PNDMScheduler": 1.2,
     "LCMScheduler": 1.2,

@@ -260,7 +260,8 @@ def options_of(scheduler, given):
 def test_rows_by_formula_are_those_that_are_found(name, n, monkeypatch):
     """Rows have the same bits in every configuration, from any place on. Seen to fail: a noise's factor in x and not in
     the model's output; past outputs in the other order; a change of 0, whose step reads no past; NumPy's root, which
-    is not always torch's; a D that is read where it is clamped; PNDM's factors or outputs in another order."""
+    is not always torch's; a D that is read where it is clamped; PNDM's factors or outputs in another order; a past
+    output that is not read, in the place of one that is; a last step of second order; a later first step's x."""
     trace, found, by_formula = rows.trace, [], 0
     monkeypatch.setattr(rows, "trace", lambda *given: found.append(given) or trace(*given))
     cases = distinct(all_of_them(name))

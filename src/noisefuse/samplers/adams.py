@@ -15,7 +15,7 @@ from ..ground.checks import check_choice, check_integer, check_number
 from ..language.schedule import Schedule
 from ..language.tableau import D, Tableau, m1, past, x
 from ..views import Prediction
-from .dpmpp import newest
+from .dpmpp import alike, newest
 from .integrals import integral_weights
 from .plan import Plan, PlanOptions, each, plan, squared
 from .shared import sampler
@@ -80,15 +80,12 @@ def _multistep(
     if lower_order_final:
         used &= np.cumsum(used, axis=0) <= run.n - i
     used[clean_order:, run.clean_end] = False
-    count, first = used.sum(axis=0), np.argsort(~used, axis=0, kind="stable").T
-    for n in {*count.tolist()}:
-        rows = (count == n).nonzero()[0]
-        places = first[rows, :n]
+    for rows, places in alike(used.T):
         of_rows[rows[:, None], places] = weights(rho[rows[:, None] - places], end[rows])
     e = run.noise(here)
     out = there.alpha / here.alpha * x
     out = sum((there.alpha * w * term for w, term in zip(of_rows.T, (e, *past), strict=False)), out)
-    if count[-1] == 1 and run.to_clean:
+    if used[:, -1].sum() == 1 and run.to_clean:
         last = run.row(here, there.alpha * D, at=run.clean_end)
         return run.table(name, run.row(here, out, keep=[e] if order > 1 else [], at=run.noisy), last)
     return run.table(name, run.row(here, out, keep=[e] if order > 1 else []))

@@ -177,7 +177,7 @@ def dpmpp_singlestep(
     sizes = _groups(run.n, order, lower_order_final, run.to_clean)
     first = np.repeat(np.cumsum([0, *sizes[:-1]]), sizes)  # the step with which each step's group begins
     last, inside = first + np.repeat(sizes, sizes) - 1, np.arange(run.n) - first
-    levels = run.nodes.log_snr.tolist()
+    levels = run.nodes.log_snr
     rows = (row for k in range(order) for row in _stage(run, k, levels, first, last, inside == k, solver))
     return run.table("dpmpp_singlestep", *rows)
 
@@ -191,32 +191,49 @@ def _groups(n: int, order: int, lower_order_final: bool, to_clean: bool) -> list
     return sizes
 
 
-def _stage(run: Plan, k: int, levels: list[float], first: Array, last: Array, some: Array, solver: str) -> list[Placed]:
+def _stage(run: Plan, k: int, levels: Array, first: Array, last: Array, some: Array, solver: str) -> list[Placed]:
     """Returns the rows of the k-th steps of all groups. Each remembers its D, and the first one x."""
     here, there = (node.at(some) for node in run.steps)
     begin, Ds = (past[k], [*past[:k][::-1], D]) if k else (x, [D])
-    weights = np.array(
-        [_inner(levels[i : i + k + 1], levels[i + k + 1], solver) for i in first[some].tolist()]
-    ).reshape(-1, k + 1)
+    levels = levels[first[some][:, None] + np.arange(k + 2)]
+    weights = _inner(levels[:, :-1], levels[:, -1], solver)
     mean = sum((w * D_j for w, D_j in zip(weights.T, Ds, strict=True)), ZERO)
     out = there.sigma / run.nodes.sigma[first[some]] * begin + there.alpha * mean
     ends = here.step == last[some]
     return [run.row(here, out, at=ends), run.row(here, out, keep=[D] if k else [D, x], at=~ends)]
 
 
-def _inner(levels: list[float], end: float, solver: str) -> list[float]:
-    """Returns w_j of ``dpmpp_singlestep`` for lambda_0 .. lambda_k and lambda'. Of equal noise levels, the first D
-    counts."""
-    h, inner = end - levels[0], [level - levels[0] for level in levels]
-    whole = -math.expm1(-h)
-    if solver == "midpoint" and len(inner) == 2 and inner[1]:
-        second = whole * h / (2 * inner[1])
-        return [whole - second, second]
-    used = [j for j, s in enumerate(inner) if s not in inner[:j] and not (solver == "midpoint" and j == 1)]
-    if len(used) == 1:
-        return [whole, *[0.0] * (len(inner) - 1)]
-    weights = iter(integral_weights(np.array([[inner[j] for j in used]]), np.array([h]), lambda s: np.exp(s - h))[0])
-    return [next(weights).item() if j in used else 0.0 for j in range(len(inner))]
+def _inner(levels: Array, end: Array, solver: str) -> Array:
+    """Returns w_j of ``dpmpp_singlestep`` for lambda_0 .. lambda_k (n, k + 1) and lambda' (n,). Of equal noise levels,
+    the first D counts."""
+    h, inner = end - levels[:, 0], levels - levels[:, :1]
+    weights, used = np.zeros(inner.shape), distinct(inner)
+    weights[:, 0] = whole = phi(h)
+    if solver == "midpoint" and inner.shape[1] == 2:
+        weights[:, 1] = np.where(used[:, 1], whole * h / (2 * inner[:, 1]), 0.0)
+        weights[:, 0] -= weights[:, 1]
+    elif inner.shape[1] > 1:
+        used[:, 1] &= solver != "midpoint"
+        used[used.sum(axis=1) < 2] = False
+        for rows, places in alike(used):
+            own = rows[:, None], places
+
+            def density(s: Array, length: Array = h[own[0]]) -> Array:
+                return np.exp(s - length)
+
+            weights[own] = integral_weights(inner[own], h[rows], density)
+    return weights
+
+
+def distinct(levels: Array) -> NDArray[np.bool_]:
+    """Tells which of the levels (n, k) of each row are not those of an earlier column."""
+    return np.stack([(levels[:, :j] != levels[:, j, None]).all(axis=1) for j in range(levels.shape[1])], axis=1)
+
+
+def alike(used: NDArray[np.bool_]) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Returns rows that use equally many columns, and the places of those, (n, count): a group for each number."""
+    count, places = used.sum(axis=1), np.argsort(~used, axis=1, kind="stable")
+    return [((rows := (count == n).nonzero()[0]), places[rows, :n]) for n in {*count.tolist()} - {0}]
 
 
 def _decay(eta: float, h: Array) -> tuple[Array, Array]:

@@ -9,11 +9,12 @@ from itertools import pairwise
 from typing import Literal, Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..ground.checks import check_integer, check_number
 from ..language.schedule import Schedule
 from ..language.tableau import ZERO, Affine, D, Tableau, past, x, z
-from .dpmpp import earlier, phi, weight
+from .dpmpp import alike, distinct, earlier, phi, weight
 from .integrals import integral_weights, quadrature
 from .plan import Array, Node, Plan, PlanOptions, check_fall, each, plan, split, squared
 from .shared import sampler
@@ -196,16 +197,19 @@ def sa_solver(
     check_fall(here.at(draws), there.at(draws))
     levels = run.nodes.log_snr
     h, squares = np.diff(levels), squared(taus)
-    n, whole, corrected = run.n, levels.tolist(), np.zeros(run.n, bool)
-    used: dict[tuple[int, int], list[float]] = {}  # by the predictor or the corrector, and row
-    for i in range(n - to_clean):
-        left = n - i - to_clean if lower_order_final else n
-        c = min(corrector_order, left + (not to_clean))
-        known = whole[max(0, i - 3) : i + 2][::-1]
-        used[0, i] = known[1:][: min(predictor_order, left)]
-        if c > 0 and (i < n - 1 or pece):  # else nothing corrects it
-            corrected[i], used[1, i] = True, known[:c]
-    weights = _adams(used, levels[:-1], h, 1 + squares, simple_order_2)
+    i, j = np.arange(run.n), np.arange(4)
+    left = run.n - i - to_clean if lower_order_final else np.full(run.n, run.n)
+    most = np.minimum(corrector_order, left + (not to_clean))
+    most[run.clean_end] = 0
+    if not pece:
+        most[-1] = 0  # nothing corrects it
+    corrected = most > 0
+    back, least = i[:, None] - j, np.minimum(predictor_order, left)
+    s = levels[np.maximum(np.concatenate([back, back + 1]), 0)] - np.tile(levels[:-1], 2)[:, None]
+    count = np.concatenate([np.minimum(least, i + 1), np.minimum(most, i + 2)])
+    count[: run.n][run.clean_end] = 0
+    used = distinct(s) & (j < count[:, None])
+    weights = _adams(s, used, np.tile(h, 2), np.tile(1 + squares, 2), simple_order_2).reshape(2, run.n, 4)
     older = max(predictor_order, corrector_order - 1) > 1  # whether D is needed beyond its own row
     predicted, corrects = (there.alpha * w.T for w in weights)
     Ds = [D, *(past[::2] if corrector_order else past)]
@@ -241,30 +245,22 @@ def _sum(weights: Array, terms: Sequence[Affine]) -> Affine:
     return sum((w * term for w, term in zip(weights, terms, strict=False)), ZERO)
 
 
-def _adams(used: dict[tuple[int, int], list[float]], begin: Array, h: Array, k: Array, simple: bool) -> Array:
-    """Returns w_j of ``sa_solver``, (2, n, 4), for D at these lambdas, for steps h from begin on. Of equal levels, the
-    first counts."""
-    made, groups = np.zeros((2, len(h), 4)), dict[int, list[tuple[int, int, list[int]]]]()
-    first = begin.tolist()
-    for (one, i), levels in used.items():
-        s = [level - first[i] for level in levels]
-        places = [j for j in range(len(s)) if s[j] not in s[:j]]
-        if simple and len(places) == 2:
-            at, other = sorted(places, key=lambda j: abs(s[j]))
-            slope = (k[i] * h[i] * h[i]).item() / (2 * s[other])
-            made[one, i, at], made[one, i, other] = -math.expm1(-k[i] * h[i]) - slope, slope
-        else:
-            groups.setdefault(len(places), []).append((one, i, places))
-    for group in groups.values():
-        ones, rows, of_levels = map(np.array, zip(*group, strict=True))
-        nodes = np.array([[used[one, i][j] - first[i] for j in places] for one, i, places in group])
-        rate, length = k[rows][:, None], h[rows][:, None]
+def _adams(s: Array, used: NDArray[np.bool_], h: Array, k: Array, simple: bool) -> Array:
+    """Returns w_j of ``sa_solver``, (n, 4), for the D at lambda + s that are used, for steps h."""
+    made = np.zeros(s.shape)
+    for rows, places in alike(used):
+        own, rate, length = (rows[:, None], places), k[rows, None], h[rows, None]
+        nodes = s[own]
+        if simple and places.shape[1] == 2:
+            far = np.abs(nodes[:, :1]) <= np.abs(nodes[:, 1:])  # whether the second one is
+            slope = rate * length * length / (2 * np.where(far, nodes[:, 1:], nodes[:, :1]))
+            made[own] = np.where(far == [[False, True]], slope, phi((rate * length)[:, 0])[:, None] - slope)
+            continue
 
-        def density(t: Array) -> Array:
-            return np.asarray(rate * np.exp(rate * (t - length)))  # noqa: B023, it is called at once
+        def density(t: Array, rate: Array = rate, length: Array = length) -> Array:
+            return np.asarray(rate * np.exp(rate * (t - length)))
 
-        found = integral_weights(nodes, h[rows], density, begin=np.zeros(len(rows)))
-        made[ones[:, None], rows[:, None], of_levels] = found
+        made[own] = integral_weights(nodes, h[rows], density, begin=np.zeros(len(rows)))
     return made
 
 

@@ -266,12 +266,12 @@ class Fused:
         i: Any = self._places(t, clock, x.shape) if many else self._place(t, clock)
         if i is None:
             return fallback("at times that are not among its timesteps")
-        if not many and i >= len(clock.host):
+        if not many and i >= len(clock.times):
             return fallback(None)  # raises an error
         run = run_from(self, 0 if many else i, clock, options)
         if isinstance(run.plan, Unsupported):
             return fallback(f"because {run.plan}")
-        last = len(clock.host) - 1
+        last = len(clock.times) - 1
         if last not in run.steps:
             if not many and i == last:
                 return fallback(None)  # raises an error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows by formula, for classes of which diffusers takes a whole run in less time than rows.py takes to find them.
+"""Rows by formula, for classes whose rows take rows.py longer to find than diffusers takes for a whole run.
 
 They are the rows that rows.py finds, bit for bit: tests compare them. A release does not change, so a formula holds for
 the releases that it was compared with. Other versions of diffusers, and what no formula covers, are left to rows.py.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 from operator import itemgetter
 from typing import Any
 
@@ -24,7 +25,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 import noisefuse as nf
 
 from . import rows
-from .rows import MODEL, NOTHING, REMEMBERED, SAMPLE, Pick, Plan, Step
+from .rows import MODEL, NOTHING, REMEMBERED, SAMPLE, TIME, Pick, Plan, Step
 
 COMPARED = "0.35.2", "0.38.0", "0.42.1"
 _NONE = itemgetter(slice(0, 0))
@@ -246,10 +247,112 @@ def _pndm_steps(kinds: list[int], reads: list[bool], prk: int) -> Any:
     return steps, ["counter"], {"counter": 0}, itemgetter("counter"), SchedulerOutput, _BOTH[:1], True
 
 
+def _each(function: Callable[..., Any], a: Any) -> Any:
+    """Returns torch's function of each number alone: in a vector, its last bit may be another."""
+    return torch.stack([*map(function, torch.from_numpy(a).unbind())]).numpy()
+
+
+def _multistep(scheduler: Any, sigmas: Any, start: int) -> Any:
+    """Returns alpha and lambda at these levels; sigma' / sigma, lambda' - lambda and x0 of the steps, and the place of
+    the one before; or None, unless a run of order 2 begins here."""
+    config, kind, x, m1 = scheduler.config, scheduler.config.prediction_type, nf.tableau.x, nf.tableau.m1
+    state = scheduler.model_outputs, scheduler.lower_order_nums, scheduler._step_index
+    kinds = "epsilon", "v_prediction", "flow_prediction"
+    if config.solver_order != 2 or config.thresholding or kind not in kinds or state != ([None, None], 0, start):
+        return None
+    alpha = 1 - sigmas if config.use_flow_sigmas else 1 / _root(sigmas * sigmas + 1)
+    sigma = sigmas if config.use_flow_sigmas else sigmas * alpha
+    level = _each(torch.log, alpha) - _each(torch.log, sigma)
+    a, s = (np.ones_like(sigmas), sigmas) if kind == "flow_prediction" else (alpha, sigma)
+    clean = (x - s[:-1] * m1) / a[:-1] if kind == "epsilon" else a[:-1] * x - s[:-1] * m1
+    return alpha, level, sigma[1:] / sigma[:-1], np.diff(level), clean, np.maximum(np.arange(len(s) - 1) - 1, 0)
+
+
+def _counted(scheduler: Any, start: int, row: nf.Row, held: list[int], remembered: Any, **others: list[int]) -> Any:
+    """Returns the rows of such a run, and their steps.
+
+    held: the places of past1 .. in the row, which leaves out those that no output reads. remembered: what each step
+    remembers, after the number of outputs beside the next sample. others: further counters, after each step."""
+    table, state, steps = row.numbers(), vars(scheduler), dict[int, Step]()
+    table[:start] = nf.Row(nf.tableau.ZERO).numbers()
+    past = table[:, 6:].reshape(len(table), 3, -1)[:, :, 5:9]  # of the three outputs
+    read = (past != 0).any(1)
+    past[:] = np.take_along_axis(past, np.argsort(~read, axis=1, kind="stable")[:, None], 2)
+    slots = read.sum(1).max().item()
+    numbers = range(start + 1, len(table) + 1)
+    columns = {"lower_order_nums": [1, *[2] * len(table)], "_step_index": numbers, **others}
+    known = [dict(zip(columns, after, strict=True)) for after in zip(*columns.values(), strict=False)]
+    known.insert(0, {name: state.get(name) for name in columns})
+    afters = [{name: v for name, v in after.items() if before[name] is not v} for before, after in pairwise(known)]
+    names = sorted(set[str]().union(*afters))
+    pick = itemgetter(*names)
+    for i, (written, remembers) in zip(range(start, len(table)), remembered, strict=False):
+        places = [place for place, flag in zip(held, read[i].tolist(), strict=False) if flag]
+        reads = rows._pick(places + [SAMPLE] * (slots - len(places)))
+        before, after = known[i - start], afters[i - start]
+        steps[i] = Step(pick(before), reads, written, 0, False, None, None, _NONE, remembers, after)
+    begins = {name: known[0][name] for name in names}
+    return table, (steps, names, begins, pick, SchedulerOutput, _BOTH[:1], True)
+
+
+def _dpmpp(scheduler: Any, sigmas: Any, start: int, options: tuple[Any, ...]) -> Any:
+    """Covers the ODE's DPM-Solver++ of order 2 by the midpoint rule, from a run's first step on."""
+    config, n, known = scheduler.config, len(sigmas) - 1, _multistep(scheduler, sigmas, start)
+    solver = config.algorithm_type, config.solver_type, config.variance_type
+    if known is None or solver != ("dpmsolver++", "midpoint", None):
+        return None
+    alpha, _, ratio, h, clean, before = known
+    second = np.arange(n) > start
+    if config.euler_at_final or (config.lower_order_final and n < 15) or config.final_sigmas_type == "zero":
+        second[-1] = False
+    weight = alpha[1:] * (_each(torch.exp, -h) - 1)
+    slope = np.where(second, 1 / (h[before] / h), 0) * (clean - nf.tableau.past[1])
+    out = ratio * nf.tableau.x - weight * clean - np.where(second, 0.5 * weight, 0) * slope
+    remembered = [(1, [("model_outputs", itemgetter(REMEMBERED + 1, REMEMBERED + 3), True)])] * n
+    return _counted(scheduler, start, nf.Row(out, aux1=clean), [REMEMBERED, REMEMBERED + 1], remembered)
+
+
+def _unipc(scheduler: Any, sigmas: Any, start: int, options: tuple[Any, ...]) -> Any:
+    """Covers order 2 of bh2 in x0 with all corrections, from a run's first step on."""
+    config, n, past, known = scheduler.config, len(sigmas) - 1, nf.tableau.past, _multistep(scheduler, sigmas, start)
+    held = scheduler.disable_corrector or scheduler.last_sample is not None
+    if known is None or config.solver_type != "bh2" or held or not scheduler.predict_x0:
+        return None
+    alpha, level, ratio, h, clean, b = known
+    i, one = np.arange(n), np.ones_like(h)
+    second = (i > start) & ((i < n - 1) | (not config.lower_order_final))
+    growth = _each(torch.expm1, -h)
+    weight, phi = alpha[1:] * growth, growth / -h - 1
+    r = np.where(second, (level[b] - level[:-1]) / h, 1)
+    system = np.stack([one, one, r, one, phi / growth, (phi / -h - 0.5) * 2 / growth], 1)[second]
+    rho = np.tile([0, 0.5], (n, 1))
+    rho[second] = torch.linalg.solve(*map(torch.from_numpy, (system[:, :4].reshape(-1, 2, 2), system[:, 4:])))
+    rest = rho[b, 0] * ((past[0] - past[1]) / r[b]) + rho[b, 1] * (clean - past[1])
+    corrected = (i > start) * 1 * (ratio[b] * past[2] - weight[b] * past[1] - weight[b] * rest)
+    x = (i == start) * 1 * nf.tableau.x + corrected
+    out = ratio * x - weight * clean - weight * (np.where(second, 0.5, 0) * ((past[1] - clean) / r))
+    outputs, times, last = REMEMBERED, REMEMBERED + 2, REMEMBERED + 4
+    remembered = [
+        (written, [
+            ("model_outputs", itemgetter(before, last + 2), True),
+            ("timestep_list", itemgetter(time, TIME), True),
+            ("last_sample", itemgetter(sample), False),
+        ])
+        for written, before, time, sample in (
+            (1, last, last if scheduler.timestep_list[1] is None else times + 1, SAMPLE),
+            *[(2, outputs + 1, times + 1, last + 3)] * (n - 1),
+        )
+    ]  # fmt: skip
+    row, orders = nf.Row(out, aux1=clean, aux2=corrected), (1 + second[start:]).tolist()
+    return _counted(scheduler, start, row, [outputs, outputs + 1, last], remembered, this_order=orders)
+
+
 FORMULAS: dict[type, Callable[[Any, Any, int, tuple[Any, ...]], Any]] = {
     diffusers.DDIMScheduler: _ddim,
+    diffusers.DPMSolverMultistepScheduler: _dpmpp,
     diffusers.EulerDiscreteScheduler: _euler,
     diffusers.FlowMatchEulerDiscreteScheduler: _flow_euler,
     diffusers.HeunDiscreteScheduler: _heun,
     diffusers.PNDMScheduler: _pndm,
+    diffusers.UniPCMultistepScheduler: _unipc,
 }
