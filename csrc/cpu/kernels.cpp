@@ -23,6 +23,10 @@
 namespace nf {
 namespace {
 
+// From this many elements on, a segment is a tile of its own: it reads its one row at half the cost of writing and
+// reading its coefficients for each element.
+constexpr int64_t kLongSegment = 64;
+
 template <class Real>
 void step_drawing_nothing(const Call& s, int64_t begin, int64_t end, bool stay) {
     Rows<Real> rows(s);
@@ -31,12 +35,13 @@ void step_drawing_nothing(const Call& s, int64_t begin, int64_t end, bool stay) 
     const bool far = s.size * s.batch > kFar && asks_early();
     const bool asks = far || (arrays.n_written > 1 && s.size * s.batch >= kSeveral);
     const int64_t most = s.row_for_each() ? rows.most : asks ? kTile : on_arrays.most;
+    const bool cuts = s.segment >= kLongSegment && !s.row_for_each();
     // The first tile of a long array is short, so that the others begin with a line.
     int64_t size = end - begin >= 64 * kTile ? arrays.to_line(begin) : 0;
     for (int64_t at = begin; at < end; at += size, size = 0) {
         const int64_t left = s.segment - at % s.segment;
-        size = least(size ? size : left < rows.most ? rows.most : least(left, most), end - at);
-        for (int g = 0; g < kTile / kGroup && asks; ++g) {
+        size = least(size ? size : left < rows.most && !cuts ? rows.most : least(left, most), end - at);
+        for (int g = 0; g * kGroup < size && asks; ++g) {
             if (far) arrays.prefetch_read(at, g);
             arrays.prefetch_written(at, g);
         }

@@ -367,16 +367,25 @@ struct Rows {
         }
     }
 
-    void expand(int64_t segment, int64_t left, int n) {
-        for (int at = 0; at < n; left = s.segment) {
-            const int size = static_cast<int>(least(left, n - at));
-            const Real* const from = table_row(segment++);
-            for (int u = 0; u < n_used; ++u) {
-                Real* const to = of_column(used_columns[u]) + at;
-                const auto c = Lane::splat(from[used_columns[u]]);
-                for (int i = 0; i < size; i += kWidth<Real>) Lane::store(to + i, c);
-            }
-            at += size;
+    // Whole vectors are written: those that reach into the next segment before its own.
+    [[gnu::noinline]] void expand(int64_t segment, int64_t left, int n) {
+        const Real* rows[kTile];
+        int count = 0, end = 0;
+        for (; end < n; end += static_cast<int>(least(count++ ? s.segment : left, n)))
+            rows[count] = table_row(segment++);
+        const int first = static_cast<int>(left), each = static_cast<int>(least(s.segment, n)), last = each - (end - n);
+        for (int u = 0; u < n_used; ++u) {
+            const int column = used_columns[u];
+            const auto fill = [column](Real* to, int size, const Real* from) {
+                const auto c = Lane::splat(from[column]);
+                int i = 0;
+                do Lane::store(to + i, c);
+                while ((i += kWidth<Real>) < size);
+                return to + size;
+            };
+            Real* to = fill(of_column(column), first, rows[0]);
+            for (int k = 1; k < count - 1; ++k) to = fill(to, each, rows[k]);
+            fill(to, last, rows[count - 1]);
         }
     }
 

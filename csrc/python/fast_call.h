@@ -124,10 +124,10 @@ class FastCall {
     bool batched_ = true;
     int64_t scalar_, listed_, lengths_[kMostAxes];  // x's shape
     Numbers<int64_t, 1> copied_;
-    PyObject* own_time_;        // see `timed`; borrowed
-    Numbers<double, 1> times_;  // no data: row numbers
-    Numbers<double, kColumns> timed_rows_;
-    Numbers<float, kColumns> rounded_;  // rows
+    PyObject* own_time_;                // see `timed`; borrowed
+    Numbers<double, 1> times_;          // no data: row numbers
+    Numbers<double, kColumns> wide_;    // rows of times
+    Numbers<float, kColumns> rounded_;  // the same, or a table's rows
     bool own_rows_ = false;             // whether the table is of this call alone
     PyObject* past_ = nullptr;          // a tuple
     // Copies of arrays that kernels cannot read; those of row numbers are in D's place.
@@ -373,7 +373,7 @@ class FastCall {
         indices = index_.count;
         if (is_float(index_.kind)) {
             if (indices > x.count || !hold_times(indices)) return false;
-            for (int64_t b = 0; b < indices; ++b) times_.data[b] = real_at(index_, b);
+            copy_reals(index_, times_.data);
             return true;
         }
         if (index_.kind != Kind::i64 && index_.kind != Kind::i32) return false;
@@ -408,35 +408,30 @@ class FastCall {
     // multiple of one of these. Or, with None for the rows, it has columns: see `rows_of_columns`. False: declined, or
     // the function raised, and its Python error is set.
     bool timed() {
-        const double last = PyFloat_AsDouble(PyTuple_GET_ITEM(own_time_, 1));
+        const double last =
+            std::min(PyFloat_AsDouble(PyTuple_GET_ITEM(own_time_, 1)), std::numeric_limits<double>::max());
         const bool by_column = PyTuple_GET_ITEM(own_time_, 2) == Py_None;
         const std::span<const double> times(times_.data, static_cast<size_t>(indices));
-        int64_t zeros = 0, ones = 0;
-        for (const double t : times) {
-            if (!(t >= 0 && t <= last) || std::isinf(t) || (by_column && std::signbit(t))) return false;
-            zeros += t == 0, ones += t == 1;
-        }
-        const bool may_be_steps = ones && zeros + ones == indices;
-        if (may_be_steps && !by_column) return false;  // which may give a warning
-        return hold_rows() &&
-               (by_column ? rows_of_columns(own_time_, times, call.active, timed_rows_.data)
-                          : rows_of_levels(own_time_, times, timed_rows_.data)) &&
-               use_rows();
+        bool good = true, negative = false;
+        for (const double t : times) good &= t >= 0 && t <= last, negative |= std::signbit(t);
+        if (!good || (by_column && negative)) return false;
+        const auto is = [&](double number) { return std::count(times.begin(), times.end(), number); };
+        if (!by_column && is(1) && is(0) + is(1) == indices) return false;  // which may give a warning
+        OwnRows own;
+        return hold_rows(own) && (by_column ? rows_of_columns(own_time_, times, call.active, own)
+                                            : rows_of_levels(own_time_, times, call.active, own));
     }
 
-    bool hold_rows() {
+    // Takes memory for one row for each index, and makes them the call's rows.
+    bool hold_rows(OwnRows& own) {
         const auto n = static_cast<size_t>(kColumns * indices);
-        if (!timed_rows_.take(n) || !copy(indices)) return false;
-        std::fill_n(timed_rows_.data, n, 0.0);
-        return true;
-    }
-
-    // Makes them the call's rows, which index counts.
-    bool use_rows() {
+        const bool is_wide = call.type == DType::f64;
+        if (!copy(indices) || !(is_wide ? wide_.take(n) : rounded_.take(n))) return false;
         std::iota(copied_.data, copied_.data + indices, 0);
+        own = {is_wide ? wide_.data : nullptr, rounded_.data, indices};
         call.n_rows = indices;
-        call.rows = timed_rows_.data;
-        return call.type == DType::f64 || round_rows();
+        call.rows = is_wide ? static_cast<const void*>(wide_.data) : rounded_.data;
+        return true;
     }
 
     // Makes rows of a pair (alpha, sigma), each of them a number, or numbers in a shape that begins x's.
@@ -447,13 +442,12 @@ class FastCall {
         indices = std::max(alpha.count, sigma.count);
         if (std::min(alpha.count, sigma.count) != 1 && alpha.count != sigma.count) return false;
         call.segment = x.count / indices;
-        if (!hold_rows()) return false;
-        for (int64_t b = 0; b < indices; ++b) {
+        for (int64_t b = 0; b < indices; ++b)
             if (!is_single(alpha.of(b)) || !is_single(sigma.of(b))) return false;
-            const double both[] = {alpha.of(b), sigma.of(b)};
-            level_row(own_time_, both, timed_rows_.data + kColumns * b);
-        }
-        return use_rows();
+        OwnRows own;
+        if (!hold_rows(own)) return false;
+        rows_of_levels(own_time_, 2, call.active, own, [&](int k, int64_t b) { return (k ? sigma : alpha).of(b); });
+        return true;
     }
 
     bool copy(int64_t n) {
@@ -497,6 +491,7 @@ class FastCall {
         for (int first : kAffine) {
             const int column = first + 1 + kZ;
             for (int64_t b = 0; b < indices; ++b) {
+                if (!counts(call.active, column)) break;
                 const int64_t at = kColumns * row_of(call, b) + column;
                 if (call.type == DType::f64 ? static_cast<const double*>(call.rows)[at] != 0
                                             : static_cast<const float*>(call.rows)[at] != 0)

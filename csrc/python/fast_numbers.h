@@ -81,18 +81,22 @@ bool take_real(PyObject* o, double& number) {
     return !failed;
 }
 
-// An element of an array of floats.
-double real_at(const View& reals, int64_t at) {
-    const auto is = [&](auto zero) { return reinterpret_cast<const decltype(zero)*>(reals.data)[at]; };
+// Copies an array of floats.
+void copy_reals(const View& reals, double* to) {
+    const auto each = [&](auto zero, const auto& number) {
+        const auto* const from = reinterpret_cast<const decltype(zero)*>(reals.data);
+        for (int64_t i = 0; i < reals.count; ++i) to[i] = static_cast<double>(number(from[i]));
+    };
+    const auto itself = [](auto number) { return number; };
     switch (reals.kind) {
         case Kind::f64:
-            return is(0.0);
+            return each(0.0, itself);
         case Kind::f32:
-            return static_cast<double>(is(0.0f));
+            return each(0.0f, itself);
         case Kind::f16:
-            return static_cast<double>(half_to_float(is(uint16_t{0})));
+            return each(uint16_t{0}, half_to_float);
         default:
-            return static_cast<double>(bfloat16_to_float(is(uint16_t{0})));
+            return each(uint16_t{0}, bfloat16_to_float);
     }
 }
 
@@ -110,7 +114,7 @@ class FastReals {
         if (PyList_CheckExact(o) || PyTuple_CheckExact(o)) return listed(o);
         View v;
         if (!view(o, v) || !is_float(v.kind) || !hold(v.count)) return false;
-        for (int64_t i = 0; i < count; ++i) values[static_cast<size_t>(i)] = real_at(v, i);
+        copy_reals(v, values.get());
         ndim = v.ndim, shape_ = v.shape, is_tensor = v.is_tensor;
         return true;
     }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows of times and levels of the fast path, float64 (n, kColumns), from what a table says of its own time (`timed` of
+// Rows of times and levels of the fast path, (n, kColumns), from what a table says of its own time (`timed` of
 // fast_call.h).
 #pragma once
 #include <cmath>
 #include <limits>
 #include <span>
 
+#include "../cpu/float_mode.h"
 #include "fast_numbers.h"
 
 namespace nf {
@@ -27,37 +28,58 @@ PyObject* called_at(PyObject* own_time, std::span<const double> times) {
     return given.object ? PyObject_CallOneArg(PyTuple_GET_ITEM(own_time, 0), given.object) : nullptr;
 }
 
-void level_row(PyObject* own_time, std::span<const double> levels, double* row) {
-    const auto* const ends = static_cast<const double*>(PyArray_DATA(array(PyTuple_GET_ITEM(own_time, 2))));
-    for (int c = 0; c < kColumns; ++c) {
-        row[c] = ends[c];
-        for (size_t k = 0; k < levels.size() && row[c] == 0; ++k) {
-            const double factor = ends[(k + 1) * kColumns + static_cast<size_t>(c)];
-            if (factor != 0) row[c] = levels[k] * factor;
-        }
+// Rows of the call's arithmetic, of which only the active columns are written.
+struct OwnRows {
+    double* wide;    // or null:
+    float* rounded;  // these ones are
+    int64_t count;
+
+    // number(b) is that of row b.
+    template <class Number>
+    void write(int column, const Number& number) const {
+        const FloatMode mode;
+        for (int64_t b = 0; b < count && wide; ++b) wide[kColumns * b + column] = number(b);
+        for (int64_t b = 0; b < count && !wide; ++b) rounded[kColumns * b + column] = static_cast<float>(number(b));
     }
+};
+
+// Makes rows of levels: level(k, b) is the k-th one of row b. A column is constant, or a multiple of one level.
+template <class Level>
+void rows_of_levels(PyObject* own_time, int n_levels, uint64_t active, const OwnRows& rows, const Level& level) {
+    const auto* const ends = static_cast<const double*>(PyArray_DATA(array(PyTuple_GET_ITEM(own_time, 2))));
     PyObject* const range = PyTuple_GET_ITEM(own_time, 3);
-    if (range == Py_None) return;
-    double* const out = row + kAffine[0];
-    for (int c = 0; c <= kZ + 1; ++c) out[c] *= PyFloat_AsDouble(PyTuple_GET_ITEM(range, 0));
-    out[0] += PyFloat_AsDouble(PyTuple_GET_ITEM(range, 1));
+    const bool scales = range != Py_None;
+    const double scale = scales ? PyFloat_AsDouble(PyTuple_GET_ITEM(range, 0)) : 1,
+                 offset = scales ? PyFloat_AsDouble(PyTuple_GET_ITEM(range, 1)) : 0;
+    for (int c = 0; c < kColumns; ++c) {
+        if (!counts(active, c)) continue;
+        const bool is_scaled = scales && c >= kAffine[0] && c <= kAffine[0] + 1 + kZ;
+        rows.write(c, [&](int64_t b) {
+            double number = ends[c];
+            for (int k = 0; k < n_levels && number == 0; ++k) {
+                const double factor = ends[(k + 1) * kColumns + c];
+                if (factor != 0) number = level(k, b) * factor;
+            }
+            if (is_scaled) number *= scale;
+            return is_scaled && c == kAffine[0] ? number + offset : number;
+        });
+    }
 }
 
-// Makes rows of the levels that the function gives. False: it raised, and its Python error is set.
-bool rows_of_levels(PyObject* own_time, std::span<const double> times, double* rows) {
+// The same of the levels that the function gives. False: it raised, and its Python error is set.
+bool rows_of_levels(PyObject* own_time, std::span<const double> times, uint64_t active, const OwnRows& rows) {
     constexpr Py_ssize_t kMostLevels = 4;
     const Reference levels(called_at(own_time, times));
     if (!levels.object) return false;
-    const Py_ssize_t n = std::min(PyTuple_GET_SIZE(levels.object), kMostLevels);
+    const auto n = static_cast<int>(std::min(PyTuple_GET_SIZE(levels.object), kMostLevels));
     double one[kMostLevels];
-    for (size_t b = 0; b < times.size(); ++b) {
-        for (Py_ssize_t k = 0; k < n; ++k) {
-            PyObject* const level = PyTuple_GET_ITEM(levels.object, k);
-            one[k] =
-                times.size() > 1 ? static_cast<const double*>(PyArray_DATA(array(level)))[b] : PyFloat_AsDouble(level);
-        }
-        level_row(own_time, std::span(one, static_cast<size_t>(n)), rows + kColumns * b);
+    const double* each[kMostLevels];
+    for (int k = 0; k < n; ++k) {
+        PyObject* const level = PyTuple_GET_ITEM(levels.object, k);
+        if (times.size() == 1) one[k] = PyFloat_AsDouble(level);
+        each[k] = times.size() == 1 ? one + k : static_cast<const double*>(PyArray_DATA(array(level)));
     }
+    rows_of_levels(own_time, n, active, rows, [&](int k, int64_t b) { return each[k][b]; });
     return true;
 }
 
@@ -66,7 +88,7 @@ bool is_single(double number) { return std::fabs(number) <= std::numeric_limits<
 // Makes rows of columns: each is constant + slope t, or one of float64 (n,) that the function gives, in their order.
 // Those after the active ones are only looked at. All are numbers that a float holds; else false, or with a Python
 // error, that of the function.
-bool rows_of_columns(PyObject* own_time, std::span<const double> times, uint64_t active, double* rows) {
+bool rows_of_columns(PyObject* own_time, std::span<const double> times, uint64_t active, const OwnRows& rows) {
     PyObject* const columns = PyTuple_GET_ITEM(own_time, 3);
     Reference given(nullptr);
     Py_ssize_t next = 0;
@@ -75,19 +97,27 @@ bool rows_of_columns(PyObject* own_time, std::span<const double> times, uint64_t
         PyObject* const affine = PyTuple_GET_ITEM(columns, k);
         for (++c; c < kColumns && !counts(active, c);) ++c;
         View v{};
-        if (affine == Py_None) {
+        double constant = 0, slope = 0;
+        if (affine != Py_None) {
+            constant = PyFloat_AS_DOUBLE(PyTuple_GET_ITEM(affine, 0));
+            slope = PyFloat_AS_DOUBLE(PyTuple_GET_ITEM(affine, 1));
+        } else {
             if (!given.object) given.object = called_at(own_time, times);
             if (!given.object || !view(PyTuple_GET_ITEM(given.object, next++), v) || v.is_tensor ||
                 v.kind != Kind::f64 || v.ndim != 1 || v.count != static_cast<int64_t>(times.size()))
                 return false;
         }
-        for (size_t b = 0; b < times.size(); ++b) {
-            const double number = v.data ? reinterpret_cast<const double*>(v.data)[b]
-                                         : PyFloat_AS_DOUBLE(PyTuple_GET_ITEM(affine, 0)) +
-                                               PyFloat_AS_DOUBLE(PyTuple_GET_ITEM(affine, 1)) * times[b];
-            if (!is_single(number)) return false;
-            if (c < kColumns) rows[kColumns * b + static_cast<size_t>(c)] = number;
-        }
+        const auto* const each = reinterpret_cast<const double*>(v.data);
+        const double* const t = times.data();
+        bool good = true;
+        const auto checked = [&](int64_t b) {
+            const double number = each ? each[b] : constant + slope * t[b];
+            good &= is_single(number);
+            return number;
+        };
+        if (c < kColumns) rows.write(c, checked);
+        for (int64_t b = 0; b < rows.count && c >= kColumns; ++b) checked(b);
+        if (!good) return false;
     }
     return true;
 }
