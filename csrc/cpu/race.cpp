@@ -3,9 +3,9 @@
 // first-level cache: for the largest logits of its blocks, for the race, and for the sums of exponentials.
 //
 // Few words need a logarithm. As -ln U >= 1 - U, a token of a block whose largest score without noise is h can beat the
-// best score so far only if 2 (1 - U) <= e^(h - best); so one comparison of the upper word answers for most of them. Of
-// a group with a word that passes, the scores are bounded and then computed in floats, and exactly only where those
-// leave a doubt about the winner.
+// best score so far only if 2 (1 - U) <= e^(h - best); so one comparison of the upper word answers for most of them.
+// Groups with a word that passes are kept until there are some: their scores are bounded, then computed in floats, and
+// exactly only where those leave a doubt about the winner.
 #include "../core/race.h"
 
 #include <algorithm>
@@ -102,7 +102,7 @@ template <DType type>
 
 class Runner {
   public:
-    // Groups that may have the winner, the first ones of a row or one: their words, and upper bounds of their scores.
+    // Groups that may have the winner, not yet tried: their words, and upper bounds of their scores.
     static constexpr int kOpening = std::min(512 / kGroup, 64);
     struct Opening {
         int groups;
@@ -120,7 +120,7 @@ class Runner {
     // The words below which no token of a block can win, for the blocks from `from` on.
     [[gnu::noinline, gnu::flatten]] void bound(const Chunk& chunk, int from) {
         if (at_least_ == -INFINITY) {
-            std::fill_n(bound_, chunk.blocks, 0u);
+            for (int b = 0; b < chunk.blocks; b += kW) Lane::store(bound_ + b, Lane::splat(0u));
             return;
         }
         const Lead lead(at_least_);
@@ -144,7 +144,7 @@ class Runner {
             const U32 most = Lane::max(Lane::max(words.w[0], words.w[1]), Lane::max(words.w[2], words.w[3]));
             const int b = g / kGroupsOfBlock, at = kGroup * g;
             if (Lane::any_from(most, bound_[b])) [[unlikely]]
-                if (take(words, chunk.block(b) + kGroup * (g % kGroupsOfBlock), token + at)) bound(chunk, b);
+                if (keep(words, chunk.block(b) + kGroup * (g % kGroupsOfBlock), token + at) && open()) bound(chunk, b);
         };
         const auto empty = [&](int g) { return chunk.of_block[g / kGroupsOfBlock] == -INFINITY; };
         const int groups = kGroupsOfBlock * chunk.blocks;
@@ -210,26 +210,41 @@ class Runner {
         return Lane::from(Lane::as_bits(chance), 0x3F7FC000u, Lane::splat(0u), below);
     }
 
-    // Tries the tokens of a group that may win. True: there is a new best.
-    [[gnu::noinline, gnu::flatten]] bool take(const Words<U32>& words, const float* x, int64_t token) {
-        Opening& o = opening_;
-        const int at = kGroup * o.groups;
-        o.x[o.groups] = x, o.token[o.groups++] = token;
-        Lane::store(o.most + kW * (o.groups - 1), promise(words, x, o.words + at, o.promises + at));
-        if (at_least_ > -INFINITY) return try_all(-1);
-        return o.groups == kOpening && open();
+    // Keeps a group that may have the winner. True: there is no room for another.
+    bool keep(const Words<U32>& words, const float* x, int64_t token) {
+        const int g = opening_.groups;
+        for (int i = 0; i < 4; ++i) Lane::store(opening_.words + kGroup * g + kW * i, words.w[i]);
+        opening_.x[g] = x, opening_.token[g] = token;
+        return (opening_.groups = g + 1) == kOpening;
     }
 
-    // Tries of the first groups the most promising token, and then those that may still win.
+    // Tries the tokens of the groups that were kept: of the first ones the most promising, and then those that may
+    // still win. True: there is a new best.
     [[gnu::noinline, gnu::flatten]] bool open() {
-        const Opening& o = opening_;
-        F32 most = Lane::load(o.most);
-        for (int g = 1; g < o.groups; ++g) most = Lane::max(most, Lane::load(o.most + kW * g));
-        const float top = Lane::largest(most);
-        int leader = kGroup * std::countr_zero(groups_from(top));
-        leader += std::countr_zero(from<kGroup>(o.promises + leader, top));
-        const bool better = lead(leader) || try_at(leader);
-        return try_all(leader) || better;
+        Opening& o = opening_;
+        F32 most = Lane::splat(-kFar);
+        for (int g = 0; g < o.groups; ++g) {
+            const F32 largest = promise(o.x[g], o.words + kGroup * g, o.promises + kGroup * g);
+            Lane::store(o.most + kW * g, largest);
+            most = Lane::max(most, largest);
+        }
+        int leader = -1;
+        bool better = false;
+        if (at_least_ == -INFINITY) {
+            const float top = Lane::largest(most);
+            leader = kGroup * std::countr_zero(groups_from(top));
+            leader += std::countr_zero(from<kGroup>(o.promises + leader, top));
+            better = lead(leader) || try_at(leader);
+        }
+        for (uint64_t groups = groups_from(enough()); groups; groups &= groups - 1) {
+            const int g = std::countr_zero(groups);
+            for (uint64_t may = from<kGroup>(o.promises + kGroup * g, enough()); may; may &= may - 1) {
+                const int i = kGroup * g + std::countr_zero(may);
+                if (i != leader && o.promises[i] >= enough()) better |= try_at(i);
+            }
+        }
+        o.groups = 0;
+        return better;
     }
 
     // Makes a token the best by its upper bound alone, if the lower one is close. True: it is.
@@ -242,20 +257,6 @@ class Runner {
         at_least_ = most - kGap - error, at_most_ = most + error;
         exact_ = false, bounded_ = true;
         return true;
-    }
-
-    // Tries those that may win, but for the leader.
-    [[gnu::noinline, gnu::flatten]] bool try_all(int leader) {
-        bool better = false;
-        for (uint64_t groups = groups_from(enough()); groups; groups &= groups - 1) {
-            const int g = std::countr_zero(groups);
-            for (uint64_t may = from<kGroup>(opening_.promises + kGroup * g, enough()); may; may &= may - 1) {
-                const int i = kGroup * g + std::countr_zero(may);
-                if (i != leader && opening_.promises[i] >= enough()) better |= try_at(i);
-            }
-        }
-        opening_.groups = 0;
-        return better;
     }
 
     bool try_at(int i) {
@@ -283,18 +284,18 @@ class Runner {
         return ~below;
     }
 
-    // Writes the words of a group in the order of its tokens, and upper bounds of their scores, but for a doubt: the
-    // bits of a float grow at most like its logarithm. Returns the largest in each lane.
-    F32 promise(const Words<U32>& words, const float* x, uint32_t* in_order, float* promises) const {
+    // Puts the words of a group into the order of its tokens, and writes upper bounds of their scores, but for a doubt:
+    // the bits of a float grow at most like its logarithm. Returns the largest in each lane.
+    F32 promise(const float* x, uint32_t* words, float* promises) const {
         const F32 high = Lane::splat(r.scale.high);
         F32 ordered[4], largest = Lane::splat(-kFar);
-        for (int i = 0; i < 4; ++i) ordered[i] = Lane::as_float(words.w[i]);
+        for (int i = 0; i < 4; ++i) ordered[i] = Lane::as_float(Lane::load(words + kW * i));
         Lane::in_order(ordered);
         for (int i = 0; i < 4; ++i) {
             const U32 word = Lane::as_bits(ordered[i]), rest = Lane::bit_xor(word, Lane::splat(~uint32_t{0}));
             const F32 bits = Lane::to_float(Lane::as_bits(Lane::to_float(Lane::template shift_right<1>(rest))));
             const F32 tilted = Lane::fma(Lane::load(x + kW * i), high, Lane::splat(157 * kLn2f));
-            Lane::store(in_order + kW * i, word);
+            Lane::store(words + kW * i, word);
             const F32 most = Lane::fma(bits, Lane::splat(-kLn2f * 0x1p-23f), tilted);
             const F32 bounded = Lane::within(most, Lane::splat(-kFar), Lane::splat(kFar));
             Lane::store(promises + kW * i, bounded);
