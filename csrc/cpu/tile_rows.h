@@ -325,7 +325,7 @@ struct Rows {
 
     // Looks up the rows of the next n elements, `left` of which are in this segment: one row, or the coefficients of
     // each element.
-    void select(int64_t at, int64_t segment, int64_t left, int n) {
+    [[gnu::noinline]] void select(int64_t at, int64_t segment, int64_t left, int n) {
         if (s.row_for_each()) return select_for_each(at, n);
         row = table_row(segment);
         per_element = left < n;
@@ -368,7 +368,7 @@ struct Rows {
     }
 
     // Whole vectors are written: those that reach into the next segment before its own.
-    [[gnu::noinline]] void expand(int64_t segment, int64_t left, int n) {
+    void expand(int64_t segment, int64_t left, int n) {
         const Real* rows[kTile];
         int count = 0, end = 0;
         for (; end < n; end += static_cast<int>(least(count++ ? s.segment : left, n)))

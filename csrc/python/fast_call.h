@@ -446,7 +446,8 @@ class FastCall {
             if (!is_single(alpha.of(b)) || !is_single(sigma.of(b))) return false;
         OwnRows own;
         if (!hold_rows(own)) return false;
-        rows_of_levels(own_time_, 2, call.active, own, [&](int k, int64_t b) { return (k ? sigma : alpha).of(b); });
+        const Level both[] = {{alpha.values.get(), alpha.count != 1}, {sigma.values.get(), sigma.count != 1}};
+        rows_of_levels(own_time_, both, call.active, own);
         return true;
     }
 

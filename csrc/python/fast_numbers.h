@@ -42,7 +42,7 @@ class FastArray {
 
     // False, perhaps with a Python error: it is not plain, but `watched` may be watched by autograd. turned: where
     // given, many elements whose planes are turned stay as they lie, as x.
-    bool read(PyObject* o, PyObject* watched = nullptr, Turned* turned = nullptr) {
+    [[gnu::noinline]] bool read(PyObject* o, PyObject* watched = nullptr, Turned* turned = nullptr) {
         constexpr int64_t kMost = int64_t{1} << 34;  // elements: beyond are errors, which should not wait for a copy
         if (see(o, watched)) return true;
         if (PyArray_CheckExact(o) && PyArray_ISBYTESWAPPED(array(o)))

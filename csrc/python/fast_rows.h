@@ -38,14 +38,24 @@ struct OwnRows {
     template <class Number>
     void write(int column, const Number& number) const {
         const FloatMode mode;
-        for (int64_t b = 0; b < count && wide; ++b) wide[kColumns * b + column] = number(b);
-        for (int64_t b = 0; b < count && !wide; ++b) rounded[kColumns * b + column] = static_cast<float>(number(b));
+        for (int64_t b = 0; b < count; ++b) {
+            const int64_t at = kColumns * b + column;
+            if (wide)
+                wide[at] = number(b);
+            else
+                rounded[at] = static_cast<float>(number(b));
+        }
     }
 };
 
-// Makes rows of levels: level(k, b) is the k-th one of row b. A column is constant, or a multiple of one level.
-template <class Level>
-void rows_of_levels(PyObject* own_time, int n_levels, uint64_t active, const OwnRows& rows, const Level& level) {
+// The numbers of one level, `step` apart: one for each row, or one for all.
+struct Level {
+    const double* each;
+    int64_t step;
+};
+
+// Makes rows of levels. A column is constant, or a multiple of one level.
+void rows_of_levels(PyObject* own_time, std::span<const Level> levels, uint64_t active, const OwnRows& rows) {
     const auto* const ends = static_cast<const double*>(PyArray_DATA(array(PyTuple_GET_ITEM(own_time, 2))));
     PyObject* const range = PyTuple_GET_ITEM(own_time, 3);
     const bool scales = range != Py_None;
@@ -56,9 +66,9 @@ void rows_of_levels(PyObject* own_time, int n_levels, uint64_t active, const Own
         const bool is_scaled = scales && c >= kAffine[0] && c <= kAffine[0] + 1 + kZ;
         rows.write(c, [&](int64_t b) {
             double number = ends[c];
-            for (int k = 0; k < n_levels && number == 0; ++k) {
-                const double factor = ends[(k + 1) * kColumns + c];
-                if (factor != 0) number = level(k, b) * factor;
+            for (size_t k = 0; k < levels.size() && number == 0; ++k) {
+                const double factor = ends[static_cast<int>(k + 1) * kColumns + c];
+                if (factor != 0) number = levels[k].each[b * levels[k].step] * factor;
             }
             if (is_scaled) number *= scale;
             return is_scaled && c == kAffine[0] ? number + offset : number;
@@ -71,15 +81,15 @@ bool rows_of_levels(PyObject* own_time, std::span<const double> times, uint64_t 
     constexpr Py_ssize_t kMostLevels = 4;
     const Reference levels(called_at(own_time, times));
     if (!levels.object) return false;
-    const auto n = static_cast<int>(std::min(PyTuple_GET_SIZE(levels.object), kMostLevels));
+    const Py_ssize_t n = std::min(PyTuple_GET_SIZE(levels.object), kMostLevels);
     double one[kMostLevels];
-    const double* each[kMostLevels];
-    for (int k = 0; k < n; ++k) {
+    Level each[kMostLevels];
+    for (Py_ssize_t k = 0; k < n; ++k) {
         PyObject* const level = PyTuple_GET_ITEM(levels.object, k);
         if (times.size() == 1) one[k] = PyFloat_AsDouble(level);
-        each[k] = times.size() == 1 ? one + k : static_cast<const double*>(PyArray_DATA(array(level)));
+        each[k] = {times.size() == 1 ? one + k : static_cast<const double*>(PyArray_DATA(array(level))), 1};
     }
-    rows_of_levels(own_time, n, active, rows, [&](int k, int64_t b) { return each[k][b]; });
+    rows_of_levels(own_time, std::span(each, static_cast<size_t>(n)), active, rows);
     return true;
 }
 

@@ -171,7 +171,7 @@ void turn_few(const char* from, char* to, const Axis& row, const Axis& column) {
 }
 
 // The same of eight bytes, two by two: four would fill two registers of some processors.
-void turn_pairs(const char* from, char* to, const Axis& row, const Axis& column) {
+[[gnu::noinline]] void turn_pairs(const char* from, char* to, const Axis& row, const Axis& column) {
     using Two [[gnu::vector_size(16)]] = uint64_t;
     constexpr int64_t size = sizeof(uint64_t);
     const int64_t rows = row.length / 2 * 2, columns = column.length / 2 * 2;
@@ -192,7 +192,7 @@ void turn_pairs(const char* from, char* to, const Axis& row, const Axis& column)
 
 // The same, of four bytes eight columns at a time, where the processor has such vectors.
 template <class T>
-void turn_plane(const char* from, char* to, const Axis& row, const Axis& column) {
+[[gnu::noinline]] void turn_plane(const char* from, char* to, const Axis& row, const Axis& column) {
     constexpr int64_t size = sizeof(T);
     const auto turn = size == 4 && column.from % size == 0 && row.to % size == 0 ? kernels().turn : nullptr;
     const int64_t rows = turn ? row.length / 4 * 4 : 0, columns = rows ? column.length / 8 * 8 : 0;
@@ -208,6 +208,16 @@ void turn_plane(const char* from, char* to, const Axis& row, const Axis& column)
     rest(0, columns, rows, column.length - columns);
 }
 
+using Turn = void (*)(const char* from, char* to, const Axis& row, const Axis& column);
+
+template <class T>
+constexpr Turn turn_of() {
+    if constexpr (sizeof(T) < 8)
+        return turn_plane<T>;
+    else
+        return turn_pairs;
+}
+
 // Copies rows x columns elements in the order of `from`: to lines of `to` that stay in the nearest cache, else by a
 // buffer, since lines that are far apart may take each other's place there.
 template <class T>
@@ -220,10 +230,7 @@ void copy_turned(const Tiles& t, const char* from, char* to, int64_t rows, int64
     const Axis row{rows, t.row.from, direct ? t.row.to : columns * size};
     const Axis column{columns, t.column.from, direct ? t.column.to : size};
     const bool turns = row.from == size && column.to == size && rows > 2 && columns > 2;
-    if constexpr (size < 8)
-        turns ? turn_plane<T>(from, near, row, column) : copy_plane<T>(from, near, row, column);
-    else
-        turns ? turn_pairs(from, near, row, column) : copy_plane<T>(from, near, row, column);
+    (turns ? turn_of<T>() : copy_plane<T>)(from, near, row, column);
     if (direct) return;
     for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * t.row.to, near + r * row.to, static_cast<size_t>(row.to));
 }
@@ -252,18 +259,14 @@ class Walk {
 };
 
 // Copies rows x columns elements of several axes: lines of `from` to a buffer, which is turned to lines of `to`.
-template <class T>
-void copy_gathered(const Tiles& t, const char* from, char* to, int64_t r, int64_t c, int64_t rows, int64_t columns) {
-    constexpr int64_t size = sizeof(T);
+void copy_gathered(const Tiles& t, int64_t size, Turn turn, const char* from, char* to, int64_t r, int64_t c,
+                   int64_t rows, int64_t columns) {
     alignas(kLine) char lines[kTile], turned[kTile];
     const Axis row{rows, size, columns * size}, column{columns, rows * size, size};
     Walk from_lines(t.column_axes, t.n_column_axes, &Axis::from, c);
     for (int64_t i = 0; i < columns; ++i)
         std::memcpy(lines + i * column.from, from + r * size + from_lines.next(), static_cast<size_t>(column.from));
-    if constexpr (size < 8)
-        turn_plane<T>(lines, turned, row, column);
-    else
-        turn_pairs(lines, turned, row, column);
+    turn(lines, turned, row, column);
     Walk to_lines(t.row_axes, t.n_row_axes, &Axis::to, r);
     for (int64_t i = 0; i < rows; ++i)
         std::memcpy(to + c * size + to_lines.next(), turned + i * row.to, static_cast<size_t>(row.to));
@@ -290,7 +293,7 @@ void copy_tiles(const Copy& copy, const Tiles& t, int64_t begin, int64_t end) {
         }
         const int64_t rows = std::min(t.rows, t.row.length - r), columns = std::min(t.columns, t.column.length - c);
         if (t.is_gathered) {
-            copy_gathered<T>(t, from, to, r, c, rows, columns);
+            copy_gathered(t, sizeof(T), turn_of<T>(), from, to, r, c, rows, columns);
             continue;
         }
         from += r * t.row.from + c * t.column.from;
