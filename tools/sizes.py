@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 # Compressed. The extension differs between compilers, the rest of a wheel does not.
-MOST = {"extension": 835_000, "all else of the wheel": 740_000, "source": 2_097_152}
+MOST = {"extension": 845_000, "all else of the wheel": 740_000, "source": 2_097_152}
 
 
 def parts(file: Path) -> dict[str, int]:

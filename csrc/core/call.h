@@ -53,7 +53,8 @@ struct Call {
     uint64_t active;       // bit c: column c is multiplied; kTimesClean, kTimesRoot
     const int64_t* index;  // the row of each segment of `segment` elements
     int64_t segment;
-    int64_t period;  // or, beyond 0: the elements of a sample take the next `period` rows of index in turn
+    int64_t period;     // or, beyond 0: the elements of a sample take the next `period` rows of index in turn
+    int64_t by_column;  // whether the rows lie column by column, (36, n_rows): on CPUs alone
     const void* in[kSlots];
     void* out[3];
     DType in_type[kSlots];
@@ -85,6 +86,10 @@ struct Call {
 
     constexpr DType type_of(int output) const { return output == 0 ? out_type : type; }
     constexpr bool row_for_each() const { return period || by_level; }
+    // The place of a number in `rows`.
+    constexpr int64_t place_of(int64_t row, int column) const {
+        return by_column ? column * n_rows + row : kColumns * row + column;
+    }
 };
 
 // rint(2^32 p): from 2^52 on, numbers have a last place of 1.

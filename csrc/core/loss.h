@@ -27,36 +27,22 @@ constexpr void add_half(Real* sum, int half, int first = 0, int step = 1) {
     for (int j = first; j < half; j += step) sum[j] = sum[j] + sum[j + half];
 }
 
-// Halves until one is left; n is a power of two.
-template <class Real>
-constexpr Real halve(Real* sum, int n) {
-    for (int half = n / 2; half > 0; half /= 2) add_half(sum, half);
-    return sum[0];
-}
-
-// The sums of chunks of n <= 64 elements each, one after another: like SquareSum below, without the zeros. half: the
-// largest power of two below n, or 1. As many numbers may be read after the last chunk.
-template <int half = kAccumulators / 2, class Real>
-inline void sums_of_few(const Real* square, int n, int count, double* sums) {
-    if constexpr (half > 1)
-        if (n <= half) return sums_of_few<half / 2>(square, n, count, sums);
-    for (int i = 0; i < count; ++i, square += n) {
-        Real sum[half];
-        for (int j = 0; j < half; ++j) {
-            const Real other = square[j + half];  // read in any case, so that it is done in vectors
-            sum[j] = square[j] + (j + half < n ? other : Real{0});
-        }
-        sums[i] = static_cast<double>(halve(sum, half));
+// Halves until one is left; n is a power of two. (In a loop over all halves the sums would leave their registers.)
+template <int n, class Real>
+constexpr Real halve(Real* sum) {
+    if constexpr (n > 1) {
+        add_half(sum, n / 2);
+        return halve<n / 2>(sum);
     }
+    return sum[0];
 }
 
 // W: how many Reals a vector of this lane type holds.
 template <class Lane, int W, class Real>
 class SquareSum {
   public:
-    // Returns the sum of a chunk of n >= 64 elements that lie together. few(p, k): the k < W elements at p, and zeros.
-    template <class Few>
-    static Real of_chunk(const Real* r, int n, const Few& few) {
+    // Returns the sum of a chunk of n elements, a multiple of 64, and of 64 more: the rest of the chunk, and zeros.
+    static Real of_chunk(const Real* r, int n, const Real* rest) {
         constexpr int vectors = kAccumulators / W;
         decltype(Lane::load(r)) sum[vectors];
         const auto add = [&](const Real* from) {
@@ -64,17 +50,13 @@ class SquareSum {
                 sum[v] = Lane::fma(Lane::load(from + v * W), Lane::load(from + v * W), sum[v]);
         };
         for (int v = 0; v < vectors; ++v) sum[v] = Lane::splat(Real{0});
-        int i = 0;
-        for (; i + kAccumulators <= n; i += kAccumulators) add(r + i);
-        for (int v = 0; v < vectors && i < n; ++v, i += W) {
-            const auto x = i + W > n ? few(r + i, n - i) : Lane::load(r + i);
-            sum[v] = Lane::fma(x, x, sum[v]);
-        }
+        for (int i = 0; i + kAccumulators <= n; i += kAccumulators) add(r + i);
+        add(rest);
         for (int half = vectors / 2; half > 0; half /= 2)
             for (int v = 0; v < half; ++v) sum[v] = Lane::add(sum[v], sum[v + half]);
         alignas(64) Real lanes[W];
         Lane::store(lanes, sum[0]);
-        return halve(lanes, W);
+        return halve<W>(lanes);
     }
 
     // Adds the squares of the next n elements of the chunk.
@@ -120,7 +102,7 @@ class SquareSum {
         for (int half = kAccumulators / 2; half >= W; half /= 2)
             for (int j = 0; j < half; j += W)
                 Lane::store(sum_ + j, Lane::add(Lane::load(sum_ + j), Lane::load(sum_ + j + half)));
-        const Real total = halve(sum_, W);
+        const Real total = halve<W>(sum_);
         for (Real& sum : sum_) sum = 0;
         return total;
     }

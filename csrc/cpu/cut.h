@@ -75,7 +75,7 @@ class CutFinder {
                 const double one = terms[i + j];
                 sums[j] += x[i + j] >= least ? one : 0.0;
             }
-        return halve(sums, kLanes);
+        return halve<kLanes>(sums);
     }
     // The terms' sums have a relative error of 2^-53 for each of them, in either order.
     double doubt() const { return c.wanted * static_cast<double>(found_.number) * 0x1p-50; }

@@ -31,7 +31,7 @@ void for_each_span(const Counters& counters, const Real* z, Rows<Real>& rows, in
         const RunPart part = apart ? counters.parts[p] : RunPart{0, counters.size};
         for (int done = 0; done < part.size; at += n, done += n) {
             n = static_cast<int>(least(left, part.size - done));
-            if (apart) rows.row = rows.table_row(segment);
+            if (apart) rows.take_row(segment);
             span(at, z + part.from + done, n);
             if ((left -= n) == 0) ++segment, left = s.segment;
         }

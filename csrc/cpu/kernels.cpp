@@ -158,7 +158,7 @@ void walk(const Call& s, int64_t begin, int64_t end) {
 template <class Real>
 [[gnu::noinline]] bool step_with_loss(const Call& s, const Call& of_loss, int64_t begin, int64_t end, int64_t chunk) {
     Residuals<Real> residuals(of_loss, chunk);
-    RegisterResiduals<Real> in_registers(residuals, of_loss, begin);
+    RegisterResiduals<Real> in_registers(residuals, of_loss, begin, 0);
     if (!in_registers || s.draw == Draw::none) return false;
     step_drawing<Real>(s, begin, end, true, [&](int64_t known) { in_registers.take_to(known); });
     return true;

@@ -18,6 +18,32 @@ double factor_of(const Call& s, int64_t piece) {
 bool has_one_factor(const Call& s) { return !s.weights && !s.upstream; }
 bool has_one_row(const Call& s) { return s.segment >= s.size * s.batch && !s.period; }
 
+// Tells of the numbers of a chunk's last group from `first` on whether they exist: all bits, or none.
+template <int size, class Real>
+struct Existing {
+    using Bits = std::conditional_t<sizeof(Real) == 4, int32_t, int64_t>;
+    Bits bits[size];
+    explicit Existing(int first, int n) {
+        for (int i = 0; i < size; ++i) bits[i] = first + i < n ? -1 : 0;
+    }
+    // The number, or 0. (Without a branch, so that loops of it are done in vectors.)
+    Real operator()(int i, Real number) const { return std::bit_cast<Real>(std::bit_cast<Bits>(number) & bits[i]); }
+};
+
+// The sums of chunks of n <= 64 elements each, one after another: like SquareSum, without the zeros. half: the largest
+// power of two below n, or 1. As many numbers may be read after the last chunk.
+template <int half = kAccumulators / 2, class Real>
+inline void sums_of_few(const Real* square, int n, int count, double* sums) {
+    if constexpr (half > 1)
+        if (n <= half) return sums_of_few<half / 2>(square, n, count, sums);
+    const Existing<half, Real> existing(half, n);
+    for (int i = 0; i < count; ++i, square += n) {
+        Real sum[half];
+        for (int j = 0; j < half; ++j) sum[j] = square[j] + existing(j, square[j + half]);
+        sums[i] = static_cast<double>(halve<half>(sum));
+    }
+}
+
 // Takes the residuals of one element after another.
 template <class Real>
 class Residuals {
@@ -28,14 +54,16 @@ class Residuals {
         begin_chunk();
     }
 
-    // It runs once a tile. It and `end_squares` stand outside, so that the functions with residuals hold no copies.
+    // It runs once a tile. It and `end_squares` stand outside, so that the functions with residuals hold no copies. 63
+    // numbers after the last one may be read.
     [[gnu::noinline]] void take(const Real* r, int64_t at, int n) {
         if (s.out[0]) store_gradient(r, at, n);
         if (!s.chunk_sums) return;
         if (s.piece <= kMostCarried) return take_short(r, n);
         for (int done = 0, size; done < n; done += size) {
             size = static_cast<int>(least(n - done, left_));
-            add(r + done, size);
+            squares_.add(r + done, size);
+            if (left_ -= size; left_ == 0) end_squares();
         }
     }
 
@@ -64,10 +92,13 @@ class Residuals {
         if (left_ -= n; left_ == 0) end_squares();
     }
 
-    // Takes n residuals of the chunk, without a gradient.
-    void add(const Real* r, int n) {
-        squares_.add(r, n);
-        if (left_ -= n; left_ == 0) end_squares();
+    // Takes the last n < 64 residuals of the chunk, in a group of 64, likewise.
+    [[gnu::noinline]] void take_last(Real (&r)[kAccumulators], int n) {
+        const Existing<kAccumulators, Real> existing(0, n);
+        for (int i = 0; i < kAccumulators; ++i) r[i] = existing(i, r[i]);
+        squares_.add_groups([&](int i) { return Lane::load(r + i); }, kAccumulators);
+        left_ -= n;
+        end_squares();
     }
 
   private:
@@ -76,7 +107,7 @@ class Residuals {
     int64_t chunk_, in_piece_;  // the chunk and its first element
     int64_t length_, left_;     // of the chunk
     SquareSum<Lane, kWidth<Real>, Real> squares_;
-    alignas(64) Real staged_[kTile], carried_[kMostCarried];
+    alignas(64) Real staged_[kTile], carried_[kMostCarried + kAccumulators];
     int n_carried_ = 0;
 
     void begin_chunk() { length_ = left_ = least(kLossChunk, s.piece - in_piece_); }
@@ -114,26 +145,18 @@ class Residuals {
         return count * piece;
     }
 
-    // Longer samples that lie whole in the tile.
+    // Longer samples that lie whole in the tile. 63 elements after the last one may be read.
     int add_whole(const Real* r, int n) {
-        const int piece = static_cast<int>(s.piece);
+        const int piece = static_cast<int>(s.piece), whole = piece / kAccumulators * kAccumulators;
+        const Existing<kAccumulators, Real> existing(whole, piece);
+        alignas(64) Real rest[kAccumulators];
         int done = 0;
-        const auto few = [end = r + n](const Real* p, int count) { return first_few(p, count, end); };
-        for (; done + piece <= n; done += piece)
+        for (; done + piece <= n; done += piece) {
+            for (int i = 0; i < kAccumulators; ++i) rest[i] = existing(i, r[done + whole + i]);
             s.chunk_sums[chunk_++] =
-                static_cast<double>(SquareSum<Lane, kWidth<Real>, Real>::of_chunk(r + done, piece, few));
+                static_cast<double>(SquareSum<Lane, kWidth<Real>, Real>::of_chunk(r + done, whole, rest));
+        }
         return done;
-    }
-
-    // The first elements at p, fewer than a vector has, and zeros. end: of the memory that may be read.
-    static Vector<Real> first_few(const Real* p, int count, const Real* end) {
-        if constexpr (sizeof(Real) == sizeof(float))
-            if (end - p >= kWidth<Real>)
-                return Lane::as_float(Lane::from(Lane::load(kLanes.lane), static_cast<uint32_t>(count), Lane::splat(0u),
-                                                 Lane::as_bits(Lane::load(p))));
-        alignas(64) Real few[kWidth<Real>] = {};
-        for (int i = 0; i < count; ++i) few[i] = p[i];
-        return Lane::load(few);
     }
 
     [[gnu::noinline]] void end_squares() { end_chunk(squares_.finish()); }
@@ -169,9 +192,9 @@ constexpr uint64_t kResidualShapes[] = {
 template <class Real>
 struct OneRow {
     const Call& s;
+    Real gathered[kColumns];
     const Real* row;
-    OneRow(const Call& call, int64_t segment)
-        : s(call), row(static_cast<const Real*>(s.rows) + kColumns * row_of(s, segment)) {}
+    OneRow(const Call& call, int64_t segment) : s(call), row(row_at(s, segment, gathered)) {}
     bool clamps() const { return false; }
     int constant(int output) const { return counts(s.active, kAffine[output]) ? kAffine[output] : -1; }
     const Real* coefficient(int column) const { return row + column; }
@@ -190,36 +213,44 @@ struct ResidualRow : RegisterRow<Real, In, shape> {
     }
 };
 
-// Copies the last elements of each array that a row reads: those from `at` on, fewer than 64, padded to whole vectors.
+// Copies bytes, and zeros after them.
+[[gnu::noinline]] const void* padded(void* to, const void* from, int bytes, size_t all) {
+    std::memset(to, 0, all);
+    return std::memcpy(to, from, static_cast<size_t>(bytes));
+}
+
+// The last elements of each array that a row reads: those from `at` on, fewer than 64. They are copied and padded to
+// 64 if so many may not be read, up to `end`.
 template <class Row, DType In>
 struct Last {
     alignas(64) char copies[kSlots][kAccumulators * bytes_of(In)];
     const void* array[kSlots] = {};
-    Last(const Call& s, int64_t at, int n) {
-        constexpr int width = bytes_of(In);
+    Last(const Call& s, int64_t at, int n, int64_t end = 0) {
         for (int slot = 0; slot < kSlots; ++slot)
             if (Row::reads(slot)) {
-                std::memset(copies[slot], 0, sizeof copies[slot]);
-                std::memcpy(copies[slot], static_cast<const char*>(s.in[slot]) + at * width, size_t(n) * width);
-                array[slot] = copies[slot];
+                array[slot] = static_cast<const char*>(s.in[slot]) + at * bytes_of(In);
+                if (at + kAccumulators > end)
+                    array[slot] = padded(copies[slot], array[slot], n * bytes_of(In), sizeof copies[slot]);
             }
     }
 };
 
-// Adds n residuals of a chunk from element `at` on: whole groups of 64, or the last ones.
+// Adds n residuals of a chunk from element `at` on: whole groups of 64, and the last ones. `end`: of the elements that
+// may be read.
 template <class Real, DType In, uint64_t shape>
-[[gnu::flatten]] void take_in_registers(Residuals<Real>& residuals, const Call& s, int64_t at, int n) {
+[[gnu::flatten]] void take_in_registers(Residuals<Real>& residuals, const Call& s, int64_t at, int n, int64_t end) {
     using Row = ResidualRow<Real, In, shape>;
     const OneRow<Real> one(s, at / s.segment);
-    if (n % kAccumulators == 0) {
-        const Row row(one, s.in);
-        return residuals.take_groups([&](int i) { return row.residual(at + i); }, n);
-    }
-    const Last<Row, In> last(s, at, n);
-    const Row row(one, last.array);
+    const int whole = n / kAccumulators * kAccumulators;
+    const Row row(one, s.in);
+    if (whole) residuals.take_groups([&](int i) { return row.residual(at + i); }, whole);
+    if (whole == n) return;
+    at += whole, n -= whole;
     alignas(64) Real r[kAccumulators];
-    for (int i = 0; i < n; i += kWidth<Real>) Lane::store(r + i, row.residual(i));
-    residuals.add(r, n);
+    const Last<Row, In> last(s, at, n, end);
+    const Row of_last(one, last.array);
+    for (int i = 0; i < kAccumulators; i += kWidth<Real>) Lane::store(r + i, of_last.residual(i));
+    residuals.take_last(r, n);
 }
 
 // Writes the gradient of n elements of a piece from element `at` on: their residuals times this factor.
@@ -271,17 +302,17 @@ Function for_residuals(const Call& call, Of of) {
 template <class Real>
 class RegisterResiduals {
   public:
-    // Tells whether it can take this call.
-    RegisterResiduals(Residuals<Real>& residuals, const Call& call, int64_t begin)
-        : residuals_(residuals), s(call), at_(begin), take_(of(call)) {}
+    // Tells whether it can take this call. readable: the end of the elements that may be read beyond those known.
+    RegisterResiduals(Residuals<Real>& residuals, const Call& call, int64_t begin, int64_t readable)
+        : residuals_(residuals), s(call), at_(begin), readable_(readable), take_(of(call)) {}
     explicit operator bool() const { return take_; }
 
     void take_to(int64_t end) {
         while (at_ < end) {
             const int64_t left = residuals_.left(), here = least(left, end - at_);
-            const int64_t n = here < kAccumulators ? here : here / kAccumulators * kAccumulators;
+            const int64_t n = here == left ? here : here / kAccumulators * kAccumulators;
             if (here < least(kAtOnce, left)) return;
-            take_(residuals_, s, at_, static_cast<int>(n));
+            take_(residuals_, s, at_, static_cast<int>(n), readable_);
             at_ += n;
         }
     }
@@ -293,6 +324,7 @@ class RegisterResiduals {
     Residuals<Real>& residuals_;
     const Call& s;
     int64_t at_;
+    const int64_t readable_;
     Take take_;
 
     static Take of(const Call& call) {
@@ -340,20 +372,25 @@ void loss_range(const Call& s, int64_t begin_chunk, int64_t end_chunk, bool stay
     Arrays<Real> arrays(s, stay);
     if (write_gradient(s, arrays, begin, end)) return;
     Residuals<Real> residuals(s, begin_chunk, &arrays);
+    alignas(64) Real r[kTile + kAccumulators];
     if (const Real* const itself = are_known<Real>(s)) {
-        for (int64_t at = begin; at < end; at += kTile)
-            residuals.take(itself + at, at, static_cast<int>(least(kTile, end - at)));
+        for (int64_t at = begin; at < end; at += kTile) {
+            const auto size = static_cast<int>(least(kTile, end - at));
+            const bool whole = end - at >= kTile + kAccumulators;  // may be read beyond the tile
+            if (!whole) std::memcpy(r, itself + at, sizeof(Real) * static_cast<size_t>(size));
+            residuals.take(whole ? itself + at : r, at, size);
+        }
         return;
     }
     Rows<Real> rows(s);
-    alignas(64) Real r[kTile + kOverhang];
     const auto tile = [&](int64_t at, int size) {
         arrays.load(at, size);
         rows.apply(r, size, rows.out[0], arrays.value, false);
         residuals.take(r, at, size);
     };
     if (s.draw == Draw::none) {
-        if (RegisterResiduals<Real> in_registers(residuals, s, begin); in_registers) return in_registers.take_to(end);
+        if (RegisterResiduals<Real> in_registers(residuals, s, begin, s.size * s.batch); in_registers)
+            return in_registers.take_to(end);
         for (int64_t at = begin; at < end;) {
             const int size = static_cast<int>(least(rows.most, end - at));
             rows.select(at, at / s.segment, s.segment - at % s.segment, size);

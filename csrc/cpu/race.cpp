@@ -360,7 +360,7 @@ constexpr int kHalf = kW / Lane::halves, kSums = kAccumulators / kHalf;
         for (int i = 0; i < half; ++i) sums[i] = Lane::add(sums[i], sums[i + half]);
     alignas(64) double last[kHalf];
     Lane::store(last, sums[0]);
-    return halve(last, kHalf);
+    return halve<kHalf>(last);
 }
 
 // Adds the terms of a chunk, in the order of a loss's chunk. `kept`: null, or where to write them, whole blocks.

@@ -281,6 +281,16 @@ inline void sum_terms(Real* out, int size, int n, const Real* k, const Real* con
 // The columns that a table of rows by grey level has.
 constexpr int kByLevel[2] = {kAffine[0], kAffine[0] + 1 + kZ};
 
+// Returns the row of a segment. One whose numbers lie apart is written to `gathered`.
+template <class Real>
+[[gnu::noinline]] const Real* row_at(const Call& s, int64_t segment, Real (&gathered)[kColumns]) {
+    const auto* const from = static_cast<const Real*>(s.rows) + s.place_of(row_of(s, segment), 0);
+    if (!s.by_column) return from;
+    for (uint64_t left = s.active & ((uint64_t{1} << kColumns) - 1); left; left &= left - 1)
+        gathered[std::countr_zero(left)] = from[std::countr_zero(left) * s.n_rows];
+    return gathered;
+}
+
 template <class Real>
 struct Rows {
     const Call& s;
@@ -288,6 +298,7 @@ struct Rows {
     bool wants_clean, per_element = false;
     int used_columns[kColumns], n_used = 0;
     const Real* row = nullptr;  // the tile's one row, if it has one
+    Real gathered[kColumns];    // the same, of rows that lie column by column
     // The coefficients of a tile's elements, one used column after another. Threads have small stacks. So there is room
     // for all columns of half a tile, or for half of the columns of a whole one, which is more than samplers use.
     static constexpr int kHalf = kTile / 2 + kOverhang;
@@ -313,7 +324,7 @@ struct Rows {
             place[column] = n_used++ * (most + kOverhang);
         }
         for (int i = 0; i < kLookedUp && s.by_level; ++i)
-            for (int c = 0; c < 2; ++c) level[c][i] = static_cast<float>(table()[kColumns * i + kByLevel[c]]);
+            for (int c = 0; c < 2; ++c) level[c][i] = static_cast<float>(table()[s.place_of(i, kByLevel[c])]);
         per_element = s.row_for_each();
     }
 
@@ -321,15 +332,15 @@ struct Rows {
     bool clamps() const { return nf::clamps(s.active); }
 
     const Real* table() const { return static_cast<const Real*>(s.rows); }
-    const Real* table_row(int64_t segment) const { return table() + kColumns * row_of(s, segment); }
+
+    void take_row(int64_t segment) { row = row_at(s, segment, gathered); }
 
     // Looks up the rows of the next n elements, `left` of which are in this segment: one row, or the coefficients of
     // each element.
     [[gnu::noinline]] void select(int64_t at, int64_t segment, int64_t left, int n) {
         if (s.row_for_each()) return select_for_each(at, n);
-        row = table_row(segment);
         per_element = left < n;
-        if (per_element) expand(segment, left, n);
+        per_element ? expand(segment, left, n) : take_row(segment);
     }
 
     void select_for_each(int64_t at, int n) { s.by_level ? select_levels(at, n) : select_period(at, n); }
@@ -341,7 +352,7 @@ struct Rows {
             for (; i + Lane::width <= n; i += Lane::width)
                 for (int c = 0; c < 2; ++c) Lane::store(of_column(kByLevel[c]) + i, Lane::lookup(level[c], x + i));
         for (; i < n; ++i)
-            for (const int column : kByLevel) of_column(column)[i] = table()[kColumns * x[i] + column];
+            for (const int column : kByLevel) of_column(column)[i] = table()[s.place_of(x[i], column)];
     }
 
     // A short period is written once a sample. A tile reads it from the place where the tile begins.
@@ -355,13 +366,13 @@ struct Rows {
         const int own = repeats ? static_cast<int>(s.period) : n;
         int64_t rows_of[kTile];
         for (int i = 0; i < own; ++i) {
-            rows_of[i] = kColumns * row_of(s, sample * s.period + in_turn);
+            rows_of[i] = s.place_of(row_of(s, sample * s.period + in_turn), 0);
             if (++in_turn == s.period) in_turn = 0;
             if (++in_sample == s.size) ++sample, in_sample = 0;
         }
         for (int u = 0; u < n_used; ++u) {
             Real* const to = of_column(used_columns[u]);
-            const Real* const from = table() + used_columns[u];
+            const Real* const from = table() + s.place_of(0, used_columns[u]);
             for (int i = 0; i < own; ++i) to[i] = from[rows_of[i]];
             for (int i = own; i < most + own && repeats; ++i) to[i] = to[i - own];
         }
@@ -369,23 +380,23 @@ struct Rows {
 
     // Whole vectors are written: those that reach into the next segment before its own.
     void expand(int64_t segment, int64_t left, int n) {
-        const Real* rows[kTile];
-        int count = 0, end = 0;
-        for (; end < n; end += static_cast<int>(least(count++ ? s.segment : left, n)))
-            rows[count] = table_row(segment++);
-        const int first = static_cast<int>(left), each = static_cast<int>(least(s.segment, n)), last = each - (end - n);
+        const int first = static_cast<int>(left), each = static_cast<int>(least(s.segment, n)),
+                  whole = (n - 1 - first) / each, last = n - first - whole * each;
+        const int64_t down = s.place_of(1, 0);
+        int64_t rows[kTile + 1];
+        for (int k = 0; k < whole + 2; ++k) rows[k] = down * row_of(s, segment + k);
         for (int u = 0; u < n_used; ++u) {
             const int column = used_columns[u];
-            const auto fill = [column](Real* to, int size, const Real* from) {
-                const auto c = Lane::splat(from[column]);
+            const auto fill = [from = table() + s.place_of(0, column)](Real* to, int size, int64_t row) {
+                const auto c = Lane::splat(from[row]);
                 int i = 0;
                 do Lane::store(to + i, c);
                 while ((i += kWidth<Real>) < size);
                 return to + size;
             };
             Real* to = fill(of_column(column), first, rows[0]);
-            for (int k = 1; k < count - 1; ++k) to = fill(to, each, rows[k]);
-            fill(to, last, rows[count - 1]);
+            for (int k = 1; k <= whole; ++k) to = fill(to, each, rows[k]);
+            fill(to, last, rows[whole + 1]);
         }
     }
 

@@ -104,6 +104,11 @@ class FastCall {
     // Whether numbers (n_rows,) are one for each row: those of float times have the shape of the times.
     bool takes_weights() const { return !times_.data || index_.ndim == 1; }
 
+    // Takes one row for all elements if those of all times are the same: segments cost time. `piece` is known by now.
+    void join_rows() {
+        if (rows_alike_ && !call.weights && !call.period && !turned.any()) call.segment = x.count;
+    }
+
     // Of the row numbers, or the times.
     int index_axes() const { return index_.ndim; }
 
@@ -129,6 +134,7 @@ class FastCall {
     Numbers<double, kColumns> wide_;    // rows of times
     Numbers<float, kColumns> rounded_;  // the same, or a table's rows
     bool own_rows_ = false;             // whether the table is of this call alone
+    bool rows_alike_ = false;           // whether the rows of all times are the same
     PyObject* past_ = nullptr;          // a tuple
     // Copies of arrays that kernels cannot read; those of row numbers are in D's place.
     struct Copies {
@@ -412,14 +418,21 @@ class FastCall {
             std::min(PyFloat_AsDouble(PyTuple_GET_ITEM(own_time_, 1)), std::numeric_limits<double>::max());
         const bool by_column = PyTuple_GET_ITEM(own_time_, 2) == Py_None;
         const std::span<const double> times(times_.data, static_cast<size_t>(indices));
-        bool good = true, negative = false;
-        for (const double t : times) good &= t >= 0 && t <= last, negative |= std::signbit(t);
-        if (!good || (by_column && negative)) return false;
+        int64_t least = std::bit_cast<int64_t>(last), greatest = 0;  // the bits of positive numbers rise with them
+        for (const double t : times) {
+            least = std::min(least, std::bit_cast<int64_t>(t));
+            greatest = std::max(greatest, std::bit_cast<int64_t>(t));
+        }
+        if (least < 0 || greatest > std::bit_cast<int64_t>(last)) return false;
         const auto is = [&](double number) { return std::count(times.begin(), times.end(), number); };
         if (!by_column && is(1) && is(0) + is(1) == indices) return false;  // which may give a warning
         OwnRows own;
-        return hold_rows(own) && (by_column ? rows_of_columns(own_time_, times, call.active, own)
-                                            : rows_of_levels(own_time_, times, call.active, own));
+        if (!hold_rows(own)) return false;
+        if (!by_column) return rows_of_levels(own_time_, times, call.active, own);
+        const double first = std::bit_cast<double>(least), final = std::bit_cast<double>(greatest);
+        const bool good = rows_of_columns(own_time_, times, first, final, call.active, own);
+        rows_alike_ = own.alike;
+        return good;
     }
 
     // Takes memory for one row for each index, and makes them the call's rows.
@@ -428,8 +441,8 @@ class FastCall {
         const bool is_wide = call.type == DType::f64;
         if (!copy(indices) || !(is_wide ? wide_.take(n) : rounded_.take(n))) return false;
         std::iota(copied_.data, copied_.data + indices, 0);
-        own = {is_wide ? wide_.data : nullptr, rounded_.data, indices};
-        call.n_rows = indices;
+        own = {is_wide ? wide_.data : nullptr, rounded_.data, indices, true};
+        call.n_rows = indices, call.by_column = 1;
         call.rows = is_wide ? static_cast<const void*>(wide_.data) : rounded_.data;
         return true;
     }
@@ -493,7 +506,7 @@ class FastCall {
             const int column = first + 1 + kZ;
             for (int64_t b = 0; b < indices; ++b) {
                 if (!counts(call.active, column)) break;
-                const int64_t at = kColumns * row_of(call, b) + column;
+                const int64_t at = call.place_of(row_of(call, b), column);
                 if (call.type == DType::f64 ? static_cast<const double*>(call.rows)[at] != 0
                                             : static_cast<const float*>(call.rows)[at] != 0)
                     return false;

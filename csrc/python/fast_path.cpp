@@ -142,6 +142,7 @@ PyObject* fast_mse(PyObject* const* args) {
     if (args[8] == Py_None && !watched) fast.outputs.wanted = 0;
     if (!fast.outputs.make(call)) return nullptr;
     call.piece = call.segment < call.size ? call.segment : call.size;
+    fast.join_rows();
     call.g = PyFloat_AS_DOUBLE(args[6]);
     call.n = static_cast<double>(each ? call.size : fast.x.count);
     FastNumbers losses(each ? call.batch : 1, !each);

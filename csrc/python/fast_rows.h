@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows of times and levels of the fast path, (n, kColumns), from what a table says of its own time (`timed` of
+// Rows of times and levels of the fast path, column by column, from what a table says of its own time (`timed` of
 // fast_call.h).
 #pragma once
 #include <cmath>
@@ -30,21 +30,18 @@ PyObject* called_at(PyObject* own_time, std::span<const double> times) {
 
 // Rows of the call's arithmetic, of which only the active columns are written.
 struct OwnRows {
-    double* wide;    // or null:
+    double* wide;    // (kColumns, count); or null:
     float* rounded;  // these ones are
     int64_t count;
+    bool alike;  // whether all rows are the same
 
     // number(b) is that of row b.
     template <class Number>
     void write(int column, const Number& number) const {
         const FloatMode mode;
-        for (int64_t b = 0; b < count; ++b) {
-            const int64_t at = kColumns * b + column;
-            if (wide)
-                wide[at] = number(b);
-            else
-                rounded[at] = static_cast<float>(number(b));
-        }
+        const int64_t at = column * count;
+        for (int64_t b = 0; b < count && wide; ++b) wide[at + b] = number(b);
+        for (int64_t b = 0; b < count && !wide; ++b) rounded[at + b] = static_cast<float>(number(b));
     }
 };
 
@@ -97,8 +94,9 @@ bool is_single(double number) { return std::fabs(number) <= std::numeric_limits<
 
 // Makes rows of columns: each is constant + slope t, or one of float64 (n,) that the function gives, in their order.
 // Those after the active ones are only looked at. All are numbers that a float holds; else false, or with a Python
-// error, that of the function.
-bool rows_of_columns(PyObject* own_time, std::span<const double> times, uint64_t active, const OwnRows& rows) {
+// error, that of the function. first, last: of the times.
+bool rows_of_columns(PyObject* own_time, std::span<const double> times, double first, double last, uint64_t active,
+                     OwnRows& rows) {
     PyObject* const columns = PyTuple_GET_ITEM(own_time, 3);
     Reference given(nullptr);
     Py_ssize_t next = 0;
@@ -106,28 +104,27 @@ bool rows_of_columns(PyObject* own_time, std::span<const double> times, uint64_t
     for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(columns); ++k) {
         PyObject* const affine = PyTuple_GET_ITEM(columns, k);
         for (++c; c < kColumns && !counts(active, c);) ++c;
-        View v{};
-        double constant = 0, slope = 0;
         if (affine != Py_None) {
-            constant = PyFloat_AS_DOUBLE(PyTuple_GET_ITEM(affine, 0));
-            slope = PyFloat_AS_DOUBLE(PyTuple_GET_ITEM(affine, 1));
-        } else {
-            if (!given.object) given.object = called_at(own_time, times);
-            if (!given.object || !view(PyTuple_GET_ITEM(given.object, next++), v) || v.is_tensor ||
-                v.kind != Kind::f64 || v.ndim != 1 || v.count != static_cast<int64_t>(times.size()))
-                return false;
+            const double constant = PyFloat_AS_DOUBLE(PyTuple_GET_ITEM(affine, 0)),
+                         slope = PyFloat_AS_DOUBLE(PyTuple_GET_ITEM(affine, 1));
+            if (!is_single(constant + slope * first) || !is_single(constant + slope * last)) return false;
+            if (c >= kColumns) continue;
+            rows.alike &= slope == 0;
+            rows.write(c, [&, t = times.data()](int64_t b) { return constant + slope * t[b]; });
+            continue;
         }
-        const auto* const each = reinterpret_cast<const double*>(v.data);
-        const double* const t = times.data();
+        View v;
+        if (!given.object) given.object = called_at(own_time, times);
+        if (!given.object || !view(PyTuple_GET_ITEM(given.object, next++), v) || v.is_tensor || v.kind != Kind::f64 ||
+            v.ndim != 1 || v.count != static_cast<int64_t>(times.size()))
+            return false;
+        const std::span<const double> each(reinterpret_cast<const double*>(v.data), times.size());
         bool good = true;
-        const auto checked = [&](int64_t b) {
-            const double number = each ? each[b] : constant + slope * t[b];
-            good &= is_single(number);
-            return number;
-        };
-        if (c < kColumns) rows.write(c, checked);
-        for (int64_t b = 0; b < rows.count && c >= kColumns; ++b) checked(b);
+        for (const double number : each) good &= is_single(number);
         if (!good) return false;
+        if (c >= kColumns) continue;
+        rows.alike = false;
+        rows.write(c, [&](int64_t b) { return each[static_cast<size_t>(b)]; });
     }
     return true;
 }

@@ -79,7 +79,7 @@ void take_itself(Call& call) {
     call.active = uint64_t{1} << (kAffine[0] + 1 + slot);
     call.rows =
         call.type == DType::f64 ? static_cast<const void*>(kOnes<double, slot>.data()) : kOnes<float, slot>.data();
-    call.n_rows = 1;
+    call.n_rows = 1, call.by_column = 0;
     for (const void*& in : call.in) in = nullptr;
 }
 

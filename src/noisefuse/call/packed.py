@@ -58,7 +58,7 @@ _HEAD = {"seed sample samples counter": "Q", "step stream": "I", "start run axes
 FIELD = Layout(_HEAD | {"shape stride": f"{AXES}q"})
 CALL = Layout(
     {
-        "batch size": "q", "rows": "Q", "n_rows": "q", "active index": "Q", "segment period": "q",
+        "batch size": "q", "rows": "Q", "n_rows": "q", "active index": "Q", "segment period by_column": "q",
         "in": f"{Z + 1}Q", "out": "3Q", "in_type": f"{Z + 1}i",
         "type out_type draw step_by_index masked field_per_sample by_level": "i",
         "fields transitions keep": "Q", "times piece": "q", "weights upstream": "Q", "upstream_step": "q", "g n": "d",
@@ -123,7 +123,7 @@ def pack(
     codes = [0 if a is None else dtype_code(a.dtype) for a in call.inputs]
     dtype, out = call.dtype, call.outputs[0]
     return CALL.pack(
-        *(call.batch, call.size, rows, len(call.rows.table), call.rows.active, index, call.segment, call.period),
+        *(call.batch, call.size, rows, len(call.rows.table), call.rows.active, index, call.segment, call.period, 0),
         *[0 if a is None else place(a) for a in (*call.inputs, *call.outputs)],
         *codes,
         *(dtype_code(dtype), dtype_code(dtype if out is None else out.dtype), DRAWS[call.draw]),
