@@ -214,7 +214,7 @@ struct ResidualRow : RegisterRow<Real, In, shape> {
 };
 
 // Copies bytes, and zeros after them.
-[[gnu::noinline]] const void* padded(void* to, const void* from, int bytes, size_t all) {
+[[gnu::noinline]] inline const void* padded(void* to, const void* from, int bytes, size_t all) {
     std::memset(to, 0, all);
     return std::memcpy(to, from, static_cast<size_t>(bytes));
 }
