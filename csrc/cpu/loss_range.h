@@ -389,7 +389,7 @@ void loss_range(const Call& s, int64_t begin_chunk, int64_t end_chunk, bool stay
         residuals.take(r, at, size);
     };
     if (s.draw == Draw::none) {
-        if (RegisterResiduals<Real> in_registers(residuals, s, begin, s.size * s.batch); in_registers)
+        if (RegisterResiduals<Real> in_registers(residuals, s, begin, end); in_registers)
             return in_registers.take_to(end);
         for (int64_t at = begin; at < end;) {
             const int size = static_cast<int>(least(rows.most, end - at));
