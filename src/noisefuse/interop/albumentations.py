@@ -72,14 +72,18 @@ class _Keyed(FromItem, OfUnitRange):
         if args or self.replay_mode or self.deterministic:
             return super().__call__(*args, force_apply=force_apply, **data)  # type: ignore[misc]
         self.params = {}
-        if not self.should_apply(force_apply):
+        if self.p < 1 and not self.should_apply(force_apply):
             return data
         # What follows is theirs, without its questions about arguments that these transforms do not have.
-        one = "image" in data and data.keys().isdisjoint(_VOLUMES)
-        params = {"shape": data["image"].shape} if one else self.update_transform_params({}, data)
+        image = data.get("image")
+        one = type(image) is np.ndarray and len(data) == (1 if self.key is None else 2)  # it and its key
+        params = {"shape": image.shape} if one else self.update_transform_params({}, data)
         params.update(self.get_params_dependent_on_data(params, data))
         self.params = params
-        return self.apply_with_params(params, **data)
+        if not one:
+            return self.apply_with_params(params, **data)
+        data["image"] = self.apply(np.ascontiguousarray(image), **params)
+        return data
 
     @property
     def available_keys(self) -> set[str]:
@@ -94,12 +98,12 @@ class _Keyed(FromItem, OfUnitRange):
         noise = noise_by(self.key, data, self.noise_seed, type(self).__name__)
         return noise.seed, int(noise.sample), noise.step
 
-    def _number(self, name: Name, n: int, limits: tuple[float, float]) -> float:
-        """Draws the n-th number, in these limits: by the image's key, or from the transform's own generator."""
-        low, high = limits
+    def _numbers(self, name: Name, *limits: tuple[float, float]) -> list[float]:
+        """Draws a number in each of these limits: by the image's key, or from the transform's own generator."""
         if self.key is None:
-            return low + (high - low) * self.py_random.random()  # `uniform`, with fewer calls
-        return strength(plain(*name).at(stream=64 * n), low, high)
+            drawn = self.py_random.random
+            return [low + (high - low) * drawn() for low, high in limits]  # `uniform`, with fewer calls
+        return [strength(plain(*name).at(stream=64 * n), low, high) for n, (low, high) in enumerate(limits)]
 
     def _top(self, image: Array) -> float:
         """Returns the value of white."""
@@ -120,12 +124,8 @@ class _Keyed(FromItem, OfUnitRange):
 _transforms: weakref.WeakSet[_Keyed] = weakref.WeakSet()  # those in pipelines
 
 
-_VOLUMES = "volume", "volumes"  # whose shape theirs looks at first
+_PIXELS = 0, 0, 0  # the shape of an image with channels
 _TOPS = {d: float(top) for name, top in LEVELS.items() for d in (np.dtype(name), np.dtype(name).newbyteorder())}
-
-
-def _has_channels(params: dict[str, Any]) -> bool:
-    return "shape" not in params or len(params["shape"]) == 3
 
 
 class GaussNoise(_Keyed, albumentations.GaussNoise):
@@ -164,10 +164,12 @@ class GaussNoise(_Keyed, albumentations.GaussNoise):
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         name = self._name(data)
-        std, mean = self._number(name, 0, self.std_range), self._number(name, 1, self.mean_range)
+        std, mean = self._numbers(name, self.std_range, self.mean_range)
         return {"std": std, "mean": mean, "noise": name}
 
-    def apply(self, img: Array, std: float, mean: float, noise: Name, **params: Any) -> Array:
+    def apply(
+        self, img: Array, std: float, mean: float, noise: Name, shape: tuple[int, ...] = _PIXELS, **params: Any
+    ) -> Array:
         """Adds noise to the whole array as one sample, so that frames and slices have different noise."""
         unit = self._top(img)
         result: Array = nf.augment.gaussian(
@@ -176,7 +178,7 @@ class GaussNoise(_Keyed, albumentations.GaussNoise):
             plain(*noise),
             mean=mean * unit,
             layout="HWC",
-            shared=not self.per_channel and _has_channels(params),
+            shared=not self.per_channel and len(shape) == 3,
             clip=(0.0, 1.0) if unit == 1 else None,
             batched=False,
         )
@@ -212,7 +214,7 @@ class ISONoise(_Keyed, albumentations.ISONoise):
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         name = self._name(data)
-        shift, intensity = self._number(name, 0, self.color_shift), self._number(name, 1, self.intensity)
+        shift, intensity = self._numbers(name, self.color_shift, self.intensity)
         return {"color_shift": shift, "intensity": intensity, "noise": name}
 
     def apply(self, img: Array, color_shift: float, intensity: float, noise: Name, **params: Any) -> Array:
@@ -252,9 +254,9 @@ class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         return {"noise": self._name(data)}
 
-    def apply(self, img: Array, noise: Name, **params: Any) -> Array:
+    def apply(self, img: Array, noise: Name, shape: tuple[int, ...] = _PIXELS, **params: Any) -> Array:
         self._top(img)
-        last = self.per_channel != self.elementwise and _has_channels(params)
+        last = self.per_channel != self.elementwise and len(shape) == 3
         low, high = self.multiplier
         return nf.augment.times(img, low, high, plain(*noise), self.elementwise, last)
 
@@ -284,13 +286,15 @@ class SaltAndPepper(_Keyed, albumentations.SaltAndPepper):
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         name = self._name(data)
-        amount, salt = self._number(name, 0, self.amount), self._number(name, 1, self.salt_vs_pepper)
+        amount, salt = self._numbers(name, self.amount, self.salt_vs_pepper)
         return {"amount": amount, "salt": salt, "noise": name}
 
-    def apply(self, img: Array, amount: float, salt: float, noise: Name, **params: Any) -> Array:
+    def apply(
+        self, img: Array, amount: float, salt: float, noise: Name, shape: tuple[int, ...] = _PIXELS, **params: Any
+    ) -> Array:
         self._top(img)
         result: Array = nf.augment.impulse(
-            img, amount, plain(*noise), salt=salt, layout="HWC", shared=_has_channels(params), batched=False
+            img, amount, plain(*noise), salt=salt, layout="HWC", shared=len(shape) == 3, batched=False
         )
         return result
 
@@ -322,7 +326,7 @@ class ShotNoise(_Keyed, albumentations.ShotNoise):
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         name = self._name(data)
-        return {"scale": self._number(name, 0, self.scale_range), "noise": name}
+        return {"scale": self._numbers(name, self.scale_range)[0], "noise": name}
 
     def get_params(self) -> dict[str, Any]:
         return {}
