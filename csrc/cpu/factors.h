@@ -54,8 +54,9 @@ inline bool looks_up() {
 }
 
 // Sets n bytes from three tables in turn, which lie in memory with the first two once more: half of the operations of
-// products. Each third of the vectors has an order of the tables, which stay in registers.
-[[gnu::target("avx512vbmi")]] void look_up(const uint8_t* tables, const uint8_t* x, uint8_t* out, int64_t n) {
+// products. Each third of the vectors has an order of the tables, which stay in registers. differ: whether they do.
+[[gnu::target("avx512vbmi")]] void look_up(const uint8_t* tables, const uint8_t* x, uint8_t* out, int64_t n,
+                                           bool differ) {
     constexpr uint64_t kThird = 0x9249249249249249u;
     for (int64_t third = 0; third < 3; ++third) {
         __m512i part[12];
@@ -63,8 +64,8 @@ inline bool looks_up() {
         for (int64_t i = 64 * third; i < n; i += kLookedUp) {
             const __m512i byte = _mm512_loadu_si512(x + i);
             __m512i y = of_table(part, byte);
-            y = _mm512_mask_blend_epi8(kThird << 1, y, of_table(part + 4, byte));
-            y = _mm512_mask_blend_epi8(kThird << 2, y, of_table(part + 8, byte));
+            if (differ) y = _mm512_mask_blend_epi8(kThird << 1, y, of_table(part + 4, byte));
+            if (differ) y = _mm512_mask_blend_epi8(kThird << 2, y, of_table(part + 8, byte));
             _mm512_storeu_si512(out + i, y);
         }
     }
@@ -72,7 +73,7 @@ inline bool looks_up() {
 #else
 constexpr bool kLooksUp = false;
 inline bool looks_up() { return false; }
-inline void look_up(const uint8_t*, const uint8_t*, uint8_t*, int64_t) {}
+inline void look_up(const uint8_t*, const uint8_t*, uint8_t*, int64_t, bool) {}
 #endif
 
 void factor_range(const Call& s, const Factors& m, int64_t begin, int64_t end) {
@@ -110,7 +111,7 @@ void factor_range(const Call& s, const Factors& m, int64_t begin, int64_t end) {
                 const int64_t n = (end - begin) * each / kLookedUp * kLookedUp;
                 const auto* const from = static_cast<const uint8_t*>(m.x) + begin * each;
                 auto* const to = static_cast<uint8_t*>(m.out) + begin * each;
-                for (int64_t i = 0; i < n; i += kNear) look_up(tables, from + i, to + i, least(n - i, kNear));
+                for (int64_t i = 0; i < n; i += kNear) look_up(tables, from + i, to + i, least(n - i, kNear), each > 1);
                 begin += n / each;
             }
             for (int i = 0; i < each; ++i) factor[i] = u[i] * m.range + m.low;

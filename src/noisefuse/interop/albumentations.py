@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 import noisefuse as nf
 
+from ..augment import named
 from ..ground.needs import needs
 from ..language.levels import LEVELS
-from ..language.noise import plain, word
+from ..language.noise import word
 from .transforms.keyed import FromItem, OfUnitRange, applies, given_by, noise_by, strength
 
 with needs(__name__, "albumentations"):
@@ -66,7 +67,7 @@ class _Keyed(FromItem, OfUnitRange):
         is augmented."""
         if self.key is not None and not (self.replay_mode or args):
             given_by(self.key, data, type(self).__name__)
-            if not (force_apply := force_apply or self.p >= 1 or applies(plain(*self._name(data)), self.p)):
+            if not (force_apply := force_apply or self.p >= 1 or applies(named(*self._name(data)), self.p)):
                 self.params = {}
                 return data
         if args or self.replay_mode or self.deterministic:
@@ -76,14 +77,15 @@ class _Keyed(FromItem, OfUnitRange):
             return data
         # What follows is theirs, without its questions about arguments that these transforms do not have.
         image = data.get("image")
-        one = type(image) is np.ndarray and len(data) == (1 if self.key is None else 2)  # it and its key
-        params = {"shape": image.shape} if one else self.update_transform_params({}, data)
+        if type(image) is np.ndarray and len(data) == (1 if self.key is None else 2):  # alone, or with its key
+            self.params = params = self.get_params_dependent_on_data({}, data)
+            params["shape"] = image.shape
+            data["image"] = self.apply(image, **params)
+            return data
+        params = self.update_transform_params({}, data)
         params.update(self.get_params_dependent_on_data(params, data))
         self.params = params
-        if not one:
-            return self.apply_with_params(params, **data)
-        data["image"] = self.apply(np.ascontiguousarray(image), **params)
-        return data
+        return self.apply_with_params(params, **data)
 
     @property
     def available_keys(self) -> set[str]:
@@ -103,7 +105,7 @@ class _Keyed(FromItem, OfUnitRange):
         if self.key is None:
             drawn = self.py_random.random
             return [low + (high - low) * drawn() for low, high in limits]  # `uniform`, with fewer calls
-        return [strength(plain(*name).at(stream=64 * n), low, high) for n, (low, high) in enumerate(limits)]
+        return [strength(named(*name).at(stream=64 * n), low, high) for n, (low, high) in enumerate(limits)]
 
     def _top(self, image: Array) -> float:
         """Returns the value of white."""
@@ -175,7 +177,7 @@ class GaussNoise(_Keyed, albumentations.GaussNoise):
         result: Array = nf.augment.gaussian(
             img,
             std * unit,
-            plain(*noise),
+            named(*noise),
             mean=mean * unit,
             layout="HWC",
             shared=not self.per_channel and len(shape) == 3,
@@ -221,7 +223,7 @@ class ISONoise(_Keyed, albumentations.ISONoise):
         """Adds noise to the whole array as one sample. Each frame has its own deviation of lightness."""
         non_rgb_error(img[(0,) * (img.ndim - 3)])
         self._top(img)
-        return nf.augment.iso_noise(img, color_shift * intensity / 60, intensity, plain(*noise))
+        return nf.augment.iso_noise(img, color_shift * intensity / 60, intensity, named(*noise))
 
 
 class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
@@ -255,10 +257,11 @@ class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
         return {"noise": self._name(data)}
 
     def apply(self, img: Array, noise: Name, shape: tuple[int, ...] = _PIXELS, **params: Any) -> Array:
-        self._top(img)
+        if img.dtype not in _TOPS:
+            self._warn_of_levels(img)
         last = self.per_channel != self.elementwise and len(shape) == 3
         low, high = self.multiplier
-        return nf.augment.times(img, low, high, plain(*noise), self.elementwise, last)
+        return nf.augment.times(img, low, high, named(*noise), self.elementwise, last)
 
 
 class SaltAndPepper(_Keyed, albumentations.SaltAndPepper):
@@ -292,9 +295,10 @@ class SaltAndPepper(_Keyed, albumentations.SaltAndPepper):
     def apply(
         self, img: Array, amount: float, salt: float, noise: Name, shape: tuple[int, ...] = _PIXELS, **params: Any
     ) -> Array:
-        self._top(img)
+        if img.dtype not in _TOPS:
+            self._warn_of_levels(img)
         result: Array = nf.augment.impulse(
-            img, amount, plain(*noise), salt=salt, layout="HWC", shared=len(shape) == 3, batched=False
+            img, amount, named(*noise), salt=salt, layout="HWC", shared=len(shape) == 3, batched=False
         )
         return result
 
@@ -332,7 +336,7 @@ class ShotNoise(_Keyed, albumentations.ShotNoise):
         return {}
 
     def apply(self, img: Array, scale: float, noise: Name, **params: Any) -> Array:
-        result: Array = nf.augment.poisson(img, 1 / scale, plain(*noise), gamma=2.2, batched=False)
+        result: Array = nf.augment.poisson(img, 1 / scale, named(*noise), gamma=2.2, batched=False)
         if self._top(img) == 1:
             np.clip(result, 0.0, 1.0, out=result)
         return result
