@@ -202,6 +202,22 @@ Py_ssize_t slot(PyObject* type, const char* name) {
     return -1;
 }
 
+// named(seed, sample, step): a Noise of numbers that are checked.
+PyObject* named(PyObject* const* args) {
+    PyObject* const noise = PyType_GenericAlloc(reinterpret_cast<PyTypeObject*>(noise_type), 0);
+    if (!noise) return nullptr;
+    const auto put = [&](Py_ssize_t at, PyObject* value) {
+        *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(noise) + at) = value;
+    };
+    put(at_seed, Py_NewRef(args[0]));
+    put(at_sample, Py_NewRef(args[1]));
+    put(at_step, Py_NewRef(args[2]));
+    put(at_stream, PyLong_FromLong(0));
+    put(at_window_shape, Py_NewRef(Py_None));
+    put(at_window_start, PyTuple_New(0));
+    return noise;
+}
+
 using FastFunction = PyObject*(PyObject* const* args);
 
 // Calls it with so many arguments; where there is no memory, with Python's error.
@@ -233,6 +249,7 @@ PyMethodDef methods[] = {{"row", fast_call(fast_row), METH_FASTCALL, nullptr},
                          {"factors", fast_call(entry<fast_factors, 6>), METH_FASTCALL, nullptr},
                          {"rician", fast_call(entry<fast_rician, 6>), METH_FASTCALL, nullptr},
                          {"iso", fast_call(entry<fast_iso, 5>), METH_FASTCALL, nullptr},
+                         {"named", fast_call(entry<named, 3>), METH_FASTCALL, nullptr},
                          {"walk", fast_call(entry<fast_walk, 6>), METH_FASTCALL, nullptr},
                          {nullptr, nullptr, 0, nullptr}};
 

@@ -246,18 +246,19 @@ void torch_normals64(const uint64_t* words, double* out, int64_t n) {
 
 constexpr int64_t kWords = int64_t{1} << 32;
 
+double spread(double mean) { return 12 * std::sqrt(mean) + 30; }
+
 // Sets the table of one level, as operations/byte_tables.py does. ends: where runs of bytes with one `greatest` end,
 // all but the last byte's; sums: room.
 void tabulate(const PoissonTables& call, int64_t level, const std::vector<int>& ends, std::vector<double>& sums) {
-    const auto spread = [](double mean) { return 12 * std::sqrt(mean) + 30; };
     const double mean = call.mean[level], lowest = std::max(std::floor(mean - spread(mean)), 0.0);
-    const double most = std::ceil(2 * spread(call.mean[kLevels - 1])) + 1;
-    double weight = 1, sum = 1;
-    sums.assign(1, sum);
+    const double most = static_cast<double>(sums.size() - 1);
+    double weight = 1, sum = 1, *last = sums.data();
+    *last = sum;
     // Beyond the mean weights shrink, so the sum no longer grows after one below half of its last place.
     for (double k = 1; k <= most && (weight >= sum * 0x1p-54 || lowest + k <= mean); ++k) {
         weight *= mean / (lowest + k);
-        sums.push_back(sum += weight);
+        *++last = sum += weight;
     }
     Transition& table = call.tables[level];
     int64_t byte = 0, top = 0;  // of the bytes and of the words' upper bits: how many are set
@@ -269,7 +270,7 @@ void tabulate(const PoissonTables& call, int64_t level, const std::vector<int>& 
         byte = to, top = beyond;
     };
     for (const int to : ends) {
-        const double at = std::min(call.greatest[byte] - lowest, static_cast<double>(sums.size() - 1));
+        const double at = std::min(call.greatest[byte] - lowest, static_cast<double>(last - sums.data()));
         set(to, at < 0 ? 0 : static_cast<int64_t>(count_of(sums[static_cast<size_t>(at)] / sum)));
     }
     set(kLevels, kWords);
@@ -281,7 +282,7 @@ bool run_poisson_tables(const PoissonTables& call, const GoOn& go_on) {
         if (byte == kLevels - 1 || call.greatest[byte] > call.greatest[byte - 1]) ends.push_back(byte);
     const auto levels = [&](int64_t begin, int64_t end) {
         const FloatMode mode;
-        std::vector<double> sums;
+        std::vector<double> sums(static_cast<size_t>(std::ceil(2 * spread(call.mean[kLevels - 1]))) + 2);
         for (; begin < end; ++begin) tabulate(call, begin, ends, sums);
     };
     const double steps = 256 + 24 * std::sqrt(call.mean[kLevels - 1]);

@@ -16,10 +16,14 @@ RNG = np.random.default_rng(0)
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 @pytest.mark.parametrize("each", [True, False])
 @pytest.mark.parametrize("last", [True, False])
-@pytest.mark.parametrize("shape", [(5, 3, 40), (1, 1), (67, 3), (2, 31, 33, 3), (90, 71, 1), (9, 8, 100), (3, 2, 256)])
+@pytest.mark.parametrize(
+    "shape",
+    [(5, 3, 40), (1, 1), (67, 3), (2, 31, 33, 3), (90, 71, 1), (9, 8, 100), (3, 2, 256), (97, 129, 3), (97, 129, 1)],
+)
 def test_one_pass_has_the_bits_of_the_checked_way(dtype, each, last, shape, monkeypatch):
     """Seen to fail: floats that are not clipped, the last axis taken for none. Channels that have a factor each, and
-    are more than the places, had those of other elements once."""
+    are more than the places, had those of other elements once. Products of bytes that are looked up: those of the next
+    channel."""
     x = (RNG.random(shape) * {"uint8": 256, "uint16": 65536, "float32": 1.2}[dtype]).astype(dtype)
     for noise in (N, N.at(stream=64)):
         same_as_checked(monkeypatch, lambda noise=noise: times(x, 0.25, 1.5, noise, each, last), "fast_factors")

@@ -15,6 +15,7 @@ import pytest
 
 import noisefuse as nf
 from conftest import bits, reference_is_slow
+from noisefuse import backends
 from noisefuse.backends.reference import SPEC
 from noisefuse.language import noise as noise_module
 
@@ -29,6 +30,16 @@ SOME = [
     nf.Noise(1, sample=5).window((4, 6), (1, 2)),
     nf.Noise(1).window((), ()),
 ]
+
+
+def test_backends_make_a_noise_of_checked_numbers(host):
+    """Seen to fail: the step for the sample."""
+    for seed, sample, step in ((0, 0, 0), (2**64 - 1, 2**56 - 1, 2**32 - 1)):
+        found, expected = backends.named(seed, sample, step), nf.Noise(seed, sample=sample, step=step)
+        assert type(found) is nf.Noise
+        assert (found, hash(found), repr(found)) == (expected, hash(expected), repr(expected))
+        assert pickle.loads(pickle.dumps(found.at(stream=3))) == expected.at(stream=3)
+        assert np.array_equal(*(nf.randn((2, 3), noise, batched=False) for noise in (found, expected)))
 
 
 @pytest.mark.parametrize("noise", SOME, ids=repr)

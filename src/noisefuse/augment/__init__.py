@@ -20,6 +20,7 @@ from .corruptions import corrupt
 from .factors import times as times
 from .impulses import impulse
 from .iso import iso_noise as iso_noise
+from .keys import named as named
 from .keys import sample_id, strengths
 from .keys import strength as strength
 from .magnitude import rician

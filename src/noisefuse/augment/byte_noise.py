@@ -59,20 +59,25 @@ def poisson(
     batched = is_batch("x", x, batched)
     if region is not None:
         return inside(region, poisson, x, peak, noise, gamma=gamma, batched=batched, out=out)
-    peaks, gammas = as_numbers("peak", peak), as_numbers("gamma", gamma)
-    for name, values, most in (("peak", peaks, 1), ("gamma", gammas, 0)):
-        if values.ndim > most:
-            one = "a number or one for each sample" if most else "a number"
-            raise ValueError(f"{name}: expected {one}, got shape {values.shape}")
-    if not lie_within(peaks, math.nextafter(0, 1), 1e6):
-        raise ValueError(f"peak = {peak!r}: expected photons, more than 0 and at most 1e6")
-    check_number("gamma", float(gammas), 0.1, 10)
+    if type(peak) is type(gamma) is float and 0 < peak <= 1e6 and 0.1 <= gamma <= 10:
+        peaks = np.array(peak)  # the checks below take two microseconds
+    else:
+        peaks, gammas = as_numbers("peak", peak), as_numbers("gamma", gamma)
+        for name, values, most in (("peak", peaks, 1), ("gamma", gammas, 0)):
+            if values.ndim > most:
+                one = "a number or one for each sample" if most else "a number"
+                raise ValueError(f"{name}: expected {one}, got shape {values.shape}")
+        if not lie_within(peaks, math.nextafter(0, 1), 1e6):
+            raise ValueError(f"peak = {peak!r}: expected photons, more than 0 and at most 1e6")
+        gamma = check_number("gamma", float(gammas), 0.1, 10)
     if (other := beside_arrays(x)) is not None:
         return other.augmented(_poisson, x, noise, peak=peak, gamma=gamma, batched=batched, out=out)
     x = host_view("x", x)
     if levels_of(getattr(x, "dtype", np.uint8)) != "uint8":
-        return photons(x, peaks, float(gammas), noise, batched, out)
-    tables, each = byte_tables.of_poissons(peaks.reshape(-1), float(gammas))
+        return photons(x, peaks, gamma, noise, batched, out)
+    if peaks.ndim == 0:
+        return _become(x, byte_tables.of_poisson(float(peaks), gamma), "peak", (), _NONE, noise, batched, out)
+    tables, each = byte_tables.of_poissons(peaks, gamma)
     return _become(x, tables, "peak", peaks.shape, each, noise, batched, out)
 
 
@@ -145,6 +150,9 @@ def _tables_of(matrix: _Matrix) -> NDArray[np.void]:
         row = tuple(np.argwhere(far)[0].tolist())
         raise ValueError(f"matrix[{', '.join(map(str, row))}]: expected a sum of 1, got {probabilities[row].sum():.9g}")
     return byte_tables.of_probabilities(probabilities).reshape(-1)
+
+
+_NONE = np.zeros(0, np.int64)
 
 
 def _poisson(x: Array, noise: Any, *, dtype: DType | None = None, peak: ArrayLike, **options: Any) -> Array:

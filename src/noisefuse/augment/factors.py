@@ -29,4 +29,5 @@ def times(x: Array, low: float, high: float, noise: Noise, each: bool, last: boo
     factors += low
     result: Any = x * (factors[..., None] if each and last else factors)
     levels = levels_of(x.dtype)
-    return (np.rint(result).clip(0, LEVELS[levels]) if levels else result.clip(0.0, 1.0)).astype(x.dtype)
+    clipped = np.rint(result).clip(0, LEVELS[levels]) if levels else result.clip(0.0, 1.0)
+    return clipped.astype(x.dtype, order="C")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import backends
 from ..language.noise import AUGMENT, SAMPLES, STREAMS, Noise, name_id, names_of
 from ..operations.draw import uniform
 from .numbers import as_numbers
@@ -79,6 +80,11 @@ def sample_id(key: int | str) -> int:
     if not 0 <= key < SAMPLES:
         raise OverflowError(f"key = {key}: expected an int in [0, 2^56)")
     return int(key)
+
+
+def named(seed: int, sample: int, step: int) -> Noise:
+    """Makes a Noise of checked numbers quickly."""
+    return backends.named(seed, sample, step)
 
 
 def _parameters(noise: Noise) -> Noise:

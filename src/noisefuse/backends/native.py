@@ -19,6 +19,7 @@ if find_spec("noisefuse._native") is None:
 import noisefuse._native as _native
 
 from ..call.packed import records
+from ..language.noise import Noise
 from . import threads
 
 isa: str | None = os.environ.get("NOISEFUSE_ISA")
@@ -52,6 +53,7 @@ fast_impulse: Callable[..., Any] = _native.impulse
 fast_rician: Callable[..., Any] = _native.rician
 fast_factors: Callable[..., Any] = _native.factors
 fast_iso: Callable[..., Any] = _native.iso
+named: Callable[[int, int, int], Noise] = _native.named
 # Large ones in memory that earlier outputs gave back.
 empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]] = _native.empty
 tests_itself = False

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 import noisefuse as nf
 
+from ..augment import named
 from ..ground.needs import needs
 from ..language.levels import LEVELS
-from ..language.noise import plain, word
+from ..language.noise import word
 from .transforms.keyed import FromItem, OfUnitRange, applies, given_by, noise_by, strength
 
 with needs(__name__, "albumentations"):
@@ -66,17 +67,22 @@ class _Keyed(FromItem, OfUnitRange):
         is augmented."""
         if self.key is not None and not (self.replay_mode or args):
             given_by(self.key, data, type(self).__name__)
-            if not (force_apply := force_apply or self.p >= 1 or applies(plain(*self._name(data)), self.p)):
+            if not (force_apply := force_apply or self.p >= 1 or applies(named(*self._name(data)), self.p)):
                 self.params = {}
                 return data
         if args or self.replay_mode or self.deterministic:
             return super().__call__(*args, force_apply=force_apply, **data)  # type: ignore[misc]
         self.params = {}
-        if not self.should_apply(force_apply):
+        if self.p < 1 and not self.should_apply(force_apply):
             return data
         # What follows is theirs, without its questions about arguments that these transforms do not have.
-        one = "image" in data and data.keys().isdisjoint(_VOLUMES)
-        params = {"shape": data["image"].shape} if one else self.update_transform_params({}, data)
+        image = data.get("image")
+        if type(image) is np.ndarray and len(data) == (1 if self.key is None else 2):  # alone, or with its key
+            self.params = params = self.get_params_dependent_on_data({}, data)
+            params["shape"] = image.shape
+            data["image"] = self.apply(image, **params)
+            return data
+        params = self.update_transform_params({}, data)
         params.update(self.get_params_dependent_on_data(params, data))
         self.params = params
         return self.apply_with_params(params, **data)
@@ -94,12 +100,12 @@ class _Keyed(FromItem, OfUnitRange):
         noise = noise_by(self.key, data, self.noise_seed, type(self).__name__)
         return noise.seed, int(noise.sample), noise.step
 
-    def _number(self, name: Name, n: int, limits: tuple[float, float]) -> float:
-        """Draws the n-th number, in these limits: by the image's key, or from the transform's own generator."""
-        low, high = limits
+    def _numbers(self, name: Name, *limits: tuple[float, float]) -> list[float]:
+        """Draws a number in each of these limits: by the image's key, or from the transform's own generator."""
         if self.key is None:
-            return low + (high - low) * self.py_random.random()  # `uniform`, with fewer calls
-        return strength(plain(*name).at(stream=64 * n), low, high)
+            drawn = self.py_random.random
+            return [low + (high - low) * drawn() for low, high in limits]  # `uniform`, with fewer calls
+        return [strength(named(*name).at(stream=64 * n), low, high) for n, (low, high) in enumerate(limits)]
 
     def _top(self, image: Array) -> float:
         """Returns the value of white."""
@@ -120,12 +126,8 @@ class _Keyed(FromItem, OfUnitRange):
 _transforms: weakref.WeakSet[_Keyed] = weakref.WeakSet()  # those in pipelines
 
 
-_VOLUMES = "volume", "volumes"  # whose shape theirs looks at first
+_PIXELS = 0, 0, 0  # the shape of an image with channels
 _TOPS = {d: float(top) for name, top in LEVELS.items() for d in (np.dtype(name), np.dtype(name).newbyteorder())}
-
-
-def _has_channels(params: dict[str, Any]) -> bool:
-    return "shape" not in params or len(params["shape"]) == 3
 
 
 class GaussNoise(_Keyed, albumentations.GaussNoise):
@@ -164,19 +166,21 @@ class GaussNoise(_Keyed, albumentations.GaussNoise):
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         name = self._name(data)
-        std, mean = self._number(name, 0, self.std_range), self._number(name, 1, self.mean_range)
+        std, mean = self._numbers(name, self.std_range, self.mean_range)
         return {"std": std, "mean": mean, "noise": name}
 
-    def apply(self, img: Array, std: float, mean: float, noise: Name, **params: Any) -> Array:
+    def apply(
+        self, img: Array, std: float, mean: float, noise: Name, shape: tuple[int, ...] = _PIXELS, **params: Any
+    ) -> Array:
         """Adds noise to the whole array as one sample, so that frames and slices have different noise."""
         unit = self._top(img)
         result: Array = nf.augment.gaussian(
             img,
             std * unit,
-            plain(*noise),
+            named(*noise),
             mean=mean * unit,
             layout="HWC",
-            shared=not self.per_channel and _has_channels(params),
+            shared=not self.per_channel and len(shape) == 3,
             clip=(0.0, 1.0) if unit == 1 else None,
             batched=False,
         )
@@ -212,14 +216,14 @@ class ISONoise(_Keyed, albumentations.ISONoise):
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         name = self._name(data)
-        shift, intensity = self._number(name, 0, self.color_shift), self._number(name, 1, self.intensity)
+        shift, intensity = self._numbers(name, self.color_shift, self.intensity)
         return {"color_shift": shift, "intensity": intensity, "noise": name}
 
     def apply(self, img: Array, color_shift: float, intensity: float, noise: Name, **params: Any) -> Array:
         """Adds noise to the whole array as one sample. Each frame has its own deviation of lightness."""
         non_rgb_error(img[(0,) * (img.ndim - 3)])
         self._top(img)
-        return nf.augment.iso_noise(img, color_shift * intensity / 60, intensity, plain(*noise))
+        return nf.augment.iso_noise(img, color_shift * intensity / 60, intensity, named(*noise))
 
 
 class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
@@ -252,11 +256,12 @@ class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         return {"noise": self._name(data)}
 
-    def apply(self, img: Array, noise: Name, **params: Any) -> Array:
-        self._top(img)
-        last = self.per_channel != self.elementwise and _has_channels(params)
+    def apply(self, img: Array, noise: Name, shape: tuple[int, ...] = _PIXELS, **params: Any) -> Array:
+        if img.dtype not in _TOPS:
+            self._warn_of_levels(img)
+        last = self.per_channel != self.elementwise and len(shape) == 3
         low, high = self.multiplier
-        return nf.augment.times(img, low, high, plain(*noise), self.elementwise, last)
+        return nf.augment.times(img, low, high, named(*noise), self.elementwise, last)
 
 
 class SaltAndPepper(_Keyed, albumentations.SaltAndPepper):
@@ -284,13 +289,16 @@ class SaltAndPepper(_Keyed, albumentations.SaltAndPepper):
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         name = self._name(data)
-        amount, salt = self._number(name, 0, self.amount), self._number(name, 1, self.salt_vs_pepper)
+        amount, salt = self._numbers(name, self.amount, self.salt_vs_pepper)
         return {"amount": amount, "salt": salt, "noise": name}
 
-    def apply(self, img: Array, amount: float, salt: float, noise: Name, **params: Any) -> Array:
-        self._top(img)
+    def apply(
+        self, img: Array, amount: float, salt: float, noise: Name, shape: tuple[int, ...] = _PIXELS, **params: Any
+    ) -> Array:
+        if img.dtype not in _TOPS:
+            self._warn_of_levels(img)
         result: Array = nf.augment.impulse(
-            img, amount, plain(*noise), salt=salt, layout="HWC", shared=_has_channels(params), batched=False
+            img, amount, named(*noise), salt=salt, layout="HWC", shared=len(shape) == 3, batched=False
         )
         return result
 
@@ -322,13 +330,13 @@ class ShotNoise(_Keyed, albumentations.ShotNoise):
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         name = self._name(data)
-        return {"scale": self._number(name, 0, self.scale_range), "noise": name}
+        return {"scale": self._numbers(name, self.scale_range)[0], "noise": name}
 
     def get_params(self) -> dict[str, Any]:
         return {}
 
     def apply(self, img: Array, scale: float, noise: Name, **params: Any) -> Array:
-        result: Array = nf.augment.poisson(img, 1 / scale, plain(*noise), gamma=2.2, batched=False)
+        result: Array = nf.augment.poisson(img, 1 / scale, named(*noise), gamma=2.2, batched=False)
         if self._top(img) == 1:
             np.clip(result, 0.0, 1.0, out=result)
         return result

@@ -18,6 +18,7 @@ from ..call.description import TRANSITION, PoissonTables
 from ..ground.float_mode import float_mode
 
 LEVELS = 256
+_ODD = np.arange(LEVELS) % 2 == 1
 MOST = 8  # tables of 256 levels that are kept together: each takes 320 KiB
 
 
@@ -55,7 +56,8 @@ def of_poisson(peak: float, gamma: float) -> NDArray[np.void]:
         light = peak * np.arange(512) / 510 if gamma == 1 else peak * _light(gamma)
         mean, halves = light[0::2].copy(), light[1::2]
         # This is the greatest N that gives a byte or a smaller one. Halfway between two bytes, the even one is next.
-        greatest = np.maximum.accumulate(np.where(np.arange(LEVELS) % 2, np.ceil(halves) - 1, np.floor(halves)))
+        floor = np.floor(halves)
+        greatest = np.maximum.accumulate(floor - (_ODD & (floor == halves)))
         call = PoissonTables(mean, greatest, np.empty(LEVELS, TRANSITION))
         if backends.current().run(call) is not NotImplemented:
             call.tables.flags.writeable = False
