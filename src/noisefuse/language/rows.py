@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -58,6 +59,12 @@ TIMES_CLEAN, TIMES_ROOT = 1 << 40, 1 << 41
 # are allowed; the maker of rows for float times, if there are such times. A single call's rows have no float32 copy:
 # the fast path rounds them.
 FastTable: TypeAlias = tuple[npt.NDArray[np.float32] | None, npt.NDArray[np.float64], int, Any, Any, Any]
+
+
+@lru_cache(256)
+def _reads(active: int) -> frozenset[int]:
+    firsts = [(first, Z + 1) for first in AFFINE] + [(CLEAN, M2 + 1)]
+    return frozenset(slot for first, slots in firsts for slot in range(slots) if active >> (first + 1 + slot) & 1)
 
 
 @dataclass(frozen=True)
@@ -120,10 +127,7 @@ class Rows:
     @kept_property
     def reads(self) -> frozenset[int]:
         """Returns the values that a linear combination reads."""
-        firsts = [(first, Z + 1) for first in AFFINE] + [(CLEAN, M2 + 1)]
-        return frozenset(
-            slot for first, slots in firsts for slot in range(slots) if self.active >> (first + 1 + slot) & 1
-        )
+        return _reads(self.active)
 
     @kept_property
     def draws(self) -> npt.NDArray[np.bool_]:

@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import product
 from typing import Any, ClassVar, NoReturn, TypeAlias
 
 import numpy as np
@@ -29,7 +30,7 @@ from ..ground import notebook, stored
 from ..ground.checks import check_number
 from ..ground.constants import Constant
 from ..ground.kept import kept_property
-from .rows import AFFINE, COLUMNS, HIGH, LOW, NAMES, OUTPUTS, PAST1, PAST_SYMBOLS, PASTS, ROW, SYMBOLS, Rows, layout
+from .rows import AFFINE, COLUMNS, HIGH, LOW, NAMES, OUTPUTS, PAST1, PAST_SYMBOLS, PASTS, ROW, SYMBOLS, X, Z, Rows, layout
 
 __all__ = ["ROW", "ZERO", "Affine", "D", "Row", "Tableau", "k", "m1", "m2", "past", "x", "z"]
 
@@ -47,6 +48,7 @@ INPUTS = tuple(ARGUMENTS)
 
 _ACTIVE = layout(np.bool_)
 _BYTES = np.dtype((np.void, ROW.itemsize))
+_DIGITS = bytes.maketrans(b"\0\1", b"01")
 _PUSHES = {(push, denoised) for push in range(3) for denoised in range(min(push + 2, 3))}
 _INTEGERS = partial(np.zeros, dtype=np.int64)
 _RUN_COLUMNS: dict[str, Any] = {  # and their defaults
@@ -62,7 +64,7 @@ def _defaults(n: int) -> dict[str, Any]:
 
 
 def _frozen(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    values.flags.writeable = False
+    values.setflags(write=False)
     return values
 
 
@@ -87,56 +89,71 @@ class Affine:
     value. Arrays (n,) in place of numbers make the sums of n rows."""
 
     __array_ufunc__: None = None  # NumPy's arrays and scalars then leave the arithmetic to this class
-    __slots__ = ("_columns",)
+    __slots__ = ("_terms",)
 
-    _columns: Array  # (symbols, n), or (symbols, 1) if all rows have the same sum
+    _terms: dict[int, Any]  # factors by the symbol's number: floats, or arrays (n,); those that it lacks are 0
 
     def __init__(self, coefficients: Iterable[float]) -> None:
-        self._columns = np.array([[float(c)] for c in coefficients])
+        self._terms = {symbol: c for symbol, c in enumerate(map(float, coefficients)) if c}
 
     @property
     def coefficients(self) -> tuple[Any, ...]:
         """The symbols' factors: numbers, or arrays (n,)."""
-        return tuple(self._columns[:, 0].tolist() if self._columns.shape[1] == 1 else self._columns)
+        columns = self._columns
+        return tuple(columns[:, 0].tolist() if columns.shape[1] == 1 else columns)
+
+    @property
+    def _columns(self) -> Array:
+        """The factors, (symbols, n), or (symbols, 1) if all rows have the same sum."""
+        columns = np.zeros((len(SYMBOLS), _length(self._terms)))
+        for symbol, c in self._terms.items():
+            columns[symbol] = c
+        return columns
 
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
         return None, {"coefficients": self.coefficients}
 
     def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
-        self._columns = np.array([np.atleast_1d(c) for c in state[1]["coefficients"]], np.float64)
+        self._terms = {symbol: _number(c) for symbol, c in enumerate(state[1]["coefficients"])}
 
-    def _of(self, columns: Array) -> Affine:
+    def _of(self, terms: dict[int, Any]) -> Affine:
         affine = object.__new__(Affine)
-        affine._columns = columns
+        affine._terms = terms
         return affine
 
     def at(self, rows: Any) -> Affine:
         """Returns the sums of these of its rows, an index of arrays."""
-        return self if self._columns.shape[1] == 1 else self._of(self._columns[:, rows])
+        return self._of(
+            {symbol: c if type(c) is float or len(c) == 1 else c[rows] for symbol, c in self._terms.items()}
+        )
 
     def __add__(self, other: Affine) -> Affine:
         if not isinstance(other, Affine):
             raise TypeError(
                 f"rows are affine: expected a sum of symbols, got {other!r}; a constant is a number times k"
             )
-        return self._of(self._columns + other._columns)
+        terms = self._terms.copy()
+        for symbol, c in other._terms.items():
+            terms[symbol] = terms[symbol] + c if symbol in terms else c
+        return self._of(terms)
 
     def __radd__(self, other: Affine | int) -> Affine:
         return self if isinstance(other, int) and other == 0 else self + other  # type: ignore[operator]  # sum() starts at 0
 
     def __sub__(self, other: Affine) -> Affine:
-        return self + -1 * other
+        return self + -other
 
     def __rsub__(self, other: Affine) -> Affine:
         return -self + other
 
     def __neg__(self) -> Affine:
-        return self._of(-self._columns)
+        return self._of({symbol: -c for symbol, c in self._terms.items()})
 
     def __mul__(self, factor: float | npt.NDArray[Any]) -> Affine:
         if isinstance(factor, Affine):
             raise TypeError(f"rows are affine: {self} is multiplied by numbers, not by {factor}")
-        return self._of(self._columns * _number(factor))
+        factor = _number(factor)
+        return self._of({symbol: _product(c, factor) for symbol, c in self._terms.items()})
 
     __rmul__ = __mul__
 
@@ -145,7 +162,7 @@ class Affine:
             raise TypeError(f"rows are affine: {self} is divided by numbers, not by {divisor}")
         if isinstance(divisor := _number(divisor), float) and divisor == 0:
             raise ZeroDivisionError(f"{self} is divided by 0")
-        return self._of(self._columns / divisor)
+        return self._of({symbol: c / divisor for symbol, c in self._terms.items()})
 
     def __eq__(self, other: object) -> bool:
         return np.array_equal(self._columns, other._columns) if isinstance(other, Affine) else NotImplemented
@@ -157,9 +174,21 @@ class Affine:
         return ", ".join(_equation(dict(zip(SYMBOLS, row, strict=True))) for row in self._columns.T.tolist())
 
 
-def _number(factor: float | npt.NDArray[Any]) -> float | npt.NDArray[Any]:
+def _number(factor: float | npt.NDArray[Any]) -> Any:
     """Returns an array (n,), or the float that is meant."""
-    return factor if type(factor) is np.ndarray and factor.ndim == 1 else float(1.0 * factor)
+    if type(factor) is np.ndarray and factor.ndim == 1:
+        return factor if factor.dtype == np.float64 else factor.astype(np.float64)
+    return float(1.0 * factor)
+
+
+def _product(c: Any, factor: Any) -> Any:
+    """Returns the product. The caller may write to its array later, so it is copied."""
+    return factor.copy() if type(c) is float and c == 1 and type(factor) is np.ndarray else c * factor
+
+
+def _length(terms: Mapping[int, Any]) -> int:
+    """Returns the number of rows of these factors, 1 if all rows have the same ones."""
+    return next((len(c) for c in terms.values() if type(c) is not float and len(c) != 1), 1)
 
 
 def _symbol(name: str) -> Affine:
@@ -199,19 +228,19 @@ class Row:
         for name in ("out", "clean", "aux1", "aux2"):
             if not isinstance(expression := getattr(self, name), Affine):
                 raise TypeError(f"{name}: expected an expression of x, m1, z, .., got {type(expression).__name__}")
-        if self.clean._columns[4:].any():
+        if any(symbol > 3 and np.any(c) for symbol, c in self.clean._terms.items()):
             raise ValueError(f"clean may only use k, x, m1 and m2, got {self.clean}")
 
     __setstate__: ClassVar[stored.SetState] = stored.make_again
 
     def numbers(self) -> Array:
         """Returns the row, or rows, (n, 36), in the layout of ``ROW``."""
-        parts = [self.clean._columns[:4], self.out._columns, self.aux1._columns, self.aux2._columns]
-        table = np.empty((max(part.shape[1] for part in parts), COLUMNS))
-        table[:, : AFFINE[0]] = (0.0, 0.0, 0.0, 0.0, self.lo, self.hi)
-        for first, part in zip((0, *AFFINE), parts, strict=True):
-            table[:, first : first + len(part)] = part.T
-        return table
+        parts = zip((0, *AFFINE), (self.clean, self.out, self.aux1, self.aux2), strict=True)
+        columns = {first + symbol: c for first, part in parts for symbol, c in part._terms.items()}
+        table = np.zeros((_length(columns), COLUMNS))
+        for column, c in {**columns, LOW: self.lo, HIGH: self.hi}.items():
+            table[:, column] = c
+        return table + 0.0  # no -0
 
 
 def _stacked(rows: Iterable[Row]) -> npt.NDArray[np.void]:
@@ -297,7 +326,7 @@ class Tableau(Constant):
                 continue
             values = np.array(argument, np.float64 if column in ("scale", "alpha", "sigma") else None)
             kind = values.dtype.kind
-            if values.shape != (n,) or kind not in "iuf" or (kind == "f" and not np.isfinite(values).all()):
+            if values.shape != (n,) or kind not in "iuf" or (kind == "f" and np.count_nonzero(np.isfinite(values)) < n):
                 raise ValueError(f"{column} must be {n} finite numbers, got {values!r}")
             if column in ("push", "denoised") and values.dtype != np.int64:
                 if np.any(values % 1):
@@ -313,17 +342,21 @@ class Tableau(Constant):
             if len(threshold) != 2:
                 raise ValueError(f"threshold: expected (ratio, maximum), got {threshold!r}")
             threshold = float(threshold[0]), float(threshold[1])
-        # Arrays on bytes are read-only. Copied as records, rows that are not contiguous would take six times as long.
+        # Copied as records, rows that are not contiguous would take six times as long.
         copied = (rows if rows.flags.c_contiguous else rows.view(_BYTES)).tobytes()
-        columns["rows"], columns["numbers"] = np.ndarray(n, ROW, copied), np.ndarray((n, COLUMNS), np.float64, copied)
-        # this bypasses __setattr__, which refuses
-        self.__dict__.update(columns, name=name, start=float(start), threshold=threshold, masked=bool(masked), kept={})
+        self._set(copied, columns, name=name, start=float(start), threshold=threshold, masked=bool(masked))
         self._check()
         if push is not None or denoised is not None:
             self._check_kept()
         self.__dict__["active"] = self._nonzero if active is None else _frozen_mask(active)
         if self.masked:
             self._check_masked()
+
+    def _set(self, rows: bytes, columns: dict[str, Any], **others: Any) -> None:
+        """Sets the attributes. Arrays on bytes are read-only. It bypasses __setattr__, which refuses."""
+        n = len(columns["push"])
+        numbers = np.ndarray((n, COLUMNS), np.float64, rows)
+        self.__dict__.update(columns, rows=np.ndarray(n, ROW, rows), numbers=numbers, kept={}, **others)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a Tableau is immutable: cannot set {name!r}")
@@ -339,7 +372,7 @@ class Tableau(Constant):
         numbers = self.numbers
         fit, lo, hi = np.isfinite(numbers), numbers[:, LOW], numbers[:, HIGH]
         fit[:, LOW] = fit[:, HIGH] = lo <= hi  # which NaN is not
-        if not fit.all():
+        if np.count_nonzero(fit) < fit.size:
             fit[:, LOW : HIGH + 1] = ~np.isnan(numbers[:, LOW : HIGH + 1])
             for row, column in np.argwhere(~fit):
                 raise ValueError(f"row {row} of {self.name!r}: {NAMES[column]} is {numbers[row, column]}")
@@ -352,15 +385,20 @@ class Tableau(Constant):
 
     def _check_kept(self) -> None:
         """Checks that a row computes the auxiliary outputs that it pushes or gives as its estimate."""
-        pairs = [*zip(self.push.tolist(), self.denoised.tolist(), strict=True)]
-        if wrong := {*pairs} - _PUSHES:
-            row = min(map(pairs.index, wrong))
-            given = "push {} and denoised {}".format(*pairs[row])
-            raise ValueError(f"row {row} of {self.name!r}: there are two auxiliary outputs, got {given}")
-        most = np.maximum(self.push, self.denoised)
-        for n, first in enumerate(AFFINE[1 : 1 + most.max(initial=0)], 1):
-            computed = self.numbers[:, first : first + len(SYMBOLS)].any(axis=1)
-            for row in (computed < (most >= n)).nonzero()[0].tolist():
+        push, denoised = self.push.tolist(), self.denoised.tolist()
+        sets = {*push}, {*denoised}
+        if not _PUSHES.issuperset(product(*sets)):
+            pairs = [*zip(push, denoised, strict=True)]
+            for row in map(pairs.index, pairs):
+                if pairs[row] in _PUSHES:
+                    continue
+                given = "push {} and denoised {}".format(*pairs[row])
+                raise ValueError(f"row {row} of {self.name!r}: there are two auxiliary outputs, got {given}")
+        for n, first in enumerate(AFFINE[1 : 1 + max(set[int]().union(*sets), default=0)], 1):
+            computed = (self.numbers[:, first : first + len(SYMBOLS)] != 0).any(axis=1)
+            if np.count_nonzero(computed) == len(self):
+                continue
+            for row in (computed < (np.maximum(push, denoised) >= n)).nonzero()[0].tolist():
                 given = f"push {self.push[row]} and denoised {self.denoised[row]} take aux{n}"
                 raise ValueError(f"row {row} of {self.name!r}: {given}, which the row does not compute")
 
@@ -404,13 +442,13 @@ class Tableau(Constant):
         """The default of `active`."""
         found = self.numbers != 0
         found[:, LOW : HIGH + 1] = np.isfinite(self.numbers[:, LOW : HIGH + 1])
-        return np.ndarray((), _ACTIVE, found.any(axis=0).tobytes())[()]
+        return _mask(found.any(axis=0))
 
     @kept_property
     def as_rows(self) -> Rows:
         """The table as kernels take it."""
-        bits = np.packbits(np.frombuffer(self.active.tobytes(), np.bool_), bitorder="little")
-        return Rows(self.numbers, int.from_bytes(bits.tobytes(), "little"))
+        digits = self.active.tobytes()[::-1].translate(_DIGITS)
+        return Rows(self.numbers, int(digits, 2))
 
     @kept_property
     def slots(self) -> int:
@@ -639,6 +677,22 @@ class Tableau(Constant):
             equations += [f"x' = {out}"]
             equations += [f"keep {kept}" for kept in aux[: self.push[i]]]
         return f"  {i}: t = {self.timesteps[i]:g};  " + ";  ".join(equations)
+
+
+def noising(alpha: Array, sigma: Array) -> Tableau:
+    """Returns rows alpha x + sigma z, of finite numbers."""
+    of_x, of_z = AFFINE[0] + 1 + X, AFFINE[0] + 1 + Z
+    numbers, active = np.zeros((len(alpha), COLUMNS)), np.zeros(COLUMNS, np.bool_)
+    numbers[:, LOW], numbers[:, HIGH], numbers[:, of_x], numbers[:, of_z] = -math.inf, math.inf, alpha, sigma
+    active[of_x], active[of_z] = np.count_nonzero(alpha), np.count_nonzero(sigma)
+    table = object.__new__(Tableau)
+    run = {"name": "tableau", "start": 1.0, "threshold": None, "masked": False, "active": _mask(active)}
+    table._set(numbers.tobytes(), _defaults(len(numbers)), **run)
+    return table
+
+
+def _mask(active: npt.NDArray[np.bool_]) -> npt.NDArray[np.void]:
+    return np.ndarray((), _ACTIVE, active.tobytes())[()]
 
 
 def _frozen_mask(active: npt.NDArray[np.void]) -> npt.NDArray[np.void]:

@@ -15,8 +15,8 @@ from ..arguments.arrays import host_floats, is_lazy
 from ..arguments.types import Array
 from ..ground.checks import is_tracer
 from ..ground.libraries import library_for
-from ..language.rows import AFFINE, OUTPUTS, PAST1, ROW, SYMBOLS
-from ..language.tableau import Tableau
+from ..language.rows import AFFINE, OUTPUTS, PAST1, SYMBOLS
+from ..language.tableau import Tableau, noising
 from ..operations.update import update
 from ..views import guidance
 
@@ -142,15 +142,7 @@ def _clean(table: Tableau) -> Tableau:
     return Tableau(rows, name=f"{table.name}: D")
 
 
-def noising(alpha: npt.NDArray[np.float64], sigma: npt.NDArray[np.float64] | float) -> Tableau:
-    """Returns rows alpha x + sigma z."""
-    rows = np.zeros(len(alpha), ROW)
-    rows["clean"]["lo"], rows["clean"]["hi"] = -math.inf, math.inf
-    rows["out"]["x"], rows["out"]["z"] = alpha, sigma
-    return Tableau(rows)
-
-
-SAME = noising(np.ones(1), 0.0)
+SAME = noising(np.ones(1), np.zeros(1))
 
 
 def times_of(table: Tableau, clock: Callable[[Any, Any], Any] | None) -> list[float]:
