@@ -105,7 +105,8 @@ class Axis:
             return 1 - level, level
         if self.family == "preserving":
             with np.errstate(invalid="ignore"):  # pure noise, whose level is infinite, is a column of its own
-                return 1 / np.hypot(1, level), level / np.hypot(1, level)
+                size = np.hypot(1, level)
+                return 1 / size, level / size
         if self._known is None:
             raise ValueError("this schedule is unknown between its indices: use whole indices, or a spacing by index")
         with np.errstate(divide="ignore"):

@@ -20,7 +20,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import product
 from typing import Any, ClassVar, NoReturn, TypeAlias
 
 import numpy as np
@@ -385,20 +384,17 @@ class Tableau(Constant):
 
     def _check_kept(self) -> None:
         """Checks that a row computes the auxiliary outputs that it pushes or gives as its estimate."""
-        push, denoised = self.push.tolist(), self.denoised.tolist()
-        sets = {*push}, {*denoised}
-        if not _PUSHES.issuperset(product(*sets)):
-            pairs = [*zip(push, denoised, strict=True)]
-            for row in map(pairs.index, pairs):
-                if pairs[row] in _PUSHES:
-                    continue
-                given = "push {} and denoised {}".format(*pairs[row])
-                raise ValueError(f"row {row} of {self.name!r}: there are two auxiliary outputs, got {given}")
-        for n, first in enumerate(AFFINE[1 : 1 + max(set[int]().union(*sets), default=0)], 1):
+        pairs = [*zip(self.push.tolist(), self.denoised.tolist(), strict=True)]
+        kinds = {*pairs}
+        if wrong := kinds - _PUSHES:
+            row = min(map(pairs.index, wrong))
+            given = "push {} and denoised {}".format(*pairs[row])
+            raise ValueError(f"row {row} of {self.name!r}: there are two auxiliary outputs, got {given}")
+        for n, first in enumerate(AFFINE[1 : 1 + max(map(max, kinds), default=0)], 1):
             computed = (self.numbers[:, first : first + len(SYMBOLS)] != 0).any(axis=1)
             if np.count_nonzero(computed) == len(self):
                 continue
-            for row in (computed < (np.maximum(push, denoised) >= n)).nonzero()[0].tolist():
+            for row in (computed < (np.maximum(self.push, self.denoised) >= n)).nonzero()[0].tolist():
                 given = f"push {self.push[row]} and denoised {self.denoised[row]} take aux{n}"
                 raise ValueError(f"row {row} of {self.name!r}: {given}, which the row does not compute")
 

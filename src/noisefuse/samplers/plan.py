@@ -229,16 +229,17 @@ class Plan:
     def between(self, sigma: Array, here: Node, *, of_flow: bool = False) -> Node:
         """Returns nodes between the visited ones, in the steps of ``here``: of the exploding frame or of a flow's own.
         Where sigma is 0 they are those of ``here``."""
-        some = sigma > 0
-        if not some.any():
+        some = (sigma > 0).nonzero()[0]
+        if not len(some):
             return here
-        level = sigma[some] / (1 + sigma[some]) if self.axis.family == "flow" and not of_flow else sigma[some]
-        place = self.axis.at_level(level)
-        t, told = (self.axis.times(place, kind) for kind in (None, self.model_time))
-        one = np.ones_like(level)
+        inner = sigma[some]
+        place = self.axis.at_level(inner / (1 + inner) if self.axis.family == "flow" and not of_flow else inner)
+        t = self.axis.times(place)
+        told = t if self.model_time is None else self.axis.times(place, self.model_time)
+        one = np.ones(len(some))
         alpha, scale = (place.alpha, one) if of_flow else (one, place.alpha)
-        made = Node(alpha, sigma[some], t, told, scale, here.step[some])
-        if some.all():
+        made = Node(alpha, inner, t, told, scale, here.step[some])
+        if len(some) == len(sigma):
             return made
         filled = (np.result_type(new, old) for new, old in zip(made, here, strict=True))
         whole = Node(*(old.astype(kind) for old, kind in zip(here, filled, strict=True)))
@@ -278,6 +279,7 @@ class Plan:
         aux = [*keep] if any(kept is denoised for kept in keep) else [*keep, denoised]
         given = [out, *aux, ZERO][:3]
         if at is not None:
+            at = at.nonzero()[0] if getattr(at, "dtype", None) == np.bool_ else at
             node, given = node.at(at), [one.at(at) for one in given]
         row = Row(given[0], self.clean(node), *given[1:], *self.bounds)
         return Placed(node, row, len(keep), next(n for n, kept in enumerate(aux, 1) if kept is denoised))

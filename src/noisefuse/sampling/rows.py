@@ -15,7 +15,7 @@ from ..arguments.arrays import host_floats, is_lazy
 from ..arguments.types import Array
 from ..ground.checks import is_tracer
 from ..ground.libraries import library_for
-from ..language.rows import AFFINE, OUTPUTS, PAST1, SYMBOLS
+from ..language.rows import PAST1, read
 from ..language.tableau import Tableau, noising
 from ..operations.update import update
 from ..views import guidance
@@ -23,11 +23,11 @@ from ..views import guidance
 
 def oldest_past(tableau: Tableau) -> list[int]:
     """Returns the oldest past that each row reads: 0 for none, else 1 .."""
-    if not tableau.slots:
-        return [0] * len(tableau)
-    read = tableau.numbers[:, AFFINE[0] :].reshape(-1, len(OUTPUTS), len(SYMBOLS))[:, :, PAST1 + 1 : PAST1 + 5] != 0
-    oldest: list[int] = (read * np.arange(1, 5)).max(axis=(1, 2)).tolist()
-    return oldest
+    oldest = np.zeros(len(tableau), np.int64)
+    for slot in range(tableau.slots):
+        oldest[read(tableau.numbers, 1 + PAST1 + slot)] = slot + 1
+    found: list[int] = oldest.tolist()
+    return found
 
 
 def first_without_past(push: list[int], reads: list[int], slots: int, start: int) -> int | None:
