@@ -281,7 +281,7 @@ class Plan:
         if at is not None:
             at = at.nonzero()[0] if getattr(at, "dtype", None) == np.bool_ else at
             node, given = node.at(at), [one.at(at) for one in given]
-        row = Row(given[0], self.clean(node), *given[1:], *self.bounds)
+        row = Row(given[0], self.clean(node), given[1], given[2], *self.bounds)
         return Placed(node, row, len(keep), next(n for n, kept in enumerate(aux, 1) if kept is denoised))
 
     def table(self, name: str, *placed: Placed, start: float | None = None) -> Tableau:

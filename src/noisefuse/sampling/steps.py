@@ -81,7 +81,7 @@ class Steps:
             _levels=noising(tableau.alpha, tableau.sigma),
             _has_level=np.logical_or(tableau.alpha, tableau.sigma).tolist(),
             _start=None if tableau.start == 1 else noising(np.array([tableau.start]), np.zeros(1)),
-            _inputs=None if np.count_nonzero(tableau.scale == 1) == len(tableau) else noising(tableau.scale, np.zeros(len(tableau))),
+            _inputs=noising(tableau.scale, np.zeros(len(push))) if (tableau.scale != 1).any() else None,
             _mixed=lru_cache(maxsize=64)(partial(mixed, tableau)),
         )
 
