@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows and tables of samplers, and their symbols. The code is in language/tableau.py."""
+"""Rows and tables of samplers, and their symbols. The code is in language/affine.py and language/tableau.py."""
 
 from .ground.lazy import show_as
 from .language.rows import SYMBOLS

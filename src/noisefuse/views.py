@@ -75,7 +75,7 @@ def _epsilon() -> View:
     """m = z: Ho et al. 2020, equation 15."""
 
     def clean(alpha: float, sigma: float) -> tuple[float, float]:
-        if np.any(alpha == 0):
+        if np.count_nonzero(alpha) < np.size(alpha):
             raise ValueError(
                 'alpha is 0 at the first step (zero terminal SNR): x is pure noise there, and "epsilon" says '
                 'nothing about x0; use a network with prediction "v", "sample" or "flow"'

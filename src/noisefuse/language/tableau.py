@@ -17,10 +17,9 @@ z is standard normal noise. Rules write rows in these symbols::
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
-from typing import Any, ClassVar, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +28,7 @@ from ..ground import notebook, stored
 from ..ground.checks import check_number
 from ..ground.constants import Constant
 from ..ground.kept import kept_property
+from .affine import ZERO, Affine, D, Row, equation, k, m1, m2, past, x, z
 from .rows import AFFINE, COLUMNS, HIGH, LOW, NAMES, OUTPUTS, PAST1, PAST_SYMBOLS, PASTS, ROW, SYMBOLS, Rows, layout
 
 __all__ = ["ROW", "ZERO", "Affine", "D", "Row", "Tableau", "k", "m1", "m2", "past", "x", "z"]
@@ -47,6 +47,7 @@ INPUTS = tuple(ARGUMENTS)
 
 _ACTIVE = layout(np.bool_)
 _BYTES = np.dtype((np.void, ROW.itemsize))
+_DIGITS = bytes.maketrans(b"\0\1", b"01")
 _PUSHES = {(push, denoised) for push in range(3) for denoised in range(min(push + 2, 3))}
 _INTEGERS = partial(np.zeros, dtype=np.int64)
 _RUN_COLUMNS: dict[str, Any] = {  # and their defaults
@@ -62,156 +63,8 @@ def _defaults(n: int) -> dict[str, Any]:
 
 
 def _frozen(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    values.flags.writeable = False
+    values.setflags(write=False)
     return values
-
-
-_PRINTED = {"k": "", "d": "D"}
-
-
-def _equation(coefficients: Mapping[str, float]) -> str:
-    """Writes an equation: {"x": 1.0, "m1": -0.5} -> "x - 0.5 m1"."""
-    text = ""
-    for name, c in coefficients.items():
-        if c == 0:
-            continue
-        symbol = _PRINTED.get(name, name)
-        size = "" if (size := f"{abs(c):.6g}") == "1" and symbol else size
-        sign = ("-" if c < 0 else "") if not text else (" - " if c < 0 else " + ")
-        text += sign + " ".join(part for part in (size, symbol) if part)
-    return text or "0"
-
-
-class Affine:
-    """A weighted sum of a row's symbols, written with +, -, and * or / by numbers. It is immutable and equal by
-    value. Arrays (n,) in place of numbers make the sums of n rows."""
-
-    __array_ufunc__: None = None  # NumPy's arrays and scalars then leave the arithmetic to this class
-    __slots__ = ("_columns",)
-
-    _columns: Array  # (symbols, n), or (symbols, 1) if all rows have the same sum
-
-    def __init__(self, coefficients: Iterable[float]) -> None:
-        self._columns = np.array([[float(c)] for c in coefficients])
-
-    @property
-    def coefficients(self) -> tuple[Any, ...]:
-        """The symbols' factors: numbers, or arrays (n,)."""
-        return tuple(self._columns[:, 0].tolist() if self._columns.shape[1] == 1 else self._columns)
-
-    def __getstate__(self) -> tuple[None, dict[str, Any]]:
-        return None, {"coefficients": self.coefficients}
-
-    def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
-        self._columns = np.array([np.atleast_1d(c) for c in state[1]["coefficients"]], np.float64)
-
-    def _of(self, columns: Array) -> Affine:
-        affine = object.__new__(Affine)
-        affine._columns = columns
-        return affine
-
-    def at(self, rows: Any) -> Affine:
-        """Returns the sums of these of its rows, an index of arrays."""
-        return self if self._columns.shape[1] == 1 else self._of(self._columns[:, rows])
-
-    def __add__(self, other: Affine) -> Affine:
-        if not isinstance(other, Affine):
-            raise TypeError(
-                f"rows are affine: expected a sum of symbols, got {other!r}; a constant is a number times k"
-            )
-        return self._of(self._columns + other._columns)
-
-    def __radd__(self, other: Affine | int) -> Affine:
-        return self if isinstance(other, int) and other == 0 else self + other  # type: ignore[operator]  # sum() starts at 0
-
-    def __sub__(self, other: Affine) -> Affine:
-        return self + -1 * other
-
-    def __rsub__(self, other: Affine) -> Affine:
-        return -self + other
-
-    def __neg__(self) -> Affine:
-        return self._of(-self._columns)
-
-    def __mul__(self, factor: float | npt.NDArray[Any]) -> Affine:
-        if isinstance(factor, Affine):
-            raise TypeError(f"rows are affine: {self} is multiplied by numbers, not by {factor}")
-        return self._of(self._columns * _number(factor))
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, divisor: float | npt.NDArray[Any]) -> Affine:
-        if isinstance(divisor, Affine):
-            raise TypeError(f"rows are affine: {self} is divided by numbers, not by {divisor}")
-        if isinstance(divisor := _number(divisor), float) and divisor == 0:
-            raise ZeroDivisionError(f"{self} is divided by 0")
-        return self._of(self._columns / divisor)
-
-    def __eq__(self, other: object) -> bool:
-        return np.array_equal(self._columns, other._columns) if isinstance(other, Affine) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash((self._columns + 0.0).tobytes())  # 0 and -0 are equal
-
-    def __repr__(self) -> str:
-        return ", ".join(_equation(dict(zip(SYMBOLS, row, strict=True))) for row in self._columns.T.tolist())
-
-
-def _number(factor: float | npt.NDArray[Any]) -> float | npt.NDArray[Any]:
-    """Returns an array (n,), or the float that is meant."""
-    return factor if type(factor) is np.ndarray and factor.ndim == 1 else float(1.0 * factor)
-
-
-def _symbol(name: str) -> Affine:
-    return Affine(name == symbol for symbol in SYMBOLS)
-
-
-ZERO = Affine([0.0] * len(SYMBOLS))
-k: Affine = _symbol("k")
-x: Affine = _symbol("x")
-m1: Affine = _symbol("m1")
-m2: Affine = _symbol("m2")
-D: Affine = _symbol("d")
-z: Affine = _symbol("z")
-past: tuple[Affine, ...] = tuple(map(_symbol, PAST_SYMBOLS))
-"""past[0] is the newest remembered array, the row's past1."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One step as expressions; ``clean`` may use k, x, m1, m2 only. lo <= hi bound D; infinite bounds mean no clamp.
-
-    Expressions with arrays (n,) as factors are n steps. Rows with equal expressions and bounds are equal.
-
-    >>> from noisefuse.tableau import Row, m1, x
-    >>> print(nf.Tableau([Row(out=0.5 * x + 0.5 * m1)]).equations())
-      0: t = 0;  x' = 0.5 x + 0.5 m1
-    """
-
-    out: Affine
-    clean: Affine = ZERO
-    aux1: Affine = ZERO
-    aux2: Affine = ZERO
-    lo: float = -math.inf
-    hi: float = math.inf
-
-    def __post_init__(self) -> None:
-        for name in ("out", "clean", "aux1", "aux2"):
-            if not isinstance(expression := getattr(self, name), Affine):
-                raise TypeError(f"{name}: expected an expression of x, m1, z, .., got {type(expression).__name__}")
-        if self.clean._columns[4:].any():
-            raise ValueError(f"clean may only use k, x, m1 and m2, got {self.clean}")
-
-    __setstate__: ClassVar[stored.SetState] = stored.make_again
-
-    def numbers(self) -> Array:
-        """Returns the row, or rows, (n, 36), in the layout of ``ROW``."""
-        parts = [self.clean._columns[:4], self.out._columns, self.aux1._columns, self.aux2._columns]
-        table = np.empty((max(part.shape[1] for part in parts), COLUMNS))
-        table[:, : AFFINE[0]] = (0.0, 0.0, 0.0, 0.0, self.lo, self.hi)
-        for first, part in zip((0, *AFFINE), parts, strict=True):
-            table[:, first : first + len(part)] = part.T
-        return table
 
 
 def _stacked(rows: Iterable[Row]) -> npt.NDArray[np.void]:
@@ -297,7 +150,7 @@ class Tableau(Constant):
                 continue
             values = np.array(argument, np.float64 if column in ("scale", "alpha", "sigma") else None)
             kind = values.dtype.kind
-            if values.shape != (n,) or kind not in "iuf" or (kind == "f" and not np.isfinite(values).all()):
+            if values.shape != (n,) or kind not in "iuf" or (kind == "f" and np.count_nonzero(np.isfinite(values)) < n):
                 raise ValueError(f"{column} must be {n} finite numbers, got {values!r}")
             if column in ("push", "denoised") and values.dtype != np.int64:
                 if np.any(values % 1):
@@ -313,17 +166,21 @@ class Tableau(Constant):
             if len(threshold) != 2:
                 raise ValueError(f"threshold: expected (ratio, maximum), got {threshold!r}")
             threshold = float(threshold[0]), float(threshold[1])
-        # Arrays on bytes are read-only. Copied as records, rows that are not contiguous would take six times as long.
+        # Copied as records, rows that are not contiguous would take six times as long.
         copied = (rows if rows.flags.c_contiguous else rows.view(_BYTES)).tobytes()
-        columns["rows"], columns["numbers"] = np.ndarray(n, ROW, copied), np.ndarray((n, COLUMNS), np.float64, copied)
-        # this bypasses __setattr__, which refuses
-        self.__dict__.update(columns, name=name, start=float(start), threshold=threshold, masked=bool(masked), kept={})
+        self._set(copied, columns, name=name, start=float(start), threshold=threshold, masked=bool(masked))
         self._check()
         if push is not None or denoised is not None:
             self._check_kept()
         self.__dict__["active"] = self._nonzero if active is None else _frozen_mask(active)
         if self.masked:
             self._check_masked()
+
+    def _set(self, rows: bytes, columns: dict[str, Any], **others: Any) -> None:
+        """Sets the attributes. Arrays on bytes are read-only. It bypasses __setattr__, which refuses."""
+        n = len(columns["push"])
+        numbers = np.ndarray((n, COLUMNS), np.float64, rows)
+        self.__dict__.update(columns, rows=np.ndarray(n, ROW, rows), numbers=numbers, kept={}, **others)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a Tableau is immutable: cannot set {name!r}")
@@ -339,7 +196,7 @@ class Tableau(Constant):
         numbers = self.numbers
         fit, lo, hi = np.isfinite(numbers), numbers[:, LOW], numbers[:, HIGH]
         fit[:, LOW] = fit[:, HIGH] = lo <= hi  # which NaN is not
-        if not fit.all():
+        if np.count_nonzero(fit) < fit.size:
             fit[:, LOW : HIGH + 1] = ~np.isnan(numbers[:, LOW : HIGH + 1])
             for row, column in np.argwhere(~fit):
                 raise ValueError(f"row {row} of {self.name!r}: {NAMES[column]} is {numbers[row, column]}")
@@ -353,14 +210,16 @@ class Tableau(Constant):
     def _check_kept(self) -> None:
         """Checks that a row computes the auxiliary outputs that it pushes or gives as its estimate."""
         pairs = [*zip(self.push.tolist(), self.denoised.tolist(), strict=True)]
-        if wrong := {*pairs} - _PUSHES:
+        kinds = {*pairs}
+        if wrong := kinds - _PUSHES:
             row = min(map(pairs.index, wrong))
             given = "push {} and denoised {}".format(*pairs[row])
             raise ValueError(f"row {row} of {self.name!r}: there are two auxiliary outputs, got {given}")
-        most = np.maximum(self.push, self.denoised)
-        for n, first in enumerate(AFFINE[1 : 1 + most.max(initial=0)], 1):
-            computed = self.numbers[:, first : first + len(SYMBOLS)].any(axis=1)
-            for row in (computed < (most >= n)).nonzero()[0].tolist():
+        for n, first in enumerate(AFFINE[1 : 1 + max(map(max, kinds), default=0)], 1):
+            computed = (self.numbers[:, first : first + len(SYMBOLS)] != 0).any(axis=1)
+            if np.count_nonzero(computed) == len(self):
+                continue
+            for row in (computed < (np.maximum(self.push, self.denoised) >= n)).nonzero()[0].tolist():
                 given = f"push {self.push[row]} and denoised {self.denoised[row]} take aux{n}"
                 raise ValueError(f"row {row} of {self.name!r}: {given}, which the row does not compute")
 
@@ -404,13 +263,13 @@ class Tableau(Constant):
         """The default of `active`."""
         found = self.numbers != 0
         found[:, LOW : HIGH + 1] = np.isfinite(self.numbers[:, LOW : HIGH + 1])
-        return np.ndarray((), _ACTIVE, found.any(axis=0).tobytes())[()]
+        return _mask(found.any(axis=0))
 
     @kept_property
     def as_rows(self) -> Rows:
         """The table as kernels take it."""
-        bits = np.packbits(np.frombuffer(self.active.tobytes(), np.bool_), bitorder="little")
-        return Rows(self.numbers, int.from_bytes(bits.tobytes(), "little"))
+        digits = self.active.tobytes()[::-1].translate(_DIGITS)
+        return Rows(self.numbers, int(digits, 2))
 
     @kept_property
     def slots(self) -> int:
@@ -628,7 +487,7 @@ class Tableau(Constant):
 
     def _step(self, i: int) -> str:
         row = self.rows[i]
-        clean, out, *aux = (_equation(_coefficients(row[group])) for group in ROW.names or ())
+        clean, out, *aux = (equation(_coefficients(row[group])) for group in ROW.names or ())
         lo, hi = row["clean"]["lo"], row["clean"]["hi"]
         if self.masked:
             equations = [f"v = {clean}", f"x' = {out} + [{lo:g} <= v <= {hi:g}] ({aux[0]})"]
@@ -639,6 +498,22 @@ class Tableau(Constant):
             equations += [f"x' = {out}"]
             equations += [f"keep {kept}" for kept in aux[: self.push[i]]]
         return f"  {i}: t = {self.timesteps[i]:g};  " + ";  ".join(equations)
+
+
+def noising(alpha: Array, sigma: Array) -> Tableau:
+    """Returns rows alpha x + sigma z, of finite numbers."""
+    of_x, of_z = (AFFINE[0] + SYMBOLS.index(symbol) for symbol in "xz")
+    numbers, active = np.zeros((len(alpha), COLUMNS)), np.zeros(COLUMNS, np.bool_)
+    numbers[:, LOW], numbers[:, HIGH], numbers[:, of_x], numbers[:, of_z] = -math.inf, math.inf, alpha, sigma
+    active[of_x], active[of_z] = np.count_nonzero(alpha), np.count_nonzero(sigma)
+    table = object.__new__(Tableau)
+    run = {"name": "tableau", "start": 1.0, "threshold": None, "masked": False, "active": _mask(active)}
+    table._set(numbers.tobytes(), _defaults(len(numbers)), **run)
+    return table
+
+
+def _mask(active: npt.NDArray[np.bool_]) -> npt.NDArray[np.void]:
+    return np.ndarray((), _ACTIVE, active.tobytes())[()]
 
 
 def _frozen_mask(active: npt.NDArray[np.void]) -> npt.NDArray[np.void]:

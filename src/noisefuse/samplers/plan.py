@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any, NamedTuple, TypeAlias, Unpack
 
 import numpy as np
@@ -48,7 +48,7 @@ def each(function: Callable[..., Any], *columns: Array) -> npt.NDArray[np.float6
 
 
 def squared(column: Array) -> npt.NDArray[np.float64]:
-    return each(lambda number: number**2, column)
+    return np.fromiter(map(pow, column.tolist(), repeat(2)), np.float64, len(column))
 
 
 def _log_snr(alpha: float, sigma: float) -> float:
@@ -199,7 +199,9 @@ class Plan:
 
     def check_signal(self, name: str, instead: str = _INSTEAD, nodes: slice = slice(None)) -> None:
         """Raises ValueError if x is pure noise at one of the nodes, for formulas that divide by alpha there."""
-        for i in (self.nodes.alpha[nodes] == 0).nonzero()[0]:
+        if np.count_nonzero(alpha := self.nodes.alpha[nodes]) == len(alpha):
+            return
+        for i in (alpha == 0).nonzero()[0]:
             instead += ", or flow_euler" if self.axis.family == "flow" else ""
             raise ValueError(
                 f"{name} divides by alpha, which is 0 at time {self.nodes.t[nodes][i]:g} (zero terminal SNR, or "
@@ -216,7 +218,8 @@ class Plan:
         """Returns the same nodes for x / alpha: alpha = 1, and sigma is sigma / alpha, as in k-diffusion."""
         self.check_signal("a sampler of x / alpha")
         alpha, sigma = self.nodes[:2]
-        nodes = self.nodes._replace(alpha=np.ones_like(alpha), sigma=sigma / alpha, scale=alpha)
+        # the scale so far is ones
+        nodes = self.nodes._replace(alpha=self.nodes.scale, sigma=sigma / alpha, scale=alpha)
         return replace(self, nodes=nodes)
 
     def flow_or_exploding(self) -> Plan:
@@ -226,16 +229,17 @@ class Plan:
     def between(self, sigma: Array, here: Node, *, of_flow: bool = False) -> Node:
         """Returns nodes between the visited ones, in the steps of ``here``: of the exploding frame or of a flow's own.
         Where sigma is 0 they are those of ``here``."""
-        some = sigma > 0
-        if not some.any():
+        some = (sigma > 0).nonzero()[0]
+        if not len(some):
             return here
-        level = sigma[some] / (1 + sigma[some]) if self.axis.family == "flow" and not of_flow else sigma[some]
-        place = self.axis.at_level(level)
-        t, told = (self.axis.times(place, kind) for kind in (None, self.model_time))
-        one = np.ones_like(level)
+        inner = sigma[some]
+        place = self.axis.at_level(inner / (1 + inner) if self.axis.family == "flow" and not of_flow else inner)
+        t = self.axis.times(place)
+        told = t if self.model_time is None else self.axis.times(place, self.model_time)
+        one = np.ones(len(some))
         alpha, scale = (place.alpha, one) if of_flow else (one, place.alpha)
-        made = Node(alpha, sigma[some], t, told, scale, here.step[some])
-        if some.all():
+        made = Node(alpha, inner, t, told, scale, here.step[some])
+        if len(some) == len(sigma):
             return made
         filled = (np.result_type(new, old) for new, old in zip(made, here, strict=True))
         whole = Node(*(old.astype(kind) for old, kind in zip(here, filled, strict=True)))
@@ -268,32 +272,38 @@ class Plan:
         return e
 
     def row(
-        self, node: Node, out: Affine, *, keep: Sequence[Affine] = (), denoised: Affine = D, at: Any = slice(None)
+        self, node: Node, out: Affine, *, keep: Sequence[Affine] = (), denoised: Affine = D, at: Any = None
     ) -> Placed:
         """Returns the rows whose model outputs are evaluated at these nodes; ``keep``: up to two expressions to
-        remember; ``at``: the rows that are wanted, an index of arrays."""
-        aux = [*keep] if denoised in keep else [*keep, denoised]
-        node = node.at(at)
-        aux1, aux2 = (kept.at(at) for kept in [*aux, ZERO][:2])
-        row = Row(out.at(at), self.clean(node), aux1, aux2, *self.bounds)
-        return Placed(node, row, len(keep), aux.index(denoised) + 1)
+        remember; ``at``: the rows that are wanted, an index of arrays, by default all."""
+        aux = [*keep] if any(kept is denoised for kept in keep) else [*keep, denoised]
+        given = [out, *aux, ZERO][:3]
+        if at is not None:
+            at = at.nonzero()[0] if getattr(at, "dtype", None) == np.bool_ else at
+            node, given = node.at(at), [one.at(at) for one in given]
+        row = Row(given[0], self.clean(node), given[1], given[2], *self.bounds)
+        return Placed(node, row, len(keep), next(n for n, kept in enumerate(aux, 1) if kept is denoised))
 
     def table(self, name: str, *placed: Placed, start: float | None = None) -> Tableau:
         """Makes a table of rows, step after step, and those of a step in this order. start: the plan's by default."""
         some = [one for one in placed if len(one.node.step)]
-        node = Node(*map(np.concatenate, zip(*(one.node for one in some), strict=True)))
-        order = np.argsort(node.step, kind="stable")
-        node, rows = node.at(order), np.concatenate([one.rows.numbers() for one in some])[order]
-        of_aux = np.repeat([(one.push, one.denoised) for one in some], [len(one.node.step) for one in some], axis=0)
+        node, rows = some[0].node, some[0].rows.numbers()
+        push, denoised = (np.array([column] * len(rows)) for column in some[0][2:])
+        if len(some) > 1:
+            node = Node(*map(np.concatenate, zip(*(one.node for one in some), strict=True)))
+            order = node.step.argsort(kind="stable")
+            node, which = node.at(order), np.repeat(np.arange(len(some)), [len(one.node.step) for one in some])[order]
+            rows = np.concatenate([rows, *(one.rows.numbers() for one in some[1:])]).take(order, axis=0)
+            push, denoised = (np.array(column)[which] for column in [*zip(*some, strict=True)][2:])
         times = node.told if self.view.time is own_time else each(self.view.time, *node.own, node.told)
-        if self.view.time is own_time and self.axis.kind(self.model_time) == "index" and times.min() < 0:
+        if self.view.time is own_time and self.axis.kind(self.model_time) == "index" and times[times.argmin()] < 0:
             raise ValueError(f"{name}: expected times from the first index on, got one at index {times.min():g}")
         return Tableau(
             rows.view(ROW)[:, 0],
             timesteps=times,
             name=name,
-            push=of_aux[order, 0],
-            denoised=of_aux[order, 1],
+            push=push,
+            denoised=denoised,
             scale=node.scale if self.view.scale is unscaled else node.scale * each(self.view.scale, *node.own),
             alpha=node.alpha,
             sigma=node.sigma,

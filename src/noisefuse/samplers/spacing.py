@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arguments.calls import warn_once
-from ..ground.checks import check_choice, check_integer, check_number
+from ..ground.checks import check_choice, check_integer, check_number, lie_within
 from ..ground.libraries import check_plain
 from ..language.axis import Axis, ModelTime, Place
 from ..language.schedule import Schedule, check_schedule
@@ -107,7 +107,7 @@ def grid(
             )
     elif spacing in _OF_INDICES:
         indices = _indices(spacing, axis, check_integer("steps", steps, 1), steps_offset, drop_last)
-        visited = axis.at_index(np.round(indices) if whole else indices)
+        visited = axis.at_index(np.rint(indices) if whole else indices)
     else:
         check_choice("spacing", spacing, _OF_INDICES + _OF_LEVELS)
         least = axis.levels[0] if sigma_min is None else sigma_min
@@ -129,13 +129,14 @@ def grid(
         end = _at_levels(axis, "final_level", [final_level])
     times = _times(axis, visited, end, None)
     told = times if model_time is None else _times(axis, visited, end, model_time)
-    return Grid(np.append(visited.alpha, end.alpha), np.append(visited.sigma, end.sigma), times, told)
+    alpha, sigma = (np.concatenate(ends) for ends in zip(visited[:2], end[:2], strict=True))
+    return Grid(alpha, sigma, times, told)
 
 
 def _times(axis: Axis, visited: Place, end: Place, kind: ModelTime | None) -> Any:
     """Returns the times of a kind. Clean data has none: no model is called there."""
-    times = np.append(axis.times(visited, kind), axis.times(end, kind) if end.sigma[0] else 0.0)
-    if axis.kind(kind) == "index" and (times == np.floor(times)).all():
+    times = np.concatenate((axis.times(visited, kind), axis.times(end, kind) if end.sigma[0] else np.zeros(1)))
+    if axis.kind(kind) == "index" and np.count_nonzero(times == np.floor(times)) == len(times):
         return times.astype(np.int64)  # networks embed a whole time as an integer
     return times
 
@@ -196,7 +197,7 @@ def _numbers(name: str, given: Any) -> npt.NDArray[Any]:
 
 def _inside(axis: Axis, t: npt.NDArray[Any]) -> None:
     length, hint = len(axis.levels), "" if axis.timed_by_index else "; noise levels are levels="
-    if not ((t >= 0) & (t <= length - 1)).all():
+    if not lie_within(t, 0, length - 1):
         raise ValueError(f"a schedule of {length} steps has indices 0 .. {length - 1}, got {t[0]:g} .. {t[-1]:g}{hint}")
 
 
@@ -211,8 +212,8 @@ def _indices(spacing: Spacing, axis: Axis, n: int, offset: int, drop_last: bool)
         indices = np.arange(laid)[::-1][:n] * float(length // laid) + offset
     else:
         indices = np.linspace(0, length - 1, laid)[::-1][:n] if laid > 1 else np.array([length - 1.0])
-    rounded = np.round(indices)
-    if not (rounded[1:] < rounded[:-1]).all():
+    rounded = np.rint(indices)
+    if np.count_nonzero(rounded[1:] < rounded[:-1]) < n - 1:
         hint = 'one more is laid and left out; spacing="trailing" has room'
         raise ValueError(f"{n} steps do not fit into a schedule of {length} by {spacing!r}: {hint}")
     _inside(axis, indices)

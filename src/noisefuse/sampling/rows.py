@@ -15,19 +15,19 @@ from ..arguments.arrays import host_floats, is_lazy
 from ..arguments.types import Array
 from ..ground.checks import is_tracer
 from ..ground.libraries import library_for
-from ..language.rows import AFFINE, OUTPUTS, PAST1, ROW, SYMBOLS
-from ..language.tableau import Tableau
+from ..language.rows import PAST1, read
+from ..language.tableau import Tableau, noising
 from ..operations.update import update
 from ..views import guidance
 
 
 def oldest_past(tableau: Tableau) -> list[int]:
     """Returns the oldest past that each row reads: 0 for none, else 1 .."""
-    if not tableau.slots:
-        return [0] * len(tableau)
-    read = tableau.numbers[:, AFFINE[0] :].reshape(-1, len(OUTPUTS), len(SYMBOLS))[:, :, PAST1 + 1 : PAST1 + 5] != 0
-    oldest: list[int] = (read * np.arange(1, 5)).max(axis=(1, 2)).tolist()
-    return oldest
+    oldest = np.zeros(len(tableau), np.int64)
+    for slot in range(tableau.slots):
+        oldest[read(tableau.numbers, 1 + PAST1 + slot)] = slot + 1
+    found: list[int] = oldest.tolist()
+    return found
 
 
 def first_without_past(push: list[int], reads: list[int], slots: int, start: int) -> int | None:
@@ -142,15 +142,7 @@ def _clean(table: Tableau) -> Tableau:
     return Tableau(rows, name=f"{table.name}: D")
 
 
-def noising(alpha: npt.NDArray[np.float64], sigma: npt.NDArray[np.float64] | float) -> Tableau:
-    """Returns rows alpha x + sigma z."""
-    rows = np.zeros(len(alpha), ROW)
-    rows["clean"]["lo"], rows["clean"]["hi"] = -math.inf, math.inf
-    rows["out"]["x"], rows["out"]["z"] = alpha, sigma
-    return Tableau(rows)
-
-
-SAME = noising(np.ones(1), 0.0)
+SAME = noising(np.ones(1), np.zeros(1))
 
 
 def times_of(table: Tableau, clock: Callable[[Any, Any], Any] | None) -> list[float]:

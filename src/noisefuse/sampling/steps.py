@@ -21,11 +21,11 @@ from ..ground.kept import kept_property
 from ..ground.libraries import library_for, library_of
 from ..language.noise import SAMPLER, Noise, Noises
 from ..language.rows import FastTable
-from ..language.tableau import Tableau
+from ..language.tableau import Tableau, noising
 from ..operations.draw import are_increments, randn_like
 from ..operations.update import update
 from .arrays import drawn_for, in_words_of_a_step, several_zeros_like, times_like
-from .rows import SAME, first_without_past, guided, mixed, noising, oldest_past, thresholded
+from .rows import SAME, first_without_past, guided, mixed, oldest_past, thresholded
 from .state import NEW, State
 from .types import LikelyStepOptions, Models, StepOptions, Time
 
@@ -68,7 +68,8 @@ class Steps:
             _slots=tableau.slots,
             _state_size=(tableau.slots, most),
             _push=push,
-            _move=[n + (most + 1) * bool(read) for n, read in zip(push, reads, strict=True)],  # see State.moves
+            # see State.moves
+            _move=[n + (most + 1) * (read > 0) for n, read in zip(push, reads, strict=True)] if any(reads) else push,
             _plain=tableau.as_rows.plain,
             _fast_rows=0 if tableau.threshold or tableau.masked else len(tableau),  # all or none
             _denoised=tableau.denoised.tolist(),
@@ -78,9 +79,9 @@ class Steps:
             _reads=reads,
             _draws=tableau.as_rows.draws.tolist(),
             _levels=noising(tableau.alpha, tableau.sigma),
-            _has_level=((tableau.alpha != 0) | (tableau.sigma != 0)).tolist(),
-            _start=None if tableau.start == 1 else noising(np.array([tableau.start]), 0.0),
-            _inputs=None if np.all(tableau.scale == 1) else noising(tableau.scale, 0.0),
+            _has_level=np.logical_or(tableau.alpha, tableau.sigma).tolist(),
+            _start=None if tableau.start == 1 else noising(np.array([tableau.start]), np.zeros(1)),
+            _inputs=noising(tableau.scale, np.zeros(len(push))) if (tableau.scale != 1).any() else None,
             _mixed=lru_cache(maxsize=64)(partial(mixed, tableau)),
         )
 

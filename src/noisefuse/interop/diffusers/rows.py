@@ -55,9 +55,9 @@ class Step:
     after: dict[str, Any]  # other attributes, after the step
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Plan:
-    """A run of a scheduler: from position `start` of its timesteps to the end."""
+    """A run of a scheduler: from position `start` of its timesteps to the end. (It is never changed, as a step.)"""
 
     table: nf.Tableau  # row i is the step at position i
     clean: nf.Tableau | None  # with dynamic thresholding: D as it is before; `table` then reads D as m2
