@@ -10,9 +10,10 @@ namespace nf {
 namespace {  // see philox.h
 
 // Returns the row of a segment. Row numbers were checked, but other threads may have written there since, so a number
-// beyond the table is cut to it.
+// beyond the table is cut to it. It is read once: a compiler that reads it again after the comparison may get another.
 inline int64_t row_of(const Call& s, int64_t segment) {
-    const auto i = static_cast<uint64_t>(s.index[segment]), last = static_cast<uint64_t>(s.n_rows - 1);
+    const auto i = static_cast<uint64_t>(__atomic_load_n(s.index + segment, __ATOMIC_RELAXED)),
+               last = static_cast<uint64_t>(s.n_rows - 1);
     return static_cast<int64_t>(i < last ? i : last);
 }
 
