@@ -429,8 +429,8 @@ class FastCall {
         OwnRows own;
         if (!hold_rows(own)) return false;
         if (!by_column) return rows_of_levels(own_time_, times, call.active, own);
-        const double first = std::bit_cast<double>(least), final = std::bit_cast<double>(greatest);
-        const bool good = rows_of_columns(own_time_, times, first, final, call.active, own);
+        const double first = std::bit_cast<double>(least), latest = std::bit_cast<double>(greatest);
+        const bool good = rows_of_columns(own_time_, times, first, latest, call.active, own);
         rows_alike_ = own.alike;
         return good;
     }

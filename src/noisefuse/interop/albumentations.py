@@ -257,8 +257,7 @@ class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
         return {"noise": self._name(data)}
 
     def apply(self, img: Array, noise: Name, shape: tuple[int, ...] = _PIXELS, **params: Any) -> Array:
-        if img.dtype not in _TOPS:
-            self._warn_of_levels(img)
+        self._top(img)
         last = self.per_channel != self.elementwise and len(shape) == 3
         low, high = self.multiplier
         return nf.augment.times(img, low, high, named(*noise), self.elementwise, last)
@@ -295,8 +294,7 @@ class SaltAndPepper(_Keyed, albumentations.SaltAndPepper):
     def apply(
         self, img: Array, amount: float, salt: float, noise: Name, shape: tuple[int, ...] = _PIXELS, **params: Any
     ) -> Array:
-        if img.dtype not in _TOPS:
-            self._warn_of_levels(img)
+        self._top(img)
         result: Array = nf.augment.impulse(
             img, amount, named(*noise), salt=salt, layout="HWC", shared=len(shape) == 3, batched=False
         )

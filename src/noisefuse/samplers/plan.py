@@ -288,13 +288,13 @@ class Plan:
         """Makes a table of rows, step after step, and those of a step in this order. start: the plan's by default."""
         some = [one for one in placed if len(one.node.step)]
         node, rows = some[0].node, some[0].rows.numbers()
-        push, denoised = (np.array([column] * len(rows)) for column in some[0][2:])
+        which = np.zeros(len(rows), np.int64)  # of them a row is
         if len(some) > 1:
             node = Node(*map(np.concatenate, zip(*(one.node for one in some), strict=True)))
             order = node.step.argsort(kind="stable")
             node, which = node.at(order), np.repeat(np.arange(len(some)), [len(one.node.step) for one in some])[order]
             rows = np.concatenate([rows, *(one.rows.numbers() for one in some[1:])]).take(order, axis=0)
-            push, denoised = (np.array(column)[which] for column in [*zip(*some, strict=True)][2:])
+        push, denoised = (np.array(column)[which] for column in [*zip(*some, strict=True)][2:])
         times = node.told if self.view.time is own_time else each(self.view.time, *node.own, node.told)
         if self.view.time is own_time and self.axis.kind(self.model_time) == "index" and times[times.argmin()] < 0:
             raise ValueError(f"{name}: expected times from the first index on, got one at index {times.min():g}")
