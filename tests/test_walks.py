@@ -75,7 +75,7 @@ WALKS = {
     "mse_loss_grad": (lambda: lambda: nf.mse_loss_grad(X, X, 5, S, N, target="v"), (2, 1, 0)),
     "impulse": (lambda: lambda: nf.augment.impulse(X, 0.1, N), (2, 2, 1)),
     "rician": (lambda: lambda: nf.augment.rician(X, 0.1, N), (2, 2, 1)),
-    "photons of floats": (lambda: lambda: nf.augment.poisson(X, 30.0, N), (67, 14, 33)),
+    "photons": (lambda: lambda: nf.augment.poisson(X, 30.0, N), (2, 2, 1)),
     "gaussian in a region": (lambda: lambda: nf.augment.gaussian(X, 0.1, N, region=X[0] > 0), (31, 7, 18)),
     "coloured": (lambda: lambda: nf.augment.coloured(X, 20.0, N, "pink"), (74, 12, 47)),
     "two images of a list": (lambda: lambda: nf.augment.gaussian([X[0], X[0]], 0.1, N), (54, 7, 22)),

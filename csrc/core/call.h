@@ -137,17 +137,20 @@ struct Rician {
     int32_t padding;
 };
 
-// What augment.poisson of floats and uint16 adds to a call, which says where the words lie in the field: out =
-// top (N / peak)^(1 / gamma), N the Poisson number of peak (x / top)^gamma at the word.
+// What augment.poisson adds to a call, which says where the words lie in the field: out = top (N / peak)^(1 / gamma), N
+// the Poisson number of peak (x / top)^gamma at the word. Bytes have a peak of at most kPhotons.
 struct Poisson {
     const void* x;
     void* out;
     const double* peak;  // one for each segment of `segment` elements
     int64_t segment;
     double gamma, top;
+    const double* light;  // of bytes: (n / 510)^gamma, n = 0 .. 511; null: gamma is 1
     DType type;
     int32_t padding;
 };
+
+constexpr int kPhotons = 16;  // fewer of one level of bytes are more likely than 2^-33, so that each number has a word
 
 // The tables of augment.poisson of bytes, one for each level (docs/noise.md).
 struct PoissonTables {

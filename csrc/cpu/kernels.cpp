@@ -15,7 +15,7 @@
 #include "magnitude.h"
 #include "masks.h"
 #include "mersenne_normals.h"
-#include "photons.h"
+#include "poisson_range.h"
 #include "pyramid_levels.h"
 #include "tile_registers.h"
 #include "turn.h"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The noise of counted photons for floats and uint16 (augment.poisson), in one pass. docs/noise.md has the formulas.
+// Counted photons of floats and uint16 (augment.poisson): docs/noise.md has the formulas.
 //
 // Nothing is fused here, so that NumPy's arithmetic gives the same bits.
 #pragma once
@@ -150,35 +150,6 @@ void count_photons(double* light, const double* u, const double* peaks, int n, d
         }
     }
     if (gamma != 1) raise(light, n, 1 / gamma);
-}
-
-void poisson_range(const Call& s, const Poisson& m, int64_t begin, int64_t end) {
-    alignas(64) double value[kTile], u[kTile], peak[kTile];
-    alignas(64) float single[kTile];
-    alignas(64) uint32_t words[kTile];
-    const double unit = 1 / m.top;
-    const auto tile = [&](int64_t at, Counters& counters, Noise<float>& noise, const RoundKeys& keys) {
-        const int n = counters.size;
-        copy_words(words, noise.fill_alone(counters, keys, Draw::words), n);
-        for (int i = 0; i < n;) {
-            const int64_t segment = (at + i) / m.segment;
-            const auto stop = static_cast<int>(least((segment + 1) * m.segment - at, n));
-            for (const double of_all = m.peak[segment]; i < stop; ++i) peak[i] = of_all;
-        }
-        if (m.type == DType::f64) {
-            load_as(value, m.x, m.type, at, n);
-        } else {
-            load_as(single, m.x, m.type, at, n);
-            for (int i = 0; i < n; ++i) value[i] = single[i] * unit;
-        }
-        for (int i = 0; i < n; ++i) u[i] = (words[i] + 0.5) * 0x1p-32;
-        for (int i = n; i % kSome; ++i) value[i] = u[i] = 0, peak[i] = 1;
-        count_photons(value, u, peak, n, m.gamma);
-        if (m.type == DType::f64) return store_as(m.out, m.type, at, value, n, false);
-        for (int i = 0; i < n; ++i) single[i] = static_cast<float>(value[i] * m.top);
-        store_as(m.out, m.type, at, single, n, false);
-    };
-    for_each_tile_of_words(s, begin, end, tile);
 }
 
 }  // namespace

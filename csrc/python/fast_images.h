@@ -95,6 +95,31 @@ PyObject* fast_rician(PyObject* const* args) {
     return run_plain(fast.call, run) ? fast.outputs.give() : nullptr;
 }
 
+// photons(x, peak, gamma, noise, light_of, batched, out), or NotImplemented: `augment.poisson`, of bytes with few
+// photons. light_of(gamma): what Poisson.light has.
+PyObject* fast_photons(PyObject* const* args) {
+    FastImage fast;
+    Poisson photons{};
+    const View& x = fast.x;
+    if (!PyFloat_CheckExact(args[2]) || !fast.parse(args[0], args[1], args[3], args[5], args[6], 0, 0))
+        return declined();
+    const bool bytes = x.kind == Kind::u8;
+    photons.gamma = PyFloat_AS_DOUBLE(args[2]);
+    if (!(photons.gamma >= 0.1 && photons.gamma <= 10) ||
+        !fast.numbers.within(std::numeric_limits<double>::denorm_min(), bytes ? kPhotons : 1e6))
+        Py_RETURN_NOTIMPLEMENTED;
+    const Reference light(bytes && photons.gamma != 1 ? PyObject_CallOneArg(args[4], args[2]) : Py_NewRef(Py_None));
+    if (!light.object) return nullptr;
+    if (light.object != Py_None) photons.light = static_cast<const double*>(PyArray_DATA(array(light.object)));
+    if (!fast.outputs.make(fast.call)) return nullptr;
+    fast.call.draw = Draw::words;
+    photons.x = x.data, photons.out = fast.call.out[0];
+    photons.peak = fast.numbers.values.get(), photons.segment = fast.segment;
+    photons.top = bytes ? 255 : x.kind == Kind::u16 ? 65535 : 1, photons.type = dtype(x.kind);
+    const auto run = [&](const Call& words, const GoOn& go_on) { return run_poisson(words, photons, go_on); };
+    return run_plain(fast.call, run) ? fast.outputs.give() : nullptr;
+}
+
 // factors(x, low, high, noise, each, last), or NotImplemented: an array times factors from low to high, one of its own
 // for each place or, without `each`, for all; last: the places have the last axis, whose elements share a factor or,
 // without `each`, have their own.

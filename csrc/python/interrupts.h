@@ -47,10 +47,7 @@ class Released {
     Clock::time_point next_ = Clock::now() + kPause;
 };
 
-// Calls run(go_on), which a long run asks between its chunks. A short run gets no go_on, because giving the interpreter
-// away costs more than its work. False: a Python error is set.
-template <class Run>
-bool run_call(bool is_long, const Run& run) {
+[[gnu::noinline]] bool run_any(bool is_long, const std::function<bool(const GoOn&)>& run) {
     try {
         if (!is_long) return run(nullptr);
         Released released;
@@ -63,6 +60,13 @@ bool run_call(bool is_long, const Run& run) {
                         "have: its outputs are incomplete; make the call again");
     }
     return false;
+}
+
+// Calls run(go_on), which a long run asks between its chunks. A short run gets no go_on, because giving the interpreter
+// away costs more than its work. False: a Python error is set.
+template <class Run>
+bool run_call(bool is_long, const Run& run) {
+    return run_any(is_long, std::cref(run));
 }
 
 }  // namespace

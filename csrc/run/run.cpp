@@ -158,7 +158,8 @@ bool run_rician(const Call& call, const Rician& rician, const GoOn& go_on) {
 bool run_poisson(const Call& call, const Poisson& poisson, const GoOn& go_on) {
     const Kernels& k = kernels();
     const auto body = [&](int64_t begin, int64_t end) { k.poisson(call, poisson, begin, end); };
-    return parallel_for(call.batch * call.size, kChunk / 8, body, go_on);
+    const int64_t chunk = poisson.type == DType::u8 ? 4 * kChunk : kChunk / 8;  // of bytes each one counts all levels
+    return parallel_for(call.batch * call.size, chunk, body, go_on);
 }
 
 bool run_factors(const Call& call, const Factors& factors, const GoOn& go_on) {

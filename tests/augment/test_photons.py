@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counted photons of floats and uint16: augment.poisson without tables.
+"""Counted photons without tables: augment.poisson of floats, of uint16, and of bytes with few photons.
 
 Seen to fail: the second term of the expansion left out, counting from 1, numbers of the next element's word.
 """
+
+import math
 
 import numpy as np
 import pytest
 
 import noisefuse as nf
 from conftest import DTYPES, using
+from fast import same_as_checked
 from noisefuse.augment import poisson
+from noisefuse.operations import byte_tables
+from noisefuse.operations.words import words
 
 stats = pytest.importorskip("scipy.stats")
 N = nf.Noise(7, sample=5, step=2, stream=66)
@@ -36,6 +41,62 @@ def test_every_instruction_set_is_numpy(kind, gamma, compiled):
         found = poisson(x, peak, N, gamma=gamma, batched=True)
         with using("reference"):
             assert found.tobytes() == poisson(x, peak, N, gamma=gamma, batched=True).tobytes()
+
+
+@pytest.mark.skipif(nf.info()["backend"] != "native", reason="the other backends have no fast path")
+@pytest.mark.parametrize("kind", [*KINDS, "uint8"])
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_plain_calls_have_the_bits_of_the_checked_way(kind, library, monkeypatch):
+    """Seen to fail: a batch that has the first sample's peak; the brightest byte left out; half of a photon that goes
+    up; a peak of 18; a sum that ends early."""
+    x = RNG.integers(0, 256, (3, 9, 20, 4), np.uint8) if kind == "uint8" else light((3, 9, 20, 4), kind)
+    if library == "torch":
+        torch = pytest.importorskip("torch")
+        x = nf.interop.torch.arrays.as_tensor(x, None, getattr(torch, kind))
+    ids = N.at(sample=[3, 1, 4])
+    bright = "fast_row" if kind == "uint8" else "fast_photons"  # bytes have tables there
+    for gamma in (1.0, 2.2, 0.1, 10.0):
+        for peak in (16.0, 0.3, 7, 1e-300, [16.0, 2.0, 2.0], np.array([1.0, 9.5, 3.0]), 5e-324):
+            for noise in (N, ids, [N, ids.at(sample=2), N.at(stream=0)]):
+                same_as_checked(
+                    monkeypatch, lambda a=(peak, noise, gamma): poisson(x, *a[:2], gamma=a[2]), "fast_photons"
+                )
+        for peak in (np.nextafter(16.0, 17), [1.0, 40.0, 3.0], 1e6):
+            same_as_checked(monkeypatch, lambda a=(peak, gamma): poisson(x, a[0], N, gamma=a[1]), bright)
+    for batched in (True, False, None):
+        same_as_checked(monkeypatch, lambda batched=batched: poisson(x, 4.0, N, batched=batched), "fast_photons")
+    wide = N.window((12, 20, 4), (3, 0, 0))
+    for whole in (x[:, ::2], x[..., ::-1] if library == "numpy" else x.transpose(1, 2), x[1, 1, 1:]):
+        same_as_checked(monkeypatch, lambda whole=whole: poisson(whole, 4.0, N), "fast_photons")
+    same_as_checked(monkeypatch, lambda: poisson(x, 4.0, wide), "fast_photons")
+    out = x.copy() if library == "numpy" else x.clone()
+    same_as_checked(monkeypatch, lambda: poisson(x, 4.0, N, out=out), "fast_photons")
+    for wrong in ({"gamma": 11.0}, {"batched": 3}, {"out": x[0]}, {"peak": 0.0}, {"peak": [0.5]}, {"peak": np.nan}):
+        given = {"peak": 4.0} | wrong
+        same_as_checked(monkeypatch, lambda given=given: poisson(x, noise=N, **given), None)
+
+
+@pytest.mark.parametrize(("level", "count"), [(255, 0), (255, 6), (128, 1), (9, 0)])
+def test_the_last_word_of_a_number_of_photons(level, count, compiled):
+    """At these peaks a byte's word is the last one that gives so many photons, or the first that gives more. Seen to
+    fail: one word more."""
+    x, names = np.full((1, 60), level, np.uint8), [N]
+    tried = 0
+    for at, word in enumerate(words(x.shape, names).ravel().tolist()):
+        low, high = 1e-3, 16.0  # the last word falls with the peak
+        while low < (middle := (low + high) / 2) < high and last_word(middle, level, count) != word:
+            low, high = (middle, high) if last_word(middle, level, count) > word else (low, middle)
+        found = [p for p in (low, middle, high) if abs(last_word(p, level, count) - word) <= 1]
+        tried += len(found) > 1
+        for peak in found:
+            last = byte_tables.of_poisson(peak, 1.0)["last"][level]
+            assert poisson(x, peak, N)[0, at] == np.searchsorted(last, word)
+    assert tried > 10
+
+
+def last_word(peak, level, count):
+    last = byte_tables.of_poisson(peak, 1.0)["last"][level]
+    return int(last[min(255, math.ceil(255 * count / peak - 0.5))])
 
 
 @pytest.mark.parametrize("peak", [0.5, 4.0, 30.0, 33.0, 255.0, 1000.0])

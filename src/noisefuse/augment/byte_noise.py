@@ -56,21 +56,23 @@ def poisson(
     >>> round(float(noisy.mean())), round(float(noisy.var()), -1)
     (200, 200.0)
     """
-    batched = is_batch("x", x, batched)
     if region is not None:
         return inside(region, poisson, x, peak, noise, gamma=gamma, batched=batched, out=out)
-    if type(peak) is type(gamma) is float and 0 < peak <= 1e6 and 0.1 <= gamma <= 10:
-        peaks = np.array(peak)  # the checks below take two microseconds
-    else:
-        peaks, gammas = as_numbers("peak", peak), as_numbers("gamma", gamma)
-        for name, values, most in (("peak", peaks, 1), ("gamma", gammas, 0)):
-            if values.ndim > most:
-                one = "a number or one for each sample" if most else "a number"
-                raise ValueError(f"{name}: expected {one}, got shape {values.shape}")
-        if not lie_within(peaks, math.nextafter(0, 1), 1e6):
-            raise ValueError(f"peak = {peak!r}: expected photons, more than 0 and at most 1e6")
-        gamma = check_number("gamma", float(gammas), 0.1, 10)
-    if (other := beside_arrays(x)) is not None:
+    other = beside_arrays(x)
+    if not (other is not None and other.is_traced()):
+        done: ArrayT = backends.fast_photons(x, peak, gamma, noise, byte_tables.light_of, batched, out)
+        if done is not NotImplemented:
+            return done
+    batched = is_batch("x", x, batched)
+    peaks, gammas = as_numbers("peak", peak), as_numbers("gamma", gamma)
+    for name, values, most in (("peak", peaks, 1), ("gamma", gammas, 0)):
+        if values.ndim > most:
+            one = "a number or one for each sample" if most else "a number"
+            raise ValueError(f"{name}: expected {one}, got shape {values.shape}")
+    if not lie_within(peaks, math.nextafter(0, 1), 1e6):
+        raise ValueError(f"peak = {peak!r}: expected photons, more than 0 and at most 1e6")
+    gamma = check_number("gamma", float(gammas), 0.1, 10)
+    if other is not None:
         return other.augmented(_poisson, x, noise, peak=peak, gamma=gamma, batched=batched, out=out)
     x = host_view("x", x)
     if levels_of(getattr(x, "dtype", np.uint8)) != "uint8":

@@ -38,7 +38,7 @@ def photons(
         return result
     of_each, top = math.prod(shape if peaks.size == 1 else sample), float(LEVELS.get(levels_of(light.dtype) or "", 1))
     drawn = drawing(shape, names, np.empty(1, FLOAT32))
-    call = Poisson(drawn, light, result, peaks, of_each, gamma, top, light.dtype)
+    call = Poisson(drawn, light, result, peaks, of_each, gamma, top, None, light.dtype)
     if backends.current().run(call) is NotImplemented:
         u = (words(shape, names) + 0.5) * 2.0**-32
         with float_mode(), np.errstate(all="ignore"):

@@ -32,7 +32,7 @@ class Backend(Protocol):
     """The interface of a backend module. Its arguments were checked in `arguments`.
 
     Attributes:
-        fast_row .. fast_iso: its fast path, or None.
+        fast_row .. fast_photons: its fast path, or None.
         empty: allocates outputs in host memory, like `numpy.empty`.
         tests_itself: whether it is tested on first use, and not when it is loaded.
     """
@@ -52,6 +52,7 @@ class Backend(Protocol):
     fast_rician: Callable[..., Any] | None
     fast_factors: Callable[..., Any] | None
     fast_iso: Callable[..., Any] | None
+    fast_photons: Callable[..., Any] | None
     empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
     tests_itself: bool
 
@@ -117,6 +118,7 @@ fast_impulse: Callable[..., Any] = _at_first("fast_impulse")
 fast_rician: Callable[..., Any] = _at_first("fast_rician")
 fast_factors: Callable[..., Any] = _at_first("fast_factors")
 fast_iso: Callable[..., Any] = _at_first("fast_iso")
+fast_photons: Callable[..., Any] = _at_first("fast_photons")
 FAST_PATH = tuple(name for name in Backend.__annotations__ if name.startswith("fast_"))
 empty: Callable[..., Any] = _at_first("empty")
 named: Callable[..., Noise] = _at_first("named")  # `plain`, in a tenth of its instructions if the backend has it

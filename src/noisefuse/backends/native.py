@@ -53,6 +53,7 @@ fast_impulse: Callable[..., Any] = _native.impulse
 fast_rician: Callable[..., Any] = _native.rician
 fast_factors: Callable[..., Any] = _native.factors
 fast_iso: Callable[..., Any] = _native.iso
+fast_photons: Callable[..., Any] = _native.photons
 named: Callable[[int, int, int], Noise] = _native.named
 # Large ones in memory that earlier outputs gave back.
 empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]] = _native.empty

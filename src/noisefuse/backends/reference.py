@@ -23,7 +23,7 @@ from . import runner, spec
 
 fast_row = fast_random = fast_mse = fast_density = fast_density_gradient = fast_divergence = fast_tokens = None
 fast_categorical = fast_cross_entropy = fast_token_step = fast_walk = fast_impulse = fast_rician = fast_factors = None
-fast_iso = None
+fast_iso = fast_photons = None
 empty: Callable[..., NDArray[Any]] = np.empty
 tests_itself = False
 

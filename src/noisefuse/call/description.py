@@ -165,6 +165,7 @@ class Poisson(NamedTuple):
     segment: int
     gamma: float
     top: float
+    light: Array | None  # of bytes, which the fast path alone has
     type: np.dtype[Any]
     padding: Int32 = 0
 

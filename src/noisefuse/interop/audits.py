@@ -37,7 +37,7 @@ NOISE = re.compile(  # what returns noise alone, of torch and of NumPy. An order
 )
 DRAWING = {
     "fast_row", "fast_random", "fast_tokens", "fast_categorical", "fast_token_step", "fast_walk", "fast_impulse",
-    "fast_rician", "fast_factors", "fast_iso",
+    "fast_rician", "fast_factors", "fast_iso", "fast_photons",
 }  # fmt: skip
 INIT, CHECKPOINT = (os.path.join("torch", *path) for path in (("nn", "init.py"), ("utils", "checkpoint.py")))
 MIX = np.uint64(0x9E3779B97F4A7C15)  # odd

@@ -53,7 +53,7 @@ def of_cumulative(reached: NDArray[np.float64]) -> NDArray[np.void]:
 def of_poisson(peak: float, gamma: float) -> NDArray[np.void]:
     """Returns (256,) tables of 255 (N / peak)^(1 / gamma), rounded; N is Poisson with mean peak (level / 255)^gamma."""
     with float_mode():
-        light = peak * np.arange(512) / 510 if gamma == 1 else peak * _light(gamma)
+        light = peak * np.arange(512) / 510 if gamma == 1 else peak * light_of(gamma)
         mean, halves = light[0::2].copy(), light[1::2]
         # This is the greatest N that gives a byte or a smaller one. Halfway between two bytes, the even one is next.
         floor = np.floor(halves)
@@ -92,9 +92,9 @@ def _together(gamma: float, *peaks: float) -> NDArray[np.void]:
 
 
 @lru_cache(8)
-def _light(gamma: float) -> NDArray[np.float64]:
+def light_of(gamma: float) -> NDArray[np.float64]:
     """Returns (n / 510)^gamma, n = 0 .. 511. Mathematical libraries' powers differ in the last place."""
-    from decimal import Context, Decimal  # a millisecond
+    from decimal import Context, Decimal  # they take a millisecond
 
     digits = Context(28)  # it does not depend on the caller's context
     return np.array([float(digits.power(digits.divide(n, 510), Decimal(gamma))) for n in range(512)])

@@ -29,7 +29,7 @@ AT_ONCE = 1 << 21  # elements times steps between two checks for signals: 2 ms
 tests_itself = True
 fast_row = fast_random = fast_mse = fast_density = fast_density_gradient = fast_divergence = fast_tokens = None
 fast_categorical = fast_cross_entropy = fast_token_step = fast_walk = fast_impulse = fast_rician = fast_factors = None
-fast_iso = None
+fast_iso = fast_photons = None
 empty: Callable[..., NDArray[Any]] = np.empty
 _tested: set[np.dtype[Any]] = set()
 
