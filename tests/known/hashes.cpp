@@ -705,7 +705,8 @@ uint64_t hash_poisson(DType type) {
             call.draw = Draw::words;
             const Bytes x = data(type, c.elements());
             Bytes out(x.size());
-            const Poisson poisson{x.data(), out.data(), &peak, c.elements(), peak == 3 ? 2.25 : 1.0, top, type, 0};
+            const Poisson poisson{x.data(), out.data(), &peak, c.elements(), peak == 3 ? 2.25 : 1.0, top,
+                                  nullptr,  type,       0};
             NF_KERNELS.poisson(call, poisson, 0, c.elements());
             hash.add(out);
         }
