@@ -103,8 +103,10 @@ class _Keyed(FromItem, OfUnitRange):
     def _numbers(self, name: Name, *limits: tuple[float, float]) -> list[float]:
         """Draws a number in each of these limits: by the image's key, or from the transform's own generator."""
         if self.key is None:
-            drawn = self.py_random.random
-            return [low + (high - low) * drawn() for low, high in limits]  # `uniform`, with fewer calls
+            drawn, numbers = self.py_random.random, []
+            for low, high in limits:
+                numbers.append(low + (high - low) * drawn())  # `uniform`, with fewer calls
+            return numbers
         return [strength(named(*name).at(stream=64 * n), low, high) for n, (low, high) in enumerate(limits)]
 
     def _top(self, image: Array) -> float:
