@@ -11,6 +11,7 @@ extern void* PyObject_CallNoArgs(void*);
 extern void Py_DecRef(void*);
 
 static volatile long instructions, arithmetic;
+static volatile greg_t last;  // the address of the instruction before
 
 static int is_arithmetic(const unsigned char* code) {
     int map, opcode;
@@ -26,8 +27,11 @@ static int is_arithmetic(const unsigned char* code) {
 }
 
 static void step(int signal, siginfo_t* info, void* context) {
+    const greg_t at = ((ucontext_t*)context)->uc_mcontext.gregs[REG_RIP];
+    if (at == last) return;  // `rep movsb`, by which some processors copy, traps at each byte: it counts once
+    last = at;
     ++instructions;
-    arithmetic += is_arithmetic((const unsigned char*)((ucontext_t*)context)->uc_mcontext.gregs[REG_RIP]);
+    arithmetic += is_arithmetic((const unsigned char*)at);
 }
 
 // Calls a Python function. Of its instructions, those that are arithmetic of vectors (VEX or EVEX, but for loads,
@@ -35,7 +39,7 @@ static void step(int signal, siginfo_t* info, void* context) {
 long count(void* call, long* vectors) {
     struct sigaction trap = {.sa_sigaction = step, .sa_flags = SA_SIGINFO}, before;
     sigaction(SIGTRAP, &trap, &before);
-    instructions = arithmetic = 0;
+    instructions = arithmetic = last = 0;
     __asm__ volatile("sub $128, %%rsp; pushfq; orl $0x100, (%%rsp); popfq; add $128, %%rsp" ::: "cc", "memory");
     void* result = PyObject_CallNoArgs(call);
     __asm__ volatile("sub $128, %%rsp; pushfq; andl $~0x100, (%%rsp); popfq; add $128, %%rsp" ::: "cc", "memory");
