@@ -552,8 +552,8 @@ class DDPMWuerstchenScheduler(StochasticSteps, diffusers.DDPMWuerstchenScheduler
         """Returns the place of the timestep that all entries of t are, maybe rounded."""
         if clock is None or type(t) is not Tensor or t.dim() != 1 or not len(t):
             return None
-        if t.dtype is clock.host.dtype and (len(t) == 1 or t.stride(0) == 0) and t.data_ptr() in clock.places:
-            return int(clock.places[t.data_ptr()])
+        if t.dtype is clock.host.dtype and (len(t) == 1 or t.stride(0) == 0) and (here := clock.entry(t)) is not None:
+            return int(here)
         here = t.cpu()
         place = int((clock.host - here[0]).abs().argmin())
         return place if bool((clock.host[place].to(t.dtype) == here).all()) else None

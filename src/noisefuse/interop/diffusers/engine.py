@@ -370,7 +370,7 @@ class Fused:
         if self._begin_index is None and clock is not None and isinstance(timestep, Tensor):
             place = clock.entry(timestep) if timestep.dim() == 0 else None
             if place is not None:
-                alone = len({*clock.times}) == len(clock.places)  # else the class knows which of equal times counts
+                alone = len({*clock.times}) == len(clock.addresses)  # else the class knows which of equal times counts
                 self._step_index = place if alone else self.index_for_timestep(clock.host[place], clock.host)
                 return
         super()._init_step_index(timestep)  # type: ignore[misc]

@@ -63,7 +63,7 @@ def replaced(kind: Any) -> str | None:
 
 def without_kernel(x: Tensor) -> str | None:
     """Returns why no kernel can run on x, or None."""
-    if x.dtype not in _FLOATS or x.device.type not in ("cpu", "cuda"):
+    if x.dtype not in _FLOATS or not (x.is_cpu or x.is_cuda):
         return f"for tensors of {x.dtype} on {x.device.type}"
     try:
         x.data_ptr()

@@ -37,7 +37,7 @@ class Clock:
     version: int | None  # the version of their values: torch/internals.py
     host: Tensor
     times: list[float]
-    places: dict[int, int]  # by the address of an entry: loops run over views of `timesteps`
+    addresses: range  # of the entries: loops run over views of `timesteps`
     levels: dict[float, int]  # by value, for add_noise, filled on use
 
     @classmethod
@@ -47,9 +47,13 @@ class Clock:
             return None
         host, first = timesteps.cpu(), timesteps.data_ptr()
         times, size = host.tolist(), timesteps.element_size() * timesteps.stride(0)
-        n = len(times)
-        places = dict(zip(range(first, first + size * n, size) if size else [first] * n, range(n), strict=True))
-        return cls(timesteps, version(timesteps), host, times, places, {})
+        addresses = range(first, first + size * len(times), size) if size else range(first, first + 1)
+        return cls(timesteps, version(timesteps), host, times, addresses, {})
+
+    @kept_property
+    def places(self) -> dict[int, int]:
+        """Places by address, for steps that go by time."""
+        return dict(zip(self.addresses, range(len(self.addresses)), strict=True))
 
     @kept_property
     def values(self) -> dict[float, int]:
@@ -60,9 +64,10 @@ class Clock:
         """Returns the place of the timestep that t is a view of; None if there is none, or torch.func hides the
         memory."""
         try:
-            return self.places.get(t.data_ptr())
+            address = t.data_ptr()
         except RuntimeError:
             return None
+        return self.addresses.index(address) if address in self.addresses else None
 
     def place(self, t: Any) -> int | None:
         """Returns the place of the timestep that t is, or has the value of."""
@@ -84,7 +89,7 @@ class Run:
     versions: int | None  # the versions of both tensors' values
     options: Options
     dtype: torch.dtype  # the timesteps' dtype
-    places: dict[int, int]
+    places: dict[int, int]  # by address, if steps go by time
     plan: Any  # Plan | Unsupported
     steps: dict[int | None, Step]
     named: str  # the class's _source, and so on
@@ -120,8 +125,9 @@ def run_from(scheduler: Any, i: int, clock: Clock, options: Options) -> Run:
         # not compared by value.
         state.update(rows.unshared(plan.begins))
     counts = isinstance(plan, Plan) and (bool(plan.names) or scheduler._gaps)
+    places = clock.places if scheduler._by_time else {}
     scheduler._run = Run(
-        *made_for, configured, versions, options, clock.host.dtype, clock.places, plan, steps,
+        *made_for, configured, versions, options, clock.host.dtype, places, plan, steps,
         scheduler._source, scheduler._memory, scheduler._by_time, counts, scheduler._upcasts,
     )  # fmt: skip
     return scheduler._run
