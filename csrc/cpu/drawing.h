@@ -77,6 +77,15 @@ void copy_words(uint32_t* to, const float* words, int n) {
     std::memcpy(to, words, sizeof(float) * static_cast<size_t>(n));
 }
 
+// Takes the next tile of words, before `end`.
+[[gnu::noinline]] void take_tile(Counters& counters, Cursor& cursor, int64_t end) {
+    const int64_t left = least(cursor.uniform_left(), end - cursor.at);
+    if (is_short(cursor, left, end, false)) return take_short_runs<float>(counters, cursor, end, kTile);
+    take_run(counters, cursor);
+    counters.take(cursor.element, left);
+    cursor.advance(counters.size);
+}
+
 // Calls tile(at, counters, noise, keys) from `begin` to `end`, where words alone are drawn and rows play no part.
 template <class Tile>
 void for_each_tile_of_words(const Call& s, int64_t begin, int64_t end, const Tile& tile) {
@@ -85,15 +94,9 @@ void for_each_tile_of_words(const Call& s, int64_t begin, int64_t end, const Til
     Noise<float> noise;
     Counters counters;
     while (cursor.at < end) {
-        const int64_t at = cursor.at, left = least(cursor.uniform_left(), end - at);
+        const int64_t at = cursor.at;
         const RoundKeys keys(cursor.field().seed);
-        if (is_short(cursor, left, end, false)) {
-            take_short_runs<float>(counters, cursor, end, kTile);
-        } else {
-            take_run(counters, cursor);
-            counters.take(cursor.element, left);
-            cursor.advance(counters.size);
-        }
+        take_tile(counters, cursor, end);
         tile(at, counters, noise, keys);
     }
 }

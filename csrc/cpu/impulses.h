@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Places of an image that become salt, pepper or random values (augment.impulse), in one pass over them.
 #pragma once
+#include <algorithm>
 #include <bit>
 
 #include "../core/narrow.h"
@@ -48,15 +49,14 @@ struct Below {
 
 constexpr int kAtOnce = 4;
 
-// The places, of n, that change, to `hits`. Returns their number.
+// The places, of n, that change, to `hits`. Returns their number. 64 words are read at a time.
 int find_hits(const Below& changes, const uint32_t* words, int n, uint8_t* hits) {
     int found = 0;
     for (int from = 0; from < n && changes.any; from += 64) {
-        const int some = n - from < 64 ? n - from : 64;
         uint64_t at = 0;
-        for (int i = 0; i < some; i += Lane::width)
+        for (int i = 0; i < 64; i += Lane::width)
             at |= uint64_t{Lane::lanes_from(Lane::splat(changes.last), Lane::load(words + from + i))} << i;
-        at &= ~uint64_t{0} >> (64 - some);
+        if (n - from < 64) at &= (uint64_t{1} << (n - from)) - 1;
         const int all = std::popcount(at);
         int k = 0;
         do {  // few branches, since their number is random
@@ -68,12 +68,22 @@ int find_hits(const Below& changes, const uint32_t* words, int n, uint8_t* hits)
     return found;
 }
 
-// Gives n places of one sample their values, which are stored as T.
+// n places of sample b, from `at` on, their words, and what pepper and salt are stored as.
+struct Piece {
+    int64_t b, at;
+    int n;
+    const uint32_t* words;
+    uint64_t low, high;
+};
+
+// Gives the places of a piece their values, which are stored as T.
 template <class T>
-[[gnu::noinline]] void put_values(const Call& s, const Impulses& m, int64_t at, int n, const uint32_t* words) {
-    const double amount = m.amount[at / m.segment], unit = 1 / count_of(amount);
+[[gnu::noinline]] void put_values(const Call& s, const Impulses& m, const Piece& piece) {
+    const int n = piece.n;
+    const uint32_t* const words = piece.words;
+    const double amount = m.amount[m.segment == s.size ? piece.b : 0], unit = 1 / count_of(amount);
     const Below changes(amount), is_high(amount * m.salt);
-    const T ends[] = {static_cast<T>(stored(m.type, m.low)), static_cast<T>(stored(m.type, m.high))};
+    const T ends[] = {static_cast<T>(piece.low), static_cast<T>(piece.high)};
     const auto value_of = [&](uint32_t word) {
         return m.random ? static_cast<T>(random_value(m, (word + 0.5) * unit)) : ends[is_high(word)];
     };
@@ -82,7 +92,7 @@ template <class T>
     uint8_t hits[kTile + kAtOnce];
     const int found = blends ? 0 : find_hits(changes, words, n, hits);
     for (int64_t run = 0; run < m.channels / each; ++run) {
-        const int64_t first = (at / s.size * (m.channels / each) + run) * s.size + at % s.size;
+        const int64_t first = (piece.b * (m.channels / each) + run) * s.size + piece.at;
         const T* const from = static_cast<const T*>(m.x) + first * each;
         T* const to = static_cast<T*>(m.out) + first * each;
         for (int i = 0; i < n && blends; ++i)
@@ -90,30 +100,36 @@ template <class T>
         if (from != to && !blends) std::memcpy(to, from, sizeof(T) * static_cast<size_t>(n * each));
         for (int h = 0; h < found; ++h) {
             const T value = value_of(words[hits[h]]);
-            for (int64_t c = 0; c < each; ++c) to[hits[h] * each + c] = value;
+            T* const of = to + hits[h] * each;
+            if (each == 3)  // most are; no loop, whose end costs
+                of[0] = of[1] = of[2] = value;
+            else
+                for (int64_t c = 0; c < each; ++c) of[c] = value;
         }
     }
 }
 
 void impulse_range(const Call& s, const Impulses& m, int64_t begin, int64_t end) {
-    alignas(64) uint32_t words[kTile + Lane::width] = {};  // lanes of words are read whole
-    const auto put = [&](int64_t at, int n, const uint32_t* of) {
-        switch (bytes_of(m.type)) {
-            case 1:
-                return put_values<uint8_t>(s, m, at, n, of);
-            case 2:
-                return put_values<uint16_t>(s, m, at, n, of);
-            case 4:
-                return put_values<uint32_t>(s, m, at, n, of);
-            default:
-                return put_values<uint64_t>(s, m, at, n, of);
-        }
-    };
+    alignas(64) uint32_t words[kTile + 64] = {};  // 64 are read at a time
+    Piece piece{0, 0, 0, words, stored(m.type, m.low), stored(m.type, m.high)};
     const auto tile = [&](int64_t at, Counters& counters, Noise<float>& noise, const RoundKeys& keys) {
         copy_words(words, noise.fill_alone(counters, keys, Draw::words), counters.size);
-        for (int i = 0, n; i < counters.size; i += n) {  // the places of one sample
-            n = static_cast<int>(least(s.size - (at + i) % s.size, counters.size - i));
-            put(at + i, n, words + i);
+        for (int i = 0; i < counters.size; i += piece.n) {  // the places of one sample
+            piece.words = words + i, piece.b = (at + i) / s.size, piece.at = at + i - piece.b * s.size;
+            piece.n = static_cast<int>(least(s.size - piece.at, counters.size - i));
+            switch (bytes_of(m.type)) {
+                case 1:
+                    put_values<uint8_t>(s, m, piece);
+                    break;
+                case 2:
+                    put_values<uint16_t>(s, m, piece);
+                    break;
+                case 4:
+                    put_values<uint32_t>(s, m, piece);
+                    break;
+                default:
+                    put_values<uint64_t>(s, m, piece);
+            }
         }
     };
     for_each_tile_of_words(s, begin, end, tile);

@@ -21,7 +21,7 @@ from ..language.levels import levels_of
 from ..language.noise import Noise
 from ..language.rows import Rows, X
 from ..operations import byte_tables
-from .lists import beside_arrays
+from .lists import beside_arrays, is_traced
 from .numbers import Region, as_numbers, keys_for
 from .photons import photons
 from .rows import inside
@@ -58,8 +58,7 @@ def poisson(
     """
     if region is not None:
         return inside(region, poisson, x, peak, noise, gamma=gamma, batched=batched, out=out)
-    other = beside_arrays(x)
-    if not (other is not None and other.is_traced()):
+    if type(x) is np.ndarray or not is_traced(x):
         done: ArrayT = backends.fast_photons(x, peak, gamma, noise, byte_tables.light_of, batched, out)
         if done is not NotImplemented:
             return done
@@ -72,7 +71,7 @@ def poisson(
     if not lie_within(peaks, math.nextafter(0, 1), 1e6):
         raise ValueError(f"peak = {peak!r}: expected photons, more than 0 and at most 1e6")
     gamma = check_number("gamma", float(gammas), 0.1, 10)
-    if other is not None:
+    if (other := beside_arrays(x)) is not None:
         return other.augmented(_poisson, x, noise, peak=peak, gamma=gamma, batched=batched, out=out)
     x = host_view("x", x)
     if levels_of(getattr(x, "dtype", np.uint8)) != "uint8":

@@ -19,7 +19,7 @@ from ..ground.checks import check_choice, check_number, first_of, lie_within
 from ..language.levels import LEVELS, levels_of
 from ..language.noise import Noise
 from ..operations.words import drawing, words
-from .lists import beside_arrays
+from .lists import beside_arrays, is_traced
 from .numbers import Layout, Region, image_on_host, keys_for, one_or_each
 from .rows import inside
 
@@ -61,13 +61,12 @@ def impulse(
     if region is not None:
         given: dict[str, Any] = {"salt": salt, "values": values, "random": random, "layout": layout, "shared": shared}
         return inside(region, impulse, x, amount, noise, batched=batched, out=out, **given)
-    other = beside_arrays(x)
-    if values is None and (not shared or layout in _PLANES) and not (other is not None and other.is_traced()):
+    if values is None and (not shared or layout in _PLANES) and (type(x) is np.ndarray or not is_traced(x)):
         planes = _PLANES[layout] if shared and layout else None
         done: ArrayT = backends.fast_impulse(x, amount, noise, salt, random, planes, batched, out)
         if done is not NotImplemented:
             return done
-    if other is not None:
+    if (other := beside_arrays(x)) is not None:
         options: dict[str, Any] = {"amount": amount, "salt": salt, "values": values, "random": random}
         options |= {"layout": layout, "shared": shared, "batched": is_batch("x", x, batched), "out": out}
         return other.augmented(_impulse, x, noise, **options)

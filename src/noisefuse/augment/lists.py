@@ -85,6 +85,11 @@ def beside_arrays(x: object) -> Any:
     return LISTS if kind is list or kind is tuple else library_of(x)
 
 
+def is_traced(x: object) -> bool:
+    """Tells whether x's library traces the call, to run it later."""
+    return (other := beside_arrays(x)) is not None and bool(other.is_traced())
+
+
 def _of_each(options: dict[str, Any], n: int) -> Iterable[dict[str, Any]]:
     """Returns the options of each image, with its own numbers."""
     given = options.get("numbers", options)

@@ -19,7 +19,7 @@ from ..ground.checks import check_integer
 from ..ground.float_mode import float_mode
 from ..language.noise import ELEMENTS, Noise
 from ..operations.draw import UNIT, randn
-from .lists import beside_arrays
+from .lists import beside_arrays, is_traced
 from .numbers import Region, as_numbers, image_on_host, keys_for, one_or_each
 from .rows import gaussian, inside
 
@@ -60,12 +60,11 @@ def rician(
     """
     if region is not None:
         return inside(region, rician, x, std, noise, coils=coils, batched=batched, out=out)
-    other = beside_arrays(x)
-    if not (other is not None and other.is_traced()):
+    if type(x) is np.ndarray or not is_traced(x):
         done: ArrayT = backends.fast_rician(x, std, noise, coils, batched, out)
         if done is not NotImplemented:
             return done
-    if other is not None:
+    if (other := beside_arrays(x)) is not None:
         options: dict[str, Any] = {"std": std, "coils": coils, "batched": is_batch("x", x, batched), "out": out}
         return other.augmented(_rician, x, noise, **options)
     batched = is_batch("x", x, batched)

@@ -67,13 +67,13 @@ class _Keyed(FromItem, OfUnitRange):
         is augmented."""
         if self.key is not None and not (self.replay_mode or args):
             given_by(self.key, data, type(self).__name__)
-            if not (force_apply := force_apply or self.p >= 1 or applies(named(*self._name(data)), self.p)):
+            if not (force_apply := force_apply or self.p >= 1 or applies(named(*self._drawn(data)[0]), self.p)):
                 self.params = {}
                 return data
         if args or self.replay_mode or self.deterministic:
             return super().__call__(*args, force_apply=force_apply, **data)  # type: ignore[misc]
-        self.params = {}
         if self.p < 1 and not self.should_apply(force_apply):
+            self.params = {}
             return data
         # What follows is theirs, without its questions about arguments that these transforms do not have.
         image = data.get("image")
@@ -94,20 +94,18 @@ class _Keyed(FromItem, OfUnitRange):
         keys: set[str] = super().available_keys  # type: ignore[misc]
         return keys if self.key is None else keys | {self.key}
 
-    def _name(self, data: dict[str, Any]) -> Name:
+    def _drawn(self, data: dict[str, Any], *limits: tuple[float, float]) -> list[Any]:
+        """Returns the noise's name, and a number in each of these limits: of the image's key, or from the transform's
+        own generator."""
         if self.key is None:
-            return (word(self.random_generator) + self._stage) % (1 << 64), 0, 0
-        noise = noise_by(self.key, data, self.noise_seed, type(self).__name__)
-        return noise.seed, int(noise.sample), noise.step
-
-    def _numbers(self, name: Name, *limits: tuple[float, float]) -> list[float]:
-        """Draws a number in each of these limits: by the image's key, or from the transform's own generator."""
-        if self.key is None:
-            drawn, numbers = self.py_random.random, []
+            random = self.py_random.random
+            drawn: list[Any] = [((word(self.random_generator) + self._stage) % (1 << 64), 0, 0)]
             for low, high in limits:
-                numbers.append(low + (high - low) * drawn())  # `uniform`, with fewer calls
-            return numbers
-        return [strength(named(*name).at(stream=64 * n), low, high) for n, (low, high) in enumerate(limits)]
+                drawn.append(low + (high - low) * random())  # `uniform`, with fewer calls
+            return drawn
+        noise = noise_by(self.key, data, self.noise_seed, type(self).__name__)
+        name = noise.seed, int(noise.sample), noise.step
+        return [name, *(strength(named(*name).at(stream=64 * n), low, high) for n, (low, high) in enumerate(limits))]
 
     def _top(self, image: Array) -> float:
         """Returns the value of white."""
@@ -167,8 +165,7 @@ class GaussNoise(_Keyed, albumentations.GaussNoise):
         self._set_key(key, noise_seed)
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        name = self._name(data)
-        std, mean = self._numbers(name, self.std_range, self.mean_range)
+        name, std, mean = self._drawn(data, self.std_range, self.mean_range)
         return {"std": std, "mean": mean, "noise": name}
 
     def apply(
@@ -217,8 +214,7 @@ class ISONoise(_Keyed, albumentations.ISONoise):
         self._set_key(key, noise_seed)
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        name = self._name(data)
-        shift, intensity = self._numbers(name, self.color_shift, self.intensity)
+        name, shift, intensity = self._drawn(data, self.color_shift, self.intensity)
         return {"color_shift": shift, "intensity": intensity, "noise": name}
 
     def apply(self, img: Array, color_shift: float, intensity: float, noise: Name, **params: Any) -> Array:
@@ -256,7 +252,7 @@ class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
         self._set_key(key, noise_seed)
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        return {"noise": self._name(data)}
+        return {"noise": self._drawn(data)[0]}
 
     def apply(self, img: Array, noise: Name, shape: tuple[int, ...] = _PIXELS, **params: Any) -> Array:
         self._top(img)
@@ -289,14 +285,14 @@ class SaltAndPepper(_Keyed, albumentations.SaltAndPepper):
         self._set_key(key, noise_seed)
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        name = self._name(data)
-        amount, salt = self._numbers(name, self.amount, self.salt_vs_pepper)
+        name, amount, salt = self._drawn(data, self.amount, self.salt_vs_pepper)
         return {"amount": amount, "salt": salt, "noise": name}
 
     def apply(
         self, img: Array, amount: float, salt: float, noise: Name, shape: tuple[int, ...] = _PIXELS, **params: Any
     ) -> Array:
-        self._top(img)
+        if img.dtype not in _TOPS:
+            self._warn_of_levels(img)
         result: Array = nf.augment.impulse(
             img, amount, named(*noise), salt=salt, layout="HWC", shared=len(shape) == 3, batched=False
         )
@@ -329,8 +325,8 @@ class ShotNoise(_Keyed, albumentations.ShotNoise):
         self._set_key(key, noise_seed)
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        name = self._name(data)
-        return {"scale": self._numbers(name, self.scale_range)[0], "noise": name}
+        name, scale = self._drawn(data, self.scale_range)
+        return {"scale": scale, "noise": name}
 
     def get_params(self) -> dict[str, Any]:
         return {}
