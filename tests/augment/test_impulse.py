@@ -2,7 +2,7 @@
 """Impulse noise: augment.impulse.
 
 Seen to fail: the word of the next place, salt where pepper was asked, the last channel of a pixel left as it was, a
-tile of one sample's places written to another sample's planes.
+tile of one sample's places written to another sample's planes, the last word that counts left out.
 """
 
 import itertools
@@ -86,6 +86,17 @@ def test_plain_calls_have_the_bits_of_the_checked_way(kind, library, monkeypatch
     for wrong in ({"salt": 2.0}, {"shared": True}, {"batched": 3}, {"out": x[0]}, {"amount": -0.1}, {"amount": [0.5]}):
         given = {"amount": 0.4} | wrong
         same_as_checked(monkeypatch, lambda given=given: impulse(x, noise=N, **given), None)
+
+
+def test_the_last_word_that_counts():
+    """A place changes from the amount on that is just above its word, and is salt in the same way."""
+    gray, colours = np.full((1, 70), 100, np.uint8), np.full((1, 70, 2, 3), 100, np.uint8)
+    for x, layout in ((gray, None), (gray.astype(np.float32), None), (colours, "HWC")):
+        for word in words(x.shape[: 2 if layout is None else 3], N).flat[:70:7]:
+            for p in (int(word) / 2**32, (int(word) + 1) / 2**32):
+                for amount, salt in ((p, 0.5), (1.0, p)):
+                    done = impulse(x, amount, N, salt=salt, layout=layout, shared=layout is not None)
+                    assert done.tobytes() == by_definition(x, amount, N, salt, layout=layout).tobytes()
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (3, 7, 3), (2, 64, 65, 3), (1, 33, 2, 70), (2, 3, 5, 4)])
