@@ -30,17 +30,35 @@ struct Existing {
     Real operator()(int i, Real number) const { return std::bit_cast<Real>(std::bit_cast<Bits>(number) & bits[i]); }
 };
 
-// The sums of chunks of n <= 64 elements each, one after another: like SquareSum, without the zeros. half: the largest
-// power of two below n, or 1. As many numbers may be read after the last chunk.
+// The sums of the squares of chunks of n <= 64 elements each, one after another: like SquareSum, without the zeros.
+// half: the largest power of two below n, or 1. 63 numbers after the last chunk may be read. It is written in vectors
+// of four floats or two doubles, because compilers take such sums apart into single numbers.
 template <int half = kAccumulators / 2, class Real>
-inline void sums_of_few(const Real* square, int n, int count, double* sums) {
+inline void sums_of_few(const Real* r, int n, int count, double* sums) {
     if constexpr (half > 1)
-        if (n <= half) return sums_of_few<half / 2>(square, n, count, sums);
+        if (n <= half) return sums_of_few<half / 2>(r, n, count, sums);
+    constexpr int most = 16 / sizeof(Real), lanes = half < most ? half : most, vectors = half / lanes;
+    using Some [[gnu::vector_size(lanes * sizeof(Real))]] = Real;
     const Existing<half, Real> existing(half, n);
-    for (int i = 0; i < count; ++i, square += n) {
-        Real sum[half];
-        for (int j = 0; j < half; ++j) sum[j] = square[j] + existing(j, square[j + half]);
-        sums[i] = static_cast<double>(halve<half>(sum));
+    using Mask [[gnu::vector_size(lanes * sizeof(Real))]] = typename Existing<half, Real>::Bits;
+    Mask exist[vectors];
+    std::memcpy(exist, existing.bits, sizeof exist);
+    const auto square = [](const Real* at) {
+        Some x;
+        std::memcpy(&x, at, sizeof x);
+        return x * x;
+    };
+    for (int i = 0; i < count; ++i, r += n) {
+        Some sum[vectors];
+        for (int v = 0; v < vectors; ++v) {
+            const Real* const at = r + v * lanes;
+            sum[v] = square(at) + std::bit_cast<Some>(std::bit_cast<Mask>(square(at + half)) & exist[v]);
+        }
+        for (int left = vectors / 2; left > 0; left /= 2)
+            for (int v = 0; v < left; ++v) sum[v] += sum[v + left];
+        Real last[lanes];
+        std::memcpy(last, sum, sizeof last);
+        sums[i] = static_cast<double>(halve<lanes>(last));
     }
 }
 
@@ -134,13 +152,10 @@ class Residuals {
     }
 
     // Samples of a few elements come by the million. Those that lie whole in the tile take a shorter path. Returns how
-    // many elements they have.
+    // many elements they have. 63 elements after the last one may be read.
     int add_few(const Real* r, int n) {
         const int piece = static_cast<int>(s.piece), count = n / piece;
-        alignas(64) Real square[kTile + kAccumulators];
-        for (int i = 0; i < n; ++i) square[i] = r[i] * r[i];
-        for (int i = n; i < n + kAccumulators; ++i) square[i] = 0;
-        sums_of_few(square, piece, count, s.chunk_sums + chunk_);
+        sums_of_few(r, piece, count, s.chunk_sums + chunk_);
         chunk_ += count;
         return count * piece;
     }

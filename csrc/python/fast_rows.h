@@ -39,9 +39,13 @@ struct OwnRows {
     template <class Number>
     void write(int column, const Number& number) const {
         const FloatMode mode;
-        const int64_t at = column * count;
-        for (int64_t b = 0; b < count && wide; ++b) wide[at + b] = number(b);
-        for (int64_t b = 0; b < count && !wide; ++b) rounded[at + b] = static_cast<float>(number(b));
+        wide ? put(wide + column * count, count, number) : put(rounded + column * count, count, number);
+    }
+
+  private:
+    template <class Real, class Number>
+    static void put(Real* to, int64_t n, const Number& number) {
+        for (int64_t b = 0; b < n; ++b) to[b] = static_cast<Real>(number(b));
     }
 };
 
@@ -110,7 +114,7 @@ bool rows_of_columns(PyObject* own_time, std::span<const double> times, double f
             if (!is_single(constant + slope * first) || !is_single(constant + slope * last)) return false;
             if (c >= kColumns) continue;
             rows.alike &= slope == 0;
-            rows.write(c, [&, t = times.data()](int64_t b) { return constant + slope * t[b]; });
+            rows.write(c, [=, t = times.data()](int64_t b) { return constant + slope * t[b]; });
             continue;
         }
         View v;
