@@ -98,10 +98,10 @@ class _Keyed(FromItem, OfUnitRange):
         """Returns the noise's name, and a number in each of these limits: of the image's key, or from the transform's
         own generator."""
         if self.key is None:
-            random = self.py_random.random
+            draw = self.py_random.random
             drawn: list[Any] = [((word(self.random_generator) + self._stage) % (1 << 64), 0, 0)]
             for low, high in limits:
-                drawn.append(low + (high - low) * random())  # `uniform`, with fewer calls
+                drawn.append(low + (high - low) * draw())  # `uniform`, with fewer calls
             return drawn
         noise = noise_by(self.key, data, self.noise_seed, type(self).__name__)
         name = noise.seed, int(noise.sample), noise.step
