@@ -502,6 +502,19 @@ def test_timesteps_with_strides():
         assert difference(mine.step(0.1 * x, ours_t, x)[0], theirs.step(0.1 * x, t, x)[0]) <= LOOP
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "DPMSolverSDEScheduler"])  # theirs gives NaN
+def test_timesteps_that_are_one_number_in_memory(name):
+    """Seen to fail: the last place for each of them."""
+    pair, x = DEFAULTS[name].pair(), torch.linspace(-1, 1, 96).reshape(SHAPE)
+    results = []
+    for scheduler in pair:
+        scheduler.is_scale_input_called = True
+        scheduler.timesteps = scheduler.timesteps[:1].expand(len(scheduler.timesteps))
+        t = scheduler.timesteps[0]
+        results.append(scheduler.step(0.1 * x, t, x, **arguments(scheduler, torch.Generator().manual_seed(0), {}))[0])
+    assert difference(results[1], results[0]) <= LOOP
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_in_inference_mode(name):
     case = copy.deepcopy(DEFAULTS[name])

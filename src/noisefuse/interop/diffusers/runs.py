@@ -37,7 +37,7 @@ class Clock:
     version: int | None  # the version of their values: torch/internals.py
     host: Tensor
     times: list[float]
-    addresses: range  # of the entries: loops run over views of `timesteps`
+    addresses: range  # of the entries, as loops run over views of `timesteps`; none if they share one
     levels: dict[float, int]  # by value, for add_noise, filled on use
 
     @classmethod
@@ -47,7 +47,7 @@ class Clock:
             return None
         host, first = timesteps.cpu(), timesteps.data_ptr()
         times, size = host.tolist(), timesteps.element_size() * timesteps.stride(0)
-        addresses = range(first, first + size * len(times), size) if size else range(first, first + 1)
+        addresses = range(first, first + size * len(times), size) if size else range(0)
         return cls(timesteps, version(timesteps), host, times, addresses, {})
 
     @kept_property
