@@ -81,7 +81,7 @@ template <class T>
 [[gnu::noinline]] void put_values(const Call& s, const Impulses& m, const Piece& piece) {
     const int n = piece.n;
     const uint32_t* const words = piece.words;
-    const double amount = m.amount[m.segment == s.size ? piece.b : 0], unit = 1 / count_of(amount);
+    const double amount = m.amount[(piece.b * s.size + piece.at) / m.segment], unit = 1 / count_of(amount);
     const Below changes(amount), is_high(amount * m.salt);
     const T ends[] = {static_cast<T>(piece.low), static_cast<T>(piece.high)};
     const auto value_of = [&](uint32_t word) {

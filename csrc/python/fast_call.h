@@ -418,19 +418,11 @@ class FastCall {
             std::min(PyFloat_AsDouble(PyTuple_GET_ITEM(own_time_, 1)), std::numeric_limits<double>::max());
         const bool by_column = PyTuple_GET_ITEM(own_time_, 2) == Py_None;
         const std::span<const double> times(times_.data, static_cast<size_t>(indices));
-        // The bits of positive numbers rise with them. Four chains of comparisons, since one waits for itself.
-        int64_t leasts[4], greatests[4] = {};
-        std::fill_n(leasts, 4, std::bit_cast<int64_t>(last));
-        const auto look = [&](size_t k, double t) {
-            leasts[k] = std::min(leasts[k], std::bit_cast<int64_t>(t));
-            greatests[k] = std::max(greatests[k], std::bit_cast<int64_t>(t));
-        };
-        size_t b = 0;
-        for (; b + 4 <= times.size(); b += 4)
-            for (size_t k = 0; k < 4; ++k) look(k, times[b + k]);
-        for (; b < times.size(); ++b) look(0, times[b]);
-        const int64_t least = *std::min_element(leasts, leasts + 4),
-                      greatest = *std::max_element(greatests, greatests + 4);
+        int64_t least = std::bit_cast<int64_t>(last), greatest = 0;  // the bits of positive numbers rise with them
+        for (const double t : times) {
+            least = std::min(least, std::bit_cast<int64_t>(t));
+            greatest = std::max(greatest, std::bit_cast<int64_t>(t));
+        }
         if (least < 0 || greatest > std::bit_cast<int64_t>(last)) return false;
         const auto is = [&](double number) { return std::count(times.begin(), times.end(), number); };
         if (!by_column && is(1) && is(0) + is(1) == indices) return false;  // which may give a warning

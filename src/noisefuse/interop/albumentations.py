@@ -291,8 +291,7 @@ class SaltAndPepper(_Keyed, albumentations.SaltAndPepper):
     def apply(
         self, img: Array, amount: float, salt: float, noise: Name, shape: tuple[int, ...] = _PIXELS, **params: Any
     ) -> Array:
-        if img.dtype not in _TOPS:
-            self._warn_of_levels(img)
+        self._top(img)
         result: Array = nf.augment.impulse(
             img, amount, named(*noise), salt=salt, layout="HWC", shared=len(shape) == 3, batched=False
         )

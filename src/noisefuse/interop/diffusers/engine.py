@@ -156,7 +156,7 @@ class Fused:
             and not (x.requires_grad or m.requires_grad)
             and run.options == options
         ):
-            i = run.places.get(t.data_ptr()) if run.by_time else state["_step_index"]
+            i = run.clock.entry(t) if run.by_time else state["_step_index"]
             step = run.steps.get(i)
             if step is not None and (not run.counts or run.plan.state(state) == step.state):
                 return Fused._apply(self, run, i, step, m, t, x, draws, return_dict)

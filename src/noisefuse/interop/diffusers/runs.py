@@ -51,11 +51,6 @@ class Clock:
         return cls(timesteps, version(timesteps), host, times, addresses, {})
 
     @kept_property
-    def places(self) -> dict[int, int]:
-        """Places by address, for steps that go by time."""
-        return dict(zip(self.addresses, range(len(self.addresses)), strict=True))
-
-    @kept_property
     def values(self) -> dict[float, int]:
         """Places by value: the first of equal ones. Most runs go by addresses alone."""
         return dict(zip(reversed(self.times), range(len(self.times) - 1, -1, -1), strict=True))
@@ -89,7 +84,7 @@ class Run:
     versions: int | None  # the versions of both tensors' values
     options: Options
     dtype: torch.dtype  # the timesteps' dtype
-    places: dict[int, int]  # by address, if steps go by time
+    clock: Clock
     plan: Any  # Plan | Unsupported
     steps: dict[int | None, Step]
     named: str  # the class's _source, and so on
@@ -125,9 +120,8 @@ def run_from(scheduler: Any, i: int, clock: Clock, options: Options) -> Run:
         # not compared by value.
         state.update(rows.unshared(plan.begins))
     counts = isinstance(plan, Plan) and (bool(plan.names) or scheduler._gaps)
-    places = clock.places if scheduler._by_time else {}
     scheduler._run = Run(
-        *made_for, configured, versions, options, clock.host.dtype, places, plan, steps,
+        *made_for, configured, versions, options, clock.host.dtype, clock, plan, steps,
         scheduler._source, scheduler._memory, scheduler._by_time, counts, scheduler._upcasts,
     )  # fmt: skip
     return scheduler._run
